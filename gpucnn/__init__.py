@@ -1,0 +1,1 @@
+"""gpucnn: convolutional networks with hand-written backward passes, in NumPy or in CuPy."""

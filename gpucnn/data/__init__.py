@@ -1,0 +1,1 @@
+"""Reading, drawing and fetching image data: host arrays only, uint8 and channels last."""

@@ -1,0 +1,33 @@
+"""Every error a user can cause, so that one `except gpucnn.GpucnnError` catches them all.
+
+A message says what happened with the values received, what was expected, and how to mend it.
+Each class also derives from the built-in exception a Python user would have guessed.
+"""
+
+
+class GpucnnError(Exception):
+    """The ancestor of every error this package raises on purpose."""
+
+
+class ShapeError(GpucnnError, ValueError):
+    """An array, or a layer's geometry, does not fit what it meets."""
+
+
+class DTypeError(GpucnnError, TypeError):
+    """An array holds a kind of number that cannot be used here."""
+
+
+class DataError(GpucnnError, ValueError):
+    """Data or labels are missing, damaged, foreign or out of range."""
+
+
+class ConfigurationError(GpucnnError, ValueError):
+    """An argument, or the order of two calls, makes no sense."""
+
+
+class CheckpointError(GpucnnError, ValueError):
+    """A saved model cannot be written, read, or made to fit."""
+
+
+class BackendUnavailable(GpucnnError, RuntimeError):
+    """A backend was asked for by name and cannot be had on this machine."""
