@@ -1,0 +1,316 @@
+"""The interface of a backend, and the readable text of every kernel in plain array operations.
+
+A backend is where arrays live: an array module `xp`, two ways across (`from_host`, `to_host`), and a handful of named
+kernels. The bodies here use only what NumPy and CuPy share, so this class is itself a working backend on the host:
+the reference against which engines are tested. An engine overrides a kernel only to be faster, never to be different.
+
+Shape letters: N batch, C channels, F filters, H W image, KH KW kernel, OH OW output, D features, K classes.
+Images are (N, H, W, C), convolution weights (KH, KW, C/groups, F).
+"""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpucnn.backends.philox import philox4x32
+from gpucnn.backends.window import Window
+
+Array = Any  # an array of the backend's own module: numpy.ndarray, cupy.ndarray
+
+
+class Backend:
+    """Arrays on the host, and every kernel as the textbook writes it."""
+
+    name = "portable"
+    xp: ModuleType | Any = np
+
+    # --- the two ways across ------------------------------------------------------------------
+
+    def from_host(self, array: Any) -> Array:
+        """Bring a host array into the backend; a copy only where it must be one."""
+        return np.asarray(array)
+
+    def to_host(self, array: Array) -> "np.ndarray[Any, Any]":
+        """Bring an array of the backend to the host, as a NumPy array."""
+        return np.asarray(array)
+
+    def synchronize(self) -> None:
+        """Wait until all work that was started is done (nothing to wait for on the host)."""
+
+    def describe(self) -> str:
+        """Return one line that says what computes: for people, not for programs."""
+        return f"{self.name} (NumPy {np.__version__})"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    # --- a function the array modules keep elsewhere ------------------------------------------
+
+    def erf(self, x: Array) -> Array:
+        """Return the error function of every element, in the dtype of `x`."""
+        from scipy.special import erf  # imported late: only GELU needs it
+
+        return erf(x)
+
+    # --- windows as rows, and back ------------------------------------------------------------
+
+    def pad(self, x: Array, window: Window, fill: float = 0.0) -> Array:
+        """Surround images with the window's padding: (N, H, W, C) → (N, H + PT + PB, W + PL + PR, C)."""
+        if window.padding == ((0, 0), (0, 0)):
+            return x
+        N, H, W, C = x.shape
+        padded = self.xp.full((N, *window.padded_size((H, W)), C), fill, dtype=x.dtype)
+        padded[window.interior((H, W))] = x
+        return padded
+
+    def im2col(self, x: Array, window: Window) -> Array:
+        """Lay out what each window sees: (N, H, W, C) → (N, OH, OW, KH, KW, C)."""
+        N, H, W, C = x.shape
+        output_size = window.output_size((H, W))
+        padded = self.pad(x, window)
+        columns = self.xp.empty((N, *output_size, *window.size, C), dtype=x.dtype)
+        for i, j in window.offsets():
+            columns[:, :, :, i, j] = padded[window.slices(i, j, output_size)]
+        return columns
+
+    def col2im(self, columns: Array, image_size: tuple[int, int], window: Window) -> Array:
+        """Add windows back where `im2col` took them from: (N, OH, OW, KH, KW, C) → (N, H, W, C).
+
+        The transpose of `im2col`. Elements are added in a fixed order of offsets, so a run repeats bit for bit.
+        """
+        N, OH, OW, _, _, C = columns.shape
+        padded = self.xp.zeros((N, *window.padded_size(image_size), C), dtype=columns.dtype)
+        for i, j in window.offsets():
+            padded[window.slices(i, j, (OH, OW))] += columns[:, :, :, i, j]
+        return padded[window.interior(image_size)]
+
+    # --- convolution: pad, im2col, one product, reshape ---------------------------------------
+
+    def conv2d(self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int = 1) -> Array:
+        """Convolve images: x (N, H, W, C), weight (KH, KW, C/groups, F), bias (F,) → (N, OH, OW, F)."""
+        columns = self.im2col(x, window)
+        outputs = [
+            rows @ kernel
+            for rows, kernel in zip(_column_groups(columns, groups), _kernel_groups(weight, groups), strict=True)
+        ]
+        y = outputs[0] if groups == 1 else self.xp.concatenate(outputs, axis=1)
+        if bias is not None:
+            y = y + bias
+        return y.reshape(*columns.shape[:3], weight.shape[-1])
+
+    def conv2d_weight_gradient(self, x: Array, dy: Array, window: Window, groups: int = 1) -> Array:
+        """Return dweight (KH, KW, C/groups, F) from x (N, H, W, C) and dy (N, OH, OW, F).
+
+        The columns are built again rather than kept from the forward pass: they are KH·KW times the image.
+        """
+        F = dy.shape[-1]
+        columns = self.im2col(x, window)
+        outputs = [
+            rows.T @ dy_group
+            for rows, dy_group in zip(
+                _column_groups(columns, groups), _filter_groups(dy.reshape(-1, F), groups), strict=True
+            )
+        ]
+        dweight = outputs[0] if groups == 1 else self.xp.concatenate(outputs, axis=1)
+        return dweight.reshape(*window.size, -1, F)
+
+    def conv2d_input_gradient(
+        self, dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int = 1
+    ) -> Array:
+        """Return dx (N, H, W, C) from dy (N, OH, OW, F) and weight (KH, KW, C/groups, F)."""
+        F = dy.shape[-1]
+        grid = (*dy.shape[:3], *window.size, -1)
+        outputs = [
+            (dy_group @ kernel.T).reshape(grid)
+            for dy_group, kernel in zip(
+                _filter_groups(dy.reshape(-1, F), groups), _kernel_groups(weight, groups), strict=True
+            )
+        ]
+        dcolumns = outputs[0] if groups == 1 else self.xp.concatenate(outputs, axis=-1)
+        return self.col2im(dcolumns, image_size, window)
+
+    # --- pooling ------------------------------------------------------------------------------
+
+    def max_pool2d(self, x: Array, window: Window) -> tuple[Array, Array]:
+        """Take the largest element of each window: (N, H, W, C) → y and switches, both (N, OH, OW, C).
+
+        `switches` holds the number of the winning offset, 0 … KH·KW − 1; of equal elements the first wins. Padding
+        never wins against a real element (it is −inf, not 0), and a NaN in the window is passed on.
+        """
+        xp = self.xp
+        padded = self.pad(x, window, fill=-float("inf"))
+        output_size = window.output_size(x.shape[1:3])
+        y = padded[window.slices(0, 0, output_size)].copy()
+        switches = xp.zeros(y.shape, dtype=xp.int32)
+        for number, (i, j) in enumerate(window.offsets()):
+            candidate = padded[window.slices(i, j, output_size)]
+            switches = xp.where(candidate > y, number, switches)
+            y = xp.maximum(y, candidate)
+        return y, switches
+
+    def max_pool2d_gradient(self, dy: Array, switches: Array, image_size: tuple[int, int], window: Window) -> Array:
+        """Send dy (N, OH, OW, C) back to the elements that won: dx (N, H, W, C)."""
+        N, OH, OW, C = dy.shape
+        padded = self.xp.zeros((N, *window.padded_size(image_size), C), dtype=dy.dtype)
+        for number, (i, j) in enumerate(window.offsets()):
+            padded[window.slices(i, j, (OH, OW))] += dy * (switches == number)
+        return padded[window.interior(image_size)]
+
+    def average_pool2d(self, x: Array, window: Window) -> Array:
+        """Average each window over its elements inside the image: (N, H, W, C) → (N, OH, OW, C)."""
+        image_size = x.shape[1:3]
+        output_size = window.output_size(image_size)
+        padded = self.pad(x, window)
+        total = self.xp.zeros((x.shape[0], *output_size, x.shape[3]), dtype=x.dtype)
+        for i, j in window.offsets():
+            total += padded[window.slices(i, j, output_size)]
+        return total / window.real_counts(self.xp, image_size).astype(x.dtype)
+
+    def average_pool2d_gradient(self, dy: Array, image_size: tuple[int, int], window: Window) -> Array:
+        """Share dy (N, OH, OW, C) among the elements of each window: dx (N, H, W, C)."""
+        N, OH, OW, C = dy.shape
+        share = dy / window.real_counts(self.xp, image_size).astype(dy.dtype)
+        padded = self.xp.zeros((N, *window.padded_size(image_size), C), dtype=dy.dtype)
+        for i, j in window.offsets():
+            padded[window.slices(i, j, (OH, OW))] += share
+        return padded[window.interior(image_size)]
+
+    # --- batch normalisation ------------------------------------------------------------------
+
+    def batch_norm(self, x: Array, scale: Array, shift: Array, epsilon: float) -> tuple[Array, Array, Array, Array]:
+        """Normalise each channel of x (…, C) over the batch, then scale and shift.
+
+        Returns y (…, C), the batch's mean (C,) and biased variance (C,), and the normalised x (…, C) that the
+        gradient needs. Sums run in float64: a float32 sum over a large batch loses digits.
+        """
+        xp = self.xp
+        axes = tuple(range(x.ndim - 1))
+        mean = x.mean(axis=axes, dtype=xp.float64).astype(x.dtype)
+        centred = x - mean
+        variance = xp.square(centred).mean(axis=axes, dtype=xp.float64).astype(x.dtype)
+        normalized = centred / xp.sqrt(variance + epsilon)
+        return normalized * scale + shift, mean, variance, normalized
+
+    def batch_norm_gradient(
+        self, dy: Array, normalized: Array, variance: Array, scale: Array, epsilon: float
+    ) -> tuple[Array, Array, Array]:
+        """Return dx (…, C), dscale (C,) and dshift (C,) of `batch_norm`.
+
+        The batch's own mean and variance depend on x; their share is what the last line takes away.
+        """
+        xp = self.xp
+        axes = tuple(range(dy.ndim - 1))
+        count = normalized.size // normalized.shape[-1]
+        dshift = dy.sum(axis=axes, dtype=xp.float64).astype(dy.dtype)
+        dscale = (dy * normalized).sum(axis=axes, dtype=xp.float64).astype(dy.dtype)
+        factor = scale / xp.sqrt(variance + epsilon)
+        return factor * (dy - dshift / count - normalized * (dscale / count)), dscale, dshift
+
+    # --- softmax and its loss -----------------------------------------------------------------
+
+    def softmax(self, logits: Array) -> Array:
+        """Return probabilities (N, K) from logits (N, K); the largest logit is subtracted first, so none overflows."""
+        powers = self.xp.exp(logits - logits.max(axis=-1, keepdims=True))
+        return powers / powers.sum(axis=-1, keepdims=True)
+
+    def softmax_cross_entropy(self, logits: Array, targets: Array) -> tuple[Array, Array]:
+        """Return the mean cross-entropy of softmax(logits) with targets, both (N, K), and dlogits (N, K).
+
+        log softmax is formed from the logits directly: logits of ±10,000 give a finite loss and gradient.
+        """
+        xp = self.xp
+        N = logits.shape[0]
+        shifted = logits - logits.max(axis=-1, keepdims=True)
+        log_total = xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
+        log_probabilities = shifted - log_total
+        loss = -(targets * log_probabilities).sum() / N
+        dlogits = (xp.exp(log_probabilities) * targets.sum(axis=-1, keepdims=True) - targets) / N
+        return loss, dlogits
+
+    # --- the optimizers' updates, in place over one flat buffer (P,) --------------------------
+
+    def sgd_update(
+        self,
+        values: Array,
+        gradients: Array,
+        velocity: Array | None,
+        *,
+        learning_rate: float,
+        momentum: float,
+        nesterov: bool,
+        weight_decay: float,
+    ) -> None:
+        """Step down the gradient: velocity ← momentum·velocity + gradient; values ← values − rate·velocity."""
+        step = gradients + weight_decay * values if weight_decay else gradients
+        if velocity is not None:
+            velocity *= momentum
+            velocity += step
+            step = step + momentum * velocity if nesterov else velocity
+        values -= learning_rate * step
+
+    def adam_update(
+        self,
+        values: Array,
+        gradients: Array,
+        mean: Array,
+        square: Array,
+        *,
+        step: int,
+        learning_rate: float,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        """Step by the running mean of the gradient over the root of its running square, both unbiased.
+
+        `decoupled` takes the weight decay off the values directly (AdamW) instead of adding it to the gradient.
+        """
+        if weight_decay and decoupled:
+            values *= 1.0 - learning_rate * weight_decay
+        elif weight_decay:
+            gradients = gradients + weight_decay * values
+        mean *= beta1
+        mean += (1.0 - beta1) * gradients
+        square *= beta2
+        square += (1.0 - beta2) * gradients * gradients
+        unbiased_mean = mean / (1.0 - beta1**step)
+        unbiased_square = square / (1.0 - beta2**step)
+        values -= learning_rate * unbiased_mean / (self.xp.sqrt(unbiased_square) + epsilon)
+
+    # --- random numbers and batches -----------------------------------------------------------
+
+    def random_bits(self, key: int, counter: int, count: int) -> Array:
+        """Return `count` random 32-bit words, uint32 (count,), a pure function of key and counter (64 bits each)."""
+        return philox4x32(self.xp, key, counter, count)
+
+    def take_batch(self, images: Array, order: Array, dtype: Any) -> Array:
+        """Gather images[order] as floats; uint8 pixels 0 … 255 become 0 … 1."""
+        batch = self.xp.take(images, order, axis=0)
+        return as_floats(batch, dtype)
+
+
+def as_floats(x: Array, dtype: Any) -> Array:
+    """Return x in a float dtype; uint8 pixels 0 … 255 become 0 … 1, everything else keeps its values."""
+    floats = x.astype(dtype, copy=False)
+    return floats / 255.0 if x.dtype == "uint8" else floats
+
+
+def _column_groups(columns: Array, groups: int) -> list[Array]:
+    """Cut columns (N, OH, OW, KH, KW, C) into one matrix (N·OH·OW, KH·KW·C/groups) a group."""
+    N, OH, OW, KH, KW, C = columns.shape
+    width = C // groups
+    return [columns[..., g * width : (g + 1) * width].reshape(N * OH * OW, KH * KW * width) for g in range(groups)]
+
+
+def _kernel_groups(weight: Array, groups: int) -> list[Array]:
+    """Cut weight (KH, KW, C/groups, F) into one matrix (KH·KW·C/groups, F/groups) a group."""
+    return _filter_groups(weight.reshape(-1, weight.shape[-1]), groups)
+
+
+def _filter_groups(matrix: Array, groups: int) -> list[Array]:
+    """Cut (rows, F) into one matrix (rows, F/groups) a group."""
+    width = matrix.shape[1] // groups
+    return [matrix[:, g * width : (g + 1) * width] for g in range(groups)]

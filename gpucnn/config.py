@@ -1,0 +1,154 @@
+"""Objects that are their constructor arguments: their repr, their description as plain data, and the way back.
+
+Layers, losses, optimizers, schedules and initializers all derive from `Configurable`. Every constructor argument
+becomes an attribute of the same name; in return `repr(layer)` is the call that makes it, `layer.config()` is plain
+data that fits into a JSON file, and `Layer.from_config(data)` makes the layer anew. A file can name only what is
+registered in the family it is read for: it never holds an import path.
+"""
+
+import inspect
+import re
+from typing import Any, ClassVar, Self
+
+from gpucnn.errors import ConfigurationError
+
+MAX_DEPTH = 32  # of nested descriptions; far beyond any real network, far below Python's recursion limit
+
+
+def snake_case(class_name: str) -> str:
+    """Return the word users write for a class: `MaxPool2D` → `max_pool2d`, `ReLU` → `relu`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", class_name.replace("ReLU", "Relu")).lower()
+
+
+class Configurable:
+    """Base of every object that is described by its constructor arguments.
+
+    A direct subclass that names its `family` opens a registry; every class below it is registered by its name.
+    """
+
+    family: ClassVar[str] = ""
+    registry: ClassVar[dict[str, type[Any]]] = {}
+
+    def __init_subclass__(cls, *, family: str = "", **options: Any) -> None:
+        """Open a family, or register `cls` in the one it belongs to."""
+        super().__init_subclass__(**options)
+        if family:
+            cls.family, cls.registry = family, {}
+            return
+        if cls.__name__.startswith("_"):  # a base that others share, not a thing to make
+            return
+        known = cls.registry.get(cls.__name__)
+        if known is not None and known.__module__.startswith("gpucnn."):
+            raise ConfigurationError(
+                f"class {cls.__name__} in {cls.__module__}: the {cls.family} {cls.__name__} is part of gpucnn "
+                "already, and saved models name it; choose another class name"
+            )
+        cls.registry[cls.__name__] = cls
+
+    @classmethod
+    def argument_names(cls) -> list[str]:
+        """Return the names of the constructor's arguments, in order."""
+        return list(cls._arguments())
+
+    @classmethod
+    def _arguments(cls) -> dict[str, inspect.Parameter]:
+        if cls.__init__ is object.__init__:
+            return {}
+        return dict(inspect.signature(cls).parameters)
+
+    def config(self) -> dict[str, Any]:
+        """Return this object as plain data: its class and the arguments that differ from their defaults."""
+        changed = {
+            name: plain
+            for name, argument in self._arguments().items()
+            if (plain := _as_plain(getattr(self, name))) != _as_plain(argument.default)
+        }
+        return {self.family: type(self).__name__, **changed}
+
+    @classmethod
+    def from_config(cls, data: Any, depth: int = 0) -> Self:
+        """Make an object of this family from what `config` returned.
+
+        Raises:
+            ConfigurationError: an unknown class, an argument it does not take, or data that is not plain.
+        """
+        if depth > MAX_DEPTH:
+            raise ConfigurationError(f"{cls.family} description is nested more than {MAX_DEPTH} deep")
+        if not isinstance(data, dict) or not isinstance(data.get(cls.family), str):
+            raise ConfigurationError(f'expected a description {{"{cls.family}": name, …}}, not {_short(data)}')
+        kind = cls._look_up(data[cls.family])
+        arguments = {key: value for key, value in data.items() if key != cls.family}
+        unknown = sorted(set(arguments) - set(kind.argument_names()))
+        if unknown:
+            raise ConfigurationError(
+                f"{kind.__name__} takes no argument {', '.join(map(repr, unknown))}; "
+                f"it takes {', '.join(kind.argument_names()) or 'none'}"
+            )
+        try:
+            made: Self = kind(**{name: _from_plain(value, depth + 1) for name, value in arguments.items()})
+        except (TypeError, AttributeError, OverflowError) as error:
+            raise ConfigurationError(f"{kind.__name__}: {error}") from error
+        return made
+
+    @classmethod
+    def get(cls, value: Any) -> Self:
+        """Return `value` itself if it is of this family, or make the one that a word names (`"he_normal"`)."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, str):
+            raise ConfigurationError(f"expected a {cls.family} or its name, not {_short(value)}")
+        kind = cls._look_up(value)
+        try:
+            made: Self = kind()
+        except TypeError:
+            call = f"{kind.__name__}({', '.join(kind.argument_names())})"
+            raise ConfigurationError(f"the {cls.family} {value!r} needs arguments: pass {call} instead") from None
+        return made
+
+    @classmethod
+    def _look_up(cls, word: str) -> type[Any]:
+        """Find a registered class by its name, however its words are joined."""
+        plain = word.replace("_", "").replace("-", "").lower()
+        for name, kind in cls.registry.items():
+            if name.lower() == plain:
+                return kind
+        known = ", ".join(sorted(cls.registry))
+        raise ConfigurationError(f"there is no {cls.family} named {word!r}; there are {known}")
+
+    def __repr__(self) -> str:
+        shown = []
+        for name, argument in self._arguments().items():
+            value = getattr(self, name)
+            if argument.default is argument.empty:
+                shown.append(repr(value))
+            elif _as_plain(value) != _as_plain(argument.default):
+                shown.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _as_plain(value: Any) -> Any:
+    """Turn an argument into what JSON can hold."""
+    if isinstance(value, Configurable):
+        return value.config()
+    if isinstance(value, list | tuple):
+        return [_as_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # an array or an array library's number
+        return value.tolist()
+    return value
+
+
+def _from_plain(value: Any, depth: int) -> Any:
+    """Turn plain data back into an argument; nested descriptions become their objects."""
+    if isinstance(value, list):
+        return [_from_plain(item, depth) for item in value]
+    if isinstance(value, dict):
+        for base in Configurable.__subclasses__():
+            if base.family in value:
+                return base.from_config(value, depth)
+        raise ConfigurationError(f"expected the description of a layer or a setting, not {_short(value)}")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,117 @@
+"""How weights begin: host arrays in float64, drawn from the model's seed and cast to its dtype afterwards."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gpucnn.config import Configurable
+from gpucnn.errors import ConfigurationError
+
+
+class Initializer(Configurable, family="initializer"):
+    """Makes the first values of a weight.
+
+    `fan_in` and `fan_out` are the numbers of inputs that feed one output, and of outputs that one input feeds.
+    """
+
+    def __call__(
+        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
+    ) -> "np.ndarray[Any, Any]":
+        """Return float64 values of `shape`."""
+        raise NotImplementedError
+
+
+class _Scaled(Initializer):
+    """Zero mean and a variance of gain / fan, normal or uniform."""
+
+    gain = 1.0
+    uniform = False
+
+    def fan(self, fan_in: int, fan_out: int) -> float:
+        """Return the fan that divides the variance."""
+        return fan_in
+
+    def __call__(
+        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
+    ) -> "np.ndarray[Any, Any]":
+        deviation = math.sqrt(self.gain / self.fan(fan_in, fan_out))
+        if self.uniform:
+            limit = math.sqrt(3.0) * deviation  # a uniform draw in ±a has a variance of a²/3
+            return rng.uniform(-limit, limit, shape)
+        return rng.normal(0.0, deviation, shape)
+
+
+class HeNormal(_Scaled):
+    """Variance 2 / fan_in, normal: keeps the scale of activations through ReLU.
+
+    Source: He, Zhang, Ren, Sun, "Delving deep into rectifiers" (2015).
+    """
+
+    gain = 2.0
+
+
+class HeUniform(HeNormal):
+    """Variance 2 / fan_in, uniform (He et al., 2015)."""
+
+    uniform = True
+
+
+class LecunNormal(_Scaled):
+    """Variance 1 / fan_in, normal. Source: LeCun, Bottou, Orr, Müller, "Efficient backprop" (1998)."""
+
+
+class LecunUniform(LecunNormal):
+    """Variance 1 / fan_in, uniform (LeCun et al., 1998)."""
+
+    uniform = True
+
+
+class GlorotNormal(_Scaled):
+    """Variance 2 / (fan_in + fan_out), normal.
+
+    Source: Glorot, Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010).
+    """
+
+    def fan(self, fan_in: int, fan_out: int) -> float:
+        """Return the mean of both fans."""
+        return (fan_in + fan_out) / 2
+
+
+class GlorotUniform(GlorotNormal):
+    """Variance 2 / (fan_in + fan_out), uniform (Glorot & Bengio, 2010)."""
+
+    uniform = True
+
+
+class Uniform(Initializer):
+    """Uniform in [low, high)."""
+
+    def __init__(self, low: float, high: float) -> None:
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ConfigurationError(f"Uniform({low}, {high}): expected two finite numbers, low < high")
+        self.low, self.high = low, high
+
+    def __call__(
+        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
+    ) -> "np.ndarray[Any, Any]":
+        return rng.uniform(self.low, self.high, shape)
+
+
+class Zeros(Initializer):
+    """All zero."""
+
+    def __call__(
+        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
+    ) -> "np.ndarray[Any, Any]":
+        return zeros(shape)
+
+
+def zeros(shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
+    """Return float64 zeros of `shape`: the start of a bias or a running mean."""
+    return np.zeros(shape)
+
+
+def ones(shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
+    """Return float64 ones of `shape`: the start of a scale or a running variance."""
+    return np.ones(shape)

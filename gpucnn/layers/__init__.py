@@ -1,0 +1,39 @@
+"""The layers: each one class, forward and backward side by side.
+
+Shape letters, in docstrings and code alike: `N` batch, `C` channels, `F` filters, `H W` image, `KH KW` kernel,
+`SH SW` stride, `PT PB PL PR` padding (top, bottom, left, right), `OH OW` output, `D` features, `K` classes.
+Images are (N, H, W, C). A gradient is `d` + its array: `dy`, `dx`, `dweight`.
+"""
+
+from gpucnn.layers.activation import GELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from gpucnn.layers.base import Buffer, Layer, Parameter
+from gpucnn.layers.combine import Residual, Sequential
+from gpucnn.layers.conv import Conv2D
+from gpucnn.layers.dense import Dense
+from gpucnn.layers.dropout import Dropout
+from gpucnn.layers.norm import BatchNorm, Normalization
+from gpucnn.layers.pool import AveragePool2D, GlobalAveragePool2D, MaxPool2D
+from gpucnn.layers.shape import Flatten
+
+__all__ = [
+    "GELU",
+    "AveragePool2D",
+    "BatchNorm",
+    "Buffer",
+    "Conv2D",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "GlobalAveragePool2D",
+    "Layer",
+    "LeakyReLU",
+    "MaxPool2D",
+    "Normalization",
+    "Parameter",
+    "ReLU",
+    "Residual",
+    "Sequential",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+]

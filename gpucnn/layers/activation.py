@@ -1,0 +1,90 @@
+"""Functions of single elements, and softmax over the classes."""
+
+import math
+
+from gpucnn.backends import Array
+from gpucnn.errors import ConfigurationError
+from gpucnn.layers.base import Backward, Layer
+
+SQRT_HALF = math.sqrt(0.5)
+INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
+
+
+class ReLU(Layer):
+    """Keep what is positive: y = max(x, 0); the slope at 0 is 0. x and y have any shape (N, …)."""
+
+    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+        """Return y and the way back, which keeps y rather than x: y is alive in the next layer anyway."""
+        y = self.backend.xp.maximum(x, 0)
+        return y, lambda dy: dy * (y > 0)
+
+
+class LeakyReLU(Layer):
+    """Keep what is positive and shrink what is not: y = x or slope·x. x and y have any shape (N, …).
+
+    Arguments
+        slope  of the negative side, at least 0
+
+    Source: Maas, Hannun, Ng, "Rectifier nonlinearities improve neural network acoustic models" (2013).
+    """
+
+    def __init__(self, slope: float = 0.01, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        if not (isinstance(slope, int | float) and 0 <= slope < math.inf):
+            raise ConfigurationError(f"{self.label}: slope must be a finite number of at least 0, not {slope!r}")
+        self.slope = slope
+
+    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+        """Multiply by 1 or by the slope, there and back."""
+        factor = self.backend.xp.where(x > 0, 1.0, self.slope).astype(x.dtype)
+        return x * factor, lambda dy: dy * factor
+
+
+class Sigmoid(Layer):
+    """Squeeze into (0, 1): y = 1 / (1 + exp(−x)). x and y have any shape (N, …)."""
+
+    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+        """Return y, by way of tanh, which cannot overflow, and the way back."""
+        y = 0.5 * self.backend.xp.tanh(0.5 * x) + 0.5
+        return y, lambda dy: dy * y * (1.0 - y)
+
+
+class Tanh(Layer):
+    """Squeeze into (−1, 1): y = tanh(x). x and y have any shape (N, …)."""
+
+    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+        """Return y and the way back."""
+        y = self.backend.xp.tanh(x)
+        return y, lambda dy: dy * (1.0 - y * y)
+
+
+class GELU(Layer):
+    """Weight x by the share of a normal distribution below it: y = x·Φ(x), the exact form with erf.
+
+    x and y have any shape (N, …). Source: Hendrycks, Gimpel, "Gaussian error linear units" (2016).
+    """
+
+    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+        """Return y and the way back: d(x·Φ(x)) = Φ(x) + x·φ(x), with φ the normal density."""
+        share = 0.5 * self.backend.erf(x * SQRT_HALF) + 0.5
+
+        def backward(dy: Array) -> Array:
+            density = INV_SQRT_2PI * self.backend.xp.exp(-0.5 * x * x)
+            return dy * (share + x * density)
+
+        return x * share, backward
+
+
+class Softmax(Layer):
+    """Turn logits into probabilities that add up to 1, over the last axis.
+
+    Shapes
+        x, y  (N, K)
+
+    A model that ends with `Softmax` and trains on cross-entropy computes both as one stable kernel.
+    """
+
+    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+        """Return y and the way back: dx = y·(dy − Σ dy·y)."""
+        y = self.backend.softmax(x)
+        return y, lambda dy: y * (dy - (dy * y).sum(axis=-1, keepdims=True))

@@ -1,0 +1,237 @@
+"""`Layer`, and what a layer holds: `Parameter`, an array that is trained, and `Buffer`, one that is only kept.
+
+A layer's `forward` returns its output and the way back: a function from dy to dx that adds the parameters' gradients.
+What the way back needs is in its scope, so a layer keeps nothing between calls, and one used twice is right.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from gpucnn.backends import Array, Backend, get_backend
+from gpucnn.config import Configurable, snake_case
+from gpucnn.errors import CheckpointError, ConfigurationError, ShapeError
+
+Shape = tuple[int, ...]
+Backward = Callable[[Array], Array]
+
+
+class Parameter:
+    """An array that is trained, and the gradient that backward passes add up.
+
+    Both are born on the host in float64; `Layer.to` moves them. `value` can be assigned: the numbers are copied into
+    the array that is there, which may be a part of a larger buffer.
+    """
+
+    def __init__(self, value: Array) -> None:
+        self._value = value
+        self.grad: Array | None = None
+
+    @property
+    def value(self) -> Array:
+        """The array itself."""
+        return self._value
+
+    @value.setter
+    def value(self, array: Array) -> None:
+        if array is self._value:
+            return
+        if tuple(array.shape) != self.shape:
+            raise ShapeError(f"a parameter of shape {self.shape} cannot take values of shape {tuple(array.shape)}")
+        self._value[...] = array
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the value."""
+        return tuple(self._value.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return int(self._value.size)
+
+    def add_grad(self, gradient: Array) -> None:
+        """Add to the gradient; a layer that is used twice in one pass adds twice."""
+        if tuple(gradient.shape) != self.shape:
+            raise ShapeError(
+                f"a parameter of shape {self.shape} got a gradient of shape {tuple(gradient.shape)}; "
+                "the backward pass of its layer is wrong"
+            )
+        if self.grad is None:
+            self.grad = gradient.copy()
+        else:
+            self.grad += gradient
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        if self.grad is not None:
+            self.grad[...] = 0
+
+    def rebind(self, value: Array, grad: Array | None) -> None:
+        """Put other arrays in place of value and gradient, on another backend or inside a larger buffer."""
+        self._value, self.grad = value, grad
+
+    def __repr__(self) -> str:
+        return f"Parameter(shape={self.shape}, dtype={self._value.dtype})"
+
+
+class Buffer:
+    """An array that is kept and saved but not trained, such as running statistics.
+
+    One with `on_host=True` stays in the host's memory whatever the backend, such as the state of a random stream.
+    """
+
+    def __init__(self, value: Array, *, on_host: bool = False) -> None:
+        self.value = value
+        self.on_host = on_host
+
+    def __repr__(self) -> str:
+        return f"Buffer(shape={tuple(self.value.shape)}, dtype={self.value.dtype})"
+
+
+class Layer(Configurable, family="layer"):
+    """Base of every layer: `build` makes the parameters, `forward` computes and returns the way back.
+
+    A layer of one's own needs `forward`, and `build` if it has parameters or changes the shape; every constructor
+    argument must become an attribute of the same name, and `name` goes to `super().__init__(name=name)`.
+    """
+
+    #: whether `forward` takes `input_gradient=False`, which lets a first layer leave out a gradient nobody wants
+    can_skip_input_gradient = False
+
+    def __init__(self, *, name: str | None = None) -> None:
+        if name is not None and (not isinstance(name, str) or not name.isidentifier()):
+            raise ConfigurationError(f"a layer's name must be a word of letters, digits and _, not {name!r}")
+        self.name = name
+        self._place_name = ""  # what a container calls it if the user gave no name
+        self.backend: Backend = get_backend("numpy")  # born on the host; `to` moves it
+        self.input_shape: Shape | None = None
+        self.output_shape: Shape | None = None
+
+    # --- what a layer of one's own defines ----------------------------------------------------
+
+    def build(self, input_shape: Shape, rng: Any) -> Shape:
+        """Make the parameters on the host for inputs of (N, *input_shape); return the output's shape without N."""
+        return input_shape
+
+    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+        """Return the output for x (N, …) and the way back: a function from dy (as y) to dx (as x)."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def flops(self) -> int:
+        """Return the floating-point operations of the products in one sample's forward pass (a product-sum is 2)."""
+        return 0
+
+    # --- what every layer can do --------------------------------------------------------------
+
+    @property
+    def label(self) -> str:
+        """The layer's name, or the word for its class: what messages call it."""
+        return self.name or self._place_name or snake_case(type(self).__name__)
+
+    def take_place_name(self, name: str) -> None:
+        """Be called `name` in paths and messages unless the user chose a name."""
+        self._place_name = name
+
+    def build_once(self, input_shape: Shape, rng: Any) -> Shape:
+        """Build the layer where it stands first, and check that it fits where it stands again."""
+        if self.output_shape is None:
+            self.output_shape = self.build(input_shape, rng)
+            self.input_shape = input_shape
+        elif self.input_shape != input_shape and self.has_state():
+            raise ShapeError(
+                f"{self.label}: was built for inputs of shape {self.input_shape} and cannot be used again for "
+                f"{input_shape}; a shared layer needs the same input shape in each of its places"
+            )
+        elif self.input_shape != input_shape:
+            return self.build(input_shape, rng)
+        return self.output_shape
+
+    def children(self) -> Iterator[tuple[str, "Layer"]]:
+        """Yield the layers inside this one with the names that lead to them, in order of definition."""
+        for name, value in vars(self).items():
+            if isinstance(value, Layer):
+                yield name, value
+            elif isinstance(value, list | tuple):
+                yield from ((item.label, item) for item in value if isinstance(item, Layer))
+
+    def _walk(self, kind: type, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+        """Yield what of `kind` this layer and its children hold, each once, by path."""
+        if id(self) in seen:
+            return
+        seen.add(id(self))
+        for name, value in vars(self).items():
+            if isinstance(value, kind):
+                yield path + name, value
+        for name, child in self.children():
+            yield from child._walk(kind, f"{path}{name}.", seen)
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Return every parameter by its path, such as `conv2d_1.weight`."""
+        return dict(self._walk(Parameter, "", set()))
+
+    def buffers(self) -> dict[str, Buffer]:
+        """Return every buffer by its path, such as `batch_norm.running_mean`."""
+        return dict(self._walk(Buffer, "", set()))
+
+    def has_state(self) -> bool:
+        """Tell whether there is any parameter or buffer."""
+        return bool(self.parameters() or self.buffers())
+
+    def all_layers(self) -> Iterator["Layer"]:
+        """Yield this layer and every layer inside it."""
+        yield self
+        for _, child in self.children():
+            yield from child.all_layers()
+
+    def to(self, backend: "Backend | str", dtype: str | None = None) -> "Layer":
+        """Move every array to a backend, and floats to a dtype; returns the layer."""
+        target = get_backend(backend)
+        for parameter in self.parameters().values():
+            value = _move(parameter.value, self.backend, target, dtype)
+            grad = None if parameter.grad is None else _move(parameter.grad, self.backend, target, dtype)
+            parameter.rebind(value, grad)
+        for buffer in self.buffers().values():
+            if not buffer.on_host:
+                buffer.value = _move(buffer.value, self.backend, target, dtype)
+        for layer in self.all_layers():
+            layer.backend = target
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return host copies of every parameter and buffer by path; moves nothing."""
+        state = {path: self.backend.to_host(p.value).copy() for path, p in self.parameters().items()}
+        for path, buffer in self.buffers().items():
+            value = buffer.value if buffer.on_host else self.backend.to_host(buffer.value)
+            state[path] = value.copy()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over host arrays by path, all or none.
+
+        Raises:
+            CheckpointError: a path is missing or unknown, or a shape differs; names the path and both shapes.
+        """
+        held: dict[str, Parameter | Buffer] = {**self.parameters(), **self.buffers()}
+        missing, unknown = sorted(held.keys() - state.keys()), sorted(state.keys() - held.keys())
+        if missing or unknown:
+            raise CheckpointError(
+                f"the state does not fit this network: missing {', '.join(missing) or 'nothing'}; "
+                f"not known here {', '.join(unknown) or 'nothing'}; was it saved from another architecture?"
+            )
+        for path, holder in held.items():
+            if tuple(holder.value.shape) != tuple(state[path].shape):
+                raise CheckpointError(
+                    f"{path}: this network holds shape {tuple(holder.value.shape)}, the state "
+                    f"{tuple(state[path].shape)}; was it saved from another architecture?"
+                )
+        for path, holder in held.items():
+            on_host = isinstance(holder, Buffer) and holder.on_host
+            array = state[path] if on_host else self.backend.from_host(state[path])
+            holder.value[...] = array.astype(holder.value.dtype)
+
+
+def _move(array: Array, source: Backend, target: Backend, dtype: str | None) -> Array:
+    """Bring an array from one backend to another; a float array takes the dtype if one is given."""
+    if source is not target:
+        array = target.from_host(source.to_host(array))
+    return array.astype(dtype) if dtype is not None and array.dtype.kind == "f" else array

@@ -1,0 +1,98 @@
+"""Convolution of images."""
+
+from typing import Any
+
+from gpucnn import initializers
+from gpucnn.backends import Array
+from gpucnn.errors import ShapeError
+from gpucnn.initializers import Initializer
+from gpucnn.layers.base import Backward, Layer, Parameter, Shape
+from gpucnn.layers.geometry import Padding, check_padding, fit_window, image_shape, pair, positive
+
+
+class Conv2D(Layer):
+    """Slide filters over images: each output is the product-sum of a filter with the window it sees, plus a bias.
+
+    Shapes
+        x       (N, H, W, C)
+        weight  (KH, KW, C/groups, F)
+        bias    (F,)
+        y       (N, OH, OW, F)
+
+    Arguments
+        filters             F
+        kernel_size         KH and KW, or one number for both
+        strides             SH and SW, or one number for both
+        padding             "valid" (none), "same" (OH = ceil(H / SH); an odd pixel goes to the bottom or right),
+                            a number, a pair (rows, columns), or ((top, bottom), (left, right)); filled with zeros
+        dilation            the step between the elements of a filter
+        groups              channels and filters are cut into this many groups that do not see each other
+        weight_initializer  an `initializers` object or its name
+
+    Raises
+        ConfigurationError  an argument makes no sense
+        ShapeError          the input is no image, the filter does not fit it, or groups do not divide C and F
+    """
+
+    can_skip_input_gradient = True
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        strides: int | tuple[int, int] = 1,
+        padding: Padding = "valid",
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        use_bias: bool = True,
+        weight_initializer: str | Initializer = "he_normal",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        self.filters = positive(filters, f"{self.label}: filters")
+        self.kernel_size, self.strides, self.dilation = kernel_size, strides, dilation
+        for what in ("kernel_size", "strides", "dilation"):
+            pair(getattr(self, what), f"{self.label}: {what}")
+        check_padding(padding, f"{self.label}: padding")
+        self.padding = padding
+        self.groups = positive(groups, f"{self.label}: groups")
+        self.use_bias = bool(use_bias)
+        Initializer.get(weight_initializer)
+        self.weight_initializer = weight_initializer
+
+    def build(self, input_shape: Shape, rng: Any) -> Shape:
+        """Fit the window to (H, W, C) and draw the weight."""
+        H, W, C = image_shape(input_shape, self.label)
+        F, groups = self.filters, self.groups
+        if C % groups or F % groups:
+            raise ShapeError(f"{self.label}: groups={groups} must divide the {C} input channels and the {F} filters")
+        size, strides, dilation = pair(self.kernel_size), pair(self.strides), pair(self.dilation)
+        self.window = fit_window(self.label, (H, W), size, strides, self.padding, dilation)
+        area = self.window.area
+        fan_in, fan_out = area * C // groups, area * F // groups
+        initializer = Initializer.get(self.weight_initializer)
+        self.weight = Parameter(initializer((*size, C // groups, F), fan_in, fan_out, rng))
+        self.bias = Parameter(initializers.zeros((F,))) if self.use_bias else None
+        return (*self.window.output_size((H, W)), F)
+
+    def forward(self, x: Array, *, train: bool, input_gradient: bool = True) -> tuple[Array, Backward]:
+        """Return y and the way back, which returns None for dx without `input_gradient`."""
+        backend, weight, bias, window = self.backend, self.weight, self.bias, self.window
+        y = backend.conv2d(x, weight.value, bias.value if bias else None, window, self.groups)
+
+        def backward(dy: Array) -> Array:
+            weight.add_grad(backend.conv2d_weight_gradient(x, dy, window, self.groups))
+            if bias:
+                bias.add_grad(dy.sum(axis=(0, 1, 2)))
+            if not input_gradient:
+                return None
+            return backend.conv2d_input_gradient(dy, weight.value, x.shape[1:3], window, self.groups)
+
+        return y, backward
+
+    def flops(self) -> int:
+        """Two for each weight that an output element meets."""
+        assert self.output_shape is not None
+        OH, OW, _ = self.output_shape
+        return 2 * OH * OW * self.weight.size

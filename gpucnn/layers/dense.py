@@ -1,0 +1,75 @@
+"""The fully connected layer."""
+
+from typing import Any
+
+from gpucnn import initializers
+from gpucnn.backends import Array
+from gpucnn.errors import ShapeError
+from gpucnn.initializers import Initializer
+from gpucnn.layers.base import Backward, Layer, Parameter, Shape
+from gpucnn.layers.geometry import positive
+
+
+class Dense(Layer):
+    """Multiply features by a matrix and add a bias.
+
+    Shapes
+        x       (N, D)
+        weight  (D, K)
+        bias    (K,)
+        y       (N, K)
+
+    Arguments
+        units               K
+        weight_initializer  an `initializers` object or its name
+
+    Raises
+        ShapeError          the input is not (N, D)
+    """
+
+    can_skip_input_gradient = True
+
+    def __init__(
+        self,
+        units: int,
+        *,
+        use_bias: bool = True,
+        weight_initializer: str | Initializer = "he_normal",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        self.units = positive(units, f"{self.label}: units")
+        self.use_bias = bool(use_bias)
+        Initializer.get(weight_initializer)
+        self.weight_initializer = weight_initializer
+
+    def build(self, input_shape: Shape, rng: Any) -> Shape:
+        """Draw the weight (D, K)."""
+        if len(input_shape) != 1:
+            raise ShapeError(
+                f"{self.label}: expected features (D,), got inputs of shape {input_shape}; put Flatten() or "
+                "GlobalAveragePool2D() before it"
+            )
+        D, K = input_shape[0], self.units
+        self.weight = Parameter(Initializer.get(self.weight_initializer)((D, K), D, K, rng))
+        self.bias = Parameter(initializers.zeros((K,))) if self.use_bias else None
+        return (K,)
+
+    def forward(self, x: Array, *, train: bool, input_gradient: bool = True) -> tuple[Array, Backward]:
+        """Return y and the way back, which returns None for dx without `input_gradient`."""
+        weight, bias = self.weight, self.bias
+        y = x @ weight.value
+        if bias:
+            y = y + bias.value
+
+        def backward(dy: Array) -> Array:
+            weight.add_grad(x.T @ dy)
+            if bias:
+                bias.add_grad(dy.sum(axis=0))
+            return dy @ weight.value.T if input_gradient else None
+
+        return y, backward
+
+    def flops(self) -> int:
+        """Two for each weight."""
+        return 2 * self.weight.size

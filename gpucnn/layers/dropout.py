@@ -1,0 +1,42 @@
+"""Dropout."""
+
+from typing import Any
+
+from gpucnn import rng as random
+from gpucnn.backends import Array
+from gpucnn.errors import ConfigurationError
+from gpucnn.layers.base import Backward, Buffer, Layer, Shape
+
+
+class Dropout(Layer):
+    """Set a random share of the elements to 0 while training, and scale the rest up so that the mean stays.
+
+    x and y have any shape (N, …). In inference y = x. The mask comes from a counter-based stream that is part of the
+    layer's state, so a run repeats exactly, on every backend.
+
+    Arguments
+        rate  the share that is dropped, 0 ≤ rate < 1
+
+    Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout" (2014).
+    """
+
+    def __init__(self, rate: float, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        if not (isinstance(rate, int | float) and 0 <= rate < 1):
+            raise ConfigurationError(
+                f"{self.label}: rate must be at least 0 and below 1, not {rate!r}; it is the share that is dropped"
+            )
+        self.rate = rate
+
+    def build(self, input_shape: Shape, rng: Any) -> Shape:
+        """Open the layer's own random stream."""
+        self.stream = Buffer(random.new_state(rng), on_host=True)
+        return input_shape
+
+    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+        """Multiply by 0 or by 1 / (1 − rate), there and back."""
+        if not train or self.rate == 0:
+            return x, lambda dy: dy
+        kept = 1.0 - self.rate
+        factor = random.draw_mask(self.backend, self.stream.value, x.shape, kept).astype(x.dtype) / kept
+        return x * factor, lambda dy: dy * factor

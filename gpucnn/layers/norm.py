@@ -1,0 +1,179 @@
+"""Normalisation: by the statistics of the batch, or by given numbers."""
+
+import math
+from typing import Any
+
+from gpucnn import initializers
+from gpucnn.backends import Array
+from gpucnn.errors import ConfigurationError, DataError, ShapeError
+from gpucnn.layers.base import Backward, Buffer, Layer, Parameter, Shape
+
+
+class BatchNorm(Layer):
+    """Give each channel zero mean and unit variance over the batch, then a learned scale and shift.
+
+    Shapes
+        x, y                      (N, H, W, C) or (N, C)
+        scale, shift              (C,)
+        running_mean, running_var (C,)
+
+    Arguments
+        momentum  running ← momentum·running + (1 − momentum)·batch; inference uses the running statistics
+        epsilon   added to the variance before its root is taken
+
+    The running variance is the unbiased one, as in the paper; the batch is divided by its biased one.
+
+    Raises
+        ShapeError  training on a batch with one value a channel, whose variance is 0
+
+    Source: Ioffe, Szegedy, "Batch normalization" (2015).
+    """
+
+    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        if not 0 <= momentum < 1:
+            raise ConfigurationError(f"{self.label}: momentum must be at least 0 and below 1, not {momentum!r}")
+        if not 0 < epsilon < math.inf:
+            raise ConfigurationError(f"{self.label}: epsilon must be a positive number, not {epsilon!r}")
+        self.momentum = momentum
+        self.epsilon = epsilon
+
+    def build(self, input_shape: Shape, rng: Any) -> Shape:
+        """Start with scale 1, shift 0 and the statistics of a standard distribution."""
+        C = input_shape[-1]
+        self.scale = Parameter(initializers.ones((C,)))
+        self.shift = Parameter(initializers.zeros((C,)))
+        self.running_mean = Buffer(initializers.zeros((C,)))
+        self.running_var = Buffer(initializers.ones((C,)))
+        return input_shape
+
+    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+        """Return y and the way back, by the batch's statistics in training and by the running ones otherwise."""
+        return self._by_batch(x) if train else self._by_running_statistics(x)
+
+    def _by_batch(self, x: Array) -> tuple[Array, Backward]:
+        backend, scale, shift = self.backend, self.scale, self.shift
+        count = x.size // x.shape[-1]
+        if count < 2:
+            raise ShapeError(
+                f"{self.label}: a batch of shape {tuple(x.shape)} has one value a channel, so its variance is 0; "
+                "train with larger batches"
+            )
+        y, mean, variance, normalized = backend.batch_norm(x, scale.value, shift.value, self.epsilon)
+        for running, batch in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
+            running.value *= self.momentum
+            running.value += (1.0 - self.momentum) * batch
+
+        def backward(dy: Array) -> Array:
+            dx, dscale, dshift = backend.batch_norm_gradient(dy, normalized, variance, scale.value, self.epsilon)
+            scale.add_grad(dscale)
+            shift.add_grad(dshift)
+            return dx
+
+        return y, backward
+
+    def _by_running_statistics(self, x: Array) -> tuple[Array, Backward]:
+        deviation = self.backend.xp.sqrt(self.running_var.value + self.epsilon)
+        normalized = (x - self.running_mean.value) / deviation
+        axes = tuple(range(x.ndim - 1))
+
+        def backward(dy: Array) -> Array:
+            self.scale.add_grad((dy * normalized).sum(axis=axes))
+            self.shift.add_grad(dy.sum(axis=axes))
+            return dy * (self.scale.value / deviation)
+
+        return normalized * self.scale.value + self.shift.value, backward
+
+
+class Normalization(Layer):
+    """Subtract a mean and divide by a standard deviation that are given, or taken once from data by `adapt`.
+
+    Shapes
+        x, y             (N, …, C)
+        mean, deviation  a number, or one for each channel (C,)
+
+    uint8 images count as 0 … 1 everywhere in gpucnn, so their mean and deviation are those of pixel / 255.
+
+    Raises
+        ConfigurationError  a deviation that is not positive, or only one of the two numbers
+        ShapeError          not one number, nor one for each channel
+    """
+
+    def __init__(self, mean: Any = None, deviation: Any = None, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        if (mean is None) != (deviation is None):
+            raise ConfigurationError(
+                f"{self.label}: got mean={mean!r} and deviation={deviation!r}; pass both, or neither and call adapt(data)"
+            )
+        self.mean = _numbers(mean, f"{self.label}: mean")
+        self.deviation = _numbers(deviation, f"{self.label}: deviation")
+        if self.deviation is not None and not min(_as_list(self.deviation)) > 0:
+            raise ConfigurationError(f"{self.label}: deviation must be positive, not {deviation!r}")
+
+    def adapt(self, data: Any) -> "Normalization":
+        """Take mean and deviation of each channel from host data (N, …, C); returns the layer.
+
+        Raises:
+            DataError: the data is empty or a channel is constant, so that it cannot be scaled.
+        """
+        if data.size == 0:
+            raise DataError(f"{self.label}: cannot adapt to empty data of shape {tuple(data.shape)}")
+        axes = tuple(range(data.ndim - 1))
+        mean, deviation = data.mean(axis=axes, dtype="float64"), data.std(axis=axes, dtype="float64")
+        if not deviation.min() > 0:
+            raise DataError(
+                f"{self.label}: channel {int(deviation.argmin())} of the data is constant, so it has no deviation to "
+                "divide by; leave it out, or pass mean and deviation yourself"
+            )
+        scale = 255.0 if data.dtype == "uint8" else 1.0
+        self.mean, self.deviation = (mean / scale).tolist(), (deviation / scale).tolist()
+        if self.output_shape is not None:
+            self._fill()
+        return self
+
+    def build(self, input_shape: Shape, rng: Any) -> Shape:
+        """Hold mean and deviation as buffers, so that they are moved, cast and saved with the rest."""
+        C = input_shape[-1]
+        for what, numbers in (("mean", self.mean), ("deviation", self.deviation)):
+            if isinstance(numbers, list) and len(numbers) not in (1, C):
+                raise ShapeError(
+                    f"{self.label}: {what} has {len(numbers)} numbers for {C} channels; pass one number or {C}"
+                )
+        self.subtract = Buffer(initializers.zeros((C,)))
+        self.divide = Buffer(initializers.ones((C,)))
+        self._channels = C
+        self._fill()
+        return input_shape
+
+    def _fill(self) -> None:
+        if self.mean is not None:
+            for buffer, numbers in ((self.subtract, self.mean), (self.divide, self.deviation)):
+                listed = _as_list(numbers)
+                if len(listed) == 1:
+                    listed = listed * self._channels
+                for channel, number in enumerate(listed):
+                    buffer.value[channel] = number
+
+    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+        """Return (x − mean) / deviation and the way back."""
+        if self.mean is None:
+            raise ConfigurationError(
+                f"{self.label}: has neither mean nor deviation; pass both to Normalization(…), or call adapt(data) first"
+            )
+        divide = self.divide.value
+        return (x - self.subtract.value) / divide, lambda dy: dy / divide
+
+
+def _numbers(value: Any, what: str) -> Any:
+    """Return None, a float, or a list of floats; anything else raises ConfigurationError."""
+    if value is None:
+        return None
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    listed = plain if isinstance(plain, list | tuple) else [plain]
+    if not listed or not all(isinstance(n, int | float) and math.isfinite(n) for n in listed):
+        raise ConfigurationError(f"{what} must be a finite number or a list of them, not {value!r}")
+    return [float(n) for n in listed] if isinstance(plain, list | tuple) else float(plain)
+
+
+def _as_list(numbers: Any) -> list[float]:
+    return numbers if isinstance(numbers, list) else [numbers]

@@ -1,0 +1,42 @@
+"""Every random number of the package: host draws from named seeds, device draws from a counter.
+
+Weights and shuffles are drawn on the host with NumPy. Dropout masks and augmentation come from Philox4x32-10 (see
+`backends/philox.py`), whose words are a pure function of a key and a counter and so are the same bits on every backend.
+"""
+
+import zlib
+from typing import Any
+
+import numpy as np
+
+from gpucnn.backends import Array, Backend
+
+
+def host_generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
+    """Return a NumPy generator for one named purpose: other purposes and numbers give unrelated streams."""
+    return np.random.Generator(np.random.PCG64([seed, zlib.crc32(purpose.encode()), *numbers]))
+
+
+def shuffled_order(seed: int, epoch: int, count: int) -> "np.ndarray[Any, Any]":
+    """Return the order in which an epoch visits its samples, int64 (count,): a function of seed and epoch alone."""
+    return host_generator(seed, "shuffle", epoch).permutation(count)
+
+
+def new_state(rng: np.random.Generator) -> "np.ndarray[Any, Any]":
+    """Return the state of a fresh counter-based stream, uint64 (2,): its key and the counter of its next draw."""
+    return np.array([rng.integers(2**63), 0], dtype=np.uint64)
+
+
+def draw_bits(backend: Backend, state: "np.ndarray[Any, Any]", shape: tuple[int, ...]) -> Array:
+    """Draw random 32-bit words, uint32 of `shape`, and move the stream's counter on in place."""
+    key, counter = int(state[0]), int(state[1])
+    state[1] += np.uint64(1)
+    count = 1
+    for side in shape:
+        count *= side
+    return backend.random_bits(key, counter, count).reshape(shape)
+
+
+def draw_mask(backend: Backend, state: "np.ndarray[Any, Any]", shape: tuple[int, ...], probability: float) -> Array:
+    """Draw independent booleans of `shape`, each true with `probability` (to 2⁻³²), and move the counter on."""
+    return draw_bits(backend, state, shape) < min(int(probability * 2**32), 2**32 - 1)
