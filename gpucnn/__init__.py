@@ -1,1 +1,64 @@
-"""gpucnn: convolutional networks with hand-written backward passes, in NumPy or in CuPy."""
+"""gpucnn: convolutional networks with hand-written backward passes, in NumPy on a CPU or in CuPy on a GPU."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gpucnn import (
+    callbacks,
+    datasets,
+    initializers,
+    layers,
+    losses,
+    metrics,
+    networks,
+    optimizers,
+    schedules,
+)
+from gpucnn.backends import get_backend, use_backend
+from gpucnn.checkpoint import load
+from gpucnn.errors import (
+    BackendUnavailable,
+    CheckpointError,
+    ConfigurationError,
+    DataError,
+    DTypeError,
+    GpucnnError,
+    ShapeError,
+)
+from gpucnn.model import Model
+
+if TYPE_CHECKING:
+    from gpucnn import plots
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "CheckpointError",
+    "ConfigurationError",
+    "DTypeError",
+    "DataError",
+    "GpucnnError",
+    "Model",
+    "ShapeError",
+    "callbacks",
+    "datasets",
+    "get_backend",
+    "initializers",
+    "layers",
+    "load",
+    "losses",
+    "metrics",
+    "networks",
+    "optimizers",
+    "plots",
+    "schedules",
+    "use_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `plots` when it is first used: it brings matplotlib, which takes longer than the rest together."""
+    if name == "plots":
+        return importlib.import_module("gpucnn.plots")
+    raise AttributeError(f"module 'gpucnn' has no attribute {name!r}")

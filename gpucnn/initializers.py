@@ -95,6 +95,7 @@ class Uniform(Initializer):
     def __call__(
         self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
     ) -> "np.ndarray[Any, Any]":
+        """Draw from the interval."""
         return rng.uniform(self.low, self.high, shape)
 
 
@@ -104,6 +105,7 @@ class Zeros(Initializer):
     def __call__(
         self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
     ) -> "np.ndarray[Any, Any]":
+        """Return zeros."""
         return zeros(shape)
 
 

@@ -24,8 +24,9 @@ _auto: tuple[str, str] | None = None
 def get_backend(name: "str | Backend | None" = None) -> Backend:
     """Return a backend, made once a process: `"auto"`, `"numpy"`, `"cupy"` or `"cupy:1"`.
 
-    Without a name the `use_backend` block decides, else the environment variable `GPUCNN_BACKEND`, else `"auto"`:
-    the GPU if CuPy computes on one, else NumPy. A backend that is passed in is returned.
+    Without a name, or with `"auto"`, the `use_backend` block decides, else the environment variable
+    `GPUCNN_BACKEND`, else what the machine has: the GPU if CuPy computes on one, else NumPy. A backend that is
+    passed in is returned.
 
     Raises:
         BackendUnavailable: `"cupy"` was asked for by name and cannot be had; says why and what mends it.
@@ -33,7 +34,7 @@ def get_backend(name: "str | Backend | None" = None) -> Backend:
     """
     if isinstance(name, Backend):
         return name
-    if name is None:
+    if name is None or name == "auto":
         name = _chosen.get() or os.environ.get("GPUCNN_BACKEND") or "auto"
     if name == "auto":
         name = auto_choice()[0]

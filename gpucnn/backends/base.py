@@ -280,16 +280,11 @@ class Backend:
         unbiased_square = square / (1.0 - beta2**step)
         values -= learning_rate * unbiased_mean / (self.xp.sqrt(unbiased_square) + epsilon)
 
-    # --- random numbers and batches -----------------------------------------------------------
+    # --- random numbers -----------------------------------------------------------------------
 
     def random_bits(self, key: int, counter: int, count: int) -> Array:
         """Return `count` random 32-bit words, uint32 (count,), a pure function of key and counter (64 bits each)."""
         return philox4x32(self.xp, key, counter, count)
-
-    def take_batch(self, images: Array, order: Array, dtype: Any) -> Array:
-        """Gather images[order] as floats; uint8 pixels 0 … 255 become 0 … 1."""
-        batch = self.xp.take(images, order, axis=0)
-        return as_floats(batch, dtype)
 
 
 def as_floats(x: Array, dtype: Any) -> Array:

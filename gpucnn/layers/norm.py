@@ -103,7 +103,7 @@ class Normalization(Layer):
         super().__init__(name=name)
         if (mean is None) != (deviation is None):
             raise ConfigurationError(
-                f"{self.label}: got mean={mean!r} and deviation={deviation!r}; pass both, or neither and call adapt(data)"
+                f"{self.label}: got mean={mean!r} and deviation={deviation!r}; pass both, or neither and adapt(data)"
             )
         self.mean = _numbers(mean, f"{self.label}: mean")
         self.deviation = _numbers(deviation, f"{self.label}: deviation")
@@ -158,7 +158,7 @@ class Normalization(Layer):
         """Return (x − mean) / deviation and the way back."""
         if self.mean is None:
             raise ConfigurationError(
-                f"{self.label}: has neither mean nor deviation; pass both to Normalization(…), or call adapt(data) first"
+                f"{self.label}: has neither mean nor deviation; pass both to Normalization(…), or call adapt(data)"
             )
         divide = self.divide.value
         return (x - self.subtract.value) / divide, lambda dy: dy / divide

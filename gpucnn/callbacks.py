@@ -1,0 +1,73 @@
+"""Callbacks: what else happens while a model is fitted."""
+
+from typing import TYPE_CHECKING
+
+from gpucnn.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from gpucnn.model import Model
+
+
+class Callback:
+    """Base of every callback: each method is called at its time and may be left out.
+
+    `model` is the model that is fitted, `logs` the epoch's numbers as they go into the history. A callback ends the
+    training early by setting `model.stop_training = True`.
+    """
+
+    def on_fit_begin(self, model: "Model") -> None:
+        """Before the first epoch."""
+
+    def on_epoch_begin(self, model: "Model", epoch: int) -> None:
+        """Before an epoch, the first of which is 0."""
+
+    def on_step_end(self, model: "Model", step: int) -> None:
+        """After a step; `step` counts from 0 within the epoch. Reading from the device here slows training down."""
+
+    def on_epoch_end(self, model: "Model", epoch: int, logs: dict[str, float]) -> None:
+        """After an epoch and its validation."""
+
+    def on_fit_end(self, model: "Model") -> None:
+        """After the last epoch."""
+
+
+class EarlyStopping(Callback):
+    """Stop when a number has not become better for a while, and go back to the best weights.
+
+    Arguments
+        monitor       a key of the history: smaller is better, except for accuracies
+        patience      how many epochs in a row may bring no improvement
+        minimum       the change that counts as one
+        restore_best  load the weights of the best epoch when the training ends
+    """
+
+    def __init__(
+        self, monitor: str = "val_loss", patience: int = 3, minimum: float = 0.0, restore_best: bool = True
+    ) -> None:
+        if patience < 0:
+            raise ConfigurationError(f"patience must be at least 0 epochs, not {patience!r}")
+        self.monitor, self.patience, self.minimum, self.restore_best = monitor, patience, minimum, restore_best
+        self.best_epoch = -1
+
+    def on_fit_begin(self, model: "Model") -> None:
+        """Forget earlier trainings."""
+        self.best_epoch, self._best, self._state = -1, float("inf"), None
+
+    def on_epoch_end(self, model: "Model", epoch: int, logs: dict[str, float]) -> None:
+        """Compare with the best so far."""
+        if self.monitor not in logs:
+            raise ConfigurationError(
+                f"EarlyStopping watches {self.monitor!r}, but an epoch gives only {', '.join(sorted(logs))}; "
+                "pass validation_data, or another monitor"
+            )
+        value = -logs[self.monitor] if "accuracy" in self.monitor else logs[self.monitor]
+        if value < self._best - self.minimum:
+            self._best, self.best_epoch = value, epoch
+            self._state = model.state_dict() if self.restore_best else None
+        elif epoch - self.best_epoch > self.patience:
+            model.stop_training = True
+
+    def on_fit_end(self, model: "Model") -> None:
+        """Load the best weights."""
+        if self._state is not None:
+            model.load_state_dict(self._state)

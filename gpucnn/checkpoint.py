@@ -1,0 +1,154 @@
+"""Saving a model and loading it: safetensors, with the architecture as data.
+
+A file names layers, losses and optimizers by what is registered in the package; it holds no import path and no pickle,
+so a file from a stranger can describe a network and nothing else.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from gpucnn.backends import Backend
+from gpucnn.errors import CheckpointError, GpucnnError
+from gpucnn.layers import Sequential
+from gpucnn.layers.base import Layer
+from gpucnn.losses import Loss
+from gpucnn.metrics import Metric
+from gpucnn.model import Model
+from gpucnn.networks import Recipe
+from gpucnn.optimizers import Optimizer
+
+FORMAT = 1
+KEY = "gpucnn"
+
+
+def save(model: Model, path: str | os.PathLike[str]) -> None:
+    """Write a model's weights, architecture and training settings.
+
+    The file is written beside its place and then renamed, so a crash leaves the old one or the new one, never half.
+
+    Raises:
+        CheckpointError: the folder is missing or cannot be written.
+    """
+    described = json.dumps(_describe(model), separators=(",", ":"))
+    content = to_bytes(model.state_dict(), metadata={KEY: described})
+    target = Path(path)
+    try:
+        write_whole(target, content)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {target}: {error.strerror or error}; is there such a folder, may it be written, and is the "
+            "disk full?"
+        ) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all, also after a power cut."""
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+def load(path: str | os.PathLike[str], backend: str | Backend = "auto") -> Model:
+    """Read a model that `save` wrote, onto any backend.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, foreign or does not fit itself; says which.
+    """
+    described, state = _read(Path(path))
+    try:
+        return _rebuild(described, state, backend)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (GpucnnError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: does not describe a model that can be built: {error}") from error
+
+
+def _describe(model: Model) -> dict[str, Any]:
+    training = None
+    if model.loss is not None:
+        training = {
+            "optimizer": model.optimizer.config(),
+            "loss": model.loss.config(),
+            "metrics": [metric.config() for metric in model.metrics],
+        }
+    return {
+        "format": FORMAT,
+        "name": model.name,
+        "input_shape": list(model.input_shape),
+        "dtype": model.dtype,
+        "seed": model.seed,
+        "epochs_seen": model.epochs_seen,
+        "class_names": model.class_names,
+        "recipe": None if model.recipe is None else vars(model.recipe),
+        "network": model.network.config(),
+        "training": training,
+    }
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the description and the arrays of a file, or say what is wrong with it."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if KEY not in metadata:
+                raise CheckpointError(f"{path}: holds arrays but no gpucnn model; was it saved by another program?")
+            described = json.loads(metadata[KEY])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: is not a whole safetensors file ({error}); was it cut short?") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: its description cannot be read ({error})") from error
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        found = described.get("format") if isinstance(described, dict) else described
+        raise CheckpointError(
+            f"{path}: is of format {found!r}, and this gpucnn reads format {FORMAT}; load it with the version that "
+            "wrote it"
+        )
+    return described, state
+
+
+def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Backend) -> Model:
+    network = Layer.from_config(described.get("network"))
+    if not isinstance(network, Sequential):
+        raise CheckpointError(f"describes a {type(network).__name__} where a Sequential was expected")
+    input_shape = described.get("input_shape")
+    model = Model(
+        network,
+        tuple(input_shape) if isinstance(input_shape, list) else (),
+        seed=described.get("seed", 0),
+        backend=backend,
+        dtype=described.get("dtype", "float32"),
+        name=str(described.get("name", "model")),
+    )
+    model.load_state_dict(state)
+    training = described.get("training")
+    if isinstance(training, dict):
+        model.compile(
+            Optimizer.from_config(training.get("optimizer")),
+            Loss.from_config(training.get("loss")),
+            [Metric.from_config(metric) for metric in training.get("metrics", [])],
+        )
+    model.epochs_seen = int(described.get("epochs_seen", 0))
+    names, recipe = described.get("class_names"), described.get("recipe")
+    model.class_names = [str(name) for name in names] if isinstance(names, list) else None
+    if isinstance(recipe, dict):
+        model.recipe = Recipe(str(recipe.get("data")), int(recipe.get("epochs", 1)), int(recipe.get("batch_size", 128)))
+    return model

@@ -1,0 +1,185 @@
+"""Fetching data sets from their mirrors, checked against known checksums."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from gpucnn.data.cifar import ARCHIVE_NAME
+from gpucnn.errors import ConfigurationError, DataError
+
+# Seconds to wait for a connection, and for the next bytes on one that stands. The first is short because a
+# host with eight addresses is waited for eight times; it lets the system try a lost packet twice more.
+_TIMEOUT = (3.05, 30)
+_CHUNK = 1 << 16  # bytes; pooch's own 1,024 flushes 170,000 times for CIFAR-10
+
+
+@dataclass(frozen=True)
+class Remote:
+    """The files of a data set with their checksums, and the addresses that serve them, best first."""
+
+    files: dict[str, str]
+    mirrors: tuple[str, ...]
+
+
+REMOTES = {
+    "mnist": Remote(
+        files={
+            "train-images-idx3-ubyte.gz": "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1-ubyte.gz": "md5:d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3-ubyte.gz": "md5:9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1-ubyte.gz": "md5:ec29112dd5afa0611ce80d1b7f02629c",
+        },
+        mirrors=(
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+            "http://yann.lecun.com/exdb/mnist/",
+        ),
+    ),
+    "cifar10": Remote(
+        files={ARCHIVE_NAME: "md5:c32a1d4ab5d03f1284b67883e8d87530"},
+        mirrors=(
+            "https://www.cs.toronto.edu/~kriz/",
+            "https://cave.cs.toronto.edu/kriz/",
+            "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/",
+        ),
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Return the folder downloads are kept in: GPUCNN_CACHE if set, else the system's place for caches."""
+    chosen = os.environ.get("GPUCNN_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    import pooch
+
+    return Path(pooch.os_cache("gpucnn"))
+
+
+def fetch(name: str, folder: str | PathLike[str], progress: bool = False) -> list[Path]:
+    """Download the files of a data set into a folder and return their paths.
+
+    A file that lies there with the right checksum is kept; any other is replaced, and only by a whole file
+    whose checksum is right. Mirrors are tried in order; the one that served a file is the first asked for the
+    next.
+
+    Raises
+        DataError           no mirror serves a file, or the folder cannot be written
+        ConfigurationError  there is no data set of that name
+    """
+    if name not in REMOTES:
+        raise ConfigurationError(f"no data set {name!r} to fetch; expected one of {', '.join(REMOTES)}")
+    folder = Path(folder).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(_explain_disk(name, folder, error)) from error
+    mirrors = list(REMOTES[name].mirrors)
+    paths = []
+    with _quiet_pooch():
+        for file, known_hash in REMOTES[name].files.items():
+            path, mirror = _fetch_file(name, file, known_hash, mirrors, folder, progress)
+            mirrors.remove(mirror)
+            mirrors.insert(0, mirror)
+            paths.append(path)
+    return paths
+
+
+def _fetch_file(
+    name: str, file: str, known_hash: str, mirrors: list[str], folder: Path, progress: bool
+) -> tuple[Path, str]:
+    """Download one file and return its path and the mirror that served it."""
+    import pooch
+    from requests import RequestException
+
+    failures = []
+    for mirror in mirrors:
+        with _ProgressBar(file) if progress else nullcontext(False) as bar:
+            downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=_CHUNK, timeout=_TIMEOUT)
+            try:
+                path = pooch.retrieve(mirror + file, known_hash, file, folder, downloader=downloader)
+                return Path(path), mirror
+            except RequestException as error:
+                failures.append(f"{mirror}{file}: {_explain_request(error)}")
+            except OSError as error:  # not the network's: RequestException, an OSError too, is caught above
+                raise DataError(_explain_disk(name, folder, error)) from error
+            except ValueError:  # pooch says so when the checksum differs, and has removed the file
+                failures.append(f"{mirror}{file}: its checksum is not {known_hash}")
+    tried = "\n  ".join(failures)
+    raise DataError(
+        f"{name}: {file} could not be downloaded; each of {len(mirrors)} mirrors was tried:\n  {tried}\n"
+        f"Get {', '.join(REMOTES[name].files)} on a machine with network and put them into {folder}, "
+        f"or into a folder {name!r} in a folder that the environment variable GPUCNN_DATA names"
+    )
+
+
+def _explain_request(error: Exception) -> str:
+    """Say in a few words why a request failed; the library's own text repeats the address twice."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"HTTP {response.status_code} {response.reason}"
+    cause = getattr(error.args[0], "reason", error) if error.args else error
+    return str(cause).rsplit(": ", 1)[-1] or type(error).__name__
+
+
+def _explain_disk(name: str, folder: Path, error: OSError) -> str:
+    return (
+        f"{name}: cannot be written into {folder} ({error}); expected a folder to keep downloads in: "
+        "name another in the environment variable GPUCNN_CACHE"
+    )
+
+
+@contextmanager
+def _quiet_pooch() -> Iterator[None]:
+    """Keep pooch from reporting every download on the user's screen."""
+    import pooch
+
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class _ProgressBar:
+    """The four methods pooch asks of a progress bar, drawn by rich on a terminal and nowhere else."""
+
+    total: float | None = None
+
+    def __init__(self, file: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        console = Console(stderr=True)
+        columns: list[Any] = [TextColumn(file), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._progress.add_task(file, total=None)
+
+    def __enter__(self) -> "_ProgressBar":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def update(self, count: int) -> None:
+        """Add `count` bytes."""
+        self._progress.update(self._task, advance=count, total=self.total)
+
+    def reset(self) -> None:
+        """Go back to the start, as pooch does before it fills the bar."""
+        self._progress.reset(self._task, total=self.total)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._progress.stop()

@@ -1,0 +1,214 @@
+"""Reading folders of image files, a sub-folder a class."""
+
+import operator
+import re
+import warnings
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, SupportsIndex
+
+import numpy as np
+
+from gpucnn.data.idx import looks_like, require_file
+from gpucnn.errors import ConfigurationError, DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
+
+# What file managers and archivers leave behind, hidden on the system they come from.
+_LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+
+Size = int | tuple[int, int]
+
+
+def read_image_folder(
+    path: str | PathLike[str], size: Size | None = None
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Read every image of a folder whose sub-folders are the classes.
+
+    Classes, and the images in each, come in natural order ("10" after "9"); hidden files are left out.
+    PNG, JPEG, BMP, GIF (its first frame) and WebP are read. If every image is grey, whichever way its file
+    stores that, there is one channel; a single colour image makes it three for all. Transparent pixels are
+    laid over black, the value that padding has too.
+
+    Shapes
+        images  (N, H, W, C) uint8, C is 1 or 3
+        labels  (N,) int64, an index into the class names
+
+    size: (height, width) in pixels, or one number for both; images are resized with bilinear interpolation
+    that averages when it shrinks. Without it all images must have one size.
+
+    Raises
+        DataError           the folder is laid out otherwise, or a file is no image, or of another size
+        ConfigurationError  the size makes no sense
+    """
+    folder = Path(path).expanduser()
+    shape = _parse_size(size)
+    classes = list_folders(folder)
+    if not classes:
+        raise DataError(_explain_layout(folder))
+    files = [(label, file) for label, inner in enumerate(classes) for file in _list_images(inner)]
+    arrays = _read_images([file for _, file in files], shape)
+    labels = np.array([label for label, _ in files], np.int64)
+    return _stack(arrays), labels, [folder.name for folder in classes]
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """Return the visible sub-folders of a folder in natural order."""
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise DataError(
+            f"{folder}: {what}; expected a folder with a sub-folder of images for each class: check the path"
+        )
+    return [entry for entry in _list_visible(folder) if entry.is_dir()]
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Return a key that sorts names as people do: digits by their value, letters whatever their case."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def _list_visible(folder: Path) -> list[Path]:
+    entries = (
+        entry
+        for entry in folder.iterdir()
+        if not entry.name.startswith(".") and entry.name.casefold() not in _LITTER
+    )
+    return sorted(entries, key=lambda entry: natural_key(entry.name))
+
+
+def _list_images(folder: Path) -> list[Path]:
+    files = _list_visible(folder)
+    inner = [file.name for file in files if file.is_dir()]
+    if inner:
+        raise DataError(
+            f"{folder}: holds the folder {inner[0]!r} ({len(inner)} in all) where a class folder holds only "
+            f"images; if {folder.name!r} is no class but holds the classes, pass it as the path"
+        )
+    if not files:
+        raise DataError(
+            f"{folder}: this class folder holds no file; expected at least one image: "
+            "add images, or remove the folder"
+        )
+    return files
+
+
+def _parse_size(size: Size | None) -> tuple[int, int] | None:
+    """Return (height, width), or None when images keep their size."""
+    if size is None:
+        return None
+    pair = size if isinstance(size, tuple | list) else (size, size)
+    try:
+        height, width = (_whole(length) for length in pair)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
+        raise ConfigurationError(
+            f"size={size!r}: expected whole numbers of pixels from 1 up, (height, width) or one number for "
+            "both: pass for example size=(32, 32)"
+        )
+    return height, width
+
+
+def _whole(length: SupportsIndex) -> int:
+    if isinstance(length, bool):
+        raise TypeError("True is no length")
+    return operator.index(length)
+
+
+def _read_images(files: list[Path], shape: tuple[int, int] | None) -> list[np.ndarray]:
+    """Decode all files and see that they have one size."""
+    from PIL import Image
+
+    arrays: list[np.ndarray] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for file in files:
+            array = _read_image(file, shape)
+            if arrays and array.shape[:2] != arrays[0].shape[:2]:
+                raise DataError(_explain_sizes(files[0], arrays[0], file, array))
+            arrays.append(array)
+    return arrays
+
+
+def _read_image(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
+    """Decode one file to (H, W) if it is grey, else to (H, W, 3)."""
+    from PIL import Image, UnidentifiedImageError
+
+    require_file(path)
+    try:
+        with Image.open(path, formats=_FORMATS) as file:
+            image = _plain(file)
+            if shape is not None and image.size != shape[::-1]:
+                image = image.resize(shape[::-1], Image.Resampling.BILINEAR)
+            return np.asarray(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(
+            f"{path}: {error} Expected at most {Image.MAX_IMAGE_PIXELS:,} pixels: remove or shrink the "
+            "image, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        ) from error
+    except UnidentifiedImageError as error:
+        with path.open("rb") as raw:
+            seems = looks_like(raw.read(64))
+        raise DataError(
+            f"{path}: is no image that can be read here; it looks like {seems}. Expected PNG, JPEG, BMP, "
+            "GIF or WebP: convert or remove it"
+        ) from error
+    except Exception as error:  # a decoder fed with damaged bytes may fail in any way
+        raise DataError(
+            f"{path}: cannot be decoded ({error}); expected a whole image file: it is damaged, "
+            "replace or remove it"
+        ) from error
+
+
+def _plain(image: "Image.Image") -> "Image.Image":
+    """Return the image in mode L if it is grey, else in RGB, any transparency laid over black."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+        deep = np.asarray(image).astype(np.int64)
+        return Image.fromarray(((deep * 255 + 32767) // 65535).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image.convert("RGBA"))
+    if image.mode in ("1", "L"):
+        return image.convert("L")
+    colours = image.convert("RGB")
+    pixels = np.asarray(colours)
+    grey = (pixels == pixels[..., :1]).all()  # WebP, palettes and many JPEG files keep grey as three channels
+    return colours.getchannel(0) if grey else colours
+
+
+def _stack(arrays: list[np.ndarray]) -> np.ndarray:
+    """Stack images of one size, each (H, W) or (H, W, 3), and let go of each once it is copied."""
+    channels = 3 if any(array.ndim == 3 for array in arrays) else 1
+    images = np.empty((len(arrays), *arrays[0].shape[:2], channels), np.uint8)
+    for image in images[::-1]:
+        array = arrays.pop()
+        image[:] = array if array.ndim == 3 else array[..., np.newaxis]
+    return images
+
+
+def _explain_layout(folder: Path) -> str:
+    """Say why a folder without sub-folders cannot be read, and what to pass instead."""
+    images = [entry for entry in _list_visible(folder) if entry.suffix.casefold() in _SUFFIXES]
+    parent = folder.absolute().parent
+    expected = "expected a sub-folder of images for each class"
+    if not images:
+        return f"{folder}: holds no sub-folders and no images; {expected}: check the path"
+    held = f"{folder}: holds no sub-folders but {len(images):,} image files, {images[0].name} first; {expected}"
+    if len([entry for entry in _list_visible(parent) if entry.is_dir()]) > 1:
+        return f"{held}: this looks like one class's folder; pass its parent {parent}"
+    return f"{held}: sort the images into sub-folders named by their class"
+
+
+def _explain_sizes(first: Path, one: np.ndarray, other: Path, two: np.ndarray) -> str:
+    return (
+        f"{first} is {one.shape[0]}x{one.shape[1]} pixels (height x width) and {other} is "
+        f"{two.shape[0]}x{two.shape[1]}; expected one size for all: resize them, for example with "
+        f"size=({one.shape[0]}, {one.shape[1]})"
+    )

@@ -1,0 +1,58 @@
+"""Metrics: numbers for people. They are summed on the device and read to the host only when somebody looks."""
+
+from typing import Any
+
+from gpucnn.backends import Array, Backend
+from gpucnn.config import Configurable
+
+
+class Metric(Configurable, family="metric"):
+    """Base of every metric; `name` is its key in the history."""
+
+    name = ""
+
+    def total(self, y: Array, labels: Array) -> Array:
+        """Return the sum of the metric over the samples of a batch, on the device."""
+        raise NotImplementedError(f"{type(self).__name__} has no total")
+
+
+class Accuracy(Metric):
+    """The share of samples whose largest output is the label's class.
+
+    Shapes
+        y       (N, K), probabilities or logits
+        labels  (N,) class numbers, or one-hot (N, K)
+    """
+
+    name = "accuracy"
+
+    def total(self, y: Array, labels: Array) -> Array:
+        """Return the number of right answers in the batch."""
+        classes = labels.argmax(axis=1) if labels.ndim == 2 else labels
+        return (y.argmax(axis=1) == classes).sum()
+
+
+class Totals:
+    """Loss and metrics over the samples so far: sums that stay on the device until `read`."""
+
+    def __init__(self, backend: Backend, metrics: list[Metric]) -> None:
+        self.backend = backend
+        self.metrics = metrics
+        self.samples = 0
+        self._sums: dict[str, Any] = {}
+
+    def add(self, loss: Array, y: Array, labels: Array) -> None:
+        """Add a batch: its mean loss, its outputs (N, …) and its labels."""
+        N = len(y)
+        self.samples += N
+        self._add("loss", loss * N)
+        for metric in self.metrics:
+            self._add(metric.name, metric.total(y, labels))
+
+    def _add(self, name: str, value: Array) -> None:
+        xp = self.backend.xp
+        self._sums[name] = self._sums.get(name, 0.0) + xp.asarray(value, dtype=xp.float64)
+
+    def read(self) -> dict[str, float]:
+        """Return the mean of each over the samples so far; this waits for the device."""
+        return {name: float(self.backend.to_host(total)) / self.samples for name, total in self._sums.items()}

@@ -1,0 +1,322 @@
+"""`Model`: a network together with its training, with the verbs a Keras user knows."""
+
+import copy
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gpucnn import rng
+from gpucnn.backends import Array, Backend, get_backend
+from gpucnn.backends.base import as_floats
+from gpucnn.callbacks import Callback
+from gpucnn.data.batches import batches, check_batch_size, check_inputs, check_labels, join
+from gpucnn.errors import ConfigurationError
+from gpucnn.layers.base import Backward, Layer, Parameter, Shape
+from gpucnn.layers.combine import Sequential
+from gpucnn.layers.conv import Conv2D
+from gpucnn.layers.dense import Dense
+from gpucnn.layers.activation import Softmax
+from gpucnn.losses import CategoricalCrossEntropy, Loss
+from gpucnn.metrics import Metric, Totals
+from gpucnn.optimizers import Optimizer
+from gpucnn.training.history import History
+from gpucnn.training.loop import Training, evaluate, to_device
+
+if TYPE_CHECKING:
+    from gpucnn.networks import Recipe
+    from gpucnn.profiling import Profile
+
+ALIGNMENT = 16  # elements: each parameter begins on a cache line of the flat buffer
+
+
+class Model:
+    """A network with its weights, and after `compile` with its loss and optimizer.
+
+    Arguments
+        layers       a list of layers, or a `Sequential`
+        input_shape  of one sample: (H, W, C) for images
+        seed         of weights, data order and dropout: the same seed gives the same bits
+        backend      "auto", "numpy", "cupy" or "cupy:N"
+        dtype        "float32" or "float64"
+
+    Inputs are (N, *input_shape), uint8 or floats: uint8 pixels 0 … 255 count as 0 … 1, floats as they are.
+
+    Raises
+        ShapeError, ConfigurationError  a layer does not fit the one before it, or an argument makes no sense
+        BackendUnavailable              a backend was named that this machine does not have
+    """
+
+    def __init__(
+        self,
+        layers: list[Layer] | Sequential,
+        input_shape: Shape,
+        *,
+        seed: int = 0,
+        backend: str | Backend = "auto",
+        dtype: str = "float32",
+        name: str = "model",
+    ) -> None:
+        if dtype not in ("float32", "float64"):
+            raise ConfigurationError(f'dtype must be "float32" or "float64", not {dtype!r}')
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise ConfigurationError(f"seed must be an integer of at least 0, not {seed!r}")
+        self.network = layers if isinstance(layers, Sequential) else Sequential(layers)
+        if not self.network.layers:
+            raise ConfigurationError("a model needs at least one layer; got an empty list")
+        self.input_shape = _checked_shape(input_shape)
+        self.seed, self.dtype, self.name = seed, dtype, name
+        self.backend = get_backend(backend)
+        self.output_shape = self.network.build_once(self.input_shape, rng.host_generator(seed, "weights"))
+        self.loss: Loss | None = None
+        self.metrics: list[Metric] = []
+        self._optimizer: Optimizer | None = None
+        self._trunk = self.network
+        self._values: Array = None
+        self.epochs_seen = 0
+        self.stop_training = False
+        self.class_names: list[str] | None = None
+        self.recipe: Recipe | None = None
+        self.to(self.backend)
+
+    # --- the network --------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers in order."""
+        return self.network.layers
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Return every parameter by its path, such as `conv2d_1.weight`."""
+        return self.network.parameters()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return host copies of every parameter and buffer by path; moves nothing."""
+        return self.network.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned; raises CheckpointError where it does not fit."""
+        self.network.load_state_dict(state)
+
+    def to(self, backend: str | Backend) -> "Model":
+        """Move weights and the optimizer's state to another backend; returns the model."""
+        source, self.backend = self.backend, get_backend(backend)
+        self.network.to(self.backend, self.dtype)
+        self._flatten_parameters()
+        if self.loss is not None:
+            self.loss.backend = self.backend
+        if self._optimizer is not None:
+            self._optimizer.move(source, self.backend, self._values)
+        return self
+
+    def _flatten_parameters(self) -> None:
+        """Lay all parameters in one flat buffer, and all gradients in another, so that one update serves all."""
+        xp, parameters = self.backend.xp, self.parameters().values()
+        starts, total = [], 0
+        for parameter in parameters:
+            starts.append(total)
+            total += -(-parameter.size // ALIGNMENT) * ALIGNMENT
+        self._values, self._gradients = (xp.zeros(total, dtype=self.dtype) for _ in range(2))
+        for parameter, start in zip(parameters, starts, strict=True):
+            part = slice(start, start + parameter.size)
+            value, grad = (flat[part].reshape(parameter.shape) for flat in (self._values, self._gradients))
+            value[...] = parameter.value
+            if parameter.grad is not None:
+                grad[...] = parameter.grad
+            parameter.rebind(value, grad)
+
+    def forward(self, x: Any, *, train: bool = False) -> tuple[Array, Backward]:
+        """Return the network's output for x and the way back; arrays of the model's backend, or host arrays.
+
+        The way back adds to the parameters' gradients; `zero_grad` forgets them.
+        """
+        return self.network.forward(self.as_floats(self.backend.from_host(x)), train=train)
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        self._gradients[...] = 0
+
+    def as_floats(self, x: Array) -> Array:
+        """Return x in the model's dtype; uint8 pixels 0 … 255 become 0 … 1."""
+        return as_floats(x, self.dtype)
+
+    # --- training -----------------------------------------------------------------------------
+
+    def compile(
+        self,
+        optimizer: Optimizer | str = "sgd",
+        loss: Loss | str = "categorical_crossentropy",
+        metrics: Sequence[Metric | str] = ("accuracy",),
+    ) -> "Model":
+        """Choose how the model is trained; objects or their names. Returns the model.
+
+        Raises:
+            ConfigurationError: an unknown name, or a loss that does not fit the last layer.
+        """
+        loss = copy.copy(Loss.get(loss))  # a copy: its backend is this model's
+        last = self.layers[-1]
+        self._trunk = self.network
+        if isinstance(loss, CategoricalCrossEntropy):
+            _check_last_layer(last, loss)
+            if isinstance(last, Softmax):
+                self._trunk = Sequential(self.layers[:-1])  # the softmax is computed with the loss, as one kernel
+                self._trunk.build_once(self.input_shape, None)
+        self.loss = loss
+        self.loss.backend = self.backend
+        self.metrics = [Metric.get(metric) for metric in metrics]
+        self._optimizer = Optimizer.get(optimizer)
+        self._optimizer.reset(self.backend, self._values)
+        return self
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer that `compile` was given."""
+        if self._optimizer is None:
+            raise ConfigurationError(
+                "the model is not compiled; call model.compile(optimizer=…, loss=…) before training or evaluating it"
+            )
+        return self._optimizer
+
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        *,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        validation_data: tuple[Any, Any] | None = None,
+        callbacks: Sequence[Callback] = (),
+        shuffle: bool = True,
+        verbose: bool | int | str = "auto",
+    ) -> History:
+        """Train on host data: x (N, *input_shape) uint8 or floats, y class numbers (N,) or targets.
+
+        Arguments:
+            epochs, batch_size: the recipe's where the model comes with one, else 1 and 128.
+            validation_data: a pair (x, y) that is scored after each epoch.
+            verbose: "auto" shows a bar on a terminal and a line an epoch elsewhere; 1 lines; 0 nothing.
+
+        Raises:
+            ShapeError, DTypeError, DataError: data or labels that the model cannot take.
+        """
+        _ = self.optimizer  # refuses a model that is not compiled before any work is done
+        epochs = self._default("epochs", 1) if epochs is None else epochs
+        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0:
+            raise ConfigurationError(f"epochs must be an integer of at least 0, not {epochs!r}")
+        return Training(
+            model=self,
+            data=self._checked(x, y),
+            epochs=epochs,
+            batch_size=check_batch_size(self._default("batch_size", 128) if batch_size is None else batch_size),
+            validation_data=None if validation_data is None else self._checked(*validation_data, what="validation "),
+            callbacks=callbacks,
+            shuffle=shuffle,
+            verbose=verbose,
+        ).run()
+
+    def train_on_batch(self, x: Any, y: Any) -> Array:
+        """Make one step on a batch of host data; return its mean loss, still on the device.
+
+        Outside `fit` a schedule has no end to measure by, so the step is made at its highest rate.
+        """
+        rate = self.optimizer.rate_at()
+        inputs, labels = to_device(self, self._checked(x, y))
+        return self.step(self.as_floats(inputs), labels, rate)[0]
+
+    def step(self, x: Array, labels: Array, learning_rate: float) -> tuple[Array, Array]:
+        """Make one step on device arrays; return the mean loss and the outputs before the step.
+
+        With a fused softmax the outputs are logits.
+        """
+        optimizer = self.optimizer
+        self.zero_grad()
+        outputs, network_backward = self._trunk.forward(x, train=True, input_gradient=False)
+        loss, loss_backward = self._loss_of(outputs, labels)
+        network_backward(loss_backward())
+        optimizer.update(self.backend, self._values, self._gradients, learning_rate)
+        return loss, outputs
+
+    def score(self, x: Array, labels: Array) -> tuple[Array, Array]:
+        """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""
+        outputs, _ = self._trunk.forward(x, train=False)
+        return self._loss_of(outputs, labels)[0], outputs
+
+    def _loss_of(self, outputs: Array, labels: Array) -> tuple[Array, Any]:
+        assert self.loss is not None
+        if self._trunk is not self.network:
+            assert isinstance(self.loss, CategoricalCrossEntropy)
+            return self.loss.on_logits(outputs, labels)
+        return self.loss(outputs, labels)
+
+    def evaluate(self, x: Any, y: Any, *, batch_size: int = 256) -> dict[str, float]:
+        """Return {"loss": …, "accuracy": …} over host data."""
+        _ = self.optimizer
+        return evaluate(self, to_device(self, self._checked(x, y)), check_batch_size(batch_size))
+
+    def predict(self, x: Any, *, batch_size: int = 256) -> Any:
+        """Return the network's outputs for host data as a host array (N, K)."""
+        x, size = check_inputs(x, self.input_shape), check_batch_size(batch_size)
+        return join([self.backend.to_host(self.forward(x[part])[0]) for part in batches(len(x), size)])
+
+    def new_totals(self) -> Totals:
+        """Return empty sums of loss and metrics on the model's backend."""
+        return Totals(self.backend, self.metrics)
+
+    def _checked(self, x: Any, y: Any, what: str = "") -> tuple[Any, Any]:
+        x = check_inputs(x, self.input_shape, f"{what}x")
+        of_classes = self.loss is not None and self.loss.of_classes
+        return x, check_labels(y, len(x), self.output_shape, of_classes, f"{what}y")
+
+    def _default(self, setting: str, otherwise: int) -> int:
+        return otherwise if self.recipe is None else int(getattr(self.recipe, setting))
+
+    # --- looking and saving -------------------------------------------------------------------
+
+    def summary(self) -> None:
+        """Print a table of the layers: output shape, parameters, floating-point operations, bytes of the output."""
+        from gpucnn.profiling import summary_table
+        from rich.console import Console
+
+        Console().print(summary_table(self))
+
+    def profile(self, x: Any, y: Any, *, repeats: int = 10) -> "Profile":
+        """Time every layer's forward and backward pass on a batch; returns a table that prints itself."""
+        from gpucnn.profiling import profile
+
+        x, y = self._checked(x, y)
+        return profile(self, x, y, repeats)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights, architecture and training settings to a safetensors file; `gpucnn.load` reads it."""
+        from gpucnn.checkpoint import save
+
+        save(self, path)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Model {self.name!r}: {len(self.layers)} layers, {self.input_shape} → {self.output_shape}, "
+            f"{sum(p.size for p in self.parameters().values()):,} parameters, {self.dtype} on {self.backend.name}>"
+        )
+
+
+def _checked_shape(shape: Any) -> Shape:
+    sides = tuple(shape) if isinstance(shape, list | tuple) else ()
+    if not sides or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        raise ConfigurationError(
+            f"input_shape must be the shape of one sample, such as (28, 28, 1) for grey images or (20,) for features, "
+            f"not {shape!r}"
+        )
+    return sides
+
+
+def _check_last_layer(last: Layer, loss: CategoricalCrossEntropy) -> None:
+    """Refuse a cross-entropy of numbers that are no probabilities, or a softmax taken twice."""
+    if loss.from_logits and isinstance(last, Softmax):
+        raise ConfigurationError(
+            "the network ends with Softmax, but the loss was told from_logits=True, which takes another one; leave "
+            "one of them out (a last Softmax is fused with the loss anyway)"
+        )
+    if not loss.from_logits and isinstance(last, Dense | Conv2D):
+        raise ConfigurationError(
+            f"the network ends with {last.label}, whose outputs are no probabilities; add layers.Softmax() at the "
+            "end, or use CategoricalCrossEntropy(from_logits=True)"
+        )

@@ -1,0 +1,180 @@
+"""What each layer holds and costs: the tables behind `model.summary()` and `model.profile(x, y)`."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gpucnn.layers.base import Layer
+from gpucnn.layers.combine import Residual, Sequential
+
+if TYPE_CHECKING:
+    from gpucnn.model import Model
+
+WARM_UP = 2  # passes before the first timed one: they fill caches and, on a GPU, compile kernels
+BYTES = {"float32": 4, "float64": 8}
+
+
+def parameter_count(layer: Layer) -> int:
+    """Return how many numbers of a layer are trained."""
+    return sum(parameter.size for parameter in layer.parameters().values())
+
+
+def flops(layer: Layer) -> int:
+    """Return the floating-point operations of the products in one sample's forward pass, layers inside included."""
+    return layer.flops() + sum(flops(child) for _, child in layer.children())
+
+
+def _rows(network: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
+    """Yield the layers that a table shows, by path: those inside `Sequential` and `Residual`, not these themselves."""
+    for name, child in network.children():
+        if isinstance(child, Sequential | Residual):
+            yield from _rows(child, f"{path}{name}.")
+        else:
+            yield path + name, child
+
+
+def _shape(layer: Layer) -> str:
+    return " × ".join(map(str, layer.output_shape or ()))
+
+
+def _elements(layer: Layer) -> int:
+    count = 1
+    for side in layer.output_shape or ():
+        count *= side
+    return count
+
+
+def summary_table(model: "Model") -> Table:
+    """Return a table of output shapes, parameters, floating-point operations and bytes of the outputs."""
+    table = Table(title=f"{model.name}: input {' × '.join(map(str, model.input_shape))}, {model.dtype}")
+    table.add_column("layer")
+    table.add_column("what")
+    for heading in ("output", "parameters", "MFLOP/image", "kB/image"):
+        table.add_column(heading, justify="right")
+    for path, layer in _rows(model.network):
+        kilobytes = _elements(layer) * BYTES[model.dtype] / 1000
+        cost = f"{flops(layer) / 1e6:,.3f}" if flops(layer) else ""
+        count = f"{parameter_count(layer):,}" if parameter_count(layer) else ""
+        table.add_row(path, repr(layer), _shape(layer), count, cost, f"{kilobytes:,.1f}")
+    table.add_section()
+    total = f"{flops(model.network) / 1e6:,.3f}"
+    table.add_row("all", "", "", f"{parameter_count(model.network):,}", total, "")
+    return table
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer's share of a step: average seconds forward and backward, and what it computes."""
+
+    path: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    flops_forward: int
+    forward_seconds: float
+    backward_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Forward and backward together."""
+        return self.forward_seconds + self.backward_seconds
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The times of all layers on one batch; prints as a table."""
+
+    backend: str
+    batch_size: int
+    repeats: int
+    layers: list[LayerTime]
+
+    def table(self) -> Table:
+        """Return the table."""
+        title = f"batch of {self.batch_size} on {self.backend}, average of {self.repeats} passes"
+        table = Table(title=title)
+        table.add_column("layer")
+        for heading in ("output", "parameters", "MFLOP forward", "forward ms", "backward ms", "share"):
+            table.add_column(heading, justify="right")
+        total = sum(row.seconds for row in self.layers) or 1.0
+        for row in self.layers:
+            table.add_row(
+                row.path,
+                " × ".join(map(str, row.output_shape)),
+                f"{row.parameters:,}" if row.parameters else "",
+                f"{row.flops_forward / 1e6:,.2f}" if row.flops_forward else "",
+                f"{row.forward_seconds * 1e3:.3f}",
+                f"{row.backward_seconds * 1e3:.3f}",
+                f"{100 * row.seconds / total:.1f} %",
+            )
+        table.add_section()
+        forward = sum(row.forward_seconds for row in self.layers) * 1e3
+        backward = sum(row.backward_seconds for row in self.layers) * 1e3
+        work = sum(row.flops_forward for row in self.layers) / 1e6
+        count = sum(row.parameters for row in self.layers)
+        table.add_row("all", "", f"{count:,}", f"{work:,.2f}", f"{forward:.3f}", f"{backward:.3f}", "")
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=120, no_color=True)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
+    __repr__ = __str__
+
+
+def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:
+    """Time the model's layers on one checked batch; leaves weights, gradients and running statistics as they were."""
+    kept = model.state_dict()
+    times: dict[str, list[float]] = {}
+    inputs, labels = model.as_floats(model.backend.from_host(x)), model.backend.from_host(y)
+    try:
+        for repeat in range(WARM_UP + repeats):
+            _timed_pass(model, inputs, labels, times if repeat >= WARM_UP else {})
+    finally:
+        model.load_state_dict(kept)
+        model.zero_grad()
+    rows = [
+        LayerTime(
+            path=name,
+            output_shape=layer.output_shape or (),
+            parameters=parameter_count(layer),
+            flops_forward=flops(layer) * len(x),
+            forward_seconds=times[name][0] / repeats,
+            backward_seconds=times[name][1] / repeats,
+        )
+        for name, layer in model.network.children()
+    ]
+    return Profile(model.backend.describe(), len(x), repeats, rows)
+
+
+def _timed_pass(model: "Model", x: Any, labels: Any, times: dict[str, list[float]]) -> None:
+    """Pass one batch forward and backward, and add each top-level layer's seconds to `times`."""
+    ways_back = []
+    for name, layer in model.network.children():
+        (x, backward), seconds = _timed(model, lambda layer=layer, x=x: layer.forward(x, train=True))  # type: ignore[misc]
+        times.setdefault(name, [0.0, 0.0])[0] += seconds
+        ways_back.append((name, backward))
+    dy = _loss_gradient(model, x, labels)
+    for name, backward in reversed(ways_back):
+        dy, seconds = _timed(model, lambda backward=backward, dy=dy: backward(dy))  # type: ignore[misc]
+        times[name][1] += seconds
+
+
+def _loss_gradient(model: "Model", y: Any, labels: Any) -> Any:
+    """Return dy of the loss, or ones where the model is not compiled."""
+    if model.loss is None:
+        return model.backend.xp.ones_like(y)
+    return model.loss(y, labels)[1]()
+
+
+def _timed(model: "Model", call: Any) -> tuple[Any, float]:
+    model.backend.synchronize()
+    started = time.perf_counter()
+    result = call()
+    model.backend.synchronize()
+    return result, time.perf_counter() - started

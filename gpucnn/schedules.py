@@ -1,0 +1,189 @@
+"""Schedules: the learning rate as a function of how far the training is.
+
+A schedule is called with the epoch as a number that grows within an epoch (1.5 is the middle of the second) and with
+the number of epochs in all, before each step.
+"""
+
+import math
+from collections.abc import Sequence
+
+from gpucnn.config import Configurable
+from gpucnn.errors import ConfigurationError
+
+
+class Schedule(Configurable, family="schedule"):
+    """Base of every schedule."""
+
+    @property
+    def peak(self) -> float:
+        """The highest rate; a step that is made outside `fit`, where there is no end to measure by, uses it."""
+        raise NotImplementedError(f"{type(self).__name__} has no peak")
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        """Return the learning rate at `epoch`, 0 ≤ epoch < epochs."""
+        raise NotImplementedError(f"{type(self).__name__} has no __call__")
+
+
+class Constant(Schedule):
+    """One rate throughout."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = check_rate(rate)
+
+    @property
+    def peak(self) -> float:
+        """The rate itself."""
+        return self.rate
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        """Return the rate."""
+        return self.rate
+
+
+class StepDecay(Constant):
+    """Multiply the rate by `factor` after every so many epochs."""
+
+    def __init__(self, rate: float, every: float, factor: float = 0.1) -> None:
+        super().__init__(rate)
+        self.every, self.factor = _above_zero(every, "every"), _above_zero(factor, "factor")
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        """Return rate · factor^⌊epoch / every⌋."""
+        return self.rate * self.factor ** math.floor(epoch / self.every)
+
+
+class ExponentialDecay(Constant):
+    """Multiply the rate by `factor` an epoch, smoothly."""
+
+    def __init__(self, rate: float, factor: float) -> None:
+        super().__init__(rate)
+        self.factor = _above_zero(factor, "factor")
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        """Return rate · factor^epoch."""
+        return self.rate * self.factor**epoch
+
+
+class Cosine(Constant):
+    """From `rate` to `final` along half a cosine over the whole training.
+
+    Source: Loshchilov, Hutter, "SGDR: Stochastic gradient descent with warm restarts" (2017).
+    """
+
+    def __init__(self, rate: float, final: float = 0.0) -> None:
+        super().__init__(rate)
+        self.final = check_rate(final)
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        """Return the rate at this share of the training."""
+        return self.final + (self.rate - self.final) * 0.5 * (1.0 + math.cos(math.pi * min(epoch / epochs, 1.0)))
+
+
+class PiecewiseLinear(Schedule):
+    """Straight lines between points (position, rate); flat before the first and after the last.
+
+    Arguments
+        points  at least two, their positions growing
+        unit    "epochs", or "training" for positions from 0 (start) to 1 (end)
+    """
+
+    def __init__(self, points: Sequence[Sequence[float]], unit: str = "epochs") -> None:
+        if unit not in ("epochs", "training"):
+            raise ConfigurationError(f'unit must be "epochs" or "training", not {unit!r}')
+        pairs = [tuple(point) if isinstance(point, list | tuple) else () for point in points]
+        if len(pairs) < 2 or any(len(p) != 2 for p in pairs) or any(b[0] <= a[0] for a, b in _neighbours(pairs)):
+            raise ConfigurationError(
+                f"points must be at least two pairs (position, rate) with growing positions, not {points!r}"
+            )
+        for _, rate in pairs:
+            check_rate(rate)
+        self.points = [[float(position), float(rate)] for position, rate in pairs]
+        self.unit = unit
+
+    @property
+    def peak(self) -> float:
+        """The highest of the points."""
+        return max(rate for _, rate in self.points)
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        """Return the rate on the line between the two points around this position."""
+        at = epoch if self.unit == "epochs" else epoch / epochs
+        if at <= self.points[0][0]:
+            return self.points[0][1]
+        for (start, low), (end, high) in _neighbours(self.points):
+            if at <= end:
+                return low + (high - low) * (at - start) / (end - start)
+        return self.points[-1][1]
+
+
+class OneCycle(Schedule):
+    """Straight up to a peak, then straight down to nearly nothing, over the whole training.
+
+    Arguments
+        rate     the peak
+        rise     the share of the training before the peak, above 0 and below 1
+        initial  the rate at the start, as a share of the peak
+        final    the rate at the end, as a share of the peak
+
+    Source: Smith, Topin, "Super-convergence" (2018).
+    """
+
+    def __init__(self, rate: float, rise: float = 0.3, initial: float = 0.04, final: float = 0.0) -> None:
+        self.rate = check_rate(rate)
+        if not 0 < rise < 1:
+            raise ConfigurationError(f"rise must be above 0 and below 1, not {rise!r}")
+        self.rise, self.initial, self.final = rise, check_rate(initial), check_rate(final)
+        self._line = PiecewiseLinear([(0, initial * rate), (rise, rate), (1, final * rate)], unit="training")
+
+    @property
+    def peak(self) -> float:
+        """The peak."""
+        return self.rate
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        """Return the rate at this share of the training."""
+        return self._line(epoch, epochs)
+
+
+class WarmUp(Schedule):
+    """Another schedule whose rate first grows from almost 0 over some epochs.
+
+    Arguments
+        schedule  any schedule, or a constant rate
+        epochs    the length of the warm-up
+    """
+
+    def __init__(self, schedule: Schedule | float, epochs: float = 1.0) -> None:
+        self.schedule = as_schedule(schedule)
+        self.epochs = _above_zero(epochs, "epochs")
+
+    @property
+    def peak(self) -> float:
+        """The peak of the schedule within."""
+        return self.schedule.peak
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        """Return the other schedule's rate, times the share of the warm-up that is done (at least 1 %)."""
+        return self.schedule(epoch, epochs) * min(max(epoch / self.epochs, 0.01), 1.0)
+
+
+def as_schedule(rate: "Schedule | float") -> Schedule:
+    """Return a schedule; a number becomes a constant one."""
+    return rate if isinstance(rate, Schedule) else Constant(rate)
+
+
+def check_rate(rate: float) -> float:
+    """Return a rate as a float, or raise ConfigurationError where it is not a finite number of at least 0."""
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+        raise ConfigurationError(f"a learning rate must be a finite number of at least 0, not {rate!r}")
+    return float(rate)
+
+
+def _above_zero(value: float, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigurationError(f"{what} must be a finite number above 0, not {value!r}")
+    return float(value)
+
+
+def _neighbours(points: Sequence[Sequence[float]]) -> list[tuple[Sequence[float], Sequence[float]]]:
+    return list(zip(points[:-1], points[1:], strict=True))

@@ -1,0 +1,38 @@
+"""The history of a training: one list a number, one item an epoch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class History:
+    """What every epoch of a training gave.
+
+    `history["loss"]` and `history["accuracy"]` are of one epoch at a time, `"accuracy_so_far"` of all samples since the
+    training began (the early epochs drag it down), `"val_…"` of the validation data after the epoch; `"seconds"` is the
+    time of the epoch's steps, `"val_seconds"` of its validation.
+    """
+
+    def __init__(self, history: dict[str, list[float]] | None = None) -> None:
+        self.history: dict[str, list[float]] = history or {}
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs that are over."""
+        return max((len(values) for values in self.history.values()), default=0)
+
+    def add(self, logs: dict[str, float]) -> None:
+        """Add an epoch's numbers."""
+        for key, value in logs.items():
+            self.history.setdefault(key, []).append(value)
+
+    def save(self, path: str | Path) -> None:
+        """Write the history as JSON."""
+        Path(path).write_text(json.dumps(self.history, indent=1) + "\n", encoding="utf-8")
+
+    def __getitem__(self, key: str) -> list[float]:
+        return self.history[key]
+
+    def __repr__(self) -> str:
+        last: dict[str, Any] = {key: round(values[-1], 4) for key, values in self.history.items() if values}
+        return f"<History of {self.epochs} epochs, the last: {last}>"

@@ -1,0 +1,111 @@
+"""The training loop: epochs, batches, steps, validation.
+
+Nothing is read back from the device inside an epoch, except by the progress bar at its refresh rate: losses and counts
+add up on the device, and the epoch's sum is read when it is over.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gpucnn import rng
+from gpucnn.callbacks import Callback
+from gpucnn.data.batches import batches
+from gpucnn.training.history import History
+from gpucnn.training.progress import Silent, make_progress
+
+if TYPE_CHECKING:
+    from gpucnn.model import Model
+
+EVALUATION_BATCH = 256
+
+Pair = tuple[Any, Any]  # inputs and labels
+
+
+@dataclass
+class Training:
+    """One call of `fit`: checked host data, how often and in what pieces it is visited, and who is told."""
+
+    model: "Model"
+    data: Pair
+    epochs: int
+    batch_size: int
+    validation_data: Pair | None = None
+    callbacks: Sequence[Callback] = ()
+    shuffle: bool = True
+    verbose: bool | int | str = "auto"
+    history: History = field(default_factory=History)
+
+    def run(self) -> History:
+        """Train, and return what every epoch gave."""
+        model = self.model
+        data = to_device(model, self.data)
+        validation = None if self.validation_data is None else to_device(model, self.validation_data)
+        model.stop_training = False
+        for callback in self.callbacks:
+            callback.on_fit_begin(model)
+        with make_progress(self.verbose) as progress:
+            for epoch in range(self.epochs):
+                progress.begin_epoch(epoch, self.epochs, math.ceil(len(data[0]) / self.batch_size))
+                logs = self._train(data, epoch, progress) | self._validate(validation)
+                self.history.add(logs)
+                progress.end_epoch(logs)
+                for callback in self.callbacks:
+                    callback.on_epoch_end(model, epoch, dict(logs))
+                if model.stop_training:
+                    break
+        for callback in self.callbacks:
+            callback.on_fit_end(model)
+        return self.history
+
+    def _train(self, data: Pair, epoch: int, progress: Silent) -> dict[str, float]:
+        """Visit every sample once, in the order that seed and epoch give."""
+        model, (x, y) = self.model, data
+        totals, count = model.new_totals(), len(x)
+        for callback in self.callbacks:
+            callback.on_epoch_begin(model, epoch)
+        started = time.perf_counter()
+        order = model.backend.from_host(rng.shuffled_order(model.seed, model.epochs_seen, count))
+        for step, part in enumerate(batches(count, self.batch_size)):
+            picked = order[part] if self.shuffle else part
+            inputs, labels = model.as_floats(x[picked]), y[picked]
+            rate = model.optimizer.rate_at(epoch + part.start / count, self.epochs)
+            loss, outputs = model.step(inputs, labels, rate)
+            totals.add(loss, outputs, labels)
+            progress.step(totals)
+            for callback in self.callbacks:
+                callback.on_step_end(model, step)
+        model.epochs_seen += 1
+        logs = totals.read()
+        so_far = {f"{key}_so_far": self._mean_with_earlier(key, value) for key, value in logs.items()}
+        return logs | so_far | {"learning_rate": rate, "seconds": time.perf_counter() - started}
+
+    def _mean_with_earlier(self, key: str, value: float) -> float:
+        """Return the mean over all samples since the training began; every epoch has the same number of them."""
+        values = [*self.history.history.get(key, []), value]
+        return sum(values) / len(values)
+
+    def _validate(self, validation: Pair | None) -> dict[str, float]:
+        if validation is None:
+            return {}
+        started = time.perf_counter()
+        scores = evaluate(self.model, validation, EVALUATION_BATCH)
+        named = {f"val_{key}": value for key, value in scores.items()}
+        return named | {"val_seconds": time.perf_counter() - started}
+
+
+def evaluate(model: "Model", on_device: Pair, batch_size: int) -> dict[str, float]:
+    """Return the mean loss and metrics over data that is on the device."""
+    x, y = on_device
+    totals = model.new_totals()
+    for part in batches(len(x), batch_size):
+        loss, outputs = model.score(model.as_floats(x[part]), y[part])
+        totals.add(loss, outputs, y[part])
+    return totals.read()
+
+
+def to_device(model: "Model", data: Pair) -> Pair:
+    """Bring inputs and labels across as they are: uint8 images stay uint8."""
+    return model.backend.from_host(data[0]), model.backend.from_host(data[1])
