@@ -1,6 +1,6 @@
 """Callbacks: what else happens while a model is fitted."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpucnn.errors import ConfigurationError
 
@@ -51,7 +51,8 @@ class EarlyStopping(Callback):
 
     def on_fit_begin(self, model: "Model") -> None:
         """Forget earlier trainings."""
-        self.best_epoch, self._best, self._state = -1, float("inf"), None
+        self.best_epoch, self._best = -1, float("inf")
+        self._state: dict[str, Any] | None = None
 
     def on_epoch_end(self, model: "Model", epoch: int, logs: dict[str, float]) -> None:
         """Compare with the best so far."""

@@ -144,9 +144,8 @@ def synthetic_digits(n: int = 20_000, seed: int = 0) -> Dataset:
     if test_seed == seed:  # one chance in four thousand million, and then test would repeat training
         test_seed += 1
     splits = (synthetic.synthetic_digits(n, seed), synthetic.synthetic_digits(max(1, n // 5), test_seed))
-    return Dataset(
-        splits, name="synthetic_digits", class_names=_DIGITS, source=f"drawn by gpucnn with seed {seed}"
-    )
+    source = f"drawn by gpucnn with seed {seed}"
+    return Dataset(splits, name="synthetic_digits", class_names=_DIGITS, source=source)
 
 
 def available(name: str) -> str | None:
@@ -242,9 +241,8 @@ def _read_splits(train: Path, test: Path, size: Size | None) -> tuple[list[Split
             f"{train} and {test} hold different classes: only the first has {only[0]}, only the second has "
             f"{only[1]}; expected the same sub-folders in both: rename or add them"
         )
-    (x_train, y_train, class_names), (x_test, y_test, _) = (
-        read_image_folder(folder, size) for folder in (train, test)
-    )
+    x_train, y_train, class_names = read_image_folder(train, size)
+    x_test, y_test, _ = read_image_folder(test, size)
     if x_train.shape[1:3] != x_test.shape[1:3]:
         height, width = x_train.shape[1:3]
         raise DataError(
@@ -253,10 +251,8 @@ def _read_splits(train: Path, test: Path, size: Size | None) -> tuple[list[Split
             f"size=({height}, {width})"
         )
     channels = max(x_train.shape[-1], x_test.shape[-1])  # grey images beside coloured ones get three, too
-    x_train, x_test = (
-        x if x.shape[-1] == channels else np.repeat(x, channels, axis=-1) for x in (x_train, x_test)
-    )
-    return [(x_train, y_train), (x_test, y_test)], class_names
+    splits = [(np.repeat(x, channels // x.shape[-1], axis=-1), y) for x, y in ((x_train, y_train), (x_test, y_test))]
+    return splits, class_names
 
 
 def _draw_split(
@@ -269,8 +265,8 @@ def _draw_split(
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
             raise DataError(
-                f"the class {name!r} holds {len(members)} image; expected at least 2, one to train on and one "
-                "to test with: add images, or remove the class"
+                f"the class {name!r} holds {len(members)} image; expected at least 2, one to train on and "
+                "one to test with: add images, or remove the class"
             )
         count = min(max(round(len(members) * test_fraction), 1), len(members) - 1)
         in_test[rng.permutation(members)[:count]] = True

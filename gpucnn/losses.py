@@ -4,7 +4,6 @@ The loss stays on the device, a 0-d array, until somebody prints it. It is the m
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.config import Configurable

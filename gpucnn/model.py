@@ -11,11 +11,11 @@ from gpucnn.backends.base import as_floats
 from gpucnn.callbacks import Callback
 from gpucnn.data.batches import batches, check_batch_size, check_inputs, check_labels, join
 from gpucnn.errors import ConfigurationError
+from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.combine import Sequential
 from gpucnn.layers.conv import Conv2D
 from gpucnn.layers.dense import Dense
-from gpucnn.layers.activation import Softmax
 from gpucnn.losses import CategoricalCrossEntropy, Loss
 from gpucnn.metrics import Metric, Totals
 from gpucnn.optimizers import Optimizer
@@ -273,8 +273,9 @@ class Model:
 
     def summary(self) -> None:
         """Print a table of the layers: output shape, parameters, floating-point operations, bytes of the output."""
-        from gpucnn.profiling import summary_table
         from rich.console import Console
+
+        from gpucnn.profiling import summary_table
 
         Console().print(summary_table(self))
 

@@ -54,8 +54,8 @@ class Optimizer(Configurable, family="optimizer"):
         """
         if values is not self._values:
             raise ConfigurationError(
-                f"this {type(self).__name__} keeps its state for another model since that was compiled with it; make an "
-                "optimizer of its own for each model"
+                f"this {type(self).__name__} keeps its state for another model since that was compiled with it; "
+                "make an optimizer of its own for each model"
             )
         self.steps += 1
         self._update(backend, values, gradients, learning_rate)

@@ -1,12 +1,15 @@
 """What each layer holds and costs: the tables behind `model.summary()` and `model.profile(x, y)`."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gpucnn.layers.base import Layer
 from gpucnn.layers.combine import Residual, Sequential
@@ -50,16 +53,22 @@ def _elements(layer: Layer) -> int:
 
 def summary_table(model: "Model") -> Table:
     """Return a table of output shapes, parameters, floating-point operations and bytes of the outputs."""
-    table = Table(title=f"{model.name}: input {' × '.join(map(str, model.input_shape))}, {model.dtype}")
-    table.add_column("layer")
-    table.add_column("what")
-    for heading in ("output", "parameters", "MFLOP/image", "kB/image"):
-        table.add_column(heading, justify="right")
+    table = Table(
+        title=f"{model.name}: input {' × '.join(map(str, model.input_shape))}, {model.dtype}",
+        box=SIMPLE_HEAD,
+        caption="MFLOP of the products and kB of the output are those of one image, forward",
+    )
+    table.add_column("layer", no_wrap=True)
+    table.add_column("what")  # the only column that may shrink, to fit a terminal of 80 characters
+    for heading in ("output", "parameters", "MFLOP", "kB"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for path, layer in _rows(model.network):
         kilobytes = _elements(layer) * BYTES[model.dtype] / 1000
         cost = f"{flops(layer) / 1e6:,.3f}" if flops(layer) else ""
         count = f"{parameter_count(layer):,}" if parameter_count(layer) else ""
-        table.add_row(path, repr(layer), _shape(layer), count, cost, f"{kilobytes:,.1f}")
+        table.add_row(
+            path, Text(repr(layer), no_wrap=True, overflow="ellipsis"), _shape(layer), count, cost, f"{kilobytes:,.1f}"
+        )
     table.add_section()
     total = f"{flops(model.network) / 1e6:,.3f}"
     table.add_row("all", "", "", f"{parameter_count(model.network):,}", total, "")
@@ -95,9 +104,9 @@ class Profile:
     def table(self) -> Table:
         """Return the table."""
         title = f"batch of {self.batch_size} on {self.backend}, average of {self.repeats} passes"
-        table = Table(title=title)
+        table = Table(title=title, box=SIMPLE_HEAD)
         table.add_column("layer")
-        for heading in ("output", "parameters", "MFLOP forward", "forward ms", "backward ms", "share"):
+        for heading in ("output", "parameters", "MFLOP", "forward ms", "backward ms", "share"):
             table.add_column(heading, justify="right")
         total = sum(row.seconds for row in self.layers) or 1.0
         for row in self.layers:
@@ -153,15 +162,16 @@ def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:
 
 
 def _timed_pass(model: "Model", x: Any, labels: Any, times: dict[str, list[float]]) -> None:
-    """Pass one batch forward and backward, and add each top-level layer's seconds to `times`."""
+    """Pass one batch forward and backward as a training step does; add each top-level layer's seconds to `times`."""
     ways_back = []
-    for name, layer in model.network.children():
-        (x, backward), seconds = _timed(model, lambda layer=layer, x=x: layer.forward(x, train=True))  # type: ignore[misc]
-        times.setdefault(name, [0.0, 0.0])[0] += seconds
-        ways_back.append((name, backward))
+    for layer, options, goes_back in model.network.steps(input_gradient=False):
+        (x, backward), seconds = _timed(model, partial(layer.forward, x, train=True, **options))
+        times.setdefault(layer.label, [0.0, 0.0])[0] += seconds
+        if goes_back:
+            ways_back.append((layer.label, backward))
     dy = _loss_gradient(model, x, labels)
     for name, backward in reversed(ways_back):
-        dy, seconds = _timed(model, lambda backward=backward, dy=dy: backward(dy))  # type: ignore[misc]
+        dy, seconds = _timed(model, partial(backward, dy))
         times[name][1] += seconds
 
 
@@ -172,7 +182,7 @@ def _loss_gradient(model: "Model", y: Any, labels: Any) -> Any:
     return model.loss(y, labels)[1]()
 
 
-def _timed(model: "Model", call: Any) -> tuple[Any, float]:
+def _timed(model: "Model", call: Callable[[], Any]) -> tuple[Any, float]:
     model.backend.synchronize()
     started = time.perf_counter()
     result = call()

@@ -6,6 +6,7 @@ the number of epochs in all, before each step.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from gpucnn.config import Configurable
 from gpucnn.errors import ConfigurationError
@@ -91,7 +92,7 @@ class PiecewiseLinear(Schedule):
         if unit not in ("epochs", "training"):
             raise ConfigurationError(f'unit must be "epochs" or "training", not {unit!r}')
         pairs = [tuple(point) if isinstance(point, list | tuple) else () for point in points]
-        if len(pairs) < 2 or any(len(p) != 2 for p in pairs) or any(b[0] <= a[0] for a, b in _neighbours(pairs)):
+        if len(pairs) < 2 or any(len(p) != 2 for p in pairs) or any(b[0] <= a[0] for a, b in pairwise(pairs)):
             raise ConfigurationError(
                 f"points must be at least two pairs (position, rate) with growing positions, not {points!r}"
             )
@@ -110,7 +111,7 @@ class PiecewiseLinear(Schedule):
         at = epoch if self.unit == "epochs" else epoch / epochs
         if at <= self.points[0][0]:
             return self.points[0][1]
-        for (start, low), (end, high) in _neighbours(self.points):
+        for (start, low), (end, high) in pairwise(self.points):
             if at <= end:
                 return low + (high - low) * (at - start) / (end - start)
         return self.points[-1][1]
@@ -183,7 +184,3 @@ def _above_zero(value: float, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ConfigurationError(f"{what} must be a finite number above 0, not {value!r}")
     return float(value)
-
-
-def _neighbours(points: Sequence[Sequence[float]]) -> list[tuple[Sequence[float], Sequence[float]]]:
-    return list(zip(points[:-1], points[1:], strict=True))

@@ -147,9 +147,7 @@ def _read_archive(path: Path) -> tuple[Split, Split]:
         ) from error
     absent = [member for member, name in wanted.items() if name not in batches]
     if absent:
-        raise DataError(
-            f"{path}: holds no {_listing(absent)}; expected the CIFAR-10 binary version: download it again"
-        )
+        raise DataError(f"{path}: holds no {_listing(absent)}; expected the CIFAR-10 binary version: download it again")
     return _join([batches[name] for name in _batch_files()])
 
 

@@ -24,9 +24,7 @@ _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 Size = int | tuple[int, int]
 
 
-def read_image_folder(
-    path: str | PathLike[str], size: Size | None = None
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def read_image_folder(path: str | PathLike[str], size: Size | None = None) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Read every image of a folder whose sub-folders are the classes.
 
     Classes, and the images in each, come in natural order ("10" after "9"); hidden files are left out.
@@ -74,9 +72,7 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
 
 def _list_visible(folder: Path) -> list[Path]:
     entries = (
-        entry
-        for entry in folder.iterdir()
-        if not entry.name.startswith(".") and entry.name.casefold() not in _LITTER
+        entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name.casefold() not in _LITTER
     )
     return sorted(entries, key=lambda entry: natural_key(entry.name))
 
@@ -91,8 +87,7 @@ def _list_images(folder: Path) -> list[Path]:
         )
     if not files:
         raise DataError(
-            f"{folder}: this class folder holds no file; expected at least one image: "
-            "add images, or remove the folder"
+            f"{folder}: this class folder holds no file; expected at least one image: add images, or remove the folder"
         )
     return files
 
@@ -160,8 +155,7 @@ def _read_image(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
         ) from error
     except Exception as error:  # a decoder fed with damaged bytes may fail in any way
         raise DataError(
-            f"{path}: cannot be decoded ({error}); expected a whole image file: it is damaged, "
-            "replace or remove it"
+            f"{path}: cannot be decoded ({error}); expected a whole image file: it is damaged, replace or remove it"
         ) from error
 
 
@@ -200,7 +194,8 @@ def _explain_layout(folder: Path) -> str:
     expected = "expected a sub-folder of images for each class"
     if not images:
         return f"{folder}: holds no sub-folders and no images; {expected}: check the path"
-    held = f"{folder}: holds no sub-folders but {len(images):,} image files, {images[0].name} first; {expected}"
+    files = f"{len(images):,} image files, {images[0].name} first"
+    held = f"{folder}: holds no sub-folders but {files}; {expected}"
     if len([entry for entry in _list_visible(parent) if entry.is_dir()]) > 1:
         return f"{held}: this looks like one class's folder; pass its parent {parent}"
     return f"{held}: sort the images into sub-folders named by their class"

@@ -59,9 +59,7 @@ def read_idx(path: str | PathLike[str]) -> np.ndarray:
             return _read_array(cast(BinaryIO, unpacked), path, None)
 
 
-def read_idx_pair(
-    images_path: str | PathLike[str], labels_path: str | PathLike[str]
-) -> tuple[np.ndarray, np.ndarray]:
+def read_idx_pair(images_path: str | PathLike[str], labels_path: str | PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     """Read a file of grey images and the file of their labels.
 
     Shapes

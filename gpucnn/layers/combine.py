@@ -57,20 +57,11 @@ class Sequential(Layer):
         return shape
 
     def forward(self, x: Array, *, train: bool, input_gradient: bool = True) -> tuple[Array, Backward]:
-        """Return y and the way back.
-
-        Without `input_gradient` nobody wants dx, so the way back ends at the first layer that has parameters, and
-        that layer leaves its dx out where it can.
-        """
+        """Return y and the way back, which returns None for dx without `input_gradient`."""
         ways_back: list[Backward] = []
-        wanted = input_gradient
-        for layer, trained in zip(self.layers, self._trained, strict=True):
-            if wanted or not layer.can_skip_input_gradient:
-                x, way_back = layer.forward(x, train=train)
-            else:
-                x, way_back = layer.forward(x, train=train, input_gradient=False)  # type: ignore[call-arg]
-            wanted = wanted or trained
-            if wanted:
+        for layer, options, goes_back in self.steps(input_gradient):
+            x, way_back = layer.forward(x, train=train, **options)
+            if goes_back:
                 ways_back.append(way_back)
 
         def backward(dy: Array) -> Array:
@@ -79,6 +70,18 @@ class Sequential(Layer):
             return dy if input_gradient else None
 
         return x, backward
+
+    def steps(self, input_gradient: bool) -> Iterator[tuple[Layer, dict[str, Any], bool]]:
+        """Yield each layer, the options of its forward pass, and whether the way back passes through it.
+
+        Where nobody wants dx, the way back ends at the first layer that has parameters, and that layer leaves its own
+        dx out if it can.
+        """
+        wanted = input_gradient
+        for layer, trained in zip(self.layers, self._trained, strict=True):
+            options = {} if wanted or not layer.can_skip_input_gradient else {"input_gradient": False}
+            wanted = wanted or trained
+            yield layer, options, wanted
 
     def __len__(self) -> int:
         return len(self.layers)
