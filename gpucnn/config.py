@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Self
 
 from gpucnn.errors import ConfigurationError
 
-MAX_DEPTH = 32  # of nested descriptions; far beyond any real network, far below Python's recursion limit
+SAME = "same"  # stands where the name of a class would, for an object that was described before
+MAX_DEPTH = 64  # of nested descriptions; far beyond any real network, far below Python's recursion limit
 
 
 def snake_case(class_name: str) -> str:
@@ -56,26 +57,38 @@ class Configurable:
             return {}
         return dict(inspect.signature(cls).parameters)
 
-    def config(self) -> dict[str, Any]:
-        """Return this object as plain data: its class and the arguments that differ from their defaults."""
-        changed = {
-            name: plain
-            for name, argument in self._arguments().items()
-            if (plain := _as_plain(getattr(self, name))) != _as_plain(argument.default)
-        }
+    def config(self, seen: dict[int, int] | None = None) -> dict[str, Any]:
+        """Return this object as plain data: its class and the arguments that differ from their defaults.
+
+        An object that stands in several places is described once; its other places say `{family: "same", "as": n}`,
+        n being its number among all that are described, those inside before the one around them. `seen` holds these
+        numbers by identity and is left out by callers.
+        """
+        seen = {} if seen is None else seen
+        if id(self) in seen:
+            return {self.family: SAME, "as": seen[id(self)]}
+        changed = {}
+        for name, argument in self._arguments().items():
+            numbers = dict(seen)
+            plain = _as_plain(getattr(self, name), numbers)
+            if plain != _as_plain(argument.default, {}):
+                changed[name] = plain
+                seen.update(numbers)
+        seen[id(self)] = len(seen)
         return {self.family: type(self).__name__, **changed}
 
     @classmethod
-    def from_config(cls, data: Any, depth: int = 0) -> Self:
-        """Make an object of this family from what `config` returned.
+    def from_config(cls, data: Any, depth: int = 0, made: list[Any] | None = None) -> Self:
+        """Make an object of this family from what `config` returned; callers pass `data` alone.
 
         Raises:
             ConfigurationError: an unknown class, an argument it does not take, or data that is not plain.
         """
-        if depth > MAX_DEPTH:
-            raise ConfigurationError(f"{cls.family} description is nested more than {MAX_DEPTH} deep")
         if not isinstance(data, dict) or not isinstance(data.get(cls.family), str):
             raise ConfigurationError(f'expected a description {{"{cls.family}": name, …}}, not {_short(data)}')
+        made = [] if made is None else made
+        if data[cls.family] == SAME:
+            return cls._made_before(data, made)
         kind = cls._look_up(data[cls.family])
         arguments = {key: value for key, value in data.items() if key != cls.family}
         unknown = sorted(set(arguments) - set(kind.argument_names()))
@@ -85,10 +98,19 @@ class Configurable:
                 f"it takes {', '.join(kind.argument_names()) or 'none'}"
             )
         try:
-            made: Self = kind(**{name: _from_plain(value, depth + 1) for name, value in arguments.items()})
+            new: Self = kind(**{name: _from_plain(value, depth + 1, made) for name, value in arguments.items()})
         except (TypeError, AttributeError, OverflowError) as error:
             raise ConfigurationError(f"{kind.__name__}: {error}") from error
-        return made
+        made.append(new)
+        return new
+
+    @classmethod
+    def _made_before(cls, data: dict[str, Any], made: list[Any]) -> Self:
+        number = data.get("as")
+        if not isinstance(number, int) or not 0 <= number < len(made) or not isinstance(made[number], cls):
+            raise ConfigurationError(f"{_short(data)} refers to a {cls.family} that was not described before it")
+        found: Self = made[number]
+        return found
 
     @classmethod
     def get(cls, value: Any) -> Self:
@@ -99,11 +121,11 @@ class Configurable:
             raise ConfigurationError(f"expected a {cls.family} or its name, not {_short(value)}")
         kind = cls._look_up(value)
         try:
-            made: Self = kind()
+            new: Self = kind()
         except TypeError:
             call = f"{kind.__name__}({', '.join(kind.argument_names())})"
             raise ConfigurationError(f"the {cls.family} {value!r} needs arguments: pass {call} instead") from None
-        return made
+        return new
 
     @classmethod
     def _look_up(cls, word: str) -> type[Any]:
@@ -121,30 +143,32 @@ class Configurable:
             value = getattr(self, name)
             if argument.default is argument.empty:
                 shown.append(repr(value))
-            elif _as_plain(value) != _as_plain(argument.default):
+            elif _as_plain(value, {}) != _as_plain(argument.default, {}):
                 shown.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-def _as_plain(value: Any) -> Any:
+def _as_plain(value: Any, seen: dict[int, int]) -> Any:
     """Turn an argument into what JSON can hold."""
     if isinstance(value, Configurable):
-        return value.config()
+        return value.config(seen)
     if isinstance(value, list | tuple):
-        return [_as_plain(item) for item in value]
+        return [_as_plain(item, seen) for item in value]
     if hasattr(value, "tolist"):  # an array or an array library's number
         return value.tolist()
     return value
 
 
-def _from_plain(value: Any, depth: int) -> Any:
-    """Turn plain data back into an argument; nested descriptions become their objects."""
+def _from_plain(value: Any, depth: int, made: list[Any]) -> Any:
+    """Turn plain data back into an argument: lists become tuples, nested descriptions their objects."""
+    if depth > MAX_DEPTH:
+        raise ConfigurationError(f"a description is nested more than {MAX_DEPTH} deep")
     if isinstance(value, list):
-        return [_from_plain(item, depth) for item in value]
+        return tuple(_from_plain(item, depth + 1, made) for item in value)
     if isinstance(value, dict):
         for base in Configurable.__subclasses__():
             if base.family in value:
-                return base.from_config(value, depth)
+                return base.from_config(value, depth, made)
         raise ConfigurationError(f"expected the description of a layer or a setting, not {_short(value)}")
     return value
 

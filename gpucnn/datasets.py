@@ -250,8 +250,10 @@ def _read_splits(train: Path, test: Path, size: Size | None) -> tuple[list[Split
             f"{x_test.shape[1]}x{x_test.shape[2]}; expected one size: resize them, for example with "
             f"size=({height}, {width})"
         )
-    channels = max(x_train.shape[-1], x_test.shape[-1])  # grey images beside coloured ones get three, too
-    splits = [(np.repeat(x, channels // x.shape[-1], axis=-1), y) for x, y in ((x_train, y_train), (x_test, y_test))]
+    channels = max(x_train.shape[-1], x_test.shape[-1])
+    for i, (x, y) in enumerate(splits := [(x_train, y_train), (x_test, y_test)]):
+        if x.shape[-1] < channels:  # grey images beside coloured ones get three channels, too
+            splits[i] = (np.repeat(x, channels, axis=-1), y)
     return splits, class_names
 
 

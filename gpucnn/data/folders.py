@@ -123,14 +123,14 @@ def _read_images(files: list[Path], shape: tuple[int, int] | None) -> list[np.nd
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for file in files:
-            array = _read_image(file, shape)
+            array = decode_image(file, shape)
             if arrays and array.shape[:2] != arrays[0].shape[:2]:
                 raise DataError(_explain_sizes(files[0], arrays[0], file, array))
             arrays.append(array)
     return arrays
 
 
-def _read_image(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
+def decode_image(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
     """Decode one file to (H, W) if it is grey, else to (H, W, 3)."""
     from PIL import Image, UnidentifiedImageError
 

@@ -1,0 +1,29 @@
+"""The command line, one module a command."""
+
+import typer
+
+from gpucnn.cli.doctor import doctor
+from gpucnn.cli.predict import predict
+from gpucnn.cli.test import test
+from gpucnn.cli.train import train
+
+app = typer.Typer(
+    name="gpucnn",
+    help="Train convolutional networks in NumPy on a CPU or in CuPy on a GPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+for command in (train, test, predict, doctor):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    """Train convolutional networks in NumPy on a CPU or in CuPy on a GPU."""
+    if show:
+        from gpucnn import __version__
+
+        print(f"gpucnn {__version__}")
+        raise typer.Exit

@@ -1,0 +1,94 @@
+"""What several commands need: the console, data by its name, and runs on the disk."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from gpucnn import datasets
+from gpucnn.backends import auto_choice
+from gpucnn.checkpoint import load
+from gpucnn.datasets import Dataset
+from gpucnn.errors import CheckpointError, ConfigurationError, DataError
+from gpucnn.model import Model
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+RUNS = Path("runs")
+MODEL, HISTORY, CONFIG = "model.safetensors", "history.json", "config.json"
+DATA_NAMES = "mnist, cifar10, synthetic, or images (with --data-dir)"
+
+
+def load_data(name: str, folder: Path | None, image_size: tuple[int, int] | None = None) -> Dataset:
+    """Return a data set by the word that commands take; images are brought to `image_size` (H, W)."""
+    if name == "synthetic":
+        return datasets.synthetic_digits()
+    if name == "images":
+        if folder is None:
+            raise ConfigurationError("--data images needs --data-dir, a folder that holds a folder for each class")
+        return datasets.image_folder(folder, size=image_size)
+    if name not in ("mnist", "cifar10"):
+        raise ConfigurationError(f"there is no data set {name!r}; there are {DATA_NAMES}")
+    return datasets.mnist(folder) if name == "mnist" else datasets.cifar10(folder)
+
+
+def load_data_or_digits(name: str, folder: Path | None) -> Dataset:
+    """Return a data set, or synthetic digits in place of an MNIST that cannot be had, and say so plainly."""
+    try:
+        return load_data(name, folder)
+    except DataError as error:
+        if name != "mnist" or folder is not None:
+            raise
+        console.print("[bold yellow]MNIST cannot be had here, so this run uses gpucnn's own synthetic digits.[/]")
+        console.print(f"[dim]{first_sentence(str(error))}[/]", soft_wrap=True)
+        return load_data("synthetic", None)
+
+
+def first_sentence(text: str) -> str:
+    """Return what stands before the first line break."""
+    return text.split("\n", 1)[0]
+
+
+def describe_backend(model: Model, asked: str) -> str:
+    """Return the backend in words, with the reason where it was chosen automatically."""
+    words = model.backend.describe()
+    if asked == "auto" and model.backend.name == "numpy":
+        choice, reason = auto_choice()
+        return f"{words}; {first_sentence(reason)}" if choice == "numpy" else words
+    return words
+
+
+def find_model(where: Path | None) -> Path:
+    """Return a model's file from its own path, a run's folder, or (None) the newest run below `runs`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if where is None:
+        found = sorted(RUNS.glob(f"*/{MODEL}"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise CheckpointError(
+                f"there is no {MODEL} in any folder below {RUNS}/; train one with `gpucnn train`, or name a run"
+            )
+        return found[-1]
+    path = where / MODEL if where.is_dir() else where
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such model; pass a run's folder or a .safetensors file")
+    return path
+
+
+def open_model(where: Path | None, backend: str) -> tuple[Model, Path]:
+    """Load a model as `find_model` finds it, and return it with its path."""
+    path = find_model(where)
+    return load(path, backend=backend), path
+
+
+def run_config(model_path: Path) -> dict[str, Any]:
+    """Return the settings of the run that a model lies in; empty where it lies elsewhere."""
+    try:
+        settings = json.loads((model_path.parent / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}

@@ -1,0 +1,41 @@
+"""`gpucnn test`: score a saved model on a test set."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpucnn.cli.common import DATA_NAMES, console, load_data, open_model, run_config
+from gpucnn.cli.train import describe
+from gpucnn.errors import ConfigurationError
+
+
+def test(
+    model: Annotated[
+        Path | None, typer.Argument(help="A run folder or a .safetensors file. Without it: the newest run.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help=f"{DATA_NAMES}. Without it: what it was trained on.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="The folder that holds the data.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
+) -> None:
+    """Print loss and accuracy of a saved model on a test set, and the accuracy of each class."""
+    network, path = open_model(model, backend)
+    settings = run_config(path)
+    if data is None:
+        data = settings.get("data") or (network.recipe.data if network.recipe else None)
+        data = "synthetic" if data == "synthetic_digits" else data
+        data_dir = data_dir or (Path(settings["data_dir"]) if settings.get("data_dir") else None)
+    if data is None:
+        raise ConfigurationError(f"{path} does not say what it was trained on; name it with --data ({DATA_NAMES})")
+    dataset = load_data(str(data), data_dir, image_size=(network.input_shape[0], network.input_shape[1]))
+    _, (images, labels) = dataset
+    scores = network.evaluate(images, labels)
+    predictions = network.predict(images).argmax(axis=1)
+    console.print(f"  model     {path}", soft_wrap=True)
+    console.print(f"  data      {len(images):,} {describe(dataset)} test images; {dataset.source}", soft_wrap=True)
+    for number, name in enumerate(dataset.class_names):
+        of_class = labels == number
+        if of_class.any():
+            right = (predictions[of_class] == number).mean()
+            console.print(f"  {name:<12} {100 * right:6.2f} % of {of_class.sum():,}")
+    console.print(f"[bold]test accuracy {100 * scores['accuracy']:.2f} %[/] (loss {scores['loss']:.4f})")

@@ -1,0 +1,142 @@
+"""A pretended device: a backend whose arrays refuse to meet host arrays, so that any laptop can test the wall.
+
+`DeviceArray` wraps a NumPy array without being one. Arithmetic works between device arrays and with Python numbers; a
+NumPy array on the other side raises, `np.asarray(device_array)` raises, and every read to the host is counted.
+"""
+
+import operator
+
+import numpy as np
+
+from gpucnn.backends import Backend
+
+
+class HostMeetsDevice(TypeError):
+    """A host array and a device array met without `from_host` or `to_host`."""
+
+
+class DeviceArray:
+    """An array that only the strict backend may look into."""
+
+    __slots__ = ("_data", "_owner")
+    __array_ufunc__ = None  # NumPy's operators step back, so that ours see the other side
+
+    def __init__(self, data, owner):
+        self._data, self._owner = data, owner
+
+    def __array__(self, *args, **kwargs):
+        raise HostMeetsDevice("implicit conversion of a device array to a host array; use backend.to_host")
+
+    def __getattr__(self, name):
+        value = getattr(self._data, name)
+        return self._owner.function(value) if callable(value) else self._owner.wrap(value)
+
+    def __len__(self):
+        return len(self._data)
+
+    def __getitem__(self, index):
+        return self._owner.wrap(self._data[self._owner.unwrap(index)])
+
+    def __setitem__(self, index, value):
+        self._data[self._owner.unwrap(index)] = self._owner.unwrap(value)
+
+    def __bool__(self):
+        self._owner.reads += 1
+        return bool(self._data)
+
+    def __float__(self):
+        self._owner.reads += 1
+        return float(self._data)
+
+    def __int__(self):
+        self._owner.reads += 1
+        return int(self._data)
+
+    def __repr__(self):
+        return f"DeviceArray({self._data!r})"
+
+
+def _define_operators():
+    names = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift lt le gt ge eq ne".split()
+    for name in names:
+        function = getattr(operator, f"{name}_" if name in ("and", "or") else name)
+
+        def forward(self, other, function=function):
+            return self._owner.function(function)(self, other)
+
+        def reflected(self, other, function=function):
+            return self._owner.function(function)(other, self)
+
+        setattr(DeviceArray, f"__{name}__", forward)
+        setattr(DeviceArray, f"__r{name}__", reflected)
+        in_place = getattr(operator, f"i{name}", None)
+        if in_place:
+
+            def assign(self, other, in_place=in_place):
+                self._data = in_place(self._data, self._owner.unwrap(other))
+                return self
+
+            setattr(DeviceArray, f"__i{name}__", assign)
+    for name in ("neg", "invert", "abs"):
+        setattr(DeviceArray, f"__{name}__", lambda self, f=getattr(operator, name): self._owner.function(f)(self))
+    DeviceArray.__hash__ = None
+
+
+_define_operators()
+
+
+class StrictModule:
+    """NumPy's functions for device arrays alone."""
+
+    def __init__(self, owner):
+        self._owner = owner
+
+    def __getattr__(self, name):
+        value = getattr(np, name)
+        return self._owner.function(value) if callable(value) and not isinstance(value, type) else value
+
+
+class StrictBackend(Backend):
+    """The portable kernels on a pretended device."""
+
+    name = "strict"
+
+    def __init__(self):
+        self.xp = StrictModule(self)
+        self.reads = 0
+
+    def wrap(self, value):
+        if isinstance(value, np.ndarray | np.generic):
+            return DeviceArray(np.asarray(value), self)
+        if isinstance(value, tuple) and any(isinstance(item, np.ndarray) for item in value):
+            return tuple(self.wrap(item) for item in value)
+        return value
+
+    def unwrap(self, value):
+        if isinstance(value, DeviceArray):
+            return value._data
+        if isinstance(value, np.ndarray):
+            raise HostMeetsDevice(f"a host array of shape {value.shape} met a device array; use backend.from_host")
+        if isinstance(value, tuple | list):
+            return type(value)(self.unwrap(item) for item in value)
+        return value
+
+    def function(self, function):
+        def call(*args, **kwargs):
+            args = [self.unwrap(argument) for argument in args]
+            kwargs = {name: self.unwrap(argument) for name, argument in kwargs.items()}
+            return self.wrap(function(*args, **kwargs))
+
+        return call
+
+    def from_host(self, array):
+        return array if isinstance(array, DeviceArray) else DeviceArray(np.array(array), self)
+
+    def to_host(self, array):
+        if not isinstance(array, DeviceArray):
+            raise HostMeetsDevice(f"to_host got a {type(array).__name__}, which is on the host already")
+        self.reads += 1
+        return np.array(array._data)
+
+    def erf(self, x):
+        return self.wrap(super().erf(self.unwrap(x)))
