@@ -24,7 +24,9 @@ def snake_case(class_name: str) -> str:
 class Configurable:
     """Base of every object that is described by its constructor arguments.
 
-    A direct subclass that names its `family` opens a registry; every class below it is registered by its name.
+    A direct subclass that names its `family` opens a registry; every class below it is registered by its name. In a
+    description the family's name with a capital letter is the key of the class, which no argument can be called:
+    `{"Layer": "Conv2D", "filters": 6, "kernel_size": 5}`.
     """
 
     family: ClassVar[str] = ""
@@ -60,13 +62,13 @@ class Configurable:
     def config(self, seen: dict[int, int] | None = None) -> dict[str, Any]:
         """Return this object as plain data: its class and the arguments that differ from their defaults.
 
-        An object that stands in several places is described once; its other places say `{family: "same", "as": n}`,
+        An object that stands in several places is described once; its other places say `{"Layer": "same", "as": n}`,
         n being its number among all that are described, those inside before the one around them. `seen` holds these
         numbers by identity and is left out by callers.
         """
         seen = {} if seen is None else seen
         if id(self) in seen:
-            return {self.family: SAME, "as": seen[id(self)]}
+            return {self.family.capitalize(): SAME, "as": seen[id(self)]}
         changed = {}
         for name, argument in self._arguments().items():
             numbers = dict(seen)
@@ -75,7 +77,7 @@ class Configurable:
                 changed[name] = plain
                 seen.update(numbers)
         seen[id(self)] = len(seen)
-        return {self.family: type(self).__name__, **changed}
+        return {self.family.capitalize(): type(self).__name__, **changed}
 
     @classmethod
     def from_config(cls, data: Any, depth: int = 0, made: list[Any] | None = None) -> Self:
@@ -84,13 +86,14 @@ class Configurable:
         Raises:
             ConfigurationError: an unknown class, an argument it does not take, or data that is not plain.
         """
-        if not isinstance(data, dict) or not isinstance(data.get(cls.family), str):
-            raise ConfigurationError(f'expected a description {{"{cls.family}": name, …}}, not {_short(data)}')
+        family = cls.family.capitalize()
+        if not isinstance(data, dict) or not isinstance(data.get(family), str):
+            raise ConfigurationError(f'expected a description {{"{family}": name, …}}, not {_short(data)}')
         made = [] if made is None else made
-        if data[cls.family] == SAME:
+        if data[family] == SAME:
             return cls._made_before(data, made)
-        kind = cls._look_up(data[cls.family])
-        arguments = {key: value for key, value in data.items() if key != cls.family}
+        kind = cls._look_up(data[family])
+        arguments = {key: value for key, value in data.items() if key != family}
         unknown = sorted(set(arguments) - set(kind.argument_names()))
         if unknown:
             raise ConfigurationError(
@@ -118,7 +121,8 @@ class Configurable:
         if isinstance(value, cls):
             return value
         if not isinstance(value, str):
-            raise ConfigurationError(f"expected a {cls.family} or its name, not {_short(value)}")
+            article = "an" if cls.family[0] in "aeiou" else "a"
+            raise ConfigurationError(f"expected {article} {cls.family} or its name, not {_short(value)}")
         kind = cls._look_up(value)
         try:
             new: Self = kind()
@@ -167,7 +171,7 @@ def _from_plain(value: Any, depth: int, made: list[Any]) -> Any:
         return tuple(_from_plain(item, depth + 1, made) for item in value)
     if isinstance(value, dict):
         for base in Configurable.__subclasses__():
-            if base.family in value:
+            if base.family.capitalize() in value:
                 return base.from_config(value, depth, made)
         raise ConfigurationError(f"expected the description of a layer or a setting, not {_short(value)}")
     return value

@@ -28,6 +28,8 @@ class DeviceArray:
         raise HostMeetsDevice("implicit conversion of a device array to a host array; use backend.to_host")
 
     def __getattr__(self, name):
+        if name.startswith("__"):  # the back doors through which NumPy would look inside
+            raise AttributeError(name)
         value = getattr(self._data, name)
         return self._owner.function(value) if callable(value) else self._owner.wrap(value)
 

@@ -46,6 +46,7 @@ VARIANTS = (
     Variant(0, "round", 3, "44,4 14,14 2,46 16,82 48,90 80,74 88,40 70,10 40,2"),
     Variant(0, "end hanging in", 1, "70,22 52,2 20,12 4,48 18,86 50,90 76,66 74,30 50,10 30,20"),
     Variant(0, "tilted wide", 2, "62,8 22,26 2,62 20,84 58,74 92,40 90,14 58,8"),
+    Variant(0, "tail above", 1, "62,0 40,4 10,30 4,64 24,96 54,84 70,50 56,20 28,16"),
     Variant(1, "straight", 6, "30,0 30,50 30,100"),
     Variant(1, "leaning", 4, "58,0 32,50 8,100"),
     Variant(1, "bowed", 2, "36,0 28,40 32,100"),
@@ -83,7 +84,6 @@ VARIANTS = (
     Variant(4, "short stem", 1, "20,0 8,34 4,64; 4,64 34,64 64,60; 60,20 56,60 54,98"),
     Variant(4, "one stroke", 1, "16,6 4,46 16,54 40,44 60,6; 60,6 52,50 46,100"),
     Variant(4, "loop in the corner", 1, "20,6 8,44 2,58 14,56 40,48 72,46; 56,10 50,54 46,100"),
-    Variant(4, "flat roof", 1, "50,4 26,8 8,46; 8,46 36,52 70,48; 50,4 50,50 48,100"),
     Variant(5, "separate bar", 2, "14,4 10,42; 10,42 34,36 58,50 58,80 34,99 6,90; 14,4 38,4 64,2"),
     Variant(5, "one stroke", 3, "66,4 42,4 20,6; 20,6 14,44; 14,44 40,40 58,58 52,88 28,98 4,90"),
     Variant(5, "like an s", 2, "64,4 34,6 16,26 36,46 56,66 44,94 8,94"),
@@ -100,9 +100,10 @@ VARIANTS = (
     Variant(6, "wide low loop", 2, "40,0 14,28 2,66 24,90 62,86 74,62 52,48 24,62 14,80"),
     Variant(6, "round back", 2, "58,8 38,0 12,26 4,66 22,97 52,88 54,62 34,54 14,66"),
     Variant(6, "leaning, flat", 1, "60,0 28,36 4,70 16,92 52,86 66,64 46,56 20,70 12,84"),
+    Variant(6, "like a cursive le", 1, "20,0 4,50 12,88 50,96 74,76 58,56 32,70 36,94"),
     Variant(7, "plain", 4, "6,8 32,7 60,6; 60,6 40,50 24,100"),
     Variant(7, "serif", 2, "6,24 8,8; 8,8 34,8 62,6; 62,6 44,48 30,100"),
-    Variant(7, "crossbar", 2, "6,8 32,7 60,6; 60,6 40,50 26,100; 18,54 40,50 60,48"),
+    Variant(7, "crossbar", 3, "6,8 32,7 60,6; 60,6 40,50 26,100; 18,54 40,50 60,48"),
     Variant(7, "round corner", 3, "4,14 24,6 50,4 58,16 44,50 28,100"),
     Variant(7, "crossbar, leaning", 1, "10,14 36,8 74,4; 74,4 46,46 22,100; 28,50 48,50 72,46"),
     Variant(7, "deep serif", 1, "4,34 8,8; 8,8 30,12 56,6; 56,6 50,50 46,100"),
@@ -117,6 +118,9 @@ VARIANTS = (
     Variant(8, "leaning thin", 2, "62,4 40,12 34,36 38,54 30,88 12,98 6,84 22,58 46,34 60,16 62,4"),
     Variant(8, "broad", 1, "56,14 30,2 6,16 22,40 54,52 68,74 42,96 8,88 4,66 30,48 54,34 58,12"),
     Variant(8, "heart top", 1, "36,16 18,2 6,16 30,42 54,70 42,96 18,94 12,72 34,46 60,18 52,2 36,16"),
+    Variant(8, "s and slash", 2, "64,14 44,2 16,18 28,40 50,60 42,90 14,98 8,82 30,56 70,8"),
+    Variant(8, "tall tails", 1, "84,0 50,30 28,60 6,88 18,100 34,84 36,60 26,34 38,12 88,10"),
+    Variant(8, "large foot", 1, "50,8 30,0 16,14 28,34 58,56 64,84 34,100 4,86 10,58 36,36 50,8"),
     Variant(9, "straight tail", 3, "58,10 34,2 10,22 16,46 40,46 58,12; 58,12 56,50 52,100"),
     Variant(9, "curved tail", 2, "58,16 34,2 10,20 18,46 42,44 58,16; 58,16 60,60 46,94 14,92"),
     Variant(9, "one curve", 2, "50,34 24,48 8,28 26,4 50,6 56,34 48,66 36,100"),
@@ -126,6 +130,8 @@ VARIANTS = (
     Variant(9, "large loop", 2, "60,30 40,2 8,14 4,46 30,60 60,30; 60,30 58,64 54,100"),
     Variant(9, "flat loop, slanted tail", 2, "62,8 34,4 4,24 14,40 44,32 62,8; 62,8 46,50 26,100"),
     Variant(9, "hooked", 1, "56,18 36,2 12,18 18,42 44,42 56,18; 56,18 58,60 52,88 34,98 12,84"),
+    Variant(9, "gap at the top", 2, "54,4 28,4 8,26 24,44 52,30 60,18; 60,18 52,60 36,100"),
+    Variant(9, "squeezed loop, long tail", 1, "60,6 32,10 6,28 22,36 60,6; 60,6 48,50 30,100"),
 )
 
 
@@ -236,7 +242,7 @@ def trace(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     # The shares of each digit sum to 1 and the digits stand in order, so label + chance is a place in the sum.
     choice = np.searchsorted(np.cumsum(ways.share).round(9), labels + uniform(rng, 0, 1, n), side="right")
     points = ways.points[choice]
-    sloppiness = uniform(rng, 0.03, 0.10, n, 1, 1)
+    sloppiness = uniform(rng, 0.04, 0.13, n, 1, 1)
     looseness = 1 + 0.8 * ways.ends[choice, :, None]  # where a stroke ends varies most
     points = points + sloppiness * looseness * normal(rng, 1, *points.shape)
     return ways.curve[choice] @ points
@@ -251,7 +257,7 @@ def warp(curve: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     n = len(curve)
     for _ in range(3):
         wave = curve @ normal(rng, 1.6, n, 2, 1) + uniform(rng, 0, 2 * np.pi, n, 1, 1)
-        curve = curve + np.sin(wave) * normal(rng, 0.08, n, 1, 2)
+        curve = curve + np.sin(wave) * normal(rng, 0.12, n, 1, 2)
     return curve
 
 
@@ -313,7 +319,7 @@ def draw_digits(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     Shapes
         labels (n,) -> (n, 28, 28, 1) uint8
     """
-    half_width = 0.8 + 2 * uniform(rng, 0, 1, len(labels)) ** 1.6
+    half_width = 0.8 + 1.7 * uniform(rng, 0, 1, len(labels)) ** 1.6
     curve = slant(warp(trace(labels, rng), rng), rng)
     ink = draw(*place(curve, half_width, rng), half_width, rng)
     return np.rint(255 * ink).astype(np.uint8)[..., None]

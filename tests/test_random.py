@@ -1,0 +1,128 @@
+"""Random numbers and first weights: known answers, the same bits everywhere, and the right distributions."""
+
+import numpy as np
+import pytest
+
+from gpucnn import initializers, rng
+from gpucnn.backends.philox import philox_rounds
+from gpucnn.errors import ConfigurationError
+from tests import reference
+
+# the known answers that the authors of Philox publish with their library (Random123, philox4x32-10)
+KNOWN = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "answer"), KNOWN)
+def test_philox_known_answers(counter, key, answer):
+    words = philox_rounds(tuple(np.array([word], np.uint64) for word in counter), key)
+    assert tuple(int(word[0]) for word in words) == answer
+    assert tuple(reference.philox4x32(counter, key)) == answer
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 100])
+@pytest.mark.parametrize(("key", "counter"), [(0, 0), (2**63 - 25, 2**40 + 3)])
+def test_words_are_the_same_bits_on_every_backend(backend, key, counter, count):
+    words = backend.to_host(backend.random_bits(key, counter, count))
+    assert words.dtype == np.uint32
+    assert words.tolist() == reference.random_words(key, counter, count)
+
+
+def test_a_long_draw_is_cut_into_parts_without_a_seam(backend, monkeypatch):
+    whole = backend.to_host(backend.random_bits(11, 5, 1000))
+    monkeypatch.setattr("gpucnn.backends.philox.BLOCKS_AT_ONCE", 16)
+    assert np.array_equal(backend.to_host(backend.random_bits(11, 5, 1000)), whole)
+
+
+def test_words_are_uniform_and_independent(backend):
+    words = backend.to_host(backend.random_bits(1, 0, 200_000)).astype(np.float64) / 2**32
+    other = backend.to_host(backend.random_bits(1, 1, 200_000)).astype(np.float64) / 2**32
+    deviation = 1 / np.sqrt(12 * words.size)  # of the mean of uniform numbers
+    assert abs(words.mean() - 0.5) < 4 * deviation
+    assert abs(words.var() - 1 / 12) < 1e-3
+    assert abs(np.corrcoef(words[:-1], words[1:])[0, 1]) < 0.01
+    assert abs(np.corrcoef(words, other)[0, 1]) < 0.01
+
+
+def test_a_stream_moves_on_and_its_state_repeats_it(backend):
+    state = rng.new_state(rng.host_generator(0, "test"))
+    kept = state.copy()
+    first, second = (backend.to_host(rng.draw_bits(backend, state, (3, 4))) for _ in range(2))
+    assert first.shape == (3, 4)
+    assert not np.array_equal(first, second)
+    assert int(state[1]) == 2
+    assert np.array_equal(backend.to_host(rng.draw_bits(backend, kept, (3, 4))), first)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.25, 0.9, 1.0])
+def test_masks_have_their_probability(backend, probability):
+    state = rng.new_state(rng.host_generator(0, "test"))
+    mask = backend.to_host(rng.draw_mask(backend, state, (300, 300), probability))
+    assert mask.dtype == bool
+    assert abs(mask.mean() - probability) < 0.01
+
+
+def test_data_order_is_a_function_of_seed_and_epoch():
+    order = rng.shuffled_order(3, 1, 1000)
+    assert np.array_equal(np.sort(order), np.arange(1000))
+    assert np.array_equal(order, rng.shuffled_order(3, 1, 1000))
+    assert not np.array_equal(order, rng.shuffled_order(3, 2, 1000))
+    assert not np.array_equal(order, rng.shuffled_order(4, 1, 1000))
+
+
+FAN_IN, FAN_OUT = 300, 100
+
+
+@pytest.mark.parametrize(
+    ("name", "variance", "uniform"),
+    [
+        ("he_normal", 2 / FAN_IN, False),
+        ("he_uniform", 2 / FAN_IN, True),
+        ("lecun_normal", 1 / FAN_IN, False),
+        ("lecun_uniform", 1 / FAN_IN, True),
+        ("glorot_normal", 2 / (FAN_IN + FAN_OUT), False),
+        ("glorot_uniform", 2 / (FAN_IN + FAN_OUT), True),
+    ],
+)
+def test_initializers_have_their_variance(name, variance, uniform):
+    initializer = initializers.Initializer.get(name)
+    values = initializer((FAN_IN, FAN_OUT), FAN_IN, FAN_OUT, rng.host_generator(0, "test"))
+    assert values.dtype == np.float64
+    assert abs(values.mean()) < 4 * np.sqrt(variance / values.size)
+    assert values.var() == pytest.approx(variance, rel=0.03)
+    beyond_uniform = np.abs(values).max() > np.sqrt(3 * variance)
+    assert beyond_uniform != uniform
+
+
+def test_uniform_and_zeros():
+    values = initializers.Uniform(-0.5, 0.25)((1000,), 1, 1, rng.host_generator(0, "test"))
+    assert -0.5 <= values.min() < -0.49
+    assert 0.24 < values.max() < 0.25
+    assert not initializers.Zeros()((3, 4), 1, 1, rng.host_generator(0, "test")).any()
+
+
+def test_every_initializer_was_looked_at():
+    assert set(initializers.Initializer.registry) == {
+        *("HeNormal", "HeUniform", "LecunNormal", "LecunUniform", "GlorotNormal", "GlorotUniform", "Uniform", "Zeros")
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: initializers.Uniform(1, 1), r"Uniform\(1, 1\): expected two finite numbers, low < high"),
+        (lambda: initializers.Uniform(0, float("inf")), "expected two finite numbers"),
+        (lambda: initializers.Initializer.get("uniform"), r"needs arguments: pass Uniform\(low, high\) instead"),
+        (lambda: initializers.Initializer.get("xavier"), "no initializer named 'xavier'; there are GlorotNormal"),
+    ],
+)
+def test_initializers_that_make_no_sense_are_refused(make, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make()
