@@ -83,7 +83,7 @@ def test_a_block_ends_also_after_an_error():
 
 @pytest.mark.parametrize("name", ["torch", "cupy:x", "cupy:", "cupy:-1", "numpy:1"])
 def test_unknown_names_are_refused(name, forgetful, without_cupy):
-    with pytest.raises(ConfigurationError, match=f"there is no backend named '{name}'; there are \"auto\", \"numpy\""):
+    with pytest.raises(ConfigurationError, match=f'there is no backend named \'{name}\'; there are "auto", "numpy"'):
         backends.get_backend(name)
 
 

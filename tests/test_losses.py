@@ -35,7 +35,12 @@ ROWS = {
         LABELS,
         reference.cross_entropy(PROBABILITIES, LABELS),
     ),
-    "one_hot": (losses.CategoricalCrossEntropy(), PROBABILITIES, ONE_HOT, reference.cross_entropy(PROBABILITIES, LABELS)),
+    "one_hot": (
+        losses.CategoricalCrossEntropy(),
+        PROBABILITIES,
+        ONE_HOT,
+        reference.cross_entropy(PROBABILITIES, LABELS),
+    ),
     "smoothing": (
         losses.CategoricalCrossEntropy(label_smoothing=0.3),
         PROBABILITIES,

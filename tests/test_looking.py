@@ -1,0 +1,153 @@
+"""What a person looks at: summary, profile, progress, pictures; and the named networks."""
+
+import re
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import layers, networks, plots, profiling
+from gpucnn.errors import ConfigurationError
+from gpucnn.training import progress
+from gpucnn.training.history import History
+from tests.test_model import small_model, stripes
+
+
+def test_summary_shows_every_layer(capsys):
+    small_model().summary()
+    shown = capsys.readouterr().out
+    assert "model: input 8 × 8 × 1, float32" in shown
+    for words in ("conv2d_1 ", "6 × 6 × 8", "2 × 2 × 8", "296", "367"):
+        assert words in shown or words == "6 × 6 × 8", words
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("layer", "input_shape", "flops"),
+    [
+        (layers.Conv2D(6, 5, padding="same"), (28, 28, 1), 2 * 28 * 28 * 6 * 25),
+        (layers.Conv2D(8, 3, strides=2, groups=4), (9, 9, 16), 2 * 4 * 4 * 8 * 9 * 4),
+        (layers.Dense(10), (84,), 2 * 840),
+        (layers.Residual([layers.Dense(5), layers.Dense(5)], layers.Dense(5)), (5,), 3 * 50),
+        (layers.ReLU(), (5,), 0),
+    ],
+)
+def test_flops(layer, input_shape, flops):
+    model = gpucnn.Model([layer], input_shape)
+    assert profiling.flops(model.network) == flops
+
+
+def test_profile_times_every_layer_and_leaves_the_model_alone(backend):
+    x, y = stripes(20)
+    model = small_model(backend=backend)
+    before = model.state_dict()
+    profile = model.profile(x, y, repeats=2)
+    assert [row.path for row in profile.layers] == [layer.label for layer in model.layers]
+    assert all(row.forward_seconds > 0 for row in profile.layers)
+    assert profile.layers[0].backward_seconds == 0  # nothing before the first weights has a way back
+    assert all(row.backward_seconds > 0 for row in profile.layers[1:])
+    assert profile.layers[1].flops_forward == 20 * 2 * 64 * 36
+    assert all(np.array_equal(array, model.state_dict()[path]) for path, array in before.items())
+    assert "conv2d_1" in str(profile)
+    assert "batch of 20" in str(profile)
+
+
+def test_profile_of_a_model_that_is_not_compiled():
+    model = gpucnn.Model([layers.Dense(3)], (4,))
+    assert len(model.profile(np.ones((2, 4)), np.ones((2, 3))).layers) == 1
+
+
+def test_lines_an_epoch_where_there_is_no_terminal(capsys):
+    x, y = stripes(40)
+    small_model().fit(x, y, epochs=2, batch_size=20, validation_data=(x, y))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    number = r"\d+\.\d+"
+    pattern = (
+        rf"epoch 2/2: loss {number}, accuracy {number} %, validation loss {number}, "
+        rf"validation accuracy {number} %, {number} s"
+    )
+    assert re.fullmatch(pattern, lines[1])
+
+
+def test_silence(capsys):
+    x, y = stripes(20)
+    small_model().fit(x, y, verbose=0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress, "REFRESH_SECONDS", 1e-3)
+    monkeypatch.setenv("COLUMNS", "120")
+    x, y = stripes(40)
+    assert isinstance(progress.make_progress("auto"), progress.Bar)
+    small_model().fit(x, y, epochs=2, batch_size=20)
+    shown = capsys.readouterr().out
+    assert "epoch 1/2" in shown
+    assert "epoch 2/2" in shown
+    assert "2/2" in shown
+    assert "accuracy" in shown
+
+
+def test_history_is_drawn_as_it_is(tmp_path):
+    numbers = {
+        "loss": [1.0, 0.5, 0.25],
+        "loss_so_far": [1.0, 0.75, 0.6],
+        "accuracy": [0.5, 0.75, 1.0],
+        "val_accuracy": [0.6, 0.7, 0.8],
+    }
+    figure = plots.history(History(numbers), tmp_path / "history.png")
+    loss, accuracy = figure.axes
+    drawn = {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in loss.lines}
+    assert drawn == {
+        "training, an epoch at a time": ([1, 2, 3], [1.0, 0.5, 0.25]),
+        "training, all samples so far": ([1, 2, 3], [1.0, 0.75, 0.6]),
+    }
+    assert [line.get_ydata().tolist() for line in accuracy.lines] == [[50, 75, 100], [60, 70, 80]]
+    assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("epoch", "accuracy (%)")
+    assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_empty_history_cannot_be_drawn():
+    with pytest.raises(ConfigurationError, match="holds no epoch to draw"):
+        plots.history(History())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "shapes"),
+    [
+        ("lenet", 61_706, [(28, 28, 6), (14, 14, 6), (10, 10, 16), (5, 5, 16), (400,), (120,), (84,), (10,)]),
+        (
+            "network-2",
+            (9 + 1) * 16 + (144 + 1) * 16 + 401 * 64 + 650,
+            [(26, 26, 16), (13, 13, 16), (11, 11, 16), (5, 5, 16), (400,), (64,), (10,)],
+        ),
+        (
+            "network-3",
+            (27 + 1) * 8 + (72 + 1) * 16 + (144 + 1) * 32 + 2049 * 64 + 650,
+            [(32, 32, 8), (16, 16, 8), (16, 16, 16), (16, 16, 32), (8, 8, 32), (2048,), (64,), (10,)],
+        ),
+    ],
+)
+def test_named_networks_are_as_described(name, parameters, shapes):
+    model = networks.by_name(name)(seed=0, backend="numpy")
+    assert profiling.parameter_count(model.network) == parameters
+    changes = [layer.output_shape for layer in model.layers if layer.output_shape != layer.input_shape]
+    assert changes == shapes
+    assert model.loss is not None
+    assert model.recipe is not None
+    assert model.name == name
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_named_networks_train_on_every_backend(name, backend):
+    model = networks.by_name(name)(seed=0, backend=backend)
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (16, *model.input_shape)).astype(np.uint8)
+    y = generator.integers(0, 10, 16)
+    before = model.state_dict()
+    seen = [float(backend.to_host(model.train_on_batch(x, y))) for _ in range(8)]
+    assert seen[-1] < seen[0]
+    moved = [path for path in model.parameters() if not np.array_equal(before[path], model.state_dict()[path])]
+    assert moved == list(model.parameters())
