@@ -5,6 +5,7 @@ NumPy array on the other side raises, `np.asarray(device_array)` raises, and eve
 """
 
 import operator
+import types
 
 import numpy as np
 
@@ -90,11 +91,13 @@ _define_operators()
 class StrictModule:
     """NumPy's functions for device arrays alone."""
 
-    def __init__(self, owner):
-        self._owner = owner
+    def __init__(self, owner, module=np):
+        self._owner, self._module = owner, module
 
     def __getattr__(self, name):
-        value = getattr(np, name)
+        value = getattr(self._module, name)
+        if isinstance(value, types.ModuleType):
+            return StrictModule(self._owner, value)
         return self._owner.function(value) if callable(value) and not isinstance(value, type) else value
 
 

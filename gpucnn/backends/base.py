@@ -66,13 +66,11 @@ class Backend:
 
     def im2col(self, x: Array, window: Window) -> Array:
         """Lay out what each window sees: (N, H, W, C) → (N, OH, OW, KH, KW, C)."""
-        N, H, W, C = x.shape
-        output_size = window.output_size((H, W))
-        padded = self.pad(x, window)
-        columns = self.xp.empty((N, *output_size, *window.size, C), dtype=x.dtype)
-        for i, j in window.offsets():
-            columns[:, :, :, i, j] = padded[window.slices(i, j, output_size)]
-        return columns
+        (SH, SW), (DH, DW) = window.strides, window.dilation
+        sliding = self.xp.lib.stride_tricks.sliding_window_view  # a view that reads the same memory many times
+        views = sliding(self.pad(x, window), window.extent, axis=(1, 2))  # (N, positions, positions, C, rows, columns)
+        views = views[:, ::SH, ::SW, :, ::DH, ::DW]
+        return self.xp.ascontiguousarray(views.transpose(0, 1, 2, 4, 5, 3))
 
     def col2im(self, columns: Array, image_size: tuple[int, int], window: Window) -> Array:
         """Add windows back where `im2col` took them from: (N, OH, OW, KH, KW, C) → (N, H, W, C).

@@ -2,16 +2,21 @@
 
 How the drawing works: every way of writing a digit (`VARIANTS`) is a few strokes through control points; each
 image jitters the points, draws a smooth curve through them, warps, slants and turns it, fits it into MNIST's
-20x20 box with its centre of mass in the middle of 28x28, and lays down ink as a row of Gaussian dabs. A Gaussian
-dab is a product of a row and a column profile, so an image's ink is one small matrix product.
+20x20 box with its centre of mass in the middle of 28x28, and lays down ink as a row of Gaussian dabs. A dab
+is the product of a row and a column profile, so the ink of an image is one small matrix product.
 
-The variants were invented from how people write; no pixel or statistic of a real data set is in here.
+LENET_LINE
+
+The variants were invented from how people write, and misread MNIST training digits showed which ways were
+still missing; no pixel, statistic or learned weight of a real data set is in here.
 """
 
+import math
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 
 from gpucnn.errors import ConfigurationError
 
@@ -113,7 +118,7 @@ VARIANTS = (
     Variant(8, "open top", 2, "60,10 36,2 18,18 32,44 52,68 42,96 18,94 14,72 36,46 66,4"),
     Variant(8, "narrow", 2, "44,8 30,0 18,14 28,44 40,74 32,98 16,94 14,72 28,46 42,20 44,6"),
     Variant(8, "crossed ends", 3, "70,4 46,26 22,52 8,80 20,98 40,86 40,62 20,38 16,16 34,4 72,12"),
-    Variant(8, "wide head, small foot", 2, "66,20 40,2 10,12 18,36 40,54 44,80 30,98 14,88 22,66 44,44 70,18"),
+    Variant(8, "small foot", 2, "66,20 40,2 10,12 18,36 40,54 44,80 30,98 14,88 22,66 44,44 70,18"),
     Variant(8, "open right", 2, "66,6 36,2 12,18 26,40 46,56 44,86 22,98 8,84 20,60 46,42 74,24"),
     Variant(8, "leaning thin", 2, "62,4 40,12 34,36 38,54 30,88 12,98 6,84 22,58 46,34 60,16 62,4"),
     Variant(8, "broad", 1, "56,14 30,2 6,16 22,40 54,52 68,74 42,96 8,88 4,66 30,48 54,34 58,12"),
@@ -140,16 +145,14 @@ class Ways(NamedTuple):
 
     Shapes
         points     (V, K, 2)     control points, height about -1..1, padded with zeros
-        ends       (V, K)        True where a point is the loose end of a stroke
+        looseness  (V, K)        how far a point may stray: most at the free end of a stroke
         curve      (V, 2S, K)    times points: where each of S pieces of the curve begins, then where they end
-        digit      (V,)
         share      (V,)          sums to 1 over the variants of each digit
     """
 
     points: np.ndarray
-    ends: np.ndarray
+    looseness: np.ndarray
     curve: np.ndarray
-    digit: np.ndarray
     share: np.ndarray
 
 
@@ -177,7 +180,7 @@ def catmull_rom(count: int, position: np.ndarray) -> np.ndarray:
 
 
 def split_strokes(variant: Variant) -> tuple[np.ndarray, list[list[int]]]:
-    """The distinct points of a variant (K, 2), in units of half its height, and each stroke as point indices."""
+    """Read a variant's distinct points (K, 2), half its height being 1, and its strokes as point indices."""
     strokes = [stroke.split() for stroke in variant.strokes.split(";")]
     order = list(dict.fromkeys(point for stroke in strokes for point in stroke))
     points = np.array([point.split(",") for point in order], dtype=float)
@@ -207,31 +210,31 @@ def curve_weights(points: np.ndarray, strokes: list[list[int]]) -> np.ndarray:
 def ways_of_writing() -> Ways:
     """`VARIANTS` as arrays, worked out once."""
     count, most = len(VARIANTS), max(len(split_strokes(variant)[0]) for variant in VARIANTS)
-    points, ends = np.zeros((count, most, 2)), np.zeros((count, most), bool)
+    points, looseness = np.zeros((count, most, 2)), np.ones((count, most))
     curve = np.zeros((count, 2 * DABS, most))
     for row, variant in enumerate(VARIANTS):
         own, strokes = split_strokes(variant)
         points[row, : len(own)] = own
         curve[row, :, : len(own)] = curve_weights(own, strokes)
-        tips, times = np.unique([tip for stroke in strokes for tip in (stroke[0], stroke[-1])], return_counts=True)
-        ends[row, tips[times == 1]] = True
+        tips = np.bincount([stroke[end] for stroke in strokes for end in (0, -1)], minlength=most)
+        looseness[row, tips == 1] = 1.8  # a tip that no other stroke shares
     digit = np.array([variant.digit for variant in VARIANTS])
     share = np.array([variant.share for variant in VARIANTS], dtype=float)
     share /= np.bincount(digit, share)[digit]
-    return Ways(points.astype(np.float32), ends, curve.astype(np.float32), digit, share)
+    return Ways(points.astype(np.float32), looseness.astype(np.float32), curve.astype(np.float32), share)
 
 
-def normal(rng: np.random.Generator, scale: float, *shape: int) -> np.ndarray:
-    """Gaussian float32 noise of standard deviation `scale`, cut off at 2.5 of them: no digit is torn apart."""
+def normal(rng: Generator, scale: float, *shape: int) -> np.ndarray:
+    """Gaussian float32 noise of standard deviation `scale`, cut at 2.5 of them: no digit is torn apart."""
     return scale * np.clip(rng.standard_normal(shape, dtype=np.float32), -2.5, 2.5)
 
 
-def uniform(rng: np.random.Generator, low: float, high: float, *shape: int) -> np.ndarray:
+def uniform(rng: Generator, low: float, high: float, *shape: int) -> np.ndarray:
     """Even float32 noise between `low` and `high`."""
     return low + (high - low) * rng.random(shape, dtype=np.float32)
 
 
-def trace(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def trace(labels: np.ndarray, rng: Generator) -> np.ndarray:
     """Choose a variant for each label and draw it through jittered control points.
 
     Shapes
@@ -239,16 +242,15 @@ def trace(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """
     ways = ways_of_writing()
     n = len(labels)
-    # The shares of each digit sum to 1 and the digits stand in order, so label + chance is a place in the sum.
+    # Each digit's shares sum to 1 and the digits stand in order, so label + chance is a place in the sum.
     choice = np.searchsorted(np.cumsum(ways.share).round(9), labels + uniform(rng, 0, 1, n), side="right")
     points = ways.points[choice]
     sloppiness = uniform(rng, 0.04, 0.13, n, 1, 1)
-    looseness = 1 + 0.8 * ways.ends[choice, :, None]  # where a stroke ends varies most
-    points = points + sloppiness * looseness * normal(rng, 1, *points.shape)
+    points = points + sloppiness * ways.looseness[choice, :, None] * normal(rng, 1, *points.shape)
     return ways.curve[choice] @ points
 
 
-def warp(curve: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def warp(curve: np.ndarray, rng: Generator) -> np.ndarray:
     """Push every point of a curve along a smooth random field: three slow waves in each direction.
 
     Shapes
@@ -256,30 +258,30 @@ def warp(curve: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """
     n = len(curve)
     for _ in range(3):
-        wave = curve @ normal(rng, 1.6, n, 2, 1) + uniform(rng, 0, 2 * np.pi, n, 1, 1)
+        wave = curve @ normal(rng, 1.6, n, 2, 1) + uniform(rng, 0, 2 * math.pi, n, 1, 1)
         curve = curve + np.sin(wave) * normal(rng, 0.12, n, 1, 2)
     return curve
 
 
-def slant(curve: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def slant(curve: np.ndarray, rng: Generator) -> np.ndarray:
     """Slant, turn and stretch every curve.
 
     Shapes
         curve (n, 2S, 2) -> (n, 2S, 2)
     """
     n = len(curve)
-    lean, angle = normal(rng, 0.28, n) - 0.12, normal(rng, 0.12, n)  # most people lean to the right
-    width = np.exp(normal(rng, 0.2, n))
-    shape = np.stack([np.stack([width, 0 * width], -1), np.stack([lean, 1 + 0 * width], -1)], -2)
-    turn = np.stack([np.stack([np.cos(angle), np.sin(angle)], -1), np.stack([-np.sin(angle), np.cos(angle)], -1)], -2)
-    return curve @ shape @ turn
+    lean = normal(rng, 0.28, n) - 0.12  # most people lean to the right, and y points down
+    angle, width = normal(rng, 0.12, n), np.exp(normal(rng, 0.2, n))
+    x, y = curve[..., 0] * width[:, None] + curve[..., 1] * lean[:, None], curve[..., 1]
+    cosine, sine = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    return np.stack([cosine * x - sine * y, sine * x + cosine * y], axis=-1)
 
 
-def place(curve: np.ndarray, half_width: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def place(curve: np.ndarray, half_width: np.ndarray, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
     """Fit every digit into the ink box and its centre of mass near the middle of the image.
 
     Shapes
-        curve (n, 2S, 2), half_width (n,) -> the middle of each piece (n, S, 2) and its length (n, S), in pixels
+        curve (n, 2S, 2), half_width (n,) -> middle (n, S, 2) and length (n, S) of each piece, in pixels
     """
     n = len(curve)
     extent = (curve.max(axis=1) - curve.min(axis=1)).max(axis=1)
@@ -291,7 +293,7 @@ def place(curve: np.ndarray, half_width: np.ndarray, rng: np.random.Generator) -
     return middle - mass[:, None] + (IMAGE_SIZE - 1) / 2 + normal(rng, 0.4, n, 1, 2), length
 
 
-def draw(middle: np.ndarray, length: np.ndarray, half_width: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def draw(middle: np.ndarray, length: np.ndarray, half_width: np.ndarray, rng: Generator) -> np.ndarray:
     """Lay down ink along every curve: a Gaussian dab for each piece, and paper that takes no more than black.
 
     Shapes
@@ -299,26 +301,28 @@ def draw(middle: np.ndarray, length: np.ndarray, half_width: np.ndarray, rng: np
     """
     n, dabs = length.shape
     blur = np.minimum(uniform(rng, 0.4, 0.75, n, 1), 0.6 * half_width[:, None])
-    along = np.linspace(0, 2 * np.pi, dabs, dtype=np.float32)
-    pressure = 1 + normal(rng, 0.08, n, 1) * np.sin(along * uniform(rng, 0.5, 2, n, 1) + uniform(rng, 0, 6.28, n, 1))
-    # Along a straight line the dabs add up to dose * exp(-distance² / 2 blur²); ink 1 - exp(-that) is one half
-    # at the wanted half width.
-    dose = np.log(2) * np.exp(np.square(half_width[:, None] * pressure / blur) / 2)
-    dose = dose * length / (blur * np.sqrt(2 * np.pi))
+    along = np.linspace(0, 2 * math.pi, dabs, dtype=np.float32)
+    swell = np.sin(along * uniform(rng, 0.5, 2, n, 1) + uniform(rng, 0, 2 * math.pi, n, 1))
+    pressure = 1 + normal(rng, 0.08, n, 1) * swell
+    # Along a straight line the dabs add up to dose * exp(-distance² / 2 blur²); the ink, 1 - exp(-that), is
+    # one half at the wanted half width.
+    dose = math.log(2) * np.exp(np.square(half_width[:, None] * pressure / blur) / 2)
+    dose = dose * length / (blur * math.sqrt(2 * math.pi))
     pixel = np.arange(IMAGE_SIZE, dtype=np.float32)
     profile = np.exp(-np.square((middle[..., None] - pixel) / blur[:, :, None, None]) / 2)
     columns, rows = profile[:, :, 0], profile[:, :, 1]
     ink = (rows * dose[:, :, None]).transpose(0, 2, 1) @ columns
-    grain = 1 + normal(rng, 0.15, *ink.shape)
+    grain = 1 + normal(rng, 0.15, *ink.shape)  # rough paper; mostly seen at the edges
     return 1 - np.exp(-ink * grain)
 
 
-def draw_digits(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def draw_digits(labels: np.ndarray, rng: Generator) -> np.ndarray:
     """Draw one chunk.
 
     Shapes
         labels (n,) -> (n, 28, 28, 1) uint8
     """
+    # Pixels; thick pens are rarer than thin ones.
     half_width = 0.8 + 1.7 * uniform(rng, 0, 1, len(labels)) ** 1.6
     curve = slant(warp(trace(labels, rng), rng), rng)
     ink = draw(*place(curve, half_width, rng), half_width, rng)
@@ -326,7 +330,7 @@ def draw_digits(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def synthetic_digits(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Draw `n` handwriting-like digits, white on black like MNIST, in classes of equal size and shuffled order.
+    """Draw `n` handwriting-like digits, white on black like MNIST, as many of each class, in shuffled order.
 
     Shapes
         images (n, 28, 28, 1) uint8, labels (n,) int64
