@@ -14,7 +14,7 @@ def conv2d(x, weight, bias=None, strides=(1, 1), padding=((0, 0), (0, 0)), dilat
     (top, bottom), (left, right) = padding
     OH = (H + top + bottom - (KH - 1) * dilation[0] - 1) // strides[0] + 1
     OW = (W + left + right - (KW - 1) * dilation[1] - 1) // strides[1] + 1
-    assert CG == C // groups
+    assert C // groups == CG
     y = np.zeros((N, OH, OW, F))
     for n, oh, ow, f in np.ndindex(N, OH, OW, F):
         group = f // (F // groups)

@@ -60,8 +60,9 @@ class DeviceArray:
 
 
 def _define_operators():
-    names = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift lt le gt ge eq ne".split()
-    for name in names:
+    arithmetic = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"]
+    bits, comparisons = ["and", "or", "xor", "lshift", "rshift"], ["lt", "le", "gt", "ge", "eq", "ne"]
+    for name in [*arithmetic, *bits, *comparisons]:
         function = getattr(operator, f"{name}_" if name in ("and", "or") else name)
 
         def forward(self, other, function=function):
@@ -81,7 +82,11 @@ def _define_operators():
 
             setattr(DeviceArray, f"__i{name}__", assign)
     for name in ("neg", "invert", "abs"):
-        setattr(DeviceArray, f"__{name}__", lambda self, f=getattr(operator, name): self._owner.function(f)(self))
+
+        def single(self, name=name):
+            return self._owner.function(getattr(operator, name))(self)
+
+        setattr(DeviceArray, f"__{name}__", single)
     DeviceArray.__hash__ = None
 
 

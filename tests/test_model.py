@@ -500,7 +500,7 @@ def test_a_loss_that_does_not_fit_the_last_layer_is_refused(last, loss, message)
 @pytest.mark.parametrize("verb", ["fit", "evaluate", "train_on_batch"])
 def test_a_model_that_is_not_compiled_says_so(verb):
     model = gpucnn.Model([layers.Dense(3), layers.Softmax()], (4,))
-    with pytest.raises(ConfigurationError, match="the model is not compiled; call model.compile"):
+    with pytest.raises(ConfigurationError, match="the model is not compiled"):
         getattr(model, verb)(np.ones((2, 4)), np.array([0, 1]))
 
 

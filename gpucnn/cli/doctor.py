@@ -15,11 +15,21 @@ from gpucnn.backends import get_backend
 from gpucnn.cli.common import console
 from gpucnn.errors import BackendUnavailable
 
+# the environment variables that change what gpucnn does, or how fast
+SETTINGS = (
+    "GPUCNN_BACKEND",
+    "GPUCNN_DATA",
+    "GPUCNN_CACHE",
+    "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_CORETYPE",
+)
+
 Finding = tuple[str, str, str]  # what was looked at, what was found, what to do about it (or nothing)
 
 
 def doctor() -> None:
-    """Say what Python, NumPy, BLAS, CuPy and the GPU are here, where the data lies, and what would mend what is missing."""
+    """Say what Python, NumPy, CuPy and the GPU are here, where data lies, and what would mend what is missing."""
     remedies = []
     for what, found, remedy in findings():
         console.print(Text.assemble((f"  {what:<10}", "bold"), found), soft_wrap=True)
@@ -42,6 +52,8 @@ def findings() -> Iterator[Finding]:
     yield "NumPy", f"{numpy_version}, SciPy {scipy.__version__}", ""
     yield from _blas()
     yield from _gpu()
+    set_here = [f"{name}={os.environ[name]}" for name in SETTINGS if name in os.environ]
+    yield "settings", ", ".join(set_here) or "none: no variable that changes what gpucnn does is set", ""
     for name, title in (("mnist", "MNIST"), ("cifar10", "CIFAR-10")):
         place = datasets.available(name)
         found = place or "not here; downloaded at first use, or put it below the folder that GPUCNN_DATA names"
@@ -94,7 +106,8 @@ def _gpu() -> Iterator[Finding]:
     try:
         yield "GPU", f"works: {get_backend('cupy').describe()}", ""
     except BackendUnavailable as error:
-        remedy = "install NVIDIA's driver, and see that `nvidia-smi` lists the GPU" if not driver else install
+        no_driver = "if this machine has an NVIDIA GPU, install NVIDIA's driver, until `nvidia-smi` lists the GPU"
+        remedy = f"CuPy and the driver do not fit each other: {install}" if driver else no_driver
         yield "GPU", f"the probe failed: {error.__cause__ or error}", remedy
 
 
@@ -118,7 +131,9 @@ def _gpu_name() -> str:
         return ""
     try:
         query = [program, "--query-gpu=name", "--format=csv,noheader"]
-        return ", ".join(subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.split("\n")).strip(", ")
+        return ", ".join(subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.split("\n")).strip(
+            ", "
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
 

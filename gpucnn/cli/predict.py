@@ -46,7 +46,9 @@ def predict(
         probabilities = network.predict((255 - pixels if inverted else pixels)[None])[0]
         order = probabilities.argsort()[::-1][:SHOWN]
         names = [network.class_names[i] if network.class_names else f"class {i}" for i in order]
-        then = ", ".join(f"{name} {100 * probabilities[i]:.1f} %" for name, i in list(zip(names, order, strict=True))[1:])
+        then = ", ".join(
+            f"{name} {100 * probabilities[i]:.1f} %" for name, i in list(zip(names, order, strict=True))[1:]
+        )
         label = Text(str(file))
         if inverted:
             label.append(" (inverted)", style="dim")

@@ -99,7 +99,7 @@ def check_unused(folder: Path) -> None:
 
 
 def make_run_folder(asked: Path | None, name: str) -> Path:
-    """Make the folder of a run: the one asked for, or `runs/NAME-1`, `runs/NAME-2`, …"""
+    """Make the folder of a run: the one asked for, or the next of `runs/NAME-1`, `runs/NAME-2` and so on."""
     try:
         if asked is not None:
             asked.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,294 @@
+"""The command line: what a user types, what is printed, what is left on the disk."""
+
+import importlib
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import gpucnn
+from gpucnn import __main__, networks
+from gpucnn.data.images import is_dark_on_light, read_image
+from gpucnn.data.synthetic import synthetic_digits
+from gpucnn.errors import DataError
+
+doctor_module = importlib.import_module("gpucnn.cli.doctor")  # the package's `doctor` is the command
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A folder with a small MNIST, made of synthetic digits."""
+    folder = tmp_path_factory.mktemp("data") / "mnist"
+    folder.mkdir()
+    for split, count, seed in (("train", 2000, 0), ("t10k", 300, 1)):
+        images, labels = synthetic_digits(count, seed)
+        write_idx(folder / f"{split}-images-idx3-ubyte", images[..., 0])
+        write_idx(folder / f"{split}-labels-idx1-ubyte", labels)
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run a command in an empty folder; return its exit status, its output and its errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GPUCNN_DATA", raising=False)
+    monkeypatch.setenv("GPUCNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gpucnn", *map(str, arguments)])
+        status = 0
+        try:
+            __main__.main()
+        except SystemExit as stop:
+            status = stop.code
+        shown = capsys.readouterr()
+        return status, shown.out, shown.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def trained(digits, tmp_path_factory):
+    """The folder of a run that has learned its digits."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    command = [sys.executable, "-m", "gpucnn", "train", "--data", "mnist", "--data-dir", digits, "--run-dir", folder]
+    done = subprocess.run(
+        [*command, "--epochs", "6", "--batch-size", "32"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("test accuracy ")
+    return folder
+
+
+def test_train_leaves_a_run(trained):
+    assert sorted(path.name for path in trained.iterdir()) == ["config.json", "history.json", "model.safetensors"]
+    settings = json.loads((trained / "config.json").read_text())
+    assert settings["network"] == "lenet"
+    assert (settings["epochs"], settings["batch_size"], settings["seed"]) == (6, 32, 0)
+    assert settings["versions"]["gpucnn"] == gpucnn.__version__
+    assert settings["test"]["accuracy"] > 0.6
+    history = json.loads((trained / "history.json").read_text())
+    assert len(history["loss"]) == 6
+    assert history["loss"][-1] < history["loss"][0]
+    assert gpucnn.load(trained / "model.safetensors").class_names == list("0123456789")
+
+
+def test_test_finds_the_data_again(run, trained, digits):
+    accuracy = json.loads((trained / "config.json").read_text())["test"]["accuracy"]
+    status, shown, _ = run("test", trained)
+    assert status == 0
+    assert shown.splitlines()[-1].startswith(f"test accuracy {100 * accuracy:.2f} %")
+    assert "% of 30" in shown  # a line for each class
+    status, shown, _ = run("test", trained / "model.safetensors", "--data", "mnist", "--data-dir", digits)
+    assert f"test accuracy {100 * accuracy:.2f} %" in shown
+
+
+def test_predict_reads_pictures(run, trained):
+    images, labels = synthetic_digits(12, 5)
+    files = []
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        picture = Image.fromarray(image[..., 0] if number % 2 else 255 - image[..., 0])  # every other one on paper
+        picture = picture.resize((56, 56)).convert("RGB" if number % 3 else "L")
+        files.append(Path(f"{label}-{number}.png"))
+        picture.save(files[-1])
+    status, shown, _ = run("predict", *files, "--model", trained)
+    assert status == 0
+    rows = [line.split() for line in shown.splitlines() if ".png" in line]
+    predicted = [row[2] if row[1] == "(inverted)" else row[1] for row in rows]
+    assert [row[1] == "(inverted)" for row in rows] == [number % 2 == 0 for number in range(12)]
+    right = sum(int(p) == label for p, label in zip(predicted, labels, strict=True))
+    assert right >= 10
+    status, shown, _ = run("predict", files[0], "--model", trained, "--no-invert")
+    assert "(inverted)" not in shown
+
+
+def test_predict_takes_the_newest_run(run, digits, tmp_path):
+    for seed in (0, 1):
+        assert run("train", "--data", "mnist", "--data-dir", digits, "--epochs", 1, "--seed", seed)[0] == 0
+    Image.new("L", (28, 28)).save("black.png")
+    status, shown, _ = run("predict", "black.png")
+    assert status == 0
+    assert "lenet-mnist-2/model.safetensors" in shown.replace("\\", "/")
+    (tmp_path / "runs" / "lenet-mnist-1" / "model.safetensors").touch()
+    assert "lenet-mnist-1/model.safetensors" in run("predict", "black.png")[1].replace("\\", "/")
+
+
+def test_options_reach_the_training(run, digits, tmp_path):
+    options = ("--network", "network-2", "--epochs", 1, "--batch-size", 500, "--learning-rate", 0.02, "--seed", 7)
+    status, shown, errors = run(
+        "train", "--data", "mnist", "--data-dir", digits, "--backend", "numpy", "--run-dir", "here", *options
+    )
+    assert (status, errors) == (0, "")
+    settings = json.loads((tmp_path / "here" / "config.json").read_text())
+    assert (settings["batch_size"], settings["seed"], settings["backend"]) == (500, 7, "numpy")
+    assert settings["optimizer"]["learning_rate"]["rate"] == 0.02
+    assert gpucnn.load("here/model.safetensors").optimizer.steps == 0
+    assert "epoch 1/1: loss" in shown
+
+
+def test_same_seed_same_weights(run, digits, tmp_path):
+    for name in ("a", "b"):
+        run("train", "--data", "mnist", "--data-dir", digits, "--epochs", 1, "--run-dir", name)
+    a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b"))
+    assert a == b
+
+
+def test_without_any_data_it_says_so_and_draws_digits(run, monkeypatch, tmp_path):
+    def out_of_reach(name, folder, progress=False):
+        raise DataError("MNIST: no mirror answered")
+
+    monkeypatch.setattr("gpucnn.datasets.fetch", out_of_reach)
+    monkeypatch.setattr("gpucnn.datasets.synthetic_digits", lambda: few_digits())
+    status, shown, errors = run("train", "--epochs", 1)
+    assert (status, errors) == (0, "")
+    assert "MNIST cannot be had here, so this run uses gpucnn's own synthetic digits." in shown
+    assert "no mirror answered" in shown
+    assert shown.splitlines()[-1].endswith("on 100 synthetic digit images")
+    assert (tmp_path / "runs" / "lenet-synthetic_digits-1").is_dir()
+    status, _, errors = run("train", "--data", "mnist")
+    assert status == 1  # asked for by name, MNIST is not replaced
+    assert "no mirror answered" in errors
+    assert run("test")[0] == 0
+
+
+def few_digits():
+    return gpucnn.datasets.Dataset(
+        [synthetic_digits(500, 0), synthetic_digits(100, 1)], name="synthetic_digits", class_names="0123456789"
+    )
+
+
+def test_a_folder_of_images(run, tmp_path):
+    generator = np.random.default_rng(0)
+    for name, colour in (("red", (200, 0, 0)), ("green", (0, 200, 0)), ("blue", (0, 0, 200))):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            noisy = np.clip(colour + generator.integers(-50, 50, (20, 24, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(tmp_path / "photos" / name / f"{number}.png")
+    options = ("--epochs", 6, "--batch-size", 8, "--learning-rate", 0.02, "--run-dir", "colours")
+    status, shown, errors = run("train", "--data", "images", "--data-dir", "photos", "--network", "network-3", *options)
+    assert (status, errors) == (0, "")
+    assert "test accuracy 100.00 %" in shown
+    status, shown, _ = run("predict", "photos/red/0.png", "--model", "colours")
+    assert next(word for word in shown.split() if word in ("red", "green", "blue")) == "red"
+    assert "test accuracy 100.00 %" in run("test", "colours")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--network", "alexnet"), "there is no network named 'alexnet'; there are lenet, network-2"),
+        (("train", "--data", "svhn"), "there is no data set 'svhn'; there are mnist, cifar10"),
+        (("train", "--data", "images"), "--data images needs --data-dir"),
+        (("train", "--data-dir", "nowhere"), "nowhere: does not exist"),
+        (("train", "--backend", "torch", "--data", "mnist"), None),
+        (("test",), "there is no model.safetensors in any folder below runs/; train one with `gpucnn train`"),
+        (("test", "nowhere"), "nowhere: there is no such model"),
+        (("predict", "x.png", "--model", "nowhere"), "nowhere: there is no such model"),
+    ],
+)
+def test_mistakes_end_with_a_message_and_no_trace(run, arguments, message, monkeypatch):
+    def out_of_reach(name, folder, progress=False):
+        raise DataError("MNIST: no mirror answered")
+
+    monkeypatch.setattr("gpucnn.datasets.fetch", out_of_reach)
+    status, _, errors = run(*arguments)
+    assert status == 1
+    assert "Traceback" not in errors
+    assert message is None or message in errors.replace("\n", " ")
+
+
+def test_a_run_folder_in_use_is_kept(run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("precious")
+    status, _, errors = run("train", "--run-dir", "mine")
+    assert status == 1
+    assert "--run-dir mine: is there already and not empty" in errors
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_file_that_is_no_image(run, trained, tmp_path):
+    (tmp_path / "page.png").write_text("<html>404</html>")
+    status, _, errors = run("predict", "page.png", "--model", trained)
+    assert status == 1
+    assert "page.png: is no image that can be read here; it looks like" in errors
+
+
+def test_version_and_help(run):
+    assert run("--version")[1] == f"gpucnn {gpucnn.__version__}\n"
+    shown = run("--help")[1]
+    assert all(command in shown for command in ("train", "test", "predict", "doctor"))
+
+
+def test_doctor_says_what_is_here(run, monkeypatch):
+    monkeypatch.setenv("GPUCNN_BACKEND", "numpy")
+    status, shown, _ = run("doctor")
+    assert status == 0
+    assert f"NumPy     {np.__version__}" in shown
+    assert f"Python    {sys.version.split()[0]}" in shown
+    assert "GPUCNN_BACKEND=numpy" in shown
+    assert "MNIST     not here" in shown
+    assert "BLAS      " in shown
+
+
+def test_doctor_finds_the_data(run, monkeypatch, digits):
+    monkeypatch.setenv("GPUCNN_DATA", str(digits.parent))
+    assert str(digits) in run("doctor")[1].replace("\n", "")
+
+
+def test_doctor_names_the_command_for_a_gpu_without_cupy(monkeypatch):
+    monkeypatch.setattr(doctor_module, "cuda_driver_version", lambda: (13, 0))
+    monkeypatch.setattr(doctor_module, "_cupy_version", lambda: None)
+    found = {what: (text, remedy) for what, text, remedy in doctor_module._gpu()}
+    assert "CUDA 13.0" in found["driver"][0]
+    assert found["CuPy"][1] == "an NVIDIA GPU is here, but CuPy is not: pip install 'gpucnn\\[cuda13]'"
+    monkeypatch.setattr(doctor_module, "cuda_driver_version", lambda: (12, 4))
+    assert "cuda12" in {what: remedy for what, _, remedy in doctor_module._gpu()}["CuPy"]
+
+
+def test_doctor_counts_threads_against_cores(monkeypatch):
+    library = {
+        "user_api": "blas",
+        "internal_api": "openblas",
+        "filepath": "/numpy.libs/libopenblas.so",
+        "version": "0.3",
+        "architecture": "Zen",
+        "num_threads": 64,
+    }
+    monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: [library])
+    monkeypatch.setattr(doctor_module, "usable_cores", lambda: 2)
+    ((_, found, remedy),) = doctor_module._blas()
+    assert found == "openblas 0.3, Zen, 64 threads"
+    assert remedy.endswith("set OPENBLAS_NUM_THREADS=2")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_image_in_the_form_a_model_takes(tmp_path, channels):
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(tmp_path / "red.png")
+    Image.new("L", (40, 20), 100).save(tmp_path / "grey.png")
+    red, grey = (read_image(tmp_path / f"{name}.png", (8, 6), channels) for name in ("red", "grey"))
+    assert red.shape == grey.shape == (8, 6, channels)
+    assert red.dtype == np.uint8
+    assert red[0, 0].tolist() == ([76] if channels == 1 else [255, 0, 0])  # 0.299 · 255
+    assert grey[3, 3].tolist() == [100] * channels
+
+
+def test_light_paper_is_told_from_a_dark_ground():
+    paper = np.full((9, 9, 1), 240, np.uint8)
+    paper[3:6, 3:6] = 10
+    assert is_dark_on_light(paper)
+    assert not is_dark_on_light(255 - paper)
+
+
+def test_every_network_can_be_named():
+    assert set(networks.NETWORKS) == {"lenet", "network-2", "network-3"}
