@@ -1,7 +1,7 @@
 """A small network on CIFAR-10, written by hand: batch norm, a residual branch, dropout, and a callback of one's own.
 
-    python examples/cifar10_small.py            three epochs on real CIFAR-10
-    python examples/cifar10_small.py --smoke    a few seconds on coloured noise, to see that everything runs
+python examples/cifar10_small.py            three epochs on real CIFAR-10
+python examples/cifar10_small.py --smoke    a few seconds on coloured noise, to see that everything runs
 """
 
 import argparse

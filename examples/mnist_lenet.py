@@ -1,7 +1,7 @@
 """LeNet on MNIST: define a network, train it, look at it, save it, and load it on another backend.
 
-    python examples/mnist_lenet.py            three epochs on real MNIST, about 99 % on the test images
-    python examples/mnist_lenet.py --smoke    a few seconds on drawn digits, to see that everything runs
+python examples/mnist_lenet.py            three epochs on real MNIST, about 99 % on the test images
+python examples/mnist_lenet.py --smoke    a few seconds on drawn digits, to see that everything runs
 """
 
 import argparse

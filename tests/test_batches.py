@@ -33,6 +33,11 @@ INPUTS = [
         DataError,
         r"x holds nan at index \(1, 0, 2, 0\), and 1 such values in all",
     ),
+    (
+        np.where(np.arange(X.size).reshape(X.shape) % 3 > 0, np.array([np.inf, -np.inf, 0]), 0),
+        DataError,
+        "x holds -inf",
+    ),
     (np.where(np.arange(X.size).reshape(X.shape) > 500, np.inf, 0.0), DataError, "x holds inf at index .* 75 such"),
 ]
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn import layers, networks, plots, profiling
+from gpucnn import layers, metrics, networks, plots, profiling
 from gpucnn.errors import ConfigurationError
 from gpucnn.training import progress
 from gpucnn.training.history import History
+from tests.strict_backend import StrictBackend
 from tests.test_model import small_model, stripes
 
 
@@ -88,6 +89,19 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
     assert "epoch 2/2" in shown
     assert "2/2" in shown
     assert "accuracy" in shown
+
+
+def test_the_bar_looks_at_the_device_at_its_refresh_rate(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock) * 0.01)  # a step takes 10 ms
+    backend = StrictBackend()
+    totals = metrics.Totals(backend, [])
+    totals.add(backend.from_host(np.array(1.0)), backend.from_host(np.zeros((2, 2))), None)
+    bar = progress.Bar()
+    bar.begin_epoch(0, 1, 100)
+    for _ in range(100):
+        bar.step(totals)
+    assert backend.reads == 4  # one second at four looks a second
 
 
 def test_history_is_drawn_as_it_is(tmp_path):

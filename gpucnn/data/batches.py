@@ -32,15 +32,23 @@ def check_inputs(x: Any, input_shape: tuple[int, ...], what: str = "x") -> HostA
         )
     if len(x) == 0:
         raise DataError(f"{what} is empty: shape {x.shape}; expected at least one sample")
-    if x.dtype.kind == "f" and not np.isfinite(x.sum(dtype=np.float64)):
-        bad = np.argwhere(~np.isfinite(x))
-        if len(bad):
-            place = tuple(int(i) for i in bad[0])
-            raise DataError(
-                f"{what} holds {x[place]} at index {place}, and {len(bad):,} such values in all; a network cannot "
-                "learn from NaN or infinity: repair or leave out these samples"
-            )
+    if x.dtype.kind == "f":
+        _check_finite(x, what)
     return x
+
+
+def _check_finite(x: HostArray, what: str) -> None:
+    with np.errstate(invalid="ignore"):
+        total = x.sum(dtype=np.float64)  # one pass tells; the search for the place is for the rare case
+    if np.isfinite(total):
+        return
+    bad = np.argwhere(~np.isfinite(x))
+    if len(bad):
+        place = tuple(int(i) for i in bad[0])
+        raise DataError(
+            f"{what} holds {x[place]} at index {place}, and {len(bad):,} such values in all; a network cannot "
+            "learn from NaN or infinity: repair or leave out these samples"
+        )
 
 
 def _shape_remedy(x: HostArray, input_shape: tuple[int, ...], what: str) -> str:
