@@ -154,8 +154,8 @@ def test_without_any_data_it_says_so_and_draws_digits(run, monkeypatch, tmp_path
     assert (status, errors) == (0, "")
     assert "MNIST cannot be had here, so this run uses gpucnn's own synthetic digits." in shown
     assert "no mirror answered" in shown
-    assert shown.splitlines()[-1].endswith("on 100 synthetic digit images")
-    assert (tmp_path / "runs" / "lenet-synthetic_digits-1").is_dir()
+    assert shown.splitlines()[-1].endswith("on 100 images (synthetic digits)")
+    assert (tmp_path / "runs" / "lenet-synthetic-digits-1").is_dir()
     status, _, errors = run("train", "--data", "mnist")
     assert status == 1  # asked for by name, MNIST is not replaced
     assert "no mirror answered" in errors

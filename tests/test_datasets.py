@@ -345,7 +345,7 @@ def test_every_remote_has_mirrors_and_checksums():
     for remote in REMOTES.values():
         assert len(set(remote.mirrors)) >= 2
         assert all(mirror.endswith("/") for mirror in remote.mirrors)
-        assert all(len(known.removeprefix("md5:")) == 32 for known in remote.files.values())
+        assert all(len(known.removeprefix("sha256:")) == 64 for known in remote.files.values())
 
 
 def test_pooch_is_quiet_while_fetching_and_no_longer(tmp_path, monkeypatch, serve, closed):

@@ -42,13 +42,8 @@ def load_data_or_digits(name: str, folder: Path | None) -> Dataset:
         if name != "mnist" or folder is not None:
             raise
         console.print("[bold yellow]MNIST cannot be had here, so this run uses gpucnn's own synthetic digits.[/]")
-        console.print(f"[dim]{first_sentence(str(error))}[/]", soft_wrap=True)
+        console.print(str(error), style="dim", markup=False, soft_wrap=True)
         return load_data("synthetic", None)
-
-
-def first_sentence(text: str) -> str:
-    """Return what stands before the first line break."""
-    return text.split("\n", 1)[0]
 
 
 def describe_backend(model: Model, asked: str) -> str:
@@ -56,7 +51,7 @@ def describe_backend(model: Model, asked: str) -> str:
     words = model.backend.describe()
     if asked == "auto" and model.backend.name == "numpy":
         choice, reason = auto_choice()
-        return f"{words}; {first_sentence(reason)}" if choice == "numpy" else words
+        return f"{words}; {reason}" if choice == "numpy" else words
     return words
 
 

@@ -32,7 +32,7 @@ def test(
     scores = network.evaluate(images, labels)
     predictions = network.predict(images).argmax(axis=1)
     console.print(f"  model     {path}", soft_wrap=True)
-    console.print(f"  data      {len(images):,} {describe(dataset)} test images; {dataset.source}", soft_wrap=True)
+    console.print(f"  data      {describe(dataset)}: {len(images):,} test images; {dataset.source}", soft_wrap=True)
     for number, name in enumerate(dataset.class_names):
         of_class = labels == number
         if of_class.any():

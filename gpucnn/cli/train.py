@@ -58,7 +58,7 @@ def train(
         _adapt(model, x_train)
     if learning_rate is not None:
         model.optimizer.learning_rate = _with_rate(model.optimizer.learning_rate, learning_rate)
-    folder = make_run_folder(run_dir, f"{model.name}-{dataset.name}")
+    folder = make_run_folder(run_dir, f"{model.name}-{dataset.name.replace('_', '-')}")
     settings: dict[str, Any] = {
         "network": network,
         "data": dataset.name if data is None else data,
@@ -78,13 +78,13 @@ def train(
     console.print(f"  saved     {folder / MODEL}", soft_wrap=True)
     console.print(
         f"[bold]test accuracy {100 * scores['accuracy']:.2f} %[/] "
-        f"(loss {scores['loss']:.4f}) on {len(x_test):,} {describe(dataset)} images"
+        f"(loss {scores['loss']:.4f}) on {len(x_test):,} images ({describe(dataset)})"
     )
 
 
 def describe(dataset: Dataset) -> str:
     """Return the data set's name as people write it."""
-    known = {"mnist": "MNIST", "cifar10": "CIFAR-10", "synthetic_digits": "synthetic digit"}
+    known = {"mnist": "MNIST", "cifar10": "CIFAR-10", "synthetic_digits": "synthetic digits"}
     return known.get(dataset.name, dataset.name)
 
 
