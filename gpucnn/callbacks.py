@@ -36,7 +36,7 @@ class EarlyStopping(Callback):
 
     Arguments
         monitor       a key of the history: smaller is better, except for accuracies
-        patience      how many epochs in a row may bring no improvement
+        patience      stop after this many epochs in a row without improvement
         minimum       the change that counts as one
         restore_best  load the weights of the best epoch when the training ends
     """
@@ -44,8 +44,8 @@ class EarlyStopping(Callback):
     def __init__(
         self, monitor: str = "val_loss", patience: int = 3, minimum: float = 0.0, restore_best: bool = True
     ) -> None:
-        if patience < 0:
-            raise ConfigurationError(f"patience must be at least 0 epochs, not {patience!r}")
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise ConfigurationError(f"patience must be a positive number of epochs, not {patience!r}")
         self.monitor, self.patience, self.minimum, self.restore_best = monitor, patience, minimum, restore_best
         self.best_epoch = -1
 
@@ -65,7 +65,7 @@ class EarlyStopping(Callback):
         if value < self._best - self.minimum:
             self._best, self.best_epoch = value, epoch
             self._state = model.state_dict() if self.restore_best else None
-        elif epoch - self.best_epoch > self.patience:
+        elif epoch - self.best_epoch >= self.patience:
             model.stop_training = True
 
     def on_fit_end(self, model: "Model") -> None:

@@ -278,7 +278,7 @@ def test_callbacks_are_called_in_order():
 def test_early_stopping_goes_back_to_the_best_weights():
     x, y = stripes(60)
     model = small_model(optimizer=optimizers.SGD(3.0))  # far too fast: the loss gets worse at once
-    stopping = callbacks.EarlyStopping("val_loss", patience=1)
+    stopping = callbacks.EarlyStopping("val_loss", patience=2)
     kept = {}
 
     class Keep(callbacks.Callback):
@@ -288,7 +288,7 @@ def test_early_stopping_goes_back_to_the_best_weights():
     model.fit(x, y, epochs=30, batch_size=20, callbacks=[Keep(), stopping], validation_data=(x, y), verbose=0)
     best = min(kept, key=lambda epoch: kept[epoch][1])
     assert stopping.best_epoch == best
-    assert len(kept) == best + 3 < 30
+    assert len(kept) == best + 1 + 2 < 30
     assert all(np.array_equal(array, model.state_dict()[path]) for path, array in kept[best][0].items())
 
 
@@ -296,6 +296,11 @@ def test_early_stopping_says_what_it_misses():
     x, y = stripes(10)
     with pytest.raises(ConfigurationError, match="watches 'val_loss', but an epoch gives only accuracy"):
         small_model().fit(x, y, callbacks=[callbacks.EarlyStopping()], verbose=0)
+
+
+def test_a_patience_that_makes_no_sense_is_refused():
+    with pytest.raises(ConfigurationError, match="patience must be a positive number of epochs, not 0"):
+        callbacks.EarlyStopping(patience=0)
 
 
 def test_data_order_goes_on_over_two_fits():

@@ -57,7 +57,7 @@ class BatchNorm(Layer):
         if count < 2:
             raise ShapeError(
                 f"{self.label}: a batch of shape {tuple(x.shape)} has one value a channel, so its variance is 0; "
-                "train with larger batches"
+                "choose a batch size that leaves no batch of one, not even the last of an epoch"
             )
         y, mean, variance, normalized = backend.batch_norm(x, scale.value, shift.value, self.epsilon)
         for running, batch in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
