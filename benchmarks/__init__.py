@@ -1,0 +1,1 @@
+"""Timing beside named peers; see README.md."""
