@@ -60,7 +60,7 @@ class Backend:
         if window.padding == ((0, 0), (0, 0)):
             return x
         N, H, W, C = x.shape
-        padded = self.xp.full((N, *window.padded_size((H, W)), C), fill, dtype=x.dtype)
+        padded = self.xp.full_like(x, fill, shape=(N, *window.padded_size((H, W)), C))
         padded[window.interior((H, W))] = x
         return padded
 
@@ -90,7 +90,7 @@ class Backend:
         columns = self.im2col(x, window)
         outputs = [
             rows @ kernel
-            for rows, kernel in zip(_column_groups(columns, groups), _kernel_groups(weight, groups), strict=True)
+            for rows, kernel in zip(column_groups(columns, groups), kernel_groups(weight, groups), strict=True)
         ]
         y = outputs[0] if groups == 1 else self.xp.concatenate(outputs, axis=1)
         if bias is not None:
@@ -107,7 +107,7 @@ class Backend:
         outputs = [
             rows.T @ dy_group
             for rows, dy_group in zip(
-                _column_groups(columns, groups), _filter_groups(dy.reshape(-1, F), groups), strict=True
+                column_groups(columns, groups), filter_groups(dy.reshape(-1, F), groups), strict=True
             )
         ]
         dweight = outputs[0] if groups == 1 else self.xp.concatenate(outputs, axis=1)
@@ -122,7 +122,7 @@ class Backend:
         outputs = [
             (dy_group @ kernel.T).reshape(grid)
             for dy_group, kernel in zip(
-                _filter_groups(dy.reshape(-1, F), groups), _kernel_groups(weight, groups), strict=True
+                filter_groups(dy.reshape(-1, F), groups), kernel_groups(weight, groups), strict=True
             )
         ]
         dcolumns = outputs[0] if groups == 1 else self.xp.concatenate(outputs, axis=-1)
@@ -139,8 +139,8 @@ class Backend:
         xp = self.xp
         padded = self.pad(x, window, fill=-float("inf"))
         output_size = window.output_size(x.shape[1:3])
-        y = padded[window.slices(0, 0, output_size)].copy()
-        switches = xp.zeros(y.shape, dtype=xp.int32)
+        y = xp.copy(padded[window.slices(0, 0, output_size)], order="K")
+        switches = xp.zeros_like(y, dtype=xp.int32)
         for number, (i, j) in enumerate(window.offsets()):
             candidate = padded[window.slices(i, j, output_size)]
             switches = xp.where(candidate > y, number, switches)
@@ -150,7 +150,7 @@ class Backend:
     def max_pool2d_gradient(self, dy: Array, switches: Array, image_size: tuple[int, int], window: Window) -> Array:
         """Send dy (N, OH, OW, C) back to the elements that won: dx (N, H, W, C)."""
         N, OH, OW, C = dy.shape
-        padded = self.xp.zeros((N, *window.padded_size(image_size), C), dtype=dy.dtype)
+        padded = self.xp.zeros_like(dy, shape=(N, *window.padded_size(image_size), C))
         for number, (i, j) in enumerate(window.offsets()):
             padded[window.slices(i, j, (OH, OW))] += dy * (switches == number)
         return padded[window.interior(image_size)]
@@ -160,7 +160,7 @@ class Backend:
         image_size = x.shape[1:3]
         output_size = window.output_size(image_size)
         padded = self.pad(x, window)
-        total = self.xp.zeros((x.shape[0], *output_size, x.shape[3]), dtype=x.dtype)
+        total = self.xp.zeros_like(x, shape=(x.shape[0], *output_size, x.shape[3]))
         for i, j in window.offsets():
             total += padded[window.slices(i, j, output_size)]
         return total / window.real_counts(self.xp, image_size).astype(x.dtype)
@@ -169,7 +169,7 @@ class Backend:
         """Share dy (N, OH, OW, C) among the elements of each window: dx (N, H, W, C)."""
         N, OH, OW, C = dy.shape
         share = dy / window.real_counts(self.xp, image_size).astype(dy.dtype)
-        padded = self.xp.zeros((N, *window.padded_size(image_size), C), dtype=dy.dtype)
+        padded = self.xp.zeros_like(dy, shape=(N, *window.padded_size(image_size), C))
         for i, j in window.offsets():
             padded[window.slices(i, j, (OH, OW))] += share
         return padded[window.interior(image_size)]
@@ -291,19 +291,19 @@ def as_floats(x: Array, dtype: Any) -> Array:
     return floats / 255.0 if x.dtype == "uint8" else floats
 
 
-def _column_groups(columns: Array, groups: int) -> list[Array]:
+def column_groups(columns: Array, groups: int) -> list[Array]:
     """Cut columns (N, OH, OW, KH, KW, C) into one matrix (N·OH·OW, KH·KW·C/groups) a group."""
     N, OH, OW, KH, KW, C = columns.shape
     width = C // groups
     return [columns[..., g * width : (g + 1) * width].reshape(N * OH * OW, KH * KW * width) for g in range(groups)]
 
 
-def _kernel_groups(weight: Array, groups: int) -> list[Array]:
+def kernel_groups(weight: Array, groups: int) -> list[Array]:
     """Cut weight (KH, KW, C/groups, F) into one matrix (KH·KW·C/groups, F/groups) a group."""
-    return _filter_groups(weight.reshape(-1, weight.shape[-1]), groups)
+    return filter_groups(weight.reshape(-1, weight.shape[-1]), groups)
 
 
-def _filter_groups(matrix: Array, groups: int) -> list[Array]:
+def filter_groups(matrix: Array, groups: int) -> list[Array]:
     """Cut (rows, F) into one matrix (rows, F/groups) a group."""
     width = matrix.shape[1] // groups
     return [matrix[:, g * width : (g + 1) * width] for g in range(groups)]

@@ -1,0 +1,140 @@
+"""Convolution of every geometry: im2col a few images at a time, in buffers that stay in the cache and are used again.
+
+The channels lie innermost. For a chunk of images (or, where one image is too much, for a block of its output rows) the
+windows are copied into a scratch buffer of at most `CHUNK` bytes and multiplied at once:
+
+    columns (n·rows·OW, KH·KW·C) @ kernel (KH·KW·C, F)  →  y[images, rows]
+
+so the columns, KH·KW times the image, never exist as a whole, and the weight gradient builds them again. Threads share
+the images. A 1×1 convolution needs no columns: its images are the matrix.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from gpucnn.backends.base import column_groups, filter_groups, kernel_groups
+from gpucnn.backends.numpy import scratch, threads
+from gpucnn.backends.window import Window
+
+Array = Any
+
+CHUNK = 1 << 20  # bytes of columns at once: about half of a core's second-level cache
+WORTH_SHARING = 4e6  # floating-point operations; below it a second thread costs more than it brings
+
+
+def convolve(x: Array, weight: Array, bias: Array | None, window: Window, groups: int) -> Array:
+    """Return y (N, OH, OW, F) of x (N, H, W, C) and weight (KH, KW, C/groups, F)."""
+    x, F = np.ascontiguousarray(x), weight.shape[-1]
+    y = np.empty((len(x), *window.output_size(x.shape[1:3]), F), x.dtype)
+    kernels = kernel_groups(weight, groups)
+
+    def convolve_images(images: slice) -> None:
+        for part, rows, columns in _columns(x, window, images):
+            out = y[part, rows]  # contiguous: a chunk is either whole images or rows of one
+            for rows_of_group, kernel, filters in zip(
+                column_groups(columns, groups), kernels, _cuts(F, groups), strict=True
+            ):
+                np.matmul(rows_of_group, kernel, out=out.reshape(-1, F)[:, filters])
+            if bias is not None:
+                out += bias
+
+    _share(convolve_images, len(x), 2.0 * y.size * kernels[0].shape[0])
+    return y
+
+
+def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
+    """Return dweight (KH, KW, C/groups, F): the sum over all chunks of columns (…, KH·KW·C)ᵀ @ dy (…, F)."""
+    x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
+    F, C = dy.shape[-1], x.shape[-1]
+    K = window.area * C // groups
+
+    def gradient_of_images(images: slice) -> Array:
+        total = np.zeros((K, F), x.dtype)
+        for part, rows, columns in _columns(x, window, images):
+            of_groups = filter_groups(dy[part, rows].reshape(-1, F), groups)
+            for rows_of_group, dy_group, filters in zip(
+                column_groups(columns, groups), of_groups, _cuts(F, groups), strict=True
+            ):
+                total[:, filters] += rows_of_group.T @ dy_group
+        return total
+
+    totals = _share(gradient_of_images, len(x), 2.0 * dy.size * K)
+    return sum(totals[1:], totals[0]).reshape(*window.size, C // groups, F)
+
+
+def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int) -> Array:
+    """Return dx (N, H, W, C): the columns' gradients dy @ kernelᵀ, added back window by window in a fixed order."""
+    dy, F = np.ascontiguousarray(dy), dy.shape[-1]
+    N, OH, OW = dy.shape[:3]
+    C = weight.shape[2] * groups
+    dx = np.empty((N, *image_size, C), dy.dtype)
+    kernels = kernel_groups(weight, groups)
+    images_at_once = max(1, CHUNK // (OH * OW * window.area * C * dy.itemsize))
+
+    def gradient_of_images(images: slice) -> None:
+        for at in range(images.start, images.stop, images_at_once):
+            part = slice(at, min(at + images_at_once, images.stop))
+            columns = scratch.take("columns", (part.stop - at, OH, OW, *window.size, C), dy.dtype)
+            of_groups = filter_groups(dy[part].reshape(-1, F), groups)
+            for dy_group, kernel, channels in zip(of_groups, kernels, _cuts(C, groups), strict=True):
+                columns[..., channels] = (dy_group @ kernel.T).reshape(*columns.shape[:5], -1)
+            padded = scratch.take("padded", (part.stop - at, *window.padded_size(image_size), C), dy.dtype)
+            padded[...] = 0
+            for i, j in window.offsets():
+                padded[window.slices(i, j, (OH, OW))] += columns[:, :, :, i, j]
+            dx[part] = padded[window.interior(image_size)]
+
+    _share(gradient_of_images, N, 2.0 * dy.size * kernels[0].shape[0])
+    return dx
+
+
+def _columns(x: Array, window: Window, images: slice) -> Iterator[tuple[slice, slice, Array]]:
+    """Yield images and output rows, a chunk at a time, with their columns (n, rows, OW, KH, KW, C)."""
+    H, W, C = x.shape[1:]
+    OH, OW = window.output_size((H, W))
+    (SH, SW), (DH, DW) = window.strides, window.dilation
+    a_row = OW * window.area * C * x.itemsize
+    rows_at_once = min(OH, max(1, CHUNK // a_row))
+    images_at_once = max(1, CHUNK // (a_row * OH))
+    alone = window.area == 1 and window.strides == (1, 1) and window.padding == ((0, 0), (0, 0))
+    for at in range(images.start, images.stop, images_at_once):
+        part = slice(at, min(at + images_at_once, images.stop))
+        if alone:
+            yield part, slice(0, OH), x[part][:, :, :, None, None]
+            continue
+        views = sliding_window_view(_padded(x[part], window), window.extent, axis=(1, 2))
+        views = views[:, ::SH, ::SW, :, ::DH, ::DW].transpose(0, 1, 2, 4, 5, 3)
+        for start in range(0, OH, rows_at_once):
+            rows = slice(start, min(start + rows_at_once, OH))
+            shape = part.stop - at, rows.stop - start, OW, *window.size, C
+            columns = scratch.take("columns", shape, x.dtype)
+            np.copyto(columns, views[:, rows])
+            yield part, rows, columns
+
+
+def _padded(x: Array, window: Window) -> Array:
+    """Return images with their padding, in the scratch; the images themselves where there is none."""
+    if window.padding == ((0, 0), (0, 0)):
+        return x
+    N, H, W, C = x.shape
+    padded = scratch.take("padded", (N, *window.padded_size((H, W)), C), x.dtype)
+    padded[...] = 0
+    padded[window.interior((H, W))] = x
+    return padded
+
+
+def _cuts(width: int, groups: int) -> list[slice]:
+    """Return the channels or filters of each group."""
+    return [slice(g * width // groups, (g + 1) * width // groups) for g in range(groups)]
+
+
+def _share(function: Callable[[slice], Any], images: int, work: float) -> list[Any]:
+    """Call a function on contiguous shares of the images, a thread each; return its results in order."""
+    count = min(threads.num_threads(), images, max(1, int(work / WORTH_SHARING)))
+    edges = [images * k // count for k in range(count + 1)]
+    return threads.run([partial(function, slice(*pair)) for pair in pairwise(edges)])

@@ -1,0 +1,74 @@
+"""Workers that share a kernel's work by slices of the batch, with BLAS held to one thread meanwhile.
+
+How the work is cut depends on the sizes and on the number of threads alone, never on which worker is free, and partial
+sums are added in order: the same number of threads gives the same bits.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
+
+from gpucnn.errors import ConfigurationError
+
+T = TypeVar("T")
+
+_chosen: int | None = None
+
+
+def set_num_threads(count: int | None) -> None:
+    """Set how many threads the CPU engine uses; None for `GPUCNN_NUM_THREADS`, else the cores it may use.
+
+    Raises:
+        ConfigurationError: not a positive integer.
+    """
+    global _chosen
+    _chosen = None if count is None else _positive(count, "set_num_threads")
+
+
+def num_threads() -> int:
+    """Return how many threads the CPU engine uses."""
+    if _chosen is not None:
+        return _chosen
+    named = os.environ.get("GPUCNN_NUM_THREADS")
+    return _positive(named, "the environment variable GPUCNN_NUM_THREADS") if named else usable_cores()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, which in a container can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run(tasks: Sequence[Callable[[], T]]) -> list[T]:
+    """Run tasks side by side and return their results in order; the caller's thread does the first of them."""
+    if len(tasks) == 1:
+        return [tasks[0]()]
+    with _blas().limit(limits=1):
+        waiting = [_workers(len(tasks) - 1).submit(task) for task in tasks[1:]]
+        return [tasks[0](), *(future.result() for future in waiting)]
+
+
+@cache
+def _workers(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="gpucnn")
+
+
+@cache
+def _blas() -> Any:
+    """Return the switch for BLAS' own threads; finding the library takes a thousand times as long as switching."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
+
+
+def _positive(value: Any, who: str) -> int:
+    try:
+        count = int(value)
+    except (TypeError, ValueError):
+        count = 0
+    if count < 1 or isinstance(value, bool | float):
+        raise ConfigurationError(f"{who}: expected a positive number of threads, not {value!r}")
+    return count
