@@ -15,6 +15,7 @@ from gpucnn import (
     schedules,
 )
 from gpucnn.backends import get_backend, use_backend
+from gpucnn.backends.numpy.threads import set_num_threads
 from gpucnn.checkpoint import load
 from gpucnn.errors import (
     BackendUnavailable,
@@ -53,6 +54,7 @@ __all__ = [
     "optimizers",
     "plots",
     "schedules",
+    "set_num_threads",
     "use_backend",
 ]
 

@@ -130,11 +130,12 @@ class Backend:
 
     # --- pooling ------------------------------------------------------------------------------
 
-    def max_pool2d(self, x: Array, window: Window) -> tuple[Array, Array]:
-        """Take the largest element of each window: (N, H, W, C) → y and switches, both (N, OH, OW, C).
+    def max_pool2d(self, x: Array, window: Window) -> tuple[Array, Any]:
+        """Take the largest element of each window: (N, H, W, C) → y (N, OH, OW, C), and the switches.
 
-        `switches` holds the number of the winning offset, 0 … KH·KW − 1; of equal elements the first wins. Padding
-        never wins against a real element (it is −inf, not 0), and a NaN in the window is passed on.
+        The switches say which elements won, in the backend's own form: here the number of the winning offset,
+        0 … KH·KW − 1, (N, OH, OW, C). Of equal elements the first wins. Padding never wins against a real element (it
+        is −inf, not 0), and a NaN in the window is passed on.
         """
         xp = self.xp
         padded = self.pad(x, window, fill=-float("inf"))
@@ -147,7 +148,7 @@ class Backend:
             y = xp.maximum(y, candidate)
         return y, switches
 
-    def max_pool2d_gradient(self, dy: Array, switches: Array, image_size: tuple[int, int], window: Window) -> Array:
+    def max_pool2d_gradient(self, dy: Array, switches: Any, image_size: tuple[int, int], window: Window) -> Array:
         """Send dy (N, OH, OW, C) back to the elements that won: dx (N, H, W, C)."""
         N, OH, OW, C = dy.shape
         padded = self.xp.zeros_like(dy, shape=(N, *window.padded_size(image_size), C))
@@ -176,11 +177,11 @@ class Backend:
 
     # --- batch normalisation ------------------------------------------------------------------
 
-    def batch_norm(self, x: Array, scale: Array, shift: Array, epsilon: float) -> tuple[Array, Array, Array, Array]:
+    def batch_norm(self, x: Array, scale: Array, shift: Array, epsilon: float) -> tuple[Array, Array, Array, Any]:
         """Normalise each channel of x (…, C) over the batch, then scale and shift.
 
-        Returns y (…, C), the batch's mean (C,) and biased variance (C,), and the normalised x (…, C) that the
-        gradient needs. Sums run in float64: a float32 sum over a large batch loses digits.
+        Returns y (…, C), the batch's mean (C,) and biased variance (C,), and what the gradient needs, in the backend's
+        own form: here the normalised x (…, C). Sums run in float64: a float32 sum over a large batch loses digits.
         """
         xp = self.xp
         axes = tuple(range(x.ndim - 1))
@@ -191,13 +192,13 @@ class Backend:
         return normalized * scale + shift, mean, variance, normalized
 
     def batch_norm_gradient(
-        self, dy: Array, normalized: Array, variance: Array, scale: Array, epsilon: float
+        self, dy: Array, kept: Any, variance: Array, scale: Array, epsilon: float
     ) -> tuple[Array, Array, Array]:
         """Return dx (…, C), dscale (C,) and dshift (C,) of `batch_norm`.
 
         The batch's own mean and variance depend on x; their share is what the last line takes away.
         """
-        xp = self.xp
+        xp, normalized = self.xp, kept
         axes = tuple(range(dy.ndim - 1))
         count = normalized.size // normalized.shape[-1]
         dshift = dy.sum(axis=axes, dtype=xp.float64).astype(dy.dtype)

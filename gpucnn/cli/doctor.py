@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gpucnn import datasets
 from gpucnn.backends import get_backend
+from gpucnn.backends.numpy.threads import usable_cores
 from gpucnn.cli.common import console
 from gpucnn.errors import BackendUnavailable
 
@@ -58,13 +59,6 @@ def findings() -> Iterator[Finding]:
         place = datasets.available(name)
         found = place or "not here; downloaded at first use, or put it below the folder that GPUCNN_DATA names"
         yield title, found, ""
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use, which in a container can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _blas() -> Iterator[Finding]:

@@ -59,13 +59,13 @@ class BatchNorm(Layer):
                 f"{self.label}: a batch of shape {tuple(x.shape)} has one value a channel, so its variance is 0; "
                 "choose a batch size that leaves no batch of one, not even the last of an epoch"
             )
-        y, mean, variance, normalized = backend.batch_norm(x, scale.value, shift.value, self.epsilon)
+        y, mean, variance, kept = backend.batch_norm(x, scale.value, shift.value, self.epsilon)
         for running, batch in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
             running.value *= self.momentum
             running.value += (1.0 - self.momentum) * batch
 
         def backward(dy: Array) -> Array:
-            dx, dscale, dshift = backend.batch_norm_gradient(dy, normalized, variance, scale.value, self.epsilon)
+            dx, dscale, dshift = backend.batch_norm_gradient(dy, kept, variance, scale.value, self.epsilon)
             scale.add_grad(dscale)
             shift.add_grad(dshift)
             return dx

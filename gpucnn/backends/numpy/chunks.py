@@ -9,9 +9,7 @@ so the columns, KH·KW times the image, never exist as a whole, and the weight g
 the images. A 1×1 convolution needs no columns: its images are the matrix.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,7 +41,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, groups
             if bias is not None:
                 out += bias
 
-    _share(convolve_images, len(x), 2.0 * y.size * kernels[0].shape[0])
+    threads.share(convolve_images, len(x), 2.0 * y.size * kernels[0].shape[0] / WORTH_SHARING)
     return y
 
 
@@ -63,7 +61,7 @@ def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
                 total[:, filters] += rows_of_group.T @ dy_group
         return total
 
-    totals = _share(gradient_of_images, len(x), 2.0 * dy.size * K)
+    totals = threads.share(gradient_of_images, len(x), 2.0 * dy.size * K / WORTH_SHARING)
     return sum(totals[1:], totals[0]).reshape(*window.size, C // groups, F)
 
 
@@ -89,7 +87,7 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
                 padded[window.slices(i, j, (OH, OW))] += columns[:, :, :, i, j]
             dx[part] = padded[window.interior(image_size)]
 
-    _share(gradient_of_images, N, 2.0 * dy.size * kernels[0].shape[0])
+    threads.share(gradient_of_images, N, 2.0 * dy.size * kernels[0].shape[0] / WORTH_SHARING)
     return dx
 
 
@@ -131,10 +129,3 @@ def _padded(x: Array, window: Window) -> Array:
 def _cuts(width: int, groups: int) -> list[slice]:
     """Return the channels or filters of each group."""
     return [slice(g * width // groups, (g + 1) * width // groups) for g in range(groups)]
-
-
-def _share(function: Callable[[slice], Any], images: int, work: float) -> list[Any]:
-    """Call a function on contiguous shares of the images, a thread each; return its results in order."""
-    count = min(threads.num_threads(), images, max(1, int(work / WORTH_SHARING)))
-    edges = [images * k // count for k in range(count + 1)]
-    return threads.run([partial(function, slice(*pair)) for pair in pairwise(edges)])

@@ -90,7 +90,8 @@ def _windows(x: Array, window: Window, rows: slice, images: slice) -> Array:
     lowered[:, PL + W :] = 0
     for i in range(KH):
         above = rows.start + i - PT  # the image row that the block's first output row sees through kernel row i
-        first, last = max(0, -above), max(0, min(count, H - above))
+        first = min(count, max(0, -above))
+        last = max(first, min(count, H - above))
         lowered[:first, PL : PL + W, i] = 0
         lowered[last:, PL : PL + W, i] = 0
         lowered[first:last, PL : PL + W, i] = x[above + first : above + last, :, :, images]

@@ -7,7 +7,8 @@ sums are added in order: the same number of threads gives the same bits.
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from gpucnn.errors import ConfigurationError
@@ -49,6 +50,16 @@ def run(tasks: Sequence[Callable[[], T]]) -> list[T]:
     with _blas().limit(limits=1):
         waiting = [_workers(len(tasks) - 1).submit(task) for task in tasks[1:]]
         return [tasks[0](), *(future.result() for future in waiting)]
+
+
+def share(function: Callable[[slice], T], items: int, worth: float) -> list[T]:
+    """Call a function on contiguous shares of `items`, one a thread, and return the results in order.
+
+    `worth` is the work in units that are worth a thread each: with less than two of them nothing is shared.
+    """
+    count = max(1, min(num_threads(), items, int(worth)))
+    edges = [items * k // count for k in range(count + 1)]
+    return run([partial(function, slice(*pair)) for pair in pairwise(edges)])
 
 
 @cache
