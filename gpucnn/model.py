@@ -129,7 +129,8 @@ class Model:
 
         The way back adds to the parameters' gradients; `zero_grad` forgets them.
         """
-        return self.network.forward(self.as_floats(self.backend.from_host(x)), train=train)
+        with self.backend.working():
+            return self.network.forward(self.as_floats(self.backend.from_host(x)), train=train)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -228,17 +229,19 @@ class Model:
         With a fused softmax the outputs are logits.
         """
         optimizer = self.optimizer
-        self.zero_grad()
-        outputs, network_backward = self._trunk.forward(x, train=True, input_gradient=False)
-        loss, loss_backward = self._loss_of(outputs, labels)
-        network_backward(loss_backward())
-        optimizer.update(self.backend, self._values, self._gradients, learning_rate)
+        with self.backend.working():
+            self.zero_grad()
+            outputs, network_backward = self._trunk.forward(x, train=True, input_gradient=False)
+            loss, loss_backward = self._loss_of(outputs, labels)
+            network_backward(loss_backward())
+            optimizer.update(self.backend, self._values, self._gradients, learning_rate)
         return loss, outputs
 
     def score(self, x: Array, labels: Array) -> tuple[Array, Array]:
         """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""
-        outputs, _ = self._trunk.forward(x, train=False)
-        return self._loss_of(outputs, labels)[0], outputs
+        with self.backend.working():
+            outputs, _ = self._trunk.forward(x, train=False)
+            return self._loss_of(outputs, labels)[0], outputs
 
     def _loss_of(self, outputs: Array, labels: Array) -> tuple[Array, Any]:
         assert self.loss is not None

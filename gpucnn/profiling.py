@@ -142,8 +142,9 @@ def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:
     times: dict[str, list[float]] = {}
     inputs, labels = model.as_floats(model.backend.from_host(x)), model.backend.from_host(y)
     try:
-        for repeat in range(WARM_UP + repeats):
-            _timed_pass(model, inputs, labels, times if repeat >= WARM_UP else {})
+        with model.backend.working():
+            for repeat in range(WARM_UP + repeats):
+                _timed_pass(model, inputs, labels, times if repeat >= WARM_UP else {})
     finally:
         model.load_state_dict(kept)
         model.zero_grad()

@@ -234,6 +234,20 @@ def test_the_number_of_threads(monkeypatch):
         threads.num_threads()
 
 
+def test_blas_is_held_to_one_thread_in_a_step_and_given_back():
+    def blas_threads():
+        return [library["num_threads"] for library in threads._blas().info()]
+
+    before = blas_threads()
+    first, second = threads.one_blas_thread(), ENGINE.working()
+    first.__enter__()
+    with second:
+        assert set(blas_threads()) == {1}
+        first.__exit__(None, None, None)  # the two overlap: the last to end gives BLAS its threads back
+        assert set(blas_threads()) == {1}
+    assert blas_threads() == before
+
+
 def test_a_failing_task_is_not_lost():
     def fail():
         raise ZeroDivisionError

@@ -8,6 +8,7 @@ Shape letters: N batch, C channels, F filters, H W image, KH KW kernel, OH OW ou
 Images are (N, H, W, C), convolution weights (KH, KW, C/groups, F).
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -37,6 +38,10 @@ class Backend:
 
     def synchronize(self) -> None:
         """Wait until all work that was started is done (nothing to wait for on the host)."""
+
+    def working(self) -> AbstractContextManager[None]:
+        """Return a context that a model holds around its passes: the place for what an engine sets up once a step."""
+        return nullcontext()
 
     def describe(self) -> str:
         """Return one line that says what computes: for people, not for programs."""

@@ -1,9 +1,10 @@
 """The CPU backend: NumPy arrays in the host's memory, and the engine that computes faster than the portable text."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from gpucnn.backends.base import Array, Backend
-from gpucnn.backends.numpy import chunks, norm, pooling, rows
+from gpucnn.backends.numpy import chunks, norm, pooling, rows, threads
 from gpucnn.backends.numpy.order import preferred
 from gpucnn.backends.window import Window
 
@@ -16,6 +17,10 @@ class NumpyBackend(Backend):
     """
 
     name = "numpy"
+
+    def working(self) -> AbstractContextManager[None]:
+        """Hold BLAS to one thread while the engine's own threads share the work."""
+        return threads.one_blas_thread()
 
     def conv2d(self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int = 1) -> Array:
         """Convolve images: x (N, H, W, C), weight (KH, KW, C/groups, F), bias (F,) → (N, OH, OW, F)."""

@@ -4,8 +4,10 @@ How the work is cut depends on the sizes and on the number of threads alone, nev
 sums are added in order: the same number of threads gives the same bits.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from itertools import pairwise
@@ -16,6 +18,8 @@ from gpucnn.errors import ConfigurationError
 T = TypeVar("T")
 
 _chosen: int | None = None
+_lock, _depth = threading.Lock(), 0
+_given: Any = None  # what BLAS had before it was held
 
 
 def set_num_threads(count: int | None) -> None:
@@ -47,9 +51,30 @@ def run(tasks: Sequence[Callable[[], T]]) -> list[T]:
     """Run tasks side by side and return their results in order; the caller's thread does the first of them."""
     if len(tasks) == 1:
         return [tasks[0]()]
-    with _blas().limit(limits=1):
+    with one_blas_thread():
         waiting = [_workers(len(tasks) - 1).submit(task) for task in tasks[1:]]
         return [tasks[0](), *(future.result() for future in waiting)]
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Hold BLAS to one thread in the block, for all threads of the process, and give it back afterwards.
+
+    Blocks may be nested and overlap; a model holds one around each step. Switching between its kernels instead would
+    leave BLAS' own threads spinning, for tens of milliseconds, on the cores that the workers want.
+    """
+    global _depth, _given
+    with _lock:
+        if _depth == 0:
+            _given = _blas().limit(limits=1)
+        _depth += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if _depth == 0:
+                _given.restore_original_limits()
 
 
 def share(function: Callable[[slice], T], items: int, worth: float) -> list[T]:
