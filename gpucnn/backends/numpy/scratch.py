@@ -1,7 +1,8 @@
 """Buffers that are used again: a fresh one of a few megabytes costs more in page faults than filling it.
 
-Each thread has its own, by the purpose it serves. A buffer lives until a larger one is wanted, and the paths cut their
-work so that none grows beyond `LIMIT`, whatever the batch (a single row of a very wide image is the least they can do).
+Each thread has its own, by the purpose it serves: five at most. A buffer lives until a larger one is wanted, and the
+paths cut their work so that none grows beyond `LIMIT`, whatever the batch. (A row of a slice of very wide images, or
+one padded image, is the least they can do.)
 """
 
 import math
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-LIMIT = 4 << 20  # bytes of one buffer; a thread holds at most three
+LIMIT = 4 << 20  # bytes of one buffer
 
 _held = threading.local()
 
