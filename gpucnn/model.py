@@ -163,7 +163,7 @@ class Model:
                 self._trunk.build_once(self.input_shape, None)
         self.loss = loss
         self.loss.backend = self.backend
-        self.metrics = [Metric.get(metric) for metric in metrics]
+        self.metrics = [Metric.get(metric) for metric in _listed(metrics, "metrics")]
         self._optimizer = Optimizer.get(optimizer)
         self._optimizer.reset(self.backend, self._values)
         return self
@@ -203,6 +203,14 @@ class Model:
         epochs = self._default("epochs", 1) if epochs is None else epochs
         if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0:
             raise ConfigurationError(f"epochs must be an integer of at least 0, not {epochs!r}")
+        if validation_data is not None and not (
+            isinstance(validation_data, list | tuple) and len(validation_data) == 2
+        ):
+            kind = type(validation_data).__name__
+            raise ConfigurationError(f"validation_data must be a pair (x, y), not {kind}; pass (x_test, y_test)")
+        for callback in _listed(callbacks, "callbacks"):
+            if not isinstance(callback, Callback):
+                raise ConfigurationError(f"callbacks must be Callback objects; {callback!r} is none")
         return Training(
             model=self,
             data=self._checked(x, y),
@@ -300,6 +308,13 @@ class Model:
             f"<Model {self.name!r}: {len(self.layers)} layers, {self.input_shape} → {self.output_shape}, "
             f"{sum(p.size for p in self.parameters().values()):,} parameters, {self.dtype} on {self.backend.name}>"
         )
+
+
+def _listed(values: Any, what: str) -> Any:
+    """Return values that come as a list or tuple; a single one without brackets raises ConfigurationError."""
+    if not isinstance(values, list | tuple):
+        raise ConfigurationError(f"{what} must be a list, not {values!r}; pass [{values!r}]")
+    return values
 
 
 def _checked_shape(shape: Any) -> Shape:

@@ -100,8 +100,7 @@ def test_small_buffers_and_many_threads_change_nothing(name, monkeypatch):
     monkeypatch.setattr(scratch, "LIMIT", 1 << 10)
     monkeypatch.setattr(chunks, "CHUNK", 1 << 8)
     monkeypatch.setattr(rows, "SLICE", 16)
-    for module in (rows, chunks):
-        monkeypatch.setattr(module, "WORTH_SHARING", 1.0)
+    monkeypatch.setattr(threads, "WORTH_SHARING", 1.0)
     threads.set_num_threads(3)
     for what, actual in all_three(ENGINE, name).items():
         assert_l2_close(actual, expected[what], TOLERANCE["float64"], what)
@@ -109,8 +108,7 @@ def test_small_buffers_and_many_threads_change_nothing(name, monkeypatch):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_same_threads_give_the_same_bits(count, monkeypatch):
-    for module in (rows, chunks):
-        monkeypatch.setattr(module, "WORTH_SHARING", 1.0)
+    monkeypatch.setattr(threads, "WORTH_SHARING", 1.0)
     monkeypatch.setattr(norm, "WORTH_SHARING", 1)
     threads.set_num_threads(count)
     for name in ("lenet_second", "wide"):

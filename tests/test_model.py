@@ -524,6 +524,25 @@ def test_fit_refuses_senseless_numbers(arguments, message):
         small_model().fit(x, y, verbose=0, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"validation_data": np.zeros((4, 8, 8, 1))}, r"validation_data must be a pair \(x, y\), not ndarray"),
+        ({"callbacks": callbacks.Callback()}, r"callbacks must be a list, not <.*Callback.*>; pass \["),
+        ({"callbacks": [print]}, "callbacks must be Callback objects; <built-in function print> is none"),
+    ],
+)
+def test_fit_refuses_what_is_no_pair_and_no_callback(arguments, message):
+    x, y = stripes(4)
+    with pytest.raises(ConfigurationError, match=message):
+        small_model().fit(x, y, verbose=0, **arguments)
+
+
+def test_a_metric_without_brackets_is_refused():
+    with pytest.raises(ConfigurationError, match=r"metrics must be a list, not 'accuracy'; pass \['accuracy'\]"):
+        small_model().compile("sgd", losses.CategoricalCrossEntropy(), "accuracy")
+
+
 def test_a_wrong_state_names_the_culprit_and_changes_nothing():
     model = small_model()
     before = model.state_dict()

@@ -46,6 +46,12 @@ def load_data_or_digits(name: str, folder: Path | None) -> Dataset:
         return load_data("synthetic", None)
 
 
+def describe(dataset: Dataset) -> str:
+    """Return the data set's name as people write it."""
+    known = {"mnist": "MNIST", "cifar10": "CIFAR-10", "synthetic_digits": "synthetic digits"}
+    return known.get(dataset.name, dataset.name)
+
+
 def describe_backend(model: Model, asked: str) -> str:
     """Return the backend in words, with the reason where it was chosen automatically."""
     words = model.backend.describe()

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gpucnn.cli.common import DATA_NAMES, console, load_data, open_model, run_config
-from gpucnn.cli.train import describe
+from gpucnn.cli.common import DATA_NAMES, console, describe, load_data, open_model, run_config
 from gpucnn.errors import ConfigurationError
 
 

@@ -17,6 +17,7 @@ from gpucnn.cli.common import (
     MODEL,
     RUNS,
     console,
+    describe,
     describe_backend,
     load_data,
     load_data_or_digits,
@@ -80,12 +81,6 @@ def train(
         f"[bold]test accuracy {100 * scores['accuracy']:.2f} %[/] "
         f"(loss {scores['loss']:.4f}) on {len(x_test):,} images ({describe(dataset)})"
     )
-
-
-def describe(dataset: Dataset) -> str:
-    """Return the data set's name as people write it."""
-    known = {"mnist": "MNIST", "cifar10": "CIFAR-10", "synthetic_digits": "synthetic digits"}
-    return known.get(dataset.name, dataset.name)
 
 
 def check_unused(folder: Path) -> None:

@@ -22,7 +22,6 @@ from gpucnn.backends.window import Window
 Array = Any
 
 CHUNK = 1 << 20  # bytes of columns at once: about half of a core's second-level cache
-WORTH_SHARING = 4e6  # floating-point operations; below it a second thread costs more than it brings
 
 
 def convolve(x: Array, weight: Array, bias: Array | None, window: Window, groups: int) -> Array:
@@ -41,7 +40,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, groups
             if bias is not None:
                 out += bias
 
-    threads.share(convolve_images, len(x), 2.0 * y.size * kernels[0].shape[0] / WORTH_SHARING)
+    threads.share(convolve_images, len(x), 2.0 * y.size * kernels[0].shape[0] / threads.WORTH_SHARING)
     return y
 
 
@@ -61,7 +60,7 @@ def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
                 total[:, filters] += rows_of_group.T @ dy_group
         return total
 
-    totals = threads.share(gradient_of_images, len(x), 2.0 * dy.size * K / WORTH_SHARING)
+    totals = threads.share(gradient_of_images, len(x), 2.0 * dy.size * K / threads.WORTH_SHARING)
     return sum(totals[1:], totals[0]).reshape(*window.size, C // groups, F)
 
 
@@ -87,7 +86,7 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
                 padded[window.slices(i, j, (OH, OW))] += columns[:, :, :, i, j]
             dx[part] = padded[window.interior(image_size)]
 
-    threads.share(gradient_of_images, N, 2.0 * dy.size * kernels[0].shape[0] / WORTH_SHARING)
+    threads.share(gradient_of_images, N, 2.0 * dy.size * kernels[0].shape[0] / threads.WORTH_SHARING)
     return dx
 
 

@@ -27,7 +27,7 @@ WORTH_SHARING = 1 << 19  # numbers; below it a second thread costs more than it 
 
 
 @dataclass(frozen=True)
-class Rows:
+class LongRows:
     """How arrays of one shape lie as rows: `channels` numbers, each `repeat` times, and all that `tile` times."""
 
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Rows:
     tile: int
 
     @classmethod
-    def of(cls, x: Array) -> "Rows":
+    def of(cls, x: Array) -> "LongRows":
         """Return how the engine keeps x (…, C)."""
         N, C = len(x), x.shape[-1]
         if x.ndim == 4 and batch_innermost(N, C):
@@ -70,7 +70,7 @@ class Rows:
 
 def forward(x: Array, scale: Array, shift: Array, epsilon: float) -> tuple[Array, Array, Array]:
     """Return y (…, C), the batch's mean (C,) and its biased variance (C,)."""
-    rows = Rows.of(x)
+    rows = LongRows.of(x)
     matrix, count = rows.matrix(x), x.size // x.shape[-1]
     (total,) = _sums(rows, matrix, lambda part: [matrix[part]])
     mean = (total / count).astype(x.dtype)
@@ -103,7 +103,7 @@ def gradient(
     dx = factor·(dy − Σdy / count − x̂·Σ(dy·x̂) / count), written as factor·dy + slope·(x − mean) + level, so that the
     normalised x̂ need not be kept.
     """
-    rows = Rows.of(x)
+    rows = LongRows.of(x)
     matrix, dy_matrix, count = rows.matrix(x), rows.matrix(dy), x.size // x.shape[-1]
     mean_row = rows.wide(mean)
 
@@ -135,7 +135,7 @@ def _minus(part: Array, mean_row: Array) -> Array:
     return np.subtract(part, mean_row, out=scratch.take("centred", part.shape, part.dtype))
 
 
-def _sums(rows: Rows, matrix: Array, terms: Callable[[slice], list[Array]]) -> list[Array]:
+def _sums(rows: LongRows, matrix: Array, terms: Callable[[slice], list[Array]]) -> list[Array]:
     """Return the sums over each channel (C,), in float64, of every array that `terms` gives for a chunk of rows."""
 
     def sums_of(share: slice) -> list[Array]:

@@ -25,7 +25,6 @@ from gpucnn.backends.window import Window
 Array = Any
 
 SLICE = 64  # images a slice: long enough for full vectors, short enough for the lowered rows to stay in the cache
-WORTH_SHARING = 4e6  # floating-point operations; below it a second thread costs more than it brings
 
 
 def serves(window: Window, batch: int, channels: int, filters: int, groups: int) -> bool:
@@ -112,7 +111,7 @@ def _row_blocks(x: Array, window: Window, images: slice, a_pixel: int = 0) -> li
 
 def _shares(batch: int, work: float) -> list[list[slice]]:
     """Cut a batch into slices of images, and deal them out among the threads."""
-    count = min(threads.num_threads(), max(1, int(work / WORTH_SHARING)), -(-batch // (SLICE // 2)))
+    count = min(threads.num_threads(), max(1, int(work / threads.WORTH_SHARING)), -(-batch // (SLICE // 2)))
     edges = [batch * k // count for k in range(count + 1)]
     return [[slice(at, min(at + SLICE, stop)) for at in range(start, stop, SLICE)] for start, stop in pairwise(edges)]
 

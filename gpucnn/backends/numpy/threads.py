@@ -17,6 +17,8 @@ from gpucnn.errors import ConfigurationError
 
 T = TypeVar("T")
 
+WORTH_SHARING = 4e6  # floating-point operations; below it a second thread costs more than it brings
+
 _chosen: int | None = None
 _lock, _depth = threading.Lock(), 0
 _given: Any = None  # what BLAS had before it was held
@@ -80,7 +82,8 @@ def one_blas_thread() -> Iterator[None]:
 def share(function: Callable[[slice], T], items: int, worth: float) -> list[T]:
     """Call a function on contiguous shares of `items`, one a thread, and return the results in order.
 
-    `worth` is the work in units that are worth a thread each: with less than two of them nothing is shared.
+    `worth` is the work in units that are worth a thread each, for products operations / `WORTH_SHARING`: with less than
+    two of them nothing is shared.
     """
     count = max(1, min(num_threads(), items, int(worth)))
     edges = [items * k // count for k in range(count + 1)]
