@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from gpucnn import rng
@@ -19,6 +20,7 @@ from gpucnn.layers.dense import Dense
 from gpucnn.losses import CategoricalCrossEntropy, Loss
 from gpucnn.metrics import Metric, Totals
 from gpucnn.optimizers import Optimizer
+from gpucnn.training import slices
 from gpucnn.training.history import History
 from gpucnn.training.loop import Training, evaluate, to_device
 
@@ -129,8 +131,11 @@ class Model:
 
         The way back adds to the parameters' gradients; `zero_grad` forgets them.
         """
-        with self.backend.working():
-            return self.network.forward(self.as_floats(self.backend.from_host(x)), train=train)
+        with self._working():
+            return slices.forward(self.backend, self.network, self.as_floats(self.backend.from_host(x)), train=train)
+
+    def _working(self) -> AbstractContextManager[None]:
+        return self.backend.working(as_team=slices.can_slice(self.network))
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -237,9 +242,9 @@ class Model:
         With a fused softmax the outputs are logits.
         """
         optimizer = self.optimizer
-        with self.backend.working():
+        with self._working():
             self.zero_grad()
-            outputs, network_backward = self._trunk.forward(x, train=True, input_gradient=False)
+            outputs, network_backward = slices.forward(self.backend, self._trunk, x, train=True, input_gradient=False)
             loss, loss_backward = self._loss_of(outputs, labels)
             network_backward(loss_backward())
             optimizer.update(self.backend, self._values, self._gradients, learning_rate)
@@ -247,8 +252,8 @@ class Model:
 
     def score(self, x: Array, labels: Array) -> tuple[Array, Array]:
         """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""
-        with self.backend.working():
-            outputs, _ = self._trunk.forward(x, train=False)
+        with self._working():
+            outputs, _ = slices.forward(self.backend, self._trunk, x, train=False)
             return self._loss_of(outputs, labels)[0], outputs
 
     def _loss_of(self, outputs: Array, labels: Array) -> tuple[Array, Any]:

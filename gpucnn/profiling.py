@@ -26,11 +26,6 @@ def parameter_count(layer: Layer) -> int:
     return sum(parameter.size for parameter in layer.parameters().values())
 
 
-def flops(layer: Layer) -> int:
-    """Return the floating-point operations of the products in one sample's forward pass, layers inside included."""
-    return layer.flops() + sum(flops(child) for _, child in layer.children())
-
-
 def _rows(network: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
     """Yield the layers that a table shows, by path: those inside `Sequential` and `Residual`, not these themselves."""
     for name, child in network.children():
@@ -64,25 +59,29 @@ def summary_table(model: "Model") -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for path, layer in _rows(model.network):
         kilobytes = _elements(layer) * BYTES[model.dtype] / 1000
-        cost = f"{flops(layer) / 1e6:,.3f}" if flops(layer) else ""
+        cost = f"{layer.total_flops() / 1e6:,.3f}" if layer.total_flops() else ""
         count = f"{parameter_count(layer):,}" if parameter_count(layer) else ""
         table.add_row(
             path, Text(repr(layer), no_wrap=True, overflow="ellipsis"), _shape(layer), count, cost, f"{kilobytes:,.1f}"
         )
     table.add_section()
-    total = f"{flops(model.network) / 1e6:,.3f}"
+    total = f"{model.network.total_flops() / 1e6:,.3f}"
     table.add_row("all", "", "", f"{parameter_count(model.network):,}", total, "")
     return table
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One layer's share of a step: average seconds forward and backward, and what it computes."""
+    """One layer's share of a step: average seconds forward and backward, and what it computes how.
+
+    `path` is the layer's name; `method` says how the backend computes it, where there is a choice.
+    """
 
     path: str
     output_shape: tuple[int, ...]
     parameters: int
     flops_forward: int
+    method: str
     forward_seconds: float
     backward_seconds: float
 
@@ -104,14 +103,17 @@ class Profile:
     def table(self) -> Table:
         """Return the table."""
         title = f"batch of {self.batch_size} on {self.backend}, average of {self.repeats} passes"
-        table = Table(title=title, box=SIMPLE_HEAD)
+        caption = "each layer for itself, on one thread; training lets some layers apply the ReLU behind them"
+        table = Table(title=title, box=SIMPLE_HEAD, caption=caption)
         table.add_column("layer")
+        table.add_column("method")
         for heading in ("output", "parameters", "MFLOP", "forward ms", "backward ms", "share"):
             table.add_column(heading, justify="right")
         total = sum(row.seconds for row in self.layers) or 1.0
         for row in self.layers:
             table.add_row(
                 row.path,
+                row.method,
                 " × ".join(map(str, row.output_shape)),
                 f"{row.parameters:,}" if row.parameters else "",
                 f"{row.flops_forward / 1e6:,.2f}" if row.flops_forward else "",
@@ -124,7 +126,7 @@ class Profile:
         backward = sum(row.backward_seconds for row in self.layers) * 1e3
         work = sum(row.flops_forward for row in self.layers) / 1e6
         count = sum(row.parameters for row in self.layers)
-        table.add_row("all", "", f"{count:,}", f"{work:,.2f}", f"{forward:.3f}", f"{backward:.3f}", "")
+        table.add_row("all", "", "", f"{count:,}", f"{work:,.2f}", f"{forward:.3f}", f"{backward:.3f}", "")
         return table
 
     def __str__(self) -> str:
@@ -142,7 +144,7 @@ def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:
     times: dict[str, list[float]] = {}
     inputs, labels = model.as_floats(model.backend.from_host(x)), model.backend.from_host(y)
     try:
-        with model.backend.working():
+        with model.backend.working(as_team=True):
             for repeat in range(WARM_UP + repeats):
                 _timed_pass(model, inputs, labels, times if repeat >= WARM_UP else {})
     finally:
@@ -153,7 +155,8 @@ def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:
             path=name,
             output_shape=layer.output_shape or (),
             parameters=parameter_count(layer),
-            flops_forward=flops(layer) * len(x),
+            flops_forward=layer.total_flops() * len(x),
+            method=layer.method(len(x)),
             forward_seconds=times[name][0] / repeats,
             backward_seconds=times[name][1] / repeats,
         )
@@ -165,7 +168,8 @@ def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:
 def _timed_pass(model: "Model", x: Any, labels: Any, times: dict[str, list[float]]) -> None:
     """Pass one batch forward and backward as a training step does; add each top-level layer's seconds to `times`."""
     ways_back = []
-    for layer, options, goes_back in model.network.steps(input_gradient=False):
+    network = model.network
+    for layer, options, goes_back in network.steps(input_gradient=False, plan=network.one_by_one()):
         (x, backward), seconds = _timed(model, partial(layer.forward, x, train=True, **options))
         times.setdefault(layer.label, [0.0, 0.0])[0] += seconds
         if goes_back:

@@ -4,6 +4,7 @@ Weights and shuffles are drawn on the host with NumPy. Dropout masks and augment
 `backends/philox.py`), whose words are a pure function of a key and a counter and so are the same bits on every backend.
 """
 
+import math
 import zlib
 from typing import Any
 
@@ -28,13 +29,15 @@ def new_state(rng: np.random.Generator) -> "np.ndarray[Any, Any]":
 
 
 def draw_bits(backend: Backend, state: "np.ndarray[Any, Any]", shape: tuple[int, ...]) -> Array:
-    """Draw random 32-bit words, uint32 of `shape`, and move the stream's counter on in place."""
+    """Draw random 32-bit words for samples (N, …), uint32 of `shape`, and move the stream's counter on in place.
+
+    A thread that works on a slice of the batch draws what the whole batch's draw holds for its samples.
+    """
     key, counter = int(state[0]), int(state[1])
     state[1] += np.uint64(1)
-    count = 1
-    for side in shape:
-        count *= side
-    return backend.random_bits(key, counter, count).reshape(shape)
+    a_sample = math.prod(shape[1:])
+    start = backend.samples_before() * a_sample
+    return backend.random_bits(key, counter, shape[0] * a_sample, start).reshape(shape)
 
 
 def draw_mask(backend: Backend, state: "np.ndarray[Any, Any]", shape: tuple[int, ...], probability: float) -> Array:

@@ -1,12 +1,26 @@
-"""The CPU engine against the portable kernels: every path, odd sizes, slices, blocks and threads, forced one by one."""
+"""The CPU engine's kernels against the portable ones: every path, odd sizes, slices and blocks, forced one by one.
+
+The team of threads is the subject of `test_team.py`.
+"""
+
+import gc
 
 import numpy as np
 import pytest
 
-import gpucnn
 from gpucnn.backends import Backend, Window, get_backend
-from gpucnn.backends.numpy import chunks, norm, order, rows, scratch, threads
-from gpucnn.errors import ConfigurationError
+from gpucnn.backends.numpy import (
+    chunks,
+    convolution,
+    depthwise,
+    elementwise,
+    memory,
+    norm,
+    order,
+    rows,
+    scratch,
+    winograd,
+)
 
 ENGINE, PORTABLE = get_backend("numpy"), Backend()
 TOLERANCE = {"float32": 1e-5, "float64": 1e-13}  # L2, relative; float32 is compared with float64
@@ -32,17 +46,20 @@ CONVOLUTIONS = {
     "dilation": (18, (9, 10), 3, 4, Window((3, 2), dilation=(2, 3), padding=SAME3), 1),
     "stride_and_dilation": (5, (12, 11), 3, 4, Window((3, 3), (2, 2), SAME3, (2, 2)), 1),
     "groups": (18, (6, 7), 6, 9, Window((3, 3), padding=SAME3), 3),
+    "groups_wide": (18, (6, 7), 32, 32, Window((3, 3), padding=SAME3), 2),
+    "winograd_odd": (19, (11, 13), 24, 36, Window((3, 3), padding=SAME3), 1),
+    "winograd_valid": (16, (7, 6), 24, 24, Window((3, 3)), 1),
+    "winograd_one_pixel": (16, (3, 3), 24, 24, Window((3, 3)), 1),
+    "winograd_one_sided": (16, (5, 4), 24, 24, Window((3, 3), padding=((2, 0), (1, 4))), 1),
+    "winograd_large_batch": (131, (5, 5), 24, 24, Window((3, 3), padding=SAME3), 1),
+    "shrinking": (17, (7, 8), 3, 4, Window((5, 4), padding=((1, 0), (0, 0))), 1),
+    "depthwise": (18, (6, 7), 8, 8, Window((3, 3), padding=SAME3), 8),
+    "depthwise_multiplied": (18, (6, 7), 3, 6, Window((3, 2), (2, 1), SAME3, (1, 2)), 3),
     "depthwise_stride": (18, (6, 7), 8, 8, Window((3, 3), (2, 2), SAME3), 8),
 }
 
 every_convolution = pytest.mark.parametrize("name", CONVOLUTIONS)
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
-
-
-@pytest.fixture(autouse=True)
-def threads_as_they_were():
-    yield
-    threads.set_num_threads(None)
 
 
 def assert_l2_close(actual, expected, tolerance, what):
@@ -51,7 +68,7 @@ def assert_l2_close(actual, expected, tolerance, what):
     assert error <= tolerance, f"{what}: off by {error:.1e}, allowed {tolerance:.0e}"
 
 
-def convolution(name, dtype="float64"):
+def convolution_arrays(name, dtype="float64"):
     N, (H, W), C, F, window, groups = CONVOLUTIONS[name]
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(N, H, W, C)), rng.normal(size=(*window.size, C // groups, F))
@@ -62,7 +79,7 @@ def convolution(name, dtype="float64"):
 def all_three(backend, name, dtype="float64"):
     """y, dweight and dx."""
     (H, W), window, groups = CONVOLUTIONS[name][1], *CONVOLUTIONS[name][4:]
-    x, weight, bias, dy = convolution(name, dtype)
+    x, weight, bias, dy = convolution_arrays(name, dtype)
     return {
         "y": backend.conv2d(x, weight, bias, window, groups),
         "dweight": backend.conv2d_weight_gradient(x, dy, window, groups),
@@ -80,12 +97,12 @@ def test_convolution(name, dtype):
 
 
 @every_convolution
-def test_the_general_path_serves_every_geometry(name):
-    x, weight, bias, dy = convolution(name)
+def test_chunks_serve_every_geometry(name):
+    x, weight, bias, dy = convolution_arrays(name)
     image_size, window, groups = CONVOLUTIONS[name][1], *CONVOLUTIONS[name][4:]
     expected = all_three(PORTABLE, name)
     actual = {
-        "y": chunks.convolve(x, weight, bias, window, groups),
+        "y": chunks.convolve(x, weight, bias, window, groups, relu=False),
         "dweight": chunks.weight_gradient(x, dy, window, groups),
         "dx": chunks.input_gradient(dy, weight, image_size, window, groups),
     }
@@ -93,54 +110,114 @@ def test_the_general_path_serves_every_geometry(name):
         assert_l2_close(array, expected[what], TOLERANCE["float64"], what)
 
 
+def force(monkeypatch, name):
+    monkeypatch.setattr(convolution, "path", lambda *geometry: name)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 131])
 @every_convolution
-def test_small_buffers_and_many_threads_change_nothing(name, monkeypatch):
-    """Work cut as finely as it can be: row by row, image by image, three threads for the smallest kernel."""
+def test_rows_serve_every_geometry(name, batch, monkeypatch):
+    """Whatever the number of images: also the few that the engine would not give them."""
+    monkeypatch.setitem(CONVOLUTIONS, name, (batch, *CONVOLUTIONS[name][1:]))
+    force(monkeypatch, "rows")
     expected = all_three(PORTABLE, name)
-    monkeypatch.setattr(scratch, "LIMIT", 1 << 10)
-    monkeypatch.setattr(chunks, "CHUNK", 1 << 8)
-    monkeypatch.setattr(rows, "SLICE", 16)
-    monkeypatch.setattr(threads, "WORTH_SHARING", 1.0)
-    threads.set_num_threads(3)
     for what, actual in all_three(ENGINE, name).items():
         assert_l2_close(actual, expected[what], TOLERANCE["float64"], what)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_same_threads_give_the_same_bits(count, monkeypatch):
-    monkeypatch.setattr(threads, "WORTH_SHARING", 1.0)
-    monkeypatch.setattr(norm, "WORTH_SHARING", 1)
-    threads.set_num_threads(count)
-    for name in ("lenet_second", "wide"):
-        first, second = (all_three(ENGINE, name, "float32") for _ in range(2))
-        assert all(first[what].tobytes() == second[what].tobytes() for what in first)
+WINOGRAD_SERVES = [
+    name
+    for name, (*_, window, _groups) in CONVOLUTIONS.items()
+    if window.size == (3, 3) and window.strides == window.dilation == (1, 1)
+]
 
 
-def test_which_path_a_convolution_takes():
+@pytest.mark.parametrize("batch", [1, 17, 100])
+@pytest.mark.parametrize("name", WINOGRAD_SERVES)
+def test_winograd(name, batch, monkeypatch):
+    """Every 3×3 convolution of stride 1, in one block and tile by tile, with any number of channels and images."""
+    monkeypatch.setitem(CONVOLUTIONS, name, (batch, *CONVOLUTIONS[name][1:]))
+    force(monkeypatch, "winograd")
+    expected = all_three(PORTABLE, name)
+    for block in (winograd.BLOCK, 1):
+        monkeypatch.setattr(winograd, "BLOCK", block)
+        for what, actual in all_three(ENGINE, name, "float32").items():
+            assert_l2_close(actual, expected[what], 1e-5, f"{what} in blocks of {block} bytes")
+
+
+def test_winograd_cuts_many_filters_into_small_products():
+    assert winograd._cuts(128, 128 * 64) == 2
+    assert winograd._cuts(64, 64 * 64) == 1
+    assert winograd._cuts(130, 128 * 64) == 2
+    assert winograd._cuts(33, 1 << 30) == 1  # what cannot be halved stays whole
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(64, 4, 4, 128)), rng.normal(size=(3, 3, 128, 130))
+    window = Window((3, 3), padding=SAME3)
+    y = ENGINE.conv2d(x.astype("float32"), weight.astype("float32"), None, window)
+    assert_l2_close(y, PORTABLE.conv2d(x, weight, None, window), 1e-5, "y")
+
+
+@every_convolution
+def test_small_buffers_change_nothing(name, monkeypatch):
+    """Work cut as finely as it can be: row by row, image by image, pixel by pixel."""
+    expected = all_three(PORTABLE, name)
+    for module in (chunks, rows, winograd, depthwise):
+        monkeypatch.setattr(module, "CHUNK" if module is chunks else "BLOCK", 1 << 8)
+    monkeypatch.setattr(rows, "SMALL", 1.0)
+    monkeypatch.setattr(order, "SLICE", 16)
+    for dtype in ("float32", "float64"):
+        for what, actual in all_three(ENGINE, name, dtype).items():
+            assert_l2_close(actual, expected[what], TOLERANCE[dtype], what)
+
+
+@every_dtype
+@every_convolution
+def test_a_relu_can_ride_along(name, dtype):
+    x, weight, bias, _ = convolution_arrays(name, dtype)
+    window, groups = CONVOLUTIONS[name][4:]
+    plain = ENGINE.conv2d(x, weight, bias, window, groups)
+    assert np.array_equal(ENGINE.conv2d(x, weight, bias, window, groups, relu=True), np.maximum(plain, 0))
+
+
+def test_which_path_a_convolution_takes(monkeypatch):
+    monkeypatch.delenv("GPUCNN_WINOGRAD", raising=False)
+
+    def path(window, batch, channels, filters, groups=1, dtype="float32"):
+        return convolution.path(window, batch, channels, filters, groups, np.dtype(dtype), 24 * 24)
+
     plain = Window((3, 3))
-    assert rows.serves(plain, 16, 32, 32, 1)
-    assert not rows.serves(plain, 15, 3, 8, 1)
-    assert not rows.serves(plain, 128, 32, 33, 1)
-    assert not rows.serves(Window((3, 3), (2, 2)), 128, 3, 8, 1)
-    assert not rows.serves(Window((3, 3), dilation=(2, 2)), 128, 3, 8, 1)
-    assert not rows.serves(plain, 128, 4, 8, 2)
+    assert path(plain, 16, 32, 32) == "winograd"
+    assert path(plain, 16, 32, 32, dtype="float64") == "rows"
+    assert path(plain, 15, 32, 32) == "chunks"
+    assert path(plain, 128, 3, 200) == "rows"
+    assert path(plain, 128, 64, 64, groups=2) == "winograd"
+    assert path(plain, 128, 64, 64, groups=16) == "rows"
+    assert path(plain, 128, 64, 64, groups=64) == "depthwise"
+    assert path(plain, 128, 1, 64) == "rows"
+    assert path(Window((3, 3), (2, 2)), 128, 64, 64) == "rows"
+    assert path(Window((3, 3), dilation=(2, 2)), 128, 64, 64) == "rows"
+    assert path(Window((5, 5)), 128, 64, 64) == "rows"
+    monkeypatch.setenv("GPUCNN_WINOGRAD", "0")
+    assert path(plain, 16, 32, 32) == "rows"
 
 
-def test_few_channels_stay_with_the_batch_innermost():
-    """From the first convolution to the last, forward and backward, nothing is laid out anew."""
-    x, weight, bias, _ = convolution("lenet_second", "float32")
-    window = CONVOLUTIONS["lenet_second"][4]
+def test_images_stay_with_the_batch_innermost():
+    """From the first layer to the last, forward and backward, nothing is laid out anew."""
+    x, weight, bias, _ = convolution_arrays("lenet_second", "float32")
+    window, pool = CONVOLUTIONS["lenet_second"][4], Window((2, 2), (2, 2))
     y = ENGINE.conv2d(x, weight, bias, window)
-    pooled, kept = ENGINE.max_pool2d(np.maximum(y, 0), Window((2, 2), (2, 2)))
-    dx = ENGINE.max_pool2d_gradient(np.ones(pooled.shape, "float32"), kept, (10, 10), Window((2, 2), (2, 2)))
-    averaged = ENGINE.average_pool2d(y, Window((2, 2), (2, 2)))
+    pooled, kept = ENGINE.max_pool2d(ENGINE.relu(y), pool)
+    dx = ENGINE.max_pool2d_gradient(np.ones(pooled.shape, "float32"), kept, (10, 10), pool)
     normed = ENGINE.batch_norm(y, np.ones(16, "float32"), np.zeros(16, "float32"), 1e-5)[0]
-    for array in (y, pooled, dx, averaged, normed):
-        assert order.batch_last(array).base is not None
+    scaled = ENGINE.scale_and_shift(y, np.ones(16, "float32"), np.zeros(16, "float32"))
+    averaged, masked, added = ENGINE.average_pool2d(y, pool), ENGINE.relu_gradient(y, y), ENGINE.add(y, y)
+    for array in (y, pooled, dx, averaged, normed, scaled, masked, added):
         assert array.transpose(1, 2, 3, 0).flags.c_contiguous
-    wide = ENGINE.conv2d(*convolution("wide", "float32")[:3], CONVOLUTIONS["wide"][4])
-    assert wide.flags.c_contiguous
-    assert ENGINE.average_pool2d(wide, Window((2, 2), (2, 2))).flags.c_contiguous
+        assert np.shares_memory(order.batch_last(array), array)
+    few = ENGINE.conv2d(*convolution_arrays("wide", "float32")[:3], CONVOLUTIONS["wide"][4])
+    assert few.flags.c_contiguous
+    assert ENGINE.average_pool2d(few, pool).flags.c_contiguous
+    assert ENGINE.relu(few).flags.c_contiguous
 
 
 POOLS = {
@@ -180,24 +257,46 @@ def test_a_nan_passes_through_the_pool():
 
 
 @every_dtype
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("shape", [(20, 7, 8, 5), (3, 7, 8, 5), (20, 7, 8, 40), (50, 6), (2, 3)], ids=str)
-def test_batch_norm(shape, count, dtype, monkeypatch):
+def test_batch_norm(shape, relu, dtype, monkeypatch):
     monkeypatch.setattr(norm, "CHUNK", 1 << 8)
-    monkeypatch.setattr(norm, "WORTH_SHARING", 1)
-    threads.set_num_threads(count)
     rng = np.random.default_rng(0)
     x, dy = rng.normal(30.0, 2.0, shape), rng.normal(size=shape)  # a mean far from 0 must not cost digits
     scale, shift = rng.normal(size=shape[-1]), rng.normal(size=shape[-1])
-    expected = PORTABLE.batch_norm(x, scale, shift, 1e-3)
+    expected = PORTABLE.batch_norm(x, scale, shift, 1e-3, relu)
     gradients = PORTABLE.batch_norm_gradient(dy, expected[3], expected[2], scale, 1e-3)
     x, dy, scale, shift = (array.astype(dtype) for array in (x, dy, scale, shift))
-    y, mean, variance, kept = ENGINE.batch_norm(x, scale, shift, 1e-3)
+    y, mean, variance, kept = ENGINE.batch_norm(x, scale, shift, 1e-3, relu)
     actual = ENGINE.batch_norm_gradient(dy, kept, variance, scale, 1e-3)
     names = ("y", "mean", "variance", "dx", "dscale", "dshift")
     for what, ours, theirs in zip(names, (y, mean, variance, *actual), (*expected[:3], *gradients), strict=True):
         assert ours.dtype == dtype, what
         assert_l2_close(ours, theirs, {"float32": 2e-5, "float64": 1e-12}[dtype], what)
+
+
+@every_dtype
+@pytest.mark.parametrize("shape", [(20, 7, 8, 5), (3, 7, 8, 5), (50, 6)], ids=str)
+def test_elementwise(shape, dtype, monkeypatch):
+    monkeypatch.setattr(elementwise, "BLOCK", 100)
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=shape).astype(dtype) for _ in range(2))
+    scale, shift = (rng.normal(size=shape[-1]).astype(dtype) for _ in range(2))
+    kernels = {
+        "relu": lambda backend: backend.relu(a),
+        "relu_gradient": lambda backend: backend.relu_gradient(a, b),
+        "add": lambda backend: backend.add(a, b),
+        "add_relu": lambda backend: backend.add(a, b, relu=True),
+        "scale_and_shift": lambda backend: backend.scale_and_shift(a, scale, shift),
+        "scale_shift_relu": lambda backend: backend.scale_and_shift(a, scale, shift, relu=True),
+        "channel_sums": lambda backend: backend.channel_sums(a),
+    }
+    for name, kernel in kernels.items():
+        ours, theirs = kernel(ENGINE), kernel(PORTABLE)
+        assert ours.dtype == dtype, name
+        assert_l2_close(ours, theirs, 1e-6 if dtype == "float32" else 1e-14, name)
+    in_other_order = np.asfortranarray(a)
+    assert np.array_equal(ENGINE.add(in_other_order, b), a + b)
 
 
 def test_scratch_is_used_again_and_bounded():
@@ -206,50 +305,34 @@ def test_scratch_is_used_again_and_bounded():
     assert np.shares_memory(first, again)
     assert not np.shares_memory(first, scratch.take("another", (5, 5), np.float32))
     assert not np.shares_memory(first, scratch.take("test", (5, 5), np.float64))
+    scratch.use({})
     for name in CONVOLUTIONS:
         all_three(ENGINE, name, "float32")
-    held = {key: buffer.nbytes for key, buffer in vars(scratch._held).items()}
-    assert {key.split()[0] for key in held} >= {"lowered", "products", "columns", "padded"}
-    assert max(held.values()) <= scratch.LIMIT
+    assert 1 << 20 < scratch.held() <= 16 << 20
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, "many", True])
-def test_a_number_of_threads_that_makes_no_sense_is_refused(value):
-    with pytest.raises(ConfigurationError, match="expected a positive number of threads, not"):
-        gpucnn.set_num_threads(value)
+def test_memory_is_used_again_only_when_nobody_refers_to_it():
+    shape = (3, 1 << 15)
+    array = memory.empty(shape, np.float32)
+    address, view = array.ctypes.data, array[1:, ::2].T
+    del array
+    gc.collect()
+    assert memory.empty(shape, np.float32).ctypes.data != address  # a view of it lives
+    del view
+    gc.collect()
+    addresses = {memory.empty(shape, np.float32).ctypes.data for _ in range(3)}
+    assert len(addresses) == 1  # each went before the next came
+    held = [memory.empty(shape, np.float32) for _ in range(4)]
+    assert len({array.ctypes.data for array in held}) == 4
 
 
-def test_the_number_of_threads(monkeypatch):
-    monkeypatch.delenv("GPUCNN_NUM_THREADS", raising=False)
-    assert threads.num_threads() == threads.usable_cores()
-    monkeypatch.setenv("GPUCNN_NUM_THREADS", "3")
-    assert threads.num_threads() == 3
-    gpucnn.set_num_threads(2)
-    assert threads.num_threads() == 2
-    gpucnn.set_num_threads(None)
-    monkeypatch.setenv("GPUCNN_NUM_THREADS", "few")
-    with pytest.raises(ConfigurationError, match="the environment variable GPUCNN_NUM_THREADS: expected"):
-        threads.num_threads()
-
-
-def test_blas_is_held_to_one_thread_in_a_step_and_given_back():
-    def blas_threads():
-        return [library["num_threads"] for library in threads._blas().info()]
-
-    with threads._blas().limit(limits=2):
-        first, second = threads.one_blas_thread(), ENGINE.working()
-        first.__enter__()
-        with second:
-            assert set(blas_threads()) == {1}
-            first.__exit__(None, None, None)  # the two overlap: the last to end gives BLAS its threads back
-            assert set(blas_threads()) == {1}
-        assert set(blas_threads()) == {2}
-
-
-def test_a_failing_task_is_not_lost():
-    def fail():
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        threads.run([lambda: 1, fail])
-    assert threads.run([lambda: 1, lambda: 2]) == [1, 2]
+def test_memory_that_is_not_wanted_goes_back(monkeypatch):
+    monkeypatch.setattr(memory, "FORGET_AFTER", 10)
+    monkeypatch.setattr(memory, "_blocks", {})
+    memory.empty((1 << 20,), np.uint8)
+    kept = memory.empty((1 << 21,), np.uint8)
+    for size in range(20):
+        memory.empty(((1 << 22) + (size << 19),), np.uint8)
+    assert (1 << 20) not in {block.memory.size for blocks in memory._blocks.values() for block in blocks}
+    kept[...] = 7
+    assert kept.sum() == 7 * kept.size

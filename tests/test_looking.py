@@ -35,7 +35,7 @@ def test_summary_shows_every_layer(capsys):
 )
 def test_flops(layer, input_shape, flops):
     model = gpucnn.Model([layer], input_shape)
-    assert profiling.flops(model.network) == flops
+    assert model.network.total_flops() == flops
 
 
 def test_profile_times_every_layer_and_leaves_the_model_alone(backend):

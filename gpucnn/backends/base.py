@@ -8,14 +8,17 @@ Shape letters: N batch, C channels, F filters, H W image, KH KW kernel, OH OW ou
 Images are (N, H, W, C), convolution weights (KH, KW, C/groups, F).
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gpucnn.backends.philox import philox4x32
 from gpucnn.backends.window import Window
+
+T = TypeVar("T")
 
 Array = Any  # an array of the backend's own module: numpy.ndarray, cupy.ndarray
 
@@ -39,9 +42,30 @@ class Backend:
     def synchronize(self) -> None:
         """Wait until all work that was started is done (nothing to wait for on the host)."""
 
-    def working(self) -> AbstractContextManager[None]:
-        """Return a context that a model holds around its passes: the place for what an engine sets up once a step."""
+    # --- a batch shared among threads: nothing to share here, an engine may -------------------
+
+    def working(self, as_team: bool) -> AbstractContextManager[None]:
+        """Return a context that a model holds around its passes: the place for what an engine sets up once a step.
+
+        `as_team` says whether the passes run in slices, by `together`.
+        """
         return nullcontext()
+
+    def slices(self, batch: int, work: float) -> list[slice]:
+        """Cut a batch that costs `work` floating-point operations into the slices that `together` should take."""
+        return [slice(0, batch)]
+
+    def together(self, tasks: Sequence[Callable[[], T]], slices: Sequence[slice]) -> list[T]:
+        """Run tasks, one a slice of the batch, and return their results in order."""
+        return [task() for task in tasks]
+
+    def samples_before(self) -> int:
+        """Return how many samples of the batch stand before those that are passed to the kernels here and now."""
+        return 0
+
+    def whole_batch(self, samples: int) -> int:
+        """Return how many samples the batch has of which so many are passed to the kernels here and now."""
+        return samples
 
     def describe(self) -> str:
         """Return one line that says what computes: for people, not for programs."""
@@ -90,8 +114,13 @@ class Backend:
 
     # --- convolution: pad, im2col, one product, reshape ---------------------------------------
 
-    def conv2d(self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int = 1) -> Array:
-        """Convolve images: x (N, H, W, C), weight (KH, KW, C/groups, F), bias (F,) → (N, OH, OW, F)."""
+    def conv2d(
+        self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int = 1, relu: bool = False
+    ) -> Array:
+        """Convolve images: x (N, H, W, C), weight (KH, KW, C/groups, F), bias (F,) → (N, OH, OW, F).
+
+        `relu` sets what is negative to 0, as a `ReLU` layer that follows would.
+        """
         columns = self.im2col(x, window)
         outputs = [
             rows @ kernel
@@ -100,7 +129,13 @@ class Backend:
         y = outputs[0] if groups == 1 else self.xp.concatenate(outputs, axis=1)
         if bias is not None:
             y = y + bias
+        if relu:
+            y = self.relu(y)
         return y.reshape(*columns.shape[:3], weight.shape[-1])
+
+    def conv2d_method(self, window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
+        """Return in a word how `conv2d` computes such a convolution."""
+        return "im2col"
 
     def conv2d_weight_gradient(self, x: Array, dy: Array, window: Window, groups: int = 1) -> Array:
         """Return dweight (KH, KW, C/groups, F) from x (N, H, W, C) and dy (N, OH, OW, F).
@@ -182,11 +217,14 @@ class Backend:
 
     # --- batch normalisation ------------------------------------------------------------------
 
-    def batch_norm(self, x: Array, scale: Array, shift: Array, epsilon: float) -> tuple[Array, Array, Array, Any]:
-        """Normalise each channel of x (…, C) over the batch, then scale and shift.
+    def batch_norm(
+        self, x: Array, scale: Array, shift: Array, epsilon: float, relu: bool = False
+    ) -> tuple[Array, Array, Array, Any]:
+        """Normalise each channel of x (…, C) over the batch, then scale and shift; with `relu`, cut off below 0.
 
         Returns y (…, C), the batch's mean (C,) and biased variance (C,), and what the gradient needs, in the backend's
-        own form: here the normalised x (…, C). Sums run in float64: a float32 sum over a large batch loses digits.
+        own form: here the normalised x (…, C), and y if it is a ReLU's. Sums run in float64: a float32 sum over a large
+        batch loses digits.
         """
         xp = self.xp
         axes = tuple(range(x.ndim - 1))
@@ -194,7 +232,10 @@ class Backend:
         centred = x - mean
         variance = xp.square(centred).mean(axis=axes, dtype=xp.float64).astype(x.dtype)
         normalized = centred / xp.sqrt(variance + epsilon)
-        return normalized * scale + shift, mean, variance, normalized
+        y = normalized * scale + shift
+        if relu:
+            y = self.relu(y)
+        return y, mean, variance, (normalized, y if relu else None)
 
     def batch_norm_gradient(
         self, dy: Array, kept: Any, variance: Array, scale: Array, epsilon: float
@@ -203,13 +244,38 @@ class Backend:
 
         The batch's own mean and variance depend on x; their share is what the last line takes away.
         """
-        xp, normalized = self.xp, kept
+        xp, (normalized, y) = self.xp, kept
+        if y is not None:
+            dy = self.relu_gradient(dy, y)
         axes = tuple(range(dy.ndim - 1))
         count = normalized.size // normalized.shape[-1]
         dshift = dy.sum(axis=axes, dtype=xp.float64).astype(dy.dtype)
         dscale = (dy * normalized).sum(axis=axes, dtype=xp.float64).astype(dy.dtype)
         factor = scale / xp.sqrt(variance + epsilon)
         return factor * (dy - dshift / count - normalized * (dscale / count)), dscale, dshift
+
+    # --- elementwise, and sums over everything but the channels ---------------------------------
+
+    def relu(self, x: Array) -> Array:
+        """Return max(x, 0), of any shape."""
+        return self.xp.maximum(x, 0)
+
+    def relu_gradient(self, dy: Array, y: Array) -> Array:
+        """Return dy where y, the output of `relu`, is positive, else 0."""
+        return dy * (y > 0)
+
+    def add(self, a: Array, b: Array, relu: bool = False) -> Array:
+        """Return a + b of one shape, and what is negative set to 0 with `relu`."""
+        return self.relu(a + b) if relu else a + b
+
+    def scale_and_shift(self, x: Array, scale: Array, shift: Array, relu: bool = False) -> Array:
+        """Return scale·x + shift of x (…, C) with numbers for each channel (C,), cut off below 0 with `relu`."""
+        y = x * scale + shift
+        return self.relu(y) if relu else y
+
+    def channel_sums(self, x: Array) -> Array:
+        """Return the sum of each channel of x (…, C), (C,)."""
+        return x.sum(axis=tuple(range(x.ndim - 1)))
 
     # --- softmax and its loss -----------------------------------------------------------------
 
@@ -286,9 +352,9 @@ class Backend:
 
     # --- random numbers -----------------------------------------------------------------------
 
-    def random_bits(self, key: int, counter: int, count: int) -> Array:
-        """Return `count` random 32-bit words, uint32 (count,), a pure function of key and counter (64 bits each)."""
-        return philox4x32(self.xp, key, counter, count)
+    def random_bits(self, key: int, counter: int, count: int, start: int = 0) -> Array:
+        """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter), 64 bits each."""
+        return philox4x32(self.xp, key, counter, count, start)
 
 
 def as_floats(x: Array, dtype: Any) -> Array:

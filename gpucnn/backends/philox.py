@@ -14,22 +14,23 @@ ROUNDS = 10
 BLOCKS_AT_ONCE = 8192  # the four words of so many blocks, 64 bits each, stay in a core's second-level cache
 
 
-def philox4x32(xp: Any, key: int, counter: int, count: int) -> Any:
-    """Return the words 0 … count − 1 of the stream (key, counter), uint32 (count,).
+def philox4x32(xp: Any, key: int, counter: int, count: int, start: int = 0) -> Any:
+    """Return the words start … start + count − 1 of the stream (key, counter), uint32 (count,).
 
     Word i is word i mod 4 of block i // 4; the block's number is the low half of the 128-bit Philox counter and
     `counter` the high half, so a stream holds 2^64 blocks before it repeats.
     """
-    blocks = -(-count // 4)
+    first, skipped = divmod(start, 4)
+    blocks = -(-(skipped + count) // 4)
     words = xp.empty((blocks, 4), dtype=xp.uint32)
-    for start in range(0, blocks, BLOCKS_AT_ONCE):
-        part = words[start : start + BLOCKS_AT_ONCE]
-        number = xp.arange(start, start + part.shape[0], dtype=xp.uint64)
+    for at in range(0, blocks, BLOCKS_AT_ONCE):
+        part = words[at : at + BLOCKS_AT_ONCE]
+        number = xp.arange(first + at, first + at + part.shape[0], dtype=xp.uint64)
         high = xp.full_like(number, counter & MASK), xp.full_like(number, counter >> 32 & MASK)
         block = (number & MASK, number >> 32, *high)
         for place, word in enumerate(philox_rounds(block, (key & MASK, key >> 32 & MASK))):
             part[:, place] = word
-    return words.reshape(-1)[:count]
+    return words.reshape(-1)[skipped : skipped + count]
 
 
 def philox_rounds(block: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:

@@ -13,10 +13,12 @@ INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 class ReLU(Layer):
     """Keep what is positive: y = max(x, 0); the slope at 0 is 0. x and y have any shape (N, …)."""
 
+    per_sample = True
+
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the way back, which keeps y rather than x: y is alive in the next layer anyway."""
-        y = self.backend.xp.maximum(x, 0)
-        return y, lambda dy: dy * (y > 0)
+        y = self.backend.relu(x)
+        return y, lambda dy: self.backend.relu_gradient(dy, y)
 
 
 class LeakyReLU(Layer):
@@ -27,6 +29,8 @@ class LeakyReLU(Layer):
 
     Source: Maas, Hannun, Ng, "Rectifier nonlinearities improve neural network acoustic models" (2013).
     """
+
+    per_sample = True
 
     def __init__(self, slope: float = 0.01, *, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -43,6 +47,8 @@ class LeakyReLU(Layer):
 class Sigmoid(Layer):
     """Squeeze into (0, 1): y = 1 / (1 + exp(−x)). x and y have any shape (N, …)."""
 
+    per_sample = True
+
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y, by way of tanh, which cannot overflow, and the way back."""
         y = 0.5 * self.backend.xp.tanh(0.5 * x) + 0.5
@@ -51,6 +57,8 @@ class Sigmoid(Layer):
 
 class Tanh(Layer):
     """Squeeze into (−1, 1): y = tanh(x). x and y have any shape (N, …)."""
+
+    per_sample = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the way back."""
@@ -63,6 +71,8 @@ class GELU(Layer):
 
     x and y have any shape (N, …). Source: Hendrycks, Gimpel, "Gaussian error linear units" (2016).
     """
+
+    per_sample = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the way back: d(x·Φ(x)) = Φ(x) + x·φ(x), with φ the normal density."""
@@ -83,6 +93,8 @@ class Softmax(Layer):
 
     A model that ends with `Softmax` and trains on cross-entropy computes both as one stable kernel.
     """
+
+    per_sample = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the way back: dx = y·(dy − Σ dy·y)."""

@@ -98,6 +98,22 @@ class Layer(Configurable, family="layer"):
     #: whether `forward` takes `input_gradient=False`, which lets a first layer leave out a gradient nobody wants
     can_skip_input_gradient = False
 
+    #: whether `forward` takes `relu=True`, which lets a layer apply the `ReLU` that follows while its output is in the
+    #: cache; its way back then begins with that of the ReLU
+    can_apply_relu = False
+
+    #: whether `forward` may be given the batch in slices, on several threads at a time: true where a sample's output
+    #: depends on that sample alone, or a kernel joins the slices, and nothing but parameters and buffers is written to
+    per_sample = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Take the three as said of this very `forward`: one that was written anew must say them again."""
+        super().__init_subclass__(**options)
+        if "forward" in vars(cls):
+            for promise in ("can_skip_input_gradient", "can_apply_relu", "per_sample"):
+                if promise not in vars(cls):
+                    setattr(cls, promise, False)
+
     def __init__(self, *, name: str | None = None) -> None:
         if name is not None and (not isinstance(name, str) or not name.isidentifier()):
             raise ConfigurationError(f"a layer's name must be a word of letters, digits and _, not {name!r}")
@@ -120,6 +136,14 @@ class Layer(Configurable, family="layer"):
     def flops(self) -> int:
         """Return the floating-point operations of the products in one sample's forward pass (a product-sum is 2)."""
         return 0
+
+    def method(self, batch: int) -> str:
+        """Return how the backend computes this layer for so many images, in a word; "" where there is no choice."""
+        return ""
+
+    def total_flops(self) -> int:
+        """Return `flops` with those of the layers inside."""
+        return self.flops() + sum(child.total_flops() for _, child in self.children())
 
     # --- what every layer can do --------------------------------------------------------------
 

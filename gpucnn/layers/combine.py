@@ -1,12 +1,17 @@
 """Layers made of layers: one after another, and side by side."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from gpucnn.backends import Array
 from gpucnn.config import snake_case
 from gpucnn.errors import ConfigurationError, ShapeError
+from gpucnn.layers.activation import ReLU
 from gpucnn.layers.base import Backward, Layer, Shape
+from gpucnn.layers.pool import MaxPool2D
+
+Plan = list[tuple[int, dict[str, Any]]]  # places of layers in the order in which they compute, and options
 
 
 class Sequential(Layer):
@@ -19,6 +24,7 @@ class Sequential(Layer):
     """
 
     can_skip_input_gradient = True
+    per_sample = True
 
     def __init__(self, layers: list[Layer] | tuple[Layer, ...], *, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -54,10 +60,15 @@ class Sequential(Layer):
         for layer in self.layers:
             shape = layer.build_once(shape, rng)
         self._trained = [bool(layer.parameters()) for layer in self.layers]
+        self._plan = _planned(self.layers)
         return shape
 
     def forward(self, x: Array, *, train: bool, input_gradient: bool = True) -> tuple[Array, Backward]:
-        """Return y and the way back, which returns None for dx without `input_gradient`."""
+        """Return y and the way back, which returns None for dx without `input_gradient`.
+
+        Without it the way back is that of a training step: it can be walked once, and lets go of what each layer kept
+        as soon as it has passed that layer.
+        """
         ways_back: list[Backward] = []
         for layer, options, goes_back in self.steps(input_gradient):
             x, way_back = layer.forward(x, train=train, **options)
@@ -67,21 +78,30 @@ class Sequential(Layer):
         def backward(dy: Array) -> Array:
             for way_back in reversed(ways_back):
                 dy = way_back(dy)
-            return dy if input_gradient else None
+            return dy
 
-        return x, backward
+        def walk_once(dy: Array) -> None:
+            while ways_back:
+                dy = ways_back.pop()(dy)
 
-    def steps(self, input_gradient: bool) -> Iterator[tuple[Layer, dict[str, Any], bool]]:
-        """Yield each layer, the options of its forward pass, and whether the way back passes through it.
+        return x, backward if input_gradient else walk_once
+
+    def steps(self, input_gradient: bool, plan: Plan | None = None) -> Iterator[tuple[Layer, dict[str, Any], bool]]:
+        """Yield each layer that computes, the options of its forward pass, and whether the way back passes through it.
 
         Where nobody wants dx, the way back ends at the first layer that has parameters, and that layer leaves its own
         dx out if it can.
         """
         wanted = input_gradient
-        for layer, trained in zip(self.layers, self._trained, strict=True):
-            options = {} if wanted or not layer.can_skip_input_gradient else {"input_gradient": False}
-            wanted = wanted or trained
-            yield layer, options, wanted
+        for place, options in self._plan if plan is None else plan:
+            layer = self.layers[place]
+            skips = not wanted and layer.can_skip_input_gradient
+            wanted = wanted or self._trained[place]
+            yield layer, options | {"input_gradient": False} if skips else options, wanted
+
+    def one_by_one(self) -> Plan:
+        """Return the plan in which every layer computes for itself, as a profile wants it."""
+        return [(place, {}) for place in range(len(self.layers))]
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -91,6 +111,27 @@ class Sequential(Layer):
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
+
+
+def _planned(layers: list[Layer]) -> Plan:
+    """Return the places of the layers in the order in which they compute, with options for their forward passes.
+
+    Two neighbours are told of each other here, and nowhere else. A ReLU before a max pooling changes places with it:
+    the largest element is the same either way, so are all gradients, and a quarter of the elements is left to cut off.
+    And a layer that can apply the ReLU behind it does.
+    """
+    order = list(range(len(layers)))
+    for first, second in pairwise(range(len(layers))):
+        if type(layers[first]) is ReLU and type(layers[second]) is MaxPool2D:
+            order[first], order[second] = second, first
+    plan: Plan = []
+    for place in order:
+        before = plan[-1] if plan else None
+        if type(layers[place]) is ReLU and before and layers[before[0]].can_apply_relu and not before[1]:
+            plan[-1] = before[0], {"relu": True}
+        else:
+            plan.append((place, {}))
+    return plan
 
 
 class Residual(Layer):
@@ -110,6 +151,9 @@ class Residual(Layer):
     Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition" (2016).
     """
 
+    can_apply_relu = True
+    per_sample = True
+
     def __init__(
         self, main: Layer | list[Layer], shortcut: Layer | list[Layer] | None = None, *, name: str | None = None
     ) -> None:
@@ -128,10 +172,16 @@ class Residual(Layer):
             )
         return main_shape
 
-    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+    def forward(self, x: Array, *, train: bool, relu: bool = False) -> tuple[Array, Backward]:
         """Return the sum of both branches and the way back, which is the sum of both ways back."""
+        add = self.backend.add
         main, main_backward = self.main.forward(x, train=train)
-        if self.shortcut is None:
-            return main + x, lambda dy: main_backward(dy) + dy
-        shortcut, shortcut_backward = self.shortcut.forward(x, train=train)
-        return main + shortcut, lambda dy: main_backward(dy) + shortcut_backward(dy)
+        shortcut, shortcut_backward = self.shortcut.forward(x, train=train) if self.shortcut else (x, lambda dy: dy)
+        y = add(main, shortcut, relu)
+
+        def backward(dy: Array) -> Array:
+            if relu:
+                dy = self.backend.relu_gradient(dy, y)
+            return add(main_backward(dy), shortcut_backward(dy))
+
+        return y, backward

@@ -35,6 +35,8 @@ class Conv2D(Layer):
     """
 
     can_skip_input_gradient = True
+    can_apply_relu = True
+    per_sample = True
 
     def __init__(
         self,
@@ -76,15 +78,19 @@ class Conv2D(Layer):
         self.bias = Parameter(initializers.zeros((F,))) if self.use_bias else None
         return (*self.window.output_size((H, W)), F)
 
-    def forward(self, x: Array, *, train: bool, input_gradient: bool = True) -> tuple[Array, Backward]:
+    def forward(
+        self, x: Array, *, train: bool, input_gradient: bool = True, relu: bool = False
+    ) -> tuple[Array, Backward]:
         """Return y and the way back, which returns None for dx without `input_gradient`."""
         backend, weight, bias, window = self.backend, self.weight, self.bias, self.window
-        y = backend.conv2d(x, weight.value, bias.value if bias else None, window, self.groups)
+        y = backend.conv2d(x, weight.value, bias.value if bias else None, window, self.groups, relu)
 
         def backward(dy: Array) -> Array:
+            if relu:
+                dy = backend.relu_gradient(dy, y)
             weight.add_grad(backend.conv2d_weight_gradient(x, dy, window, self.groups))
             if bias:
-                bias.add_grad(dy.sum(axis=(0, 1, 2)))
+                bias.add_grad(backend.channel_sums(dy))
             if not input_gradient:
                 return None
             return backend.conv2d_input_gradient(dy, weight.value, x.shape[1:3], window, self.groups)
@@ -96,3 +102,8 @@ class Conv2D(Layer):
         assert self.output_shape is not None
         OH, OW, _ = self.output_shape
         return 2 * OH * OW * self.weight.size
+
+    def method(self, batch: int) -> str:
+        """Return the path that the backend chooses for this geometry."""
+        C = self.weight.shape[2] * self.groups
+        return self.backend.conv2d_method(self.window, batch, C, self.filters, self.groups, self.weight.value.dtype)

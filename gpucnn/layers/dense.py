@@ -28,6 +28,7 @@ class Dense(Layer):
     """
 
     can_skip_input_gradient = True
+    per_sample = True
 
     def __init__(
         self,
@@ -65,8 +66,13 @@ class Dense(Layer):
         def backward(dy: Array) -> Array:
             weight.add_grad(x.T @ dy)
             if bias:
-                bias.add_grad(dy.sum(axis=0))
-            return dy @ weight.value.T if input_gradient else None
+                bias.add_grad(self.backend.channel_sums(dy))
+            if not input_gradient:
+                return None
+            xp = self.backend.xp
+            return xp.matmul(
+                dy, weight.value.T, out=xp.empty_like(x)
+            )  # in the order of x: that of images, after a Flatten
 
         return y, backward
 

@@ -20,6 +20,8 @@ class Dropout(Layer):
     Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout" (2014).
     """
 
+    per_sample = True
+
     def __init__(self, rate: float, *, name: str | None = None) -> None:
         super().__init__(name=name)
         if not (isinstance(rate, int | float) and 0 <= rate < 1):

@@ -29,6 +29,9 @@ class BatchNorm(Layer):
     Source: Ioffe, Szegedy, "Batch normalization" (2015).
     """
 
+    can_apply_relu = True
+    per_sample = True
+
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, *, name: str | None = None) -> None:
         super().__init__(name=name)
         if not 0 <= momentum < 1:
@@ -47,19 +50,19 @@ class BatchNorm(Layer):
         self.running_var = Buffer(initializers.ones((C,)))
         return input_shape
 
-    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+    def forward(self, x: Array, *, train: bool, relu: bool = False) -> tuple[Array, Backward]:
         """Return y and the way back, by the batch's statistics in training and by the running ones otherwise."""
-        return self._by_batch(x) if train else self._by_running_statistics(x)
+        return self._by_batch(x, relu) if train else self._by_running_statistics(x, relu)
 
-    def _by_batch(self, x: Array) -> tuple[Array, Backward]:
+    def _by_batch(self, x: Array, relu: bool) -> tuple[Array, Backward]:
         backend, scale, shift = self.backend, self.scale, self.shift
-        count = x.size // x.shape[-1]
+        count = backend.whole_batch(len(x)) * math.prod(x.shape[1:-1])
         if count < 2:
             raise ShapeError(
                 f"{self.label}: a batch of shape {tuple(x.shape)} has one value a channel, so its variance is 0; "
                 "choose a batch size that leaves no batch of one, not even the last of an epoch"
             )
-        y, mean, variance, kept = backend.batch_norm(x, scale.value, shift.value, self.epsilon)
+        y, mean, variance, kept = backend.batch_norm(x, scale.value, shift.value, self.epsilon, relu)
         for running, batch in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
             running.value *= self.momentum
             running.value += (1.0 - self.momentum) * batch
@@ -72,17 +75,20 @@ class BatchNorm(Layer):
 
         return y, backward
 
-    def _by_running_statistics(self, x: Array) -> tuple[Array, Backward]:
-        deviation = self.backend.xp.sqrt(self.running_var.value + self.epsilon)
-        normalized = (x - self.running_mean.value) / deviation
-        axes = tuple(range(x.ndim - 1))
+    def _by_running_statistics(self, x: Array, relu: bool) -> tuple[Array, Backward]:
+        backend, deviation = self.backend, self.backend.xp.sqrt(self.running_var.value + self.epsilon)
+        factor = self.scale.value / deviation
+        y = backend.scale_and_shift(x, factor, self.shift.value - self.running_mean.value * factor, relu)
 
         def backward(dy: Array) -> Array:
-            self.scale.add_grad((dy * normalized).sum(axis=axes))
-            self.shift.add_grad(dy.sum(axis=axes))
-            return dy * (self.scale.value / deviation)
+            if relu:
+                dy = backend.relu_gradient(dy, y)
+            normalized = (x - self.running_mean.value) / deviation
+            self.scale.add_grad(backend.channel_sums(dy * normalized))
+            self.shift.add_grad(backend.channel_sums(dy))
+            return dy * factor
 
-        return normalized * self.scale.value + self.shift.value, backward
+        return y, backward
 
 
 class Normalization(Layer):
@@ -98,6 +104,8 @@ class Normalization(Layer):
         ConfigurationError  a deviation that is not positive, or only one of the two numbers
         ShapeError          not one number, nor one for each channel
     """
+
+    per_sample = True
 
     def __init__(self, mean: Any = None, deviation: Any = None, *, name: str | None = None) -> None:
         super().__init__(name=name)

@@ -56,6 +56,8 @@ class MaxPool2D(_Pool2D):
         ShapeError  the window does not fit the image, or padding is as large as the window
     """
 
+    per_sample = True
+
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the way back, which sends dy to the winners alone."""
         backend, window, image_size = self.backend, self.window, x.shape[1:3]
@@ -79,6 +81,8 @@ class AveragePool2D(_Pool2D):
         ShapeError  the window does not fit the image, or padding is as large as the window
     """
 
+    per_sample = True
+
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the way back, which shares dy equally."""
         backend, window, image_size = self.backend, self.window, x.shape[1:3]
@@ -93,6 +97,8 @@ class GlobalAveragePool2D(Layer):
         x  (N, H, W, C)
         y  (N, C)
     """
+
+    per_sample = True
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Keep the channels."""

@@ -15,6 +15,8 @@ class Flatten(Layer):
         y  (N, H·W·C)
     """
 
+    per_sample = True
+
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Return the product of all sides."""
         return (math.prod(input_shape),)

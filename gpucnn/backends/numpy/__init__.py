@@ -1,48 +1,61 @@
 """The CPU backend: NumPy arrays in the host's memory, and the engine that computes faster than the portable text."""
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 from gpucnn.backends.base import Array, Backend
-from gpucnn.backends.numpy import chunks, norm, pooling, rows, threads
+from gpucnn.backends.numpy import convolution, elementwise, norm, pooling, threads
 from gpucnn.backends.numpy.order import preferred
 from gpucnn.backends.window import Window
 
+T = TypeVar("T")
+
 
 class NumpyBackend(Backend):
-    """NumPy on the CPU.
-
-    Arrays with few channels lie with the batch innermost (see `order.py`), and their convolutions take the path of
-    `rows.py`; all others take that of `chunks.py`.
-    """
+    """NumPy on the CPU: images lie with the batch innermost, and a team of threads shares the batch."""
 
     name = "numpy"
 
-    def working(self) -> AbstractContextManager[None]:
-        """Hold BLAS to one thread while the engine's own threads share the work."""
-        return threads.one_blas_thread()
+    def working(self, as_team: bool) -> AbstractContextManager[None]:
+        """Hold BLAS to one thread if a team of threads shares the work, else to the number that was set."""
+        return threads.blas_threads(1 if as_team else threads.num_threads())
 
-    def conv2d(self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int = 1) -> Array:
+    def slices(self, batch: int, work: float) -> list[slice]:
+        """Cut a batch into slices of which a team of threads takes one each."""
+        return threads.slices(batch, work)
+
+    def together(self, tasks: Sequence[Callable[[], T]], slices: Sequence[slice]) -> list[T]:
+        """Run tasks side by side, one a slice of the batch."""
+        return threads.together(tasks, slices)
+
+    def samples_before(self) -> int:
+        """Return how many samples of the batch stand before those of this thread's slice."""
+        return threads.samples_before()
+
+    def whole_batch(self, samples: int) -> int:
+        """Return how many samples the batch has of which this thread works on some."""
+        return threads.whole_batch(samples)
+
+    def conv2d(
+        self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int = 1, relu: bool = False
+    ) -> Array:
         """Convolve images: x (N, H, W, C), weight (KH, KW, C/groups, F), bias (F,) → (N, OH, OW, F)."""
-        if rows.serves(window, len(x), x.shape[-1], weight.shape[-1], groups):
-            return rows.convolve(x, weight, bias, window)
-        return chunks.convolve(x, weight, bias, window, groups)
+        return convolution.forward(x, weight, bias, window, groups, relu)
+
+    def conv2d_method(self, window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
+        """Return in a word how `conv2d` computes such a convolution: the name of its path."""
+        return convolution.path(window, batch, channels, filters, groups, dtype, convolution.WINOGRAD_FORWARD)
 
     def conv2d_weight_gradient(self, x: Array, dy: Array, window: Window, groups: int = 1) -> Array:
         """Return dweight (KH, KW, C/groups, F) from x (N, H, W, C) and dy (N, OH, OW, F)."""
-        if rows.serves(window, len(x), x.shape[-1], dy.shape[-1], groups):
-            return rows.weight_gradient(x, dy, window)
-        return chunks.weight_gradient(x, dy, window, groups)
+        return convolution.weight_gradient(x, dy, window, groups)
 
     def conv2d_input_gradient(
         self, dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int = 1
     ) -> Array:
         """Return dx (N, H, W, C) from dy (N, OH, OW, F) and weight (KH, KW, C/groups, F)."""
-        turned = window.turned()
-        if window.strides != (1, 1) or groups > 1 or min(map(min, turned.padding)) < 0:
-            return chunks.input_gradient(dy, weight, image_size, window, groups)
-        # for stride 1 dx is dy convolved with the weight turned by half a turn, channels and filters exchanged
-        return self.conv2d(dy, weight[::-1, ::-1].transpose(0, 1, 3, 2), None, turned)
+        return convolution.input_gradient(dy, weight, image_size, window, groups)
 
     def max_pool2d(self, x: Array, window: Window) -> tuple[Array, Any]:
         """Take the largest element of each window: (N, H, W, C) → y (N, OH, OW, C), and what the gradient needs."""
@@ -56,15 +69,15 @@ class NumpyBackend(Backend):
 
     def average_pool2d(self, x: Array, window: Window) -> Array:
         """Average each window over its elements inside the image: (N, H, W, C) → (N, OH, OW, C)."""
-        y = pooling.total(self.pad(preferred(x), window), window, window.output_size(x.shape[1:3]))
-        y *= self._shares(x.shape[1:3], window, x.dtype)
-        return y
+        image_size = x.shape[1:3]
+        padded, factor = self.pad(preferred(x), window), self._shares(image_size, window, x.dtype)
+        return pooling.total(padded, window, window.output_size(image_size), factor)
 
     def average_pool2d_gradient(self, dy: Array, image_size: tuple[int, int], window: Window) -> Array:
         """Share dy (N, OH, OW, C) among the elements of each window: dx (N, H, W, C)."""
-        share = preferred(dy) * self._shares(image_size, window, dy.dtype)
-        padded_shape = (len(dy), *window.padded_size(image_size), dy.shape[-1])
-        return pooling.total_gradient(share, padded_shape, window)[window.interior(image_size)]
+        factor = self._shares(image_size, window, dy.dtype)
+        dpadded = pooling.total_gradient(preferred(dy), factor, window.padded_size(image_size), window)
+        return dpadded[window.interior(image_size)]
 
     def _shares(self, image_size: tuple[int, int], window: Window, dtype: Any) -> Any:
         """Return what each element of a window counts for in its average: a number, or (OH, OW, 1) with padding."""
@@ -73,14 +86,35 @@ class NumpyBackend(Backend):
         return (1.0 / window.real_counts(self.xp, image_size)).astype(dtype)
 
     def batch_norm(
-        self, x: Array, scale: Array, shift: Array, epsilon: float
-    ) -> tuple[Array, Array, Array, tuple[Array, Array]]:
-        """Normalise each channel of x (…, C) over the batch, then scale and shift; keeps x and its mean."""
-        y, mean, variance = norm.forward(x, scale, shift, epsilon)
-        return y, mean, variance, (x, mean)
+        self, x: Array, scale: Array, shift: Array, epsilon: float, relu: bool = False
+    ) -> tuple[Array, Array, Array, Any]:
+        """Normalise each channel of x (…, C) over the batch, then scale and shift; keeps x, a ReLU's y, and the mean."""
+        y, mean, variance = norm.forward(x, scale, shift, epsilon, relu)
+        return y, mean, variance, (x, y if relu else None, mean)
 
     def batch_norm_gradient(
-        self, dy: Array, kept: tuple[Array, Array], variance: Array, scale: Array, epsilon: float
+        self, dy: Array, kept: Any, variance: Array, scale: Array, epsilon: float
     ) -> tuple[Array, Array, Array]:
         """Return dx (…, C), dscale (C,) and dshift (C,) of `batch_norm`."""
-        return norm.gradient(dy, *kept, variance, scale, epsilon)
+        x, y, mean = kept
+        return norm.gradient(dy, x, y, mean, variance, scale, epsilon)
+
+    def scale_and_shift(self, x: Array, scale: Array, shift: Array, relu: bool = False) -> Array:
+        """Return scale·x + shift of x (…, C) with numbers for each channel (C,), cut off below 0 with `relu`."""
+        return norm.scale_and_shift(x, scale, shift, relu)
+
+    def channel_sums(self, x: Array) -> Array:
+        """Return the sum of each channel of x (…, C), (C,)."""
+        return norm.channel_sums(x)
+
+    def relu(self, x: Array) -> Array:
+        """Return max(x, 0)."""
+        return elementwise.relu(x)
+
+    def relu_gradient(self, dy: Array, y: Array) -> Array:
+        """Return dy where y, the output of `relu`, is positive, else 0."""
+        return elementwise.relu_gradient(dy, y)
+
+    def add(self, a: Array, b: Array, relu: bool = False) -> Array:
+        """Return a + b, and what is negative set to 0 with `relu`."""
+        return elementwise.add(a, b, relu)

@@ -1,12 +1,12 @@
-"""Convolution of every geometry: im2col a few images at a time, in buffers that stay in the cache and are used again.
+"""Convolution of a few images: im2col some at a time, in buffers that stay in the cache and are used again.
 
 The channels lie innermost. For a chunk of images (or, where one image is too much, for a block of its output rows) the
 windows are copied into a scratch buffer of at most `CHUNK` bytes and multiplied at once:
 
     columns (n·rows·OW, KH·KW·C) @ kernel (KH·KW·C, F)  →  y[images, rows]
 
-so the columns, KH·KW times the image, never exist as a whole, and the weight gradient builds them again. Threads share
-the images. A 1×1 convolution needs no columns: its images are the matrix.
+so the columns, KH·KW times the image, never exist as a whole, and the weight gradient builds them again. A 1×1
+convolution needs no columns: its images are the matrix. Every geometry passes here; threads are BLAS' own.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from gpucnn.backends.base import column_groups, filter_groups, kernel_groups
-from gpucnn.backends.numpy import scratch, threads
+from gpucnn.backends.numpy import memory, scratch
 from gpucnn.backends.window import Window
 
 Array = Any
@@ -24,23 +24,21 @@ Array = Any
 CHUNK = 1 << 20  # bytes of columns at once: about half of a core's second-level cache
 
 
-def convolve(x: Array, weight: Array, bias: Array | None, window: Window, groups: int) -> Array:
+def convolve(x: Array, weight: Array, bias: Array | None, window: Window, groups: int, relu: bool) -> Array:
     """Return y (N, OH, OW, F) of x (N, H, W, C) and weight (KH, KW, C/groups, F)."""
     x, F = np.ascontiguousarray(x), weight.shape[-1]
-    y = np.empty((len(x), *window.output_size(x.shape[1:3]), F), x.dtype)
+    y = memory.empty((len(x), *window.output_size(x.shape[1:3]), F), x.dtype)
     kernels = kernel_groups(weight, groups)
-
-    def convolve_images(images: slice) -> None:
-        for part, rows, columns in _columns(x, window, images):
-            out = y[part, rows]  # contiguous: a chunk is either whole images or rows of one
-            for rows_of_group, kernel, filters in zip(
-                column_groups(columns, groups), kernels, _cuts(F, groups), strict=True
-            ):
-                np.matmul(rows_of_group, kernel, out=out.reshape(-1, F)[:, filters])
-            if bias is not None:
-                out += bias
-
-    threads.share(convolve_images, len(x), 2.0 * y.size * kernels[0].shape[0] / threads.WORTH_SHARING)
+    for images, rows, columns in _columns(x, window):
+        out = y[images, rows]  # contiguous: a chunk is either whole images or rows of one
+        for rows_of_group, kernel, filters in zip(
+            column_groups(columns, groups), kernels, _cuts(F, groups), strict=True
+        ):
+            np.matmul(rows_of_group, kernel, out=out.reshape(-1, F)[:, filters])
+        if bias is not None:
+            out += bias
+        if relu:
+            np.maximum(out, 0, out=out)
     return y
 
 
@@ -48,20 +46,14 @@ def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
     """Return dweight (KH, KW, C/groups, F): the sum over all chunks of columns (…, KH·KW·C)ᵀ @ dy (…, F)."""
     x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
     F, C = dy.shape[-1], x.shape[-1]
-    K = window.area * C // groups
-
-    def gradient_of_images(images: slice) -> Array:
-        total = np.zeros((K, F), x.dtype)
-        for part, rows, columns in _columns(x, window, images):
-            of_groups = filter_groups(dy[part, rows].reshape(-1, F), groups)
-            for rows_of_group, dy_group, filters in zip(
-                column_groups(columns, groups), of_groups, _cuts(F, groups), strict=True
-            ):
-                total[:, filters] += rows_of_group.T @ dy_group
-        return total
-
-    totals = threads.share(gradient_of_images, len(x), 2.0 * dy.size * K / threads.WORTH_SHARING)
-    return sum(totals[1:], totals[0]).reshape(*window.size, C // groups, F)
+    total = np.zeros((window.area * C // groups, F), x.dtype)
+    for images, rows, columns in _columns(x, window):
+        of_groups = filter_groups(dy[images, rows].reshape(-1, F), groups)
+        for rows_of_group, dy_group, filters in zip(
+            column_groups(columns, groups), of_groups, _cuts(F, groups), strict=True
+        ):
+            total[:, filters] += rows_of_group.T @ dy_group
+    return total.reshape(*window.size, C // groups, F)
 
 
 def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int) -> Array:
@@ -69,38 +61,35 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
     dy, F = np.ascontiguousarray(dy), dy.shape[-1]
     N, OH, OW = dy.shape[:3]
     C = weight.shape[2] * groups
-    dx = np.empty((N, *image_size, C), dy.dtype)
+    dx = memory.empty((N, *image_size, C), dy.dtype)
     kernels = kernel_groups(weight, groups)
     images_at_once = max(1, CHUNK // (OH * OW * window.area * C * dy.itemsize))
-
-    def gradient_of_images(images: slice) -> None:
-        for at in range(images.start, images.stop, images_at_once):
-            part = slice(at, min(at + images_at_once, images.stop))
-            columns = scratch.take("columns", (part.stop - at, OH, OW, *window.size, C), dy.dtype)
-            of_groups = filter_groups(dy[part].reshape(-1, F), groups)
-            for dy_group, kernel, channels in zip(of_groups, kernels, _cuts(C, groups), strict=True):
-                columns[..., channels] = (dy_group @ kernel.T).reshape(*columns.shape[:5], -1)
-            padded = scratch.take("padded", (part.stop - at, *window.padded_size(image_size), C), dy.dtype)
-            padded[...] = 0
-            for i, j in window.offsets():
-                padded[window.slices(i, j, (OH, OW))] += columns[:, :, :, i, j]
-            dx[part] = padded[window.interior(image_size)]
-
-    threads.share(gradient_of_images, N, 2.0 * dy.size * kernels[0].shape[0] / threads.WORTH_SHARING)
+    for at in range(0, N, images_at_once):
+        images = slice(at, min(at + images_at_once, N))
+        count = images.stop - at
+        columns = scratch.take("columns", (count, OH, OW, *window.size, C), dy.dtype)
+        of_groups = filter_groups(dy[images].reshape(-1, F), groups)
+        for dy_group, kernel, channels in zip(of_groups, kernels, _cuts(C, groups), strict=True):
+            columns[..., channels] = (dy_group @ kernel.T).reshape(*columns.shape[:5], -1)
+        padded = scratch.take("padded", (count, *window.padded_size(image_size), C), dy.dtype)
+        padded[...] = 0
+        for i, j in window.offsets():
+            padded[window.slices(i, j, (OH, OW))] += columns[:, :, :, i, j]
+        dx[images] = padded[window.interior(image_size)]
     return dx
 
 
-def _columns(x: Array, window: Window, images: slice) -> Iterator[tuple[slice, slice, Array]]:
+def _columns(x: Array, window: Window) -> Iterator[tuple[slice, slice, Array]]:
     """Yield images and output rows, a chunk at a time, with their columns (n, rows, OW, KH, KW, C)."""
-    H, W, C = x.shape[1:]
+    N, H, W, C = x.shape
     OH, OW = window.output_size((H, W))
     (SH, SW), (DH, DW) = window.strides, window.dilation
     a_row = OW * window.area * C * x.itemsize
     rows_at_once = min(OH, max(1, CHUNK // a_row))
     images_at_once = max(1, CHUNK // (a_row * OH))
     alone = window.area == 1 and window.strides == (1, 1) and window.padding == ((0, 0), (0, 0))
-    for at in range(images.start, images.stop, images_at_once):
-        part = slice(at, min(at + images_at_once, images.stop))
+    for at in range(0, N, images_at_once):
+        part = slice(at, min(at + images_at_once, N))
         if alone:
             yield part, slice(0, OH), x[part][:, :, :, None, None]
             continue

@@ -11,19 +11,18 @@ over thousands of numbers. Sums are products with a vector of ones, the fastest 
 the array's own precision, are added up in float64.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import scratch, threads
+from gpucnn.backends.numpy import memory, scratch, threads
 from gpucnn.backends.numpy.order import batch_innermost, batch_last
 
 Array = Any
 
 CHUNK = 1 << 16  # numbers at once: three arrays of so many stay in a core's second-level cache
-WORTH_SHARING = 1 << 19  # numbers; below it a second thread costs more than it brings
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class LongRows:
     def of(cls, x: Array) -> "LongRows":
         """Return how the engine keeps x (…, C)."""
         N, C = len(x), x.shape[-1]
-        if x.ndim == 4 and batch_innermost(N, C):
+        if x.ndim == 4 and batch_innermost(N):
             return cls(x.shape, C, N, 1)
         return cls(x.shape, C, 1, x.shape[-2] if x.ndim > 2 else 1)
 
@@ -68,89 +67,112 @@ class LongRows:
         return each.reshape(-1, self.channels).sum(axis=0, dtype=np.float64)
 
 
-def forward(x: Array, scale: Array, shift: Array, epsilon: float) -> tuple[Array, Array, Array]:
+def forward(x: Array, scale: Array, shift: Array, epsilon: float, relu: bool) -> tuple[Array, Array, Array]:
     """Return y (…, C), the batch's mean (C,) and its biased variance (C,)."""
     rows = LongRows.of(x)
-    matrix, count = rows.matrix(x), x.size // x.shape[-1]
-    (total,) = _sums(rows, matrix, lambda part: [matrix[part]])
-    mean = (total / count).astype(x.dtype)
-    mean_row = rows.wide(mean)
-
-    def squares(part: slice) -> list[Array]:
-        centred = _minus(matrix[part], mean_row)
-        return [np.multiply(centred, centred, out=centred)]
-
-    (total,) = _sums(rows, matrix, squares)
-    variance = (total / count).astype(x.dtype)
-    factor_row, shift_row = rows.wide(scale / np.sqrt(variance + epsilon)), rows.wide(shift)
-    y = np.empty_like(matrix)
-
-    def normalize(share: slice) -> None:
-        for part in _chunks(matrix, share):
-            out = np.subtract(matrix[part], mean_row, out=y[part])
-            out *= factor_row
-            out += shift_row
-
-    _share(normalize, matrix)
+    matrix = rows.matrix(x)
+    mean, variance = _statistics(rows, matrix)
+    mean_row, factor_row = rows.wide(mean), rows.wide(scale / np.sqrt(variance + epsilon))
+    shift_row = rows.wide(shift)
+    y = memory.empty(matrix.shape, matrix.dtype)
+    for part in _chunks(matrix):
+        out = np.subtract(matrix[part], mean_row, out=y[part])
+        out *= factor_row
+        out += shift_row
+        if relu:
+            np.maximum(out, 0, out=out)
     return rows.restore(y), mean, variance
 
 
 def gradient(
-    dy: Array, x: Array, mean: Array, variance: Array, scale: Array, epsilon: float
+    dy: Array, x: Array, y: Array | None, mean: Array, variance: Array, scale: Array, epsilon: float
 ) -> tuple[Array, Array, Array]:
-    """Return dx (…, C), dscale (C,) and dshift (C,).
+    """Return dx (…, C), dscale (C,) and dshift (C,), the last two of this thread's samples alone.
 
-    dx = factor·(dy − Σdy / count − x̂·Σ(dy·x̂) / count), written as factor·dy + slope·(x − mean) + level, so that the
-    normalised x̂ need not be kept.
+    With y, the output after a ReLU, dy counts only where y is positive. dx = factor·(dy − Σdy / count −
+    x̂·Σ(dy·x̂) / count), written as factor·dy + slope·(x − mean) + level, so that the normalised x̂ need not be kept.
     """
     rows = LongRows.of(x)
-    matrix, dy_matrix, count = rows.matrix(x), rows.matrix(dy), x.size // x.shape[-1]
-    mean_row = rows.wide(mean)
-
-    def terms(part: slice) -> list[Array]:
-        centred = _minus(matrix[part], mean_row)
-        return [dy_matrix[part], np.multiply(centred, dy_matrix[part], out=centred)]
-
-    dshift, product = _sums(rows, matrix, terms)
+    matrix, dy_matrix = rows.matrix(x), rows.matrix(dy)
+    y_matrix = None if y is None else rows.matrix(y)
+    dx = memory.empty(matrix.shape, matrix.dtype)
+    mean_row, C = rows.wide(mean), x.shape[-1]
+    sums = np.zeros((2, C))
+    for part in _chunks(matrix):
+        if y_matrix is not None:
+            positive = np.greater(y_matrix[part], 0, out=scratch.take("positive", matrix[part].shape, bool))
+            np.multiply(dy_matrix[part], positive, out=dx[part])
+        dy_part = dy_matrix[part] if y_matrix is None else dx[part]
+        product = _minus(matrix[part], mean_row)
+        product *= dy_part
+        sums += rows.sums(dy_part), rows.sums(product)
+    dy_matrix = dy_matrix if y_matrix is None else dx
     inverse = 1.0 / np.sqrt(variance.astype(np.float64) + epsilon)
-    dscale, factor = product * inverse, scale * inverse
-    slope, level = -factor * inverse * dscale / count, -factor * dshift / count
+    parts = threads.gather((x.size // C, sums))
+    count = sum(count for count, _ in parts)
+    dshift, dscale = sum(part for _, part in parts) * (np.ones(C), inverse)
+    factor = scale * inverse
+    slope = -factor * inverse * dscale / count
+    level = -factor * dshift / count
     factor_row, slope_row, level_row = (rows.wide(n.astype(x.dtype)) for n in (factor, slope, level))
-    dx = np.empty_like(matrix)
-
-    def spread(share: slice) -> None:
-        for part in _chunks(matrix, share):
-            from_statistics = _minus(matrix[part], mean_row)
-            from_statistics *= slope_row
-            from_statistics += level_row
-            out = np.multiply(dy_matrix[part], factor_row, out=dx[part])
-            out += from_statistics
-
-    _share(spread, matrix)
-    return rows.restore(dx), dscale.astype(x.dtype), dshift.astype(x.dtype)
+    for part in _chunks(matrix):
+        from_statistics = _minus(matrix[part], mean_row)
+        from_statistics *= slope_row
+        from_statistics += level_row
+        out = np.multiply(dy_matrix[part], factor_row, out=dx[part])
+        out += from_statistics
+    return rows.restore(dx), (sums[1] * inverse).astype(x.dtype), sums[0].astype(x.dtype)
 
 
-def _minus(part: Array, mean_row: Array) -> Array:
-    """Return part − mean, in the scratch."""
-    return np.subtract(part, mean_row, out=scratch.take("centred", part.shape, part.dtype))
+def scale_and_shift(x: Array, scale: Array, shift: Array, relu: bool) -> Array:
+    """Return scale·x + shift, cut off below 0 with `relu`."""
+    rows = LongRows.of(x)
+    matrix, scale_row, shift_row = rows.matrix(x), rows.wide(scale), rows.wide(shift)
+    y = memory.empty(matrix.shape, matrix.dtype)
+    for part in _chunks(matrix):
+        out = np.multiply(matrix[part], scale_row, out=y[part])
+        out += shift_row
+        if relu:
+            np.maximum(out, 0, out=out)
+    return rows.restore(y)
 
 
-def _sums(rows: LongRows, matrix: Array, terms: Callable[[slice], list[Array]]) -> list[Array]:
-    """Return the sums over each channel (C,), in float64, of every array that `terms` gives for a chunk of rows."""
-
-    def sums_of(share: slice) -> list[Array]:
-        parts = [[rows.sums(term) for term in terms(part)] for part in _chunks(matrix, share)]
-        return [np.sum(column, axis=0) for column in zip(*parts, strict=True)]
-
-    return [np.sum(column, axis=0) for column in zip(*_share(sums_of, matrix), strict=True)]
+def channel_sums(x: Array) -> Array:
+    """Return the sum of each channel of x (…, C), (C,), of this thread's samples."""
+    rows = LongRows.of(x)
+    return rows.sums(rows.matrix(x)).astype(x.dtype)
 
 
-def _chunks(matrix: Array, share: slice) -> Iterator[slice]:
-    """Cut a share of the rows into parts of about CHUNK numbers."""
+def _statistics(rows: LongRows, matrix: Array) -> tuple[Array, Array]:
+    """Return mean and biased variance (C,) over the whole batch, in one pass over this thread's samples.
+
+    Sums are of x less a pivot, the mean of the first chunk: were it 0, the difference of two large sums would lose the
+    digits of a small variance. The parts of several threads are joined as Chan, Golub, LeVeque, "Updating formulae and
+    a pairwise algorithm for computing sample variances" (1979) do.
+    """
+    C, first = rows.channels, next(_chunks(matrix))
+    pivot = (rows.sums(matrix[first]) / (matrix[first].size // C)).astype(matrix.dtype)
+    pivot_row, sums = rows.wide(pivot), np.zeros((2, C))
+    for part in _chunks(matrix):
+        centred = _minus(matrix[part], pivot_row)
+        of_centred = rows.sums(centred)
+        sums += of_centred, rows.sums(np.multiply(centred, centred, out=centred))
+    count = matrix.size // C
+    own_squares = sums[1] - sums[0] * sums[0] / count  # of x less this thread's own mean
+    parts = threads.gather((count, pivot + sums[0] / count, own_squares))
+    whole_count = sum(count for count, _, _ in parts)
+    mean = sum(count * mean for count, mean, _ in parts) / whole_count
+    variance = sum(squares + count * (own - mean) ** 2 for count, own, squares in parts) / whole_count
+    return mean.astype(matrix.dtype), variance.astype(matrix.dtype)
+
+
+def _minus(part: Array, row: Array) -> Array:
+    """Return part − row, in the scratch."""
+    return np.subtract(part, row, out=scratch.take("centred", part.shape, part.dtype))
+
+
+def _chunks(matrix: Array) -> Iterator[slice]:
+    """Cut the rows into parts of about CHUNK numbers."""
     step = max(1, CHUNK // matrix.shape[1])
-    for start in range(share.start, share.stop, step):
-        yield slice(start, min(start + step, share.stop))
-
-
-def _share(function: Callable[[slice], Any], matrix: Array) -> list[Any]:
-    return threads.share(function, len(matrix), matrix.size / WORTH_SHARING)
+    for start in range(0, len(matrix), step):
+        yield slice(start, min(start + step, len(matrix)))

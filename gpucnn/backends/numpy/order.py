@@ -1,30 +1,55 @@
-"""In which order an array (N, H, W, C) lies in memory: the shape never changes, only what is next to what.
+"""The order in which the engine keeps images in memory.
 
-With few channels the batch lies innermost, as (H, W, C, N): NumPy's inner loops then run over N·C numbers instead of
-C, whatever the kernel. With many channels, or few images, the channels lie innermost as everywhere else. NumPy's
-elementwise functions keep the order of what they are given, so only the first convolution pays for a transposition.
+Logically every image array is (N, H, W, C). With 16 images or more it lies in memory as (H, W, C, N), the batch
+innermost: NumPy's inner loops then run over C·N numbers instead of C, a row of pixels is one contiguous run, and what
+belongs to one channel and one pixel is a vector over the batch. With fewer images the channels lie innermost.
+NumPy's elementwise functions keep the order of what they are given, so only the first layer pays for a transposition.
+
+A model hands the engine at most `SLICE` images at a time (see `threads.py`), so these vectors are short enough for the
+cache and long enough for the processor's vector registers.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 Array = Any
 
-FEW_CHANNELS = 32
 LEAST_BATCH = 16  # images; with fewer the inner loops would be short again
+SLICE = 64  # images that a kernel takes at once
 
 
-def batch_innermost(batch: int, channels: int) -> bool:
+def batch_innermost(batch: int) -> bool:
     """Tell whether the engine keeps such arrays with the batch innermost."""
-    return channels <= FEW_CHANNELS and batch >= LEAST_BATCH
+    return batch >= LEAST_BATCH
 
 
 def preferred(x: Array) -> Array:
     """Return x (N, H, W, C) in the order the engine works in; a copy only where it lies otherwise."""
-    return batch_last(x).transpose(3, 0, 1, 2) if batch_innermost(len(x), x.shape[-1]) else np.ascontiguousarray(x)
+    return batch_first(batch_last(x)) if batch_innermost(len(x)) else np.ascontiguousarray(x)
 
 
 def batch_last(x: Array) -> Array:
     """Return x (N, H, W, C) as a contiguous (H, W, C, N): a view where the batch is innermost already."""
     return np.ascontiguousarray(x.transpose(1, 2, 3, 0))
+
+
+def batch_first(x: Array) -> Array:
+    """Return x (H, W, C, N) as (N, H, W, C): a view."""
+    return x.transpose(3, 0, 1, 2)
+
+
+def strided(array: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+    """Return another view of a contiguous array's memory; NumPy's own `as_strided` takes ten times as long to make."""
+    return np.ndarray(shape, array.dtype, array, 0, strides)
+
+
+def in_slices(function: Callable[..., Array], *arrays: Array) -> list[Array]:
+    """Call a function on contiguous slices of arrays (…, N), of at most 3/2·SLICE images each; return the results."""
+    N = arrays[0].shape[-1]
+    if 2 * N <= 3 * SLICE:
+        return [function(*arrays)]
+    count = -(-N // SLICE)
+    parts = [slice(N * k // count, N * (k + 1) // count) for k in range(count)]
+    return [function(*(np.ascontiguousarray(array[..., part]) for array in arrays)) for part in parts]

@@ -1,78 +1,135 @@
 """Pooling: a chain of elementwise operations over strided views, one for each element of the window.
 
 The views keep the order of the array they look at, so with the batch innermost every operation runs over long rows.
-Max pooling keeps no switches: its gradient compares again, which costs less than writing them. Where windows do not
-overlap, each gradient is written once, not added to zeros.
+Output rows are taken a block at a time, so that what a block needs is read into the cache once. Max pooling keeps no
+switches: its gradient compares again, which costs less than writing them. Where windows do not overlap, each gradient
+is written once, not added to zeros.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from gpucnn.backends.numpy import memory, scratch
 from gpucnn.backends.window import Window
 
 Array = Any
+Index = tuple[slice, ...]
 
 Kept = tuple[Array, Array]  # the padded images and the largest elements: the engine's form of the switches
+
+BLOCK = 1 << 18  # bytes of output rows at once
 
 
 def largest(padded: Array, window: Window, output_size: tuple[int, int]) -> Array:
     """Return the largest element of each window (N, OH, OW, C) of padded images; a NaN is passed on."""
-    views = [padded[window.slices(i, j, output_size)] for i, j in window.offsets()]
-    if len(views) == 1:
-        return np.copy(views[0], order="K")
-    y = np.maximum(views[0], views[1])
-    for view in views[2:]:
-        np.maximum(y, view, out=y)
+    y = _like(padded, output_size)
+    for rows in _row_blocks(y):
+        out = y[:, rows]
+        first, *others = (padded[at] for at in _places(window, rows, output_size[1]))
+        if not others:
+            out[...] = first
+            continue
+        np.maximum(first, others[0], out=out)
+        for other in others[1:]:
+            np.maximum(out, other, out=out)
     return y
 
 
 def largest_gradient(dy: Array, kept: Kept, window: Window) -> Array:
     """Return the gradient of padded images: dy goes to the first element that equals the largest."""
     padded, y = kept
-    dpadded, add = _gradient_like(padded, window)
-    remaining = np.copy(dy, order="K")  # what no element has taken yet
-    share = np.empty_like(remaining)
-    for i, j in window.offsets():
-        at = window.slices(i, j, y.shape[1:3])
-        np.multiply(remaining, padded[at] == y, out=share)
-        remaining -= share
-        add(dpadded, at, share)
+    dpadded, alone = _gradient_of(padded, dy, window)
+    for rows in _row_blocks(y):
+        largest_here = y[:, rows]
+        remaining, share, won = (_scratch(name, largest_here, kind) for name, kind in _WORK)
+        np.copyto(remaining, dy[:, rows])  # what no element has taken yet
+        *earlier, last = _places(window, rows, y.shape[2])
+        for at in earlier:
+            np.equal(padded[at], largest_here, out=won)
+            part = dpadded[at] if alone else share
+            np.multiply(remaining, won, out=part)
+            remaining -= part
+            if not alone:
+                dpadded[at] += part
+        if alone:
+            dpadded[last] = remaining  # who else
+        else:
+            dpadded[last] += remaining
     return dpadded
 
 
-def total(padded: Array, window: Window, output_size: tuple[int, int]) -> Array:
-    """Return the sum of each window (N, OH, OW, C) of padded images."""
-    views = [padded[window.slices(i, j, output_size)] for i, j in window.offsets()]
-    y = np.copy(views[0], order="K")
-    for view in views[1:]:
-        y += view
+_WORK = (("remaining", None), ("share", None), ("won", bool))
+
+
+def total(padded: Array, window: Window, output_size: tuple[int, int], factor: Any) -> Array:
+    """Return the sum of each window (N, OH, OW, C) of padded images, times a factor: a number or (OH, OW, 1)."""
+    y = _like(padded, output_size)
+    for rows in _row_blocks(y):
+        out = y[:, rows]
+        for number, at in enumerate(_places(window, rows, output_size[1])):
+            if number == 0:
+                out[...] = padded[at]
+            else:
+                out += padded[at]
+        out *= factor[rows] if isinstance(factor, np.ndarray) else factor
     return y
 
 
-def total_gradient(dy: Array, padded_shape: tuple[int, ...], window: Window) -> Array:
-    """Return the gradient of padded images: each element of a window gets the window's dy."""
-    dpadded, add = _gradient_like(dy, window, padded_shape)
-    for i, j in window.offsets():
-        add(dpadded, window.slices(i, j, dy.shape[1:3]), dy)
+def total_gradient(dy: Array, factor: Any, padded_size: tuple[int, int], window: Window) -> Array:
+    """Return the gradient of padded images: each element of a window gets the window's dy times the factor."""
+    dpadded, alone = _gradient_of(_like(dy, padded_size), dy, window)
+    for rows in _row_blocks(dy):
+        share = _scratch("share", dy[:, rows], None)
+        np.multiply(dy[:, rows], factor[rows] if isinstance(factor, np.ndarray) else factor, out=share)
+        for at in _places(window, rows, dy.shape[2]):
+            if alone:
+                dpadded[at] = share
+            else:
+                dpadded[at] += share
     return dpadded
 
 
-def _gradient_like(array: Array, window: Window, shape: tuple[int, ...] | None = None) -> tuple[Array, Any]:
-    """Return an array to collect gradients in, in the order of `array`, and how to put some of them there."""
-    shape = array.shape if shape is None else shape
-    apart = all(stride >= size for stride, size in zip(window.strides, window.size, strict=True))
-    if not apart:
-        return np.zeros_like(array, shape=shape), _add
-    whole = window.strides == window.size and all(
-        side % size == 0 for side, size in zip(shape[1:3], window.size, strict=True)
-    )
-    return (np.empty_like if whole else np.zeros_like)(array, shape=shape), _put
+def _places(window: Window, rows: slice, OW: int) -> Iterator[Index]:
+    """Yield where a padded image holds what each element of the window sees, for some output rows."""
+    (SH, SW) = window.strides
+    for i, j in window.offsets():
+        yield (
+            slice(None),
+            slice(rows.start * SH + i, (rows.stop - 1) * SH + i + 1, SH),
+            slice(j, j + SW * (OW - 1) + 1, SW),
+        )
 
 
-def _add(gradient: Array, at: tuple[slice, ...], share: Array) -> None:
-    gradient[at] += share
+def _row_blocks(y: Array) -> Iterator[slice]:
+    step = max(1, BLOCK // max(1, y[:, :1].nbytes))
+    for start in range(0, y.shape[1], step):
+        yield slice(start, min(start + step, y.shape[1]))
 
 
-def _put(gradient: Array, at: tuple[slice, ...], share: Array) -> None:
-    gradient[at] = share
+def _gradient_of(padded: Array, dy: Array, window: Window) -> tuple[Array, bool]:
+    """Return an array for the gradient of padded images, and whether each of its elements is written at most once."""
+    alone = all(stride >= size for stride, size in zip(window.strides, window.size, strict=True))
+    covered = [stride * count for stride, count in zip(window.strides, dy.shape[1:3], strict=True)]
+    dpadded = _like(padded, padded.shape[1:3])
+    if not alone or window.strides != window.size or list(padded.shape[1:3]) != covered:
+        dpadded[...] = 0
+    return dpadded, alone
+
+
+def _like(images: Array, image_size: tuple[int, int]) -> Array:
+    """Return uninitialised images (N, *image_size, C) in the order of others."""
+    N, C = images.shape[0], images.shape[3]
+    if images.strides[0] > images.strides[3]:
+        return memory.empty((N, *image_size, C), images.dtype)
+    return memory.empty((*image_size, C, N), images.dtype).transpose(3, 0, 1, 2)
+
+
+def _scratch(purpose: str, like: Array, dtype: Any) -> Array:
+    """Return a scratch array of the shape and order of some images."""
+    N, H, W, C = like.shape
+    dtype = like.dtype if dtype is None else dtype
+    if like.strides[0] > like.strides[3]:
+        return scratch.take(purpose, like.shape, dtype)
+    return scratch.take(purpose, (H, W, C, N), dtype).transpose(3, 0, 1, 2)

@@ -1,121 +1,195 @@
-"""Convolution of images with few channels: rows lowered once, then one stacked product over overlapping views.
+"""Convolution with the batch innermost: rows lowered once, then one stacked product over overlapping views.
 
-The batch lies innermost. A block of output rows is lowered along the kernel's rows only, a KH-fold copy instead of the
-KH·KW-fold one of im2col:
+A block of output rows is lowered along the kernel's rows only, a KH-fold copy instead of im2col's KH·KW-fold one:
 
     lowered[oh, w] = x[oh … oh + KH − 1, w]          (KH·C, n) numbers in a row for each oh and each w
 
 The window of output pixel (oh, ow) is lowered[oh, ow … ow + KW − 1]: the KW blocks lie side by side in memory, so
 they are one matrix (KW·KH·C, n), and neighbouring pixels' matrices overlap. One `matmul` of the weight (F, KW·KH·C)
-with this stack gives the output (OH, OW, F, n), in the order in which it is kept. For stride 1, without dilation
-or groups.
+with this stack gives the output (OH, OW, F, n), in the order in which it is kept.
+
+The weight gradient sums over pixels and images, so there these two lie innermost together:
+
+    turned[h, c] = x[h, :, c]                         (W·n) numbers in a row for each h and c
+
+The rows of the image that a kernel sees are (KH·C) such runs, and a step to the right is a shift by n numbers: the
+gradient of kernel column j is one product of (KH·C, OW·n), shifted by j·n, with dy (OW·n, F), for each output row.
+
+All arrays are (H, W, C, n) and one group of channels here; `NumpyBackend` cuts groups and batches.
 """
 
-from functools import partial
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
-from gpucnn.backends.numpy import scratch, threads
-from gpucnn.backends.numpy.order import batch_innermost, batch_last
+from gpucnn.backends.numpy import memory, scratch
+from gpucnn.backends.numpy.order import strided
 from gpucnn.backends.window import Window
 
 Array = Any
 
-SLICE = 64  # images a slice: long enough for full vectors, short enough for the lowered rows to stay in the cache
+BLOCK = 1 << 20  # bytes of lowered rows at once: with what is computed from them they stay in the cache
+SMALL = 8e5  # multiplications of one product: up to this size OpenBLAS takes its path without packing
 
 
-def serves(window: Window, batch: int, channels: int, filters: int, groups: int) -> bool:
-    """Tell whether this path serves a convolution."""
-    plain = window.strides == (1, 1) and window.dilation == (1, 1) and groups == 1
-    return plain and batch_innermost(batch, max(channels, filters))
+def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: Array) -> Iterator[Array]:
+    """Fill out (OH, OW, F, n) from x (H, W, C, n), weight (KH, KW, C, F), bias (F,); yield each finished block of rows.
 
-
-def convolve(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
-    """Return y (N, OH, OW, F) of x (N, H, W, C) and weight (KH, KW, C, F)."""
-    x = batch_last(x)
-    H, W, C, N = x.shape
-    KH, KW, _, F = weight.shape
-    OH, OW = window.output_size((H, W))
-    kernel = weight.transpose(3, 1, 0, 2).reshape(F, KW * KH * C)
-    y = np.empty((OH, OW, F, N), x.dtype)
-
-    def convolve_slice(images: slice) -> None:
-        for rows in _row_blocks(x, window, images):
-            part = y[rows, :, :, images]
-            np.matmul(kernel, _windows(x, window, rows, images), out=part)
-            if bias is not None:
-                part += bias[:, None]
-
-    work = 2.0 * y.size * kernel.shape[1]
-    threads.run([partial(_each, convolve_slice, share) for share in _shares(N, work)])
-    return y.transpose(3, 0, 1, 2)
+    The bias is the weight of one more row of numbers in each window, all ones.
+    """
+    KH, KW, C, F = weight.shape
+    kernel = np.zeros((F, KW, KH * C + (bias is not None)), weight.dtype)
+    kernel[:, :, : KH * C] = weight.transpose(3, 1, 0, 2).reshape(F, KW, KH * C)
+    if bias is not None:
+        kernel[:, 0, -1] = bias
+    kernel = kernel.reshape(F, -1)
+    for rows in _row_blocks(x, window):
+        part = out[rows]
+        np.matmul(kernel, _windows(x, window, rows, bias is not None), out=part)
+        yield part
 
 
 def weight_gradient(x: Array, dy: Array, window: Window) -> Array:
-    """Return dweight (KH, KW, C, F): the sum over all pixels of window (KW·KH·C, n) times dy (n, F)."""
-    x, dy = batch_last(x), batch_last(dy)
-    (_, OW, F, N), C = dy.shape, x.shape[2]
+    """Return dweight (KH, KW, C, F) from x (H, W, C, n) and dy (OH, OW, F, n)."""
+    (_, OW, F, n), C = dy.shape, x.shape[2]
     KH, KW = window.size
-    K = KW * KH * C
-
-    def gradient_of_slices(share: list[slice]) -> Array:
-        total = np.zeros(K * F, x.dtype)
-        for images in share:
-            for rows in _row_blocks(x, window, images, a_pixel=K * F):
-                count = (rows.stop - rows.start) * OW
-                products = scratch.take("products", (rows.stop - rows.start, OW, K, F), x.dtype)
-                windows = _windows(x, window, rows, images)
-                np.matmul(windows, dy[rows, :, :, images].transpose(0, 1, 3, 2), out=products)
-                total += np.ones(count, x.dtype) @ products.reshape(count, K * F)
-        return total
-
-    work = 2.0 * dy.size * K
-    totals = threads.run([partial(gradient_of_slices, share) for share in _shares(N, work)])
-    return sum(totals[1:], totals[0]).reshape(KW, KH, C, F).transpose(1, 0, 2, 3)
+    total = np.zeros((KW, KH * C * F), x.dtype)
+    width = max(1, min(OW, int(SMALL / (KH * C * F * n))))  # pixels that one product adds up
+    for rows in _row_blocks(x, window):
+        count = rows.stop - rows.start
+        seen = _turned(x, window, rows)
+        dy_rows = _pixels_last(dy[rows], "turned dy").reshape(count, 1, 1, F, OW * n)
+        for start in range(0, OW, width):
+            pixels = slice(start * n, min(start + width, OW) * n)
+            products = np.matmul(seen[..., pixels], dy_rows[..., pixels].swapaxes(-1, -2))
+            total += products.reshape(count, KW, -1).sum(axis=0)
+    return total.reshape(KW, KH, C, F).transpose(1, 0, 2, 3)
 
 
-def _windows(x: Array, window: Window, rows: slice, images: slice) -> Array:
-    """Lower a block of output rows of x (H, W, C, N); return the stack of windows (rows, OW, KW·KH·C, n)."""
-    H, W, C, _ = x.shape
-    (PT, _), (PL, _) = window.padding
-    KH, KW = window.size
-    count, n = rows.stop - rows.start, images.stop - images.start
-    _, padded_width = window.padded_size((H, W))
-    lowered = scratch.take("lowered", (count, padded_width, KH, C, n), x.dtype)
-    lowered[:, :PL] = 0
-    lowered[:, PL + W :] = 0
+def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window: Window) -> Array:
+    """Return dx (H, W, C, n): the windows' gradients kernelᵀ @ dy, added back offset by offset in a fixed order."""
+    OH, OW, _, n = dy.shape
+    KH, KW, C, F = weight.shape
+    (SH, SW), (DH, DW) = window.strides, window.dilation
+    kernel = weight.reshape(KH * KW * C, F)
+    padded = memory.zeros((*window.padded_size(image_size), C, n), dy.dtype)
+    step = max(1, BLOCK // (OW * KH * KW * C * n * dy.itemsize))
+    for start in range(0, OH, step):
+        count = min(step, OH - start)
+        windows = scratch.take("windows", (count, OW, KH, KW, C, n), dy.dtype)
+        np.matmul(kernel, dy[start : start + count], out=windows.reshape(count, OW, -1, n))
+        for i, j in window.offsets():
+            top, left = start * SH + i * DH, j * DW
+            padded[top : top + SH * (count - 1) + 1 : SH, left : left + SW * (OW - 1) + 1 : SW] += windows[:, :, i, j]
+    return _inner(padded, image_size, window)
+
+
+def input_gradient_by_rows(dy: Array, weight: Array, image_size: tuple[int, int], window: Window) -> Array:
+    """Return dx (H, W, C, n) for stride 1 without dilation, adding up over the kernel's rows within the products.
+
+    Row h of dx meets rows h − KH + 1 … h of dy, which lie side by side as (KH·F, OW·n) with the pixels last. One
+    product with the weight (KW·C, KH·F) gives what each kernel column adds to the row; these shifts are then added.
+    """
+    OH, OW, F, n = dy.shape
+    KH, KW, C, _ = weight.shape
+    height, width = window.padded_size(image_size)
+    rows = scratch.take("turned dy", (OH + 2 * (KH - 1), F, OW * n), dy.dtype)
+    rows[: KH - 1], rows[KH - 1 + OH :] = 0, 0
+    rows[KH - 1 : KH - 1 + OH].reshape(OH, F, OW, n)[...] = dy.transpose(0, 2, 1, 3)
+    kernel = np.ascontiguousarray(weight[::-1].transpose(1, 2, 0, 3)).reshape(KW * C, KH * F)
+    dx = memory.zeros((height, width, C, n), dy.dtype)
+    by_pixel = dx.transpose(0, 2, 1, 3)  # (height, C, width, n)
+    row, line, item = rows.strides
+    step = max(1, BLOCK // (KW * C * OW * n * dy.itemsize))
+    for start in range(0, OH + KH - 1, step):
+        count = min(step, OH + KH - 1 - start)
+        seen = strided(rows[start:], (count, KH * F, OW * n), (row, line, item))
+        shifts = scratch.take("windows", (count, KW, C, OW, n), dy.dtype)
+        np.matmul(kernel, seen, out=shifts.reshape(count, KW * C, OW * n))
+        for j in range(KW):
+            by_pixel[start : start + count, :, j : j + OW] += shifts[:, j]
+    return _inner(dx, image_size, window)
+
+
+def _inner(padded: Array, image_size: tuple[int, int], window: Window) -> Array:
+    """Return padded images (H, W, C, n) without their padding."""
+    _, rows, columns = window.interior(image_size)
+    return np.ascontiguousarray(padded[rows, columns])
+
+
+def _pixels_last(images: Array, purpose: str) -> Array:
+    """Return images (H, W, C, n) as (H, C, W, n), in the scratch."""
+    H, W, C, n = images.shape
+    turned = scratch.take(purpose, (H, C, W, n), images.dtype)
+    turned[...] = images.transpose(0, 2, 1, 3)
+    return turned
+
+
+def _windows(x: Array, window: Window, rows: slice, with_ones: bool) -> Array:
+    """Return the windows of a block of output rows as a stack of matrices (rows, OW, KW·KH·C, n).
+
+    With ones, each of the KW blocks of a window ends with a row of them.
+    """
+    H, W, C, n = x.shape
+    (KH, KW), (SH, SW), (DH, DW) = window.size, window.strides, window.dilation
+    count, OW = rows.stop - rows.start, window.output_size((H, W))[1]
+    if window.area == 1 and window.padding == ((0, 0), (0, 0)) and not with_ones:
+        return x[rows.start * SH : (rows.stop - 1) * SH + 1 : SH, : SW * (OW - 1) + 1 : SW]  # nothing to lower
+    left, height = window.padding[1][0], KH * C + with_ones
+    lowered = scratch.take("lowered", (count, window.padded_size((H, W))[1], height, n), x.dtype)
+    lowered[:, :left], lowered[:, left + W :] = 0, 0
+    lowered[:, :, KH * C :] = 1
     for i in range(KH):
-        above = rows.start + i - PT  # the image row that the block's first output row sees through kernel row i
-        first = min(count, max(0, -above))
-        last = max(first, min(count, H - above))
-        lowered[:first, PL : PL + W, i] = 0
-        lowered[last:, PL : PL + W, i] = 0
-        lowered[first:last, PL : PL + W, i] = x[above + first : above + last, :, :, images]
-    row, pixel, item = lowered.strides[0], lowered.strides[1], lowered.itemsize
-    shape = count, padded_width - KW + 1, KW * KH * C, n
-    return as_strided(lowered, shape, (row, pixel, n * item, item), writeable=False)
+        part = lowered[:, left : left + W, i * C : (i + 1) * C]
+        _copy_rows(x, part, rows.start * SH + i * DH - window.padding[0][0], SH)
+    row, pixel, line, item = lowered.strides
+    if DW == 1:
+        return strided(lowered, (count, OW, KW * height, n), (row, SW * pixel, line, item))
+    shape, strides = (count, OW, KW, height, n), (row, SW * pixel, DW * pixel, line, item)
+    gathered = scratch.take("windows", shape, x.dtype)
+    gathered[...] = strided(lowered, shape, strides)
+    return gathered.reshape(count, OW, KW * height, n)
 
 
-def _row_blocks(x: Array, window: Window, images: slice, a_pixel: int = 0) -> list[slice]:
-    """Cut the output rows so that what is lowered for a block, or kept for each of its pixels, fits the scratch."""
-    H, W, C, _ = x.shape
-    OH, OW = window.output_size((H, W))
-    _, padded_width = window.padded_size((H, W))
-    a_row = max(padded_width * window.size[0] * C * (images.stop - images.start), OW * a_pixel)
-    step = max(1, scratch.LIMIT // (a_row * x.itemsize))
-    return [slice(start, min(start + step, OH)) for start in range(0, OH, step)]
+def _turned(x: Array, window: Window, rows: slice) -> Array:
+    """Return what the kernel sees in a block of output rows, all its rows at once if these are neighbours.
+
+    That is a view (rows, KW, 1, KH·C, OW·n), or with dilation (rows, KW, KH, C, OW·n).
+    """
+    H, W, C, n = x.shape
+    (KH, KW), (SH, SW), (DH, DW) = window.size, window.strides, window.dilation
+    (top, _), (left, _) = window.padding
+    count, OW = rows.stop - rows.start, window.output_size((H, W))[1]
+    height, width = SH * (count - 1) + window.extent[0], window.padded_size((H, W))[1]
+    turned = scratch.take("turned", (height, C, width, n), x.dtype)
+    turned[:, :, :left], turned[:, :, left + W :] = 0, 0
+    _copy_rows(x.transpose(0, 2, 1, 3), turned[:, :, left : left + W], rows.start * SH - top, 1)
+    shape = (count, KW, 1, KH * C, OW * n) if DH == 1 else (count, KW, KH, C, OW * n)
+    row, channel, pixel, item = turned.strides
+    if SW == 1:
+        return strided(turned, shape, (SH * row, DW * pixel, DH * row, channel, item))
+    apart = scratch.take("apart", (KW, height, C, OW, n), x.dtype)
+    for j in range(KW):
+        apart[j] = turned[:, :, j * DW : j * DW + SW * (OW - 1) + 1 : SW]
+    column, row, channel, _, item = apart.strides
+    return strided(apart, shape, (SH * row, column, DH * row, channel, item))
 
 
-def _shares(batch: int, work: float) -> list[list[slice]]:
-    """Cut a batch into slices of images, and deal them out among the threads."""
-    count = min(threads.num_threads(), max(1, int(work / threads.WORTH_SHARING)), -(-batch // (SLICE // 2)))
-    edges = [batch * k // count for k in range(count + 1)]
-    return [[slice(at, min(at + SLICE, stop)) for at in range(start, stop, SLICE)] for start, stop in pairwise(edges)]
+def _copy_rows(image: Array, out: Array, first: int, step: int) -> None:
+    """Copy the rows first, first + step, … of an image to out, one for each of its rows; 0 outside the image."""
+    count, H = len(out), len(image)
+    above = min(count, max(0, -(first // step)))  # rows of out that lie above the image
+    inside = max(above, min(count, (H - 1 - first) // step + 1))
+    out[:above], out[inside:] = 0, 0
+    if inside > above:
+        out[above:inside] = image[first + above * step : first + (inside - 1) * step + 1 : step]
 
 
-def _each(function: Any, items: list[slice]) -> None:
-    for item in items:
-        function(item)
+def _row_blocks(x: Array, window: Window) -> Iterator[slice]:
+    """Cut the output rows into blocks whose lowered rows fit the scratch."""
+    H, W, C, n = x.shape
+    OH, _ = window.output_size((H, W))
+    step = max(1, BLOCK // (window.padded_size((H, W))[1] * window.size[0] * C * n * x.itemsize))
+    for start in range(0, OH, step):
+        yield slice(start, min(start + step, OH))

@@ -1,7 +1,16 @@
-"""Workers that share a kernel's work by slices of the batch, with BLAS held to one thread meanwhile.
+"""A team of threads that take slices of a batch through the network, each a slice, all passes long.
 
-How the work is cut depends on the sizes and on the number of threads alone, never on which worker is free, and partial
-sums are added in order: the same number of threads gives the same bits.
+Sharing the batch rather than each kernel's work leaves one thread alone with its slice from the first layer to the
+last: its arrays are small enough for the cache, nothing waits between kernels, and elementwise layers are shared as
+well as products. Where a layer needs the whole batch, as batch norm does for its mean, the members meet: each gives its
+part, and gets the sum.
+
+                 slice 0 ──conv──┐ meet ┌──norm──relu──…──▶ outputs of slice 0
+                 slice 1 ──conv──┘      └──norm──relu──…──▶ outputs of slice 1
+
+There may be more slices than threads (`order.SLICE` images each): then only so many members work at a time, and one
+that waits for the others lets the next work. How a batch is cut depends on its size and on the number of threads alone,
+and parts are added in order: the same number of threads gives the same bits. BLAS is held to one thread meanwhile.
 """
 
 import contextlib
@@ -9,19 +18,24 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
-from itertools import pairwise
+from functools import cache
+from queue import LifoQueue
 from typing import Any, TypeVar
 
+from gpucnn.backends.numpy import scratch
+from gpucnn.backends.numpy.order import LEAST_BATCH, SLICE
 from gpucnn.errors import ConfigurationError
 
 T = TypeVar("T")
 
-WORTH_SHARING = 4e6  # floating-point operations; below it a second thread costs more than it brings
+WORTH_SHARING = 1e7  # floating-point operations; below it a second thread costs more than it brings
 
 _chosen: int | None = None
-_lock, _depth = threading.Lock(), 0
-_given: Any = None  # what BLAS had before it was held
+_one_team = threading.Lock()  # at a time: two would wait for each other's threads
+_this_thread = threading.local()  # its `member` of a team
+_blas_lock, _blas_depth = threading.Lock(), 0
+_blas_before: Any = None
+_buffers: list[scratch.Buffers] = []  # a set for each member that works at a time, kept from step to step
 
 
 def set_num_threads(count: int | None) -> None:
@@ -49,50 +63,147 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def run(tasks: Sequence[Callable[[], T]]) -> list[T]:
-    """Run tasks side by side and return their results in order; the caller's thread does the first of them."""
-    if len(tasks) == 1:
-        return [tasks[0]()]
-    with one_blas_thread():
-        waiting = [_workers(len(tasks) - 1).submit(task) for task in tasks[1:]]
-        return [tasks[0](), *(future.result() for future in waiting)]
+def slices(batch: int, work: float) -> list[slice]:
+    """Cut a batch that costs `work` floating-point operations into slices for a team; one slice if it is too small."""
+    most = min(batch // LEAST_BATCH, int(work / WORTH_SHARING))
+    threads = min(num_threads(), most)
+    if threads < 1 or hasattr(_this_thread, "member"):
+        return [slice(0, batch)]
+    count = threads * -(-batch // (SLICE * threads))
+    return [slice(batch * k // count, batch * (k + 1) // count) for k in range(count)]
+
+
+class Team:
+    """Members that run one task each, of which `at_once` work at a time."""
+
+    def __init__(self, slices: Sequence[slice], at_once: int) -> None:
+        self.slices, self.batch = slices, slices[-1].stop
+        self._at_work: LifoQueue[scratch.Buffers] = LifoQueue()
+        while len(_buffers) < at_once:
+            _buffers.append({})
+        for buffers in _buffers[:at_once]:
+            self._at_work.put(buffers)
+        self._barrier = threading.Barrier(len(slices))
+        self._parts: tuple[list[Any], list[Any]] = [None] * len(slices), [None] * len(slices)
+
+    def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
+        """Run a task for each slice and return their results in order; the caller's thread is the first member.
+
+        If a task fails, all others are called off and its error is raised.
+        """
+        with _one_team, blas_threads(1):
+            members = [Member(self, rank, samples) for rank, samples in enumerate(self.slices)]
+            waiting = [
+                _workers(len(tasks) - 1).submit(member.run, task)
+                for member, task in zip(members[1:], tasks[1:], strict=True)
+            ]
+            errors, results = [], []
+            for outcome in (lambda: members[0].run(tasks[0]), *(future.result for future in waiting)):
+                try:
+                    results.append(outcome())
+                except BaseException as error:
+                    self._barrier.abort()
+                    errors.append(error)
+        if errors:
+            raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
+        return results
+
+
+class Member:
+    """One thread's place in a team."""
+
+    def __init__(self, team: Team, rank: int, samples: slice) -> None:
+        self.team, self.rank, self.samples = team, rank, samples
+        self._meetings = 0
+
+    def run(self, task: Callable[[], T]) -> T:
+        """Run a task as this member."""
+        self._begin_work()
+        _this_thread.member = self
+        try:
+            return task()
+        except BaseException:
+            self.team._barrier.abort()
+            raise
+        finally:
+            del _this_thread.member
+            self._end_work()
+
+    def gather(self, part: Any) -> list[Any]:
+        """Return what all members give, in order."""
+        # two lists in turn: a fast member may come to its next meeting before a slow one has read this one's parts
+        parts = self.team._parts[self._meetings % 2]
+        self._meetings += 1
+        parts[self.rank] = part
+        self._end_work()
+        try:
+            self.team._barrier.wait()
+        finally:
+            self._begin_work()
+        return list(parts)
+
+    def _begin_work(self) -> None:
+        self._buffers = self.team._at_work.get()
+        scratch.use(self._buffers)
+
+    def _end_work(self) -> None:
+        scratch.use({})
+        self.team._at_work.put(self._buffers)
+
+
+def together(tasks: Sequence[Callable[[], T]], slices: Sequence[slice]) -> list[T]:
+    """Run tasks as a team, one a slice of the batch, and return their results in order."""
+    return Team(slices, min(len(slices), num_threads())).run(tasks)
+
+
+def gather(part: Any) -> list[Any]:
+    """Return the parts that all members of this thread's team give, in order; the part alone where there is none."""
+    member = getattr(_this_thread, "member", None)
+    return [part] if member is None else member.gather(part)
+
+
+def samples_before() -> int:
+    """Return how many samples of the batch stand before those that this thread works on."""
+    member = getattr(_this_thread, "member", None)
+    return 0 if member is None else member.samples.start
+
+
+def whole_batch(samples: int) -> int:
+    """Return how many samples the batch has of which this thread works on some."""
+    member = getattr(_this_thread, "member", None)
+    return samples if member is None else member.team.batch
 
 
 @contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Hold BLAS to one thread in the block, for all threads of the process, and give it back afterwards.
+def blas_threads(count: int) -> Iterator[None]:
+    """Hold BLAS to so many threads in the block, for all threads of the process, and give it back afterwards.
 
-    Blocks may be nested and overlap; a model holds one around each step. Switching between its kernels instead would
-    leave BLAS' own threads spinning, for tens of milliseconds, on the cores that the workers want.
+    Blocks may be nested and overlap; the first decides. A model holds one around each step: switching more often would
+    leave BLAS' own threads spinning, for tens of milliseconds, on the cores that the team wants.
     """
-    global _depth, _given
-    with _lock:
-        if _depth == 0:
-            _given = _blas().limit(limits=1)
-        _depth += 1
+    global _blas_depth, _blas_before
+    with _blas_lock:
+        if _blas_depth == 0:
+            blas = _blas()
+            most = max((library.num_threads for library in blas.lib_controllers), default=count)
+            _blas_before = blas.limit(limits=min(count, most))
+        _blas_depth += 1
     try:
         yield
     finally:
-        with _lock:
-            _depth -= 1
-            if _depth == 0:
-                _given.restore_original_limits()
-
-
-def share(function: Callable[[slice], T], items: int, worth: float) -> list[T]:
-    """Call a function on contiguous shares of `items`, one a thread, and return the results in order.
-
-    `worth` is the work in units that are worth a thread each, for products operations / `WORTH_SHARING`: with less than
-    two of them nothing is shared.
-    """
-    count = max(1, min(num_threads(), items, int(worth)))
-    edges = [items * k // count for k in range(count + 1)]
-    return run([partial(function, slice(*pair)) for pair in pairwise(edges)])
+        with _blas_lock:
+            _blas_depth -= 1
+            if _blas_depth == 0:
+                _blas_before.restore_original_limits()
 
 
 @cache
 def _workers(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="gpucnn")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked child has no threads but its own
 
 
 @cache

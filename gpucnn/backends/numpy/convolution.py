@@ -1,0 +1,147 @@
+"""Convolution and its gradients: which path they take, and what all paths share.
+
+| path        | for                                         | how                                    |
+|-------------|---------------------------------------------|----------------------------------------|
+| `winograd`  | 3×3, stride 1, enough channels, float32     | a quarter of the multiplications       |
+| `depthwise` | a group for each channel                    | elementwise, no products               |
+| `rows`      | every other geometry                        | one product over overlapping views     |
+| `chunks`    | fewer than 16 images, whatever the geometry | im2col, some at a time, channels inner |
+
+The first three keep the batch innermost and take groups of channels, and slices of a large batch, one after another.
+A path yields its output block by block, so that bias and ReLU are applied while a block is in the cache.
+"""
+
+import os
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from gpucnn.backends.numpy import chunks, depthwise, memory, rows, winograd
+from gpucnn.backends.numpy.order import batch_first, batch_innermost, batch_last, in_slices
+from gpucnn.backends.window import Window
+
+Array = Any
+
+WINOGRAD_FORWARD = 24 * 24  # channels × filters from which Winograd's transforms cost less than they save
+WINOGRAD_BACKWARD = 12 * 12  # the same for the weight gradient, where the direct path is slower
+
+
+def path(window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any, worth: int) -> str:
+    """Return the name of the path that a convolution takes; `worth` is one of the two constants above."""
+    if not batch_innermost(batch):
+        return "chunks"
+    if groups == channels > 1:
+        return "depthwise"
+    plain = window.size == (3, 3) and window.strides == (1, 1) and window.dilation == (1, 1)
+    enough = channels // groups * filters // groups >= worth and min(channels, filters) // groups >= 8
+    if plain and enough and dtype == np.float32 and os.environ.get("GPUCNN_WINOGRAD") != "0":
+        return "winograd"
+    return "rows"
+
+
+def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups: int, relu: bool) -> Array:
+    """Return y (N, OH, OW, F) of x (N, H, W, C), weight (KH, KW, C/groups, F) and bias (F,)."""
+    (N, _, _, C), F = x.shape, weight.shape[-1]
+    name = path(window, N, C, F, groups, x.dtype, WINOGRAD_FORWARD)
+    if name == "chunks":
+        return chunks.convolve(x, weight, bias, window, groups, relu)
+
+    def forward_slice(x: Array) -> Array:
+        y = memory.empty((*window.output_size(x.shape[:2]), F, x.shape[-1]), x.dtype)
+        for part in _finished_blocks(name, x, weight, bias, window, groups, y):
+            if relu:
+                np.maximum(part, 0, out=part)
+        return y
+
+    return _joined(in_slices(forward_slice, batch_last(x)))
+
+
+def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
+    """Return dweight (KH, KW, C/groups, F) from x (N, H, W, C) and dy (N, OH, OW, F)."""
+    (N, _, _, C), F = x.shape, dy.shape[-1]
+    name = path(window, N, C, F, groups, x.dtype, WINOGRAD_BACKWARD)
+    if name == "chunks":
+        return chunks.weight_gradient(x, dy, window, groups)
+
+    def gradient_of_slice(x: Array, dy: Array) -> Array:
+        if name == "depthwise":
+            return depthwise.weight_gradient(_padded(x, window), dy, window)
+        of_path = winograd.weight_gradient if name == "winograd" else rows.weight_gradient
+        gradients = [of_path(x[:, :, c], dy[:, :, f], window) for c, f in _cuts(C, F, groups)]
+        return gradients[0] if groups == 1 else np.concatenate(gradients, axis=-1)
+
+    parts = in_slices(gradient_of_slice, batch_last(x), batch_last(dy))
+    return sum(parts[1:], parts[0])
+
+
+def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int) -> Array:
+    """Return dx (N, H, W, C) from dy (N, OH, OW, F) and weight (KH, KW, C/groups, F)."""
+    F, C = weight.shape[-1], weight.shape[2] * groups
+    name = path(window, len(dy), C, F, groups, dy.dtype, WINOGRAD_FORWARD)
+    turned = window.turned()
+    if name != "depthwise" and _turns(window, image_size, dy.shape[1:3]):
+        # for stride 1 dx is dy convolved with the weight turned by half a turn, channels and filters exchanged
+        exchanged = [weight[::-1, ::-1, :, f].swapaxes(2, 3) for _, f in _cuts(C, F, groups)]
+        turned_weight = exchanged[0] if groups == 1 else np.concatenate(exchanged, axis=-1)
+        return forward(dy, turned_weight, None, turned, groups, relu=False)
+    if name == "chunks":
+        return chunks.input_gradient(dy, weight, image_size, window, groups)
+
+    def gradient_of_slice(dy: Array) -> Array:
+        if name == "depthwise":
+            shape = (*window.padded_size(image_size), C, dy.shape[-1])
+            _, inner_rows, inner_columns = window.interior(image_size)
+            padded = depthwise.input_gradient(dy, weight, shape, window)
+            return np.ascontiguousarray(padded[inner_rows, inner_columns])
+        plain = window.strides == window.dilation == (1, 1)
+        of_path = rows.input_gradient_by_rows if plain else rows.input_gradient
+        dx = [of_path(dy[:, :, f], weight[..., f], image_size, window) for _, f in _cuts(C, F, groups)]
+        return dx[0] if groups == 1 else np.concatenate(dx, axis=2)
+
+    return _joined(in_slices(gradient_of_slice, batch_last(dy)))
+
+
+def _turns(window: Window, image_size: tuple[int, int], output_size: tuple[int, int]) -> bool:
+    """Tell whether dx is best computed as a convolution of dy.
+
+    It can be for stride 1, unless the padding is wider than the kernel. It has a window for each pixel of dx, where
+    adding back has one for each of dy: half as many, say, where a large kernel without padding shrinks a small image.
+    """
+    possible = window.strides == (1, 1) and min(map(min, window.turned().padding)) >= 0
+    (H, W), (OH, OW) = image_size, output_size
+    return possible and (H * W < 1.5 * OH * OW)
+
+
+def _finished_blocks(
+    name: str, x: Array, weight: Array, bias: Array | None, window: Window, groups: int, y: Array
+) -> Iterator[Array]:
+    """Fill y by the path of that name; yield each part of it when it is done."""
+    if name == "depthwise":
+        yield from depthwise.convolve(_padded(x, window), weight, bias, window, y)
+        return
+    of_path = winograd.convolve if name == "winograd" else rows.convolve
+    for c, f in _cuts(x.shape[2], weight.shape[-1], groups):
+        yield from of_path(x[:, :, c], weight[..., f], None if bias is None else bias[f], window, y[:, :, f])
+
+
+def _padded(x: Array, window: Window) -> Array:
+    """Return x (H, W, C, n) with its padding."""
+    (H, W, C, n), (_, rows, columns) = x.shape, window.interior(x.shape[:2])
+    if window.padding == ((0, 0), (0, 0)):
+        return x
+    padded = memory.zeros((*window.padded_size((H, W)), C, n), x.dtype)
+    padded[rows, columns] = x
+    return padded
+
+
+def _joined(slices: list[Array]) -> Array:
+    """Return slices (H, W, C, n) of a batch as one (N, H, W, C)."""
+    return batch_first(slices[0] if len(slices) == 1 else np.concatenate(slices, axis=-1))
+
+
+def _cuts(channels: int, filters: int, groups: int) -> list[tuple[slice, slice]]:
+    """Return the channels and the filters of each group."""
+    edges = [(channels * g // groups, filters * g // groups) for g in range(groups + 1)]
+    return [(slice(c, c_end), slice(f, f_end)) for (c, f), (c_end, f_end) in pairwise(edges)]

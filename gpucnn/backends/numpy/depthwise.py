@@ -1,0 +1,86 @@
+"""Depthwise convolution, each channel with filters of its own: no products, but a chain of elementwise operations.
+
+A product of one channel's windows with its few filters would be a matrix of a handful of numbers, C of them for each
+pixel. With the batch innermost, (H, W, C, n), the same sum is KH·KW multiplications and additions of whole rows of
+pixels, each channel's weight standing m·n times in a row, m = F / C. Source: Chollet, "Xception" (2017).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gpucnn.backends.numpy import memory, scratch
+from gpucnn.backends.window import Window
+
+Array = Any
+
+BLOCK = 1 << 18  # bytes of output at once: what is added up stays in the cache
+
+
+def convolve(padded: Array, weight: Array, bias: Array | None, window: Window, out: Array) -> Iterator[Array]:
+    """Fill out (OH, OW, F, n) from padded images (H, W, C, n), weight (KH, KW, 1, F) and bias (F,), block by block."""
+    wide, by_channel = _wide(weight, padded), _by_channel(out, padded)
+    for rows in _row_blocks(out):
+        part = by_channel[rows]
+        term = scratch.take("term", part.shape, part.dtype)
+        for number, (seen, row) in enumerate(_seen(padded, wide, window, rows, out.shape[1])):
+            np.multiply(seen, row, out=term if number else part)
+            if number:
+                part += term
+        if bias is not None:
+            out[rows] += bias[:, None]
+        yield out[rows]
+
+
+def weight_gradient(padded: Array, dy: Array, window: Window) -> Array:
+    """Return dweight (KH, KW, 1, F) from padded images (H, W, C, n) and dy (OH, OW, F, n)."""
+    dy = _by_channel(dy, padded)
+    sums = np.zeros((window.area, *dy.shape[2:]), dy.dtype)
+    for rows in _row_blocks(dy):
+        part = dy[rows]
+        term = scratch.take("term", part.shape, part.dtype)
+        ones = np.ones(part.shape[0] * part.shape[1], dy.dtype)
+        for total, (seen, _) in zip(sums, _seen(padded, sums, window, rows, dy.shape[1]), strict=True):
+            np.multiply(seen, part, out=term)
+            total += (ones @ term.reshape(len(ones), -1)).reshape(total.shape)
+    return sums.sum(axis=-1).reshape(*window.size, 1, -1)
+
+
+def input_gradient(dy: Array, weight: Array, padded_shape: tuple[int, ...], window: Window) -> Array:
+    """Return the gradient of padded images (H, W, C, n) from dy (OH, OW, F, n)."""
+    padded = memory.zeros(padded_shape, dy.dtype)
+    wide, dy = _wide(weight, padded), _by_channel(dy, padded)
+    for rows in _row_blocks(dy):
+        part = dy[rows]
+        term = scratch.take("term", part.shape, part.dtype)
+        for gradient, row in _seen(padded, wide, window, rows, dy.shape[1]):
+            np.multiply(part, row, out=term)
+            for one in range(part.shape[3]):
+                gradient[:, :, :, 0] += term[:, :, :, one]
+    return padded
+
+
+def _seen(padded: Array, wide: Array, window: Window, rows: slice, OW: int) -> Iterator[tuple[Array, Array]]:
+    """Yield what each kernel element sees in a block of output rows (rows, OW, C, 1, n), and its row of `wide`."""
+    (SH, SW), (DH, DW) = window.strides, window.dilation
+    for (i, j), row in zip(window.offsets(), wide, strict=True):
+        down = slice(rows.start * SH + i * DH, (rows.stop - 1) * SH + i * DH + 1, SH)
+        yield padded[down, j * DW : j * DW + SW * (OW - 1) + 1 : SW, :, None], row
+
+
+def _wide(weight: Array, padded: Array) -> Array:
+    """Return weight (KH, KW, 1, F) as rows of numbers (KH·KW, C, m, n)."""
+    C, n = padded.shape[2:]
+    return np.repeat(weight.reshape(-1, C, weight.shape[-1] // C, 1), n, axis=-1)
+
+
+def _by_channel(y: Array, padded: Array) -> Array:
+    """Return y (OH, OW, F, n) as (OH, OW, C, m, n): the filters of a channel stand together."""
+    return y.reshape(*y.shape[:2], padded.shape[2], -1, y.shape[3])
+
+
+def _row_blocks(y: Array) -> Iterator[slice]:
+    step = max(1, BLOCK // y[0].nbytes)
+    for start in range(0, len(y), step):
+        yield slice(start, min(start + step, len(y)))

@@ -1,0 +1,63 @@
+"""Elementwise kernels, and sums over everything but the channels: a cache-sized block at a time, in memory used before.
+
+Arrays that lie alike are looked at as one long row, whatever their axes are.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gpucnn.backends.numpy import memory, scratch
+from gpucnn.backends.numpy.order import preferred
+
+Array = Any
+
+BLOCK = 1 << 16  # numbers at once
+
+
+def relu(x: Array) -> Array:
+    """Return max(x, 0)."""
+    row, (flat,) = _alike(x)
+    y = memory.empty(flat.shape, x.dtype)
+    np.maximum(flat, 0, out=y)
+    return row(y)
+
+
+def relu_gradient(dy: Array, y: Array) -> Array:
+    """Return dy where y is positive, else 0."""
+    row, (dy_flat, y_flat) = _alike(dy, y)
+    dx = memory.empty(dy_flat.shape, dy.dtype)
+    for part in _blocks(dx):
+        positive = np.greater(y_flat[part], 0, out=scratch.take("positive", dx[part].shape, bool))
+        np.multiply(dy_flat[part], positive, out=dx[part])
+    return row(dx)
+
+
+def add(a: Array, b: Array, relu: bool) -> Array:
+    """Return a + b, and what is negative set to 0 with `relu`."""
+    row, (a_flat, b_flat) = _alike(a, b)
+    y = memory.empty(a_flat.shape, a.dtype)
+    for part in _blocks(y):
+        np.add(a_flat[part], b_flat[part], out=y[part])
+        if relu:
+            np.maximum(y[part], 0, out=y[part])
+    return row(y)
+
+
+def _alike(*arrays: Array) -> tuple[Any, list[Array]]:
+    """Return arrays of one shape as long rows in one order, and the function that gives such a row the shape back."""
+    shape = arrays[0].shape
+    if len(shape) != 4:
+        return (lambda row: row.reshape(shape)), [np.ascontiguousarray(array).reshape(-1) for array in arrays]
+    arrays = tuple(preferred(array) for array in arrays)
+    if arrays[0].flags.c_contiguous:
+        return (lambda row: row.reshape(shape)), [array.reshape(-1) for array in arrays]
+    N, H, W, C = shape
+    flat = [array.transpose(1, 2, 3, 0).reshape(-1) for array in arrays]
+    return (lambda row: row.reshape(H, W, C, N).transpose(3, 0, 1, 2)), flat
+
+
+def _blocks(row: Array) -> Iterator[slice]:
+    for start in range(0, len(row), BLOCK):
+        yield slice(start, start + BLOCK)

@@ -1,0 +1,75 @@
+"""Memory for results that is used again, because fresh memory costs more in page faults than in computing.
+
+Filling 32 MB that the system has just handed out takes several times as long as filling 32 MB that were used before,
+and a training step frees and wants the same sizes over and over. So the memory of large arrays is kept, and handed out
+again when nobody refers to it any more: an array that is made here is a view of its block, as is every view of the
+array, and so the block's reference count tells when the last of them has gone. Nothing needs to be given back.
+"""
+
+import math
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+
+SMALLEST = 1 << 16  # bytes; the allocator keeps smaller ones by itself
+FORGET_AFTER = 4096  # a block that was not wanted in so many requests is returned to the system
+
+_lock = threading.Lock()
+_blocks: dict[int, list["_Block"]] = {}  # by size in bytes
+_requests = 0
+
+
+class _Block:
+    """Some memory, and when it was last wanted."""
+
+    def __init__(self, size: int) -> None:
+        self.memory = np.empty(size, np.uint8)
+        self.wanted = 0
+
+    def references(self) -> int:
+        return sys.getrefcount(self.memory)
+
+
+UNUSED = _Block(1).references()  # what a block counts that nobody refers to: how many that is differs among Pythons
+COUNTS = hasattr(sys, "getrefcount") and getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> "np.ndarray[Any, Any]":
+    """Return an uninitialised array, like `np.empty`."""
+    global _requests
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if size < SMALLEST or not COUNTS:
+        return np.empty(shape, dtype)
+    with _lock:
+        _requests += 1
+        rounded = _round_up(size)
+        blocks = _blocks.setdefault(rounded, [])
+        block = next((block for block in reversed(blocks) if block.references() == UNUSED), None)
+        if block is None:
+            _forget()
+            block = _Block(rounded)
+            blocks.append(block)
+        block.wanted = _requests
+        return block.memory[:size].view(dtype).reshape(shape)
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> "np.ndarray[Any, Any]":
+    """Return an array of zeros, like `np.zeros`."""
+    array = empty(shape, dtype)
+    array[...] = 0
+    return array
+
+
+def _round_up(size: int) -> int:
+    """Round up by at most an eighth, so that arrays of nearly the same size share blocks."""
+    step = 1 << max(size.bit_length() - 4, 0)
+    return -(-size // step) * step
+
+
+def _forget() -> None:
+    """Return what nobody has wanted for long."""
+    for blocks in _blocks.values():
+        blocks[:] = [b for b in blocks if b.wanted > _requests - FORGET_AFTER or b.references() > UNUSED]

@@ -1,0 +1,242 @@
+"""The team of threads that shares a batch: what it computes is what one thread computes, and nothing is lost."""
+
+import threading
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import layers as L
+from gpucnn.backends import Backend, get_backend
+from gpucnn.backends.numpy import order, threads
+from gpucnn.errors import ConfigurationError, ShapeError
+from gpucnn.training import slices
+
+ENGINE = get_backend("numpy")
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(monkeypatch):
+    monkeypatch.setattr(threads, "WORTH_SHARING", 1.0)
+    yield
+    gpucnn.set_num_threads(None)
+
+
+def network(kind):
+    """Networks with what is hard to share: batch statistics, dropout, branches, a layer that stands twice."""
+    shared = L.Conv2D(4, 3, padding="same", name="shared")
+    return {
+        "plain": [L.Conv2D(4, 3), L.ReLU(), L.MaxPool2D(2), L.Flatten(), L.Dense(10), L.Softmax()],
+        "norm": [L.Conv2D(4, 3), L.BatchNorm(), L.ReLU(), L.Flatten(), L.Dense(8), L.BatchNorm(), L.Dense(10)],
+        "dropout": [L.Dropout(0.3), L.Flatten(), L.Dense(16), L.ReLU(), L.Dropout(0.5), L.Dense(10), L.Softmax()],
+        "residual": [
+            L.Conv2D(4, 3, padding="same"),
+            L.Residual([shared, L.BatchNorm(), L.ReLU(), shared, L.BatchNorm()]),
+            *[L.ReLU(), L.GlobalAveragePool2D(), L.Dense(10), L.Softmax()],
+        ],
+    }[kind]
+
+
+def trained(kind, count, backend="numpy", steps=3, batch=50):
+    """Weights, losses and running statistics after some steps."""
+    gpucnn.set_num_threads(count)
+    sgd = gpucnn.optimizers.SGD(0.1, momentum=0.9)  # not Adam, which turns the rounding of a zero gradient into steps
+    loss = gpucnn.losses.CategoricalCrossEntropy(from_logits=kind == "norm")
+    model = gpucnn.Model(network(kind), (8, 9, 3), seed=1, backend=backend, dtype="float64").compile(sgd, loss)
+    rng = np.random.default_rng(0)
+    losses = []
+    for _ in range(steps):
+        x, y = rng.normal(size=(batch, 8, 9, 3)), rng.integers(0, 10, batch)
+        losses.append(float(model.train_on_batch(x, y)))
+    return model.state_dict() | {"losses": np.array(losses)}
+
+
+KINDS = ["plain", "norm", "dropout", "residual"]
+
+
+@pytest.mark.parametrize("slice_size", [64, 16])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_is_that_of_the_whole_batch(kind, count, slice_size, monkeypatch):
+    monkeypatch.setattr(threads, "SLICE", slice_size)
+    expected = trained(kind, 1, Backend())
+    for name, array in trained(kind, count).items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-9, atol=1e-11, err_msg=name)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_threads_give_the_same_bits(kind, count):
+    first, second = (trained(kind, count) for _ in range(2))
+    assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
+def test_the_batch_is_really_shared():
+    """Both threads are at work at the same time, each with its part."""
+    gpucnn.set_num_threads(2)
+    meeting, seen = threading.Barrier(2, timeout=20), []
+
+    class Meets(L.ReLU):
+        per_sample = True
+
+        def forward(self, x, *, train):
+            seen.append(
+                (threading.get_ident(), len(x), self.backend.samples_before(), self.backend.whole_batch(len(x)))
+            )
+            meeting.wait()
+            return super().forward(x, train=train)
+
+    model = gpucnn.Model([L.Flatten(), L.Dense(4), Meets()], (8, 9, 3), backend="numpy")
+    model.forward(np.zeros((50, 8, 9, 3), "float32"))
+    assert len({thread for thread, *_ in seen}) == 2
+    assert sorted(seen, key=lambda row: row[2])[0][1:] == (25, 0, 50)
+    assert sorted(seen, key=lambda row: row[2])[1][1:] == (25, 25, 50)
+
+
+def test_only_so_many_work_at_a_time(monkeypatch):
+    monkeypatch.setattr(threads, "SLICE", 16)
+    gpucnn.set_num_threads(2)
+    at_work, most, lock = [0], [0], threading.Lock()
+
+    class Counts(L.ReLU):
+        per_sample = True
+
+        def forward(self, x, *, train):
+            with lock:
+                at_work[0] += 1
+                most[0] = max(most[0], at_work[0])
+            x = np.sort(np.repeat(x, 50))[: x.size].reshape(x.shape)  # some work, without a meeting
+            with lock:
+                at_work[0] -= 1
+            return x, lambda dy: dy
+
+    model = gpucnn.Model([L.Flatten(), Counts(), L.BatchNorm(), L.Dense(4)], (8, 9, 3), backend="numpy")
+    model.forward(np.zeros((160, 8, 9, 3), "float32"), train=True)
+    assert most[0] == 2
+
+
+def test_a_layer_that_mixes_samples_sees_the_whole_batch():
+    gpucnn.set_num_threads(2)
+
+    class Centred(L.Layer):
+        def forward(self, x, *, train):
+            return x - x.mean(axis=0), lambda dy: dy - dy.mean(axis=0)
+
+    class Bolder(L.Conv2D):  # a forward written anew promises nothing that the old one did
+        def forward(self, x, *, train):
+            return super().forward(x, train=train)
+
+    assert {Bolder.per_sample, Bolder.can_apply_relu, Bolder.can_skip_input_gradient} == {False}
+    for mixing in (Centred(), Bolder(3, 3)):
+        model = gpucnn.Model([mixing, L.ReLU(), L.Flatten(), L.Dense(4)], (8, 9, 3), backend="numpy")
+        assert not slices.can_slice(model.network)
+    x = np.random.default_rng(0).normal(size=(50, 6)).astype("float32")
+    model = gpucnn.Model([Centred(), L.Dense(3)], (6,), backend="numpy")
+    np.testing.assert_allclose(model.forward(x)[0].mean(axis=0), 0, atol=1e-6)
+
+
+def test_the_gradient_of_the_input_is_joined():
+    gpucnn.set_num_threads(3)
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(size=(50, 8, 9, 3)), rng.normal(size=(50, 10))
+    gradients = []
+    for backend in ("numpy", Backend()):
+        model = gpucnn.Model(network("plain"), (8, 9, 3), backend=backend, dtype="float64")
+        y, backward = model.forward(x, train=True)
+        gradients.append([y, backward(dy), *(p.grad for p in model.parameters().values())])
+    for ours, theirs in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_replicas_share_values_and_nothing_else():
+    model = gpucnn.Model(network("residual"), (8, 9, 3), backend="numpy")
+    twin = slices.replica(model.network)
+    assert list(twin.parameters()) == list(model.parameters())
+    for path, parameter in twin.parameters().items():
+        assert parameter is not model.parameters()[path]
+        assert parameter.value is model.parameters()[path].value
+        assert parameter.grad is None
+    for path, buffer in twin.buffers().items():
+        assert not np.shares_memory(buffer.value, model.network.buffers()[path].value)
+    main = twin.layers[1].main.layers
+    assert main[0] is main[3] is not model.layers[1].main.layers[0]
+    planned = [layer for layer, *_ in twin.steps(input_gradient=True)]
+    assert all(any(layer is own for own in twin.layers) for layer in planned)
+
+
+def test_a_failing_layer_ends_the_step_for_all():
+    gpucnn.set_num_threads(2)
+
+    class Fails(L.ReLU):
+        per_sample = True
+
+        def forward(self, x, *, train):
+            if self.backend.samples_before():
+                raise ShapeError("no more")
+            return super().forward(x, train=train)
+
+    model = gpucnn.Model([L.Flatten(), Fails(), L.BatchNorm(), L.Dense(4)], (8, 9, 3), backend="numpy")
+    x = np.zeros((50, 8, 9, 3), "float32")
+    for _ in range(3):  # and the threads are free for the next one
+        with pytest.raises(ShapeError, match="no more"):
+            model.forward(x, train=True)
+
+
+def test_how_a_batch_is_cut(monkeypatch):
+    monkeypatch.setattr(threads, "WORTH_SHARING", 1e6)
+
+    def sizes(batch, work, count):
+        gpucnn.set_num_threads(count)
+        cut = threads.slices(batch, work)
+        assert [part.start for part in cut] == [0, *(part.stop for part in cut[:-1])]
+        assert cut[-1].stop == batch
+        return [part.stop - part.start for part in cut]
+
+    assert sizes(128, 1e9, 2) == [64, 64]
+    assert sizes(128, 1e9, 1) == [64, 64]  # the caches want them small, whatever the number of threads
+    assert sizes(100, 1e9, 2) == [50, 50]
+    assert sizes(192, 1e9, 2) == [48] * 4  # as many for each thread
+    assert sizes(512, 1e9, 2) == [64] * 8
+    assert sizes(31, 1e9, 2) == [31]
+    assert sizes(40, 1e9, 8) == [20, 20]
+    assert sizes(128, 1e5, 2) == [128]  # too little work
+    assert sizes(128, 2e6, 8) == [64, 64]
+    assert order.SLICE == 64
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "many", True])
+def test_a_number_of_threads_that_makes_no_sense_is_refused(value):
+    with pytest.raises(ConfigurationError, match="expected a positive number of threads, not"):
+        gpucnn.set_num_threads(value)
+
+
+def test_the_number_of_threads(monkeypatch):
+    monkeypatch.delenv("GPUCNN_NUM_THREADS", raising=False)
+    assert threads.num_threads() == threads.usable_cores()
+    monkeypatch.setenv("GPUCNN_NUM_THREADS", "3")
+    assert threads.num_threads() == 3
+    gpucnn.set_num_threads(2)
+    assert threads.num_threads() == 2
+    gpucnn.set_num_threads(None)
+    monkeypatch.setenv("GPUCNN_NUM_THREADS", "few")
+    with pytest.raises(ConfigurationError, match="the environment variable GPUCNN_NUM_THREADS: expected"):
+        threads.num_threads()
+
+
+def test_blas_is_held_to_one_thread_in_a_step_and_given_back():
+    def blas_threads():
+        return {library["num_threads"] for library in threads._blas().info()}
+
+    gpucnn.set_num_threads(2)
+    with threads._blas().limit(limits=3):
+        first, second = threads.blas_threads(1), ENGINE.working(as_team=True)
+        first.__enter__()
+        with second:
+            assert blas_threads() == {1}
+            first.__exit__(None, None, None)  # the two overlap: the last to end gives BLAS its threads back
+            assert blas_threads() == {1}
+        assert blas_threads() == {3}
+        with ENGINE.working(as_team=False):
+            assert blas_threads() == {2}  # without a team they are BLAS' own
+    with threads._blas().limit(limits=1), ENGINE.working(as_team=False):
+        assert blas_threads() == {1}  # what the user set is not raised
