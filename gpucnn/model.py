@@ -20,9 +20,9 @@ from gpucnn.layers.dense import Dense
 from gpucnn.losses import CategoricalCrossEntropy, Loss
 from gpucnn.metrics import Metric, Totals
 from gpucnn.optimizers import Optimizer
-from gpucnn.training import slices
 from gpucnn.training.history import History
 from gpucnn.training.loop import Training, evaluate, to_device
+from gpucnn.training.slices import Sliced
 
 if TYPE_CHECKING:
     from gpucnn.networks import Recipe
@@ -73,6 +73,7 @@ class Model:
         self.metrics: list[Metric] = []
         self._optimizer: Optimizer | None = None
         self._trunk = self.network
+        self._sliced = self._sliced_trunk = Sliced(self.network)
         self._values: Array = None
         self.epochs_seen = 0
         self.stop_training = False
@@ -132,10 +133,10 @@ class Model:
         The way back adds to the parameters' gradients; `zero_grad` forgets them.
         """
         with self._working():
-            return slices.forward(self.backend, self.network, self.as_floats(self.backend.from_host(x)), train=train)
+            return self._sliced.forward(self.backend, self.as_floats(self.backend.from_host(x)), train=train)
 
     def _working(self) -> AbstractContextManager[None]:
-        return self.backend.working(as_team=slices.can_slice(self.network))
+        return self.backend.working(as_team=self._sliced.can_slice)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -166,6 +167,7 @@ class Model:
             if isinstance(last, Softmax):
                 self._trunk = Sequential(self.layers[:-1])  # the softmax is computed with the loss, as one kernel
                 self._trunk.build_once(self.input_shape, None)
+        self._sliced_trunk = self._sliced if self._trunk is self.network else Sliced(self._trunk)
         self.loss = loss
         self.loss.backend = self.backend
         self.metrics = [Metric.get(metric) for metric in _listed(metrics, "metrics")]
@@ -244,7 +246,7 @@ class Model:
         optimizer = self.optimizer
         with self._working():
             self.zero_grad()
-            outputs, network_backward = slices.forward(self.backend, self._trunk, x, train=True, input_gradient=False)
+            outputs, network_backward = self._sliced_trunk.forward(self.backend, x, train=True, input_gradient=False)
             loss, loss_backward = self._loss_of(outputs, labels)
             network_backward(loss_backward())
             optimizer.update(self.backend, self._values, self._gradients, learning_rate)
@@ -253,7 +255,7 @@ class Model:
     def score(self, x: Array, labels: Array) -> tuple[Array, Array]:
         """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""
         with self._working():
-            outputs, _ = slices.forward(self.backend, self._trunk, x, train=False)
+            outputs, _ = self._sliced_trunk.forward(self.backend, x, train=False)
             return self._loss_of(outputs, labels)[0], outputs
 
     def _loss_of(self, outputs: Array, labels: Array) -> tuple[Array, Any]:

@@ -129,7 +129,7 @@ def test_a_layer_that_mixes_samples_sees_the_whole_batch():
     assert {Bolder.per_sample, Bolder.can_apply_relu, Bolder.can_skip_input_gradient} == {False}
     for mixing in (Centred(), Bolder(3, 3)):
         model = gpucnn.Model([mixing, L.ReLU(), L.Flatten(), L.Dense(4)], (8, 9, 3), backend="numpy")
-        assert not slices.can_slice(model.network)
+        assert not slices.Sliced(model.network).can_slice
     x = np.random.default_rng(0).normal(size=(50, 6)).astype("float32")
     model = gpucnn.Model([Centred(), L.Dense(3)], (6,), backend="numpy")
     np.testing.assert_allclose(model.forward(x)[0].mean(axis=0), 0, atol=1e-6)
@@ -150,7 +150,7 @@ def test_the_gradient_of_the_input_is_joined():
 
 def test_replicas_share_values_and_nothing_else():
     model = gpucnn.Model(network("residual"), (8, 9, 3), backend="numpy")
-    twin = slices.replica(model.network)
+    twin = slices.Replica(model.network).network
     assert list(twin.parameters()) == list(model.parameters())
     for path, parameter in twin.parameters().items():
         assert parameter is not model.parameters()[path]
@@ -162,6 +162,25 @@ def test_replicas_share_values_and_nothing_else():
     assert main[0] is main[3] is not model.layers[1].main.layers[0]
     planned = [layer for layer, *_ in twin.steps(input_gradient=True)]
     assert all(any(layer is own for own in twin.layers) for layer in planned)
+
+
+def test_replicas_follow_what_the_user_changes():
+    """An attribute set between two steps counts for every slice."""
+    gpucnn.set_num_threads(2)
+    model = gpucnn.Model([L.Flatten(), L.Dropout(0.5), L.ReLU()], (8, 9, 3), backend="numpy")
+    model._sliced._flops = 1000
+    x = np.ones((50, 8, 9, 3), "float32")
+    assert (model.forward(x, train=True)[0] == 0).mean() == pytest.approx(0.5, abs=0.05)
+    kept = list(model._sliced._replicas)
+    model.forward(x, train=True)
+    assert model._sliced._replicas == kept != []  # nothing has changed
+    model.layers[1].rate = 0.1
+    y = model.forward(x, train=True)[0]
+    assert (y[:25] == 0).mean() == pytest.approx(0.1, abs=0.03)
+    assert (y[25:] == 0).mean() == pytest.approx(0.1, abs=0.03)
+    model.to(Backend())
+    model.to("numpy")
+    model.forward(x, train=True)
 
 
 def test_a_failing_layer_ends_the_step_for_all():

@@ -13,56 +13,102 @@ from gpucnn.backends import Array, Backend
 from gpucnn.layers.base import Backward, Buffer, Layer, Parameter
 
 
-def can_slice(network: Layer) -> bool:
-    """Tell whether every layer of a network takes a batch in slices."""
-    return all(layer.per_sample for layer in network.all_layers())
+class Sliced:
+    """A network that takes a batch in slices where the backend wants it so and every layer allows it."""
+
+    def __init__(self, network: Layer) -> None:
+        self.network = network
+        self.can_slice = all(layer.per_sample for layer in network.all_layers())
+        self._flops = network.total_flops()
+        self._replicas: list[Replica] = []
+
+    def forward(
+        self, backend: Backend, x: Array, *, train: bool, input_gradient: bool = True
+    ) -> tuple[Array, Backward]:
+        """Return the network's output for x (N, …) and the way back, as `network.forward` does."""
+        slices = backend.slices(len(x), self._flops * len(x)) if self.can_slice else []
+        options: dict[str, Any] = {} if input_gradient else {"input_gradient": False}
+        if len(slices) < 2:
+            return self.network.forward(x, train=train, **options)
+        replicas = self._fresh_replicas(len(slices) - 1)
+        networks = [self.network, *(replica.network for replica in replicas)]
+        passes = [partial(n.forward, x[part], train=train, **options) for n, part in zip(networks, slices, strict=True)]
+        outputs, ways_back = zip(*backend.together(passes, slices), strict=True)
+
+        def backward(dy: Array) -> Array:
+            for replica in replicas:
+                replica.forget_gradients()
+            tasks = [partial(back, dy[part]) for back, part in zip(ways_back, slices, strict=True)]
+            dx = backend.together(tasks, slices)
+            for replica in replicas:
+                replica.hand_over_gradients()
+            return backend.xp.concatenate(dx) if input_gradient else None
+
+        return backend.xp.concatenate(outputs), backward
+
+    def _fresh_replicas(self, count: int) -> "list[Replica]":
+        """Return replicas that agree with the network as it is now: those of the last step, if nothing has changed."""
+        kept = [replica for replica in self._replicas if replica.is_true()][:count]
+        self._replicas = kept + [Replica(self.network) for _ in range(count - len(kept))]
+        for replica in self._replicas:
+            replica.copy_buffers()
+        return self._replicas
 
 
-def forward(
-    backend: Backend, network: Layer, x: Array, *, train: bool, input_gradient: bool = True
-) -> tuple[Array, Backward]:
-    """Return the network's output for x (N, …) and the way back, as `network.forward` does."""
-    slices = backend.slices(len(x), network.total_flops() * len(x)) if can_slice(network) else []
-    options: dict[str, Any] = {} if input_gradient else {"input_gradient": False}
-    if len(slices) < 2:
-        return network.forward(x, train=train, **options)
-    replicas = [network, *(replica(network) for _ in slices[1:])]
-    passes = [partial(r.forward, x[part], train=train, **options) for r, part in zip(replicas, slices, strict=True)]
-    outputs, ways_back = zip(*backend.together(passes, slices), strict=True)
+class Replica:
+    """A twin of a network that shares the parameters' values with it, and has gradients and buffers of its own.
 
-    def backward(dy: Array) -> Array:
-        parameters = [list(r.parameters().values()) for r in replicas[1:]]
-        for own in parameters:
-            for parameter in own:
-                parameter.rebind(parameter.value, None)
-        dx = backend.together([partial(back, dy[part]) for back, part in zip(ways_back, slices, strict=True)], slices)
-        for own in parameters:
-            for parameter, twin in zip(network.parameters().values(), own, strict=True):
-                if twin.grad is not None:
-                    parameter.add_grad(twin.grad)
-        return backend.xp.concatenate(dx) if input_gradient else None
-
-    return backend.xp.concatenate(outputs), backward
-
-
-def replica(layer: Layer, made: dict[int, Any] | None = None) -> Any:
-    """Return a layer that shares the parameters' values with this one, and has gradients and buffers of its own.
-
-    What stands in several places, such as a shared layer, does so in the replica: `made` holds the twins by identity.
+    What stands in several places of the network, such as a shared layer, does so in the twin.
     """
-    made = {} if made is None else made
-    if id(layer) in made:
-        return made[id(layer)]
-    twin = made[id(layer)] = copy.copy(layer)
-    for name, value in vars(layer).items():
+
+    def __init__(self, network: Layer) -> None:
+        self._twins: dict[int, Any] = {}
+        self._layers: list[tuple[Layer, dict[str, Any]]] = []  # of the network, with their attributes at this time
+        self._parameters: list[tuple[Parameter, Parameter]] = []  # of the network and of the twin
+        self._buffers: list[tuple[Buffer, Buffer]] = []
+        self.network = self._twin(network)
+
+    def _twin(self, value: Any) -> Any:
+        """Return what the twin holds in the place of something that the network holds."""
+        if isinstance(value, list | tuple):
+            return [self._twin(item) for item in value] if any(isinstance(item, Layer) for item in value) else value
+        if not isinstance(value, Layer | Parameter | Buffer):
+            return value
+        if id(value) in self._twins:
+            return self._twins[id(value)]
+        twin: Any = copy.copy(value)
+        self._twins[id(value)] = twin
         if isinstance(value, Layer):
-            setattr(twin, name, replica(value, made))
-        elif isinstance(value, list | tuple) and any(isinstance(item, Layer) for item in value):
-            setattr(twin, name, [replica(item, made) if isinstance(item, Layer) else item for item in value])
-        elif isinstance(value, Parameter | Buffer):
-            setattr(twin, name, made.setdefault(id(value), _twin(value)))
-    return twin
+            attributes = dict(vars(value))
+            self._layers.append((value, attributes))
+            vars(twin).update({name: self._twin(held) for name, held in attributes.items()})
+        elif isinstance(value, Parameter):
+            twin.grad = None
+            self._parameters.append((value, twin))
+        else:
+            twin.value = value.value.copy()
+            self._buffers.append((value, twin))
+        return twin
 
+    def is_true(self) -> bool:
+        """Tell whether the network has the attributes and the arrays that it had when the twin was made."""
+        return all(
+            len(vars(layer)) == len(then) and all(vars(layer).get(name) is held for name, held in then.items())
+            for layer, then in self._layers
+        ) and all(parameter.value is twin.value for parameter, twin in self._parameters)
 
-def _twin(held: Parameter | Buffer) -> Parameter | Buffer:
-    return Parameter(held.value) if isinstance(held, Parameter) else Buffer(held.value.copy(), on_host=held.on_host)
+    def copy_buffers(self) -> None:
+        """Take over the network's buffers; those of the twin are used in a pass, and then forgotten."""
+        for buffer, twin in self._buffers:
+            twin.value = buffer.value.copy()
+
+    def forget_gradients(self) -> None:
+        """Forget the twin's gradients."""
+        for _, twin in self._parameters:
+            twin.grad = None
+
+    def hand_over_gradients(self) -> None:
+        """Add the twin's gradients to the network's."""
+        for parameter, twin in self._parameters:
+            if twin.grad is not None:
+                parameter.add_grad(twin.grad)

@@ -88,7 +88,7 @@ class NumpyBackend(Backend):
     def batch_norm(
         self, x: Array, scale: Array, shift: Array, epsilon: float, relu: bool = False
     ) -> tuple[Array, Array, Array, Any]:
-        """Normalise each channel of x (…, C) over the batch, then scale and shift; keeps x, a ReLU's y, and the mean."""
+        """Normalise each channel of x (…, C) over the batch, then scale and shift; keeps x, a ReLU's y, the mean."""
         y, mean, variance = norm.forward(x, scale, shift, epsilon, relu)
         return y, mean, variance, (x, y if relu else None, mean)
 

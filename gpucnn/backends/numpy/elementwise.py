@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import memory, scratch
+from gpucnn.backends.numpy import masks, memory, scratch
 from gpucnn.backends.numpy.order import preferred
 
 Array = Any
 
-BLOCK = 1 << 16  # numbers at once
+BLOCK = 1 << 18  # numbers at once
 
 
 def relu(x: Array) -> Array:
@@ -30,7 +30,7 @@ def relu_gradient(dy: Array, y: Array) -> Array:
     dx = memory.empty(dy_flat.shape, dy.dtype)
     for part in _blocks(dx):
         positive = np.greater(y_flat[part], 0, out=scratch.take("positive", dx[part].shape, bool))
-        np.multiply(dy_flat[part], positive, out=dx[part])
+        masks.keep(dy_flat[part], positive, dx[part])
     return row(dx)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import memory, scratch, threads
+from gpucnn.backends.numpy import masks, memory, scratch, threads
 from gpucnn.backends.numpy.order import batch_innermost, batch_last
 
 Array = Any
@@ -101,7 +101,7 @@ def gradient(
     for part in _chunks(matrix):
         if y_matrix is not None:
             positive = np.greater(y_matrix[part], 0, out=scratch.take("positive", matrix[part].shape, bool))
-            np.multiply(dy_matrix[part], positive, out=dx[part])
+            masks.keep(dy_matrix[part], positive, dx[part])
         dy_part = dy_matrix[part] if y_matrix is None else dx[part]
         product = _minus(matrix[part], mean_row)
         product *= dy_part

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import memory, scratch
+from gpucnn.backends.numpy import masks, memory, scratch
 from gpucnn.backends.window import Window
 
 Array = Any
@@ -19,7 +19,7 @@ Index = tuple[slice, ...]
 
 Kept = tuple[Array, Array]  # the padded images and the largest elements: the engine's form of the switches
 
-BLOCK = 1 << 18  # bytes of output rows at once
+BLOCK = 1 << 20  # bytes of output rows at once
 
 
 def largest(padded: Array, window: Window, output_size: tuple[int, int]) -> Array:
@@ -43,24 +43,26 @@ def largest_gradient(dy: Array, kept: Kept, window: Window) -> Array:
     dpadded, alone = _gradient_of(padded, dy, window)
     for rows in _row_blocks(y):
         largest_here = y[:, rows]
-        remaining, share, won = (_scratch(name, largest_here, kind) for name, kind in _WORK)
-        np.copyto(remaining, dy[:, rows])  # what no element has taken yet
+        dy_here = dy[:, rows]
+        share = None if alone else _scratch("share", largest_here, y.dtype)
+        won, free = (_scratch(name, largest_here, bool) for name in ("won", "free"))
+        free[...] = True  # no element of the window has won yet
         *earlier, last = _places(window, rows, y.shape[2])
         for at in earlier:
             np.equal(padded[at], largest_here, out=won)
-            part = dpadded[at] if alone else share
-            np.multiply(remaining, won, out=part)
-            remaining -= part
-            if not alone:
-                dpadded[at] += part
-        if alone:
-            dpadded[last] = remaining  # who else
-        else:
-            dpadded[last] += remaining
+            won &= free
+            free ^= won
+            _give(dpadded, at, dy_here, won, share)
+        _give(dpadded, last, dy_here, free, share)  # who else
     return dpadded
 
 
-_WORK = (("remaining", None), ("share", None), ("won", bool))
+def _give(dpadded: Array, at: Index, dy: Array, to: Array, share: Array | None) -> None:
+    """Give dy to the elements at a place where `to` says so: to elements that get no other, or added to their share."""
+    if share is None:
+        masks.keep(dy, to, dpadded[at])
+    else:
+        dpadded[at] += masks.keep(dy, to, share)
 
 
 def total(padded: Array, window: Window, output_size: tuple[int, int], factor: Any) -> Array:
@@ -81,7 +83,7 @@ def total_gradient(dy: Array, factor: Any, padded_size: tuple[int, int], window:
     """Return the gradient of padded images: each element of a window gets the window's dy times the factor."""
     dpadded, alone = _gradient_of(_like(dy, padded_size), dy, window)
     for rows in _row_blocks(dy):
-        share = _scratch("share", dy[:, rows], None)
+        share = _scratch("share", dy[:, rows], dy.dtype)
         np.multiply(dy[:, rows], factor[rows] if isinstance(factor, np.ndarray) else factor, out=share)
         for at in _places(window, rows, dy.shape[2]):
             if alone:
@@ -129,7 +131,6 @@ def _like(images: Array, image_size: tuple[int, int]) -> Array:
 def _scratch(purpose: str, like: Array, dtype: Any) -> Array:
     """Return a scratch array of the shape and order of some images."""
     N, H, W, C = like.shape
-    dtype = like.dtype if dtype is None else dtype
     if like.strides[0] > like.strides[3]:
         return scratch.take(purpose, like.shape, dtype)
     return scratch.take(purpose, (H, W, C, N), dtype).transpose(3, 0, 1, 2)

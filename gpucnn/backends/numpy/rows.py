@@ -29,7 +29,7 @@ from gpucnn.backends.window import Window
 
 Array = Any
 
-BLOCK = 1 << 20  # bytes of lowered rows at once: with what is computed from them they stay in the cache
+BLOCK = 1 << 21  # bytes of lowered rows at once: about what a core's second-level cache holds
 SMALL = 8e5  # multiplications of one product: up to this size OpenBLAS takes its path without packing
 
 
