@@ -45,7 +45,7 @@ class NumpyBackend(Backend):
 
     def conv2d_method(self, window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
         """Return in a word how `conv2d` computes such a convolution: the name of its path."""
-        return convolution.path(window, batch, channels, filters, groups, dtype, convolution.WINOGRAD_FORWARD)
+        return convolution.path(window, batch, channels, filters, groups, dtype)
 
     def conv2d_weight_gradient(self, x: Array, dy: Array, window: Window, groups: int = 1) -> Array:
         """Return dweight (KH, KW, C/groups, F) from x (N, H, W, C) and dy (N, OH, OW, F)."""

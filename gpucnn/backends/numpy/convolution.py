@@ -24,27 +24,30 @@ from gpucnn.backends.window import Window
 
 Array = Any
 
-WINOGRAD_FORWARD = 24 * 24  # channels × filters from which Winograd's transforms cost less than they save
-WINOGRAD_BACKWARD = 12 * 12  # the same for the weight gradient, where the direct path is slower
+WINOGRAD_CHANNELS = 16  # of a group, in and out; with fewer, Winograd's transforms cost more than they save
 
 
-def path(window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any, worth: int) -> str:
-    """Return the name of the path that a convolution takes; `worth` is one of the two constants above."""
+def path(window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
+    """Return the name of the path that a convolution and its gradients take."""
     if not batch_innermost(batch):
         return "chunks"
     if groups == channels > 1:
         return "depthwise"
     plain = window.size == (3, 3) and window.strides == (1, 1) and window.dilation == (1, 1)
-    enough = channels // groups * filters // groups >= worth and min(channels, filters) // groups >= 8
-    if plain and enough and dtype == np.float32 and os.environ.get("GPUCNN_WINOGRAD") != "0":
+    if plain and min(channels, filters) // groups >= WINOGRAD_CHANNELS and dtype == np.float32 and winograd_allowed():
         return "winograd"
     return "rows"
+
+
+def winograd_allowed() -> bool:
+    """Tell whether the environment leaves Winograd convolutions on."""
+    return os.environ.get("GPUCNN_WINOGRAD") != "0"
 
 
 def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups: int, relu: bool) -> Array:
     """Return y (N, OH, OW, F) of x (N, H, W, C), weight (KH, KW, C/groups, F) and bias (F,)."""
     (N, _, _, C), F = x.shape, weight.shape[-1]
-    name = path(window, N, C, F, groups, x.dtype, WINOGRAD_FORWARD)
+    name = path(window, N, C, F, groups, x.dtype)
     if name == "chunks":
         return chunks.convolve(x, weight, bias, window, groups, relu)
 
@@ -61,7 +64,7 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups:
 def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
     """Return dweight (KH, KW, C/groups, F) from x (N, H, W, C) and dy (N, OH, OW, F)."""
     (N, _, _, C), F = x.shape, dy.shape[-1]
-    name = path(window, N, C, F, groups, x.dtype, WINOGRAD_BACKWARD)
+    name = path(window, N, C, F, groups, x.dtype)
     if name == "chunks":
         return chunks.weight_gradient(x, dy, window, groups)
 
@@ -79,7 +82,7 @@ def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
 def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int) -> Array:
     """Return dx (N, H, W, C) from dy (N, OH, OW, F) and weight (KH, KW, C/groups, F)."""
     F, C = weight.shape[-1], weight.shape[2] * groups
-    name = path(window, len(dy), C, F, groups, dy.dtype, WINOGRAD_FORWARD)
+    name = path(window, len(dy), C, F, groups, dy.dtype)
     turned = window.turned()
     if name != "depthwise" and _turns(window, image_size, dy.shape[1:3]):
         # for stride 1 dx is dy convolved with the weight turned by half a turn, channels and filters exchanged

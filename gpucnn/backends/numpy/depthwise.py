@@ -40,7 +40,7 @@ def weight_gradient(padded: Array, dy: Array, window: Window) -> Array:
     for rows in _row_blocks(dy):
         part = dy[rows]
         term = scratch.take("term", part.shape, part.dtype)
-        ones = np.ones(part.shape[0] * part.shape[1], dy.dtype)
+        ones = scratch.ones(part.shape[0] * part.shape[1], dy.dtype)
         for total, (seen, _) in zip(sums, _seen(padded, sums, window, rows, dy.shape[1]), strict=True):
             np.multiply(seen, part, out=term)
             total += (ones @ term.reshape(len(ones), -1)).reshape(total.shape)

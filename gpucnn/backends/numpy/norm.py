@@ -22,7 +22,7 @@ from gpucnn.backends.numpy.order import batch_innermost, batch_last
 
 Array = Any
 
-CHUNK = 1 << 16  # numbers at once: three arrays of so many stay in a core's second-level cache
+CHUNK = 1 << 17  # numbers at once: two arrays of so many stay in a core's second-level cache
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class LongRows:
         """Return the sums of some rows over each channel (C,), in float64."""
         if self.repeat == 1:
             columns = part.reshape(-1, self.channels)
-            return (np.ones(len(columns), part.dtype) @ columns).astype(np.float64)
-        each = part.reshape(-1, self.repeat) @ np.ones(self.repeat, part.dtype)
+            return (scratch.ones(len(columns), part.dtype) @ columns).astype(np.float64)
+        each = part.reshape(-1, self.repeat) @ scratch.ones(self.repeat, part.dtype)
         return each.reshape(-1, self.channels).sum(axis=0, dtype=np.float64)
 
 
@@ -72,15 +72,8 @@ def forward(x: Array, scale: Array, shift: Array, epsilon: float, relu: bool) ->
     rows = LongRows.of(x)
     matrix = rows.matrix(x)
     mean, variance = _statistics(rows, matrix)
-    mean_row, factor_row = rows.wide(mean), rows.wide(scale / np.sqrt(variance + epsilon))
-    shift_row = rows.wide(shift)
-    y = memory.empty(matrix.shape, matrix.dtype)
-    for part in _chunks(matrix):
-        out = np.subtract(matrix[part], mean_row, out=y[part])
-        out *= factor_row
-        out += shift_row
-        if relu:
-            np.maximum(out, 0, out=out)
+    factor = scale / np.sqrt(variance + epsilon)
+    y = _scaled(matrix, rows.wide(factor), rows.wide(shift - mean * factor), relu)
     return rows.restore(y), mean, variance
 
 
@@ -113,11 +106,11 @@ def gradient(
     dshift, dscale = sum(part for _, part in parts) * (np.ones(C), inverse)
     factor = scale * inverse
     slope = -factor * inverse * dscale / count
-    level = -factor * dshift / count
+    level = -factor * dshift / count - slope * mean
     factor_row, slope_row, level_row = (rows.wide(n.astype(x.dtype)) for n in (factor, slope, level))
     for part in _chunks(matrix):
-        from_statistics = _minus(matrix[part], mean_row)
-        from_statistics *= slope_row
+        from_statistics = scratch.take("centred", matrix[part].shape, x.dtype)
+        np.multiply(matrix[part], slope_row, out=from_statistics)
         from_statistics += level_row
         out = np.multiply(dy_matrix[part], factor_row, out=dx[part])
         out += from_statistics
@@ -127,14 +120,17 @@ def gradient(
 def scale_and_shift(x: Array, scale: Array, shift: Array, relu: bool) -> Array:
     """Return scale·x + shift, cut off below 0 with `relu`."""
     rows = LongRows.of(x)
-    matrix, scale_row, shift_row = rows.matrix(x), rows.wide(scale), rows.wide(shift)
+    return rows.restore(_scaled(rows.matrix(x), rows.wide(scale), rows.wide(shift), relu))
+
+
+def _scaled(matrix: Array, scale_row: Array, shift_row: Array, relu: bool) -> Array:
     y = memory.empty(matrix.shape, matrix.dtype)
     for part in _chunks(matrix):
         out = np.multiply(matrix[part], scale_row, out=y[part])
         out += shift_row
         if relu:
             np.maximum(out, 0, out=out)
-    return rows.restore(y)
+    return y
 
 
 def channel_sums(x: Array) -> Array:

@@ -8,11 +8,31 @@ sets as threads that work at a time, however many images there are. The paths cu
 
 import math
 import threading
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-Buffers = dict[str, "np.ndarray[Any, Any]"]
+Array = Any
+
+
+class Buffers:
+    """A set of buffers: of each purpose and kind of number one, as large as was ever wanted."""
+
+    def __init__(self) -> None:
+        self.largest: dict[tuple[str, str], Array] = {}
+        self.views: dict[tuple[str, tuple[int, ...], Any], Array] = {}  # made once, wanted a thousand times a step
+
+    def view(self, purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return a buffer's first numbers in a shape."""
+        kind, size = np.dtype(dtype).char, math.prod(shape)
+        if (purpose, kind) not in self.largest or self.largest[purpose, kind].size < size:
+            self.largest[purpose, kind] = np.empty(size, dtype)
+            self.views = {key: view for key, view in self.views.items() if key[0] != purpose}
+        view = self.largest[purpose, kind][:size].reshape(shape)
+        self.views[purpose, shape, dtype] = view
+        return view
+
 
 _at_work = threading.local()
 
@@ -22,16 +42,25 @@ def use(buffers: Buffers) -> None:
     _at_work.buffers = buffers
 
 
-def take(purpose: str, shape: tuple[int, ...], dtype: Any) -> "np.ndarray[Any, Any]":
+def take(purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
     """Return an uninitialised array that is valid until the same thread takes one for the same purpose."""
-    if not hasattr(_at_work, "buffers"):
-        _at_work.buffers = {}
-    buffers, size, key = _at_work.buffers, math.prod(shape), f"{purpose} {np.dtype(dtype).char}"
-    if key not in buffers or buffers[key].size < size:
-        buffers[key] = np.empty(size, dtype)
-    return buffers[key][:size].reshape(shape)
+    try:
+        buffers: Buffers = _at_work.buffers
+    except AttributeError:
+        buffers = _at_work.buffers = Buffers()
+    view = buffers.views.get((purpose, shape, dtype))
+    return buffers.view(purpose, shape, dtype) if view is None else view
+
+
+@cache
+def ones(count: int, dtype: Any) -> Array:
+    """Return a vector of ones, which nobody may write to; a product with it is a sum."""
+    vector = np.ones(count, dtype)
+    vector.flags.writeable = False
+    return vector
 
 
 def held() -> int:
     """Return the bytes of this thread's buffers."""
-    return sum(buffer.nbytes for buffer in getattr(_at_work, "buffers", {}).values())
+    buffers = getattr(_at_work, "buffers", Buffers())
+    return sum(buffer.nbytes for buffer in buffers.largest.values())

@@ -80,7 +80,7 @@ class Team:
         self.slices, self.batch = slices, slices[-1].stop
         self._at_work: LifoQueue[scratch.Buffers] = LifoQueue()
         while len(_buffers) < at_once:
-            _buffers.append({})
+            _buffers.append(scratch.Buffers())
         for buffers in _buffers[:at_once]:
             self._at_work.put(buffers)
         self._barrier = threading.Barrier(len(slices))
@@ -147,7 +147,7 @@ class Member:
         scratch.use(self._buffers)
 
     def _end_work(self) -> None:
-        scratch.use({})
+        scratch.use(scratch.Buffers())
         self.team._at_work.put(self._buffers)
 
 

@@ -24,7 +24,7 @@ Source: Lavin, Gray, "Fast algorithms for convolutional neural networks" (2016),
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -83,41 +83,32 @@ def weight_gradient(x: Array, dy: Array, window: Window) -> Array:
     for block in _blocks(x, dy, window):
         V, dM = block.transformed_input(x), block.transformed_gradient(dy)
         step = max(1, min(POSITIONS, positions // block.tiles))
-        ones = np.ones((1, 1, block.tiles), x.dtype)
+        ones = scratch.ones(block.tiles, x.dtype)
         for start in range(0, POSITIONS, step):
             part = slice(start, min(start + step, POSITIONS))
             shape = part.stop - start, block.tiles, C, F
             products = np.matmul(V[part], dM[part].transpose(0, 1, 3, 2), out=scratch.take("sums", shape, x.dtype))
-            dU[part] += (ones @ products.reshape(*shape[:2], C * F))[:, 0]
+            dU[part] += ones @ products.reshape(*shape[:2], C * F)
     return (G_BOTH_T @ dU).reshape(3, 3, C, F)
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Some neighbouring tiles of one row of tiles; `row` and `column` are those of its first output pixel."""
+    """Some neighbouring tiles of one row of tiles: what of the output they are, and what of the input they see."""
 
-    image_size: tuple[int, int]
-    output_size: tuple[int, int]
-    padding: tuple[int, int]  # above and to the left
-    row: int
-    column: int
     tiles: int
-
-    @cached_property
-    def output_rows(self) -> slice:
-        return slice(self.row, min(self.row + TILE, self.output_size[0]))
-
-    @cached_property
-    def output_columns(self) -> slice:
-        return slice(self.column, min(self.column + TILE * self.tiles, self.output_size[1]))
+    output_rows: slice
+    output_columns: slice
+    top: int  # the first row and the first column of the input that they see; negative in the padding
+    left: int
+    input_rows: slice  # what of all they see lies inside the image
+    input_columns: slice
 
     def transformed_input(self, x: Array) -> Array:
         """Return V (36, tiles, C, n)."""
-        (H, W), (_, _, C, n) = self.image_size, x.shape
+        C, n = x.shape[2:]
         width, run = TILE * self.tiles + 2, C * n
-        top, left = self.row - self.padding[0], self.column - self.padding[1]
-        rows = slice(max(top, 0), min(top + SEEN, H))  # what of the input's rows and columns lies inside the image
-        columns = slice(max(left, 0), min(left + width, W))
+        rows, columns, left = self.input_rows, self.input_columns, self.left
         lines = scratch.take("lines", (SEEN, width, run), x.dtype)
         if rows.start >= rows.stop or columns.start >= columns.stop:
             lines[...] = 0
@@ -125,7 +116,7 @@ class _Block:
             first, last = columns.start - left, columns.stop - left
             lines[:, :first], lines[:, last:] = 0, 0
             seen = x[rows, columns].reshape(rows.stop - rows.start, -1, run)
-            matrix = B_T[:, rows.start - top : rows.stop - top]
+            matrix = B_T[:, rows.start - self.top : rows.stop - self.top]
             np.matmul(matrix, seen.transpose(1, 0, 2), out=lines[:, first:last].transpose(1, 0, 2))
         V = scratch.take("transformed", (SEEN, SEEN, self.tiles, run), x.dtype)
         np.matmul(B_T, _tiles_of(lines, self.tiles, SEEN), out=V.transpose(0, 2, 1, 3))
@@ -161,17 +152,36 @@ class _Block:
         return y[rows, columns]
 
 
-def _blocks(x: Array, y: Array, window: Window) -> Iterator[_Block]:
+def _blocks(x: Array, y: Array, window: Window) -> list[_Block]:
     """Cut the output into blocks of tiles whose V and M fit the scratch."""
-    (H, W, C, n), (OH, OW, F, _) = x.shape, y.shape
-    (top, _), (left, _) = window.padding
+    most = max(1, BLOCK // (POSITIONS * max(x.shape[2], y.shape[2]) * x.shape[3] * x.itemsize))
+    return _cut(x.shape[:2], y.shape[:2], window.padding, most)
+
+
+@lru_cache
+def _cut(
+    image_size: tuple[int, int], output_size: tuple[int, int], padding: tuple[tuple[int, int], ...], most: int
+) -> list[_Block]:
+    """Cut the output into blocks of at most so many tiles."""
+    (H, W), (OH, OW), ((PT, _), (PL, _)) = image_size, output_size, padding
     across = -(-OW // TILE)
-    most = max(1, BLOCK // (POSITIONS * max(C, F) * n * x.itemsize))
     count = -(-across // most)
-    edges = [across * k // count for k in range(count + 1)]
+    blocks = []
     for row in range(0, OH, TILE):
-        for start, stop in pairwise(edges):
-            yield _Block((H, W), (OH, OW), (top, left), row, start * TILE, stop - start)
+        for start, stop in pairwise(across * k // count for k in range(count + 1)):
+            top, left, width = row - PT, start * TILE - PL, (stop - start) * TILE + 2
+            blocks.append(
+                _Block(
+                    tiles=stop - start,
+                    output_rows=slice(row, min(row + TILE, OH)),
+                    output_columns=slice(start * TILE, min(stop * TILE, OW)),
+                    top=top,
+                    left=left,
+                    input_rows=slice(max(top, 0), min(top + SEEN, H)),
+                    input_columns=slice(max(left, 0), min(left + width, W)),
+                )
+            )
+    return blocks
 
 
 def _cuts(filters: int, a_filter: int) -> int:
