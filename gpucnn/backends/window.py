@@ -31,10 +31,9 @@ class Window:
 
     def output_size(self, image_size: Pair) -> Pair:
         """Return (OH, OW), the number of positions in an image of (H, W); not positive if none fits."""
-        OH, OW = (
-            (side + sum(self.padding[axis]) - self.extent[axis]) // self.strides[axis] + 1
-            for axis, side in enumerate(image_size)
-        )
+        (H, W), (EH, EW), ((PT, PB), (PL, PR)) = image_size, self.extent, self.padding
+        OH = (H + PT + PB - EH) // self.strides[0] + 1
+        OW = (W + PL + PR - EW) // self.strides[1] + 1
         return OH, OW
 
     def offsets(self) -> Iterator[Pair]:

@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 from gpucnn.backends.base import Array, Backend
 from gpucnn.backends.numpy import convolution, elementwise, norm, pooling, threads
-from gpucnn.backends.numpy.order import preferred
 from gpucnn.backends.window import Window
 
 T = TypeVar("T")
@@ -59,31 +58,19 @@ class NumpyBackend(Backend):
 
     def max_pool2d(self, x: Array, window: Window) -> tuple[Array, Any]:
         """Take the largest element of each window: (N, H, W, C) → y (N, OH, OW, C), and what the gradient needs."""
-        padded = self.pad(preferred(x), window, fill=-float("inf"))
-        y = pooling.largest(padded, window, window.output_size(x.shape[1:3]))
-        return y, (padded, y)
+        return pooling.largest(x, window)
 
     def max_pool2d_gradient(self, dy: Array, switches: Any, image_size: tuple[int, int], window: Window) -> Array:
         """Send dy (N, OH, OW, C) back to the elements that won: dx (N, H, W, C)."""
-        return pooling.largest_gradient(preferred(dy), switches, window)[window.interior(image_size)]
+        return pooling.largest_gradient(dy, switches, image_size, window)
 
     def average_pool2d(self, x: Array, window: Window) -> Array:
         """Average each window over its elements inside the image: (N, H, W, C) → (N, OH, OW, C)."""
-        image_size = x.shape[1:3]
-        padded, factor = self.pad(preferred(x), window), self._shares(image_size, window, x.dtype)
-        return pooling.total(padded, window, window.output_size(image_size), factor)
+        return pooling.average(x, window)
 
     def average_pool2d_gradient(self, dy: Array, image_size: tuple[int, int], window: Window) -> Array:
         """Share dy (N, OH, OW, C) among the elements of each window: dx (N, H, W, C)."""
-        factor = self._shares(image_size, window, dy.dtype)
-        dpadded = pooling.total_gradient(preferred(dy), factor, window.padded_size(image_size), window)
-        return dpadded[window.interior(image_size)]
-
-    def _shares(self, image_size: tuple[int, int], window: Window, dtype: Any) -> Any:
-        """Return what each element of a window counts for in its average: a number, or (OH, OW, 1) with padding."""
-        if window.padding == ((0, 0), (0, 0)):
-            return 1.0 / window.area
-        return (1.0 / window.real_counts(self.xp, image_size)).astype(dtype)
+        return pooling.average_gradient(dy, image_size, window)
 
     def batch_norm(
         self, x: Array, scale: Array, shift: Array, epsilon: float, relu: bool = False

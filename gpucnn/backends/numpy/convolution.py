@@ -24,7 +24,8 @@ from gpucnn.backends.window import Window
 
 Array = Any
 
-WINOGRAD_CHANNELS = 16  # of a group, in and out; with fewer, Winograd's transforms cost more than they save
+WINOGRAD_FEWEST = 16  # channels of a group, in and out; with fewer, Winograd's transforms cost more than they save
+WINOGRAD_PRODUCT = 512  # the same for channels times filters
 
 
 def path(window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
@@ -34,7 +35,9 @@ def path(window: Window, batch: int, channels: int, filters: int, groups: int, d
     if groups == channels > 1:
         return "depthwise"
     plain = window.size == (3, 3) and window.strides == (1, 1) and window.dilation == (1, 1)
-    if plain and min(channels, filters) // groups >= WINOGRAD_CHANNELS and dtype == np.float32 and winograd_allowed():
+    C, F = channels // groups, filters // groups
+    enough = min(C, F) >= WINOGRAD_FEWEST and C * F >= WINOGRAD_PRODUCT
+    if plain and enough and dtype == np.float32 and winograd_allowed():
         return "winograd"
     return "rows"
 

@@ -3,13 +3,13 @@
 Arrays that lie alike are looked at as one long row, whatever their axes are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from gpucnn.backends.numpy import masks, memory, scratch
-from gpucnn.backends.numpy.order import preferred
+from gpucnn.backends.numpy.order import batch_first, batch_innermost, batch_last
 
 Array = Any
 
@@ -29,7 +29,7 @@ def relu_gradient(dy: Array, y: Array) -> Array:
     row, (dy_flat, y_flat) = _alike(dy, y)
     dx = memory.empty(dy_flat.shape, dy.dtype)
     for part in _blocks(dx):
-        positive = np.greater(y_flat[part], 0, out=scratch.take("positive", dx[part].shape, bool))
+        positive = np.greater(y_flat[part], 0, out=scratch.take("positive", dx[part].shape, np.bool_))
         masks.keep(dy_flat[part], positive, dx[part])
     return row(dx)
 
@@ -45,17 +45,13 @@ def add(a: Array, b: Array, relu: bool) -> Array:
     return row(y)
 
 
-def _alike(*arrays: Array) -> tuple[Any, list[Array]]:
+def _alike(*arrays: Array) -> tuple[Callable[[Array], Array], list[Array]]:
     """Return arrays of one shape as long rows in one order, and the function that gives such a row the shape back."""
     shape = arrays[0].shape
-    if len(shape) != 4:
+    if len(shape) != 4 or not batch_innermost(shape[0]):
         return (lambda row: row.reshape(shape)), [np.ascontiguousarray(array).reshape(-1) for array in arrays]
-    arrays = tuple(preferred(array) for array in arrays)
-    if arrays[0].flags.c_contiguous:
-        return (lambda row: row.reshape(shape)), [array.reshape(-1) for array in arrays]
     N, H, W, C = shape
-    flat = [array.transpose(1, 2, 3, 0).reshape(-1) for array in arrays]
-    return (lambda row: row.reshape(H, W, C, N).transpose(3, 0, 1, 2)), flat
+    return (lambda row: batch_first(row.reshape(H, W, C, N))), [batch_last(array).reshape(-1) for array in arrays]
 
 
 def _blocks(row: Array) -> Iterator[slice]:

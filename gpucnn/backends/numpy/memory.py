@@ -43,17 +43,19 @@ def empty(shape: tuple[int, ...], dtype: Any) -> "np.ndarray[Any, Any]":
     size = math.prod(shape) * dtype.itemsize
     if size < SMALLEST or not COUNTS:
         return np.empty(shape, dtype)
+    rounded = _round_up(size)
     with _lock:
         _requests += 1
-        rounded = _round_up(size)
         blocks = _blocks.setdefault(rounded, [])
-        block = next((block for block in reversed(blocks) if block.references() == UNUSED), None)
-        if block is None:
+        for block in blocks:
+            if block.references() == UNUSED:
+                break
+        else:
             _forget()
             block = _Block(rounded)
             blocks.append(block)
         block.wanted = _requests
-        return block.memory[:size].view(dtype).reshape(shape)
+        return np.ndarray(shape, dtype, block.memory)
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> "np.ndarray[Any, Any]":

@@ -93,7 +93,7 @@ def gradient(
     sums = np.zeros((2, C))
     for part in _chunks(matrix):
         if y_matrix is not None:
-            positive = np.greater(y_matrix[part], 0, out=scratch.take("positive", matrix[part].shape, bool))
+            positive = np.greater(y_matrix[part], 0, out=scratch.take("positive", matrix[part].shape, np.bool_))
             masks.keep(dy_matrix[part], positive, dx[part])
         dy_part = dy_matrix[part] if y_matrix is None else dx[part]
         product = _minus(matrix[part], mean_row)

@@ -25,11 +25,6 @@ def batch_innermost(batch: int) -> bool:
     return batch >= LEAST_BATCH
 
 
-def preferred(x: Array) -> Array:
-    """Return x (N, H, W, C) in the order the engine works in; a copy only where it lies otherwise."""
-    return batch_first(batch_last(x)) if batch_innermost(len(x)) else np.ascontiguousarray(x)
-
-
 def batch_last(x: Array) -> Array:
     """Return x (N, H, W, C) as a contiguous (H, W, C, N): a view where the batch is innermost already."""
     return np.ascontiguousarray(x.transpose(1, 2, 3, 0))
@@ -38,6 +33,22 @@ def batch_last(x: Array) -> Array:
 def batch_first(x: Array) -> Array:
     """Return x (H, W, C, N) as (N, H, W, C): a view."""
     return x.transpose(3, 0, 1, 2)
+
+
+def pixels(x: Array) -> Array:
+    """Return x (N, H, W, C) as it lies in the engine's memory: (1, H, W, C·N), or (N, H, W, C) with few images."""
+    if not batch_innermost(len(x)):
+        return np.ascontiguousarray(x)
+    N, H, W, C = x.shape
+    return batch_last(x).reshape(1, H, W, C * N)
+
+
+def images(pixels: Array, batch: int) -> Array:
+    """Return pixels of so many images as (N, H, W, C)."""
+    if not batch_innermost(batch):
+        return pixels
+    _, H, W, run = pixels.shape
+    return batch_first(pixels.reshape(H, W, run // batch, batch))
 
 
 def strided(array: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:

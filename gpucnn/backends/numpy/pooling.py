@@ -1,9 +1,9 @@
 """Pooling: a chain of elementwise operations over strided views, one for each element of the window.
 
-The views keep the order of the array they look at, so with the batch innermost every operation runs over long rows.
-Output rows are taken a block at a time, so that what a block needs is read into the cache once. Max pooling keeps no
-switches: its gradient compares again, which costs less than writing them. Where windows do not overlap, each gradient
-is written once, not added to zeros.
+The views look at pixels, runs of C·N numbers with the batch innermost (see `order.pixels`): every operation runs over
+long rows. Output rows are taken a block at a time, so that what a block needs is read into the cache once. Max pooling
+keeps no switches: its gradient compares again, which costs less than writing them. Where windows do not overlap, each
+gradient is written once, not added to zeros.
 """
 
 from collections.abc import Iterator
@@ -12,49 +12,54 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy import masks, memory, scratch
+from gpucnn.backends.numpy.order import images, pixels
 from gpucnn.backends.window import Window
 
 Array = Any
-Index = tuple[slice, ...]
-
-Kept = tuple[Array, Array]  # the padded images and the largest elements: the engine's form of the switches
+Index = tuple[slice, slice, slice]
+Kept = tuple[Array, Array]  # the padded pixels and the largest of them: the engine's form of the switches
 
 BLOCK = 1 << 20  # bytes of output rows at once
 
 
-def largest(padded: Array, window: Window, output_size: tuple[int, int]) -> Array:
-    """Return the largest element of each window (N, OH, OW, C) of padded images; a NaN is passed on."""
-    y = _like(padded, output_size)
+def largest(x: Array, window: Window) -> tuple[Array, Kept]:
+    """Return the largest element of each window of x (N, H, W, C), y (N, OH, OW, C); a NaN is passed on."""
+    padded, (OH, OW) = _padded(x, window, -np.inf), window.output_size(x.shape[1:3])
+    y = memory.empty((len(padded), OH, OW, padded.shape[3]), x.dtype)
     for rows in _row_blocks(y):
         out = y[:, rows]
-        first, *others = (padded[at] for at in _places(window, rows, output_size[1]))
+        first, *others = (padded[at] for at in _places(window, rows, OW))
         if not others:
             out[...] = first
             continue
         np.maximum(first, others[0], out=out)
         for other in others[1:]:
             np.maximum(out, other, out=out)
-    return y
+    return images(y, len(x)), (padded, y)
 
 
-def largest_gradient(dy: Array, kept: Kept, window: Window) -> Array:
-    """Return the gradient of padded images: dy goes to the first element that equals the largest."""
+def largest_gradient(dy: Array, kept: Kept, image_size: tuple[int, int], window: Window) -> Array:
+    """Return dx (N, H, W, C): dy goes to the first element that equals the largest."""
     padded, y = kept
-    dpadded, alone = _gradient_of(padded, dy, window)
+    dy_pixels, OW = pixels(dy), y.shape[2]
+    dpadded, alone = _gradient_of(padded.shape, dy_pixels, window)
     for rows in _row_blocks(y):
-        largest_here = y[:, rows]
-        dy_here = dy[:, rows]
-        share = None if alone else _scratch("share", largest_here, y.dtype)
-        won, free = (_scratch(name, largest_here, bool) for name in ("won", "free"))
-        free[...] = True  # no element of the window has won yet
-        *earlier, last = _places(window, rows, y.shape[2])
-        for at in earlier:
+        largest_here, dy_here = y[:, rows], dy_pixels[:, rows]
+        share = None if alone else scratch.take("share", dy_here.shape, dy.dtype)
+        won, free = (scratch.take(name, dy_here.shape, np.bool_) for name in ("won", "free"))
+        *earlier, last = _places(window, rows, OW)
+        for number, at in enumerate(earlier):
             np.equal(padded[at], largest_here, out=won)
-            won &= free
-            free ^= won
+            if number == 0:
+                np.logical_not(won, out=free)  # where no element of the window has won yet
+            else:
+                won &= free
+                free ^= won
             _give(dpadded, at, dy_here, won, share)
+        if not earlier:
+            free[...] = True
         _give(dpadded, last, dy_here, free, share)  # who else
-    return dpadded
+    return images(_interior(dpadded, image_size, window), len(dy))
 
 
 def _give(dpadded: Array, at: Index, dy: Array, to: Array, share: Array | None) -> None:
@@ -65,43 +70,51 @@ def _give(dpadded: Array, at: Index, dy: Array, to: Array, share: Array | None) 
         dpadded[at] += masks.keep(dy, to, share)
 
 
-def total(padded: Array, window: Window, output_size: tuple[int, int], factor: Any) -> Array:
-    """Return the sum of each window (N, OH, OW, C) of padded images, times a factor: a number or (OH, OW, 1)."""
-    y = _like(padded, output_size)
+def average(x: Array, window: Window) -> Array:
+    """Return the average of each window of x (N, H, W, C) over its elements inside the image, y (N, OH, OW, C)."""
+    image_size = x.shape[1:3]
+    padded, (OH, OW), factor = _padded(x, window, 0), window.output_size(image_size), _factor(image_size, window, x)
+    y = memory.empty((len(padded), OH, OW, padded.shape[3]), x.dtype)
     for rows in _row_blocks(y):
         out = y[:, rows]
-        for number, at in enumerate(_places(window, rows, output_size[1])):
-            if number == 0:
-                out[...] = padded[at]
-            else:
-                out += padded[at]
-        out *= factor[rows] if isinstance(factor, np.ndarray) else factor
-    return y
+        first, *others = (padded[at] for at in _places(window, rows, OW))
+        if others:
+            first = np.add(first, others[0], out=out)
+        for other in others[1:]:
+            out += other
+        np.multiply(first, factor[rows] if isinstance(factor, np.ndarray) else factor, out=out)
+    return images(y, len(x))
 
 
-def total_gradient(dy: Array, factor: Any, padded_size: tuple[int, int], window: Window) -> Array:
-    """Return the gradient of padded images: each element of a window gets the window's dy times the factor."""
-    dpadded, alone = _gradient_of(_like(dy, padded_size), dy, window)
-    for rows in _row_blocks(dy):
-        share = _scratch("share", dy[:, rows], dy.dtype)
-        np.multiply(dy[:, rows], factor[rows] if isinstance(factor, np.ndarray) else factor, out=share)
-        for at in _places(window, rows, dy.shape[2]):
+def average_gradient(dy: Array, image_size: tuple[int, int], window: Window) -> Array:
+    """Return dx (N, H, W, C): each element of a window gets the window's dy, divided by their number."""
+    dy_pixels, factor = pixels(dy), _factor(image_size, window, dy)
+    G, _, OW, run = dy_pixels.shape
+    dpadded, alone = _gradient_of((G, *window.padded_size(image_size), run), dy_pixels, window)
+    for rows in _row_blocks(dy_pixels):
+        share = scratch.take("share", dy_pixels[:, rows].shape, dy.dtype)
+        np.multiply(dy_pixels[:, rows], factor[rows] if isinstance(factor, np.ndarray) else factor, out=share)
+        for at in _places(window, rows, OW):
             if alone:
                 dpadded[at] = share
             else:
                 dpadded[at] += share
-    return dpadded
+    return images(_interior(dpadded, image_size, window), len(dy))
+
+
+def _factor(image_size: tuple[int, int], window: Window, like: Array) -> Any:
+    """Return what each element of a window counts for in its average: a number, or (OH, OW, 1) with padding."""
+    if window.padding == ((0, 0), (0, 0)):
+        return 1.0 / window.area
+    return (1.0 / window.real_counts(np, image_size)).astype(like.dtype)
 
 
 def _places(window: Window, rows: slice, OW: int) -> Iterator[Index]:
-    """Yield where a padded image holds what each element of the window sees, for some output rows."""
-    (SH, SW) = window.strides
+    """Yield where padded pixels hold what each element of the window sees, for some output rows."""
+    SH, SW = window.strides
     for i, j in window.offsets():
-        yield (
-            slice(None),
-            slice(rows.start * SH + i, (rows.stop - 1) * SH + i + 1, SH),
-            slice(j, j + SW * (OW - 1) + 1, SW),
-        )
+        down = slice(rows.start * SH + i, (rows.stop - 1) * SH + i + 1, SH)
+        yield slice(None), down, slice(j, j + SW * (OW - 1) + 1, SW)
 
 
 def _row_blocks(y: Array) -> Iterator[slice]:
@@ -110,27 +123,28 @@ def _row_blocks(y: Array) -> Iterator[slice]:
         yield slice(start, min(start + step, y.shape[1]))
 
 
-def _gradient_of(padded: Array, dy: Array, window: Window) -> tuple[Array, bool]:
-    """Return an array for the gradient of padded images, and whether each of its elements is written at most once."""
+def _padded(x: Array, window: Window, fill: float) -> Array:
+    """Return the pixels of x (N, H, W, C), with the window's padding."""
+    inner = pixels(x)
+    if window.padding == ((0, 0), (0, 0)):
+        return inner
+    G, H, W, run = inner.shape
+    padded = memory.empty((G, *window.padded_size((H, W)), run), x.dtype)
+    padded[...] = fill
+    padded[window.interior((H, W))] = inner
+    return padded
+
+
+def _interior(padded: Array, image_size: tuple[int, int], window: Window) -> Array:
+    """Return padded pixels without their padding."""
+    return padded if window.padding == ((0, 0), (0, 0)) else np.ascontiguousarray(padded[window.interior(image_size)])
+
+
+def _gradient_of(padded_shape: tuple[int, ...], dy: Array, window: Window) -> tuple[Array, bool]:
+    """Return an array for the gradient of padded pixels, and whether each of its elements is written at most once."""
     alone = all(stride >= size for stride, size in zip(window.strides, window.size, strict=True))
     covered = [stride * count for stride, count in zip(window.strides, dy.shape[1:3], strict=True)]
-    dpadded = _like(padded, padded.shape[1:3])
-    if not alone or window.strides != window.size or list(padded.shape[1:3]) != covered:
+    dpadded = memory.empty(padded_shape, dy.dtype)
+    if not alone or window.strides != window.size or list(padded_shape[1:3]) != covered:
         dpadded[...] = 0
     return dpadded, alone
-
-
-def _like(images: Array, image_size: tuple[int, int]) -> Array:
-    """Return uninitialised images (N, *image_size, C) in the order of others."""
-    N, C = images.shape[0], images.shape[3]
-    if images.strides[0] > images.strides[3]:
-        return memory.empty((N, *image_size, C), images.dtype)
-    return memory.empty((*image_size, C, N), images.dtype).transpose(3, 0, 1, 2)
-
-
-def _scratch(purpose: str, like: Array, dtype: Any) -> Array:
-    """Return a scratch array of the shape and order of some images."""
-    N, H, W, C = like.shape
-    if like.strides[0] > like.strides[3]:
-        return scratch.take(purpose, like.shape, dtype)
-    return scratch.take(purpose, (H, W, C, N), dtype).transpose(3, 0, 1, 2)
