@@ -89,16 +89,16 @@ def gradient(
     matrix, dy_matrix = rows.matrix(x), rows.matrix(dy)
     y_matrix = None if y is None else rows.matrix(y)
     dx = memory.empty(matrix.shape, matrix.dtype)
-    mean_row, C = rows.wide(mean), x.shape[-1]
+    C = x.shape[-1]
     sums = np.zeros((2, C))
     for part in _chunks(matrix):
         if y_matrix is not None:
             positive = np.greater(y_matrix[part], 0, out=scratch.take("positive", matrix[part].shape, np.bool_))
             masks.keep(dy_matrix[part], positive, dx[part])
         dy_part = dy_matrix[part] if y_matrix is None else dx[part]
-        product = _minus(matrix[part], mean_row)
-        product *= dy_part
+        product = np.multiply(matrix[part], dy_part, out=scratch.take("product", dy_part.shape, x.dtype))
         sums += rows.sums(dy_part), rows.sums(product)
+    sums[1] -= mean * sums[0]  # Σ dy·(x − mean)
     dy_matrix = dy_matrix if y_matrix is None else dx
     inverse = 1.0 / np.sqrt(variance.astype(np.float64) + epsilon)
     parts = threads.gather((x.size // C, sums))
@@ -109,7 +109,7 @@ def gradient(
     level = -factor * dshift / count - slope * mean
     factor_row, slope_row, level_row = (rows.wide(n.astype(x.dtype)) for n in (factor, slope, level))
     for part in _chunks(matrix):
-        from_statistics = scratch.take("centred", matrix[part].shape, x.dtype)
+        from_statistics = scratch.take("product", matrix[part].shape, x.dtype)
         np.multiply(matrix[part], slope_row, out=from_statistics)
         from_statistics += level_row
         out = np.multiply(dy_matrix[part], factor_row, out=dx[part])

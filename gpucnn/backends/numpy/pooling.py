@@ -19,7 +19,7 @@ Array = Any
 Index = tuple[slice, slice, slice]
 Kept = tuple[Array, Array]  # the padded pixels and the largest of them: the engine's form of the switches
 
-BLOCK = 1 << 20  # bytes of output rows at once
+BLOCK = 1 << 18  # bytes of output rows at once
 
 
 def largest(x: Array, window: Window) -> tuple[Array, Kept]:
