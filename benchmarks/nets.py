@@ -3,6 +3,9 @@
 ("conv", filters, kernel, padding)   with bias        ("conv_bn", filters, stride)   3×3 same, no bias, BN, ReLU
 ("relu",) ("max",) ("average",)      2×2 pooling      ("block", filters, stride)     two conv_bn with a shortcut
 ("flatten",) ("global_average",)                      ("dense", units)
+
+Besides those with a name, `plain-SIDE-CHANNELS` is a network of three such convolutions on images of that side, for
+looking at how times grow.
 """
 
 IMAGE = {"lenet": (28, 28, 1), "net2": (28, 28, 1), "net3": (32, 32, 3), "vgg": (32, 32, 3), "resnet20": (32, 32, 3)}
@@ -36,6 +39,22 @@ NETS = {
 }
 
 
+def words_of(name):
+    """Return a network as a list of words."""
+    if name in NETS:
+        return NETS[name]
+    _, _, channels = name.split("-")
+    return [*[("conv_bn", int(channels), 1)] * 3, ("global_average",), ("dense", 10)]
+
+
+def image_of(name):
+    """Return the shape of a network's images."""
+    if name in IMAGE:
+        return IMAGE[name]
+    _, side, channels = name.split("-")
+    return int(side), int(side), int(channels)
+
+
 def gpucnn_model(name, backend):
     """Return the network as a compiled gpucnn model."""
     import gpucnn
@@ -51,8 +70,8 @@ def gpucnn_model(name, backend):
         main = [*conv_bn(filters, stride), *conv_bn(filters, 1, relu=False)]
         return [L.Residual(main, shortcut), L.ReLU()]
 
-    made, channels = [], IMAGE[name][-1]
-    for word, *numbers in NETS[name]:
+    made, channels = [], image_of(name)[-1]
+    for word, *numbers in words_of(name):
         if word == "conv":
             made.append(L.Conv2D(numbers[0], numbers[1], padding=numbers[2]))
         elif word == "conv_bn":
@@ -65,7 +84,7 @@ def gpucnn_model(name, backend):
             kinds = {"relu": L.ReLU, "max": L.MaxPool2D, "average": L.AveragePool2D, "flatten": L.Flatten}
             made.append({**kinds, "global_average": L.GlobalAveragePool2D}[word]())
         channels = numbers[0] if numbers else channels
-    model = gpucnn.Model([*made, L.Softmax()], IMAGE[name], backend=backend)
+    model = gpucnn.Model([*made, L.Softmax()], image_of(name), backend=backend)
     return model.compile(gpucnn.optimizers.SGD(0.01, momentum=0.9), "categorical_crossentropy")
 
 
@@ -89,8 +108,8 @@ def torch_model(name):
             return nn.functional.relu(self.main(x) + self.shortcut(x))
 
     made = []
-    H, _, channels = IMAGE[name]
-    for word, *numbers in NETS[name]:
+    H, _, channels = image_of(name)
+    for word, *numbers in words_of(name):
         if word == "conv":
             filters, size, padding = numbers
             made.append(nn.Conv2d(channels, filters, size, padding=padding))

@@ -13,12 +13,12 @@ import time
 
 import numpy as np
 
-from benchmarks.nets import IMAGE, gpucnn_model, torch_model
+from benchmarks.nets import gpucnn_model, image_of, torch_model
 
 
 def data(net, batch):
     rng = np.random.default_rng(0)
-    return rng.standard_normal((batch, *IMAGE[net])).astype(np.float32), rng.integers(0, 10, batch)
+    return rng.standard_normal((batch, *image_of(net))).astype(np.float32), rng.integers(0, 10, batch)
 
 
 def gpucnn_subject(kind, net, batch, threads):

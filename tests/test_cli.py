@@ -256,20 +256,73 @@ def test_doctor_names_the_command_for_a_gpu_without_cupy(monkeypatch):
     assert "cuda12" in {what: remedy for what, _, remedy in doctor_module._gpu()}["CuPy"]
 
 
-def test_doctor_counts_threads_against_cores(monkeypatch):
+def blas_found(monkeypatch, kernels, threads=2, flags=()):
     library = {
         "user_api": "blas",
         "internal_api": "openblas",
         "filepath": "/numpy.libs/libopenblas.so",
         "version": "0.3",
-        "architecture": "Zen",
-        "num_threads": 64,
+        "architecture": kernels,
+        "num_threads": threads,
     }
     monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: [library])
     monkeypatch.setattr(doctor_module, "usable_cores", lambda: 2)
+    monkeypatch.setattr(doctor_module, "cpu_flags", lambda: set(flags))
     ((_, found, remedy),) = doctor_module._blas()
+    return found, remedy
+
+
+def test_doctor_counts_threads_against_cores(monkeypatch):
+    found, remedy = blas_found(monkeypatch, "Zen", threads=64)
     assert found == "openblas 0.3, Zen, 64 threads"
-    assert remedy.endswith("set OPENBLAS_NUM_THREADS=2")
+    assert remedy == "BLAS is set to 64 threads on 2 usable cores, which slows all of them: set OPENBLAS_NUM_THREADS=2"
+    monkeypatch.setenv("GPUCNN_NUM_THREADS", "5")
+    assert doctor_module._engine()[1:] == (
+        "gpucnn shares a batch among 5",
+        "gpucnn is set to 5 threads on 2 usable cores, which slows all of them: set GPUCNN_NUM_THREADS=2",
+    )
+    monkeypatch.setenv("GPUCNN_NUM_THREADS", "all")
+    assert "expected a positive number of threads, not 'all'" in doctor_module._engine()[2]
+    monkeypatch.setenv("GPUCNN_NUM_THREADS", "2")
+    assert doctor_module._engine()[2] == ""
+
+
+def test_doctor_sees_a_blas_that_uses_old_instructions(monkeypatch):
+    avx512 = ["avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl"]
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    _, remedy = blas_found(monkeypatch, "Haswell", flags=avx512)
+    assert remedy.startswith(
+        "OPENBLAS_CORETYPE=Haswell holds BLAS to its Haswell kernels, though this processor has AVX"
+    )
+    assert remedy.endswith("unset OPENBLAS_CORETYPE")
+    monkeypatch.delenv("OPENBLAS_CORETYPE")
+    assert "upgrade NumPy" in blas_found(monkeypatch, "Haswell", flags=avx512)[1]
+    assert "has AVX2" in blas_found(monkeypatch, "Nehalem", flags=["avx2"])[1]
+    for kernels, flags in (("SkylakeX", avx512), ("Haswell", ["avx2"]), ("Haswell", avx512[:3]), ("Nehalem", [])):
+        assert blas_found(monkeypatch, kernels, flags=flags)[1] == ""
+
+
+def test_doctor_reads_the_flags_of_this_processor():
+    flags = doctor_module.cpu_flags()
+    assert flags == set() or "sse2" in flags or "asimd" in flags
+
+
+def test_bench_measures_and_writes(run, tmp_path):
+    file = tmp_path / "new" / "bench.json"
+    status, shown, _ = run(*f"bench lenet --backend numpy --batch-size 16 --seconds 0.1 --json {file}".split())
+    assert status == 0
+    assert "lenet" in shown
+    assert "× portable" in shown
+    report = json.loads(file.read_text())
+    (timing,) = report["timings"]
+    assert report["batch_size"] == timing["batch_size"] == 16
+    assert timing["train_seconds"] > timing["inference_seconds"] > 0
+    assert timing["train_flops"] == 3 * 16 * 2 * (
+        28 * 28 * 6 * 25 + 10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10
+    )
+    status, _, complaint = run("bench", "nonet")
+    assert status == 1
+    assert "there is no network named 'nonet'" in complaint
 
 
 @pytest.mark.parametrize("channels", [1, 3])

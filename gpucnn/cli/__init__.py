@@ -2,6 +2,7 @@
 
 import typer
 
+from gpucnn.cli.bench import bench
 from gpucnn.cli.doctor import doctor
 from gpucnn.cli.predict import predict
 from gpucnn.cli.test import test
@@ -15,7 +16,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (train, test, predict, doctor):
+for command in (train, test, predict, bench, doctor):
     app.command()(command)
 
 

@@ -12,19 +12,27 @@ from rich.text import Text
 
 from gpucnn import datasets
 from gpucnn.backends import get_backend
-from gpucnn.backends.numpy.threads import usable_cores
+from gpucnn.backends.numpy.threads import num_threads, usable_cores
 from gpucnn.cli.common import console
-from gpucnn.errors import BackendUnavailable
+from gpucnn.errors import BackendUnavailable, ConfigurationError
 
 # the environment variables that change what gpucnn does, or how fast
 SETTINGS = (
     "GPUCNN_BACKEND",
     "GPUCNN_DATA",
     "GPUCNN_CACHE",
+    "GPUCNN_NUM_THREADS",
+    "GPUCNN_WINOGRAD",
     "OPENBLAS_NUM_THREADS",
     "OMP_NUM_THREADS",
     "OPENBLAS_CORETYPE",
+    "OPENBLAS_L2_SIZE",
 )
+
+# what OpenBLAS calls its kernels, by the instructions that they use; all others use less than AVX2
+AVX512_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
+AVX2_KERNELS = ("Haswell", "Zen", "Excavator", *AVX512_KERNELS)
+AVX512_FLAGS = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 
 Finding = tuple[str, str, str]  # what was looked at, what was found, what to do about it (or nothing)
 
@@ -52,6 +60,7 @@ def findings() -> Iterator[Finding]:
     numpy_version = metadata.version("numpy")
     yield "NumPy", f"{numpy_version}, SciPy {scipy.__version__}", ""
     yield from _blas()
+    yield _engine()
     yield from _gpu()
     set_here = [f"{name}={os.environ[name]}" for name in SETTINGS if name in os.environ]
     yield "settings", ", ".join(set_here) or "none: no variable that changes what gpucnn does is set", ""
@@ -70,17 +79,51 @@ def _blas() -> Iterator[Finding]:
             threads = library["num_threads"]
             architecture = library.get("architecture", "unknown instruction set")
             words = f"{library['internal_api']} {library['version']}, {architecture}, {threads} threads"
-            too_many = threads > usable_cores()
-            yield (
-                "BLAS",
-                words,
-                f"BLAS runs {threads} threads on {usable_cores()} usable cores, which slows both: "
-                f"set OPENBLAS_NUM_THREADS={usable_cores()}"
-                if too_many
-                else "",
-            )
+            yield "BLAS", words, _too_many(threads, "BLAS", "OPENBLAS_NUM_THREADS") or _too_old(architecture)
             return
     yield "BLAS", "not recognised (Apple's Accelerate, or a system library)", ""
+
+
+def _too_many(threads: int, who: str, variable: str) -> str:
+    """Return what to do about more threads than cores, or nothing."""
+    cores = usable_cores()
+    if threads <= cores:
+        return ""
+    return f"{who} is set to {threads} threads on {cores} usable cores, which slows all of them: set {variable}={cores}"
+
+
+def _too_old(kernels: str) -> str:
+    """Return what to do where BLAS uses older instructions than this processor has, or nothing."""
+    flags = cpu_flags()
+    newer = "AVX-512" if flags >= AVX512_FLAGS and kernels not in AVX512_KERNELS else ""
+    newer = newer or ("AVX2" if "avx2" in flags and kernels not in AVX2_KERNELS else "")
+    if not newer or kernels == "unknown instruction set":
+        return ""
+    held = os.environ.get("OPENBLAS_CORETYPE")
+    cause = f"OPENBLAS_CORETYPE={held} holds BLAS to" if held else "BLAS uses"
+    remedy = "unset OPENBLAS_CORETYPE" if held else "upgrade NumPy, whose wheels bring a newer OpenBLAS"
+    return (
+        f"{cause} its {kernels} kernels, though this processor has {newer}; products take up to twice as long: {remedy}"
+    )
+
+
+def cpu_flags() -> set[str]:
+    """Return the instruction sets of this processor as Linux names them; empty elsewhere."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+    except OSError:
+        return set()
+
+
+def _engine() -> Finding:
+    """Return how many threads gpucnn's own engine takes."""
+    try:
+        threads = num_threads()
+    except ConfigurationError as error:
+        return "threads", "the setting makes no sense", str(error)
+    remedy = _too_many(threads, "gpucnn", "GPUCNN_NUM_THREADS")
+    return "threads", f"gpucnn shares a batch among {threads}", remedy
 
 
 def _gpu() -> Iterator[Finding]:
