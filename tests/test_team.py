@@ -259,3 +259,17 @@ def test_blas_is_held_to_one_thread_in_a_step_and_given_back():
             assert blas_threads() == {2}  # without a team they are BLAS' own
     with threads._blas().limit(limits=1), ENGINE.working(as_team=False):
         assert blas_threads() == {1}  # what the user set is not raised
+
+
+@pytest.mark.parametrize("batch", [128, 512])
+def test_the_scratch_of_vgg_stays_below_16_megabytes_a_thread(batch):
+    from benchmarks.nets import gpucnn_model
+
+    gpucnn.set_num_threads(2)
+    threads._buffers.clear()
+    model = gpucnn_model("vgg", ENGINE)
+    rng = np.random.default_rng(0)
+    model.step(rng.normal(size=(batch, 32, 32, 3)).astype("float32"), rng.integers(0, 10, batch), 0.01)
+    held = [sum(buffer.nbytes for buffer in buffers.largest.values()) for buffers in threads._buffers]
+    assert len(held) == 2
+    assert 1 << 20 < max(held) < 16 << 20, held

@@ -80,7 +80,14 @@ class Sequential(Layer):
                 dy = way_back(dy)
             return dy
 
+        stations = len(ways_back)
+
         def walk_once(dy: Array) -> None:
+            if len(ways_back) < stations:
+                raise ConfigurationError(
+                    f"{self.label}: the way back of a training step was walked already, and lets go of what it passes; "
+                    "call forward again, or forward with input_gradient=True for a way that can be walked often"
+                )
             while ways_back:
                 dy = ways_back.pop()(dy)
 

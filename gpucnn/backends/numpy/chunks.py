@@ -67,7 +67,7 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
     for at in range(0, N, images_at_once):
         images = slice(at, min(at + images_at_once, N))
         count = images.stop - at
-        columns = scratch.take("columns", (count, OH, OW, *window.size, C), dy.dtype)
+        columns = scratch.take("input", (count, OH, OW, *window.size, C), dy.dtype)
         of_groups = filter_groups(dy[images].reshape(-1, F), groups)
         for dy_group, kernel, channels in zip(of_groups, kernels, _cuts(C, groups), strict=True):
             columns[..., channels] = (dy_group @ kernel.T).reshape(*columns.shape[:5], -1)
@@ -98,7 +98,7 @@ def _columns(x: Array, window: Window) -> Iterator[tuple[slice, slice, Array]]:
         for start in range(0, OH, rows_at_once):
             rows = slice(start, min(start + rows_at_once, OH))
             shape = part.stop - at, rows.stop - start, OW, *window.size, C
-            columns = scratch.take("columns", shape, x.dtype)
+            columns = scratch.take("input", shape, x.dtype)
             np.copyto(columns, views[:, rows])
             yield part, rows, columns
 

@@ -56,10 +56,10 @@ def weight_gradient(x: Array, dy: Array, window: Window) -> Array:
     KH, KW = window.size
     total = np.zeros((KW, KH * C * F), x.dtype)
     width = max(1, min(OW, int(SMALL / (KH * C * F * n))))  # pixels that one product adds up
-    for rows in _row_blocks(x, window):
+    for rows in _row_blocks(x, window, OW * F * n):
         count = rows.stop - rows.start
         seen = _turned(x, window, rows)
-        dy_rows = _pixels_last(dy[rows], "turned dy").reshape(count, 1, 1, F, OW * n)
+        dy_rows = _pixels_last(dy[rows], "output").reshape(count, 1, 1, F, OW * n)
         for start in range(0, OW, width):
             pixels = slice(start * n, min(start + width, OW) * n)
             products = np.matmul(seen[..., pixels], dy_rows[..., pixels].swapaxes(-1, -2))
@@ -77,7 +77,7 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
     step = max(1, BLOCK // (OW * KH * KW * C * n * dy.itemsize))
     for start in range(0, OH, step):
         count = min(step, OH - start)
-        windows = scratch.take("windows", (count, OW, KH, KW, C, n), dy.dtype)
+        windows = scratch.take("sums", (count, OW, KH, KW, C, n), dy.dtype)
         np.matmul(kernel, dy[start : start + count], out=windows.reshape(count, OW, -1, n))
         for i, j in window.offsets():
             top, left = start * SH + i * DH, j * DW
@@ -94,7 +94,7 @@ def input_gradient_by_rows(dy: Array, weight: Array, image_size: tuple[int, int]
     OH, OW, F, n = dy.shape
     KH, KW, C, _ = weight.shape
     height, width = window.padded_size(image_size)
-    rows = scratch.take("turned dy", (OH + 2 * (KH - 1), F, OW * n), dy.dtype)
+    rows = scratch.take("output", (OH + 2 * (KH - 1), F, OW * n), dy.dtype)
     rows[: KH - 1], rows[KH - 1 + OH :] = 0, 0
     rows[KH - 1 : KH - 1 + OH].reshape(OH, F, OW, n)[...] = dy.transpose(0, 2, 1, 3)
     kernel = np.ascontiguousarray(weight[::-1].transpose(1, 2, 0, 3)).reshape(KW * C, KH * F)
@@ -105,7 +105,7 @@ def input_gradient_by_rows(dy: Array, weight: Array, image_size: tuple[int, int]
     for start in range(0, OH + KH - 1, step):
         count = min(step, OH + KH - 1 - start)
         seen = strided(rows[start:], (count, KH * F, OW * n), (row, line, item))
-        shifts = scratch.take("windows", (count, KW, C, OW, n), dy.dtype)
+        shifts = scratch.take("sums", (count, KW, C, OW, n), dy.dtype)
         np.matmul(kernel, seen, out=shifts.reshape(count, KW * C, OW * n))
         for j in range(KW):
             by_pixel[start : start + count, :, j : j + OW] += shifts[:, j]
@@ -137,7 +137,7 @@ def _windows(x: Array, window: Window, rows: slice, with_ones: bool) -> Array:
     if window.area == 1 and window.padding == ((0, 0), (0, 0)) and not with_ones:
         return x[rows.start * SH : (rows.stop - 1) * SH + 1 : SH, : SW * (OW - 1) + 1 : SW]  # nothing to lower
     left, height = window.padding[1][0], KH * C + with_ones
-    lowered = scratch.take("lowered", (count, window.padded_size((H, W))[1], height, n), x.dtype)
+    lowered = scratch.take("input", (count, window.padded_size((H, W))[1], height, n), x.dtype)
     lowered[:, :left], lowered[:, left + W :] = 0, 0
     lowered[:, :, KH * C :] = 1
     for i in range(KH):
@@ -147,7 +147,7 @@ def _windows(x: Array, window: Window, rows: slice, with_ones: bool) -> Array:
     if DW == 1:
         return strided(lowered, (count, OW, KW * height, n), (row, SW * pixel, line, item))
     shape, strides = (count, OW, KW, height, n), (row, SW * pixel, DW * pixel, line, item)
-    gathered = scratch.take("windows", shape, x.dtype)
+    gathered = scratch.take("sums", shape, x.dtype)
     gathered[...] = strided(lowered, shape, strides)
     return gathered.reshape(count, OW, KW * height, n)
 
@@ -162,14 +162,14 @@ def _turned(x: Array, window: Window, rows: slice) -> Array:
     (top, _), (left, _) = window.padding
     count, OW = rows.stop - rows.start, window.output_size((H, W))[1]
     height, width = SH * (count - 1) + window.extent[0], window.padded_size((H, W))[1]
-    turned = scratch.take("turned", (height, C, width, n), x.dtype)
+    turned = scratch.take("input", (height, C, width, n), x.dtype)
     turned[:, :, :left], turned[:, :, left + W :] = 0, 0
     _copy_rows(x.transpose(0, 2, 1, 3), turned[:, :, left : left + W], rows.start * SH - top, 1)
     shape = (count, KW, 1, KH * C, OW * n) if DH == 1 else (count, KW, KH, C, OW * n)
     row, channel, pixel, item = turned.strides
     if SW == 1:
         return strided(turned, shape, (SH * row, DW * pixel, DH * row, channel, item))
-    apart = scratch.take("apart", (KW, height, C, OW, n), x.dtype)
+    apart = scratch.take("sums", (KW, height, C, OW, n), x.dtype)
     for j in range(KW):
         apart[j] = turned[:, :, j * DW : j * DW + SW * (OW - 1) + 1 : SW]
     column, row, channel, _, item = apart.strides
@@ -186,10 +186,11 @@ def _copy_rows(image: Array, out: Array, first: int, step: int) -> None:
         out[above:inside] = image[first + above * step : first + (inside - 1) * step + 1 : step]
 
 
-def _row_blocks(x: Array, window: Window) -> Iterator[slice]:
-    """Cut the output rows into blocks whose lowered rows fit the scratch."""
+def _row_blocks(x: Array, window: Window, a_row_of_dy: int = 0) -> Iterator[slice]:
+    """Cut the output rows into blocks of which the lowered rows, and a copy of dy's, fit the scratch."""
     H, W, C, n = x.shape
     OH, _ = window.output_size((H, W))
-    step = max(1, BLOCK // (window.padded_size((H, W))[1] * window.size[0] * C * n * x.itemsize))
+    a_row = max(window.padded_size((H, W))[1] * window.size[0] * C * n, a_row_of_dy)
+    step = max(1, BLOCK // (a_row * x.itemsize))
     for start in range(0, OH, step):
         yield slice(start, min(start + step, OH))

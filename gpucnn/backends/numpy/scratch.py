@@ -1,6 +1,7 @@
 """Buffers that are used again: a fresh one of a few megabytes costs more in page faults than filling it.
 
-A thread at work holds a set of buffers, each known by the purpose it serves. A kernel's buffers are its own only until
+A thread at work holds a set of buffers, each known by the purpose it serves: what a kernel makes of its input, of its
+output, the sums it adds up, and so on; different kernels use the same ones. A kernel's buffers are its own only until
 it returns or meets the other threads (see `threads.py`): a set then goes to whoever works next, so there are as many
 sets as threads that work at a time, however many images there are. The paths cut their work so that a set stays below
 16 MB; a row of tiles of very wide images, or the windows of one row, is the least they can do.

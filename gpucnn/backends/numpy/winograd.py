@@ -68,7 +68,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: A
     U = (G_BOTH @ weight.transpose(0, 1, 3, 2).reshape(9, F * C)).reshape(POSITIONS, 1, cuts, F // cuts, C)
     for block in _blocks(x, out, window):
         V = block.transformed_input(x)
-        M = scratch.take("products", (POSITIONS, block.tiles, cuts, F // cuts, n), x.dtype)
+        M = scratch.take("output", (POSITIONS, block.tiles, cuts, F // cuts, n), x.dtype)
         np.matmul(U, V[:, :, None], out=M)
         if bias is not None:
             M[BIAS_AT] += bias.reshape(cuts, F // cuts, 1)
@@ -118,7 +118,7 @@ class _Block:
             seen = x[rows, columns].reshape(rows.stop - rows.start, -1, run)
             matrix = B_T[:, rows.start - self.top : rows.stop - self.top]
             np.matmul(matrix, seen.transpose(1, 0, 2), out=lines[:, first:last].transpose(1, 0, 2))
-        V = scratch.take("transformed", (SEEN, SEEN, self.tiles, run), x.dtype)
+        V = scratch.take("input", (SEEN, SEEN, self.tiles, run), x.dtype)
         np.matmul(B_T, _tiles_of(lines, self.tiles, SEEN), out=V.transpose(0, 2, 1, 3))
         return V.reshape(POSITIONS, self.tiles, C, n)
 
@@ -131,7 +131,7 @@ class _Block:
         lines[:, last:] = 0
         seen = dy[rows, columns].reshape(rows.stop - rows.start, -1, F * n)
         np.matmul(A[:, : len(seen)], seen.transpose(1, 0, 2), out=lines[:, :last].transpose(1, 0, 2))
-        dM = scratch.take("products", (SEEN, SEEN, self.tiles, F * n), dy.dtype)
+        dM = scratch.take("output", (SEEN, SEEN, self.tiles, F * n), dy.dtype)
         np.matmul(A, _tiles_of(lines, self.tiles, TILE), out=dM.transpose(0, 2, 1, 3))
         return dM.reshape(POSITIONS, self.tiles, F, n)
 

@@ -1,0 +1,130 @@
+"""What layers do for their neighbours in a `Sequential`: nothing that changes a number."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import layers as L
+from gpucnn.backends import Backend, get_backend
+from gpucnn.errors import ConfigurationError
+from gpucnn.rng import host_generator
+
+NETWORKS = {
+    "conv_relu": lambda: [L.Conv2D(5, 3, padding=1), L.ReLU()],
+    "conv_relu_pool": lambda: [L.Conv2D(5, 3, padding=1), L.ReLU(), L.MaxPool2D(2)],
+    "norm_relu": lambda: [L.Conv2D(5, 3), L.BatchNorm(), L.ReLU()],
+    "norm_relu_pool": lambda: [L.Conv2D(5, 3), L.BatchNorm(), L.ReLU(), L.MaxPool2D(3, strides=2, padding=1)],
+    "relu_first": lambda: [L.ReLU(), L.MaxPool2D(2)],
+    "relu_twice": lambda: [L.Conv2D(5, 3), L.ReLU(), L.ReLU(), L.MaxPool2D(2)],
+    "pool_relu_average": lambda: [L.MaxPool2D(2), L.ReLU(), L.AveragePool2D(2)],
+    "relu_average": lambda: [L.Conv2D(5, 3), L.ReLU(), L.AveragePool2D(2)],
+    "residual": lambda: [L.Conv2D(4, 1), L.Residual([L.Conv2D(4, 3, padding=1), L.BatchNorm()]), L.ReLU()],
+    "dense_relu": lambda: [L.Flatten(), L.Dense(6), L.ReLU()],
+}
+
+
+@pytest.mark.parametrize("backend", ["portable", "numpy"])
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_plan_computes_what_the_layers_say(name, train, backend):
+    """Forward, input gradient and parameter gradients of a `Sequential` are those of its layers one after another."""
+    backend = Backend() if backend == "portable" else get_backend(backend)
+    network = L.Sequential(NETWORKS[name]())
+    network.build_once((7, 8, 3), host_generator(0, "weights"))
+    network.to(backend, "float64")
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, (18, 7, 8, 3)).astype(float)  # whole numbers: many are equal, and many windows negative
+    results = []
+    for fused in (True, False):
+        for parameter in network.parameters().values():
+            parameter.grad = None
+        if fused:
+            y, backward = network.forward(x, train=train)
+            dy = rng.normal(size=y.shape)
+            dx = backward(dy)
+        else:
+            y, ways_back = x, []
+            for layer in network.layers:
+                y, way_back = layer.forward(y, train=train)
+                ways_back.append(way_back)
+            dx = dy
+            for way_back in reversed(ways_back):
+                dx = way_back(dx)
+        results.append([y, dx, *(parameter.grad for parameter in network.parameters().values())])
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_which_neighbours_are_told_of_each_other():
+    def plan(*made):
+        network = L.Sequential(list(made))
+        network.build_once((8, 8, 3), host_generator(0, "weights"))
+        return network._plan
+
+    with_relu, alone = {"relu": True}, {}
+    assert plan(L.Conv2D(4, 3), L.ReLU()) == [(0, with_relu)]
+    assert plan(L.Conv2D(4, 3), L.BatchNorm(), L.ReLU(), L.Conv2D(4, 3)) == [(0, alone), (1, with_relu), (3, alone)]
+    assert plan(L.Conv2D(4, 3), L.ReLU(), L.MaxPool2D(2)) == [(0, alone), (2, alone), (1, alone)]
+    assert plan(L.Conv2D(4, 3), L.Tanh(), L.ReLU()) == [(0, alone), (1, alone), (2, alone)]
+    assert plan(L.Conv2D(4, 3), L.ReLU(), L.ReLU()) == [(0, with_relu), (2, alone)]
+
+    class Mine(L.Conv2D):
+        def forward(self, x, *, train):
+            return super().forward(x, train=train)
+
+    class MyReLU(L.ReLU):
+        def forward(self, x, *, train):
+            return super().forward(x * 2, train=train)
+
+    assert plan(Mine(4, 3), L.ReLU()) == [(0, alone), (1, alone)]
+    assert plan(L.Conv2D(4, 3), MyReLU(), L.MaxPool2D(2)) == [(0, alone), (1, alone), (2, alone)]
+
+
+def test_a_training_step_lets_go_of_what_it_has_passed():
+    network = L.Sequential([L.Dense(8), L.Tanh(), L.Dense(8)])
+    network.build_once((8,), host_generator(0, "weights"))
+    network.to("numpy", "float32")
+    alive = []
+
+    class Watches(L.Layer):
+        def forward(self, x, *, train):
+            kept = x.copy()
+            alive.append(weakref.ref(kept))
+
+            def backward(dy):
+                alive.append([ref() is not None for ref in alive if isinstance(ref, weakref.ref)])
+                return dy * (kept == kept)
+
+            return x, backward
+
+    watched = L.Sequential([L.Dense(8), Watches(), Watches(), L.Dense(8)])
+    watched.build_once((8,), host_generator(0, "weights"))
+    watched.to("numpy", "float32")
+    y, walk = watched.forward(np.ones((4, 8), "float32"), train=True, input_gradient=False)
+    walk(y)
+    gc.collect()
+    assert alive[2:] == [
+        [True, True],
+        [True, False],
+    ]  # the later layer's array is gone when the earlier one's turn comes
+    with pytest.raises(ConfigurationError, match="walked already"):
+        walk(y)
+    y, backward = network.forward(np.ones((4, 8), "float32"), train=True)
+    assert np.array_equal(backward(y), backward(y))  # and with the input's gradient it can be walked often
+
+
+def test_a_profile_times_every_layer_and_names_its_method():
+    model = gpucnn.Model(
+        [L.Conv2D(16, 3, padding=1), L.ReLU(), L.Conv2D(32, 3, padding=1), L.ReLU(), L.MaxPool2D(2), L.Flatten()],
+        (8, 8, 3),
+        backend="numpy",
+    )
+    profile = model.profile(np.zeros((32, 8, 8, 3), "float32"), np.zeros((32, 512), "float32"), repeats=2)
+    assert [row.method for row in profile.layers] == ["rows", "", "winograd", "", "", ""]
+    assert "winograd" in str(profile)
+    assert all(row.forward_seconds > 0 for row in profile.layers)
+    portable = gpucnn.Model([L.Conv2D(4, 3)], (8, 8, 3), backend=Backend())
+    assert portable.layers[0].method(32) == "im2col"
