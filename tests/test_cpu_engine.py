@@ -340,6 +340,6 @@ def test_memory_that_is_not_wanted_goes_back(monkeypatch):
     kept = memory.empty((1 << 21,), np.uint8)
     for size in range(20):
         memory.empty(((1 << 22) + (size << 19),), np.uint8)
-    assert (1 << 20) not in {block.memory.size for blocks in memory._blocks.values() for block in blocks}
+    assert (1 << 20) not in {block.size for blocks in memory._blocks.values() for block in blocks}
     kept[...] = 7
     assert kept.sum() == 7 * kept.size

@@ -4,6 +4,9 @@ Filling 32 MB that the system has just handed out takes several times as long as
 and a training step frees and wants the same sizes over and over. So the memory of large arrays is kept, and handed out
 again when nobody refers to it any more: an array that is made here is a view of its block, as is every view of the
 array, and so the block's reference count tells when the last of them has gone. Nothing needs to be given back.
+
+Every block begins on a cache line. NumPy's own large arrays begin 16 bytes behind one, so that each of the widest
+vector instructions, which take a whole line, touches two: whole training steps are then a twelfth slower.
 """
 
 import math
@@ -13,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+CACHE_LINE = 64  # bytes
 SMALLEST = 1 << 16  # bytes; the allocator keeps smaller ones by itself
 FORGET_AFTER = 4096  # a block that was not wanted in so many requests is returned to the system
 
@@ -22,11 +26,17 @@ _requests = 0
 
 
 class _Block:
-    """Some memory, and when it was last wanted."""
+    """Some memory that begins on a cache line at `start`, and when it was last wanted."""
 
     def __init__(self, size: int) -> None:
-        self.memory = np.empty(size, np.uint8)
+        self.size = size
+        self.memory = np.empty(size + CACHE_LINE, np.uint8)
+        self.start = -self.memory.ctypes.data % CACHE_LINE
         self.wanted = 0
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> "np.ndarray[Any, Any]":
+        """Return an array on this memory."""
+        return np.ndarray(shape, dtype, self.memory, self.start)
 
     def references(self) -> int:
         return sys.getrefcount(self.memory)
@@ -47,15 +57,22 @@ def empty(shape: tuple[int, ...], dtype: Any) -> "np.ndarray[Any, Any]":
     with _lock:
         _requests += 1
         blocks = _blocks.setdefault(rounded, [])
-        for block in blocks:
-            if block.references() == UNUSED:
+        for place in range(len(blocks) - 1, -1, -1):  # the last one wanted first: it may still be in the cache
+            if blocks[place].references() == UNUSED:
+                block = blocks.pop(place)
                 break
         else:
             _forget()
             block = _Block(rounded)
-            blocks.append(block)
+        blocks.append(block)
         block.wanted = _requests
-        return np.ndarray(shape, dtype, block.memory)
+        return block.array(shape, dtype)
+
+
+def aligned(count: int, dtype: Any) -> "np.ndarray[Any, Any]":
+    """Return a vector of so many uninitialised numbers that begins on a cache line."""
+    dtype = np.dtype(dtype)
+    return _Block(count * dtype.itemsize).array((count,), dtype)
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> "np.ndarray[Any, Any]":

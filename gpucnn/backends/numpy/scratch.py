@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.backends.numpy.memory import aligned
+
 Array = Any
 
 
@@ -28,7 +30,7 @@ class Buffers:
         """Return a buffer's first numbers in a shape."""
         kind, size = np.dtype(dtype).char, math.prod(shape)
         if (purpose, kind) not in self.largest or self.largest[purpose, kind].size < size:
-            self.largest[purpose, kind] = np.empty(size, dtype)
+            self.largest[purpose, kind] = aligned(size, dtype)
             self.views = {key: view for key, view in self.views.items() if key[0] != purpose}
         view = self.largest[purpose, kind][:size].reshape(shape)
         self.views[purpose, shape, dtype] = view
