@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import masks, memory, scratch
+from gpucnn.backends.numpy import memory, scratch
 from gpucnn.backends.numpy.order import batch_first, batch_innermost, batch_last
 
 Array = Any
@@ -30,7 +30,7 @@ def relu_gradient(dy: Array, y: Array) -> Array:
     dx = memory.empty(dy_flat.shape, dy.dtype)
     for part in _blocks(dx):
         positive = np.greater(y_flat[part], 0, out=scratch.take("positive", dx[part].shape, np.bool_))
-        masks.keep(dy_flat[part], positive, dx[part])
+        np.multiply(dy_flat[part], positive, out=dx[part])
     return row(dx)
 
 

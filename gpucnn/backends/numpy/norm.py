@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import masks, memory, scratch, threads
+from gpucnn.backends.numpy import memory, scratch, threads
 from gpucnn.backends.numpy.order import batch_innermost, batch_last
 
 Array = Any
@@ -94,7 +94,7 @@ def gradient(
     for part in _chunks(matrix):
         if y_matrix is not None:
             positive = np.greater(y_matrix[part], 0, out=scratch.take("positive", matrix[part].shape, np.bool_))
-            masks.keep(dy_matrix[part], positive, dx[part])
+            np.multiply(dy_matrix[part], positive, out=dx[part])
         dy_part = dy_matrix[part] if y_matrix is None else dx[part]
         product = np.multiply(matrix[part], dy_part, out=scratch.take("product", dy_part.shape, x.dtype))
         sums += rows.sums(dy_part), rows.sums(product)

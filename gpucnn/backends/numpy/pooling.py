@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import masks, memory, scratch
+from gpucnn.backends.numpy import memory, scratch
 from gpucnn.backends.numpy.order import images, pixels
 from gpucnn.backends.window import Window
 
@@ -19,7 +19,7 @@ Array = Any
 Index = tuple[slice, slice, slice]
 Kept = tuple[Array, Array]  # the padded pixels and the largest of them: the engine's form of the switches
 
-BLOCK = 1 << 18  # bytes of output rows at once
+BLOCK = 1 << 20  # bytes of output rows at once
 
 
 def largest(x: Array, window: Window) -> tuple[Array, Kept]:
@@ -65,9 +65,9 @@ def largest_gradient(dy: Array, kept: Kept, image_size: tuple[int, int], window:
 def _give(dpadded: Array, at: Index, dy: Array, to: Array, share: Array | None) -> None:
     """Give dy to the elements at a place where `to` says so: to elements that get no other, or added to their share."""
     if share is None:
-        masks.keep(dy, to, dpadded[at])
+        np.multiply(dy, to, out=dpadded[at])
     else:
-        dpadded[at] += masks.keep(dy, to, share)
+        dpadded[at] += np.multiply(dy, to, out=share)
 
 
 def average(x: Array, window: Window) -> Array:
