@@ -140,9 +140,14 @@ def _windows(x: Array, window: Window, rows: slice, with_ones: bool) -> Array:
     lowered = scratch.take("input", (count, window.padded_size((H, W))[1], height, n), x.dtype)
     lowered[:, :left], lowered[:, left + W :] = 0, 0
     lowered[:, :, KH * C :] = 1
-    for i in range(KH):
-        part = lowered[:, left : left + W, i * C : (i + 1) * C]
-        _copy_rows(x, part, rows.start * SH + i * DH - window.padding[0][0], SH)
+    inner, first = lowered[:, left : left + W], rows.start * SH - window.padding[0][0]
+    if first >= 0 and first + SH * (count - 1) + DH * (KH - 1) < H and x.flags.c_contiguous:
+        line, item = x.strides[0], x.itemsize  # no padding above or below: all of the kernel's rows in one copy
+        seen = strided(x[first:], (count, W, KH, C * n), (SH * line, x.strides[1], DH * line, item))
+        inner[:, :, : KH * C].reshape(count, W, KH, C * n)[...] = seen
+    else:
+        for i in range(KH):
+            _copy_rows(x, inner[:, :, i * C : (i + 1) * C], first + i * DH, SH)
     row, pixel, line, item = lowered.strides
     if DW == 1:
         return strided(lowered, (count, OW, KW * height, n), (row, SW * pixel, line, item))
@@ -181,7 +186,8 @@ def _copy_rows(image: Array, out: Array, first: int, step: int) -> None:
     count, H = len(out), len(image)
     above = min(count, max(0, -(first // step)))  # rows of out that lie above the image
     inside = max(above, min(count, (H - 1 - first) // step + 1))
-    out[:above], out[inside:] = 0, 0
+    if above > 0 or inside < count:
+        out[:above], out[inside:] = 0, 0
     if inside > above:
         out[above:inside] = image[first + above * step : first + (inside - 1) * step + 1 : step]
 
