@@ -164,7 +164,7 @@ def test_small_buffers_change_nothing(name, monkeypatch):
     for module in (chunks, rows, winograd, depthwise):
         monkeypatch.setattr(module, "CHUNK" if module is chunks else "BLOCK", 1 << 8)
     monkeypatch.setattr(rows, "SMALL", 1.0)
-    monkeypatch.setattr(order, "SLICE", 16)
+    monkeypatch.setattr(convolution, "_images_at_once", lambda *geometry: 16)
     for dtype in ("float32", "float64"):
         for what, actual in all_three(ENGINE, name, dtype).items():
             assert_l2_close(actual, expected[what], TOLERANCE[dtype], what)
@@ -312,7 +312,7 @@ def test_scratch_is_used_again_and_bounded():
     assert np.shares_memory(first, again)
     assert not np.shares_memory(first, scratch.take("another", (5, 5), np.float32))
     assert not np.shares_memory(first, scratch.take("test", (5, 5), np.float64))
-    scratch.use(scratch.Buffers())
+    scratch.forget()
     for name in CONVOLUTIONS:
         all_three(ENGINE, name, "float32")
     assert 1 << 20 < scratch.held() <= 16 << 20

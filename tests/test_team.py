@@ -8,7 +8,7 @@ import pytest
 import gpucnn
 from gpucnn import layers as L
 from gpucnn.backends import Backend, get_backend
-from gpucnn.backends.numpy import order, threads
+from gpucnn.backends.numpy import scratch, threads
 from gpucnn.errors import ConfigurationError, ShapeError
 from gpucnn.training import slices
 
@@ -17,7 +17,8 @@ ENGINE = get_backend("numpy")
 
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch):
-    monkeypatch.setattr(threads, "WORTH_SHARING", 1.0)
+    monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
+    monkeypatch.setattr(threads, "LEAST_IMAGES", 16)
     yield
     gpucnn.set_num_threads(None)
 
@@ -54,11 +55,9 @@ def trained(kind, count, backend="numpy", steps=3, batch=50):
 KINDS = ["plain", "norm", "dropout", "residual"]
 
 
-@pytest.mark.parametrize("slice_size", [64, 16])
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_is_that_of_the_whole_batch(kind, count, slice_size, monkeypatch):
-    monkeypatch.setattr(threads, "SLICE", slice_size)
+def test_training_is_that_of_the_whole_batch(kind, count):
     expected = trained(kind, 1, Backend())
     for name, array in trained(kind, count).items():
         np.testing.assert_allclose(array, expected[name], rtol=1e-9, atol=1e-11, err_msg=name)
@@ -91,28 +90,6 @@ def test_the_batch_is_really_shared():
     assert len({thread for thread, *_ in seen}) == 2
     assert sorted(seen, key=lambda row: row[2])[0][1:] == (25, 0, 50)
     assert sorted(seen, key=lambda row: row[2])[1][1:] == (25, 25, 50)
-
-
-def test_only_so_many_work_at_a_time(monkeypatch):
-    monkeypatch.setattr(threads, "SLICE", 16)
-    gpucnn.set_num_threads(2)
-    at_work, most, lock = [0], [0], threading.Lock()
-
-    class Counts(L.ReLU):
-        per_sample = True
-
-        def forward(self, x, *, train):
-            with lock:
-                at_work[0] += 1
-                most[0] = max(most[0], at_work[0])
-            x = np.sort(np.repeat(x, 50))[: x.size].reshape(x.shape)  # some work, without a meeting
-            with lock:
-                at_work[0] -= 1
-            return x, lambda dy: dy
-
-    model = gpucnn.Model([L.Flatten(), Counts(), L.BatchNorm(), L.Dense(4)], (8, 9, 3), backend="numpy")
-    model.forward(np.zeros((160, 8, 9, 3), "float32"), train=True)
-    assert most[0] == 2
 
 
 def test_a_layer_that_mixes_samples_sees_the_whole_batch():
@@ -202,25 +179,27 @@ def test_a_failing_layer_ends_the_step_for_all():
 
 
 def test_how_a_batch_is_cut(monkeypatch):
-    monkeypatch.setattr(threads, "WORTH_SHARING", 1e6)
+    monkeypatch.undo()  # the thresholds as they are
 
-    def sizes(batch, work, count):
+    def sizes(batch, work_of_an_image, count):
         gpucnn.set_num_threads(count)
-        cut = threads.slices(batch, work)
+        cut = threads.slices(batch, work_of_an_image * batch)
         assert [part.start for part in cut] == [0, *(part.stop for part in cut[:-1])]
         assert cut[-1].stop == batch
         return [part.stop - part.start for part in cut]
 
-    assert sizes(128, 1e9, 2) == [64, 64]
-    assert sizes(128, 1e9, 1) == [64, 64]  # the caches want them small, whatever the number of threads
-    assert sizes(100, 1e9, 2) == [50, 50]
-    assert sizes(192, 1e9, 2) == [48] * 4  # as many for each thread
-    assert sizes(512, 1e9, 2) == [64] * 8
-    assert sizes(31, 1e9, 2) == [31]
-    assert sizes(40, 1e9, 8) == [20, 20]
-    assert sizes(128, 1e5, 2) == [128]  # too little work
-    assert sizes(128, 2e6, 8) == [64, 64]
-    assert order.SLICE == 64
+    lenet, vgg = 8e5, 8e7
+    assert sizes(128, lenet, 2) == [64, 64]
+    assert sizes(128, lenet, 1) == [128]
+    assert sizes(129, lenet, 2) == [64, 65]
+    assert sizes(512, lenet, 4) == [128] * 4
+    assert sizes(64, lenet, 2) == [64]  # too little work
+    assert sizes(128, lenet, 8) == [64, 64]
+    assert sizes(63, 1e7, 2) == [63]  # much work, but short products
+    assert sizes(64, 1e7, 2) == [32, 32]
+    assert sizes(32, vgg, 2) == [16, 16]  # so much work that they may be short
+    assert sizes(31, vgg, 2) == [31]
+    assert sizes(128, 0, 2) == [128]  # no products at all
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "many", True])
@@ -262,14 +241,23 @@ def test_blas_is_held_to_one_thread_in_a_step_and_given_back():
 
 
 @pytest.mark.parametrize("batch", [128, 512])
-def test_the_scratch_of_vgg_stays_below_16_megabytes_a_thread(batch):
+def test_the_scratch_of_vgg_stays_below_16_megabytes_a_thread(batch, monkeypatch):
     from benchmarks.nets import gpucnn_model
 
     gpucnn.set_num_threads(2)
-    threads._buffers.clear()
+    held, run = [], threads.Member.run
+
+    def run_and_look(self, task):
+        try:
+            return run(self, task)
+        finally:
+            held.append(scratch.held())
+
+    monkeypatch.setattr(threads.Member, "run", run_and_look)
+    threads._workers.cache_clear()  # new threads, that hold nothing yet
+    scratch.forget()
     model = gpucnn_model("vgg", ENGINE)
     rng = np.random.default_rng(0)
     model.step(rng.normal(size=(batch, 32, 32, 3)).astype("float32"), rng.integers(0, 10, batch), 0.01)
-    held = [sum(buffer.nbytes for buffer in buffers.largest.values()) for buffers in threads._buffers]
-    assert len(held) == 2
+    assert len(held) == 4  # two members, forward and backward
     assert 1 << 20 < max(held) < 16 << 20, held

@@ -7,7 +7,8 @@
 | `rows`      | every other geometry                        | one product over overlapping views     |
 | `chunks`    | fewer than 16 images, whatever the geometry | im2col, some at a time, channels inner |
 
-The first three keep the batch innermost and take groups of channels, and slices of a large batch, one after another.
+The first three keep the batch innermost. They take groups of channels one after another, and so many images at once
+that what they rearrange fits the scratch.
 A path yields its output block by block, so that bias and ReLU are applied while a block is in the cache.
 """
 
@@ -61,7 +62,7 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups:
                 np.maximum(part, 0, out=part)
         return y
 
-    return _joined(in_slices(forward_slice, batch_last(x)))
+    return _joined(in_slices(_images_at_once(name, x, F, window), forward_slice, batch_last(x)))
 
 
 def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
@@ -78,7 +79,7 @@ def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
         gradients = [of_path(x[:, :, c], dy[:, :, f], window) for c, f in _cuts(C, F, groups)]
         return gradients[0] if groups == 1 else np.concatenate(gradients, axis=-1)
 
-    parts = in_slices(gradient_of_slice, batch_last(x), batch_last(dy))
+    parts = in_slices(_images_at_once(name, x, F, window), gradient_of_slice, batch_last(x), batch_last(dy))
     return sum(parts[1:], parts[0])
 
 
@@ -106,7 +107,16 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
         dx = [of_path(dy[:, :, f], weight[..., f], image_size, window) for _, f in _cuts(C, F, groups)]
         return dx[0] if groups == 1 else np.concatenate(dx, axis=2)
 
-    return _joined(in_slices(gradient_of_slice, batch_last(dy)))
+    return _joined(in_slices(_images_at_once(name, dy, window.area * C, window), gradient_of_slice, batch_last(dy)))
+
+
+def _images_at_once(name: str, x: Array, filters: int, window: Window) -> int:
+    """Return for how many images the least that a path can rearrange at once fits the scratch."""
+    _, H, W, C = x.shape
+    if name == "winograd":  # a tile in all its positions
+        return int(winograd.BLOCK // (winograd.POSITIONS * max(C, filters) * x.itemsize))
+    # a row of windows, or of the output
+    return int(rows.BLOCK // (window.padded_size((H, W))[1] * max(window.size[0] * C, filters) * x.itemsize))
 
 
 def _turns(window: Window, image_size: tuple[int, int], output_size: tuple[int, int]) -> bool:

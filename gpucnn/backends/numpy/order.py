@@ -4,9 +4,6 @@ Logically every image array is (N, H, W, C). With 16 images or more it lies in m
 innermost: NumPy's inner loops then run over C·N numbers instead of C, a row of pixels is one contiguous run, and what
 belongs to one channel and one pixel is a vector over the batch. With fewer images the channels lie innermost.
 NumPy's elementwise functions keep the order of what they are given, so only the first layer pays for a transposition.
-
-A model hands the engine at most `SLICE` images at a time (see `threads.py`), so these vectors are short enough for the
-cache and long enough for the processor's vector registers.
 """
 
 from collections.abc import Callable
@@ -17,7 +14,6 @@ import numpy as np
 Array = Any
 
 LEAST_BATCH = 16  # images; with fewer the inner loops would be short again
-SLICE = 64  # images that a kernel takes at once
 
 
 def batch_innermost(batch: int) -> bool:
@@ -56,11 +52,11 @@ def strided(array: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> A
     return np.ndarray(shape, array.dtype, array, 0, strides)
 
 
-def in_slices(function: Callable[..., Array], *arrays: Array) -> list[Array]:
-    """Call a function on contiguous slices of arrays (…, N), of at most 3/2·SLICE images each; return the results."""
+def in_slices(most: int, function: Callable[..., Array], *arrays: Array) -> list[Array]:
+    """Call a function on contiguous slices of arrays (…, N), of at most so many images each; return the results."""
     N = arrays[0].shape[-1]
-    if 2 * N <= 3 * SLICE:
+    count = -(-N // max(most, LEAST_BATCH))
+    if count == 1:
         return [function(*arrays)]
-    count = -(-N // SLICE)
     parts = [slice(N * k // count, N * (k + 1) // count) for k in range(count)]
     return [function(*(np.ascontiguousarray(array[..., part]) for array in arrays)) for part in parts]

@@ -1,16 +1,14 @@
-"""A team of threads that take slices of a batch through the network, each a slice, all passes long.
+"""A team of threads that take a slice of the batch each, and pass it through the whole network.
 
-Sharing the batch rather than each kernel's work leaves one thread alone with its slice from the first layer to the
-last: its arrays are small enough for the cache, nothing waits between kernels, and elementwise layers are shared as
-well as products. Where a layer needs the whole batch, as batch norm does for its mean, the members meet: each gives its
-part, and gets the sum.
+Sharing the batch rather than each kernel's work leaves a thread alone with its slice from the first layer to the last:
+nothing waits between kernels, and elementwise layers are shared as well as products. Where a layer needs the whole
+batch, as batch norm does for its mean, the members meet: each gives its part, and gets the parts of all.
 
                  slice 0 ──conv──┐ meet ┌──norm──relu──…──▶ outputs of slice 0
                  slice 1 ──conv──┘      └──norm──relu──…──▶ outputs of slice 1
 
-There may be more slices than threads (`order.SLICE` images each): then only so many members work at a time, and one
-that waits for the others lets the next work. How a batch is cut depends on its size and on the number of threads alone,
-and parts are added in order: the same number of threads gives the same bits. BLAS is held to one thread meanwhile.
+How a batch is cut depends on its size and on the number of threads alone, and parts are added in order: the same number
+of threads gives the same bits. BLAS is held to one thread meanwhile.
 """
 
 import contextlib
@@ -19,23 +17,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from queue import LifoQueue
 from typing import Any, TypeVar
 
-from gpucnn.backends.numpy import scratch
-from gpucnn.backends.numpy.order import LEAST_BATCH, SLICE
 from gpucnn.errors import ConfigurationError
 
 T = TypeVar("T")
 
-WORTH_SHARING = 1e7  # floating-point operations; below it a second thread costs more than it brings
+# a slice for a thread of its own has at least 50 million floating-point operations forward, and at least 32 images, so
+# that its products are long enough, or 16 where these are many operations; below, a second thread costs what it brings
+LEAST_WORK, MUCH_WORK = 5e7, 3e8
+LEAST_IMAGES, FEW_IMAGES = 32, 16
 
 _chosen: int | None = None
 _one_team = threading.Lock()  # at a time: two would wait for each other's threads
 _this_thread = threading.local()  # its `member` of a team
 _blas_lock, _blas_depth = threading.Lock(), 0
 _blas_before: Any = None
-_buffers: list[scratch.Buffers] = []  # a set for each member that works at a time, kept from step to step
 
 
 def set_num_threads(count: int | None) -> None:
@@ -64,25 +61,19 @@ def usable_cores() -> int:
 
 
 def slices(batch: int, work: float) -> list[slice]:
-    """Cut a batch that costs `work` floating-point operations into slices for a team; one slice if it is too small."""
-    most = min(batch // LEAST_BATCH, int(work / WORTH_SHARING))
-    threads = min(num_threads(), most)
-    if threads < 1 or hasattr(_this_thread, "member"):
+    """Cut a batch that costs `work` floating-point operations forward into a slice a thread; one if it is too small."""
+    if hasattr(_this_thread, "member"):
         return [slice(0, batch)]
-    count = threads * -(-batch // (SLICE * threads))
+    least = FEW_IMAGES if work * FEW_IMAGES >= MUCH_WORK * batch else LEAST_IMAGES
+    count = max(1, min(num_threads(), batch // least, int(work / LEAST_WORK)))
     return [slice(batch * k // count, batch * (k + 1) // count) for k in range(count)]
 
 
 class Team:
-    """Members that run one task each, of which `at_once` work at a time."""
+    """One member for each slice of a batch, each on a thread of its own."""
 
-    def __init__(self, slices: Sequence[slice], at_once: int) -> None:
+    def __init__(self, slices: Sequence[slice]) -> None:
         self.slices, self.batch = slices, slices[-1].stop
-        self._at_work: LifoQueue[scratch.Buffers] = LifoQueue()
-        while len(_buffers) < at_once:
-            _buffers.append(scratch.Buffers())
-        for buffers in _buffers[:at_once]:
-            self._at_work.put(buffers)
         self._barrier = threading.Barrier(len(slices))
         self._parts: tuple[list[Any], list[Any]] = [None] * len(slices), [None] * len(slices)
 
@@ -102,11 +93,23 @@ class Team:
                 try:
                     results.append(outcome())
                 except BaseException as error:
-                    self._barrier.abort()
+                    self.call_off()
                     errors.append(error)
         if errors:
             raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
         return results
+
+    def meet(self, rank: int, meeting: int, part: Any) -> list[Any]:
+        """Leave a part at the team's n-th meeting, and return the parts of all members in order."""
+        # two lists in turn: a fast member may come to its next meeting before a slow one has read this one's parts
+        parts = self._parts[meeting % 2]
+        parts[rank] = part
+        self._barrier.wait()
+        return list(parts)
+
+    def call_off(self) -> None:
+        """Let nobody wait for a member that will not come."""
+        self._barrier.abort()
 
 
 class Member:
@@ -118,42 +121,24 @@ class Member:
 
     def run(self, task: Callable[[], T]) -> T:
         """Run a task as this member."""
-        self._begin_work()
         _this_thread.member = self
         try:
             return task()
         except BaseException:
-            self.team._barrier.abort()
+            self.team.call_off()
             raise
         finally:
             del _this_thread.member
-            self._end_work()
 
     def gather(self, part: Any) -> list[Any]:
         """Return what all members give, in order."""
-        # two lists in turn: a fast member may come to its next meeting before a slow one has read this one's parts
-        parts = self.team._parts[self._meetings % 2]
         self._meetings += 1
-        parts[self.rank] = part
-        self._end_work()
-        try:
-            self.team._barrier.wait()
-        finally:
-            self._begin_work()
-        return list(parts)
-
-    def _begin_work(self) -> None:
-        self._buffers = self.team._at_work.get()
-        scratch.use(self._buffers)
-
-    def _end_work(self) -> None:
-        scratch.use(scratch.Buffers())
-        self.team._at_work.put(self._buffers)
+        return self.team.meet(self.rank, self._meetings, part)
 
 
 def together(tasks: Sequence[Callable[[], T]], slices: Sequence[slice]) -> list[T]:
     """Run tasks as a team, one a slice of the batch, and return their results in order."""
-    return Team(slices, min(len(slices), num_threads())).run(tasks)
+    return Team(slices).run(tasks)
 
 
 def gather(part: Any) -> list[Any]:
