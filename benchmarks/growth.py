@@ -53,7 +53,7 @@ def draw(figures, machine, threads):
         panel.set_xticks(values, [str(value) for value in values])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-    panels[0].legend(frameon=False)
+    panels[0].legend(frameon=False, loc="upper left")
     figure.suptitle(f"Three 3×3 convolutions with batch norm: {machine['cpu']}, {threads} threads, {machine['date']}")
     return figure
 

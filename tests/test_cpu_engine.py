@@ -188,7 +188,8 @@ def test_which_path_a_convolution_takes(monkeypatch):
     plain = Window((3, 3))
     assert path(plain, 16, 32, 32) == "winograd"
     assert path(plain, 16, 32, 32, dtype="float64") == "rows"
-    assert path(plain, 15, 32, 32) == "chunks"
+    assert path(plain, 8, 32, 32) == "winograd"
+    assert path(plain, 7, 32, 32) == "chunks"
     assert path(plain, 128, 3, 200) == "rows"
     assert path(plain, 128, 64, 64, groups=2) == "winograd"
     assert path(plain, 128, 64, 64, groups=16) == "rows"

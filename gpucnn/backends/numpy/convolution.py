@@ -5,7 +5,7 @@
 | `winograd`  | 3×3, stride 1, enough channels, float32     | a quarter of the multiplications       |
 | `depthwise` | a group for each channel                    | elementwise, no products               |
 | `rows`      | every other geometry                        | one product over overlapping views     |
-| `chunks`    | fewer than 16 images, whatever the geometry | im2col, some at a time, channels inner |
+| `chunks`    | fewer than 8 images, whatever the geometry  | im2col, some at a time, channels inner |
 
 The first three keep the batch innermost. They take groups of channels one after another, and so many images at once
 that what they rearrange fits the scratch.

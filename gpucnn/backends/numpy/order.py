@@ -1,6 +1,6 @@
 """The order in which the engine keeps images in memory.
 
-Logically every image array is (N, H, W, C). With 16 images or more it lies in memory as (H, W, C, N), the batch
+Logically every image array is (N, H, W, C). With 8 images or more it lies in memory as (H, W, C, N), the batch
 innermost: NumPy's inner loops then run over C·N numbers instead of C, a row of pixels is one contiguous run, and what
 belongs to one channel and one pixel is a vector over the batch. With fewer images the channels lie innermost.
 NumPy's elementwise functions keep the order of what they are given, so only the first layer pays for a transposition.
@@ -13,7 +13,7 @@ import numpy as np
 
 Array = Any
 
-LEAST_BATCH = 16  # images; with fewer the inner loops would be short again
+LEAST_BATCH = 8  # images; with fewer the inner loops would be short again
 
 
 def batch_innermost(batch: int) -> bool:
