@@ -334,6 +334,19 @@ def test_memory_is_used_again_only_when_nobody_refers_to_it():
     assert len({array.ctypes.data for array in held}) == 4
 
 
+def test_memory_begins_on_a_cache_line():
+    for count in (1 << 16, 70_001, 1 << 20):
+        assert memory.empty((count,), np.float32).ctypes.data % 64 == 0
+        assert memory.zeros((count,), np.float64).ctypes.data % 64 == 0
+        assert scratch.take(f"line {count}", (count,), np.float32).ctypes.data % 64 == 0
+
+
+def test_memory_where_references_are_not_counted(monkeypatch):
+    monkeypatch.setattr(memory, "COUNTS", False)
+    first, second = (memory.empty((1 << 20,), np.float32) for _ in range(2))
+    assert not np.shares_memory(first, second)
+
+
 def test_memory_that_is_not_wanted_goes_back(monkeypatch):
     monkeypatch.setattr(memory, "FORGET_AFTER", 10)
     monkeypatch.setattr(memory, "_blocks", {})

@@ -160,6 +160,35 @@ def test_replicas_follow_what_the_user_changes():
     model.forward(x, train=True)
 
 
+def test_replicas_take_over_what_is_loaded():
+    """A random stream that is set back gives all slices the masks that it gave before."""
+    gpucnn.set_num_threads(2)
+    model = gpucnn.Model([L.Flatten(), L.Dropout(0.5), L.ReLU()], (8, 9, 3), backend="numpy")
+    model._sliced._flops = 1000
+    x = np.ones((50, 8, 9, 3), "float32")
+    state = model.state_dict()
+    first, second = (model.forward(x, train=True)[0] for _ in range(2))
+    assert not np.array_equal(first, second)
+    model.load_state_dict(state)
+    assert np.array_equal(model.forward(x, train=True)[0], first)
+
+
+def test_an_interrupt_ends_the_step_for_all():
+    gpucnn.set_num_threads(2)
+
+    class Interrupted(L.ReLU):
+        per_sample = True
+
+        def forward(self, x, *, train):
+            if not self.backend.samples_before():
+                raise KeyboardInterrupt
+            return super().forward(x, train=train)
+
+    model = gpucnn.Model([L.Flatten(), Interrupted(), L.BatchNorm(), L.Dense(4)], (8, 9, 3), backend="numpy")
+    with pytest.raises(KeyboardInterrupt):
+        model.forward(np.zeros((50, 8, 9, 3), "float32"), train=True)
+
+
 def test_a_failing_layer_ends_the_step_for_all():
     gpucnn.set_num_threads(2)
 

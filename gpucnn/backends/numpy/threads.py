@@ -93,7 +93,7 @@ class Team:
                 try:
                     results.append(outcome())
                 except BaseException as error:
-                    self.call_off()
+                    self.call_off()  # also where the caller is interrupted while it waits
                     errors.append(error)
         if errors:
             raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
