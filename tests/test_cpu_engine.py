@@ -8,6 +8,8 @@ import gc
 import numpy as np
 import pytest
 
+import gpucnn
+from gpucnn import layers as L
 from gpucnn.backends import Backend, Window, get_backend
 from gpucnn.backends.numpy import (
     chunks,
@@ -345,6 +347,20 @@ def test_memory_where_references_are_not_counted(monkeypatch):
     monkeypatch.setattr(memory, "COUNTS", False)
     first, second = (memory.empty((1 << 20,), np.float32) for _ in range(2))
     assert not np.shares_memory(first, second)
+
+
+def test_a_training_that_ends_gives_its_memory_back(monkeypatch):
+    monkeypatch.setattr(memory, "_blocks", {})
+    model = gpucnn.Model([L.Conv2D(8, 3), L.ReLU(), L.Flatten(), L.Dense(10), L.Softmax()], (16, 16, 3), backend=ENGINE)
+    model.compile()
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 16, 16, 3)).astype("float32"), rng.integers(0, 10, 64)
+    model.train_on_batch(x, y)
+    assert sum(map(len, memory._blocks.values())) > 0
+    kept = memory.empty((1 << 20,), np.float32)
+    model.fit(x, y, verbose=0)
+    assert sum(map(len, memory._blocks.values())) == 1
+    kept[...] = 1
 
 
 def test_memory_that_is_not_wanted_goes_back(monkeypatch):

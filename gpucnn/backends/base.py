@@ -67,6 +67,9 @@ class Backend:
         """Return how many samples the batch has of which so many are passed to the kernels here and now."""
         return samples
 
+    def release(self) -> None:
+        """Return what memory the backend keeps for later; called when a training ends."""
+
     def describe(self) -> str:
         """Return one line that says what computes: for people, not for programs."""
         return f"{self.name} (NumPy {np.__version__})"

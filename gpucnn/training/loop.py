@@ -40,6 +40,12 @@ class Training:
 
     def run(self) -> History:
         """Train, and return what every epoch gave."""
+        try:
+            return self._run()
+        finally:
+            self.model.backend.release()
+
+    def _run(self) -> History:
         model = self.model
         data = to_device(model, self.data)
         validation = None if self.validation_data is None else to_device(model, self.validation_data)

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from gpucnn.backends.base import Array, Backend
-from gpucnn.backends.numpy import convolution, elementwise, norm, pooling, threads
+from gpucnn.backends.numpy import convolution, elementwise, memory, norm, pooling, threads
 from gpucnn.backends.window import Window
 
 T = TypeVar("T")
@@ -35,6 +35,10 @@ class NumpyBackend(Backend):
     def whole_batch(self, samples: int) -> int:
         """Return how many samples the batch has of which this thread works on some."""
         return threads.whole_batch(samples)
+
+    def release(self) -> None:
+        """Return the memory of results that nobody refers to any more to the system."""
+        memory.release()
 
     def conv2d(
         self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int = 1, relu: bool = False

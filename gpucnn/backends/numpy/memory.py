@@ -88,6 +88,13 @@ def _round_up(size: int) -> int:
     return -(-size // step) * step
 
 
+def release() -> None:
+    """Return all memory that nobody refers to."""
+    with _lock:
+        for blocks in _blocks.values():
+            blocks[:] = [block for block in blocks if block.references() > UNUSED]
+
+
 def _forget() -> None:
     """Return what nobody has wanted for long."""
     for blocks in _blocks.values():
