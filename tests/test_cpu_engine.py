@@ -285,6 +285,17 @@ def test_batch_norm(shape, relu, dtype, monkeypatch):
             assert_l2_close(ours, theirs, tolerance, what)
 
 
+def test_a_mean_far_from_zero_costs_the_scale_s_gradient_no_digits():
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(1000.0, 1.0, (64, 16, 8, 3)).astype("float32"), rng.normal(size=(64, 16, 8, 3)).astype("float32")
+    ones, zeros = np.ones(3), np.zeros(3)
+    expected = PORTABLE.batch_norm(x.astype(float), ones, zeros, 1e-3)
+    _, dscale, _ = PORTABLE.batch_norm_gradient(dy.astype(float), expected[3], expected[2], ones, 1e-3)
+    _, _, variance, kept = ENGINE.batch_norm(x, ones.astype("float32"), zeros.astype("float32"), 1e-3)
+    actual = ENGINE.batch_norm_gradient(dy, kept, variance, ones.astype("float32"), 1e-3)[1]
+    assert_l2_close(actual, dscale, 1e-4, "dscale")
+
+
 @every_dtype
 @pytest.mark.parametrize("shape", [(20, 7, 8, 5), (3, 7, 8, 5), (50, 6)], ids=str)
 def test_elementwise(shape, dtype, monkeypatch):

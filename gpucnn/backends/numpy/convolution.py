@@ -122,7 +122,7 @@ def _images_at_once(name: str, x: Array, filters: int, window: Window) -> int:
 def _turns(window: Window, image_size: tuple[int, int], output_size: tuple[int, int]) -> bool:
     """Tell whether dx is best computed as a convolution of dy.
 
-    It can be for stride 1, unless the padding is wider than the kernel. It has a window for each pixel of dx, where
+    It can be for stride 1, unless the padding is as wide as the kernel. It has a window for each pixel of dx, where
     adding back has one for each of dy: half as many, say, where a large kernel without padding shrinks a small image.
     """
     possible = window.strides == (1, 1) and min(map(min, window.turned().padding)) >= 0

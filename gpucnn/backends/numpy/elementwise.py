@@ -1,4 +1,4 @@
-"""Elementwise kernels, and sums over everything but the channels: a cache-sized block at a time, in memory used before.
+"""Elementwise kernels in memory that was used before, a cache-sized block at a time where there are several operations.
 
 Arrays that lie alike are looked at as one long row, whatever their axes are.
 """

@@ -42,8 +42,9 @@ class _Block:
         return sys.getrefcount(self.memory)
 
 
-UNUSED = _Block(1).references()  # what a block counts that nobody refers to: how many that is differs among Pythons
 COUNTS = hasattr(sys, "getrefcount") and getattr(sys, "_is_gil_enabled", lambda: True)()
+# what a block counts that nobody refers to: how many that is differs among Pythons
+UNUSED = _Block(1).references() if COUNTS else 0
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> "np.ndarray[Any, Any]":

@@ -83,22 +83,22 @@ def gradient(
     """Return dx (…, C), dscale (C,) and dshift (C,), the last two of this thread's samples alone.
 
     With y, the output after a ReLU, dy counts only where y is positive. dx = factor·(dy − Σdy / count −
-    x̂·Σ(dy·x̂) / count), written as factor·dy + slope·(x − mean) + level, so that the normalised x̂ need not be kept.
+    x̂·Σ(dy·x̂) / count), written as factor·dy + slope·x + level, so that the normalised x̂ need not be kept.
     """
     rows = LongRows.of(x)
     matrix, dy_matrix = rows.matrix(x), rows.matrix(dy)
     y_matrix = None if y is None else rows.matrix(y)
     dx = memory.empty(matrix.shape, matrix.dtype)
-    C = x.shape[-1]
+    C, mean_row = x.shape[-1], rows.wide(mean)
     sums = np.zeros((2, C))
     for part in _chunks(matrix):
         if y_matrix is not None:
             positive = np.greater(y_matrix[part], 0, out=scratch.take("positive", matrix[part].shape, np.bool_))
             np.multiply(dy_matrix[part], positive, out=dx[part])
         dy_part = dy_matrix[part] if y_matrix is None else dx[part]
-        product = np.multiply(matrix[part], dy_part, out=scratch.take("product", dy_part.shape, x.dtype))
+        product = _minus(matrix[part], mean_row)
+        product *= dy_part
         sums += rows.sums(dy_part), rows.sums(product)
-    sums[1] -= mean * sums[0]  # Σ dy·(x − mean)
     dy_matrix = dy_matrix if y_matrix is None else dx
     inverse = 1.0 / np.sqrt(variance.astype(np.float64) + epsilon)
     parts = threads.gather((x.size // C, sums))

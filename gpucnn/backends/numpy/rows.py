@@ -15,7 +15,7 @@ The weight gradient sums over pixels and images, so there these two lie innermos
 The rows of the image that a kernel sees are (KH·C) such runs, and a step to the right is a shift by n numbers: the
 gradient of kernel column j is one product of (KH·C, OW·n), shifted by j·n, with dy (OW·n, F), for each output row.
 
-All arrays are (H, W, C, n) and one group of channels here; `NumpyBackend` cuts groups and batches.
+All arrays are (H, W, C, n) and one group of channels here; `convolution.py` cuts groups and batches.
 """
 
 from collections.abc import Iterator

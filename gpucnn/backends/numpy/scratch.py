@@ -2,8 +2,9 @@
 
 Each thread has a set of buffers, each known by the purpose it serves: what a kernel makes of its input, of its output,
 the sums it adds up, and so on; different kernels use the same ones. A buffer is a kernel's own until it returns. The
-paths cut their work so that a set stays below 16 MB, whatever the batch; a row of tiles of very wide images, or the
-windows of one row, is the least they can do.
+paths cut their work so that a set does not grow with the batch, below 16 MB for the networks of `benchmarks/nets.py`.
+The least that some can do is larger for large images or very many channels: the windows of one whole image in the
+input gradient of `chunks.py`, a turned dy of all rows in that of `rows.py`.
 """
 
 import math
