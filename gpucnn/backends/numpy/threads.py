@@ -7,8 +7,8 @@ batch, as batch norm does for its mean, the members meet: each gives its part, a
                  slice 0 ──conv──┐ meet ┌──norm──relu──…──▶ outputs of slice 0
                  slice 1 ──conv──┘      └──norm──relu──…──▶ outputs of slice 1
 
-How a batch is cut depends on its size, the network's work and the number of threads alone, and parts are added in order:
-the same number of threads gives the same bits. BLAS is held to one thread meanwhile.
+How a batch is cut depends on its size, the network's work and the number of threads alone, and parts are added in
+order: the same number of threads gives the same bits. BLAS is held to one thread meanwhile.
 """
 
 import contextlib
