@@ -22,6 +22,7 @@ from gpucnn.backends.numpy import (
     rows,
     scratch,
     winograd,
+    winograd_1d,
 )
 
 ENGINE, PORTABLE = get_backend("numpy"), Backend()
@@ -53,6 +54,8 @@ CONVOLUTIONS = {
     "winograd_valid": (16, (7, 6), 24, 24, Window((3, 3)), 1),
     "winograd_one_pixel": (16, (3, 3), 24, 24, Window((3, 3)), 1),
     "winograd_one_sided": (16, (5, 4), 24, 24, Window((3, 3), padding=((2, 0), (1, 4))), 1),
+    "winograd_wide_padding": (16, (5, 6), 8, 9, Window((3, 3), padding=((4, 1), (7, 9))), 1),
+    "winograd_many_channels": (17, (6, 7), 40, 36, Window((3, 3), padding=SAME3), 1),
     "winograd_large_batch": (131, (5, 5), 24, 24, Window((3, 3), padding=SAME3), 1),
     "shrinking": (17, (7, 8), 3, 4, Window((5, 4), padding=((1, 0), (0, 0))), 1),
     "depthwise": (18, (6, 7), 8, 8, Window((3, 3), padding=SAME3), 8),
@@ -136,13 +139,16 @@ WINOGRAD_SERVES = [
 
 @pytest.mark.parametrize("batch", [1, 17, 100])
 @pytest.mark.parametrize("name", WINOGRAD_SERVES)
-def test_winograd(name, batch, monkeypatch):
-    """Every 3×3 convolution of stride 1, in one block and tile by tile, with any number of channels and images."""
+@pytest.mark.parametrize("method", ["winograd", "winograd-1d"])
+def test_winograd(method, name, batch, monkeypatch):
+    """Every 3×3 convolution of stride 1, in large blocks and the smallest, with any number of channels and images."""
     monkeypatch.setitem(CONVOLUTIONS, name, (batch, *CONVOLUTIONS[name][1:]))
-    force(monkeypatch, "winograd")
+    monkeypatch.setattr(convolution, "WINOGRAD_WEIGHT_FEWEST", 1)
+    force(monkeypatch, method)
     expected = all_three(PORTABLE, name)
     for block in (winograd.BLOCK, 1):
         monkeypatch.setattr(winograd, "BLOCK", block)
+        monkeypatch.setattr(winograd_1d, "BLOCK", block)
         for what, actual in all_three(ENGINE, name, "float32").items():
             assert_l2_close(actual, expected[what], 1e-5, f"{what} in blocks of {block} bytes")
 
@@ -163,7 +169,7 @@ def test_winograd_cuts_many_filters_into_small_products():
 def test_small_buffers_change_nothing(name, monkeypatch):
     """Work cut as finely as it can be: row by row, image by image, pixel by pixel."""
     expected = all_three(PORTABLE, name)
-    for module in (chunks, rows, winograd, depthwise):
+    for module in (chunks, rows, winograd, winograd_1d, depthwise):
         monkeypatch.setattr(module, "CHUNK" if module is chunks else "BLOCK", 1 << 8)
     monkeypatch.setattr(rows, "SMALL", 1.0)
     monkeypatch.setattr(convolution, "_images_at_once", lambda *geometry: 16)
@@ -188,22 +194,18 @@ def test_which_path_a_convolution_takes(monkeypatch):
         return convolution.path(window, batch, channels, filters, groups, np.dtype(dtype))
 
     plain = Window((3, 3))
-    assert path(plain, 16, 32, 32) == "winograd"
-    assert path(plain, 16, 32, 32, dtype="float64") == "rows"
-    assert path(plain, 8, 32, 32) == "winograd"
-    assert path(plain, 7, 32, 32) == "chunks"
-    assert path(plain, 128, 3, 200) == "rows"
-    assert path(plain, 128, 64, 64, groups=2) == "winograd"
-    assert path(plain, 128, 64, 64, groups=16) == "rows"
-    assert path(plain, 128, 16, 32) == path(plain, 128, 32, 16) == "winograd"
-    assert path(plain, 128, 16, 16) == path(plain, 128, 15, 64) == path(plain, 128, 64, 15) == "rows"
+    assert path(plain, 16, 64, 64) == path(plain, 8, 33, 128) == path(plain, 8, 128, 33) == "winograd"
+    assert path(plain, 16, 64, 64, dtype="float64") == path(plain, 16, 16, 16, dtype="float64") == "rows"
+    assert path(plain, 7, 64, 64) == path(plain, 7, 16, 16) == "chunks"
+    assert path(plain, 128, 32, 200) == path(plain, 128, 8, 8) == path(plain, 128, 64, 64, groups=2) == "winograd-1d"
+    assert path(plain, 128, 7, 200) == path(plain, 128, 200, 7) == path(plain, 128, 64, 64, groups=16) == "rows"
     assert path(plain, 128, 64, 64, groups=64) == "depthwise"
     assert path(plain, 128, 1, 64) == "rows"
     assert path(Window((3, 3), (2, 2)), 128, 64, 64) == "rows"
     assert path(Window((3, 3), dilation=(2, 2)), 128, 64, 64) == "rows"
     assert path(Window((5, 5)), 128, 64, 64) == "rows"
     monkeypatch.setenv("GPUCNN_WINOGRAD", "0")
-    assert path(plain, 16, 32, 32) == "rows"
+    assert path(plain, 16, 64, 64) == path(plain, 16, 32, 32) == "rows"
 
 
 def test_images_stay_with_the_batch_innermost():

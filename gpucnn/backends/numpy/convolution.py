@@ -2,7 +2,8 @@
 
 | path        | for                                         | how                                    |
 |-------------|---------------------------------------------|----------------------------------------|
-| `winograd`  | 3×3, stride 1, enough channels, float32     | a quarter of the multiplications       |
+| `winograd`  | 3×3, stride 1, float32, many channels       | a quarter of the multiplications       |
+| `winograd-1d` | the same with fewer channels              | half of the multiplications            |
 | `depthwise` | a group for each channel                    | elementwise, no products               |
 | `rows`      | every other geometry                        | one product over overlapping views     |
 | `chunks`    | fewer than 8 images, whatever the geometry  | im2col, some at a time, channels inner |
@@ -19,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import chunks, depthwise, memory, rows, winograd
+from gpucnn.backends.numpy import chunks, depthwise, memory, rows, winograd, winograd_1d
 from gpucnn.backends.numpy.order import batch_first, batch_innermost, batch_last, in_slices
 from gpucnn.backends.window import Window
 
 Array = Any
 
-WINOGRAD_FEWEST = 16  # channels of a group, in and out; with fewer, Winograd's transforms cost more than they save
-WINOGRAD_PRODUCT = 512  # the same for channels times filters
+# channels of a group, the fewer of in and out, from which on a form of Winograd's method saves more than it costs
+WINOGRAD_1D_FEWEST, WINOGRAD_FEWEST, WINOGRAD_WEIGHT_FEWEST = 8, 33, 16
 
 
 def path(window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
@@ -36,10 +37,9 @@ def path(window: Window, batch: int, channels: int, filters: int, groups: int, d
     if groups == channels > 1:
         return "depthwise"
     plain = window.size == (3, 3) and window.strides == (1, 1) and window.dilation == (1, 1)
-    C, F = channels // groups, filters // groups
-    enough = min(C, F) >= WINOGRAD_FEWEST and C * F >= WINOGRAD_PRODUCT
-    if plain and enough and dtype == np.float32 and winograd_allowed():
-        return "winograd"
+    fewest = min(channels, filters) // groups
+    if plain and fewest >= WINOGRAD_1D_FEWEST and dtype == np.float32 and winograd_allowed():
+        return "winograd" if fewest >= WINOGRAD_FEWEST else "winograd-1d"
     return "rows"
 
 
@@ -71,6 +71,8 @@ def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
     name = path(window, N, C, F, groups, x.dtype)
     if name == "chunks":
         return chunks.weight_gradient(x, dy, window, groups)
+    if name == "winograd-1d":
+        name = "winograd" if min(C, F) // groups >= WINOGRAD_WEIGHT_FEWEST else "rows"
 
     def gradient_of_slice(x: Array, dy: Array) -> Array:
         if name == "depthwise":
@@ -107,7 +109,7 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
         dx = [of_path(dy[:, :, f], weight[..., f], image_size, window) for _, f in _cuts(C, F, groups)]
         return dx[0] if groups == 1 else np.concatenate(dx, axis=2)
 
-    return _joined(in_slices(_images_at_once(name, dy, window.area * C, window), gradient_of_slice, batch_last(dy)))
+    return _joined(in_slices(_images_at_once("rows", dy, window.area * C, window), gradient_of_slice, batch_last(dy)))
 
 
 def _images_at_once(name: str, x: Array, filters: int, window: Window) -> int:
@@ -115,6 +117,10 @@ def _images_at_once(name: str, x: Array, filters: int, window: Window) -> int:
     _, H, W, C = x.shape
     if name == "winograd":  # a tile in all its positions
         return int(winograd.BLOCK // (winograd.POSITIONS * max(C, filters) * x.itemsize))
+    if name == "winograd-1d":
+        return int(
+            winograd_1d.BLOCK // winograd_1d.least_bytes(window.output_size((H, W))[1], C, filters, 1, x.itemsize)
+        )
     # a row of windows, or of the output
     return int(rows.BLOCK // (window.padded_size((H, W))[1] * max(window.size[0] * C, filters) * x.itemsize))
 
@@ -137,7 +143,7 @@ def _finished_blocks(
     if name == "depthwise":
         yield from depthwise.convolve(_padded(x, window), weight, bias, window, y)
         return
-    of_path = winograd.convolve if name == "winograd" else rows.convolve
+    of_path = {"winograd": winograd, "winograd-1d": winograd_1d, "rows": rows}[name].convolve
     for c, f in _cuts(x.shape[2], weight.shape[-1], groups):
         yield from of_path(x[:, :, c], weight[..., f], None if bias is None else bias[f], window, y[:, :, f])
 
