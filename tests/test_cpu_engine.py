@@ -82,12 +82,15 @@ def convolution_arrays(name, dtype="float64"):
 
 
 def all_three(backend, name, dtype="float64"):
-    """y, dweight and dx."""
+    """y, dweight, dbias and dx."""
     (H, W), window, groups = CONVOLUTIONS[name][1], *CONVOLUTIONS[name][4:]
     x, weight, bias, dy = convolution_arrays(name, dtype)
+    dweight, dbias = backend.conv2d_parameter_gradients(x, dy, window, groups)
+    assert backend.conv2d_parameter_gradients(x, dy, window, groups, bias=False)[1] is None
     return {
         "y": backend.conv2d(x, weight, bias, window, groups),
-        "dweight": backend.conv2d_weight_gradient(x, dy, window, groups),
+        "dweight": dweight,
+        "dbias": dbias,
         "dx": backend.conv2d_input_gradient(dy, weight, (H, W), window, groups),
     }
 
@@ -250,7 +253,11 @@ def test_pooling(name, shape, dtype):
         dx = backend.max_pool2d_gradient(dy, kept, shape[1:3], window)
         average = backend.average_pool2d(x, window)
         shared = backend.average_pool2d_gradient(dy, shape[1:3], window)
-        outputs.append({"y": y, "dx": dx, "average": average, "shared": shared})
+        relu_y, kept = backend.max_pool2d(x, window, relu=True)
+        relu_dx = backend.max_pool2d_gradient(dy, kept, shape[1:3], window)
+        assert np.array_equal(relu_y, np.maximum(y, 0))
+        pools = {"y": y, "dx": dx, "average": average, "shared": shared, "relu_dx": relu_dx}
+        outputs.append(pools)
     for what, expected in outputs[1].items():
         assert outputs[0][what].dtype == dtype
         assert_l2_close(outputs[0][what], expected, 1e-6 if dtype == "float32" else 1e-14, what)

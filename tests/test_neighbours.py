@@ -67,7 +67,8 @@ def test_which_neighbours_are_told_of_each_other():
     with_relu, alone = {"relu": True}, {}
     assert plan(L.Conv2D(4, 3), L.ReLU()) == [(0, with_relu)]
     assert plan(L.Conv2D(4, 3), L.BatchNorm(), L.ReLU(), L.Conv2D(4, 3)) == [(0, alone), (1, with_relu), (3, alone)]
-    assert plan(L.Conv2D(4, 3), L.ReLU(), L.MaxPool2D(2)) == [(0, alone), (2, alone), (1, alone)]
+    assert plan(L.Conv2D(4, 3), L.ReLU(), L.MaxPool2D(2)) == [(0, alone), (2, with_relu)]
+    assert plan(L.ReLU(), L.MaxPool2D(2), L.ReLU()) == [(1, with_relu), (2, alone)]
     assert plan(L.Conv2D(4, 3), L.Tanh(), L.ReLU()) == [(0, alone), (1, alone), (2, alone)]
     assert plan(L.Conv2D(4, 3), L.ReLU(), L.ReLU()) == [(0, with_relu), (2, alone)]
 

@@ -140,8 +140,10 @@ class Backend:
         """Return in a word how `conv2d` computes such a convolution."""
         return "im2col"
 
-    def conv2d_weight_gradient(self, x: Array, dy: Array, window: Window, groups: int = 1) -> Array:
-        """Return dweight (KH, KW, C/groups, F) from x (N, H, W, C) and dy (N, OH, OW, F).
+    def conv2d_parameter_gradients(
+        self, x: Array, dy: Array, window: Window, groups: int = 1, bias: bool = True
+    ) -> tuple[Array, Array | None]:
+        """Return dweight (KH, KW, C/groups, F) and, with `bias`, dbias (F,) from x (N, H, W, C) and dy (N, OH, OW, F).
 
         The columns are built again rather than kept from the forward pass: they are KH·KW times the image.
         """
@@ -154,7 +156,7 @@ class Backend:
             )
         ]
         dweight = outputs[0] if groups == 1 else self.xp.concatenate(outputs, axis=1)
-        return dweight.reshape(*window.size, -1, F)
+        return dweight.reshape(*window.size, -1, F), self.channel_sums(dy) if bias else None
 
     def conv2d_input_gradient(
         self, dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int = 1
@@ -173,12 +175,13 @@ class Backend:
 
     # --- pooling ------------------------------------------------------------------------------
 
-    def max_pool2d(self, x: Array, window: Window) -> tuple[Array, Any]:
+    def max_pool2d(self, x: Array, window: Window, relu: bool = False) -> tuple[Array, Any]:
         """Take the largest element of each window: (N, H, W, C) → y (N, OH, OW, C), and the switches.
 
         The switches say which elements won, in the backend's own form: here the number of the winning offset,
-        0 … KH·KW − 1, (N, OH, OW, C). Of equal elements the first wins. Padding never wins against a real element (it
-        is −inf, not 0), and a NaN in the window is passed on.
+        0 … KH·KW − 1, (N, OH, OW, C), and −1 where a ReLU cut it off. Of equal elements the first wins. Padding never
+        wins against a real element (it is −inf, not 0), and a NaN in the window is passed on. `relu` sets what is
+        negative to 0, as a `ReLU` layer before or after would.
         """
         xp = self.xp
         padded = self.pad(x, window, fill=-float("inf"))
@@ -189,7 +192,7 @@ class Backend:
             candidate = padded[window.slices(i, j, output_size)]
             switches = xp.where(candidate > y, number, switches)
             y = xp.maximum(y, candidate)
-        return y, switches
+        return (self.relu(y), xp.where(y > 0, switches, -1)) if relu else (y, switches)
 
     def max_pool2d_gradient(self, dy: Array, switches: Any, image_size: tuple[int, int], window: Window) -> Array:
         """Send dy (N, OH, OW, C) back to the elements that won: dx (N, H, W, C)."""

@@ -124,8 +124,8 @@ def _planned(layers: list[Layer]) -> Plan:
     """Return the places of the layers in the order in which they compute, with options for their forward passes.
 
     Two neighbours are told of each other here, and nowhere else. A ReLU before a max pooling changes places with it:
-    the largest element is the same either way, so are all gradients, and a quarter of the elements is left to cut off.
-    And a layer that can apply the ReLU behind it does.
+    the largest element is the same either way, so are all gradients, and fewer elements are left to cut off. And a
+    layer that can apply the ReLU behind it does.
     """
     order = list(range(len(layers)))
     for first, second in pairwise(range(len(layers))):

@@ -88,9 +88,10 @@ class Conv2D(Layer):
         def backward(dy: Array) -> Array:
             if relu:
                 dy = backend.relu_gradient(dy, y)
-            weight.add_grad(backend.conv2d_weight_gradient(x, dy, window, self.groups))
+            dweight, dbias = backend.conv2d_parameter_gradients(x, dy, window, self.groups, bias is not None)
+            weight.add_grad(dweight)
             if bias:
-                bias.add_grad(backend.channel_sums(dy))
+                bias.add_grad(dbias)
             if not input_gradient:
                 return None
             return backend.conv2d_input_gradient(dy, weight.value, x.shape[1:3], window, self.groups)

@@ -56,12 +56,13 @@ class MaxPool2D(_Pool2D):
         ShapeError  the window does not fit the image, or padding is as large as the window
     """
 
+    can_apply_relu = True
     per_sample = True
 
-    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+    def forward(self, x: Array, *, train: bool, relu: bool = False) -> tuple[Array, Backward]:
         """Return y and the way back, which sends dy to the winners alone."""
         backend, window, image_size = self.backend, self.window, x.shape[1:3]
-        y, switches = backend.max_pool2d(x, window)
+        y, switches = backend.max_pool2d(x, window, relu)
         return y, lambda dy: backend.max_pool2d_gradient(dy, switches, image_size, window)
 
 

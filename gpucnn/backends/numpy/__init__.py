@@ -50,9 +50,11 @@ class NumpyBackend(Backend):
         """Return in a word how `conv2d` computes such a convolution: the name of its path."""
         return convolution.path(window, batch, channels, filters, groups, dtype)
 
-    def conv2d_weight_gradient(self, x: Array, dy: Array, window: Window, groups: int = 1) -> Array:
-        """Return dweight (KH, KW, C/groups, F) from x (N, H, W, C) and dy (N, OH, OW, F)."""
-        return convolution.weight_gradient(x, dy, window, groups)
+    def conv2d_parameter_gradients(
+        self, x: Array, dy: Array, window: Window, groups: int = 1, bias: bool = True
+    ) -> tuple[Array, Array | None]:
+        """Return dweight (KH, KW, C/groups, F) and, with `bias`, dbias (F,), from x (N, H, W, C) and dy."""
+        return convolution.parameter_gradients(x, dy, window, groups, bias)
 
     def conv2d_input_gradient(
         self, dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int = 1
@@ -60,9 +62,9 @@ class NumpyBackend(Backend):
         """Return dx (N, H, W, C) from dy (N, OH, OW, F) and weight (KH, KW, C/groups, F)."""
         return convolution.input_gradient(dy, weight, image_size, window, groups)
 
-    def max_pool2d(self, x: Array, window: Window) -> tuple[Array, Any]:
+    def max_pool2d(self, x: Array, window: Window, relu: bool = False) -> tuple[Array, Any]:
         """Take the largest element of each window: (N, H, W, C) → y (N, OH, OW, C), and what the gradient needs."""
-        return pooling.largest(x, window)
+        return pooling.largest(x, window, relu)
 
     def max_pool2d_gradient(self, dy: Array, switches: Any, image_size: tuple[int, int], window: Window) -> Array:
         """Send dy (N, OH, OW, C) back to the elements that won: dx (N, H, W, C)."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import chunks, depthwise, memory, rows, winograd, winograd_1d
+from gpucnn.backends.numpy import chunks, depthwise, memory, norm, rows, winograd, winograd_1d
 from gpucnn.backends.numpy.order import batch_first, batch_innermost, batch_last, in_slices
 from gpucnn.backends.window import Window
 
@@ -65,24 +65,29 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups:
     return _joined(in_slices(_images_at_once(name, x, F, window), forward_slice, batch_last(x)))
 
 
-def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
-    """Return dweight (KH, KW, C/groups, F) from x (N, H, W, C) and dy (N, OH, OW, F)."""
+def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: bool) -> tuple[Array, Array | None]:
+    """Return dweight (KH, KW, C/groups, F) and, with `bias`, dbias (F,) from x (N, H, W, C) and dy (N, OH, OW, F)."""
     (N, _, _, C), F = x.shape, dy.shape[-1]
     name = path(window, N, C, F, groups, x.dtype)
     if name == "chunks":
-        return chunks.weight_gradient(x, dy, window, groups)
+        return chunks.weight_gradient(x, dy, window, groups), norm.channel_sums(dy) if bias else None
     if name == "winograd-1d":
         name = "winograd" if min(C, F) // groups >= WINOGRAD_WEIGHT_FEWEST else "rows"
 
-    def gradient_of_slice(x: Array, dy: Array) -> Array:
+    def gradients_of_slice(x: Array, dy: Array) -> tuple[Array, Array | None]:
         if name == "depthwise":
-            return depthwise.weight_gradient(_padded(x, window), dy, window)
-        of_path = winograd.weight_gradient if name == "winograd" else rows.weight_gradient
-        gradients = [of_path(x[:, :, c], dy[:, :, f], window) for c, f in _cuts(C, F, groups)]
-        return gradients[0] if groups == 1 else np.concatenate(gradients, axis=-1)
+            dweight = depthwise.weight_gradient(_padded(x, window), dy, window)
+            return dweight, norm.channel_sums(batch_first(dy)) if bias else None
+        of_path = winograd.parameter_gradients if name == "winograd" else rows.parameter_gradients
+        of_groups = [of_path(x[:, :, c], dy[:, :, f], window, bias) for c, f in _cuts(C, F, groups)]
+        if groups == 1:
+            return of_groups[0]
+        dweights, dbiases = zip(*of_groups, strict=True)
+        return np.concatenate(dweights, axis=-1), np.concatenate(dbiases) if bias else None
 
-    parts = in_slices(_images_at_once(name, x, F, window), gradient_of_slice, batch_last(x), batch_last(dy))
-    return sum(parts[1:], parts[0])
+    parts = in_slices(_images_at_once(name, x, F, window), gradients_of_slice, batch_last(x), batch_last(dy))
+    dweights, dbiases = zip(*parts, strict=True)
+    return sum(dweights[1:], dweights[0]), sum(dbiases[1:], dbiases[0]) if bias else None
 
 
 def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int) -> Array:

@@ -2,8 +2,8 @@
 
 The views look at pixels, runs of C·N numbers with the batch innermost (see `order.pixels`): every operation runs over
 long rows. Output rows are taken a block at a time, so that what a block needs is read into the cache once. Max pooling
-keeps no switches: its gradient compares again, which costs less than writing them. Where windows do not overlap, each
-gradient is written once, not added to zeros.
+keeps no switches: its gradient compares again, which costs less than writing them. A ReLU is one more operation on
+each block. Where windows do not overlap, each gradient is written once, not added to zeros.
 """
 
 from collections.abc import Iterator
@@ -17,48 +17,49 @@ from gpucnn.backends.window import Window
 
 Array = Any
 Index = tuple[slice, slice, slice]
-Kept = tuple[Array, Array]  # the padded pixels and the largest of them: the engine's form of the switches
+Kept = tuple[Array, Array, bool]  # padded pixels, the largest of them, and whether 0 stands for what is negative
 
 BLOCK = 1 << 20  # bytes of output rows at once
 
 
-def largest(x: Array, window: Window) -> tuple[Array, Kept]:
-    """Return the largest element of each window of x (N, H, W, C), y (N, OH, OW, C); a NaN is passed on."""
+def largest(x: Array, window: Window, relu: bool) -> tuple[Array, Kept]:
+    """Return the largest element of each window of x (N, H, W, C), y (N, OH, OW, C); a NaN is passed on.
+
+    With `relu` 0 stands for what is negative.
+    """
     padded, (OH, OW) = _padded(x, window, -np.inf), window.output_size(x.shape[1:3])
     y = memory.empty((len(padded), OH, OW, padded.shape[3]), x.dtype)
     for rows in _row_blocks(y):
         out = y[:, rows]
         first, *others = (padded[at] for at in _places(window, rows, OW))
-        if not others:
-            out[...] = first
-            continue
-        np.maximum(first, others[0], out=out)
+        np.maximum(first, others[0] if others else first, out=out)
         for other in others[1:]:
             np.maximum(out, other, out=out)
-    return images(y, len(x)), (padded, y)
+        if relu:
+            np.maximum(out, 0, out=out)
+    return images(y, len(x)), (padded, y, relu)
 
 
 def largest_gradient(dy: Array, kept: Kept, image_size: tuple[int, int], window: Window) -> Array:
-    """Return dx (N, H, W, C): dy goes to the first element that equals the largest."""
-    padded, y = kept
+    """Return dx (N, H, W, C): dy goes to the first element that equals the largest, if no ReLU cut it off."""
+    padded, y, relu = kept
     dy_pixels, OW = pixels(dy), y.shape[2]
     dpadded, alone = _gradient_of(padded.shape, dy_pixels, window)
     for rows in _row_blocks(y):
         largest_here, dy_here = y[:, rows], dy_pixels[:, rows]
         share = None if alone else scratch.take("share", dy_here.shape, dy.dtype)
         won, free = (scratch.take(name, dy_here.shape, np.bool_) for name in ("won", "free"))
-        *earlier, last = _places(window, rows, OW)
-        for number, at in enumerate(earlier):
-            np.equal(padded[at], largest_here, out=won)
-            if number == 0:
-                np.logical_not(won, out=free)  # where no element of the window has won yet
-            else:
-                won &= free
-                free ^= won
-            _give(dpadded, at, dy_here, won, share)
-        if not earlier:
+        if relu:
+            np.greater(largest_here, 0, out=free)  # where dy counts, and no element of the window has won it yet
+        else:
             free[...] = True
-        _give(dpadded, last, dy_here, free, share)  # who else
+        *earlier, last = _places(window, rows, OW)
+        for at in earlier:
+            np.equal(padded[at], largest_here, out=won)
+            won &= free
+            free ^= won
+            _give(dpadded, at, dy_here, won, share)
+        _give(dpadded, last, dy_here, free, share)  # one of them is the largest: where no other has won, the last has
     return images(_interior(dpadded, image_size, window), len(dy))
 
 

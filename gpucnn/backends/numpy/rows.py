@@ -50,11 +50,12 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: A
         yield part
 
 
-def weight_gradient(x: Array, dy: Array, window: Window) -> Array:
-    """Return dweight (KH, KW, C, F) from x (H, W, C, n) and dy (OH, OW, F, n)."""
+def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tuple[Array, Array | None]:
+    """Return dweight (KH, KW, C, F) and, with `bias`, dbias (F,) from x (H, W, C, n) and dy (OH, OW, F, n)."""
     (_, OW, F, n), C = dy.shape, x.shape[2]
     KH, KW = window.size
     total = np.zeros((KW, KH * C * F), x.dtype)
+    dbias, ones = np.zeros(F), scratch.ones(OW * n, x.dtype)
     width = max(1, min(OW, int(SMALL / (KH * C * F * n))))  # pixels that one product adds up
     for rows in _row_blocks(x, window, OW * F * n):
         count = rows.stop - rows.start
@@ -64,7 +65,9 @@ def weight_gradient(x: Array, dy: Array, window: Window) -> Array:
             pixels = slice(start * n, min(start + width, OW) * n)
             products = np.matmul(seen[..., pixels], dy_rows[..., pixels].swapaxes(-1, -2))
             total += products.reshape(count, KW, -1).sum(axis=0)
-    return total.reshape(KW, KH, C, F).transpose(1, 0, 2, 3)
+        if bias:
+            dbias += (dy_rows.reshape(count * F, OW * n) @ ones).reshape(count, F).sum(axis=0)
+    return total.reshape(KW, KH, C, F).transpose(1, 0, 2, 3), dbias.astype(x.dtype) if bias else None
 
 
 def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window: Window) -> Array:

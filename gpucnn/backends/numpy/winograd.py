@@ -75,10 +75,13 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: A
         yield block.put_output(M, out)
 
 
-def weight_gradient(x: Array, dy: Array, window: Window) -> Array:
-    """Return dweight (3, 3, C, F) from x (H, W, C, n) and dy (OH, OW, F, n), added up over all tiles as dU."""
+def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tuple[Array, Array | None]:
+    """Return dweight (3, 3, C, F), added up over all tiles as dU, and with `bias` dbias (F,).
+
+    Both from x (H, W, C, n) and dy (OH, OW, F, n). One position of dM is the sum over each tile of dy.
+    """
     C, F = x.shape[2], dy.shape[2]
-    dU = np.zeros((POSITIONS, C * F), x.dtype)
+    dU, dbias = np.zeros((POSITIONS, C * F), x.dtype), np.zeros(F)
     positions = BLOCK // (C * F * x.itemsize)  # how many matrices (C, F) fit the scratch
     for block in _blocks(x, dy, window):
         V, dM = block.transformed_input(x), block.transformed_gradient(dy)
@@ -89,7 +92,9 @@ def weight_gradient(x: Array, dy: Array, window: Window) -> Array:
             shape = part.stop - start, block.tiles, C, F
             products = np.matmul(V[part], dM[part].transpose(0, 1, 3, 2), out=scratch.take("sums", shape, x.dtype))
             dU[part] += ones @ products.reshape(*shape[:2], C * F)
-    return (G_BOTH_T @ dU).reshape(3, 3, C, F)
+        if bias:
+            dbias += dM[BIAS_AT].sum(axis=(0, 2))
+    return (G_BOTH_T @ dU).reshape(3, 3, C, F), dbias.astype(x.dtype) if bias else None
 
 
 @dataclass(frozen=True)
