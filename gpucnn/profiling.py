@@ -59,7 +59,8 @@ def summary_table(model: "Model") -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for path, layer in _rows(model.network):
         kilobytes = _elements(layer) * BYTES[model.dtype] / 1000
-        cost = f"{layer.total_flops() / 1e6:,.3f}" if layer.total_flops() else ""
+        flops = layer.total_flops()
+        cost = f"{flops / 1e6:,.3f}" if flops else ""
         count = f"{parameter_count(layer):,}" if parameter_count(layer) else ""
         table.add_row(
             path, Text(repr(layer), no_wrap=True, overflow="ellipsis"), _shape(layer), count, cost, f"{kilobytes:,.1f}"
@@ -103,7 +104,9 @@ class Profile:
     def table(self) -> Table:
         """Return the table."""
         title = f"batch of {self.batch_size} on {self.backend}, average of {self.repeats} passes"
-        caption = "each layer for itself, on one thread; training lets some layers apply the ReLU behind them"
+        caption = (
+            "each layer for itself, without a team of threads; training lets some layers apply the ReLU behind them"
+        )
         table = Table(title=title, box=SIMPLE_HEAD, caption=caption)
         table.add_column("layer")
         table.add_column("method")

@@ -157,10 +157,10 @@ def test_winograd(method, name, batch, monkeypatch):
 
 
 def test_winograd_cuts_many_filters_into_small_products():
-    assert winograd._cuts(128, 128 * 64) == 2
-    assert winograd._cuts(64, 64 * 64) == 1
-    assert winograd._cuts(130, 128 * 64) == 2
-    assert winograd._cuts(33, 1 << 30) == 1  # what cannot be halved stays whole
+    assert winograd._filter_parts(128, 128 * 64) == 2
+    assert winograd._filter_parts(64, 64 * 64) == 1
+    assert winograd._filter_parts(130, 128 * 64) == 2
+    assert winograd._filter_parts(33, 1 << 30) == 1  # what cannot be halved stays whole
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(64, 4, 4, 128)), rng.normal(size=(3, 3, 128, 130))
     window = Window((3, 3), padding=SAME3)

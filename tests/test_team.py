@@ -9,6 +9,7 @@ import gpucnn
 from gpucnn import layers as L
 from gpucnn.backends import Backend, get_backend
 from gpucnn.backends.numpy import scratch, threads
+from gpucnn.backends.window import Window
 from gpucnn.errors import ConfigurationError, ShapeError
 from gpucnn.training import slices
 
@@ -160,6 +161,55 @@ def test_replicas_follow_what_the_user_changes():
     model.forward(x, train=True)
 
 
+def test_replicas_follow_layers_that_are_exchanged_or_kept_in_a_dictionary():
+    class Branches(L.Layer):
+        """The sum of branches that are kept by name and in a tuple."""
+
+        per_sample = True
+
+        def __init__(self):
+            super().__init__()
+            self.by_name, self.others = {"a": L.Dropout(0.5), "b": L.Dense(4)}, (L.Dense(4),)
+
+        def build(self, input_shape, rng):
+            self.by_name["a"].build_once(input_shape, rng)
+            self.others[0].build_once(input_shape, rng)
+            return self.by_name["b"].build_once(input_shape, rng)
+
+        def forward(self, x, *, train):
+            dropped, back = self.by_name["a"].forward(x, train=train)
+            y, b_back = self.by_name["b"].forward(dropped, train=train)
+            z, c_back = self.others[0].forward(dropped, train=train)
+            return y + z, lambda dy: back(b_back(dy) + c_back(dy))
+
+    gpucnn.set_num_threads(2)
+    model = gpucnn.Model([L.Flatten(), Branches(), L.ReLU()], (8, 9, 3), backend="numpy")
+    assert list(model.parameters()) == [
+        f"branches.{path}.{name}" for path in ("by_name.b", "dense") for name in ("weight", "bias")
+    ]
+    model._sliced._flops = 1000
+    x = np.ones((50, 8, 9, 3), "float32")
+    model.forward(x, train=True)
+    (replica,) = model._sliced._replicas
+    twin = replica.network.layers[1]
+    assert type(twin.others) is tuple
+    for ours, theirs in (
+        (twin.by_name["b"], model.layers[1].by_name["b"]),
+        (twin.others[0], model.layers[1].others[0]),
+    ):
+        assert ours is not theirs
+        assert ours.weight is not theirs.weight
+        assert ours.weight.value is theirs.weight.value
+    assert replica.is_true()
+    kept = model.layers[1].by_name["a"]
+    model.layers[1].by_name["a"] = L.ReLU()
+    assert not replica.is_true()
+    model.layers[1].by_name["a"] = kept
+    assert replica.is_true()
+    model.network.layers[2] = L.ReLU()
+    assert not replica.is_true()
+
+
 def test_replicas_take_over_what_is_loaded():
     """A random stream that is set back gives all slices the masks that it gave before."""
     gpucnn.set_num_threads(2)
@@ -290,3 +340,28 @@ def test_the_scratch_of_vgg_stays_below_16_megabytes_a_thread(batch, monkeypatch
     model.step(rng.normal(size=(batch, 32, 32, 3)).astype("float32"), rng.integers(0, 10, batch), 0.01)
     assert len(held) == 4  # two members, forward and backward
     assert 1 << 20 < max(held) < 16 << 20, held
+
+
+@pytest.mark.parametrize(
+    ("images", "window", "filters"),
+    [
+        ((32, 32, 32, 64), Window((1, 1), padding=((1, 1), (1, 1))), 64),
+        ((1, 225, 225, 3), Window((7, 7), (2, 2), ((3, 3), (3, 3))), 64),
+        ((16, 64, 64, 64), Window((3, 3), padding=((2, 2), (2, 2)), dilation=(2, 2)), 16),
+        ((64, 28, 28, 16), Window((9, 9)), 16),
+        ((64, 8, 8, 256), Window((3, 3), padding=((1, 1), (1, 1))), 256),
+        ((16, 112, 112, 16), Window((3, 3), padding=((1, 1), (1, 1))), 16),
+        ((64, 32, 32, 32), Window((3, 3), (2, 2), ((1, 1), (1, 1))), 64),
+    ],
+    ids=str,
+)
+def test_the_scratch_stays_below_16_megabytes_whatever_the_geometry(images, window, filters):
+    scratch.forget()
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=images).astype("float32")
+    weight = rng.normal(size=(*window.size, images[-1], filters)).astype("float32")
+    y = ENGINE.conv2d(x, weight, np.zeros(filters, "float32"), window)
+    ENGINE.conv2d_parameter_gradients(x, y, window)
+    ENGINE.conv2d_input_gradient(y, weight, images[1:3], window)
+    assert 1 << 20 < scratch.held() < 16 << 20
+    scratch.forget()

@@ -177,6 +177,8 @@ class Layer(Configurable, family="layer"):
                 yield name, value
             elif isinstance(value, list | tuple):
                 yield from ((item.label, item) for item in value if isinstance(item, Layer))
+            elif isinstance(value, dict):
+                yield from ((f"{name}.{key}", item) for key, item in value.items() if isinstance(item, Layer))
 
     def _walk(self, kind: type, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
         """Yield what of `kind` this layer and its children hold, each once, by path."""

@@ -6,6 +6,7 @@ is the network itself. The loss is not the network's, so it always sees the whol
 """
 
 import copy
+import operator
 from functools import partial
 from typing import Any
 
@@ -63,15 +64,17 @@ class Replica:
 
     def __init__(self, network: Layer) -> None:
         self._twins: dict[int, Any] = {}
-        self._layers: list[tuple[Layer, dict[str, Any]]] = []  # of the network, with their attributes at this time
+        self._layers: list[tuple[Layer, list[Any]]] = []  # of the network, with what they hold at this time
         self._parameters: list[tuple[Parameter, Parameter]] = []  # of the network and of the twin
         self._buffers: list[tuple[Buffer, Buffer]] = []
         self.network = self._twin(network)
 
     def _twin(self, value: Any) -> Any:
         """Return what the twin holds in the place of something that the network holds."""
-        if isinstance(value, list | tuple):
-            return [self._twin(item) for item in value] if any(isinstance(item, Layer) for item in value) else value
+        if type(value) in (list, tuple) and any(isinstance(item, Layer) for item in value):
+            return type(value)(self._twin(item) for item in value)
+        if type(value) is dict and any(isinstance(item, Layer) for item in value.values()):
+            return {key: self._twin(item) for key, item in value.items()}
         if not isinstance(value, Layer | Parameter | Buffer):
             return value
         if id(value) in self._twins:
@@ -79,9 +82,8 @@ class Replica:
         twin: Any = copy.copy(value)
         self._twins[id(value)] = twin
         if isinstance(value, Layer):
-            attributes = dict(vars(value))
-            self._layers.append((value, attributes))
-            vars(twin).update({name: self._twin(held) for name, held in attributes.items()})
+            self._layers.append((value, _held_by(value)))
+            vars(twin).update({name: self._twin(held) for name, held in vars(value).items()})
         elif isinstance(value, Parameter):
             twin.grad = None
             self._parameters.append((value, twin))
@@ -92,10 +94,11 @@ class Replica:
 
     def is_true(self) -> bool:
         """Tell whether the network has the attributes and the arrays that it had when the twin was made."""
-        return all(
-            len(vars(layer)) == len(then) and all(vars(layer).get(name) is held for name, held in then.items())
-            for layer, then in self._layers
-        ) and all(parameter.value is twin.value for parameter, twin in self._parameters)
+        for layer, then in self._layers:
+            now = _held_by(layer)
+            if len(now) != len(then) or not all(map(operator.is_, now, then)):
+                return False
+        return all(parameter.value is twin.value for parameter, twin in self._parameters)
 
     def copy_buffers(self) -> None:
         """Take over the network's buffers; those of the twin are used in a pass, and then forgotten."""
@@ -112,3 +115,15 @@ class Replica:
         for parameter, twin in self._parameters:
             if twin.grad is not None:
                 parameter.add_grad(twin.grad)
+
+
+def _held_by(layer: Layer) -> list[Any]:
+    """Return the values of a layer's attributes, and what lists and dictionaries among them hold."""
+    held: list[Any] = []
+    for value in vars(layer).values():
+        held.append(value)
+        if isinstance(value, list):
+            held += value
+        elif isinstance(value, dict):
+            held += value.values()
+    return held

@@ -17,6 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from gpucnn.backends.base import column_groups, filter_groups, kernel_groups
 from gpucnn.backends.numpy import memory, scratch
+from gpucnn.backends.numpy.order import blocks
 from gpucnn.backends.window import Window
 
 Array = Any
@@ -32,7 +33,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, groups
     for images, rows, columns in _columns(x, window):
         out = y[images, rows]  # contiguous: a chunk is either whole images or rows of one
         for rows_of_group, kernel, filters in zip(
-            column_groups(columns, groups), kernels, _cuts(F, groups), strict=True
+            column_groups(columns, groups), kernels, groups_of(F, groups), strict=True
         ):
             np.matmul(rows_of_group, kernel, out=out.reshape(-1, F)[:, filters])
         if bias is not None:
@@ -50,7 +51,7 @@ def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
     for images, rows, columns in _columns(x, window):
         of_groups = filter_groups(dy[images, rows].reshape(-1, F), groups)
         for rows_of_group, dy_group, filters in zip(
-            column_groups(columns, groups), of_groups, _cuts(F, groups), strict=True
+            column_groups(columns, groups), of_groups, groups_of(F, groups), strict=True
         ):
             total[:, filters] += rows_of_group.T @ dy_group
     return total.reshape(*window.size, C // groups, F)
@@ -63,18 +64,19 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
     C = weight.shape[2] * groups
     dx = memory.empty((N, *image_size, C), dy.dtype)
     kernels = kernel_groups(weight, groups)
-    images_at_once = max(1, CHUNK // (OH * OW * window.area * C * dy.itemsize))
-    for at in range(0, N, images_at_once):
-        images = slice(at, min(at + images_at_once, N))
-        count = images.stop - at
-        columns = scratch.take("input", (count, OH, OW, *window.size, C), dy.dtype)
-        of_groups = filter_groups(dy[images].reshape(-1, F), groups)
-        for dy_group, kernel, channels in zip(of_groups, kernels, _cuts(C, groups), strict=True):
-            columns[..., channels] = (dy_group @ kernel.T).reshape(*columns.shape[:5], -1)
-        padded = scratch.take("padded", (count, *window.padded_size(image_size), C), dy.dtype)
+    a_row = OW * window.area * C * dy.itemsize
+    for images in blocks(N, OH * a_row, CHUNK):
+        padded = scratch.take("padded", (images.stop - images.start, *window.padded_size(image_size), C), dy.dtype)
         padded[...] = 0
-        for i, j in window.offsets():
-            padded[window.slices(i, j, (OH, OW))] += columns[:, :, :, i, j]
+        for rows in blocks(OH, (images.stop - images.start) * a_row, CHUNK):
+            shape = images.stop - images.start, rows.stop - rows.start, OW, *window.size, C
+            columns = scratch.take("input", shape, dy.dtype)
+            of_groups = filter_groups(dy[images, rows].reshape(-1, F), groups)
+            for dy_group, kernel, channels in zip(of_groups, kernels, groups_of(C, groups), strict=True):
+                columns[..., channels] = (dy_group @ kernel.T).reshape(*shape[:5], -1)
+            seen = padded[:, rows.start * window.strides[0] :]
+            for i, j in window.offsets():
+                seen[window.slices(i, j, shape[1:3])] += columns[:, :, :, i, j]
         dx[images] = padded[window.interior(image_size)]
     return dx
 
@@ -85,19 +87,15 @@ def _columns(x: Array, window: Window) -> Iterator[tuple[slice, slice, Array]]:
     OH, OW = window.output_size((H, W))
     (SH, SW), (DH, DW) = window.strides, window.dilation
     a_row = OW * window.area * C * x.itemsize
-    rows_at_once = min(OH, max(1, CHUNK // a_row))
-    images_at_once = max(1, CHUNK // (a_row * OH))
     alone = window.area == 1 and window.strides == (1, 1) and window.padding == ((0, 0), (0, 0))
-    for at in range(0, N, images_at_once):
-        part = slice(at, min(at + images_at_once, N))
+    for part in blocks(N, OH * a_row, CHUNK):
         if alone:
             yield part, slice(0, OH), x[part][:, :, :, None, None]
             continue
         views = sliding_window_view(_padded(x[part], window), window.extent, axis=(1, 2))
         views = views[:, ::SH, ::SW, :, ::DH, ::DW].transpose(0, 1, 2, 4, 5, 3)
-        for start in range(0, OH, rows_at_once):
-            rows = slice(start, min(start + rows_at_once, OH))
-            shape = part.stop - at, rows.stop - start, OW, *window.size, C
+        for rows in blocks(OH, a_row, CHUNK):
+            shape = part.stop - part.start, rows.stop - rows.start, OW, *window.size, C
             columns = scratch.take("input", shape, x.dtype)
             np.copyto(columns, views[:, rows])
             yield part, rows, columns
@@ -114,6 +112,6 @@ def _padded(x: Array, window: Window) -> Array:
     return padded
 
 
-def _cuts(width: int, groups: int) -> list[slice]:
-    """Return the channels or filters of each group."""
-    return [slice(g * width // groups, (g + 1) * width // groups) for g in range(groups)]
+def groups_of(count: int, groups: int) -> list[slice]:
+    """Return the channels, or the filters, of each group."""
+    return [slice(g * count // groups, (g + 1) * count // groups) for g in range(groups)]

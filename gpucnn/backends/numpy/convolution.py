@@ -1,21 +1,26 @@
 """Convolution and its gradients: which path they take, and what all paths share.
 
-| path        | for                                         | how                                    |
-|-------------|---------------------------------------------|----------------------------------------|
-| `winograd`  | 3×3, stride 1, float32, many channels       | a quarter of the multiplications       |
-| `winograd-1d` | the same with fewer channels              | half of the multiplications            |
-| `depthwise` | a group for each channel                    | elementwise, no products               |
-| `rows`      | every other geometry                        | one product over overlapping views     |
-| `chunks`    | fewer than 8 images, whatever the geometry  | im2col, some at a time, channels inner |
+| path          | for                                                        | how                                |
+|---------------|------------------------------------------------------------|------------------------------------|
+| `chunks`      | fewer than 8 images, whatever the geometry                 | im2col, a megabyte at a time       |
+| `depthwise`   | a group for each channel                                   | elementwise, no products           |
+| `winograd`    | 3×3, stride 1, no dilation, float32, more than 32 channels | a quarter of the multiplications   |
+| `winograd-1d` | the same with 8 to 32 channels                             | half of the multiplications        |
+| `rows`        | every other geometry                                       | one product over overlapping views |
 
-The first three keep the batch innermost. They take groups of channels one after another, and so many images at once
-that what they rearrange fits the scratch.
-A path yields its output block by block, so that bias and ReLU are applied while a block is in the cache.
+The first rule that fits counts; channels are those of a group, the fewer of in and out. All but `chunks` keep the batch
+innermost, and get so many images at once that what they rearrange fits the scratch. Groups of channels are taken one
+after another, by `depthwise` all at once. A path adds the bias itself and yields its output block by block, so that a
+ReLU is applied while a block is in the cache.
+
+The gradients take the same path, with two exceptions. For stride 1 the input gradient is itself a convolution, of dy
+with the weight turned by half a turn, and takes the path of that one; otherwise, and where `_turns` says that this
+would cost more, `rows` adds windows back. The weight gradient of `winograd-1d` is that of `winograd`, or with fewer
+than 16 channels that of `rows`.
 """
 
 import os
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,7 +36,7 @@ WINOGRAD_1D_FEWEST, WINOGRAD_FEWEST, WINOGRAD_WEIGHT_FEWEST = 8, 33, 16
 
 
 def path(window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
-    """Return the name of the path that a convolution and its gradients take."""
+    """Return the name of the path that a convolution takes, and its gradients as a rule."""
     if not batch_innermost(batch):
         return "chunks"
     if groups == channels > 1:
@@ -79,7 +84,7 @@ def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: 
             dweight = depthwise.weight_gradient(_padded(x, window), dy, window)
             return dweight, norm.channel_sums(batch_first(dy)) if bias else None
         of_path = winograd.parameter_gradients if name == "winograd" else rows.parameter_gradients
-        of_groups = [of_path(x[:, :, c], dy[:, :, f], window, bias) for c, f in _cuts(C, F, groups)]
+        of_groups = [of_path(x[:, :, c], dy[:, :, f], window, bias) for c, f in _groups(C, F, groups)]
         if groups == 1:
             return of_groups[0]
         dweights, dbiases = zip(*of_groups, strict=True)
@@ -97,7 +102,7 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
     turned = window.turned()
     if name != "depthwise" and _turns(window, image_size, dy.shape[1:3]):
         # for stride 1 dx is dy convolved with the weight turned by half a turn, channels and filters exchanged
-        exchanged = [weight[::-1, ::-1, :, f].swapaxes(2, 3) for _, f in _cuts(C, F, groups)]
+        exchanged = [weight[::-1, ::-1, :, f].swapaxes(2, 3) for _, f in _groups(C, F, groups)]
         turned_weight = exchanged[0] if groups == 1 else np.concatenate(exchanged, axis=-1)
         return forward(dy, turned_weight, None, turned, groups, relu=False)
     if name == "chunks":
@@ -111,7 +116,7 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
             return np.ascontiguousarray(padded[inner_rows, inner_columns])
         plain = window.strides == window.dilation == (1, 1)
         of_path = rows.input_gradient_by_rows if plain else rows.input_gradient
-        dx = [of_path(dy[:, :, f], weight[..., f], image_size, window) for _, f in _cuts(C, F, groups)]
+        dx = [of_path(dy[:, :, f], weight[..., f], image_size, window) for _, f in _groups(C, F, groups)]
         return dx[0] if groups == 1 else np.concatenate(dx, axis=2)
 
     return _joined(in_slices(_images_at_once("rows", dy, window.area * C, window), gradient_of_slice, batch_last(dy)))
@@ -122,10 +127,9 @@ def _images_at_once(name: str, x: Array, filters: int, window: Window) -> int:
     _, H, W, C = x.shape
     if name == "winograd":  # a tile in all its positions
         return int(winograd.BLOCK // (winograd.POSITIONS * max(C, filters) * x.itemsize))
-    if name == "winograd-1d":
-        return int(
-            winograd_1d.BLOCK // winograd_1d.least_bytes(window.output_size((H, W))[1], C, filters, 1, x.itemsize)
-        )
+    if name == "winograd-1d":  # a row of tiles
+        _, OW = window.output_size((H, W))
+        return int(winograd_1d.BLOCK // winograd_1d.row_bytes(OW, max(C, filters) * x.itemsize))
     # a row of windows, or of the output
     return int(rows.BLOCK // (window.padded_size((H, W))[1] * max(window.size[0] * C, filters) * x.itemsize))
 
@@ -149,7 +153,7 @@ def _finished_blocks(
         yield from depthwise.convolve(_padded(x, window), weight, bias, window, y)
         return
     of_path = {"winograd": winograd, "winograd-1d": winograd_1d, "rows": rows}[name].convolve
-    for c, f in _cuts(x.shape[2], weight.shape[-1], groups):
+    for c, f in _groups(x.shape[2], weight.shape[-1], groups):
         yield from of_path(x[:, :, c], weight[..., f], None if bias is None else bias[f], window, y[:, :, f])
 
 
@@ -168,7 +172,6 @@ def _joined(slices: list[Array]) -> Array:
     return batch_first(slices[0] if len(slices) == 1 else np.concatenate(slices, axis=-1))
 
 
-def _cuts(channels: int, filters: int, groups: int) -> list[tuple[slice, slice]]:
+def _groups(channels: int, filters: int, groups: int) -> list[tuple[slice, slice]]:
     """Return the channels and the filters of each group."""
-    edges = [(channels * g // groups, filters * g // groups) for g in range(groups + 1)]
-    return [(slice(c, c_end), slice(f, f_end)) for (c, f), (c_end, f_end) in pairwise(edges)]
+    return list(zip(chunks.groups_of(channels, groups), chunks.groups_of(filters, groups), strict=True))

@@ -1,8 +1,11 @@
 """Depthwise convolution, each channel with filters of its own: no products, but a chain of elementwise operations.
 
-A product of one channel's windows with its few filters would be a matrix of a handful of numbers, C of them for each
-pixel. With the batch innermost, (H, W, C, n), the same sum is KH·KW multiplications and additions of whole rows of
-pixels, each channel's weight standing m·n times in a row, m = F / C. Source: Chollet, "Xception" (2017).
+A product of a channel's windows with its m = F / C filters would be tiny, and there would be C of them for each pixel.
+With the batch innermost, (H, W, C, n), the same sum is KH·KW multiplications and additions of whole rows of pixels:
+
+    y (OH, OW, C, m, n) = Σ_ij x (OH, OW, C, 1, n) shifted by (i, j) · weight_ij (C, m, n), each number n times in a row
+
+Source: Chollet, "Xception" (2017).
 """
 
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy import memory, scratch
+from gpucnn.backends.numpy.order import blocks
 from gpucnn.backends.window import Window
 
 Array = Any
@@ -21,7 +25,7 @@ BLOCK = 1 << 18  # bytes of output at once: what is added up stays in the cache
 def convolve(padded: Array, weight: Array, bias: Array | None, window: Window, out: Array) -> Iterator[Array]:
     """Fill out (OH, OW, F, n) from padded images (H, W, C, n), weight (KH, KW, 1, F) and bias (F,), block by block."""
     wide, by_channel = _wide(weight, padded), _by_channel(out, padded)
-    for rows in _row_blocks(out):
+    for rows in blocks(len(out), out[0].nbytes, BLOCK):
         part = by_channel[rows]
         term = scratch.take("term", part.shape, part.dtype)
         for number, (seen, row) in enumerate(_seen(padded, wide, window, rows, out.shape[1])):
@@ -37,7 +41,7 @@ def weight_gradient(padded: Array, dy: Array, window: Window) -> Array:
     """Return dweight (KH, KW, 1, F) from padded images (H, W, C, n) and dy (OH, OW, F, n)."""
     dy = _by_channel(dy, padded)
     sums = np.zeros((window.area, *dy.shape[2:]), dy.dtype)
-    for rows in _row_blocks(dy):
+    for rows in blocks(len(dy), dy[0].nbytes, BLOCK):
         part = dy[rows]
         term = scratch.take("term", part.shape, part.dtype)
         ones = scratch.ones(part.shape[0] * part.shape[1], dy.dtype)
@@ -51,7 +55,7 @@ def input_gradient(dy: Array, weight: Array, padded_shape: tuple[int, ...], wind
     """Return the gradient of padded images (H, W, C, n) from dy (OH, OW, F, n)."""
     padded = memory.zeros(padded_shape, dy.dtype)
     wide, dy = _wide(weight, padded), _by_channel(dy, padded)
-    for rows in _row_blocks(dy):
+    for rows in blocks(len(dy), dy[0].nbytes, BLOCK):
         part = dy[rows]
         term = scratch.take("term", part.shape, part.dtype)
         for gradient, row in _seen(padded, wide, window, rows, dy.shape[1]):
@@ -78,9 +82,3 @@ def _wide(weight: Array, padded: Array) -> Array:
 def _by_channel(y: Array, padded: Array) -> Array:
     """Return y (OH, OW, F, n) as (OH, OW, C, m, n): the filters of a channel stand together."""
     return y.reshape(*y.shape[:2], padded.shape[2], -1, y.shape[3])
-
-
-def _row_blocks(y: Array) -> Iterator[slice]:
-    step = max(1, BLOCK // y[0].nbytes)
-    for start in range(0, len(y), step):
-        yield slice(start, min(start + step, len(y)))

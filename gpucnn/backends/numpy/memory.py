@@ -18,7 +18,7 @@ import numpy as np
 
 CACHE_LINE = 64  # bytes
 SMALLEST = 1 << 16  # bytes; the allocator keeps smaller ones by itself
-FORGET_AFTER = 4096  # a block that was not wanted in so many requests is returned to the system
+FORGET_AFTER = 4096  # requests; a block not wanted for longer goes back to the system when a new one has to be made
 
 _lock = threading.Lock()
 _blocks: dict[int, list["_Block"]] = {}  # by size in bytes

@@ -1,4 +1,4 @@
-"""Batch norm in as few passes as there are sums to wait for, each over chunks that stay in the cache.
+"""Batch norm, forward and backward each in two passes, one for the sums: over chunks that stay in the cache.
 
 An array is looked at as a matrix of long rows, in the order in which it lies in memory:
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy import memory, scratch, threads
-from gpucnn.backends.numpy.order import batch_innermost, batch_last
+from gpucnn.backends.numpy.order import batch_first, batch_innermost, blocks, pixels
 
 Array = Any
 
@@ -44,15 +44,15 @@ class LongRows:
 
     def matrix(self, x: Array) -> Array:
         """Return x as a matrix of rows; a copy only where it lies otherwise."""
-        x = batch_last(x) if self.repeat > 1 else np.ascontiguousarray(x)
-        return x.reshape(-1, self.tile * self.channels * self.repeat)
+        lying = pixels(x) if x.ndim == 4 else np.ascontiguousarray(x)
+        return lying.reshape(-1, self.tile * self.channels * self.repeat)
 
     def restore(self, matrix: Array) -> Array:
         """Return a matrix of rows in the shape of x."""
         if self.repeat == 1:
             return matrix.reshape(self.shape)
         N, H, W, C = self.shape
-        return matrix.reshape(H, W, C, N).transpose(3, 0, 1, 2)
+        return batch_first(matrix.reshape(H, W, C, N))
 
     def wide(self, numbers: Array) -> Array:
         """Return a number for each channel (C,) as a row."""
@@ -96,7 +96,7 @@ def gradient(
             positive = np.greater(y_matrix[part], 0, out=scratch.take("positive", matrix[part].shape, np.bool_))
             np.multiply(dy_matrix[part], positive, out=dx[part])
         dy_part = dy_matrix[part] if y_matrix is None else dx[part]
-        product = _minus(matrix[part], mean_row)
+        product = _centred(matrix[part], mean_row)
         product *= dy_part
         sums += rows.sums(dy_part), rows.sums(product)
     dy_matrix = dy_matrix if y_matrix is None else dx
@@ -109,7 +109,7 @@ def gradient(
     level = -factor * dshift / count - slope * mean
     factor_row, slope_row, level_row = (rows.wide(n.astype(x.dtype)) for n in (factor, slope, level))
     for part in _chunks(matrix):
-        from_statistics = scratch.take("product", matrix[part].shape, x.dtype)
+        from_statistics = scratch.take("centred", matrix[part].shape, x.dtype)
         np.multiply(matrix[part], slope_row, out=from_statistics)
         from_statistics += level_row
         out = np.multiply(dy_matrix[part], factor_row, out=dx[part])
@@ -124,6 +124,7 @@ def scale_and_shift(x: Array, scale: Array, shift: Array, relu: bool) -> Array:
 
 
 def _scaled(matrix: Array, scale_row: Array, shift_row: Array, relu: bool) -> Array:
+    """Return a matrix of rows times a row plus a row."""
     y = memory.empty(matrix.shape, matrix.dtype)
     for part in _chunks(matrix):
         out = np.multiply(matrix[part], scale_row, out=y[part])
@@ -150,7 +151,7 @@ def _statistics(rows: LongRows, matrix: Array) -> tuple[Array, Array]:
     pivot = (rows.sums(matrix[first]) / (matrix[first].size // C)).astype(matrix.dtype)
     pivot_row, sums = rows.wide(pivot), np.zeros((2, C))
     for part in _chunks(matrix):
-        centred = _minus(matrix[part], pivot_row)
+        centred = _centred(matrix[part], pivot_row)
         of_centred = rows.sums(centred)
         sums += of_centred, rows.sums(np.multiply(centred, centred, out=centred))
     count = matrix.size // C
@@ -162,13 +163,11 @@ def _statistics(rows: LongRows, matrix: Array) -> tuple[Array, Array]:
     return mean.astype(matrix.dtype), variance.astype(matrix.dtype)
 
 
-def _minus(part: Array, row: Array) -> Array:
-    """Return part − row, in the scratch."""
+def _centred(part: Array, row: Array) -> Array:
+    """Return rows less a row of means, in the scratch."""
     return np.subtract(part, row, out=scratch.take("centred", part.shape, part.dtype))
 
 
 def _chunks(matrix: Array) -> Iterator[slice]:
-    """Cut the rows into parts of about CHUNK numbers."""
-    step = max(1, CHUNK // matrix.shape[1])
-    for start in range(0, len(matrix), step):
-        yield slice(start, min(start + step, len(matrix)))
+    """Cut the rows into parts of at most CHUNK numbers."""
+    return blocks(len(matrix), matrix.shape[1], CHUNK)

@@ -3,10 +3,11 @@
 Logically every image array is (N, H, W, C). With 8 images or more it lies in memory as (H, W, C, N), the batch
 innermost: NumPy's inner loops then run over C·N numbers instead of C, a row of pixels is one contiguous run, and what
 belongs to one channel and one pixel is a vector over the batch. With fewer images the channels lie innermost.
-NumPy's elementwise functions keep the order of what they are given, so only the first layer pays for a transposition.
+NumPy's elementwise functions keep the order of what they are given, so images are laid out anew where they enter a
+network, and where a layer of the user's own returns them in another order, and nowhere else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,18 @@ def strided(array: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> A
     return np.ndarray(shape, array.dtype, array, 0, strides)
 
 
-def in_slices(most: int, function: Callable[..., Array], *arrays: Array) -> list[Array]:
-    """Call a function on contiguous slices of arrays (…, N), of at most so many images each; return the results."""
+def blocks(rows: int, a_row: int, most: int) -> Iterator[slice]:
+    """Cut rows, each taking `a_row` (bytes, say), into blocks that take at most so much, but of one row at least."""
+    step = max(1, most // max(1, a_row))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def in_slices(most: int, function: Callable[..., Any], *arrays: Array) -> list[Any]:
+    """Call a function on contiguous slices of arrays (…, N) and return its results.
+
+    A slice has at most so many images, but never fewer than the engine keeps innermost.
+    """
     N = arrays[0].shape[-1]
     count = -(-N // max(most, LEAST_BATCH))
     if count == 1:

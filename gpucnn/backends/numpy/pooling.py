@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy import memory, scratch
-from gpucnn.backends.numpy.order import images, pixels
+from gpucnn.backends.numpy.order import blocks, images, pixels
 from gpucnn.backends.window import Window
 
 Array = Any
@@ -44,10 +44,10 @@ def largest_gradient(dy: Array, kept: Kept, image_size: tuple[int, int], window:
     """Return dx (N, H, W, C): dy goes to the first element that equals the largest, if no ReLU cut it off."""
     padded, y, relu = kept
     dy_pixels, OW = pixels(dy), y.shape[2]
-    dpadded, alone = _gradient_of(padded.shape, dy_pixels, window)
+    dpadded, apart = _gradient_of(padded.shape, dy_pixels, window)
     for rows in _row_blocks(y):
         largest_here, dy_here = y[:, rows], dy_pixels[:, rows]
-        share = None if alone else scratch.take("share", dy_here.shape, dy.dtype)
+        share = None if apart else scratch.take("share", dy_here.shape, dy.dtype)
         won, free = (scratch.take(name, dy_here.shape, np.bool_) for name in ("won", "free"))
         if relu:
             np.greater(largest_here, 0, out=free)  # where dy counts, and no element of the window has won it yet
@@ -91,12 +91,12 @@ def average_gradient(dy: Array, image_size: tuple[int, int], window: Window) -> 
     """Return dx (N, H, W, C): each element of a window gets the window's dy, divided by their number."""
     dy_pixels, factor = pixels(dy), _factor(image_size, window, dy)
     G, _, OW, run = dy_pixels.shape
-    dpadded, alone = _gradient_of((G, *window.padded_size(image_size), run), dy_pixels, window)
+    dpadded, apart = _gradient_of((G, *window.padded_size(image_size), run), dy_pixels, window)
     for rows in _row_blocks(dy_pixels):
         share = scratch.take("share", dy_pixels[:, rows].shape, dy.dtype)
         np.multiply(dy_pixels[:, rows], factor[rows] if isinstance(factor, np.ndarray) else factor, out=share)
         for at in _places(window, rows, OW):
-            if alone:
+            if apart:
                 dpadded[at] = share
             else:
                 dpadded[at] += share
@@ -119,9 +119,8 @@ def _places(window: Window, rows: slice, OW: int) -> Iterator[Index]:
 
 
 def _row_blocks(y: Array) -> Iterator[slice]:
-    step = max(1, BLOCK // max(1, y[:, :1].nbytes))
-    for start in range(0, y.shape[1], step):
-        yield slice(start, min(start + step, y.shape[1]))
+    """Cut output rows (G, OH, OW, run) into blocks."""
+    return blocks(y.shape[1], y[:, :1].nbytes, BLOCK)
 
 
 def _padded(x: Array, window: Window, fill: float) -> Array:
@@ -142,10 +141,13 @@ def _interior(padded: Array, image_size: tuple[int, int], window: Window) -> Arr
 
 
 def _gradient_of(padded_shape: tuple[int, ...], dy: Array, window: Window) -> tuple[Array, bool]:
-    """Return an array for the gradient of padded pixels, and whether each of its elements is written at most once."""
-    alone = all(stride >= size for stride, size in zip(window.strides, window.size, strict=True))
+    """Return an array for the gradient of padded pixels, and whether the windows lie apart.
+
+    Where they do, each element is written at most once; what no window sees is 0 already.
+    """
+    apart = all(stride >= size for stride, size in zip(window.strides, window.size, strict=True))
     covered = [stride * count for stride, count in zip(window.strides, dy.shape[1:3], strict=True)]
     dpadded = memory.empty(padded_shape, dy.dtype)
-    if not alone or window.strides != window.size or list(padded_shape[1:3]) != covered:
+    if not apart or window.strides != window.size or list(padded_shape[1:3]) != covered:
         dpadded[...] = 0
-    return dpadded, alone
+    return dpadded, apart

@@ -4,16 +4,20 @@ A block of output rows is lowered along the kernel's rows only, a KH-fold copy i
 
     lowered[oh, w] = x[oh … oh + KH − 1, w]          (KH·C, n) numbers in a row for each oh and each w
 
-The window of output pixel (oh, ow) is lowered[oh, ow … ow + KW − 1]: the KW blocks lie side by side in memory, so
-they are one matrix (KW·KH·C, n), and neighbouring pixels' matrices overlap. One `matmul` of the weight (F, KW·KH·C)
-with this stack gives the output (OH, OW, F, n), in the order in which it is kept.
+This is for stride 1; with another the rows are SH apart. The window of output pixel (oh, ow) is
+lowered[oh, ow … ow + KW − 1]: the KW blocks lie side by side in memory, so they are one matrix (KW·KH·C, n), and
+neighbouring pixels' matrices overlap. One `matmul` of the weight (F, KW·KH·C) with this stack gives the output
+(OH, OW, F, n), in the order in which it is kept.
 
 The weight gradient sums over pixels and images, so there these two lie innermost together:
 
-    turned[h, c] = x[h, :, c]                         (W·n) numbers in a row for each h and c
+    by_channel[h, c] = x[h, :, c]                     (W·n) numbers in a row for each h and c
 
-The rows of the image that a kernel sees are (KH·C) such runs, and a step to the right is a shift by n numbers: the
+The rows of the image that a kernel sees are KH·C such runs, and a step to the right is a shift by n numbers: the
 gradient of kernel column j is one product of (KH·C, OW·n), shifted by j·n, with dy (OW·n, F), for each output row.
+
+The input gradient adds back what each pixel of dy meant for its window; for stride 1 the kernel's rows are added up
+within the product. Often it is a convolution of dy instead (see `convolution.py`).
 
 All arrays are (H, W, C, n) and one group of channels here; `convolution.py` cuts groups and batches.
 """
@@ -24,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy import memory, scratch
-from gpucnn.backends.numpy.order import strided
+from gpucnn.backends.numpy.order import blocks, strided
 from gpucnn.backends.window import Window
 
 Array = Any
@@ -44,7 +48,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: A
     if bias is not None:
         kernel[:, 0, -1] = bias
     kernel = kernel.reshape(F, -1)
-    for rows in _row_blocks(x, window):
+    for rows in _row_blocks(x, window, gathered=window.dilation[1] > 1):
         part = out[rows]
         np.matmul(kernel, _windows(x, window, rows, bias is not None), out=part)
         yield part
@@ -57,10 +61,12 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
     total = np.zeros((KW, KH * C * F), x.dtype)
     dbias, ones = np.zeros(F), scratch.ones(OW * n, x.dtype)
     width = max(1, min(OW, int(SMALL / (KH * C * F * n))))  # pixels that one product adds up
-    for rows in _row_blocks(x, window, OW * F * n):
+    for rows in _row_blocks(x, window, gathered=window.strides[1] > 1, a_row_of_dy=OW * F * n):
         count = rows.stop - rows.start
-        seen = _turned(x, window, rows)
-        dy_rows = _pixels_last(dy[rows], "output").reshape(count, 1, 1, F, OW * n)
+        seen = _windows_by_channel(x, window, rows)
+        dy_rows = scratch.take("output", (count, F, OW, n), dy.dtype)
+        dy_rows[...] = dy[rows].transpose(0, 2, 1, 3)
+        dy_rows = dy_rows.reshape(count, 1, 1, F, OW * n)
         for start in range(0, OW, width):
             pixels = slice(start * n, min(start + width, OW) * n)
             products = np.matmul(seen[..., pixels], dy_rows[..., pixels].swapaxes(-1, -2))
@@ -77,13 +83,12 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
     (SH, SW), (DH, DW) = window.strides, window.dilation
     kernel = weight.reshape(KH * KW * C, F)
     padded = memory.zeros((*window.padded_size(image_size), C, n), dy.dtype)
-    step = max(1, BLOCK // (OW * KH * KW * C * n * dy.itemsize))
-    for start in range(0, OH, step):
-        count = min(step, OH - start)
+    for rows in blocks(OH, OW * KH * KW * C * n * dy.itemsize, BLOCK):
+        count = rows.stop - rows.start
         windows = scratch.take("sums", (count, OW, KH, KW, C, n), dy.dtype)
-        np.matmul(kernel, dy[start : start + count], out=windows.reshape(count, OW, -1, n))
+        np.matmul(kernel, dy[rows], out=windows.reshape(count, OW, -1, n))
         for i, j in window.offsets():
-            top, left = start * SH + i * DH, j * DW
+            top, left = rows.start * SH + i * DH, j * DW
             padded[top : top + SH * (count - 1) + 1 : SH, left : left + SW * (OW - 1) + 1 : SW] += windows[:, :, i, j]
     return _inner(padded, image_size, window)
 
@@ -94,24 +99,21 @@ def input_gradient_by_rows(dy: Array, weight: Array, image_size: tuple[int, int]
     Row h of dx meets rows h − KH + 1 … h of dy, which lie side by side as (KH·F, OW·n) with the pixels last. One
     product with the weight (KW·C, KH·F) gives what each kernel column adds to the row; these shifts are then added.
     """
-    OH, OW, F, n = dy.shape
+    _, OW, F, n = dy.shape
     KH, KW, C, _ = weight.shape
     height, width = window.padded_size(image_size)
-    rows = scratch.take("output", (OH + 2 * (KH - 1), F, OW * n), dy.dtype)
-    rows[: KH - 1], rows[KH - 1 + OH :] = 0, 0
-    rows[KH - 1 : KH - 1 + OH].reshape(OH, F, OW, n)[...] = dy.transpose(0, 2, 1, 3)
     kernel = np.ascontiguousarray(weight[::-1].transpose(1, 2, 0, 3)).reshape(KW * C, KH * F)
     dx = memory.zeros((height, width, C, n), dy.dtype)
-    by_pixel = dx.transpose(0, 2, 1, 3)  # (height, C, width, n)
-    row, line, item = rows.strides
-    step = max(1, BLOCK // (KW * C * OW * n * dy.itemsize))
-    for start in range(0, OH + KH - 1, step):
-        count = min(step, OH + KH - 1 - start)
-        seen = strided(rows[start:], (count, KH * F, OW * n), (row, line, item))
+    for rows in blocks(height, max(KW * C, F) * OW * n * dy.itemsize, BLOCK):
+        count = rows.stop - rows.start
+        by_channel = scratch.take("output", (count + KH - 1, F, OW, n), dy.dtype)
+        _copy_rows(dy.transpose(0, 2, 1, 3), by_channel, rows.start - (KH - 1), 1)
+        row, line, _, item = by_channel.strides
+        seen = strided(by_channel, (count, KH * F, OW * n), (row, line, item))
         shifts = scratch.take("sums", (count, KW, C, OW, n), dy.dtype)
         np.matmul(kernel, seen, out=shifts.reshape(count, KW * C, OW * n))
         for j in range(KW):
-            by_pixel[start : start + count, :, j : j + OW] += shifts[:, j]
+            dx[rows, j : j + OW].transpose(0, 2, 1, 3)[...] += shifts[:, j]
     return _inner(dx, image_size, window)
 
 
@@ -119,14 +121,6 @@ def _inner(padded: Array, image_size: tuple[int, int], window: Window) -> Array:
     """Return padded images (H, W, C, n) without their padding."""
     _, rows, columns = window.interior(image_size)
     return np.ascontiguousarray(padded[rows, columns])
-
-
-def _pixels_last(images: Array, purpose: str) -> Array:
-    """Return images (H, W, C, n) as (H, C, W, n), in the scratch."""
-    H, W, C, n = images.shape
-    turned = scratch.take(purpose, (H, C, W, n), images.dtype)
-    turned[...] = images.transpose(0, 2, 1, 3)
-    return turned
 
 
 def _windows(x: Array, window: Window, rows: slice, with_ones: bool) -> Array:
@@ -160,7 +154,7 @@ def _windows(x: Array, window: Window, rows: slice, with_ones: bool) -> Array:
     return gathered.reshape(count, OW, KW * height, n)
 
 
-def _turned(x: Array, window: Window, rows: slice) -> Array:
+def _windows_by_channel(x: Array, window: Window, rows: slice) -> Array:
     """Return what the kernel sees in a block of output rows, all its rows at once if these are neighbours.
 
     That is a view (rows, KW, 1, KH·C, OW·n), or with dilation (rows, KW, KH, C, OW·n).
@@ -170,16 +164,16 @@ def _turned(x: Array, window: Window, rows: slice) -> Array:
     (top, _), (left, _) = window.padding
     count, OW = rows.stop - rows.start, window.output_size((H, W))[1]
     height, width = SH * (count - 1) + window.extent[0], window.padded_size((H, W))[1]
-    turned = scratch.take("input", (height, C, width, n), x.dtype)
-    turned[:, :, :left], turned[:, :, left + W :] = 0, 0
-    _copy_rows(x.transpose(0, 2, 1, 3), turned[:, :, left : left + W], rows.start * SH - top, 1)
+    by_channel = scratch.take("input", (height, C, width, n), x.dtype)
+    by_channel[:, :, :left], by_channel[:, :, left + W :] = 0, 0
+    _copy_rows(x.transpose(0, 2, 1, 3), by_channel[:, :, left : left + W], rows.start * SH - top, 1)
     shape = (count, KW, 1, KH * C, OW * n) if DH == 1 else (count, KW, KH, C, OW * n)
-    row, channel, pixel, item = turned.strides
+    row, channel, pixel, item = by_channel.strides
     if SW == 1:
-        return strided(turned, shape, (SH * row, DW * pixel, DH * row, channel, item))
+        return strided(by_channel, shape, (SH * row, DW * pixel, DH * row, channel, item))
     apart = scratch.take("sums", (KW, height, C, OW, n), x.dtype)
     for j in range(KW):
-        apart[j] = turned[:, :, j * DW : j * DW + SW * (OW - 1) + 1 : SW]
+        apart[j] = by_channel[:, :, j * DW : j * DW + SW * (OW - 1) + 1 : SW]
     column, row, channel, _, item = apart.strides
     return strided(apart, shape, (SH * row, column, DH * row, channel, item))
 
@@ -195,11 +189,14 @@ def _copy_rows(image: Array, out: Array, first: int, step: int) -> None:
         out[above:inside] = image[first + above * step : first + (inside - 1) * step + 1 : step]
 
 
-def _row_blocks(x: Array, window: Window, a_row_of_dy: int = 0) -> Iterator[slice]:
-    """Cut the output rows into blocks of which the lowered rows, and a copy of dy's, fit the scratch."""
+def _row_blocks(x: Array, window: Window, gathered: bool, a_row_of_dy: int = 0) -> Iterator[slice]:
+    """Cut the output rows into blocks of which the scratch holds all copies.
+
+    They are of what the kernel sees of x, KH rows of it; of each kernel column's share of that, if they are gathered;
+    and of dy.
+    """
     H, W, C, n = x.shape
-    OH, _ = window.output_size((H, W))
-    a_row = max(window.padded_size((H, W))[1] * window.size[0] * C * n, a_row_of_dy)
-    step = max(1, BLOCK // (a_row * x.itemsize))
-    for start in range(0, OH, step):
-        yield slice(start, min(start + step, OH))
+    OH, OW = window.output_size((H, W))
+    KH, KW = window.size
+    a_row = max(window.padded_size((H, W))[1] * KH * C * n, KW * KH * OW * C * n if gathered else 0, a_row_of_dy)
+    return blocks(OH, a_row * x.itemsize, BLOCK)

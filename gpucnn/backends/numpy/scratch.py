@@ -1,15 +1,14 @@
 """Buffers that are used again: a fresh one of a few megabytes costs more in page faults than filling it.
 
 Each thread has a set of buffers, each known by the purpose it serves: what a kernel makes of its input, of its output,
-the sums it adds up, and so on; different kernels use the same ones. A buffer is a kernel's own until it returns. The
-paths cut their work so that a set does not grow with the batch, below 16 MB for the networks of `benchmarks/nets.py`.
-The least that some can do is larger for large images or very many channels: the windows of one whole image in the
-input gradient of `chunks.py`, a turned dy of all rows in that of `rows.py`.
+the sums it adds up, and so on; different kernels use the same ones. A buffer is a kernel's own until it returns. All
+paths cut their work so that a set stays below 16 MB, whatever the batch. Only where the least that can be done at once
+is more is a buffer larger: one padded image with fewer than 8 images, one row of a very wide image with more.
 """
 
 import math
 import threading
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ def forget() -> None:
     _mine.largest, _mine.views = {}, {}
 
 
-@cache
+@lru_cache(maxsize=256)
 def ones(count: int, dtype: Any) -> Array:
     """Return a vector of ones, which nobody may write to; a product with it is a sum."""
     vector = np.ones(count, dtype)

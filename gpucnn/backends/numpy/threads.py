@@ -23,13 +23,14 @@ from gpucnn.errors import ConfigurationError
 
 T = TypeVar("T")
 
-# a slice for a thread of its own has at least 50 million floating-point operations forward, and at least 32 images, so
-# that its products are long enough, or 16 where these are many operations; below, a second thread costs what it brings
+# What a slice must hold to be worth a thread of its own; below, a second thread costs more than it brings. At least 50
+# million floating-point operations forward, and 32 images, so that products have long rows, or 16 if these 16 images
+# are 300 million operations.
 LEAST_WORK, MUCH_WORK = 5e7, 3e8
 LEAST_IMAGES, FEW_IMAGES = 32, 16
 
 _chosen: int | None = None
-_one_team = threading.Lock()  # at a time: two would wait for each other's threads
+_one_team = threading.Lock()  # works at a time: the workers of two, half of each started, would wait for ever
 _this_thread = threading.local()  # its `member` of a team
 _blas_lock, _blas_depth = threading.Lock(), 0
 _blas_before: Any = None

@@ -15,8 +15,9 @@ is taken through all of it in the scratch:
 
     x ──Bᵀ along rows──▶ lines (6, width, C·n) ──Bᵀ along columns──▶ V ──@U──▶ M ──Aᵀ, Aᵀ──▶ y
 
-Sizes that are no multiples of 4 and the padding need no copies either: a matrix loses the columns that would meet
-pixels outside the image, and the rows whose output nobody wants.
+Sizes that are no multiples of 4 and the padding need no copies either. Above and below, and for the output on all
+sides, a matrix loses the columns that would meet pixels outside the image, and the rows whose output nobody wants; to
+the left and right `lines` are filled with zeros.
 
 Source: Lavin, Gray, "Fast algorithms for convolutional neural networks" (2016), with their interpolation points
 0, ±1, ±2. In float32 the result is within 1e-5 of float64 (L2, relative); float64 takes the direct path.
@@ -64,14 +65,14 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: A
     """Fill out (OH, OW, F, n) from x (H, W, C, n), weight (3, 3, C, F) and bias (F,); yield each finished block."""
     C, F = weight.shape[2:]
     n = x.shape[-1]
-    cuts = _cuts(F, C * n)
-    U = (G_BOTH @ weight.transpose(0, 1, 3, 2).reshape(9, F * C)).reshape(POSITIONS, 1, cuts, F // cuts, C)
+    parts = _filter_parts(F, C * n)
+    U = (G_BOTH @ weight.transpose(0, 1, 3, 2).reshape(9, F * C)).reshape(POSITIONS, 1, parts, F // parts, C)
     for block in _blocks(x, out, window):
         V = block.transformed_input(x)
-        M = scratch.take("output", (POSITIONS, block.tiles, cuts, F // cuts, n), x.dtype)
+        M = scratch.take("output", (POSITIONS, block.tiles, parts, F // parts, n), x.dtype)
         np.matmul(U, V[:, :, None], out=M)
         if bias is not None:
-            M[BIAS_AT] += bias.reshape(cuts, F // cuts, 1)
+            M[BIAS_AT] += bias.reshape(parts, F // parts, 1)
         yield block.put_output(M, out)
 
 
@@ -160,11 +161,11 @@ class _Block:
 def _blocks(x: Array, y: Array, window: Window) -> list[_Block]:
     """Cut the output into blocks of tiles whose V and M fit the scratch."""
     most = max(1, BLOCK // (POSITIONS * max(x.shape[2], y.shape[2]) * x.shape[3] * x.itemsize))
-    return _cut(x.shape[:2], y.shape[:2], window.padding, most)
+    return _blocks_of(x.shape[:2], y.shape[:2], window.padding, most)
 
 
 @lru_cache
-def _cut(
+def _blocks_of(
     image_size: tuple[int, int], output_size: tuple[int, int], padding: tuple[tuple[int, int], ...], most: int
 ) -> list[_Block]:
     """Cut the output into blocks of at most so many tiles."""
@@ -189,12 +190,12 @@ def _cut(
     return blocks
 
 
-def _cuts(filters: int, a_filter: int) -> int:
+def _filter_parts(filters: int, a_filter: int) -> int:
     """Return into how many equal parts the filters are cut so that one product of each is small, if they can be."""
-    cuts = 1
-    while filters // cuts * a_filter > SMALL and filters % (2 * cuts) == 0 and filters // cuts > 32:
-        cuts *= 2
-    return cuts
+    parts = 1
+    while filters // parts * a_filter > SMALL and filters % (2 * parts) == 0 and filters // parts > 32:
+        parts *= 2
+    return parts
 
 
 def _tiles_of(lines: Array, tiles: int, seen: int) -> Array:

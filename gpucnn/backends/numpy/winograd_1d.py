@@ -46,7 +46,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: A
     by_column = weight.transpose(1, 3, 0, 2).reshape(KERNEL, F * KERNEL * C)
     U = (G.astype(weight.dtype) @ by_column).reshape(SEEN, 1, F, KERNEL * C)
     views = _views(x, tiles, left)
-    for start, stop in _row_blocks(OH, least_bytes(OW, C, F, n, x.itemsize)):
+    for start, stop in _row_blocks(OH, row_bytes(OW, max(C, F) * n * x.itemsize)):
         V = _transformed(views, start - top, stop - top + KERNEL - 1, tiles)
         tile, position, row, item = V.strides
         seen = strided(V, (tiles, SEEN, stop - start, KERNEL * C, n), (tile, position, row, n * item, item))
@@ -58,9 +58,9 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: A
         yield out[start:stop]
 
 
-def least_bytes(width: int, channels: int, filters: int, images: int, itemsize: int) -> int:
-    """Return how many bytes one more row of output takes in V or in M."""
-    return -(-width // TILE) * SEEN * max(channels, filters) * images * itemsize
+def row_bytes(width: int, pixel: int) -> int:
+    """Return how many bytes a row of so many pixels takes in V or in M, a pixel having so many bytes."""
+    return -(-width // TILE) * SEEN * pixel
 
 
 def _views(x: Array, tiles: int, left: int) -> list[View]:
