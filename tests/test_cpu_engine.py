@@ -56,6 +56,9 @@ CONVOLUTIONS = {
     "winograd_one_sided": (16, (5, 4), 24, 24, Window((3, 3), padding=((2, 0), (1, 4))), 1),
     "winograd_wide_padding": (16, (5, 6), 8, 9, Window((3, 3), padding=((4, 1), (7, 9))), 1),
     "winograd_many_channels": (17, (6, 7), 40, 36, Window((3, 3), padding=SAME3), 1),
+    "many_weights": (9, (3, 4), 260, 300, Window((3, 3), padding=SAME3), 1),
+    "many_weights_backward": (16, (3, 4), 180, 200, Window((3, 3), padding=SAME3), 1),
+    "many_weights_stride": (8, (5, 4), 100, 100, Window((3, 3), (2, 2), SAME3), 1),
     "winograd_large_batch": (131, (5, 5), 24, 24, Window((3, 3), padding=SAME3), 1),
     "shrinking": (17, (7, 8), 3, 4, Window((5, 4), padding=((1, 0), (0, 0))), 1),
     "depthwise": (18, (6, 7), 8, 8, Window((3, 3), padding=SAME3), 8),
@@ -174,7 +177,6 @@ def test_small_buffers_change_nothing(name, monkeypatch):
     expected = all_three(PORTABLE, name)
     for module in (chunks, rows, winograd, winograd_1d, depthwise):
         monkeypatch.setattr(module, "CHUNK" if module is chunks else "BLOCK", 1 << 8)
-    monkeypatch.setattr(rows, "SMALL", 1.0)
     monkeypatch.setattr(convolution, "_images_at_once", lambda *geometry: 16)
     for dtype in ("float32", "float64"):
         for what, actual in all_three(ENGINE, name, dtype).items():
@@ -202,6 +204,10 @@ def test_which_path_a_convolution_takes(monkeypatch):
     assert path(plain, 7, 64, 64) == path(plain, 7, 16, 16) == "chunks"
     assert path(plain, 128, 32, 200) == path(plain, 128, 8, 8) == path(plain, 128, 64, 64, groups=2) == "winograd-1d"
     assert path(plain, 128, 7, 200) == path(plain, 128, 200, 7) == path(plain, 128, 64, 64, groups=16) == "rows"
+    assert path(plain, 16, 256, 512) == path(plain, 16, 512, 4096, groups=4) == "winograd"
+    assert path(plain, 16, 256, 513) == path(plain, 15, 256, 512) == path(plain, 8, 32, 1024) == "chunks"
+    assert path(Window((4, 4)), 16, 64, 128) == "rows"
+    assert path(Window((4, 4)), 16, 64, 129) == path(Window((4, 4)), 15, 64, 128) == "chunks"
     assert path(plain, 128, 64, 64, groups=64) == "depthwise"
     assert path(plain, 128, 1, 64) == "rows"
     assert path(Window((3, 3), (2, 2)), 128, 64, 64) == "rows"

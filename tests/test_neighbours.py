@@ -127,5 +127,9 @@ def test_a_profile_times_every_layer_and_names_its_method():
     assert [row.method for row in profile.layers] == ["rows", "", "winograd-1d", "", "", ""]
     assert "winograd-1d" in str(profile)
     assert all(row.forward_seconds > 0 for row in profile.layers)
+    branch = [L.Conv2D(8, 3, padding=1), L.Conv2D(8, 3, padding=1), L.Conv2D(8, 1)]
+    nested = gpucnn.Model([L.Residual(branch, L.Conv2D(8, 1))], (8, 8, 8), backend="numpy")
+    assert nested.layers[0].method(32) == "winograd-1d, rows"
+    assert nested.layers[0].method(4) == "chunks"
     portable = gpucnn.Model([L.Conv2D(4, 3)], (8, 8, 3), backend=Backend())
     assert portable.layers[0].method(32) == "im2col"

@@ -1,6 +1,7 @@
 """The team of threads that shares a batch: what it computes is what one thread computes, and nothing is lost."""
 
 import threading
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -162,14 +163,16 @@ def test_replicas_follow_what_the_user_changes():
 
 
 def test_replicas_follow_layers_that_are_exchanged_or_kept_in_a_dictionary():
+    Pair = namedtuple("Pair", "first second")
+
     class Branches(L.Layer):
-        """The sum of branches that are kept by name and in a tuple."""
+        """The sum of branches that are kept by name and in a tuple with names."""
 
         per_sample = True
 
         def __init__(self):
             super().__init__()
-            self.by_name, self.others = {"a": L.Dropout(0.5), "b": L.Dense(4)}, (L.Dense(4),)
+            self.by_name, self.others = {"a": L.Dropout(0.5), "b": L.Dense(4)}, Pair(L.Dense(4), L.ReLU())
 
         def build(self, input_shape, rng):
             self.by_name["a"].build_once(input_shape, rng)
@@ -192,7 +195,7 @@ def test_replicas_follow_layers_that_are_exchanged_or_kept_in_a_dictionary():
     model.forward(x, train=True)
     (replica,) = model._sliced._replicas
     twin = replica.network.layers[1]
-    assert type(twin.others) is tuple
+    assert type(twin.others) is Pair
     for ours, theirs in (
         (twin.by_name["b"], model.layers[1].by_name["b"]),
         (twin.others[0], model.layers[1].others[0]),
@@ -349,6 +352,7 @@ def test_the_scratch_of_vgg_stays_below_16_megabytes_a_thread(batch, monkeypatch
         ((1, 225, 225, 3), Window((7, 7), (2, 2), ((3, 3), (3, 3))), 64),
         ((16, 64, 64, 64), Window((3, 3), padding=((2, 2), (2, 2)), dilation=(2, 2)), 16),
         ((64, 28, 28, 16), Window((9, 9)), 16),
+        ((32, 48, 48, 8), Window((11, 11), dilation=(2, 2)), 8),
         ((64, 8, 8, 256), Window((3, 3), padding=((1, 1), (1, 1))), 256),
         ((16, 112, 112, 16), Window((3, 3), padding=((1, 1), (1, 1))), 16),
         ((64, 32, 32, 32), Window((3, 3), (2, 2), ((1, 1), (1, 1))), 64),

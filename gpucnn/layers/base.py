@@ -138,8 +138,9 @@ class Layer(Configurable, family="layer"):
         return 0
 
     def method(self, batch: int) -> str:
-        """Return how the backend computes this layer for so many images, in a word; "" where there is no choice."""
-        return ""
+        """Return how the backend computes this layer, or those inside it, for so many images; "" without a choice."""
+        words = [word for _, child in self.children() for word in child.method(batch).split(", ")]
+        return ", ".join(word for word in dict.fromkeys(words) if word)
 
     def total_flops(self) -> int:
         """Return `flops` with those of the layers inside."""

@@ -71,10 +71,13 @@ class Replica:
 
     def _twin(self, value: Any) -> Any:
         """Return what the twin holds in the place of something that the network holds."""
-        if type(value) in (list, tuple) and any(isinstance(item, Layer) for item in value):
-            return type(value)(self._twin(item) for item in value)
-        if type(value) is dict and any(isinstance(item, Layer) for item in value.values()):
-            return {key: self._twin(item) for key, item in value.items()}
+        if isinstance(value, list | tuple) and any(isinstance(item, Layer) for item in value):
+            items = [self._twin(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a named tuple or not
+        if isinstance(value, dict) and any(isinstance(item, Layer) for item in value.values()):
+            twins = copy.copy(value)
+            twins.update((key, self._twin(item)) for key, item in value.items())
+            return twins
         if not isinstance(value, Layer | Parameter | Buffer):
             return value
         if id(value) in self._twins:

@@ -1,12 +1,13 @@
-"""Convolution of a few images: im2col some at a time, in buffers that stay in the cache and are used again.
+"""Convolution of few images, or with very large kernels: im2col some at a time, in buffers that are used again.
 
 The channels lie innermost. For a chunk of images (or, where one image is too much, for a block of its output rows) the
-windows are copied into a scratch buffer of at most `CHUNK` bytes and multiplied at once:
+windows are copied into a scratch buffer of about `CHUNK` bytes, a row at least, and multiplied at once:
 
     columns (n·rows·OW, KH·KW·C) @ kernel (KH·KW·C, F)  →  y[images, rows]
 
 so the columns, KH·KW times the image, never exist as a whole, and the weight gradient builds them again. A 1×1
-convolution needs no columns: its images are the matrix. Every geometry passes here; threads are BLAS' own.
+convolution without stride and padding needs no columns: its images are the matrix. Threads are BLAS' own, unless a team
+is at work.
 """
 
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from gpucnn.backends.window import Window
 Array = Any
 
 CHUNK = 1 << 20  # bytes of columns at once: about half of a core's second-level cache
+WIDE = 4  # so many chunks at once where the kernel is as large, lest it be read from memory over and over
 
 
 def convolve(x: Array, weight: Array, bias: Array | None, window: Window, groups: int, relu: bool) -> Array:
@@ -30,7 +32,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, groups
     x, F = np.ascontiguousarray(x), weight.shape[-1]
     y = memory.empty((len(x), *window.output_size(x.shape[1:3]), F), x.dtype)
     kernels = kernel_groups(weight, groups)
-    for images, rows, columns in _columns(x, window):
+    for images, rows, columns in _columns(x, window, _chunk(weight)):
         out = y[images, rows]  # contiguous: a chunk is either whole images or rows of one
         for rows_of_group, kernel, filters in zip(
             column_groups(columns, groups), kernels, groups_of(F, groups), strict=True
@@ -48,7 +50,7 @@ def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
     x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
     F, C = dy.shape[-1], x.shape[-1]
     total = np.zeros((window.area * C // groups, F), x.dtype)
-    for images, rows, columns in _columns(x, window):
+    for images, rows, columns in _columns(x, window, _chunk(total)):
         of_groups = filter_groups(dy[images, rows].reshape(-1, F), groups)
         for rows_of_group, dy_group, filters in zip(
             column_groups(columns, groups), of_groups, groups_of(F, groups), strict=True
@@ -64,11 +66,11 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
     C = weight.shape[2] * groups
     dx = memory.empty((N, *image_size, C), dy.dtype)
     kernels = kernel_groups(weight, groups)
-    a_row = OW * window.area * C * dy.itemsize
-    for images in blocks(N, OH * a_row, CHUNK):
+    a_row, most = OW * window.area * C * dy.itemsize, _chunk(weight)
+    for images in blocks(N, OH * a_row, most):
         padded = scratch.take("padded", (images.stop - images.start, *window.padded_size(image_size), C), dy.dtype)
         padded[...] = 0
-        for rows in blocks(OH, (images.stop - images.start) * a_row, CHUNK):
+        for rows in blocks(OH, (images.stop - images.start) * a_row, most):
             shape = images.stop - images.start, rows.stop - rows.start, OW, *window.size, C
             columns = scratch.take("input", shape, dy.dtype)
             of_groups = filter_groups(dy[images, rows].reshape(-1, F), groups)
@@ -81,20 +83,25 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
     return dx
 
 
-def _columns(x: Array, window: Window) -> Iterator[tuple[slice, slice, Array]]:
-    """Yield images and output rows, a chunk at a time, with their columns (n, rows, OW, KH, KW, C)."""
+def _chunk(kernel: Array) -> int:
+    """Return how many bytes of columns meet such a kernel at once."""
+    return min(max(CHUNK, kernel.nbytes), WIDE * CHUNK)
+
+
+def _columns(x: Array, window: Window, most: int) -> Iterator[tuple[slice, slice, Array]]:
+    """Yield images and output rows, so many bytes at a time, with their columns (n, rows, OW, KH, KW, C)."""
     N, H, W, C = x.shape
     OH, OW = window.output_size((H, W))
     (SH, SW), (DH, DW) = window.strides, window.dilation
     a_row = OW * window.area * C * x.itemsize
     alone = window.area == 1 and window.strides == (1, 1) and window.padding == ((0, 0), (0, 0))
-    for part in blocks(N, OH * a_row, CHUNK):
+    for part in blocks(N, OH * a_row, most):
         if alone:
             yield part, slice(0, OH), x[part][:, :, :, None, None]
             continue
         views = sliding_window_view(_padded(x[part], window), window.extent, axis=(1, 2))
         views = views[:, ::SH, ::SW, :, ::DH, ::DW].transpose(0, 1, 2, 4, 5, 3)
-        for rows in blocks(OH, a_row, CHUNK):
+        for rows in blocks(OH, a_row, most):
             shape = part.stop - part.start, rows.stop - rows.start, OW, *window.size, C
             columns = scratch.take("input", shape, x.dtype)
             np.copyto(columns, views[:, rows])

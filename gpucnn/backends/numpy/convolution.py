@@ -2,21 +2,21 @@
 
 | path          | for                                                        | how                                |
 |---------------|------------------------------------------------------------|------------------------------------|
-| `chunks`      | fewer than 8 images, whatever the geometry                 | im2col, a megabyte at a time       |
+| `chunks`      | fewer than 8 images, or too few for so many weights        | im2col, a megabyte at a time       |
 | `depthwise`   | a group for each channel                                   | elementwise, no products           |
 | `winograd`    | 3×3, stride 1, no dilation, float32, more than 32 channels | a quarter of the multiplications   |
 | `winograd-1d` | the same with 8 to 32 channels                             | half of the multiplications        |
 | `rows`        | every other geometry                                       | one product over overlapping views |
 
 The first rule that fits counts; channels are those of a group, the fewer of in and out. All but `chunks` keep the batch
-innermost, and get so many images at once that what they rearrange fits the scratch. Groups of channels are taken one
-after another, by `depthwise` all at once. A path adds the bias itself and yields its output block by block, so that a
-ReLU is applied while a block is in the cache.
+innermost, and get so many images at once that what they rearrange fits the scratch; they yield their output block by
+block, so that a ReLU is applied while a block is in the cache. Every path adds the bias itself. Groups of channels are
+taken one after another, by `depthwise` all at once.
 
-The gradients take the same path, with two exceptions. For stride 1 the input gradient is itself a convolution, of dy
-with the weight turned by half a turn, and takes the path of that one; otherwise, and where `_turns` says that this
-would cost more, `rows` adds windows back. The weight gradient of `winograd-1d` is that of `winograd`, or with fewer
-than 16 channels that of `rows`.
+For stride 1 the input gradient is itself a convolution, of dy with the weight turned by half a turn, on the path of
+that one. Where it is not, or where `_turns` says that this would cost more, windows are added back: by `chunks` and
+`depthwise` themselves, by `rows` for all others; `depthwise` always does so. The weight gradient of `winograd-1d` is
+that of `winograd`, or with fewer than 16 channels that of `rows`, and with very many weights that of `chunks`.
 """
 
 import os
@@ -33,6 +33,8 @@ Array = Any
 
 # channels of a group, the fewer of in and out, from which on a form of Winograd's method saves more than it costs
 WINOGRAD_1D_FEWEST, WINOGRAD_FEWEST, WINOGRAD_WEIGHT_FEWEST = 8, 33, 16
+# weights in one product for each image that they meet; with more, reading them takes longer than using them
+MOST_WEIGHTS, MOST_WEIGHT_GRADIENTS = 8192, 2048
 
 
 def path(window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
@@ -41,11 +43,13 @@ def path(window: Window, batch: int, channels: int, filters: int, groups: int, d
         return "chunks"
     if groups == channels > 1:
         return "depthwise"
+    C, F = channels // groups, filters // groups
     plain = window.size == (3, 3) and window.strides == (1, 1) and window.dilation == (1, 1)
-    fewest = min(channels, filters) // groups
-    if plain and fewest >= WINOGRAD_1D_FEWEST and dtype == np.float32 and winograd_allowed():
-        return "winograd" if fewest >= WINOGRAD_FEWEST else "winograd-1d"
-    return "rows"
+    if plain and min(C, F) >= WINOGRAD_1D_FEWEST and dtype == np.float32 and winograd_allowed():
+        name, weights = ("winograd", C * F) if min(C, F) >= WINOGRAD_FEWEST else ("winograd-1d", 3 * C * F)
+    else:
+        name, weights = "rows", window.area * C * F
+    return name if weights <= MOST_WEIGHTS * batch else "chunks"
 
 
 def winograd_allowed() -> bool:
@@ -74,10 +78,10 @@ def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: 
     """Return dweight (KH, KW, C/groups, F) and, with `bias`, dbias (F,) from x (N, H, W, C) and dy (N, OH, OW, F)."""
     (N, _, _, C), F = x.shape, dy.shape[-1]
     name = path(window, N, C, F, groups, x.dtype)
-    if name == "chunks":
-        return chunks.weight_gradient(x, dy, window, groups), norm.channel_sums(dy) if bias else None
     if name == "winograd-1d":
         name = "winograd" if min(C, F) // groups >= WINOGRAD_WEIGHT_FEWEST else "rows"
+    if name == "chunks" or (name == "winograd" and C * F // groups**2 > MOST_WEIGHT_GRADIENTS * N):
+        return chunks.weight_gradient(x, dy, window, groups), norm.channel_sums(dy) if bias else None
 
     def gradients_of_slice(x: Array, dy: Array) -> tuple[Array, Array | None]:
         if name == "depthwise":
@@ -119,19 +123,22 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
         dx = [of_path(dy[:, :, f], weight[..., f], image_size, window) for _, f in _groups(C, F, groups)]
         return dx[0] if groups == 1 else np.concatenate(dx, axis=2)
 
-    return _joined(in_slices(_images_at_once("rows", dy, window.area * C, window), gradient_of_slice, batch_last(dy)))
+    a_row_of_windows = dy.shape[2] * window.area * C * dy.itemsize
+    return _joined(in_slices(rows.BLOCK // a_row_of_windows, gradient_of_slice, batch_last(dy)))
 
 
 def _images_at_once(name: str, x: Array, filters: int, window: Window) -> int:
     """Return for how many images the least that a path can rearrange at once fits the scratch."""
     _, H, W, C = x.shape
-    if name == "winograd":  # a tile in all its positions
-        return int(winograd.BLOCK // (winograd.POSITIONS * max(C, filters) * x.itemsize))
-    if name == "winograd-1d":  # a row of tiles
-        _, OW = window.output_size((H, W))
-        return int(winograd_1d.BLOCK // winograd_1d.row_bytes(OW, max(C, filters) * x.itemsize))
-    # a row of windows, or of the output
-    return int(rows.BLOCK // (window.padded_size((H, W))[1] * max(window.size[0] * C, filters) * x.itemsize))
+    numbers = max(C, filters) * x.itemsize  # bytes of a pixel
+    if name == "winograd":
+        a_tile = winograd.POSITIONS * numbers
+        return int(winograd.BLOCK // a_tile)
+    if name == "winograd-1d":
+        a_row_of_tiles = winograd_1d.row_bytes(window.output_size((H, W))[1], numbers)
+        return int(winograd_1d.BLOCK // a_row_of_tiles)
+    a_lowered_row = window.padded_size((H, W))[1] * max(window.size[0] * C, filters) * x.itemsize
+    return int(rows.BLOCK // a_lowered_row)
 
 
 def _turns(window: Window, image_size: tuple[int, int], output_size: tuple[int, int]) -> bool:

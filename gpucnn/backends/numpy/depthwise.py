@@ -28,8 +28,8 @@ def convolve(padded: Array, weight: Array, bias: Array | None, window: Window, o
     for rows in blocks(len(out), out[0].nbytes, BLOCK):
         part = by_channel[rows]
         term = scratch.take("term", part.shape, part.dtype)
-        for number, (seen, row) in enumerate(_seen(padded, wide, window, rows, out.shape[1])):
-            np.multiply(seen, row, out=term if number else part)
+        for number, seen in enumerate(_seen(padded, window, rows, out.shape[1])):
+            np.multiply(seen, wide[number], out=term if number else part)
             if number:
                 part += term
         if bias is not None:
@@ -45,7 +45,7 @@ def weight_gradient(padded: Array, dy: Array, window: Window) -> Array:
         part = dy[rows]
         term = scratch.take("term", part.shape, part.dtype)
         ones = scratch.ones(part.shape[0] * part.shape[1], dy.dtype)
-        for total, (seen, _) in zip(sums, _seen(padded, sums, window, rows, dy.shape[1]), strict=True):
+        for total, seen in zip(sums, _seen(padded, window, rows, dy.shape[1]), strict=True):
             np.multiply(seen, part, out=term)
             total += (ones @ term.reshape(len(ones), -1)).reshape(total.shape)
     return sums.sum(axis=-1).reshape(*window.size, 1, -1)
@@ -58,19 +58,19 @@ def input_gradient(dy: Array, weight: Array, padded_shape: tuple[int, ...], wind
     for rows in blocks(len(dy), dy[0].nbytes, BLOCK):
         part = dy[rows]
         term = scratch.take("term", part.shape, part.dtype)
-        for gradient, row in _seen(padded, wide, window, rows, dy.shape[1]):
+        for gradient, row in zip(_seen(padded, window, rows, dy.shape[1]), wide, strict=True):
             np.multiply(part, row, out=term)
             for one in range(part.shape[3]):
                 gradient[:, :, :, 0] += term[:, :, :, one]
     return padded
 
 
-def _seen(padded: Array, wide: Array, window: Window, rows: slice, OW: int) -> Iterator[tuple[Array, Array]]:
-    """Yield what each kernel element sees in a block of output rows (rows, OW, C, 1, n), and its row of `wide`."""
+def _seen(padded: Array, window: Window, rows: slice, OW: int) -> Iterator[Array]:
+    """Yield what each kernel element sees in a block of output rows, (rows, OW, C, 1, n)."""
     (SH, SW), (DH, DW) = window.strides, window.dilation
-    for (i, j), row in zip(window.offsets(), wide, strict=True):
+    for i, j in window.offsets():
         down = slice(rows.start * SH + i * DH, (rows.stop - 1) * SH + i * DH + 1, SH)
-        yield padded[down, j * DW : j * DW + SW * (OW - 1) + 1 : SW, :, None], row
+        yield padded[down, j * DW : j * DW + SW * (OW - 1) + 1 : SW, :, None]
 
 
 def _wide(weight: Array, padded: Array) -> Array:

@@ -86,35 +86,41 @@ def gradient(
     x̂·Σ(dy·x̂) / count), written as factor·dy + slope·x + level, so that the normalised x̂ need not be kept.
     """
     rows = LongRows.of(x)
-    matrix, dy_matrix = rows.matrix(x), rows.matrix(dy)
-    y_matrix = None if y is None else rows.matrix(y)
-    dx = memory.empty(matrix.shape, matrix.dtype)
-    C, mean_row = x.shape[-1], rows.wide(mean)
-    sums = np.zeros((2, C))
-    for part in _chunks(matrix):
-        if y_matrix is not None:
-            positive = np.greater(y_matrix[part], 0, out=scratch.take("positive", matrix[part].shape, np.bool_))
-            np.multiply(dy_matrix[part], positive, out=dx[part])
-        dy_part = dy_matrix[part] if y_matrix is None else dx[part]
-        product = _centred(matrix[part], mean_row)
-        product *= dy_part
-        sums += rows.sums(dy_part), rows.sums(product)
-    dy_matrix = dy_matrix if y_matrix is None else dx
+    matrix = rows.matrix(x)
+    masked, sums = _gradient_sums(rows, matrix, rows.matrix(dy), None if y is None else rows.matrix(y), mean)
     inverse = 1.0 / np.sqrt(variance.astype(np.float64) + epsilon)
-    parts = threads.gather((x.size // C, sums))
-    count = sum(count for count, _ in parts)
-    dshift, dscale = sum(part for _, part in parts) * (np.ones(C), inverse)
+    own_dshift, own_dscale = sums[0], sums[1] * inverse
+    parts = threads.gather((matrix.size // rows.channels, own_dshift, own_dscale))
+    count, dshift, dscale = (sum(numbers) for numbers in zip(*parts, strict=True))
     factor = scale * inverse
     slope = -factor * inverse * dscale / count
     level = -factor * dshift / count - slope * mean
     factor_row, slope_row, level_row = (rows.wide(n.astype(x.dtype)) for n in (factor, slope, level))
+    dx = masked if y is not None else memory.empty(matrix.shape, matrix.dtype)
     for part in _chunks(matrix):
         from_statistics = scratch.take("centred", matrix[part].shape, x.dtype)
         np.multiply(matrix[part], slope_row, out=from_statistics)
         from_statistics += level_row
-        out = np.multiply(dy_matrix[part], factor_row, out=dx[part])
+        out = np.multiply(masked[part], factor_row, out=dx[part])
         out += from_statistics
-    return rows.restore(dx), (sums[1] * inverse).astype(x.dtype), sums[0].astype(x.dtype)
+    return rows.restore(dx), own_dscale.astype(x.dtype), own_dshift.astype(x.dtype)
+
+
+def _gradient_sums(rows: LongRows, x: Array, dy: Array, y: Array | None, mean: Array) -> tuple[Array, Array]:
+    """Return dy where a ReLU's output y is positive, else 0, and its sums and those of its products with x − mean.
+
+    All but the sums (2, C) are matrices of rows. Without y, dy itself is returned.
+    """
+    mean_row, sums = rows.wide(mean), np.zeros((2, rows.channels))
+    masked = dy if y is None else memory.empty(dy.shape, dy.dtype)
+    for part in _chunks(x):
+        if y is not None:
+            positive = np.greater(y[part], 0, out=scratch.take("positive", y[part].shape, np.bool_))
+            np.multiply(dy[part], positive, out=masked[part])
+        product = _centred(x[part], mean_row)
+        product *= masked[part]
+        sums += rows.sums(masked[part]), rows.sums(product)
+    return masked, sums
 
 
 def scale_and_shift(x: Array, scale: Array, shift: Array, relu: bool) -> Array:
@@ -137,7 +143,8 @@ def _scaled(matrix: Array, scale_row: Array, shift_row: Array, relu: bool) -> Ar
 def channel_sums(x: Array) -> Array:
     """Return the sum of each channel of x (…, C), (C,), of this thread's samples."""
     rows = LongRows.of(x)
-    return rows.sums(rows.matrix(x)).astype(x.dtype)
+    matrix = rows.matrix(x)
+    return sum((rows.sums(matrix[part]) for part in _chunks(matrix)), np.zeros(rows.channels)).astype(x.dtype)
 
 
 def _statistics(rows: LongRows, matrix: Array) -> tuple[Array, Array]:

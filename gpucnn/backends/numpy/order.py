@@ -1,8 +1,13 @@
 """The order in which the engine keeps images in memory.
 
 Logically every image array is (N, H, W, C). With 8 images or more it lies in memory as (H, W, C, N), the batch
-innermost: NumPy's inner loops then run over C·N numbers instead of C, a row of pixels is one contiguous run, and what
-belongs to one channel and one pixel is a vector over the batch. With fewer images the channels lie innermost.
+innermost:
+
+    pixel (0, 0)                                  pixel (0, 1)
+    [c0: n0 n1 n2 …][c1: n0 n1 n2 …] …            [c0: n0 n1 n2 …] …
+
+NumPy's inner loops then run over C·N numbers instead of C, a row of pixels is one contiguous run, and what belongs to
+one channel and one pixel is a vector over the batch. With fewer images the channels lie innermost.
 NumPy's elementwise functions keep the order of what they are given, so images are laid out anew where they enter a
 network, and where a layer of the user's own returns them in another order, and nowhere else.
 """
@@ -66,7 +71,7 @@ def in_slices(most: int, function: Callable[..., Any], *arrays: Array) -> list[A
     A slice has at most so many images, but never fewer than the engine keeps innermost.
     """
     N = arrays[0].shape[-1]
-    count = -(-N // max(most, LEAST_BATCH))
+    count = min(-(-N // max(1, most)), max(1, N // LEAST_BATCH))
     if count == 1:
         return [function(*arrays)]
     parts = [slice(N * k // count, N * (k + 1) // count) for k in range(count)]

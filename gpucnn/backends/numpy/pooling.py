@@ -1,9 +1,9 @@
 """Pooling: a chain of elementwise operations over strided views, one for each element of the window.
 
-The views look at pixels, runs of C·N numbers with the batch innermost (see `order.pixels`): every operation runs over
-long rows. Output rows are taken a block at a time, so that what a block needs is read into the cache once. Max pooling
-keeps no switches: its gradient compares again, which costs less than writing them. A ReLU is one more operation on
-each block. Where windows do not overlap, each gradient is written once, not added to zeros.
+The views look at pixels, (1, H, W, C·N) with the batch innermost and (N, H, W, C) otherwise (see `order.pixels`): every
+operation runs over long rows. Output rows are taken a block at a time, so that what a block needs is read into the
+cache once. Max pooling keeps no switches: its gradient compares again, which costs less than writing them. A ReLU is
+one more operation on each block. Where windows do not overlap, each gradient is written once, not added to zeros.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def largest(x: Array, window: Window, relu: bool) -> tuple[Array, Kept]:
     for rows in _row_blocks(y):
         out = y[:, rows]
         first, *others = (padded[at] for at in _places(window, rows, OW))
-        np.maximum(first, others[0] if others else first, out=out)
+        np.maximum(first, others[0] if others else first, out=out)  # of itself where the window is one element
         for other in others[1:]:
             np.maximum(out, other, out=out)
         if relu:
@@ -78,12 +78,10 @@ def average(x: Array, window: Window) -> Array:
     y = memory.empty((len(padded), OH, OW, padded.shape[3]), x.dtype)
     for rows in _row_blocks(y):
         out = y[:, rows]
-        first, *others = (padded[at] for at in _places(window, rows, OW))
-        if others:
-            first = np.add(first, others[0], out=out)
-        for other in others[1:]:
-            out += other
-        np.multiply(first, factor[rows] if isinstance(factor, np.ndarray) else factor, out=out)
+        total, *others = (padded[at] for at in _places(window, rows, OW))
+        for other in others:
+            total = np.add(total, other, out=out)
+        np.multiply(total, factor[rows] if isinstance(factor, np.ndarray) else factor, out=out)
     return images(y, len(x))
 
 
@@ -112,10 +110,10 @@ def _factor(image_size: tuple[int, int], window: Window, like: Array) -> Any:
 
 def _places(window: Window, rows: slice, OW: int) -> Iterator[Index]:
     """Yield where padded pixels hold what each element of the window sees, for some output rows."""
-    SH, SW = window.strides
+    (SH, SW), (DH, DW) = window.strides, window.dilation
     for i, j in window.offsets():
-        down = slice(rows.start * SH + i, (rows.stop - 1) * SH + i + 1, SH)
-        yield slice(None), down, slice(j, j + SW * (OW - 1) + 1, SW)
+        down = slice(rows.start * SH + i * DH, (rows.stop - 1) * SH + i * DH + 1, SH)
+        yield slice(None), down, slice(j * DW, j * DW + SW * (OW - 1) + 1, SW)
 
 
 def _row_blocks(y: Array) -> Iterator[slice]:
@@ -145,7 +143,7 @@ def _gradient_of(padded_shape: tuple[int, ...], dy: Array, window: Window) -> tu
 
     Where they do, each element is written at most once; what no window sees is 0 already.
     """
-    apart = all(stride >= size for stride, size in zip(window.strides, window.size, strict=True))
+    apart = all(stride >= size for stride, size in zip(window.strides, window.extent, strict=True))
     covered = [stride * count for stride, count in zip(window.strides, dy.shape[1:3], strict=True)]
     dpadded = memory.empty(padded_shape, dy.dtype)
     if not apart or window.strides != window.size or list(padded_shape[1:3]) != covered:

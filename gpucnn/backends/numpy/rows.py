@@ -16,8 +16,8 @@ The weight gradient sums over pixels and images, so there these two lie innermos
 The rows of the image that a kernel sees are KH·C such runs, and a step to the right is a shift by n numbers: the
 gradient of kernel column j is one product of (KH·C, OW·n), shifted by j·n, with dy (OW·n, F), for each output row.
 
-The input gradient adds back what each pixel of dy meant for its window; for stride 1 the kernel's rows are added up
-within the product. Often it is a convolution of dy instead (see `convolution.py`).
+The input gradient adds back what each pixel of dy meant for its window; for stride 1 without dilation the kernel's rows
+are added up within the product. Often it is a convolution of dy instead (see `convolution.py`).
 
 All arrays are (H, W, C, n) and one group of channels here; `convolution.py` cuts groups and batches.
 """
@@ -34,7 +34,6 @@ from gpucnn.backends.window import Window
 Array = Any
 
 BLOCK = 1 << 21  # bytes of lowered rows at once: about what a core's second-level cache holds
-SMALL = 8e5  # multiplications of one product: up to this size OpenBLAS takes its path without packing
 
 
 def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: Array) -> Iterator[Array]:
@@ -60,17 +59,16 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
     KH, KW = window.size
     total = np.zeros((KW, KH * C * F), x.dtype)
     dbias, ones = np.zeros(F), scratch.ones(OW * n, x.dtype)
-    width = max(1, min(OW, int(SMALL / (KH * C * F * n))))  # pixels that one product adds up
-    for rows in _row_blocks(x, window, gathered=window.strides[1] > 1, a_row_of_dy=OW * F * n):
+    a_row = max(OW * F * n, KW * KH * C * F)  # of the copy of dy, and of the products
+    for rows in _row_blocks(x, window, gathered=window.strides[1] > 1, least=a_row):
         count = rows.stop - rows.start
         seen = _windows_by_channel(x, window, rows)
         dy_rows = scratch.take("output", (count, F, OW, n), dy.dtype)
         dy_rows[...] = dy[rows].transpose(0, 2, 1, 3)
         dy_rows = dy_rows.reshape(count, 1, 1, F, OW * n)
-        for start in range(0, OW, width):
-            pixels = slice(start * n, min(start + width, OW) * n)
-            products = np.matmul(seen[..., pixels], dy_rows[..., pixels].swapaxes(-1, -2))
-            total += products.reshape(count, KW, -1).sum(axis=0)
+        products = scratch.take("products", (*seen.shape[:4], F), x.dtype)  # (count, KW, 1, KH·C, F)
+        np.matmul(seen, dy_rows.swapaxes(-1, -2), out=products)  # sums over the pixels of a row and the images
+        total += products.reshape(count, KW, -1).sum(axis=0)
         if bias:
             dbias += (dy_rows.reshape(count * F, OW * n) @ ones).reshape(count, F).sum(axis=0)
     return total.reshape(KW, KH, C, F).transpose(1, 0, 2, 3), dbias.astype(x.dtype) if bias else None
@@ -145,10 +143,11 @@ def _windows(x: Array, window: Window, rows: slice, with_ones: bool) -> Array:
     else:
         for i in range(KH):
             _copy_rows(x, inner[:, :, i * C : (i + 1) * C], first + i * DH, SH)
-    row, pixel, line, item = lowered.strides
+    row, pixel, number, item = lowered.strides
     if DW == 1:
-        return strided(lowered, (count, OW, KW * height, n), (row, SW * pixel, line, item))
-    shape, strides = (count, OW, KW, height, n), (row, SW * pixel, DW * pixel, line, item)
+        return strided(lowered, (count, OW, KW * height, n), (row, SW * pixel, number, item))
+    # dilated columns do not lie side by side: they are gathered, KW times what was lowered
+    shape, strides = (count, OW, KW, height, n), (row, SW * pixel, DW * pixel, number, item)
     gathered = scratch.take("sums", shape, x.dtype)
     gathered[...] = strided(lowered, shape, strides)
     return gathered.reshape(count, OW, KW * height, n)
@@ -171,6 +170,7 @@ def _windows_by_channel(x: Array, window: Window, rows: slice) -> Array:
     row, channel, pixel, item = by_channel.strides
     if SW == 1:
         return strided(by_channel, shape, (SH * row, DW * pixel, DH * row, channel, item))
+    # the pixels that a kernel column sees do not lie side by side: they are gathered, a copy for each column
     apart = scratch.take("sums", (KW, height, C, OW, n), x.dtype)
     for j in range(KW):
         apart[j] = by_channel[:, :, j * DW : j * DW + SW * (OW - 1) + 1 : SW]
@@ -189,14 +189,13 @@ def _copy_rows(image: Array, out: Array, first: int, step: int) -> None:
         out[above:inside] = image[first + above * step : first + (inside - 1) * step + 1 : step]
 
 
-def _row_blocks(x: Array, window: Window, gathered: bool, a_row_of_dy: int = 0) -> Iterator[slice]:
-    """Cut the output rows into blocks of which the scratch holds all copies.
+def _row_blocks(x: Array, window: Window, gathered: bool, least: int = 0) -> Iterator[slice]:
+    """Cut the output rows into blocks of which the scratch can hold each copy.
 
-    They are of what the kernel sees of x, KH rows of it; of each kernel column's share of that, if they are gathered;
-    and of dy.
+    The largest decides: the lowered rows; with `gathered`, what each kernel column sees of them; `least` numbers.
     """
     H, W, C, n = x.shape
     OH, OW = window.output_size((H, W))
-    KH, KW = window.size
-    a_row = max(window.padded_size((H, W))[1] * KH * C * n, KW * KH * OW * C * n if gathered else 0, a_row_of_dy)
+    KW, lowered = window.size[1], max(window.size[0], window.strides[0])  # rows of the image a row of output
+    a_row = max(window.padded_size((H, W))[1] * lowered * C * n, KW * lowered * OW * C * n if gathered else 0, least)
     return blocks(OH, a_row * x.itemsize, BLOCK)

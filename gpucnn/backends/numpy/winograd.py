@@ -10,14 +10,14 @@ and the elementwise product ⊙, summed over the channels, is one matrix product
     M (36, tiles, F, n) = U (36, 1, F, C) @ V (36, tiles, C, n)
 
 The batch lies innermost, (H, W, C, n), so every transform is itself a product of B, G or A with long rows of numbers
-over overlapping views: along the image's rows first, then along its columns. A block of tiles, at most one row of them,
-is taken through all of it in the scratch:
+over overlapping views: down the image first, then across. A block of tiles, at most one row of them, is taken through
+all of it in the scratch:
 
-    x ──Bᵀ along rows──▶ lines (6, width, C·n) ──Bᵀ along columns──▶ V ──@U──▶ M ──Aᵀ, Aᵀ──▶ y
+    x ──Bᵀ over 6 rows──▶ lines (6, width, C·n) ──Bᵀ over 6 columns──▶ V ──@U──▶ M ──Aᵀ, Aᵀ──▶ y
 
-Sizes that are no multiples of 4 and the padding need no copies either. Above and below, and for the output on all
-sides, a matrix loses the columns that would meet pixels outside the image, and the rows whose output nobody wants; to
-the left and right `lines` are filled with zeros.
+Sizes that are no multiples of 4 and the padding need no copies either. Above and below the image a matrix loses the
+columns that would meet pixels outside it; to the left and right `lines` are filled with zeros. A matrix loses the rows
+whose output nobody wants.
 
 Source: Lavin, Gray, "Fast algorithms for convolutional neural networks" (2016), with their interpolation points
 0, ±1, ±2. In float32 the result is within 1e-5 of float64 (L2, relative); float64 takes the direct path.
@@ -119,11 +119,11 @@ class _Block:
         if rows.start >= rows.stop or columns.start >= columns.stop:
             lines[...] = 0
         else:
-            first, last = columns.start - left, columns.stop - left
-            lines[:, :first], lines[:, last:] = 0, 0
+            inside_from, inside_to = columns.start - left, columns.stop - left
+            lines[:, :inside_from], lines[:, inside_to:] = 0, 0
             seen = x[rows, columns].reshape(rows.stop - rows.start, -1, run)
             matrix = B_T[:, rows.start - self.top : rows.stop - self.top]
-            np.matmul(matrix, seen.transpose(1, 0, 2), out=lines[:, first:last].transpose(1, 0, 2))
+            np.matmul(matrix, seen.transpose(1, 0, 2), out=lines[:, inside_from:inside_to].transpose(1, 0, 2))
         V = scratch.take("input", (SEEN, SEEN, self.tiles, run), x.dtype)
         np.matmul(B_T, _tiles_of(lines, self.tiles, SEEN), out=V.transpose(0, 2, 1, 3))
         return V.reshape(POSITIONS, self.tiles, C, n)
@@ -133,16 +133,19 @@ class _Block:
         F, n = dy.shape[2:]
         rows, columns = self.output_rows, self.output_columns
         lines = scratch.take("output lines", (SEEN, TILE * self.tiles, F * n), dy.dtype)
-        last = columns.stop - columns.start
-        lines[:, last:] = 0
+        width = columns.stop - columns.start
+        lines[:, width:] = 0
         seen = dy[rows, columns].reshape(rows.stop - rows.start, -1, F * n)
-        np.matmul(A[:, : len(seen)], seen.transpose(1, 0, 2), out=lines[:, :last].transpose(1, 0, 2))
+        np.matmul(A[:, : len(seen)], seen.transpose(1, 0, 2), out=lines[:, :width].transpose(1, 0, 2))
         dM = scratch.take("output", (SEEN, SEEN, self.tiles, F * n), dy.dtype)
         np.matmul(A, _tiles_of(lines, self.tiles, TILE), out=dM.transpose(0, 2, 1, 3))
         return dM.reshape(POSITIONS, self.tiles, F, n)
 
     def put_output(self, M: Array, y: Array) -> Array:
-        """Write Aᵀ M A, for M (36, tiles, F, n), where it belongs in y (OH, OW, F, n); return that part of y."""
+        """Write Aᵀ M A, for M (36, tiles, F, n), where it belongs in y (OH, OW, F, n); return that part of y.
+
+        M (6, 6·tiles, F·n) ──Aᵀ down──▶ lines (height, 6·tiles, F·n) ──Aᵀ across──▶ y (height, 4·tiles, F·n)
+        """
         run = y.shape[2] * y.shape[3]
         rows, columns = self.output_rows, self.output_columns
         height, whole = rows.stop - rows.start, (columns.stop - columns.start) // TILE

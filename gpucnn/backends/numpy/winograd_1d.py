@@ -1,8 +1,8 @@
-"""Convolution 3×3 with stride 1 by Winograd's method along rows, F(4, 3): half of the multiplications.
+"""Convolution 3×3 with stride 1 by Winograd's method within rows, F(4, 3): half of the multiplications.
 
-The output rows are cut into tiles of 4 pixels, each seen through 6 pixels of an input row; neighbouring tiles overlap
-by two. With the matrices of `winograd.py` (B for the input, G for the weight, A for the output), applied along rows
-alone, one row of the output is
+Each output row is cut into tiles of 4 pixels, each seen through 6 pixels of an input row; neighbouring tiles overlap by
+two. With the matrices of `winograd.py` (B for the input, G for the weight, A for the output), applied across the image
+alone, not down, a tile of the output is
 
     output tile = Aᵀ Σ_i [ (G · row i of the weight) ⊙ (Bᵀ · what row i of the kernel sees) ]
 
@@ -16,7 +16,8 @@ overlap: so the sum over the kernel's rows and the channels is one stacked produ
 
     M (tiles, 6, rows, F, n) = U (6, 1, F, 3·C) @ V as (tiles, 6, rows, 3·C, n)
 
-What of a tile lies outside the image costs nothing: the matrices lose the columns, or the rows, that belong to it.
+What of a tile lies to the left or right of the image costs nothing: the matrices lose the columns, or the rows, that
+belong to it. Rows above and below are zeros in V.
 """
 
 from collections.abc import Iterator
@@ -68,14 +69,16 @@ def _views(x: Array, tiles: int, left: int) -> list[View]:
     H, W, C, n = x.shape
     pixels = x.reshape(H, W, C * n)
     row, pixel, item = pixels.strides
-    first = min(tiles, -(-left // TILE))  # of the tiles that see nothing but the image
-    last = max(first, min(tiles, (W - SEEN + left) // TILE + 1))
+    inside_from = min(tiles, -(-left // TILE))  # the tiles that see nothing but the image
+    inside_to = max(inside_from, min(tiles, (W - SEEN + left) // TILE + 1))
     views: list[View] = []
-    if first < last:
-        seen = pixels[:, TILE * first - left :]
-        shape = H, last - first, SEEN, C * n
-        views.append((slice(first, last), B_T, as_strided(seen, shape, (row, TILE * pixel, pixel, item))))
-    for tile in (*range(first), *range(last, tiles)):
+    if inside_from < inside_to:
+        seen = pixels[:, TILE * inside_from - left :]
+        shape = H, inside_to - inside_from, SEEN, C * n
+        # a group's channels are not contiguous, so `order.strided` cannot look at them
+        whole = as_strided(seen, shape, (row, TILE * pixel, pixel, item))
+        views.append((slice(inside_from, inside_to), B_T, whole))
+    for tile in (*range(inside_from), *range(inside_to, tiles)):
         at = TILE * tile - left
         start, stop = (min(max(edge, 0), W) for edge in (at, at + SEEN))
         views.append((slice(tile, tile + 1), B_T[:, start - at : stop - at], pixels[:, None, start:stop]))
@@ -87,11 +90,11 @@ def _transformed(views: list[View], start: int, stop: int, tiles: int) -> Array:
     _, _, pixels = views[0]
     H, run = len(pixels), pixels.shape[-1]
     V = scratch.take("input", (tiles, SEEN, stop - start, run), pixels.dtype)
-    first, last = (min(max(edge, 0), H) for edge in (start, stop))
-    above, below = first - start, last - start
+    inside_from, inside_to = (min(max(edge, 0), H) for edge in (start, stop))
+    above, below = inside_from - start, inside_to - start
     V[:, :, :above], V[:, :, below:] = 0, 0
     for part, matrix, seen in views:
-        np.matmul(matrix, seen[first:last], out=V[part, :, above:below].transpose(2, 0, 1, 3))
+        np.matmul(matrix, seen[inside_from:inside_to], out=V[part, :, above:below].transpose(2, 0, 1, 3))
     return V
 
 
