@@ -1,9 +1,13 @@
-"""Pooling: a chain of elementwise operations over strided views, one for each element of the window.
+"""Pooling: one reduction over a strided view of all windows, one product with the gradient to send it back.
 
-The views look at pixels, (1, H, W, C·N) with the batch innermost and (N, H, W, C) otherwise (see `order.pixels`): every
-operation runs over long rows. Output rows are taken a block at a time, so that what a block needs is read into the
-cache once. Max pooling keeps no switches: its gradient compares again, which costs less than writing them. A ReLU is
-one more operation on each block. Where windows do not overlap, each gradient is written once, not added to zeros.
+Images are looked at as pixels, (1, H, W, C·N) with the batch innermost and (N, H, W, C) otherwise (see `order.pixels`),
+so that every operation runs over long rows. What the windows see is one view of them,
+
+    windows (G, OH, KH, OW, KW, run)                  overlapping where windows do, reduced over KH and KW
+
+Output rows are taken a block at a time, so that what a block needs is read into the cache once. Max pooling keeps no
+switches: its gradient compares again, which costs less than writing them. A ReLU is one more operation on each block.
+Where windows do not overlap, each gradient is written once, through such a view; else it is added place by place.
 """
 
 from collections.abc import Iterator
@@ -12,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy import memory, scratch
-from gpucnn.backends.numpy.order import blocks, images, pixels
+from gpucnn.backends.numpy.order import blocks, images, pixels, strided
 from gpucnn.backends.window import Window
 
 Array = Any
-Index = tuple[slice, slice, slice]
 Kept = tuple[Array, Array, bool]  # padded pixels, the largest of them, and whether 0 stands for what is negative
 
-BLOCK = 1 << 20  # bytes of output rows at once
+BLOCK = 1 << 22  # bytes of windows at once
 
 
 def largest(x: Array, window: Window, relu: bool) -> tuple[Array, Kept]:
@@ -29,12 +32,9 @@ def largest(x: Array, window: Window, relu: bool) -> tuple[Array, Kept]:
     """
     padded, (OH, OW) = _padded(x, window, -np.inf), window.output_size(x.shape[1:3])
     y = memory.empty((len(padded), OH, OW, padded.shape[3]), x.dtype)
-    for rows in _row_blocks(y):
-        out = y[:, rows]
-        first, *others = (padded[at] for at in _places(window, rows, OW))
-        np.maximum(first, others[0] if others else first, out=out)  # of itself where the window is one element
-        for other in others[1:]:
-            np.maximum(out, other, out=out)
+    windows = _windows(padded, window, y)
+    for rows in _row_blocks(windows):
+        out = np.maximum.reduce(windows[:, rows], axis=(2, 4), out=y[:, rows])
         if relu:
             np.maximum(out, 0, out=out)
     return images(y, len(x)), (padded, y, relu)
@@ -43,32 +43,20 @@ def largest(x: Array, window: Window, relu: bool) -> tuple[Array, Kept]:
 def largest_gradient(dy: Array, kept: Kept, image_size: tuple[int, int], window: Window) -> Array:
     """Return dx (N, H, W, C): dy goes to the first element that equals the largest, if no ReLU cut it off."""
     padded, y, relu = kept
-    dy_pixels, OW = pixels(dy), y.shape[2]
-    dpadded, apart = _gradient_of(padded.shape, dy_pixels, window)
-    for rows in _row_blocks(y):
-        largest_here, dy_here = y[:, rows], dy_pixels[:, rows]
-        share = None if apart else scratch.take("share", dy_here.shape, dy.dtype)
-        won, free = (scratch.take(name, dy_here.shape, np.bool_) for name in ("won", "free"))
+    windows, dy_pixels = _windows(padded, window, y), pixels(dy)
+    dpadded = _gradient_of(padded.shape, dy_pixels, window)
+    for rows in _row_blocks(windows):
+        won = scratch.take("won", windows[:, rows].shape, np.bool_)
+        np.equal(windows[:, rows], _for_each_window(y[:, rows]), out=won)
+        winners = y[:, rows].size
         if relu:
-            np.greater(largest_here, 0, out=free)  # where dy counts, and no element of the window has won it yet
-        else:
-            free[...] = True
-        *earlier, last = _places(window, rows, OW)
-        for at in earlier:
-            np.equal(padded[at], largest_here, out=won)
-            won &= free
-            free ^= won
-            _give(dpadded, at, dy_here, won, share)
-        _give(dpadded, last, dy_here, free, share)  # one of them is the largest: where no other has won, the last has
+            positive = np.greater(y[:, rows], 0, out=scratch.take("positive", y[:, rows].shape, np.bool_))
+            won &= _for_each_window(positive)
+            winners = np.count_nonzero(positive)
+        if np.count_nonzero(won) > winners:
+            _first_alone(won)
+        _give(dpadded, window, rows, dy_pixels, won)
     return images(_interior(dpadded, image_size, window), len(dy))
-
-
-def _give(dpadded: Array, at: Index, dy: Array, to: Array, share: Array | None) -> None:
-    """Give dy to the elements at a place where `to` says so: to elements that get no other, or added to their share."""
-    if share is None:
-        np.multiply(dy, to, out=dpadded[at])
-    else:
-        dpadded[at] += np.multiply(dy, to, out=share)
 
 
 def average(x: Array, window: Window) -> Array:
@@ -76,49 +64,73 @@ def average(x: Array, window: Window) -> Array:
     image_size = x.shape[1:3]
     padded, (OH, OW), factor = _padded(x, window, 0), window.output_size(image_size), _factor(image_size, window, x)
     y = memory.empty((len(padded), OH, OW, padded.shape[3]), x.dtype)
-    for rows in _row_blocks(y):
-        out = y[:, rows]
-        total, *others = (padded[at] for at in _places(window, rows, OW))
-        for other in others:
-            total = np.add(total, other, out=out)
-        np.multiply(total, factor[rows] if isinstance(factor, np.ndarray) else factor, out=out)
+    windows = _windows(padded, window, y)
+    for rows in _row_blocks(windows):
+        out = np.add.reduce(windows[:, rows], axis=(2, 4), out=y[:, rows])
+        out *= factor[rows]
     return images(y, len(x))
 
 
 def average_gradient(dy: Array, image_size: tuple[int, int], window: Window) -> Array:
     """Return dx (N, H, W, C): each element of a window gets the window's dy, divided by their number."""
     dy_pixels, factor = pixels(dy), _factor(image_size, window, dy)
-    G, _, OW, run = dy_pixels.shape
-    dpadded, apart = _gradient_of((G, *window.padded_size(image_size), run), dy_pixels, window)
-    for rows in _row_blocks(dy_pixels):
-        share = scratch.take("share", dy_pixels[:, rows].shape, dy.dtype)
-        np.multiply(dy_pixels[:, rows], factor[rows] if isinstance(factor, np.ndarray) else factor, out=share)
-        for at in _places(window, rows, OW):
-            if apart:
-                dpadded[at] = share
-            else:
-                dpadded[at] += share
+    G, _, _, run = dy_pixels.shape
+    dpadded = _gradient_of((G, *window.padded_size(image_size), run), dy_pixels, window)
+    for rows in _row_blocks(_windows(dpadded, window, dy_pixels)):
+        _give(dpadded, window, rows, dy_pixels, _for_each_window(factor[None, rows]))
     return images(_interior(dpadded, image_size, window), len(dy))
 
 
-def _factor(image_size: tuple[int, int], window: Window, like: Array) -> Any:
-    """Return what each element of a window counts for in its average: a number, or (OH, OW, 1) with padding."""
+def _windows(padded: Array, window: Window, y: Array) -> Array:
+    """Return what the windows see of padded pixels (G, H, W, run): a view (G, OH, KH, OW, KW, run)."""
+    (KH, KW), (SH, SW), (DH, DW) = window.size, window.strides, window.dilation
+    G, OH, OW, run = y.shape
+    image, row, pixel, item = padded.strides
+    return strided(padded, (G, OH, KH, OW, KW, run), (image, SH * row, DH * row, SW * pixel, DW * pixel, item))
+
+
+def _for_each_window(y: Array) -> Array:
+    """Return outputs (G, rows, OW, run) so that they meet what their windows see."""
+    return y[:, :, None, :, None]
+
+
+def _first_alone(won: Array) -> None:
+    """Leave of several elements of a window that won the first, in won (G, rows, KH, OW, KW, run)."""
+    taken = np.zeros_like(won[:, :, 0, :, 0])
+    for i in range(won.shape[2]):
+        for j in range(won.shape[4]):
+            place = won[:, :, i, :, j]
+            np.greater(place, taken, out=place)
+            taken |= place
+
+
+def _give(dpadded: Array, window: Window, rows: slice, dy: Array, share: Array) -> None:
+    """Give each window's elements their share of dy, for some output rows: share (G, rows, KH, OW, KW, run) or less."""
+    dwindows, dy_rows = _windows(dpadded, window, dy)[:, rows], _for_each_window(dy[:, rows])
+    if _lie_apart(window):
+        np.multiply(dy_rows, share, out=dwindows)
+        return
+    shares = np.broadcast_to(share, dwindows.shape)
+    for i, j in window.offsets():
+        term = scratch.take("term", dy[:, rows].shape, dy.dtype)
+        dwindows[:, :, i, :, j] += np.multiply(dy[:, rows], shares[:, :, i, :, j], out=term)
+
+
+def _lie_apart(window: Window) -> bool:
+    """Tell whether no two windows overlap, so that each pixel is one window's."""
+    return all(stride >= extent for stride, extent in zip(window.strides, window.extent, strict=True))
+
+
+def _factor(image_size: tuple[int, int], window: Window, like: Array) -> Array:
+    """Return what each element of a window counts for in its average, for each output pixel (OH, OW or 1, 1)."""
     if window.padding == ((0, 0), (0, 0)):
-        return 1.0 / window.area
+        return np.full((window.output_size(image_size)[0], 1, 1), 1.0 / window.area, like.dtype)
     return (1.0 / window.real_counts(np, image_size)).astype(like.dtype)
 
 
-def _places(window: Window, rows: slice, OW: int) -> Iterator[Index]:
-    """Yield where padded pixels hold what each element of the window sees, for some output rows."""
-    (SH, SW), (DH, DW) = window.strides, window.dilation
-    for i, j in window.offsets():
-        down = slice(rows.start * SH + i * DH, (rows.stop - 1) * SH + i * DH + 1, SH)
-        yield slice(None), down, slice(j * DW, j * DW + SW * (OW - 1) + 1, SW)
-
-
-def _row_blocks(y: Array) -> Iterator[slice]:
-    """Cut output rows (G, OH, OW, run) into blocks."""
-    return blocks(y.shape[1], y[:, :1].nbytes, BLOCK)
+def _row_blocks(windows: Array) -> Iterator[slice]:
+    """Cut output rows into blocks by what their windows see (G, OH, KH, OW, KW, run)."""
+    return blocks(windows.shape[1], windows[:, :1].nbytes, BLOCK)
 
 
 def _padded(x: Array, window: Window, fill: float) -> Array:
@@ -138,14 +150,8 @@ def _interior(padded: Array, image_size: tuple[int, int], window: Window) -> Arr
     return padded if window.padding == ((0, 0), (0, 0)) else np.ascontiguousarray(padded[window.interior(image_size)])
 
 
-def _gradient_of(padded_shape: tuple[int, ...], dy: Array, window: Window) -> tuple[Array, bool]:
-    """Return an array for the gradient of padded pixels, and whether the windows lie apart.
-
-    Where they do, each element is written at most once; what no window sees is 0 already.
-    """
-    apart = all(stride >= size for stride, size in zip(window.strides, window.extent, strict=True))
-    covered = [stride * count for stride, count in zip(window.strides, dy.shape[1:3], strict=True)]
-    dpadded = memory.empty(padded_shape, dy.dtype)
-    if not apart or window.strides != window.size or list(padded_shape[1:3]) != covered:
-        dpadded[...] = 0
-    return dpadded, apart
+def _gradient_of(padded_shape: tuple[int, ...], dy: Array, window: Window) -> Array:
+    """Return an array for the gradient of padded pixels: zeros, unless each is some window's and will be written."""
+    covered = tuple(stride * count for stride, count in zip(window.strides, dy.shape[1:3], strict=True))
+    tiled = window.strides == window.extent == window.size and padded_shape[1:3] == covered
+    return memory.empty(padded_shape, dy.dtype) if tiled else memory.zeros(padded_shape, dy.dtype)
