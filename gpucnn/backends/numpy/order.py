@@ -53,9 +53,12 @@ def images(pixels: Array, batch: int) -> Array:
     return batch_first(pixels.reshape(H, W, run // batch, batch))
 
 
-def strided(array: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
-    """Return another view of a contiguous array's memory; NumPy's own `as_strided` takes ten times as long to make."""
-    return np.ndarray(shape, array.dtype, array, 0, strides)
+def strided(array: Array, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> Array:
+    """Return another view of a contiguous array's memory, from so many bytes on.
+
+    NumPy's own `as_strided` takes ten times as long to make one.
+    """
+    return np.ndarray(shape, array.dtype, array, offset, strides)
 
 
 def blocks(rows: int, a_row: int, most: int) -> Iterator[slice]:

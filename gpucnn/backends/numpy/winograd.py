@@ -1,7 +1,7 @@
 """Convolution 3×3 with stride 1 by Winograd's method F(4×4, 3×3): a quarter of the multiplications.
 
-The output is cut into tiles of 4×4 pixels, each seen through 6×6 pixels of the input; neighbouring tiles of the input
-overlap by two. With three small constant matrices (B for the input, G for the weight, A for the output)
+The output is cut into tiles of 4×4 pixels, each seen through 6×6 pixels of the input (see `tiles.py`). With three small
+constant matrices (B for the input, G for the weight, A for the output)
 
     output tile = Aᵀ [ (G · weight · Gᵀ) ⊙ (Bᵀ · input tile · B) ] A
 
@@ -10,55 +10,29 @@ and the elementwise product ⊙, summed over the channels, is one matrix product
     M (36, tiles, F, n) = U (36, 1, F, C) @ V (36, tiles, C, n)
 
 The batch lies innermost, (H, W, C, n), so every transform is itself a product of B, G or A with long rows of numbers
-over overlapping views: down the image first, then across. A block of tiles, at most one row of them, is taken through
-all of it in the scratch:
+over overlapping views: down the image first, then across. A block of rows of tiles, or a piece of one row, is taken
+through all of it in the scratch:
 
-    x ──Bᵀ over 6 rows──▶ lines (6, width, C·n) ──Bᵀ over 6 columns──▶ V ──@U──▶ M ──Aᵀ, Aᵀ──▶ y
-
-Sizes that are no multiples of 4 and the padding need no copies either. Above and below the image a matrix loses the
-columns that would meet pixels outside it; to the left and right `lines` are filled with zeros. A matrix loses the rows
-whose output nobody wants.
-
-Source: Lavin, Gray, "Fast algorithms for convolutional neural networks" (2016), with their interpolation points
-0, ±1, ±2. In float32 the result is within 1e-5 of float64 (L2, relative); float64 takes the direct path.
+    x ──Bᵀ down──▶ lines (rows of tiles, 6, width, C·n) ──Bᵀ across──▶ V ──@U──▶ M ──Aᵀ down, Aᵀ across──▶ y
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from gpucnn.backends.numpy import scratch
-from gpucnn.backends.numpy.order import strided
+from gpucnn.backends.numpy.tiles import A_T, SEEN, TILE, G, Stretch, cut
 from gpucnn.backends.window import Window
 
 Array = Any
 
-TILE, SEEN = 4, 6  # output and input pixels along one side of a tile
 POSITIONS = SEEN * SEEN
 BLOCK = 5 << 19  # bytes of V or M at once
 SMALL = 6e5  # multiplications of one product: up to this size OpenBLAS takes its path without packing
-
-B_T = np.array(
-    [
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ],
-    dtype=np.float32,
-)
-A_T = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=np.float32)
-A = np.ascontiguousarray(A_T.T)
-G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
-G_BOTH = np.kron(G, G).astype(np.float32)  # (36, 9): along rows and columns at once
-BIAS_AT = 1 * SEEN + 1  # Aᵀ spreads this position of a tile evenly over the tile's 16 outputs
+G_BOTH = np.kron(G, G).astype(np.float32)  # (36, 9): down and across at once
 G_BOTH_T = np.ascontiguousarray(G_BOTH.T)
+BIAS_AT = 1 * SEEN + 1  # Aᵀ spreads this position of a tile evenly over the tile's 16 outputs
 
 
 def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: Array) -> Iterator[Array]:
@@ -67,13 +41,15 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: A
     n = x.shape[-1]
     parts = _filter_parts(F, C * n)
     U = (G_BOTH @ weight.transpose(0, 1, 3, 2).reshape(9, F * C)).reshape(POSITIONS, 1, parts, F // parts, C)
-    for block in _blocks(x, out, window):
-        V = block.transformed_input(x)
-        M = scratch.take("output", (POSITIONS, block.tiles, parts, F // parts, n), x.dtype)
+    for down, across in _blocks(x, out, window):
+        V = _transformed_input(x, down, across)
+        M = scratch.take("output", (POSITIONS, V.shape[1], parts, F // parts, n), x.dtype)
         np.matmul(U, V[:, :, None], out=M)
         if bias is not None:
             M[BIAS_AT] += bias.reshape(parts, F // parts, 1)
-        yield block.put_output(M, out)
+        part = out[down.output, across.output]
+        _put_output(M, part, down, across)
+        yield part
 
 
 def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tuple[Array, Array | None]:
@@ -83,14 +59,15 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
     """
     C, F = x.shape[2], dy.shape[2]
     dU, dbias = np.zeros((POSITIONS, C * F), x.dtype), np.zeros(F)
-    positions = BLOCK // (C * F * x.itemsize)  # how many matrices (C, F) fit the scratch
-    for block in _blocks(x, dy, window):
-        V, dM = block.transformed_input(x), block.transformed_gradient(dy)
-        step = max(1, min(POSITIONS, positions // block.tiles))
-        ones = scratch.ones(block.tiles, x.dtype)
+    most = BLOCK // (C * F * x.itemsize)  # matrices (C, F) that fit the scratch
+    for down, across in _blocks(x, dy, window):
+        V, dM = _transformed_input(x, down, across), _transformed_gradient(dy, down, across)
+        tiles = V.shape[1]
+        step = max(1, min(POSITIONS, most // tiles))
+        ones = scratch.ones(tiles, x.dtype)
         for start in range(0, POSITIONS, step):
             part = slice(start, min(start + step, POSITIONS))
-            shape = part.stop - start, block.tiles, C, F
+            shape = part.stop - start, tiles, C, F
             products = np.matmul(V[part], dM[part].transpose(0, 1, 3, 2), out=scratch.take("sums", shape, x.dtype))
             dU[part] += ones @ products.reshape(*shape[:2], C * F)
         if bias:
@@ -98,99 +75,55 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
     return (G_BOTH_T @ dU).reshape(3, 3, C, F), dbias.astype(x.dtype) if bias else None
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Some neighbouring tiles of one row of tiles: what of the output they are, and what of the input they see."""
-
-    tiles: int
-    output_rows: slice
-    output_columns: slice
-    top: int  # the first row and the first column of the input that they see; negative in the padding
-    left: int
-    input_rows: slice  # what of all they see lies inside the image
-    input_columns: slice
-
-    def transformed_input(self, x: Array) -> Array:
-        """Return V (36, tiles, C, n)."""
-        C, n = x.shape[2:]
-        width, run = TILE * self.tiles + 2, C * n
-        rows, columns, left = self.input_rows, self.input_columns, self.left
-        lines = scratch.take("lines", (SEEN, width, run), x.dtype)
-        if rows.start >= rows.stop or columns.start >= columns.stop:
-            lines[...] = 0
-        else:
-            inside_from, inside_to = columns.start - left, columns.stop - left
-            lines[:, :inside_from], lines[:, inside_to:] = 0, 0
-            seen = x[rows, columns].reshape(rows.stop - rows.start, -1, run)
-            matrix = B_T[:, rows.start - self.top : rows.stop - self.top]
-            np.matmul(matrix, seen.transpose(1, 0, 2), out=lines[:, inside_from:inside_to].transpose(1, 0, 2))
-        V = scratch.take("input", (SEEN, SEEN, self.tiles, run), x.dtype)
-        np.matmul(B_T, _tiles_of(lines, self.tiles, SEEN), out=V.transpose(0, 2, 1, 3))
-        return V.reshape(POSITIONS, self.tiles, C, n)
-
-    def transformed_gradient(self, dy: Array) -> Array:
-        """Return dM (36, tiles, F, n) = A dy Aᵀ, the way back of `put_output`."""
-        F, n = dy.shape[2:]
-        rows, columns = self.output_rows, self.output_columns
-        lines = scratch.take("output lines", (SEEN, TILE * self.tiles, F * n), dy.dtype)
-        width = columns.stop - columns.start
-        lines[:, width:] = 0
-        seen = dy[rows, columns].reshape(rows.stop - rows.start, -1, F * n)
-        np.matmul(A[:, : len(seen)], seen.transpose(1, 0, 2), out=lines[:, :width].transpose(1, 0, 2))
-        dM = scratch.take("output", (SEEN, SEEN, self.tiles, F * n), dy.dtype)
-        np.matmul(A, _tiles_of(lines, self.tiles, TILE), out=dM.transpose(0, 2, 1, 3))
-        return dM.reshape(POSITIONS, self.tiles, F, n)
-
-    def put_output(self, M: Array, y: Array) -> Array:
-        """Write Aᵀ M A, for M (36, tiles, F, n), where it belongs in y (OH, OW, F, n); return that part of y.
-
-        M (6, 6·tiles, F·n) ──Aᵀ down──▶ lines (height, 6·tiles, F·n) ──Aᵀ across──▶ y (height, 4·tiles, F·n)
-        """
-        run = y.shape[2] * y.shape[3]
-        rows, columns = self.output_rows, self.output_columns
-        height, whole = rows.stop - rows.start, (columns.stop - columns.start) // TILE
-        lines = scratch.take("output lines", (height, SEEN * self.tiles, run), y.dtype)
-        np.matmul(A_T[:height], M.reshape(SEEN, -1, run).transpose(1, 0, 2), out=lines.transpose(1, 0, 2))
-        by_tile = lines.reshape(height, SEEN, self.tiles, run).transpose(0, 2, 1, 3)
-        part = y[rows, columns].reshape(height, -1, run)
-        if whole:
-            np.matmul(A_T, by_tile[:, :whole], out=part[:, : TILE * whole].reshape(height, whole, TILE, run))
-        if whole < self.tiles:  # the last tile reaches over the image's edge
-            rest = part[:, TILE * whole :]
-            np.matmul(A_T[: rest.shape[1]], by_tile[:, whole], out=rest)
-        return y[rows, columns]
+def _transformed_input(x: Array, down: Stretch, across: Stretch) -> Array:
+    """Return V (36, tiles, C, n) of a block of tiles, in the scratch."""
+    C, n = x.shape[2:]
+    run = C * n
+    seen = x[down.image, across.image].reshape(down.image.stop - down.image.start, -1, run)
+    lines = scratch.take("lines", (down.count, SEEN, seen.shape[1], run), x.dtype)
+    for alike in down.seen:
+        rows = alike.of(seen, 0)  # (rows of tiles, ≤ 6, width, run)
+        np.matmul(alike.matrix, rows.transpose(0, 2, 1, 3), out=lines[alike.tiles].transpose(0, 2, 1, 3))
+    V = scratch.take("input", (SEEN, SEEN, down.count, across.count, run), x.dtype)
+    by_tile = V.transpose(2, 0, 3, 1, 4)  # (rows of tiles, 6, tiles, 6, run)
+    for alike in across.seen:
+        np.matmul(alike.matrix, alike.of(lines, 2), out=by_tile[:, :, alike.tiles])
+    return V.reshape(POSITIONS, -1, C, n)
 
 
-def _blocks(x: Array, y: Array, window: Window) -> list[_Block]:
+def _transformed_gradient(dy: Array, down: Stretch, across: Stretch) -> Array:
+    """Return dM (36, tiles, F, n) = A dy Aᵀ of a block of tiles, the way back of `_put_output`, in the scratch."""
+    F, n = dy.shape[2:]
+    run = F * n
+    part = dy[down.output, across.output]
+    made = part.reshape(*part.shape[:2], run)
+    lines = scratch.take("output lines", (down.count, SEEN, made.shape[1], run), dy.dtype)
+    for alike in down.made:
+        rows = alike.of(made, 0)  # (rows of tiles, ≤ 4, width, run)
+        np.matmul(alike.matrix.T, rows.transpose(0, 2, 1, 3), out=lines[alike.tiles].transpose(0, 2, 1, 3))
+    dM = scratch.take("output", (SEEN, SEEN, down.count, across.count, run), dy.dtype)
+    by_tile = dM.transpose(2, 0, 3, 1, 4)  # (rows of tiles, 6, tiles, 6, run)
+    for alike in across.made:
+        np.matmul(alike.matrix.T, alike.of(lines, 2), out=by_tile[:, :, alike.tiles])
+    return dM.reshape(POSITIONS, -1, F, n)
+
+
+def _put_output(M: Array, part: Array, down: Stretch, across: Stretch) -> None:
+    """Write Aᵀ M A, for M (36, tiles, F, n), to a block of the output (rows, columns, F, n)."""
+    run = part.shape[2] * part.shape[3]
+    by_position = M.reshape(SEEN, SEEN, down.count, across.count * run)
+    lines = scratch.take("output lines", (down.count, TILE, SEEN, across.count * run), part.dtype)
+    np.matmul(A_T, by_position.transpose(2, 1, 0, 3), out=lines.transpose(0, 2, 1, 3))
+    rows = lines.reshape(-1, SEEN, across.count, run)[: len(part)].transpose(0, 2, 1, 3)  # (rows, tiles, 6, run)
+    made = part.reshape(*part.shape[:2], run)
+    for alike in across.made:
+        np.matmul(alike.matrix, rows[:, alike.tiles], out=alike.of(made, 1))
+
+
+def _blocks(x: Array, y: Array, window: Window) -> list[tuple[Stretch, Stretch]]:
     """Cut the output into blocks of tiles whose V and M fit the scratch."""
     most = max(1, BLOCK // (POSITIONS * max(x.shape[2], y.shape[2]) * x.shape[3] * x.itemsize))
-    return _blocks_of(x.shape[:2], y.shape[:2], window.padding, most)
-
-
-@lru_cache
-def _blocks_of(
-    image_size: tuple[int, int], output_size: tuple[int, int], padding: tuple[tuple[int, int], ...], most: int
-) -> list[_Block]:
-    """Cut the output into blocks of at most so many tiles."""
-    (H, W), (OH, OW), ((PT, _), (PL, _)) = image_size, output_size, padding
-    across = -(-OW // TILE)
-    count = -(-across // most)
-    blocks = []
-    for row in range(0, OH, TILE):
-        for start, stop in pairwise(across * k // count for k in range(count + 1)):
-            top, left, width = row - PT, start * TILE - PL, (stop - start) * TILE + 2
-            blocks.append(
-                _Block(
-                    tiles=stop - start,
-                    output_rows=slice(row, min(row + TILE, OH)),
-                    output_columns=slice(start * TILE, min(stop * TILE, OW)),
-                    top=top,
-                    left=left,
-                    input_rows=slice(max(top, 0), min(top + SEEN, H)),
-                    input_columns=slice(max(left, 0), min(left + width, W)),
-                )
-            )
-    return blocks
+    return cut(x.shape[:2], y.shape[:2], window.padding, most)
 
 
 def _filter_parts(filters: int, a_filter: int) -> int:
@@ -199,9 +132,3 @@ def _filter_parts(filters: int, a_filter: int) -> int:
     while filters // parts * a_filter > SMALL and filters % (2 * parts) == 0 and filters // parts > 32:
         parts *= 2
     return parts
-
-
-def _tiles_of(lines: Array, tiles: int, seen: int) -> Array:
-    """Return the overlapping pieces of lines (6, width, run), a tile each: a view (6, tiles, seen, run)."""
-    line, pixel, item = lines.strides
-    return strided(lines, (SEEN, tiles, seen, lines.shape[2]), (line, TILE * pixel, pixel, item))
