@@ -47,7 +47,7 @@ def draw(figures, machine, threads):
     panels = figure.subplots(1, len(figures))
     for panel, (what, rows) in zip(panels, figures.items(), strict=True):
         values, ours, torch = zip(*rows, strict=True)
-        panel.plot(values, torch, "s--", color="#E69F00", label="PyTorch, tuned, better memory format")
+        panel.plot(values, torch, "s--", color="#E69F00", label="PyTorch, tuned")
         panel.plot(values, ours, "o-", color="#0072B2", label="gpucnn")
         panel.set(xscale="log", yscale="log", xlabel=SERIES[what][0], ylabel="training step, ms")
         panel.set_xticks(values, [str(value) for value in values])

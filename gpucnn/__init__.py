@@ -30,6 +30,7 @@ from gpucnn.model import Model
 
 if TYPE_CHECKING:
     from gpucnn import plots
+    from gpucnn.agreement import parity
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ __all__ = [
     "metrics",
     "networks",
     "optimizers",
+    "parity",
     "plots",
     "schedules",
     "set_num_threads",
@@ -60,7 +62,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `plots` when it is first used: it brings matplotlib, which takes longer than the rest together."""
+    """Import `plots` and `parity` when they are first used: they bring matplotlib and rich."""
     if name == "plots":
         return importlib.import_module("gpucnn.plots")
+    if name == "parity":
+        return importlib.import_module("gpucnn.agreement").parity
     raise AttributeError(f"module 'gpucnn' has no attribute {name!r}")

@@ -245,11 +245,17 @@ class Model:
         """
         optimizer = self.optimizer
         with self._working():
+            loss, outputs = self.loss_and_gradients(x, labels)
+            optimizer.update(self.backend, self._values, self._gradients, learning_rate)
+        return loss, outputs
+
+    def loss_and_gradients(self, x: Array, labels: Array) -> tuple[Array, Array]:
+        """Return what `step` does, and leave the gradients in the parameters, without an update."""
+        with self._working():
             self.zero_grad()
             outputs, network_backward = self._sliced_trunk.forward(self.backend, x, train=True, input_gradient=False)
             loss, loss_backward = self._loss_of(outputs, labels)
             network_backward(loss_backward())
-            optimizer.update(self.backend, self._values, self._gradients, learning_rate)
         return loss, outputs
 
     def score(self, x: Array, labels: Array) -> tuple[Array, Array]:

@@ -12,7 +12,16 @@ import gpucnn
 PACKAGE = Path(gpucnn.__file__).parent
 ROOT = PACKAGE.parent
 
-HOST_EDGE = ("data/", "plots/", "datasets.py", "initializers.py", "rng.py", "checkpoint.py", "metrics.py")
+HOST_EDGE = (
+    "data/",
+    "plots/",
+    "datasets.py",
+    "initializers.py",
+    "rng.py",
+    "checkpoint.py",
+    "metrics.py",
+    "agreement.py",
+)
 
 # who may import whom: a part may import itself and what stands here for it
 ALLOWED = {

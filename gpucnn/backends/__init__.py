@@ -14,15 +14,17 @@ from gpucnn.errors import BackendUnavailable, ConfigurationError
 
 __all__ = ["Array", "Backend", "NumpyBackend", "Window", "auto_choice", "get_backend", "use_backend"]
 
-NAMES = 'there are "auto", "numpy", "cupy" and "cupy:N" for the GPU of number N'
+NAMES = (
+    'there are "auto", "numpy", "cupy", "cupy:N" for the GPU of number N, and "portable" for the kernels\' plain text'
+)
 
 _chosen: ContextVar[str | None] = ContextVar("gpucnn_backend", default=None)
-_made: dict[str, Backend] = {"numpy": NumpyBackend()}
+_made: dict[str, Backend] = {"numpy": NumpyBackend(), "portable": Backend()}
 _auto: tuple[str, str] | None = None
 
 
 def get_backend(name: "str | Backend | None" = None) -> Backend:
-    """Return a backend, made once a process: `"auto"`, `"numpy"`, `"cupy"` or `"cupy:1"`.
+    """Return a backend, made once a process: `"auto"`, `"numpy"`, `"cupy"`, `"cupy:1"`, `"portable"`.
 
     Without a name, or with `"auto"`, the `use_backend` block decides, else the environment variable
     `GPUCNN_BACKEND`, else what the machine has: the GPU if CuPy computes on one, else NumPy. A backend that is

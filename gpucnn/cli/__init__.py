@@ -4,6 +4,7 @@ import typer
 
 from gpucnn.cli.bench import bench
 from gpucnn.cli.doctor import doctor
+from gpucnn.cli.parity import parity
 from gpucnn.cli.predict import predict
 from gpucnn.cli.test import test
 from gpucnn.cli.train import train
@@ -16,7 +17,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (train, test, predict, bench, doctor):
+for command in (train, test, predict, bench, parity, doctor):
     app.command()(command)
 
 

@@ -1,0 +1,362 @@
+"""Do two backends compute the same network? Layer by layer, forward and backward, on the user's own model and data.
+
+The reference runs the network once, and what every layer was given is recorded: its input, and the gradient that came
+back to it. Then each backend computes each layer alone from these same arrays, so a difference is that layer's own, not
+what it inherited. At the end one whole training step runs on both, fused and in slices as `fit` makes it. There a
+difference ε in the numbers before a ReLU lets a share of about ε of them fall to its other side, which changes
+gradients by √ε, so it is allowed more.
+
+How much two backends may differ is measured, not guessed: sums of many numbers that cancel, such as the gradient of a
+bias before a batch norm, have no correct digits to agree on. So the reference also computes every layer in the other
+precision (float64 for a model in float32), and the noise that this shows widens the tolerance where there is any.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from gpucnn.backends import Array, Backend, get_backend
+from gpucnn.data.batches import check_inputs, check_labels
+from gpucnn.errors import ConfigurationError
+from gpucnn.layers import Sequential
+from gpucnn.layers.base import Backward, Layer
+from gpucnn.rng import host_generator
+
+if TYPE_CHECKING:
+    from gpucnn.model import Model
+
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # L2, relative to the reference
+NOISE = 10.0  # how many times the reference's own rounding error a difference may be
+PRECISION = {"float32": 2.0**-24, "float64": 2.0**-53}
+
+Results = dict[str, Any]  # host arrays by what they are: "y", "dx", "gradient of weight", "running_mean", …
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one array of one layer is from the reference."""
+
+    layer: str
+    kind: str  # the layer's class
+    what: str  # "y", "dx", "gradient of weight", …
+    backward: bool
+    largest: float  # |Δ| of the element that differs most
+    relative: float  # ‖Δ‖ / ‖reference‖
+    ulps: float  # the largest |Δ| in units of the last place of the reference's largest number
+    allowed: float  # for `relative`
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the difference is allowed; a NaN never is."""
+        return self.relative <= self.allowed
+
+
+@dataclass(frozen=True)
+class Parity:
+    """All differences between two backends, in the order in which layers compute; prints as a table."""
+
+    backend: str
+    reference: str
+    dtype: str
+    batch_size: int
+    differences: list[Difference]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every difference is allowed."""
+        return all(difference.agrees for difference in self.differences)
+
+    @property
+    def first_divergence(self) -> Difference | None:
+        """The first difference that is not allowed, in the order of a step: forward, then from the last layer back.
+
+        Those of the whole step come last: they say that something differs, but not where.
+        """
+        whole = [d for d in self.differences if d.layer == _WHOLE.label]
+        forward = [d for d in self.differences if d not in whole and not d.backward]
+        backward = [d for d in reversed(self.differences) if d not in whole and d.backward]
+        return next((d for d in (*forward, *backward, *whole) if not d.agrees), None)
+
+    def table(self) -> Table:
+        """Return a table with two lines a layer, forward and backward (∂): of the array nearest to its tolerance."""
+        title = f"{self.backend} against {self.reference}: {self.dtype}, batch of {self.batch_size}"
+        table = Table(title=title, box=SIMPLE_HEAD, caption=self.verdict())
+        for heading in ("layer", "worst array"):
+            table.add_column(heading, overflow="fold")
+        for heading in ("of", "max |Δ|", "relative", "ulps", "allowed"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        before = ""
+        for group in self._by_pass():
+            worst = max(group, key=_severity)
+            mark = "same" if not worst.largest else "[green]ok[/]" if worst.agrees else "[red]DIFFERS[/]"
+            table.add_row(
+                worst.layer if worst.layer != before else "",
+                worst.what.replace("gradient of ", "∂ ").replace("dx", "∂ x"),
+                str(len(group)),
+                *(f"{number:.1e}" if number else "0" for number in (worst.largest, worst.relative)),
+                f"{worst.ulps:,.1f}" if worst.ulps else "0",
+                f"{worst.allowed:.0e}",
+                mark,
+            )
+            before = worst.layer
+        return table
+
+    def _by_pass(self) -> Iterator[list[Difference]]:
+        """Yield the differences of each layer's forward pass, and of its backward pass."""
+        groups: dict[tuple[str, bool], list[Difference]] = {}
+        for difference in self.differences:
+            groups.setdefault((difference.layer, difference.backward), []).append(difference)
+        yield from groups.values()
+
+    def verdict(self) -> str:
+        """Return what came out, in a sentence."""
+        first = self.first_divergence
+        if first is None:
+            return f"all {len(self.differences)} arrays agree within their tolerances"
+        failed = sum(not difference.agrees for difference in self.differences)
+        kind = f" ({first.kind})" if first.kind else ""
+        return (
+            f"{failed} of {len(self.differences)} arrays differ; the first is {first.what} of {first.layer}{kind}, "
+            f"off by {first.relative:.1e} where {first.allowed:.0e} is allowed"
+        )
+
+    def __str__(self) -> str:
+        console = Console(width=120, no_color=True)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
+    __repr__ = __str__
+
+
+def _severity(difference: Difference) -> float:
+    """Return how near a difference is to its tolerance; a NaN is nearest."""
+    ratio = difference.relative / difference.allowed
+    return ratio if ratio == ratio else float("inf")
+
+
+def parity(
+    model: "Model",
+    x: Any,
+    y: Any = None,
+    *,
+    backend: str | Backend | None = None,
+    reference: str | Backend | None = None,
+) -> Parity:
+    """Compare a model on two backends; leaves it, its weights and its random streams as they were.
+
+    Both start from the same weights, see the same batch and draw the same dropout masks.
+
+    Arguments
+        x          inputs (N, …), host data; a batch of 16 or more, since few images take paths of their own
+        y          labels, for the loss and the gradients of one training step; None leaves that step out
+        backend    which to test; the model's own without it
+        reference  what to test against; without it NumPy for a GPU, and the kernels' portable text for NumPy
+
+    Raises
+        ConfigurationError  y is given, but the model is not compiled
+        ShapeError, DTypeError, DataError  data that the model cannot take
+    """
+    tested = model.backend if backend is None else get_backend(backend)
+    if reference is None:
+        reference = "portable" if tested.name in ("numpy", "portable") else "numpy"
+    against = get_backend(reference)
+    if y is not None and model.loss is None:
+        raise ConfigurationError("parity was given labels, but the model has no loss; call model.compile first")
+    x = check_inputs(x, model.input_shape)
+    if y is not None and model.loss is not None:
+        y = check_labels(y, len(x), model.output_shape, model.loss.of_classes)
+    with _as_it_was(model) as state:
+        calls = _record(model, against, x)
+
+        def results_of(backend: Backend, dtype: str) -> dict[int, Results]:
+            model.dtype = dtype
+            model.to(backend)
+            model.load_state_dict(state)
+            return _results(model, calls, x, y)
+
+        dtype = model.dtype
+        ours, theirs = results_of(tested, dtype), results_of(against, dtype)
+        others = results_of(against, _other(dtype))
+    each = TOLERANCE[dtype]
+    stations = [*((call, each) for call in calls), (_WHOLE, math.sqrt(each * len(calls)))]
+    differences = [
+        _difference(call, what, ours[number][what], theirs[number][what], others[number][what], dtype, tolerance)
+        for number, (call, tolerance) in enumerate(stations)
+        if number in theirs
+        for what in theirs[number]
+    ]
+    return Parity(tested.describe(), against.describe(), model.dtype, len(x), differences)
+
+
+@dataclass
+class _Call:
+    """One call of a layer, and what it was given, as host arrays."""
+
+    label: str
+    kind: str
+    layer: Layer | None = None
+    x: Any = None
+    dy: Any = None
+
+
+_WHOLE = _Call("a whole step", "")
+
+
+@dataclass
+class _Recorder:
+    """Calls of layers in the order in which they compute."""
+
+    backend: Backend
+    calls: list[_Call] = field(default_factory=list)
+
+    def watch(self, layer: Layer, label: str) -> Callable[..., tuple[Array, Backward]]:
+        """Return the layer's `forward`, which also notes what it and its way back are given."""
+        forward = layer.forward
+
+        def watched(x: Array, **options: Any) -> tuple[Array, Backward]:
+            call = _Call(label, type(layer).__name__, layer, self.backend.to_host(x).copy())
+            self.calls.append(call)
+            y, way_back = forward(x, **options)
+
+            def watched_way_back(dy: Array) -> Array:
+                call.dy = self.backend.to_host(dy).copy()
+                return way_back(dy)
+
+            return y, watched_way_back
+
+        return watched
+
+
+def _record(model: "Model", backend: Backend, x: Any) -> list[_Call]:
+    """Return every call of a layer that has none inside, in a training pass on a backend."""
+    model.to(backend)
+    recorder = _Recorder(backend)
+    composites = [layer for layer in _unique(model.network) if any(True for _ in layer.children())]
+    plans = {layer: layer._plan for layer in composites if isinstance(layer, Sequential)}
+    watched = [(path, layer) for path, layer in _leaves(model.network)]
+    try:
+        for sequential in plans:
+            sequential._plan = sequential.one_by_one()  # each layer computes for itself
+        for path, layer in watched:
+            vars(layer)["forward"] = recorder.watch(layer, path)
+        y, backward = model.network.forward(model.as_floats(backend.from_host(x)), train=True)
+        # gradients as a mean loss gives them, whatever the model's loss is
+        dy = host_generator(0, "parity").standard_normal(y.shape) / len(x)
+        backward(backend.from_host(dy.astype(model.dtype)))
+    finally:
+        for _, layer in watched:
+            vars(layer).pop("forward", None)
+        for sequential, plan in plans.items():
+            sequential._plan = plan
+    return recorder.calls
+
+
+def _results(model: "Model", calls: list[_Call], x: Any, labels: Any) -> dict[int, Results]:
+    """Return what the model's backend computes for every recorded call by itself, and for a whole training step."""
+    state = model.state_dict()
+    with model.backend.working(as_team=True):
+        results = {number: _result(model, call) for number, call in enumerate(calls)}
+    if labels is not None:
+        model.load_state_dict(state)
+        results[len(calls)] = _whole_step(model, x, labels)
+    return results
+
+
+def _result(model: "Model", call: _Call) -> Results:
+    """Return what one layer makes of what was recorded."""
+    layer, backend = call.layer, model.backend
+    assert layer is not None
+    model.zero_grad()
+    y, backward = layer.forward(model.as_floats(backend.from_host(call.x)), train=True)
+    results: Results = {"y": y}
+    results |= {path: buffer.value for path, buffer in layer.buffers().items() if not buffer.on_host}
+    if call.dy is not None:
+        dx = backward(model.as_floats(backend.from_host(call.dy)))
+        results["dx"] = dx
+        results |= _gradients(layer)
+    return {what: backend.to_host(array).astype(np.float64) for what, array in results.items()}
+
+
+def _whole_step(model: "Model", x: Any, labels: Any) -> Results:
+    """Return the loss and all gradients of one training step, as `fit` makes it but for the update."""
+    backend = model.backend
+    inputs = model.as_floats(backend.from_host(x))
+    loss, _ = model.loss_and_gradients(inputs, backend.from_host(labels))
+    results = {"loss": loss, **_gradients(model.network)}
+    return {what: backend.to_host(array).astype(np.float64) for what, array in results.items()}
+
+
+def _gradients(layer: Layer) -> Results:
+    return {f"gradient of {path}": p.grad for path, p in layer.parameters().items() if p.grad is not None}
+
+
+def _other(dtype: str) -> str:
+    return "float32" if dtype == "float64" else "float64"
+
+
+def _difference(
+    call: _Call, what: str, ours: Any, theirs: Any, in_other_precision: Any, dtype: str, tolerance: float
+) -> Difference:
+    """Return how far `ours` is from `theirs`, and how far it may be, given the same in another precision."""
+    size = float(np.linalg.norm(theirs)) or 1.0
+    # the rounding error of the less precise of the two, scaled to the precision that is tested
+    noise = float(np.linalg.norm(in_other_precision - theirs)) / size
+    noise *= min(1.0, PRECISION[dtype] / PRECISION[_other(dtype)])
+    difference = ours - theirs
+    largest = float(np.abs(difference).max()) if difference.size else 0.0
+    unit = float(np.spacing(np.abs(theirs).max().astype(dtype))) if theirs.size else 1.0
+    return Difference(
+        layer=call.label,
+        kind=call.kind,
+        what=what,
+        backward=what == "dx" or what.startswith("gradient of "),
+        largest=largest,
+        relative=float(np.linalg.norm(difference)) / size,
+        ulps=largest / unit,
+        allowed=max(tolerance, NOISE * noise) if np.isfinite(noise) else tolerance,
+    )
+
+
+def _leaves(layer: Layer) -> list[tuple[str, Layer]]:
+    """Return the layers that have none inside, each once, with the path that leads to it."""
+    found: dict[int, tuple[str, Layer]] = {}
+
+    def visit(inside: Layer, path: str) -> None:
+        children = list(inside.children())
+        for name, child in children:
+            visit(child, f"{path}.{name}" if path else name)
+        if not children:
+            found.setdefault(id(inside), (path, inside))
+
+    visit(layer, "")
+    return list(found.values())
+
+
+def _unique(layer: Layer) -> list[Layer]:
+    return list({id(inside): inside for inside in layer.all_layers()}.values())
+
+
+@contextmanager
+def _as_it_was(model: "Model") -> Iterator[dict[str, Any]]:
+    """Give the block the model's state, and the model its backend, state and optimizer back after it; no gradients."""
+    backend, dtype, state = model.backend, model.dtype, model.state_dict()
+    optimizer, model._optimizer = model._optimizer, None  # its slots stay where they are meanwhile
+    try:
+        yield state
+    finally:
+        model.dtype = dtype
+        model.to(backend)
+        model.load_state_dict(state)
+        model.zero_grad()
+        model._optimizer = optimizer
+        if optimizer is not None:
+            optimizer.move(backend, backend, model._values)

@@ -1,0 +1,47 @@
+"""`gpucnn parity`: see whether two backends compute the same network."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpucnn.agreement import parity as compare
+from gpucnn.cli.common import console, open_model
+from gpucnn.errors import ConfigurationError
+from gpucnn.networks import by_name
+from gpucnn.rng import host_generator
+
+
+def parity(
+    network: Annotated[str | None, typer.Option(help="A named network, with fresh weights.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Or a run folder or a .safetensors file.")] = None,
+    backend: Annotated[str, typer.Option(help="Which to test: auto, numpy, portable, cupy or cupy:N.")] = "auto",
+    reference: Annotated[
+        str | None, typer.Option(help="Against which. Without it: numpy for a GPU, the portable kernels for numpy.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Random inputs to compare on.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Of the inputs, and of fresh weights.")] = 0,
+    output: Annotated[Path | None, typer.Option("--json", help="Also write all differences to this file.")] = None,
+) -> None:
+    """Compare every layer on two backends, forward and backward; fail if they differ by more than rounding."""
+    if network is not None and model is not None:
+        raise ConfigurationError("--network and --model both name what to compare; pass one of them")
+    if model is not None:
+        chosen, _ = open_model(model, backend)
+    else:
+        chosen = by_name(network or "lenet")(seed=seed, backend=backend)
+    rng = host_generator(seed, "parity inputs")
+    x = rng.random((batch_size, *chosen.input_shape))
+    y = rng.integers(0, chosen.output_shape[-1], batch_size) if chosen.loss is not None else None
+    result = compare(chosen, x.astype(chosen.dtype), y, reference=reference)
+    console.print(result.table())
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        differences = [asdict(d) | {"agrees": d.agrees} for d in result.differences]
+        about = {"backend": result.backend, "reference": result.reference, "dtype": result.dtype}
+        output.write_text(json.dumps(about | {"agrees": result.agrees, "differences": differences}, indent=1) + "\n")
+        console.print(f"differences in {output}", soft_wrap=True)
+    if not result.agrees:
+        raise typer.Exit(1)
