@@ -177,6 +177,9 @@ def test_small_buffers_change_nothing(name, monkeypatch):
     expected = all_three(PORTABLE, name)
     for module in (chunks, rows, winograd, winograd_1d, depthwise):
         monkeypatch.setattr(module, "CHUNK" if module is chunks else "BLOCK", 1 << 8)
+    monkeypatch.setattr(rows, "SMALL", 4e3)
+    monkeypatch.setattr(rows, "LEAST", 1)
+    monkeypatch.setattr(order, "AT_ONCE", 3)
     monkeypatch.setattr(convolution, "_images_at_once", lambda *geometry: 16)
     for dtype in ("float32", "float64"):
         for what, actual in all_three(ENGINE, name, dtype).items():

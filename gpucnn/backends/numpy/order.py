@@ -17,9 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.backends.numpy import memory
+
 Array = Any
 
 LEAST_BATCH = 8  # images; with fewer the inner loops would be short again
+AT_ONCE = 32  # images whose order is changed together: more would be in each other's way in the cache
 
 
 def batch_innermost(batch: int) -> bool:
@@ -29,7 +32,13 @@ def batch_innermost(batch: int) -> bool:
 
 def batch_last(x: Array) -> Array:
     """Return x (N, H, W, C) as a contiguous (H, W, C, N): a view where the batch is innermost already."""
-    return np.ascontiguousarray(x.transpose(1, 2, 3, 0))
+    lying = x.transpose(1, 2, 3, 0)
+    if lying.flags.c_contiguous:
+        return lying
+    y = memory.empty(lying.shape, x.dtype)
+    for images in blocks(len(x), 1, AT_ONCE):
+        y[..., images] = lying[..., images]
+    return y
 
 
 def batch_first(x: Array) -> Array:

@@ -34,6 +34,8 @@ from gpucnn.backends.window import Window
 Array = Any
 
 BLOCK = 1 << 21  # bytes of lowered rows at once: about what a core's second-level cache holds
+SMALL = 8e5  # multiplications of one product: up to this size OpenBLAS takes its path without packing
+LEAST = 4  # pixels whose products are added up by one product at least; with fewer, packing costs less
 
 
 def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: Array) -> Iterator[Array]:
@@ -59,6 +61,8 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
     KH, KW = window.size
     total = np.zeros((KW, KH * C * F), x.dtype)
     dbias, ones = np.zeros(F), scratch.ones(OW * n, x.dtype)
+    small = int(SMALL / (KH * C * F * n))
+    width = small if LEAST <= small < OW else OW  # pixels that one product adds up
     a_row = max(OW * F * n, KW * KH * C * F)  # of the copy of dy, and of the products
     for rows in _row_blocks(x, window, gathered=window.strides[1] > 1, least=a_row):
         count = rows.stop - rows.start
@@ -67,8 +71,10 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
         dy_rows[...] = dy[rows].transpose(0, 2, 1, 3)
         dy_rows = dy_rows.reshape(count, 1, 1, F, OW * n)
         products = scratch.take("products", (*seen.shape[:4], F), x.dtype)  # (count, KW, 1, KH·C, F)
-        np.matmul(seen, dy_rows.swapaxes(-1, -2), out=products)  # sums over the pixels of a row and the images
-        total += products.reshape(count, KW, -1).sum(axis=0)
+        for start in range(0, OW, width):
+            part = slice(start * n, min(start + width, OW) * n)  # of the pixels of a row, and the images
+            np.matmul(seen[..., part], dy_rows[..., part].swapaxes(-1, -2), out=products)
+            total += products.reshape(count, KW, -1).sum(axis=0)
         if bias:
             dbias += (dy_rows.reshape(count * F, OW * n) @ ones).reshape(count, F).sum(axis=0)
     return total.reshape(KW, KH, C, F).transpose(1, 0, 2, 3), dbias.astype(x.dtype) if bias else None
