@@ -150,6 +150,7 @@ def test_winograd(method, name, batch, monkeypatch):
     """Every 3×3 convolution of stride 1, in large blocks and the smallest, with any number of channels and images."""
     monkeypatch.setitem(CONVOLUTIONS, name, (batch, *CONVOLUTIONS[name][1:]))
     monkeypatch.setattr(convolution, "WINOGRAD_WEIGHT_FEWEST", 1)
+    monkeypatch.setattr(convolution, "WINOGRAD_WEIGHT_PRODUCT", 1)
     force(monkeypatch, method)
     expected = all_three(PORTABLE, name)
     for block in (winograd.BLOCK, 1):

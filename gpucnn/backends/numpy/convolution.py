@@ -16,7 +16,8 @@ taken one after another, by `depthwise` all at once.
 For stride 1 the input gradient is itself a convolution, of dy with the weight turned by half a turn, on the path of
 that one. Where it is not, or where `_turns` says that this would cost more, windows are added back: by `chunks` and
 `depthwise` themselves, by `rows` for all others; `depthwise` always does so. The weight gradient of `winograd-1d` is
-that of `winograd`, or with fewer than 16 channels that of `rows`, and with very many weights that of `chunks`.
+that of `winograd`, or with fewer than 16 channels, or 16 both in and out, that of `rows`; and with very many weights
+it is that of `chunks`.
 """
 
 import os
@@ -32,7 +33,8 @@ from gpucnn.backends.window import Window
 Array = Any
 
 # channels of a group, the fewer of in and out, from which on a form of Winograd's method saves more than it costs
-WINOGRAD_1D_FEWEST, WINOGRAD_FEWEST, WINOGRAD_WEIGHT_FEWEST = 8, 33, 16
+WINOGRAD_1D_FEWEST, WINOGRAD_FEWEST = 8, 33
+WINOGRAD_WEIGHT_FEWEST, WINOGRAD_WEIGHT_PRODUCT = 16, 512  # for its weight gradient, and the product of in and out
 # weights in one product for each image that they meet; with more, reading them takes longer than using them
 MOST_WEIGHTS, MOST_WEIGHT_GRADIENTS = 8192, 2048
 
@@ -79,7 +81,8 @@ def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: 
     (N, _, _, C), F = x.shape, dy.shape[-1]
     name = path(window, N, C, F, groups, x.dtype)
     if name == "winograd-1d":
-        name = "winograd" if min(C, F) // groups >= WINOGRAD_WEIGHT_FEWEST else "rows"
+        enough = min(C, F) // groups >= WINOGRAD_WEIGHT_FEWEST and C * F // groups**2 >= WINOGRAD_WEIGHT_PRODUCT
+        name = "winograd" if enough else "rows"
     if name == "chunks" or (name == "winograd" and C * F // groups**2 > MOST_WEIGHT_GRADIENTS * N):
         return chunks.weight_gradient(x, dy, window, groups), norm.channel_sums(dy) if bias else None
 
