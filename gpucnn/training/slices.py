@@ -3,6 +3,10 @@
 Each slice has a replica of the network: the same layers with the same parameters, but gradients and buffers of its own.
 The gradients of all replicas are added in order; the buffers, such as running statistics, are those of the first, which
 is the network itself. The loss is not the network's, so it always sees the whole batch.
+
+    slice 0 ──▶ network    values ◀─┐         gradients ◀──────┐    buffers, which stay
+                                    │ the same                 │ added after the pass
+    slice 1 ──▶ replica    values ──┘         gradients ───────┘    buffers, copied before each pass
 """
 
 import copy

@@ -5,6 +5,11 @@ and a training step frees and wants the same sizes over and over. So the memory 
 again when nobody refers to it any more: an array that is made here is a view of its block, as is every view of the
 array, and so the block's reference count tells when the last of them has gone. Nothing needs to be given back.
 
+    _Block.memory   [ up to 63 bytes | cache line: the array …… | the rest ]
+         ▲ ▲
+         │ └── an array made here ◀── its views           referred to: the block is in use
+         └──── the list of blocks of this size            by that alone: it may be handed out anew
+
 Every block begins on a cache line. NumPy's own large arrays begin 16 bytes behind one, so that each of the widest
 vector instructions, which take a whole line, touches two: whole training steps are then a twelfth slower.
 """
