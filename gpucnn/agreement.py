@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from gpucnn.backends import Array, Backend, get_backend
@@ -27,6 +26,7 @@ from gpucnn.data.batches import check_inputs, check_labels
 from gpucnn.errors import ConfigurationError
 from gpucnn.layers import Sequential
 from gpucnn.layers.base import Backward, Layer
+from gpucnn.printing import PrintsAsTable
 from gpucnn.rng import host_generator
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class Difference:
         return self.relative <= self.allowed
 
 
-@dataclass(frozen=True)
-class Parity:
+@dataclass(frozen=True, repr=False)
+class Parity(PrintsAsTable):
     """All differences between two backends, in the order in which layers compute; prints as a table."""
 
     backend: str
@@ -128,14 +128,6 @@ class Parity:
             f"off by {first.relative:.1e} where {first.allowed:.0e} is allowed"
         )
 
-    def __str__(self) -> str:
-        console = Console(width=120, no_color=True)
-        with console.capture() as capture:
-            console.print(self.table())
-        return capture.get()
-
-    __repr__ = __str__
-
 
 def _severity(difference: Difference) -> float:
     """Return how near a difference is to its tolerance; a NaN is nearest."""
@@ -169,10 +161,10 @@ def parity(
     if reference is None:
         reference = "portable" if tested.name in ("numpy", "portable") else "numpy"
     against = get_backend(reference)
-    if y is not None and model.loss is None:
-        raise ConfigurationError("parity was given labels, but the model has no loss; call model.compile first")
     x = check_inputs(x, model.input_shape)
-    if y is not None and model.loss is not None:
+    if y is not None:
+        if model.loss is None:
+            raise ConfigurationError("parity was given labels, but the model has no loss; call model.compile first")
         y = check_labels(y, len(x), model.output_shape, model.loss.of_classes)
     with _as_it_was(model) as state:
         calls = _record(model, against, x)
@@ -240,9 +232,8 @@ def _record(model: "Model", backend: Backend, x: Any) -> list[_Call]:
     """Return every call of a layer that has none inside, in a training pass on a backend."""
     model.to(backend)
     recorder = _Recorder(backend)
-    composites = [layer for layer in _unique(model.network) if any(True for _ in layer.children())]
-    plans = {layer: layer._plan for layer in composites if isinstance(layer, Sequential)}
-    watched = [(path, layer) for path, layer in _leaves(model.network)]
+    plans = {layer: layer._plan for layer in model.network.all_layers() if isinstance(layer, Sequential)}
+    watched = _leaves(model.network)
     try:
         for sequential in plans:
             sequential._plan = sequential.one_by_one()  # each layer computes for itself
@@ -339,10 +330,6 @@ def _leaves(layer: Layer) -> list[tuple[str, Layer]]:
 
     visit(layer, "")
     return list(found.values())
-
-
-def _unique(layer: Layer) -> list[Layer]:
-    return list({id(inside): inside for inside in layer.all_layers()}.values())
 
 
 @contextmanager

@@ -7,12 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from gpucnn.layers.base import Layer
 from gpucnn.layers.combine import Residual, Sequential
+from gpucnn.printing import PrintsAsTable
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -92,8 +92,8 @@ class LayerTime:
         return self.forward_seconds + self.backward_seconds
 
 
-@dataclass(frozen=True)
-class Profile:
+@dataclass(frozen=True, repr=False)
+class Profile(PrintsAsTable):
     """The times of all layers on one batch; prints as a table."""
 
     backend: str
@@ -131,14 +131,6 @@ class Profile:
         count = sum(row.parameters for row in self.layers)
         table.add_row("all", "", "", f"{count:,}", f"{work:,.2f}", f"{forward:.3f}", f"{backward:.3f}", "")
         return table
-
-    def __str__(self) -> str:
-        console = Console(width=120, no_color=True)
-        with console.capture() as capture:
-            console.print(self.table())
-        return capture.get()
-
-    __repr__ = __str__
 
 
 def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:

@@ -175,6 +175,17 @@ def test_the_command_fails_where_backends_differ(monkeypatch):
     assert run("--backend", "numpy").exit_code == 1
 
 
+def test_the_command_takes_a_model_of_any_loss(tmp_path):
+    made = gpucnn.Model([L.Flatten(), L.Dense(3)], (4, 4, 1), backend="numpy").compile(loss="mean_squared_error")
+    made.save(tmp_path / "model.safetensors")
+    result = run("--model", str(tmp_path / "model.safetensors"), "--backend", "numpy")
+    assert result.exit_code == 0, result.output
+    assert "a whole step" in result.output
+    refused = run("--network", "lenet", "--backend", "numpy", "--reference", "nothing")
+    assert isinstance(refused.exception, ConfigurationError)
+    assert "there is no backend named 'nothing'" in str(refused.exception)
+
+
 def test_the_command_takes_a_model(tmp_path):
     made = model()
     made.save(tmp_path / "model.safetensors")

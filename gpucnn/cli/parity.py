@@ -34,7 +34,10 @@ def parity(
         chosen = by_name(network or "lenet")(seed=seed, backend=backend)
     rng = host_generator(seed, "parity inputs")
     x = rng.random((batch_size, *chosen.input_shape))
-    y = rng.integers(0, chosen.output_shape[-1], batch_size) if chosen.loss is not None else None
+    y = None
+    if chosen.loss is not None:
+        of_classes, shape = chosen.loss.of_classes, chosen.output_shape
+        y = rng.integers(0, shape[-1], batch_size) if of_classes else rng.random((batch_size, *shape))
     result = compare(chosen, x.astype(chosen.dtype), y, reference=reference)
     console.print(result.table())
     if output is not None:

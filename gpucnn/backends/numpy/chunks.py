@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from gpucnn.backends.base import column_groups, filter_groups, kernel_groups
 from gpucnn.backends.numpy import memory, scratch
-from gpucnn.backends.numpy.order import blocks
+from gpucnn.backends.numpy.order import blocks, equal_parts
 from gpucnn.backends.window import Window
 
 Array = Any
@@ -35,7 +35,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, groups
     for images, rows, columns in _columns(x, window, _chunk(weight)):
         out = y[images, rows]  # contiguous: a chunk is either whole images or rows of one
         for rows_of_group, kernel, filters in zip(
-            column_groups(columns, groups), kernels, groups_of(F, groups), strict=True
+            column_groups(columns, groups), kernels, equal_parts(F, groups), strict=True
         ):
             np.matmul(rows_of_group, kernel, out=out.reshape(-1, F)[:, filters])
         if bias is not None:
@@ -53,7 +53,7 @@ def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
     for images, rows, columns in _columns(x, window, _chunk(total)):
         of_groups = filter_groups(dy[images, rows].reshape(-1, F), groups)
         for rows_of_group, dy_group, filters in zip(
-            column_groups(columns, groups), of_groups, groups_of(F, groups), strict=True
+            column_groups(columns, groups), of_groups, equal_parts(F, groups), strict=True
         ):
             total[:, filters] += rows_of_group.T @ dy_group
     return total.reshape(*window.size, C // groups, F)
@@ -74,7 +74,7 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
             shape = images.stop - images.start, rows.stop - rows.start, OW, *window.size, C
             columns = scratch.take("input", shape, dy.dtype)
             of_groups = filter_groups(dy[images, rows].reshape(-1, F), groups)
-            for dy_group, kernel, channels in zip(of_groups, kernels, groups_of(C, groups), strict=True):
+            for dy_group, kernel, channels in zip(of_groups, kernels, equal_parts(C, groups), strict=True):
                 columns[..., channels] = (dy_group @ kernel.T).reshape(*shape[:5], -1)
             seen = padded[:, rows.start * window.strides[0] :]
             for i, j in window.offsets():
@@ -117,8 +117,3 @@ def _padded(x: Array, window: Window) -> Array:
     padded[...] = 0
     padded[window.interior((H, W))] = x
     return padded
-
-
-def groups_of(count: int, groups: int) -> list[slice]:
-    """Return the channels, or the filters, of each group."""
-    return [slice(g * count // groups, (g + 1) * count // groups) for g in range(groups)]

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy import chunks, depthwise, memory, norm, rows, winograd, winograd_1d
-from gpucnn.backends.numpy.order import batch_first, batch_innermost, batch_last, in_slices
+from gpucnn.backends.numpy.order import batch_first, batch_innermost, batch_last, equal_parts, in_slices
 from gpucnn.backends.window import Window
 
 Array = Any
@@ -52,6 +52,15 @@ def path(window: Window, batch: int, channels: int, filters: int, groups: int, d
     else:
         name, weights = "rows", window.area * C * F
     return name if weights <= MOST_WEIGHTS * batch else "chunks"
+
+
+def _path_of_weight_gradient(name: str, batch: int, channels: int, filters: int) -> str:
+    """Return the path of a weight gradient, given that of the convolution and the channels and filters of a group."""
+    product = channels * filters
+    if name == "winograd-1d":
+        enough = min(channels, filters) >= WINOGRAD_WEIGHT_FEWEST and product >= WINOGRAD_WEIGHT_PRODUCT
+        name = "winograd" if enough else "rows"
+    return "chunks" if name == "winograd" and product > MOST_WEIGHT_GRADIENTS * batch else name
 
 
 def winograd_allowed() -> bool:
@@ -79,11 +88,8 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups:
 def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: bool) -> tuple[Array, Array | None]:
     """Return dweight (KH, KW, C/groups, F) and, with `bias`, dbias (F,) from x (N, H, W, C) and dy (N, OH, OW, F)."""
     (N, _, _, C), F = x.shape, dy.shape[-1]
-    name = path(window, N, C, F, groups, x.dtype)
-    if name == "winograd-1d":
-        enough = min(C, F) // groups >= WINOGRAD_WEIGHT_FEWEST and C * F // groups**2 >= WINOGRAD_WEIGHT_PRODUCT
-        name = "winograd" if enough else "rows"
-    if name == "chunks" or (name == "winograd" and C * F // groups**2 > MOST_WEIGHT_GRADIENTS * N):
+    name = _path_of_weight_gradient(path(window, N, C, F, groups, x.dtype), N, C // groups, F // groups)
+    if name == "chunks":
         return chunks.weight_gradient(x, dy, window, groups), norm.channel_sums(dy) if bias else None
 
     def gradients_of_slice(x: Array, dy: Array) -> tuple[Array, Array | None]:
@@ -184,4 +190,4 @@ def _joined(slices: list[Array]) -> Array:
 
 def _groups(channels: int, filters: int, groups: int) -> list[tuple[slice, slice]]:
     """Return the channels and the filters of each group."""
-    return list(zip(chunks.groups_of(channels, groups), chunks.groups_of(filters, groups), strict=True))
+    return list(zip(equal_parts(channels, groups), equal_parts(filters, groups), strict=True))

@@ -77,6 +77,11 @@ def blocks(rows: int, a_row: int, most: int) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
+def equal_parts(length: int, parts: int) -> list[slice]:
+    """Cut a length into so many parts of nearly the same size."""
+    return [slice(length * k // parts, length * (k + 1) // parts) for k in range(parts)]
+
+
 def in_slices(most: int, function: Callable[..., Any], *arrays: Array) -> list[Any]:
     """Call a function on contiguous slices of arrays (…, N) and return its results.
 
@@ -86,5 +91,4 @@ def in_slices(most: int, function: Callable[..., Any], *arrays: Array) -> list[A
     count = min(-(-N // max(1, most)), max(1, N // LEAST_BATCH))
     if count == 1:
         return [function(*arrays)]
-    parts = [slice(N * k // count, N * (k + 1) // count) for k in range(count)]
-    return [function(*(np.ascontiguousarray(array[..., part]) for array in arrays)) for part in parts]
+    return [function(*(np.ascontiguousarray(array[..., part]) for array in arrays)) for part in equal_parts(N, count)]

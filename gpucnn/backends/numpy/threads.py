@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
 
+from gpucnn.backends.numpy.order import equal_parts
 from gpucnn.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ def slices(batch: int, work: float) -> list[slice]:
         return [slice(0, batch)]
     least = FEW_IMAGES if work * FEW_IMAGES >= MUCH_WORK * batch else LEAST_IMAGES
     count = max(1, min(num_threads(), batch // least, int(work / LEAST_WORK)))
-    return [slice(batch * k // count, batch * (k + 1) // count) for k in range(count)]
+    return equal_parts(batch, count)
 
 
 class Team:

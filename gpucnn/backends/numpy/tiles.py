@@ -14,13 +14,12 @@ Source: Lavin, Gray, "Fast algorithms for convolutional neural networks" (2016),
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from gpucnn.backends.numpy.order import strided
+from gpucnn.backends.numpy.order import equal_parts, strided
 
 Array = Any
 
@@ -59,6 +58,7 @@ class Alike:
         strides = (*array.strides[:axis], TILE * size, size, *array.strides[axis + 1 :])
         if array.flags.c_contiguous:
             return strided(array, shape, strides, self.start * size)
+        # some of the channels, or of the columns: NumPy's own way is slower, but takes what is not contiguous
         return as_strided(array[(slice(None),) * axis + (slice(self.start, None),)], shape, strides)
 
 
@@ -106,13 +106,7 @@ def cut(
     (H, W), (OH, OW), ((top, _), (left, _)) = image_size, output_size, padding
     down, across = -(-OH // TILE), -(-OW // TILE)
     return [
-        (stretch(top_tile, bottom_tile, H, OH, top), stretch(left_tile, right_tile, W, OW, left))
-        for top_tile, bottom_tile in equal_parts(down, max(1, most // across))
-        for left_tile, right_tile in equal_parts(across, most)
+        (stretch(rows.start, rows.stop, H, OH, top), stretch(columns.start, columns.stop, W, OW, left))
+        for rows in equal_parts(down, -(-down // max(1, most // across)))
+        for columns in equal_parts(across, -(-across // most))
     ]
-
-
-def equal_parts(count: int, most: int) -> list[tuple[int, int]]:
-    """Cut so many things into parts of nearly the same size, at most so many each: from where to where."""
-    parts = -(-count // max(1, most))
-    return list(pairwise(count * k // parts for k in range(parts + 1)))

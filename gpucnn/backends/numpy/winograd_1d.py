@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy import scratch
-from gpucnn.backends.numpy.order import strided
-from gpucnn.backends.numpy.tiles import SEEN, TILE, Alike, G, equal_parts, stretch
+from gpucnn.backends.numpy.order import equal_parts, strided
+from gpucnn.backends.numpy.tiles import SEEN, TILE, Alike, G, stretch
 from gpucnn.backends.window import Window
 
 Array = Any
@@ -43,18 +43,20 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: A
     across = stretch(0, tiles, x.shape[1], OW, left)
     pixels = x[:, across.image].reshape(len(x), -1, C * n)
     views = [(alike, alike.of(pixels, 1)) for alike in across.seen]  # (H, tiles, ≤ 6, C·n)
-    for start, stop in equal_parts(OH, BLOCK // row_bytes(OW, max(C, F) * n * x.itemsize)):
-        V = scratch.take("input", (tiles, SEEN, stop - start + KERNEL - 1, C * n), x.dtype)
-        _transform(views, start - top, V)
+    rows_at_once = max(1, BLOCK // row_bytes(OW, max(C, F) * n * x.itemsize))
+    for rows in equal_parts(OH, -(-OH // rows_at_once)):
+        count = rows.stop - rows.start
+        V = scratch.take("input", (tiles, SEEN, count + KERNEL - 1, C * n), x.dtype)
+        _transform(views, rows.start - top, V)
         tile, position, row, item = V.strides
-        seen = strided(V, (tiles, SEEN, stop - start, KERNEL * C, n), (tile, position, row, n * item, item))
-        M = scratch.take("output", (tiles, SEEN, stop - start, F, n), x.dtype)
+        seen = strided(V, (tiles, SEEN, count, KERNEL * C, n), (tile, position, row, n * item, item))
+        M = scratch.take("output", (tiles, SEEN, count, F, n), x.dtype)
         np.matmul(U, seen, out=M)
         if bias is not None:
             M[:, BIAS_AT] += bias[:, None]
-        part = out[start:stop]
-        by_row = M.reshape(tiles, SEEN, stop - start, F * n).transpose(2, 0, 1, 3)
-        made = part.reshape(stop - start, OW, F * n)
+        part = out[rows]
+        by_row = M.reshape(tiles, SEEN, count, F * n).transpose(2, 0, 1, 3)
+        made = part.reshape(count, OW, F * n)
         for alike in across.made:
             np.matmul(alike.matrix, by_row[:, alike.tiles], out=alike.of(made, 1))
         yield part
