@@ -5,13 +5,20 @@ import pytest
 
 from gpucnn.backends import Backend, get_backend
 from gpucnn.errors import BackendUnavailable
+from tests import host_kernels, simulated_cupy
 from tests.strict_backend import StrictBackend
 
-NAMES = ("portable", "numpy", "strict", "cupy")
+SIMULATED = "cupy (simulated)"  # the CuPy backend over NumPy, with its kernels compiled for the host
+NAMES = ("portable", "numpy", "strict", SIMULATED, "cupy")
 
 
 def make_backend(name):
-    return {"portable": Backend, "strict": StrictBackend}.get(name, lambda: get_backend(name))()
+    made = {"portable": Backend, "strict": StrictBackend, SIMULATED: lambda: simulated_cupy.load_backend()()}
+    return made.get(name, lambda: get_backend(name))()
+
+
+def why_missing(name):
+    return {"cupy": why_no_gpu, SIMULATED: host_kernels.why_not}.get(name, lambda: "")()
 
 
 def why_no_gpu():
@@ -30,16 +37,18 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     asked = config.getoption("--backend") or []
-    missing = why_no_gpu()
-    if "cupy" in asked and missing:
-        raise pytest.UsageError(f"--backend cupy: {missing}")
-    config.backends = asked or [name for name in NAMES if name != "cupy" or not missing]
+    for name in asked:
+        if missing := why_missing(name):
+            raise pytest.UsageError(f"--backend {name}: {missing}")
+    config.backends = asked or [name for name in NAMES if not why_missing(name)]
 
 
 def pytest_report_header(config):
     lines = [f"backends: {', '.join(config.backends)}"]
     if "cupy" not in config.backends:
         lines.append(f"not tested on a GPU: {why_no_gpu() or 'not asked for'}")
+    if why_missing(SIMULATED):
+        lines.append(f"CUDA kernels not tested on the host: {why_missing(SIMULATED)}")
     return lines
 
 

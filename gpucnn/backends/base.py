@@ -8,8 +8,10 @@ Shape letters: N batch, C channels, F filters, H W image, KH KW kernel, OH OW ou
 Images are (N, H, W, C), convolution weights (KH, KW, C/groups, F).
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -22,12 +24,18 @@ T = TypeVar("T")
 
 Array = Any  # an array of the backend's own module: numpy.ndarray, cupy.ndarray
 
+SQRT_HALF = math.sqrt(0.5)
+INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
+
 
 class Backend:
     """Arrays on the host, and every kernel as the textbook writes it."""
 
     name = "portable"
     xp: ModuleType | Any = np
+
+    #: whether a model may compute in float16 here, with parameters and statistics in float32
+    half_precision = False
 
     # --- the two ways across ------------------------------------------------------------------
 
@@ -44,10 +52,11 @@ class Backend:
 
     # --- a batch shared among threads: nothing to share here, an engine may -------------------
 
-    def working(self, as_team: bool) -> AbstractContextManager[None]:
+    def working(self, as_team: bool, allow_tf32: bool = False) -> AbstractContextManager[None]:
         """Return a context that a model holds around its passes: the place for what an engine sets up once a step.
 
-        `as_team` says whether the passes run in slices, by `together`.
+        `as_team` says whether the passes run in slices, by `together`; `allow_tf32`, whether float32 products may
+        round their factors to 10 bits where that is faster.
         """
         return nullcontext()
 
@@ -69,6 +78,39 @@ class Backend:
 
     def release(self) -> None:
         """Return what memory the backend keeps for later; called when a training ends."""
+
+    def free_memory(self) -> int | None:
+        """Return the bytes that are free for arrays, or None where nobody knows."""
+        return None
+
+    # --- a step recorded once and repeated: an engine may -------------------------------------
+
+    #: whether `recording` records, so that repeating a step costs less than making it
+    can_record = False
+
+    def recording(self, step: Callable[[], None], strides: dict[int, int]) -> Callable[[int], None]:
+        """Record what `step` does to the arrays of this backend; return a function that repeats it.
+
+        The step has been made at least once. It must read all that changes from one time to the next from arrays. Only
+        random streams go on by themselves: in repeat r, from 0, the stream of key k draws what it would have drawn at
+        a counter larger by r·strides[k]. The function is given r.
+        """
+        raise NotImplementedError(f"{self.name} records nothing")
+
+    @contextmanager
+    def room_to_record(self) -> Iterator[None]:
+        """Give memory of its own to a step that is to be recorded; held around the first time it is made."""
+        yield
+
+    # --- looking at time ----------------------------------------------------------------------
+
+    def timed(self, label: str, call: Callable[[], T]) -> tuple[T, float]:
+        """Return what a call returns and the seconds it took; the label is for a profiler's picture."""
+        self.synchronize()
+        started = time.perf_counter()
+        result = call()
+        self.synchronize()
+        return result, time.perf_counter() - started
 
     def describe(self) -> str:
         """Return one line that says what computes: for people, not for programs."""
@@ -173,6 +215,21 @@ class Backend:
         dcolumns = outputs[0] if groups == 1 else self.xp.concatenate(outputs, axis=-1)
         return self.col2im(dcolumns, image_size, window)
 
+    # --- products of features -----------------------------------------------------------------
+
+    def dense(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        """Multiply features by a matrix: x (N, D), weight (D, K), bias (K,) → (N, K)."""
+        y = x @ weight
+        return y if bias is None else y + bias
+
+    def dense_parameter_gradients(self, x: Array, dy: Array, bias: bool = True) -> tuple[Array, Array | None]:
+        """Return dweight (D, K) and, with `bias`, dbias (K,) from x (N, D) and dy (N, K)."""
+        return x.T @ dy, self.channel_sums(dy) if bias else None
+
+    def dense_input_gradient(self, dy: Array, weight: Array, x: Array) -> Array:
+        """Return dx (N, D) from dy (N, K) and weight (D, K), laid out as x is."""
+        return self.xp.matmul(dy, weight.T, out=self.xp.empty_like(x))
+
     # --- pooling ------------------------------------------------------------------------------
 
     def max_pool2d(self, x: Array, window: Window, relu: bool = False) -> tuple[Array, Any]:
@@ -270,6 +327,17 @@ class Backend:
         """Return dy where y, the output of `relu`, is positive, else 0."""
         return dy * (y > 0)
 
+    def gelu(self, x: Array) -> tuple[Array, Any]:
+        """Return x·Φ(x), Φ the normal distribution, and what the gradient needs, in the backend's own form."""
+        share = 0.5 * self.erf(x * SQRT_HALF) + 0.5
+        return x * share, (x, share)
+
+    def gelu_gradient(self, dy: Array, kept: Any) -> Array:
+        """Return dy·(Φ(x) + x·φ(x)), φ the normal density."""
+        x, share = kept
+        density = INV_SQRT_2PI * self.xp.exp(-0.5 * x * x)
+        return dy * (share + x * density)
+
     def add(self, a: Array, b: Array, relu: bool = False) -> Array:
         """Return a + b of one shape, and what is negative set to 0 with `relu`."""
         return self.relu(a + b) if relu else a + b
@@ -312,12 +380,15 @@ class Backend:
         gradients: Array,
         velocity: Array | None,
         *,
-        learning_rate: float,
+        learning_rate: float | Array,
         momentum: float,
         nesterov: bool,
         weight_decay: float,
     ) -> None:
-        """Step down the gradient: velocity ← momentum·velocity + gradient; values ← values − rate·velocity."""
+        """Step down the gradient: velocity ← momentum·velocity + gradient; values ← values − rate·velocity.
+
+        The learning rate is a number, or an array () of one.
+        """
         step = gradients + weight_decay * values if weight_decay else gradients
         if velocity is not None:
             velocity *= momentum
@@ -332,8 +403,8 @@ class Backend:
         mean: Array,
         square: Array,
         *,
-        step: int,
-        learning_rate: float,
+        step: int | Array,
+        learning_rate: float | Array,
         beta1: float,
         beta2: float,
         epsilon: float,
@@ -342,7 +413,8 @@ class Backend:
     ) -> None:
         """Step by the running mean of the gradient over the root of its running square, both unbiased.
 
-        `decoupled` takes the weight decay off the values directly (AdamW) instead of adding it to the gradient.
+        `decoupled` takes the weight decay off the values directly (AdamW) instead of adding it to the gradient. The
+        learning rate and the number of the step, from 1, are numbers, or arrays () of one.
         """
         if weight_decay and decoupled:
             values *= 1.0 - learning_rate * weight_decay
@@ -356,7 +428,11 @@ class Backend:
         unbiased_square = square / (1.0 - beta2**step)
         values -= learning_rate * unbiased_mean / (self.xp.sqrt(unbiased_square) + epsilon)
 
-    # --- random numbers -----------------------------------------------------------------------
+    # --- batches and random numbers -----------------------------------------------------------
+
+    def gather(self, x: Array, picked: Any, dtype: Any) -> Array:
+        """Return samples of a data set x (P, …), picked by number (N,) or slice, as floats; bytes become 0 … 1."""
+        return as_floats(x[picked], dtype)
 
     def random_bits(self, key: int, counter: int, count: int, start: int = 0) -> Array:
         """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter), 64 bits each."""

@@ -6,9 +6,6 @@ from gpucnn.backends import Array
 from gpucnn.errors import ConfigurationError
 from gpucnn.layers.base import Backward, Layer
 
-SQRT_HALF = math.sqrt(0.5)
-INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
-
 
 class ReLU(Layer):
     """Keep what is positive: y = max(x, 0); the slope at 0 is 0. x and y have any shape (N, …)."""
@@ -76,13 +73,8 @@ class GELU(Layer):
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the way back: d(x·Φ(x)) = Φ(x) + x·φ(x), with φ the normal density."""
-        share = 0.5 * self.backend.erf(x * SQRT_HALF) + 0.5
-
-        def backward(dy: Array) -> Array:
-            density = INV_SQRT_2PI * self.backend.xp.exp(-0.5 * x * x)
-            return dy * (share + x * density)
-
-        return x * share, backward
+        y, kept = self.backend.gelu(x)
+        return y, lambda dy: self.backend.gelu_gradient(dy, kept)
 
 
 class Softmax(Layer):

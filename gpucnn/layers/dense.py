@@ -58,21 +58,15 @@ class Dense(Layer):
 
     def forward(self, x: Array, *, train: bool, input_gradient: bool = True) -> tuple[Array, Backward]:
         """Return y and the way back, which returns None for dx without `input_gradient`."""
-        weight, bias = self.weight, self.bias
-        y = x @ weight.value
-        if bias:
-            y = y + bias.value
+        backend, weight, bias = self.backend, self.weight, self.bias
+        y = backend.dense(x, weight.value, bias.value if bias else None)
 
         def backward(dy: Array) -> Array:
-            weight.add_grad(x.T @ dy)
+            dweight, dbias = backend.dense_parameter_gradients(x, dy, bias is not None)
+            weight.add_grad(dweight)
             if bias:
-                bias.add_grad(self.backend.channel_sums(dy))
-            if not input_gradient:
-                return None
-            xp = self.backend.xp
-            return xp.matmul(
-                dy, weight.value.T, out=xp.empty_like(x)
-            )  # in the order of x: that of images, after a Flatten
+                bias.add_grad(dbias)
+            return backend.dense_input_gradient(dy, weight.value, x) if input_gradient else None
 
         return y, backward
 

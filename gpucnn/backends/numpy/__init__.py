@@ -16,7 +16,7 @@ class NumpyBackend(Backend):
 
     name = "numpy"
 
-    def working(self, as_team: bool) -> AbstractContextManager[None]:
+    def working(self, as_team: bool, allow_tf32: bool = False) -> AbstractContextManager[None]:
         """Hold BLAS to one thread if a team of threads shares the work, else to the number that was set."""
         return threads.blas_threads(1 if as_team else threads.num_threads())
 

@@ -1,0 +1,194 @@
+"""Convolutions as matrix products over windows laid out as rows, a part of the batch at a time.
+
+The columns of a batch are KH·KW times its images, so they are made in a workspace of bounded size, and made again on
+the way back rather than kept. A convolution with a group for each channel is no product and has kernels of its own.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import cupy
+import numpy as np
+
+from gpucnn.backends.base import Array
+from gpucnn.backends.cupy import kernels
+from gpucnn.backends.cupy.cublas import Cublas
+from gpucnn.backends.cupy.kernels import NULL, geometry, plain, widest, working_dtype
+from gpucnn.backends.window import Window
+
+WORKSPACE = int(float(os.environ.get("GPUCNN_WORKSPACE_MB", "512")) * 1e6)  # bytes, at most, for columns
+
+
+def path(window: Window, channels: int, groups: int) -> str:
+    """Return in a word how a convolution is computed."""
+    if groups == channels and groups > 1:
+        return "depthwise"
+    return "product" if _is_product(window) else "im2col"
+
+
+def _is_product(window: Window) -> bool:
+    """Tell whether each window is one pixel, so that the image itself is the matrix of columns."""
+    return window == Window((1, 1), dilation=window.dilation)
+
+
+class Convolution:
+    """The three passes of a convolution, with the products of a cuBLAS handle."""
+
+    def __init__(self, cublas: Cublas) -> None:
+        self._cublas = cublas
+        self.tf32 = False
+
+    def forward(self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int, relu: bool) -> Array:
+        """Convolve images: x (N, H, W, C), weight (KH, KW, C/groups, F), bias (F,) → (N, OH, OW, F)."""
+        x, weight = plain(x), plain(weight, x.dtype)
+        N, H, W, C = x.shape
+        F = weight.shape[-1]
+        y = cupy.empty((N, *window.output_size((H, W)), F), x.dtype)
+        bias = None if bias is None else plain(bias, working_dtype(x.dtype))
+        if path(window, C, groups) == "depthwise":
+            self._depthwise(x, weight, bias, y, window, relu)
+            return y
+        kernel, rows = weight.reshape(-1, F), y.reshape(-1, F)
+        for part, columns in self._columns(x, window, groups):
+            for group in range(groups):
+                filters = _part(group, groups, F)
+                self._multiply(columns[:, group], kernel[:, filters], rows[part, filters])
+        if bias is not None or relu:
+            add_bias(y, bias, relu)
+        return y
+
+    def weight_gradient(self, x: Array, dy: Array, window: Window, groups: int) -> Array:
+        """Return dweight (KH, KW, C/groups, F) from x (N, H, W, C) and dy (N, OH, OW, F); float32 for float16."""
+        x, dy = plain(x), plain(dy)
+        C, F = x.shape[3], dy.shape[3]
+        if path(window, C, groups) == "depthwise":
+            return self._depthwise_weight_gradient(x, dy, window)
+        dweight = cupy.empty((*window.size, C // groups, F), working_dtype(x.dtype))
+        rows, matrix = dy.reshape(-1, F), dweight.reshape(-1, F)
+        for part, columns in self._columns(x, window, groups):
+            for group in range(groups):
+                filters = _part(group, groups, F)
+                self._multiply(columns[:, group].T, rows[part, filters], matrix[:, filters], add=part.start > 0)
+        return dweight
+
+    def input_gradient(
+        self, dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int
+    ) -> Array:
+        """Return dx (N, H, W, C) from dy (N, OH, OW, F) and weight (KH, KW, C/groups, F).
+
+        For stride 1 it is a convolution of dy with the weight turned by half a turn, which needs no col2im.
+        """
+        dy = plain(dy)
+        N, F = dy.shape[0], dy.shape[3]
+        C = weight.shape[2] * groups
+        if path(window, C, groups) == "depthwise":
+            return self._depthwise_input_gradient(dy, plain(weight, dy.dtype), (*image_size, C), window)
+        turned = window.turned()
+        if window.strides == (1, 1) and min(min(sides) for sides in turned.padding) >= 0:
+            return self.forward(dy, _turned(weight, groups), None, turned, groups, False)
+        weight = plain(weight, dy.dtype)
+        kernel, rows = weight.reshape(-1, F), dy.reshape(-1, F)
+        dx = cupy.empty((N, *image_size, C), dy.dtype)
+        width = widest(dy.dtype, C // groups)
+        for images, part, columns in self._workspace(N, dy.shape[1:3], window, C, groups, dy.dtype):
+            for group in range(groups):
+                filters = _part(group, groups, F)
+                self._multiply(rows[part, filters], kernel[:, filters].T, columns[:, group])
+            pixels = (images.stop - images.start) * image_size[0] * image_size[1]
+            arguments = np.uint32(pixels), np.int32(groups), *geometry(window, *image_size, C)
+            kernels.over_elements("col2im", dy.dtype, width, pixels * C // width, columns, dx[images], *arguments)
+        return dx
+
+    def _multiply(self, a: Array, b: Array, out: Array, add: bool = False) -> None:
+        self._cublas.multiply(a, b, out, add=add, tf32=self.tf32)
+
+    # --- windows as rows ----------------------------------------------------------------------
+
+    def _columns(self, x: Array, window: Window, groups: int) -> Iterator[tuple[slice, Array]]:
+        """Yield what the windows of some images see, (rows, groups, KH·KW·C/groups), and which rows of all they are."""
+        N, H, W, C = x.shape
+        if _is_product(window):
+            yield slice(0, N * H * W), x.reshape(N * H * W, groups, C // groups)
+            return
+        width = widest(x.dtype, C // groups)
+        for images, part, columns in self._workspace(N, window.output_size((H, W)), window, C, groups, x.dtype):
+            rows = part.stop - part.start
+            arguments = np.uint32(rows), np.int32(groups), *geometry(window, H, W, C)
+            kernels.over_elements("im2col", x.dtype, width, rows * C // width, x[images], columns, *arguments)
+            yield part, columns
+
+    @staticmethod
+    def _workspace(
+        N: int, output_size: tuple[int, int], window: Window, C: int, groups: int, dtype: Any
+    ) -> Iterator[tuple[slice, slice, Array]]:
+        """Yield images, the rows of output that are theirs, and room for their columns, part after part of the batch.
+
+        As many images at a time as the workspace holds, and fewer where memory has no room for so many.
+        """
+        OH, OW = output_size
+        a_row = window.area * C
+        an_image = OH * OW * a_row
+        at_once = max(1, min(N, WORKSPACE // (an_image * np.dtype(dtype).itemsize)))
+        buffer = room(at_once, (OH * OW, groups, a_row // groups), dtype)
+        for start in range(0, N, len(buffer)):
+            stop = min(start + len(buffer), N)
+            columns = buffer[: stop - start].reshape(-1, groups, a_row // groups)
+            yield slice(start, stop), slice(start * OH * OW, stop * OH * OW), columns
+
+    # --- a group for each channel -------------------------------------------------------------
+
+    @staticmethod
+    def _depthwise(x: Array, weight: Array, bias: Array | None, y: Array, window: Window, relu: bool) -> None:
+        F, rows = y.shape[3], y.size // y.shape[3]
+        pointers = x, weight, NULL if bias is None else bias, y
+        numbers = np.uint32(rows), np.int32(F), np.int32(relu), *geometry(window, *x.shape[1:])
+        kernels.over_elements("depthwise", x.dtype, 1, y.size, *pointers, *numbers)
+
+    @staticmethod
+    def _depthwise_weight_gradient(x: Array, dy: Array, window: Window) -> Array:
+        F, rows = dy.shape[3], dy.size // dy.shape[3]
+        numbers = np.int32(F), *geometry(window, *x.shape[1:])
+        partial, parts = kernels.column_sums(
+            "depthwise_weight_gradient", x.dtype, 1, rows, F, x, dy, *numbers, layers=window.area
+        )
+        return kernels.totals(partial, parts, x.dtype).reshape(*window.size, 1, F)
+
+    @staticmethod
+    def _depthwise_input_gradient(dy: Array, weight: Array, image: tuple[int, int, int], window: Window) -> Array:
+        dx = cupy.empty((dy.shape[0], *image), dy.dtype)
+        numbers = np.uint32(dx.size // image[2]), np.int32(dy.shape[3]), *geometry(window, *image)
+        kernels.over_elements("depthwise_input_gradient", dy.dtype, 1, dx.size, dy, weight, dx, *numbers)
+        return dx
+
+
+def room(images: int, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return an empty array (images, *shape), for half as many images where memory has no room, and so on."""
+    while True:
+        try:
+            return cupy.empty((images, *shape), dtype)
+        except MemoryError:
+            if images == 1:
+                raise
+            cupy.get_default_memory_pool().free_all_blocks()
+            images //= 2
+
+
+def add_bias(y: Array, bias: Array | None, relu: bool) -> None:
+    """Add a bias (C,) to y (…, C) in place, and set what is negative to 0 with `relu`."""
+    C, rows = y.shape[-1], y.size // y.shape[-1]
+    numbers = np.int64(rows), np.int32(C), np.int32(relu)
+    kernels.over_rows("add_bias", y.dtype, widest(y.dtype, C), rows, C, y, NULL if bias is None else bias, *numbers)
+
+
+def _part(group: int, groups: int, filters: int) -> slice:
+    """Return the filters of a group."""
+    width = filters // groups
+    return slice(group * width, (group + 1) * width)
+
+
+def _turned(weight: Array, groups: int) -> Array:
+    """Return the weight of the input gradient: (KH, KW, C/groups, F) → (KH, KW, F/groups, C), by half a turn."""
+    KH, KW, width, F = weight.shape
+    cut = weight[::-1, ::-1].reshape(KH, KW, width, groups, F // groups)
+    return cut.transpose(0, 1, 4, 3, 2).reshape(KH, KW, F // groups, groups * width)

@@ -1,0 +1,123 @@
+"""Matrix products: a thin binding of cuBLAS, the library that CuPy has loaded anyway.
+
+CuPy's own products refuse to be captured in a CUDA graph, cannot add to their output, and give a float16 product no
+float32 output, which sums over a whole batch need. So a handle of our own, with a workspace that is allocated once.
+"""
+
+import ctypes
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import cupy
+import numpy as np
+
+from gpucnn.backends.base import Array
+
+WORKSPACE = 32 * 2**20  # bytes; what NVIDIA recommends for Hopper
+TYPES = {"float32": 0, "float64": 1, "float16": 2}  # cudaDataType_t
+COMPUTE_FLOAT32, COMPUTE_FLOAT64, COMPUTE_TF32 = 68, 70, 77  # cublasComputeType_t
+DEFAULT_ALGORITHM = -1
+ALLOCATION_FAILED = 3  # cublasStatus_t
+NORMAL, TRANSPOSED = 0, 1  # cublasOperation_t
+
+
+def open_library() -> Any:
+    """Return the cuBLAS that CuPy computes with.
+
+    Raises:
+        OSError: there is none.
+    """
+    from cupy_backends.cuda.libs import cublas as _  # noqa: F401  loads the library
+
+    version = cupy.cuda.runtime.runtimeGetVersion() // 1000
+    names = [f"cublas64_{version}.dll"] if sys.platform == "win32" else [f"libcublas.so.{version}", "libcublas.so"]
+    maps = Path("/proc/self/maps")
+    if maps.exists():  # the very file that is loaded, wherever it lies
+        names = re.findall(r"(/\S*/libcublas\.so[.\d]*)", maps.read_text())[:1] + names
+    for name in names:
+        try:
+            return ctypes.CDLL(name)
+        except OSError as error:
+            cause = error
+    raise OSError(f"cuBLAS cannot be loaded, tried {', '.join(names)}: {cause}")
+
+
+class Cublas:
+    """A handle of cuBLAS for the current GPU, with a workspace of its own."""
+
+    def __init__(self) -> None:
+        self._library = open_library()
+        self._handle = ctypes.c_void_p()
+        self._check("cublasCreate_v2", self._library.cublasCreate_v2(ctypes.byref(self._handle)))
+        self._workspace = cupy.empty(WORKSPACE, np.uint8)
+        self._stream: int | None = None
+
+    def multiply(self, a: Array, b: Array, out: Array, *, add: bool = False, tf32: bool = False) -> None:
+        """Compute out ← a @ b, or out ← out + a @ b with `add`.
+
+        a (M, K) and b (K, N) of one dtype, out (M, N) of that or, for float16, float32; sums are formed in float32, or
+        float64. Any of them may be a block of a larger matrix, a and b also turned (`matrix.T`). `tf32` rounds the
+        factors of a float32 product to 10 bits, which tensor cores multiply many times as fast.
+        """
+        (M, K), N = a.shape, b.shape[1]
+        (a, turn_a, lead_a), (b, turn_b, lead_b) = _layout(a), _layout(b)
+        out_dtype = out.dtype.name
+        assert out.strides[1] == out.itemsize or N == 1, "cuBLAS writes rows"
+        lead_out = max(out.strides[0] // out.itemsize, N) if M > 1 else N
+        number = ctypes.c_double if out_dtype == "float64" else ctypes.c_float
+        compute = COMPUTE_FLOAT64 if out_dtype == "float64" else COMPUTE_FLOAT32
+        if tf32 and a.dtype == np.float32:
+            compute = COMPUTE_TF32
+        self._follow_stream()
+        # cuBLAS counts columns first, so what it is told is outᵀ = bᵀ @ aᵀ
+        status = self._library.cublasGemmEx(
+            self._handle,
+            turn_b,
+            turn_a,
+            N,
+            M,
+            K,
+            ctypes.byref(number(1.0)),
+            ctypes.c_void_p(b.data.ptr),
+            TYPES[b.dtype.name],
+            lead_b,
+            ctypes.c_void_p(a.data.ptr),
+            TYPES[a.dtype.name],
+            lead_a,
+            ctypes.byref(number(1.0 if add else 0.0)),
+            ctypes.c_void_p(out.data.ptr),
+            TYPES[out_dtype],
+            lead_out,
+            compute,
+            DEFAULT_ALGORITHM,
+        )
+        self._check("cublasGemmEx", status)
+
+    def _follow_stream(self) -> None:
+        """Work in CuPy's current stream. Setting a stream takes the workspace away, so it is given again."""
+        stream = cupy.cuda.get_current_stream().ptr
+        if stream != self._stream:
+            self._check("cublasSetStream_v2", self._library.cublasSetStream_v2(self._handle, ctypes.c_void_p(stream)))
+            pointer, size = ctypes.c_void_p(self._workspace.data.ptr), ctypes.c_size_t(WORKSPACE)
+            self._check("cublasSetWorkspace_v2", self._library.cublasSetWorkspace_v2(self._handle, pointer, size))
+            self._stream = stream
+
+    @staticmethod
+    def _check(call: str, status: int) -> None:
+        if status == ALLOCATION_FAILED:
+            raise MemoryError(f"cuBLAS could not allocate memory ({call})")
+        if status:
+            raise RuntimeError(f"cuBLAS failed: {call} returned status {status}")
+
+
+def _layout(matrix: Array) -> tuple[Array, int, int]:
+    """Return a matrix, how cuBLAS is to read it, and the distance from one of its rows (or columns) to the next."""
+    rows, columns = matrix.shape
+    down, across = (stride // matrix.itemsize for stride in matrix.strides)
+    if (across == 1 or columns == 1) and (down >= columns or rows == 1):
+        return matrix, NORMAL, down if rows > 1 else columns
+    if (down == 1 or rows == 1) and (across >= rows or columns == 1):
+        return matrix, TRANSPOSED, across if columns > 1 else rows
+    return cupy.ascontiguousarray(matrix), NORMAL, columns

@@ -1,0 +1,116 @@
+"""Functions of single elements, softmax and its loss, the optimizers' updates, random bits, batches of bytes."""
+
+from typing import Any
+
+import cupy
+import numpy as np
+
+from gpucnn.backends.base import Array
+from gpucnn.backends.cupy import kernels
+from gpucnn.backends.cupy.kernels import NULL, plain, widest, working_dtype
+
+
+def of_one(name: str, x: Array) -> Array:
+    """Launch a kernel y[i] = f(x[i]); returns y."""
+    x = plain(x)
+    y = cupy.empty_like(x)
+    _launch(name, x, x, y)
+    return y
+
+
+def of_two(name: str, a: Array, b: Array, *numbers: Any) -> Array:
+    """Launch a kernel y[i] = f(a[i], b[i]) for arrays of one shape and dtype; returns y."""
+    a, b = plain(a), plain(b, a.dtype)
+    y = cupy.empty_like(a)
+    _launch(name, a, a, b, y, numbers=numbers)
+    return y
+
+
+def _launch(name: str, like: Array, *pointers: Array, numbers: tuple[Any, ...] = ()) -> None:
+    width = widest(like.dtype, like.size)
+    count = like.size // width
+    kernels.over_elements(name, like.dtype, width, count, *pointers, np.uint32(count), *numbers)
+
+
+def softmax(logits: Array) -> Array:
+    """Return probabilities (N, K) from logits (N, K)."""
+    logits = plain(logits)
+    y = cupy.empty_like(logits)
+    N, K = logits.shape
+    kernels.over_matrix_rows("softmax", logits.dtype, N, K, logits, y, np.uint32(N), np.uint32(K))
+    return y
+
+
+def softmax_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
+    """Return the mean cross-entropy of softmax(logits) with targets, both (N, K), and dlogits (N, K)."""
+    logits, targets = plain(logits), plain(targets, logits.dtype)
+    N, K = logits.shape
+    losses, dlogits = cupy.empty(N, np.float64), cupy.empty_like(logits)
+    loss = cupy.empty((), working_dtype(logits.dtype))
+    pointers = logits, targets, losses, dlogits
+    kernels.over_matrix_rows("softmax_cross_entropy", logits.dtype, N, K, *pointers, np.uint32(N), np.uint32(K))
+    kernels.one_block("mean", logits.dtype, losses, loss, np.uint32(N))
+    return loss, dlogits
+
+
+def _on_device(number: Any, dtype: Any) -> Array:
+    """Return a number in the GPU's memory, where it may lie already."""
+    return number if isinstance(number, cupy.ndarray) else cupy.full((), number, dtype)
+
+
+def sgd_update(
+    values: Array,
+    gradients: Array,
+    velocity: Array | None,
+    learning_rate: Any,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+) -> None:
+    """Step down the gradient, in place."""
+    pointers = values, gradients, NULL if velocity is None else velocity, _on_device(learning_rate, np.float64)
+    _update("sgd_update", values, pointers, np.float64(momentum), np.float64(weight_decay), np.int32(nesterov))
+
+
+def adam_update(
+    values: Array,
+    gradients: Array,
+    mean: Array,
+    square: Array,
+    step: Any,
+    learning_rate: Any,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> None:
+    """Step by the running mean of the gradient over the root of its running square, in place."""
+    rate, number = _on_device(learning_rate, np.float64), _on_device(step, np.int64)
+    numbers = (np.float64(number) for number in (beta1, beta2, epsilon, weight_decay))
+    _update("adam_update", values, (values, gradients, mean, square, rate, number), *numbers, np.int32(decoupled))
+
+
+def _update(name: str, values: Array, pointers: tuple[Any, ...], *numbers: Any) -> None:
+    width = widest(values.dtype, values.size)
+    count = values.size // width
+    kernels.over_elements(name, values.dtype, width, count, *pointers, np.uint32(count), *numbers)
+
+
+def random_bits(key: int, counter: int, count: int, start: int, repeats: Array | None, stride: int) -> Array:
+    """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter)."""
+    words = cupy.empty(count, np.uint32)
+    numbers = np.uint64(key), np.uint64(counter), NULL if repeats is None else repeats, np.uint64(stride)
+    blocks = (start % 4 + count + 3) // 4
+    kernels.over_elements("random_bits", np.float32, 1, blocks, words, *numbers, np.uint64(start), np.uint32(count))
+    return words
+
+
+def gather_bytes(images: Array, picked: Array, dtype: Any) -> Array:
+    """Return images (P, …) uint8 picked by number (N,) as floats 0 … 1, (N, …)."""
+    images, picked = plain(images), plain(picked, np.int64)
+    x = cupy.empty((len(picked), *images.shape[1:]), dtype)
+    if x.size:
+        numbers = np.uint32(x.size), np.uint32(x.size // len(picked))
+        kernels.over_elements("gather_bytes", dtype, 1, x.size, images, picked, x, *numbers)
+    return x
