@@ -24,6 +24,7 @@ from gpucnn.errors import (
     DataError,
     DTypeError,
     GpucnnError,
+    OutOfMemory,
     ShapeError,
 )
 from gpucnn.model import Model
@@ -42,6 +43,7 @@ __all__ = [
     "DataError",
     "GpucnnError",
     "Model",
+    "OutOfMemory",
     "ShapeError",
     "callbacks",
     "datasets",

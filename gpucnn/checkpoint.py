@@ -62,15 +62,15 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def load(path: str | os.PathLike[str], backend: str | Backend = "auto") -> Model:
-    """Read a model that `save` wrote, onto any backend.
+def load(path: str | os.PathLike[str], backend: str | Backend = "auto", dtype: str | None = None) -> Model:
+    """Read a model that `save` wrote, onto any backend; `dtype` is that of the file unless another is given.
 
     Raises:
         CheckpointError: the file is missing, damaged, foreign or does not fit itself; says which.
     """
     described, state = _read(Path(path))
     try:
-        return _rebuild(described, state, backend)
+        return _rebuild(described, state, backend, dtype)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (GpucnnError, TypeError, ValueError) as error:
@@ -125,7 +125,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return described, state
 
 
-def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Backend) -> Model:
+def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Backend, dtype: str | None) -> Model:
     network = Layer.from_config(described.get("network"))
     if not isinstance(network, Sequential):
         raise CheckpointError(f"describes a {type(network).__name__} where a Sequential was expected")
@@ -135,7 +135,7 @@ def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Ba
         tuple(input_shape) if isinstance(input_shape, list) else (),
         seed=described.get("seed", 0),
         backend=backend,
-        dtype=described.get("dtype", "float32"),
+        dtype=described.get("dtype", "float32") if dtype is None else dtype,
         name=str(described.get("name", "model")),
     )
     model.load_state_dict(state)

@@ -1,7 +1,5 @@
 """Metrics: numbers for people. They are summed on the device and read to the host only when somebody looks."""
 
-from typing import Any
-
 from gpucnn.backends import Array, Backend
 from gpucnn.config import Configurable
 
@@ -39,20 +37,25 @@ class Totals:
         self.backend = backend
         self.metrics = metrics
         self.samples = 0
-        self._sums: dict[str, Any] = {}
+        xp = backend.xp
+        self._sums = {name: xp.zeros((), dtype=xp.float64) for name in ("loss", *(metric.name for metric in metrics))}
+
+    def reset(self) -> None:
+        """Begin anew, with the same arrays."""
+        self.samples = 0
+        for total in self._sums.values():
+            total[...] = 0
 
     def add(self, loss: Array, y: Array, labels: Array) -> None:
         """Add a batch: its mean loss, its outputs (N, …) and its labels."""
         N = len(y)
         self.samples += N
-        self._add("loss", loss * N)
+        self._sums["loss"] += loss * N
         for metric in self.metrics:
-            self._add(metric.name, metric.total(y, labels))
-
-    def _add(self, name: str, value: Array) -> None:
-        xp = self.backend.xp
-        self._sums[name] = self._sums.get(name, 0.0) + xp.asarray(value, dtype=xp.float64)
+            self._sums[metric.name] += metric.total(y, labels)
 
     def read(self) -> dict[str, float]:
         """Return the mean of each over the samples so far; this waits for the device."""
+        if not self.samples:
+            return {}
         return {name: float(self.backend.to_host(total)) / self.samples for name, total in self._sums.items()}

@@ -1,9 +1,10 @@
 """`Model`: a network together with its training, with the verbs a Keras user knows."""
 
 import copy
+import math
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gpucnn import rng
@@ -11,7 +12,7 @@ from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.backends.base import as_floats
 from gpucnn.callbacks import Callback
 from gpucnn.data.batches import batches, check_batch_size, check_inputs, check_labels, join
-from gpucnn.errors import ConfigurationError
+from gpucnn.errors import ConfigurationError, OutOfMemory
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.combine import Sequential
@@ -39,7 +40,10 @@ class Model:
         input_shape  of one sample: (H, W, C) for images
         seed         of weights, data order and dropout: the same seed gives the same bits
         backend      "auto", "numpy", "cupy" or "cupy:N"
-        dtype        "float32" or "float64"
+        dtype        "float32", "float64", or on a GPU "float16": layers compute in half precision then, while
+                     parameters, their gradients, the statistics of batch norms and the loss stay in float32
+        allow_tf32   on a GPU, let float32 products round their factors to 10 bits, which tensor cores multiply many
+                     times as fast; None takes the environment's GPUCNN_TF32, which is off unless it is 1
 
     Inputs are (N, *input_shape), uint8 or floats: uint8 pixels 0 … 255 count as 0 … 1, floats as they are.
 
@@ -56,10 +60,10 @@ class Model:
         seed: int = 0,
         backend: str | Backend = "auto",
         dtype: str = "float32",
+        allow_tf32: bool | None = None,
         name: str = "model",
     ) -> None:
-        if dtype not in ("float32", "float64"):
-            raise ConfigurationError(f'dtype must be "float32" or "float64", not {dtype!r}')
+        _check_dtype(dtype)
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ConfigurationError(f"seed must be an integer of at least 0, not {seed!r}")
         self.network = layers if isinstance(layers, Sequential) else Sequential(layers)
@@ -67,7 +71,10 @@ class Model:
             raise ConfigurationError("a model needs at least one layer; got an empty list")
         self.input_shape = _checked_shape(input_shape)
         self.seed, self.dtype, self.name = seed, dtype, name
+        self.allow_tf32 = os.environ.get("GPUCNN_TF32") == "1" if allow_tf32 is None else bool(allow_tf32)
+        self.jit = True
         self.backend = get_backend(backend)
+        _check_precision(dtype, self.backend)
         self.output_shape = self.network.build_once(self.input_shape, rng.host_generator(seed, "weights"))
         self.loss: Loss | None = None
         self.metrics: list[Metric] = []
@@ -100,10 +107,21 @@ class Model:
         """Take over what `state_dict` returned; raises CheckpointError where it does not fit."""
         self.network.load_state_dict(state)
 
-    def to(self, backend: str | Backend) -> "Model":
-        """Move weights and the optimizer's state to another backend; returns the model."""
-        source, self.backend = self.backend, get_backend(backend)
-        self.network.to(self.backend, self.dtype)
+    @property
+    def state_dtype(self) -> str:
+        """The dtype of parameters, gradients, buffers and the loss: float32 where layers compute in float16."""
+        return "float32" if self.dtype == "float16" else self.dtype
+
+    def to(self, backend: str | Backend, dtype: str | None = None) -> "Model":
+        """Move weights and the optimizer's state to another backend, and compute in another dtype; returns the model.
+
+        Raises:
+            ConfigurationError: a model of float16 is moved to a backend that does not compute in it.
+        """
+        target, dtype = get_backend(backend), self.dtype if dtype is None else _check_dtype(dtype)
+        _check_precision(dtype, target)
+        source, self.backend, self.dtype = self.backend, target, dtype
+        self.network.to(self.backend, self.state_dtype)
         self._flatten_parameters()
         if self.loss is not None:
             self.loss.backend = self.backend
@@ -118,7 +136,7 @@ class Model:
         for parameter in parameters:
             starts.append(total)
             total += -(-parameter.size // ALIGNMENT) * ALIGNMENT
-        self._values, self._gradients = (xp.zeros(total, dtype=self.dtype) for _ in range(2))
+        self._values, self._gradients = (xp.zeros(total, dtype=self.state_dtype) for _ in range(2))
         for parameter, start in zip(parameters, starts, strict=True):
             part = slice(start, start + parameter.size)
             value, grad = (flat[part].reshape(parameter.shape) for flat in (self._values, self._gradients))
@@ -132,11 +150,42 @@ class Model:
 
         The way back adds to the parameters' gradients; `zero_grad` forgets them.
         """
-        with self._working():
-            return self._sliced.forward(self.backend, self.as_floats(self.backend.from_host(x)), train=train)
+        with self.computing(len(x)):
+            inputs = self.as_floats(self.backend.from_host(x))
+            y, network_backward = self._sliced.forward(self.backend, inputs, train=train)
 
-    def _working(self) -> AbstractContextManager[None]:
-        return self.backend.working(as_team=self._sliced.can_slice)
+        def backward(dy: Array) -> Array:
+            with self.computing(len(x)):
+                return network_backward(dy)
+
+        return y, backward
+
+    @contextmanager
+    def computing(self, batch: int) -> Iterator[None]:
+        """Hold the backend's context around passes of so many samples; say what helps where memory runs out."""
+        try:
+            with self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32):
+                yield
+        except MemoryError as error:
+            if isinstance(error, OutOfMemory) and error.explained:
+                raise
+            raise OutOfMemory(self._what_fits(error, batch), getattr(error, "layer", ""), explained=True) from error
+
+    def _what_fits(self, error: MemoryError, batch: int) -> str:
+        """Return a message: where memory ran out, what was asked for, what there is, and a batch that should fit.
+
+        A layer is taken to hold its output and, on the way back, as much again.
+        """
+        where = getattr(error, "layer", "") or self.name
+        message = f"{where}: out of memory on {self.backend.name} at a batch of {batch}: {str(error).rstrip('.')}"
+        outputs = sum(math.prod(layer.output_shape or ()) for layer in self.network.all_layers())
+        each, memory, fits = 2 * outputs * self._values.itemsize, self.backend.memory(), batch // 2
+        if memory is not None:
+            free, total = memory
+            message += f"; {free / 1e6:,.0f} of {total / 1e6:,.0f} MB are free"
+            while fits > 1 and fits * each > 0.8 * total:
+                fits //= 2
+        return message + (f"; a batch_size of {fits} should fit" if fits else "; one sample is too much for it")
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -153,8 +202,15 @@ class Model:
         optimizer: Optimizer | str = "sgd",
         loss: Loss | str = "categorical_crossentropy",
         metrics: Sequence[Metric | str] = ("accuracy",),
+        *,
+        jit: bool = True,
     ) -> "Model":
         """Choose how the model is trained; objects or their names. Returns the model.
+
+        Arguments:
+            jit: on a GPU, `fit` records a training step once and repeats it as a whole, which costs one launch instead
+                of one for each kernel. A step must not change from one to the next then by anything that Python
+                decides: turn it off for a layer of one's own that does so. The numbers are the same either way.
 
         Raises:
             ConfigurationError: an unknown name, or a loss that does not fit the last layer.
@@ -168,6 +224,7 @@ class Model:
                 self._trunk = Sequential(self.layers[:-1])  # the softmax is computed with the loss, as one kernel
                 self._trunk.build_once(self.input_shape, None)
         self._sliced_trunk = self._sliced if self._trunk is self.network else Sliced(self._trunk)
+        self.jit = bool(jit)
         self.loss = loss
         self.loss.backend = self.backend
         self.metrics = [Metric.get(metric) for metric in _listed(metrics, "metrics")]
@@ -235,34 +292,48 @@ class Model:
         Outside `fit` a schedule has no end to measure by, so the step is made at its highest rate.
         """
         rate = self.optimizer.rate_at()
-        inputs, labels = to_device(self, self._checked(x, y))
-        return self.step(self.as_floats(inputs), labels, rate)[0]
+        x, y = self._checked(x, y)
+        with self.computing(len(x)):
+            inputs, labels = to_device(self, (x, y))
+            return self.step(self.as_floats(inputs), labels, rate)[0]
 
-    def step(self, x: Array, labels: Array, learning_rate: float) -> tuple[Array, Array]:
+    def step(
+        self, x: Array, labels: Array, learning_rate: float | Array, number: Array | None = None
+    ) -> tuple[Array, Array]:
         """Make one step on device arrays; return the mean loss and the outputs before the step.
 
-        With a fused softmax the outputs are logits.
+        With a fused softmax the outputs are logits. A step that is to be recorded takes its learning rate and its
+        `number`, from 1, as arrays () of one.
         """
         optimizer = self.optimizer
-        with self._working():
+        with self.computing(len(x)):
             loss, outputs = self.loss_and_gradients(x, labels)
-            optimizer.update(self.backend, self._values, self._gradients, learning_rate)
+            optimizer.update(self.backend, self._values, self._gradients, learning_rate, number)
         return loss, outputs
 
     def loss_and_gradients(self, x: Array, labels: Array) -> tuple[Array, Array]:
-        """Return what `step` does, and leave the gradients in the parameters, without an update."""
-        with self._working():
+        """Return what `step` does, and leave the gradients in the parameters, without an update.
+
+        A mean over N samples gives each of them a gradient of about 1/N, which float16 can hardly hold: there the loss
+        is scaled by a power of two of about N on the way back, and the gradients in float32 by its inverse.
+        """
+        scale = 2.0 ** math.ceil(math.log2(len(x))) if self.dtype == "float16" else 1.0
+        with self.computing(len(x)):
             self.zero_grad()
             outputs, network_backward = self._sliced_trunk.forward(self.backend, x, train=True, input_gradient=False)
-            loss, loss_backward = self._loss_of(outputs, labels)
-            network_backward(loss_backward())
-        return loss, outputs
+            exact = outputs.astype(self.state_dtype, copy=False)
+            loss, loss_backward = self._loss_of(exact, labels)
+            network_backward(loss_backward(scale).astype(outputs.dtype, copy=False))
+            if scale != 1.0:
+                self._gradients *= 1.0 / scale
+        return loss, exact
 
     def score(self, x: Array, labels: Array) -> tuple[Array, Array]:
         """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""
-        with self._working():
+        with self.computing(len(x)):
             outputs, _ = self._sliced_trunk.forward(self.backend, x, train=False)
-            return self._loss_of(outputs, labels)[0], outputs
+            exact = outputs.astype(self.state_dtype, copy=False)
+            return self._loss_of(exact, labels)[0], exact
 
     def _loss_of(self, outputs: Array, labels: Array) -> tuple[Array, Any]:
         assert self.loss is not None
@@ -277,9 +348,10 @@ class Model:
         return evaluate(self, to_device(self, self._checked(x, y)), check_batch_size(batch_size))
 
     def predict(self, x: Any, *, batch_size: int = 256) -> Any:
-        """Return the network's outputs for host data as a host array (N, K)."""
+        """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16."""
         x, size = check_inputs(x, self.input_shape), check_batch_size(batch_size)
-        return join([self.backend.to_host(self.forward(x[part])[0]) for part in batches(len(x), size)])
+        outputs = (self.forward(x[part])[0].astype(self.state_dtype, copy=False) for part in batches(len(x), size))
+        return join([self.backend.to_host(part) for part in outputs])
 
     def new_totals(self) -> Totals:
         """Return empty sums of loss and metrics on the model's backend."""
@@ -328,6 +400,21 @@ def _listed(values: Any, what: str) -> Any:
     if not isinstance(values, list | tuple):
         raise ConfigurationError(f"{what} must be a list, not {values!r}; pass [{values!r}]")
     return values
+
+
+def _check_dtype(dtype: Any) -> str:
+    if dtype not in ("float16", "float32", "float64"):
+        raise ConfigurationError(f'dtype must be "float32", "float64" or, on a GPU, "float16", not {dtype!r}')
+    return str(dtype)
+
+
+def _check_precision(dtype: str, backend: Backend) -> None:
+    """Refuse half precision where it would be slower and no use."""
+    if dtype == "float16" and not backend.half_precision:
+        raise ConfigurationError(
+            f'dtype="float16" is for GPUs, whose tensor cores multiply it fast; the backend {backend.name!r} computes '
+            'in float32 and float64: pass dtype="float32", or backend="cupy" where there is a GPU'
+        )
 
 
 def _checked_shape(shape: Any) -> Shape:

@@ -46,8 +46,18 @@ class Optimizer(Configurable, family="optimizer"):
         schedule = as_schedule(self.learning_rate)
         return float(schedule.peak if epoch is None else schedule(epoch, epochs))
 
-    def update(self, backend: Backend, values: Array, gradients: Array, learning_rate: float) -> None:
+    def update(
+        self,
+        backend: Backend,
+        values: Array,
+        gradients: Array,
+        learning_rate: float | Array,
+        number: Array | None = None,
+    ) -> None:
         """Move `values` (P,) in place by one step.
+
+        A step that is to be recorded and repeated takes the learning rate and its number, from 1, as arrays () of one;
+        otherwise the number is the optimizer's own count.
 
         Raises:
             ConfigurationError: the optimizer serves another model by now.
@@ -58,9 +68,11 @@ class Optimizer(Configurable, family="optimizer"):
                 "make an optimizer of its own for each model"
             )
         self.steps += 1
-        self._update(backend, values, gradients, learning_rate)
+        self._update(backend, values, gradients, learning_rate, self.steps if number is None else number)
 
-    def _update(self, backend: Backend, values: Array, gradients: Array, learning_rate: float) -> None:
+    def _update(
+        self, backend: Backend, values: Array, gradients: Array, learning_rate: float | Array, number: int | Array
+    ) -> None:
         raise NotImplementedError(f"{type(self).__name__} has no _update")
 
 
@@ -94,7 +106,9 @@ class SGD(Optimizer):
         """Return the velocity, which plain gradient descent does without."""
         return ("velocity",) if self.momentum else ()
 
-    def _update(self, backend: Backend, values: Array, gradients: Array, learning_rate: float) -> None:
+    def _update(
+        self, backend: Backend, values: Array, gradients: Array, learning_rate: float | Array, number: int | Array
+    ) -> None:
         backend.sgd_update(
             values,
             gradients,
@@ -139,13 +153,15 @@ class Adam(Optimizer):
         """Return both running averages."""
         return "mean", "square"
 
-    def _update(self, backend: Backend, values: Array, gradients: Array, learning_rate: float) -> None:
+    def _update(
+        self, backend: Backend, values: Array, gradients: Array, learning_rate: float | Array, number: int | Array
+    ) -> None:
         backend.adam_update(
             values,
             gradients,
             self.slots["mean"],
             self.slots["square"],
-            step=self.steps,
+            step=number,
             learning_rate=learning_rate,
             beta1=self.beta1,
             beta2=self.beta2,

@@ -1,7 +1,6 @@
 """What each layer holds and costs: the tables behind `model.summary()` and `model.profile(x, y)`."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from gpucnn.model import Model
 
 WARM_UP = 2  # passes before the first timed one: they fill caches and, on a GPU, compile kernels
-BYTES = {"float32": 4, "float64": 8}
+BYTES = {"float16": 2, "float32": 4, "float64": 8}
 
 
 def parameter_count(layer: Layer) -> int:
@@ -165,13 +164,13 @@ def _timed_pass(model: "Model", x: Any, labels: Any, times: dict[str, list[float
     ways_back = []
     network = model.network
     for layer, options, goes_back in network.steps(input_gradient=False, plan=network.one_by_one()):
-        (x, backward), seconds = _timed(model, partial(layer.forward, x, train=True, **options))
+        (x, backward), seconds = model.backend.timed(layer.label, partial(layer.forward, x, train=True, **options))
         times.setdefault(layer.label, [0.0, 0.0])[0] += seconds
         if goes_back:
             ways_back.append((layer.label, backward))
     dy = _loss_gradient(model, x, labels)
     for name, backward in reversed(ways_back):
-        dy, seconds = _timed(model, partial(backward, dy))
+        dy, seconds = model.backend.timed(f"{name} backward", partial(backward, dy))
         times[name][1] += seconds
 
 
@@ -180,11 +179,3 @@ def _loss_gradient(model: "Model", y: Any, labels: Any) -> Any:
     if model.loss is None:
         return model.backend.xp.ones_like(y)
     return model.loss(y, labels)[1]()
-
-
-def _timed(model: "Model", call: Callable[[], Any]) -> tuple[Any, float]:
-    model.backend.synchronize()
-    started = time.perf_counter()
-    result = call()
-    model.backend.synchronize()
-    return result, time.perf_counter() - started

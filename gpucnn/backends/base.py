@@ -79,8 +79,8 @@ class Backend:
     def release(self) -> None:
         """Return what memory the backend keeps for later; called when a training ends."""
 
-    def free_memory(self) -> int | None:
-        """Return the bytes that are free for arrays, or None where nobody knows."""
+    def memory(self) -> tuple[int, int] | None:
+        """Return the bytes that are free for arrays, and those that the device has; None where nobody knows."""
         return None
 
     # --- a step recorded once and repeated: an engine may -------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpucnn.backends import Array
 from gpucnn.config import snake_case
-from gpucnn.errors import ConfigurationError, ShapeError
+from gpucnn.errors import ConfigurationError, OutOfMemory, ShapeError
 from gpucnn.layers.activation import ReLU
 from gpucnn.layers.base import Backward, Layer, Shape
 from gpucnn.layers.pool import MaxPool2D
@@ -69,15 +69,18 @@ class Sequential(Layer):
         Without it the way back is that of a training step: it can be walked once, and lets go of what each layer kept
         as soon as it has passed that layer.
         """
-        ways_back: list[Backward] = []
+        ways_back: list[tuple[str, Backward]] = []
         for layer, options, goes_back in self.steps(input_gradient):
-            x, way_back = layer.forward(x, train=train, **options)
+            try:
+                x, way_back = layer.forward(x, train=train, **options)
+            except MemoryError as error:
+                raise OutOfMemory.at(layer.label, error) from error
             if goes_back:
-                ways_back.append(way_back)
+                ways_back.append((layer.label, way_back))
 
         def backward(dy: Array) -> Array:
-            for way_back in reversed(ways_back):
-                dy = way_back(dy)
+            for label, way_back in reversed(ways_back):
+                dy = _walk(label, way_back, dy)
             return dy
 
         stations = len(ways_back)
@@ -89,7 +92,7 @@ class Sequential(Layer):
                     "call forward again, or forward with input_gradient=True for a way that can be walked often"
                 )
             while ways_back:
-                dy = ways_back.pop()(dy)
+                dy = _walk(*ways_back.pop(), dy)
 
         return x, backward if input_gradient else walk_once
 
@@ -118,6 +121,14 @@ class Sequential(Layer):
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
+
+
+def _walk(label: str, way_back: Backward, dy: Array) -> Array:
+    """Walk one layer's way back; where memory runs out, the error gets the layer's name."""
+    try:
+        return way_back(dy)
+    except MemoryError as error:
+        raise OutOfMemory.at(label, error) from error
 
 
 def _planned(layers: list[Layer]) -> Plan:

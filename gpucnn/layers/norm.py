@@ -86,7 +86,7 @@ class BatchNorm(Layer):
             normalized = (x - self.running_mean.value) / deviation
             self.scale.add_grad(backend.channel_sums(dy * normalized))
             self.shift.add_grad(backend.channel_sums(dy))
-            return dy * factor
+            return (dy * factor).astype(dy.dtype, copy=False)
 
         return y, backward
 
@@ -169,7 +169,8 @@ class Normalization(Layer):
                 f"{self.label}: has neither mean nor deviation; pass both to Normalization(…), or call adapt(data)"
             )
         divide = self.divide.value
-        return (x - self.subtract.value) / divide, lambda dy: dy / divide
+        y = (x - self.subtract.value) / divide
+        return y.astype(x.dtype, copy=False), lambda dy: (dy / divide).astype(dy.dtype, copy=False)
 
 
 def _numbers(value: Any, what: str) -> Any:

@@ -15,6 +15,7 @@ from gpucnn.callbacks import Callback
 from gpucnn.data.batches import batches
 from gpucnn.training.history import History
 from gpucnn.training.progress import Silent, make_progress
+from gpucnn.training.steps import Steps, make_steps
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -48,6 +49,7 @@ class Training:
     def _run(self) -> History:
         model = self.model
         data = to_device(model, self.data)
+        steps = make_steps(model, data, self.batch_size)
         validation = None if self.validation_data is None else to_device(model, self.validation_data)
         model.stop_training = False
         for callback in self.callbacks:
@@ -55,7 +57,7 @@ class Training:
         with make_progress(self.verbose) as progress:
             for epoch in range(self.epochs):
                 progress.begin_epoch(epoch, self.epochs, math.ceil(len(data[0]) / self.batch_size))
-                logs = self._train(data, epoch, progress) | self._validate(validation)
+                logs = self._train(steps, epoch, progress) | self._validate(validation)
                 self.history.add(logs)
                 progress.end_epoch(logs)
                 for callback in self.callbacks:
@@ -66,25 +68,22 @@ class Training:
             callback.on_fit_end(model)
         return self.history
 
-    def _train(self, data: Pair, epoch: int, progress: Silent) -> dict[str, float]:
+    def _train(self, steps: Steps, epoch: int, progress: Silent) -> dict[str, float]:
         """Visit every sample once, in the order that seed and epoch give."""
-        model, (x, y) = self.model, data
-        totals, count = model.new_totals(), len(x)
+        model, count = self.model, len(self.data[0])
         for callback in self.callbacks:
             callback.on_epoch_begin(model, epoch)
         started = time.perf_counter()
-        order = model.backend.from_host(rng.shuffled_order(model.seed, model.epochs_seen, count))
+        order = rng.shuffled_order(model.seed, model.epochs_seen, count) if self.shuffle else None
+        steps.begin_epoch(order)
         for step, part in enumerate(batches(count, self.batch_size)):
-            picked = order[part] if self.shuffle else part
-            inputs, labels = model.as_floats(x[picked]), y[picked]
             rate = model.optimizer.rate_at(epoch + part.start / count, self.epochs)
-            loss, outputs = model.step(inputs, labels, rate)
-            totals.add(loss, outputs, labels)
-            progress.step(totals)
+            steps.make(part, rate)
+            progress.step(steps.totals)
             for callback in self.callbacks:
                 callback.on_step_end(model, step)
         model.epochs_seen += 1
-        logs = totals.read()
+        logs = steps.totals.read()
         so_far = {f"{key}_so_far": self._mean_with_earlier(key, value) for key, value in logs.items()}
         return logs | so_far | {"learning_rate": rate, "seconds": time.perf_counter() - started}
 

@@ -68,9 +68,14 @@ class CupyBackend(Backend):
         properties = cupy.cuda.runtime.getDeviceProperties(self.device)
         return f"{self.name} (CuPy {cupy.__version__} on {properties['name'].decode()})"
 
-    def free_memory(self) -> int | None:
-        """Return the bytes that are free for arrays: those of the GPU, and those that CuPy keeps for later."""
-        return int(cupy.cuda.runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())
+    def memory(self) -> tuple[int, int] | None:
+        """Return the bytes that are free for arrays, those that CuPy keeps for later among them, and all."""
+        free, total = cupy.cuda.runtime.memGetInfo()
+        return free + cupy.get_default_memory_pool().free_bytes(), total
+
+    def release(self) -> None:
+        """Return what CuPy keeps for later to the GPU, for other programs."""
+        cupy.get_default_memory_pool().free_all_blocks()
 
     @contextmanager
     def working(self, as_team: bool, allow_tf32: bool = False) -> Iterator[None]:
@@ -155,8 +160,8 @@ class CupyBackend(Backend):
 
     def dense_input_gradient(self, dy: Array, weight: Array, x: Array) -> Array:
         """Return dx (N, D) from dy (N, K) and weight (D, K)."""
-        dx = cupy.empty(x.shape, dy.dtype)
-        self._multiply(dy, weight.astype(dy.dtype, copy=False).T, dx)
+        dx = cupy.empty(x.shape, x.dtype)
+        self._multiply(dy.astype(x.dtype, copy=False), weight.astype(x.dtype, copy=False).T, dx)
         return dx
 
     def _multiply(self, a: Array, b: Array, out: Array) -> None:

@@ -38,6 +38,7 @@ class Convolution:
     def __init__(self, cublas: Cublas) -> None:
         self._cublas = cublas
         self.tf32 = False
+        self.workspace = WORKSPACE
 
     def forward(self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int, relu: bool) -> Array:
         """Convolve images: x (N, H, W, C), weight (KH, KW, C/groups, F), bias (F,) → (N, OH, OW, F)."""
@@ -60,7 +61,8 @@ class Convolution:
 
     def weight_gradient(self, x: Array, dy: Array, window: Window, groups: int) -> Array:
         """Return dweight (KH, KW, C/groups, F) from x (N, H, W, C) and dy (N, OH, OW, F); float32 for float16."""
-        x, dy = plain(x), plain(dy)
+        x = plain(x)
+        dy = plain(dy, x.dtype)
         C, F = x.shape[3], dy.shape[3]
         if path(window, C, groups) == "depthwise":
             return self._depthwise_weight_gradient(x, dy, window)
@@ -91,7 +93,7 @@ class Convolution:
         kernel, rows = weight.reshape(-1, F), dy.reshape(-1, F)
         dx = cupy.empty((N, *image_size, C), dy.dtype)
         width = widest(dy.dtype, C // groups)
-        for images, part, columns in self._workspace(N, dy.shape[1:3], window, C, groups, dy.dtype):
+        for images, part, columns in self._parts(N, dy.shape[1:3], window, C, groups, dy.dtype):
             for group in range(groups):
                 filters = _part(group, groups, F)
                 self._multiply(rows[part, filters], kernel[:, filters].T, columns[:, group])
@@ -112,15 +114,14 @@ class Convolution:
             yield slice(0, N * H * W), x.reshape(N * H * W, groups, C // groups)
             return
         width = widest(x.dtype, C // groups)
-        for images, part, columns in self._workspace(N, window.output_size((H, W)), window, C, groups, x.dtype):
+        for images, part, columns in self._parts(N, window.output_size((H, W)), window, C, groups, x.dtype):
             rows = part.stop - part.start
             arguments = np.uint32(rows), np.int32(groups), *geometry(window, H, W, C)
             kernels.over_elements("im2col", x.dtype, width, rows * C // width, x[images], columns, *arguments)
             yield part, columns
 
-    @staticmethod
-    def _workspace(
-        N: int, output_size: tuple[int, int], window: Window, C: int, groups: int, dtype: Any
+    def _parts(
+        self, N: int, output_size: tuple[int, int], window: Window, C: int, groups: int, dtype: Any
     ) -> Iterator[tuple[slice, slice, Array]]:
         """Yield images, the rows of output that are theirs, and room for their columns, part after part of the batch.
 
@@ -129,7 +130,7 @@ class Convolution:
         OH, OW = output_size
         a_row = window.area * C
         an_image = OH * OW * a_row
-        at_once = max(1, min(N, WORKSPACE // (an_image * np.dtype(dtype).itemsize)))
+        at_once = max(1, min(N, self.workspace // (an_image * np.dtype(dtype).itemsize)))
         buffer = room(at_once, (OH * OW, groups, a_row // groups), dtype)
         for start in range(0, N, len(buffer)):
             stop = min(start + len(buffer), N)

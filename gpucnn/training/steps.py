@@ -1,0 +1,128 @@
+"""One step after another: a batch is gathered, the model makes its step, the totals grow.
+
+On a backend that can record, a step is recorded once and then repeated. What changes from one step to the next, which
+samples, the learning rate, the number of the step, lies in arrays on the device that Python fills before each repeat;
+what Python itself counts is moved on by what it moved in the step that was recorded.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from gpucnn.backends import Array
+
+if TYPE_CHECKING:
+    from gpucnn.model import Model
+
+
+class Steps:
+    """The steps of a training over inputs and labels on the device; `totals` are the epoch's so far."""
+
+    def __init__(self, model: "Model", data: tuple[Array, Array], batch_size: int) -> None:
+        self.model, (self._x, self._y), self._batch_size = model, data, batch_size
+        self.totals = model.new_totals()
+        self._order: Array | None = None
+
+    def begin_epoch(self, order: Any) -> None:
+        """Begin to visit the samples in an order, a host array (P,), or None for that of the data."""
+        self.totals.reset()
+        self._order = None if order is None else self.model.backend.from_host(order)
+
+    def make(self, part: slice, rate: float) -> None:
+        """Make the step on one part of the order."""
+        self._step(part if self._order is None else self._order[part], rate)
+
+    def _step(self, picked: Any, rate: float | Array, number: Array | None = None) -> None:
+        model = self.model
+        with model.computing(self._batch_size):
+            inputs, labels = model.backend.gather(self._x, picked, model.dtype), self._y[picked]
+            loss, outputs = model.step(inputs, labels, rate, number)
+            self.totals.add(loss, outputs, labels)
+
+
+class RecordedSteps(Steps):
+    """Steps of which all but the first are one recorded step, repeated; a last, smaller batch is made as it comes."""
+
+    def __init__(self, model: "Model", data: tuple[Array, Array], batch_size: int) -> None:
+        super().__init__(model, data, batch_size)
+        xp = model.backend.xp
+        self._picked = xp.zeros(batch_size, dtype=xp.int64)
+        self._rate, self._number = xp.zeros((), dtype=xp.float64), xp.zeros((), dtype=xp.int64)
+        self._counts = _Counts(self)
+        self._change: dict[Any, int] | None = None  # of the counts, by one step
+        self._recorded: Any = None
+        self._recorded_at: dict[Any, int] = {}
+
+    def begin_epoch(self, order: Any) -> None:
+        """Begin to visit the samples in an order, which lies on the device in any case."""
+        super().begin_epoch(order)
+        if self._order is None:
+            self._order = self.model.backend.xp.arange(len(self._x))
+
+    def make(self, part: slice, rate: float) -> None:
+        """Make the step on one part of the order: the first one is made, the second recorded, the others repeated."""
+        if part.stop - part.start < self._batch_size:
+            super().make(part, rate)
+            return
+        assert self._order is not None
+        self._picked[...] = self._order[part]
+        self._rate[...] = rate
+        self._number[...] = self.model.optimizer.steps + 1
+        if self._change is None:
+            self._first()
+        elif self._recorded is None:
+            self._record(self._change)
+        else:
+            self._repeat(self._change)
+
+    def _whole_step(self) -> None:
+        self._step(self._picked, self._rate, self._number)
+
+    def _first(self) -> None:
+        before = self._counts.read()
+        with self.model.backend.room_to_record():
+            self._whole_step()
+        self._change = {what: count - before[what] for what, count in self._counts.read().items()}
+
+    def _record(self, change: dict[Any, int]) -> None:
+        self._recorded_at = self._counts.read()
+        self._recorded = self.model.backend.recording(self._whole_step, self._counts.strides(change))
+        self._recorded(0)  # recording has computed nothing, but Python has counted
+
+    def _repeat(self, change: dict[Any, int]) -> None:
+        self._recorded(self._counts.repeats(self._recorded_at, change))
+        self._counts.move(change)
+
+
+class _Counts:
+    """What Python counts in a step: samples, the optimizer's steps, and the draws of random streams."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._totals, self._optimizer = steps.totals, steps.model.optimizer
+        self._streams = [buffer.value for buffer in steps.model.network.buffers().values() if buffer.on_host]
+
+    def read(self) -> dict[Any, int]:
+        """Return all counts; a stream's is by its key."""
+        counts: dict[Any, int] = {"samples": self._totals.samples, "steps": self._optimizer.steps}
+        return counts | {int(state[0]): int(state[1]) for state in self._streams}
+
+    def move(self, change: dict[Any, int]) -> None:
+        """Count on by one step."""
+        self._totals.samples += change["samples"]
+        self._optimizer.steps += change["steps"]
+        for state in self._streams:
+            state[1] += change[int(state[0])]
+
+    def strides(self, change: dict[Any, int]) -> dict[int, int]:
+        """Return by how much a step moves on the counter of each stream."""
+        return {key: change[key] for key in change if not isinstance(key, str)}
+
+    def repeats(self, then: dict[Any, int], change: dict[Any, int]) -> int:
+        """Return how many steps the streams have gone on since then; steps that were not repeated count as well."""
+        now, strides = self.read(), self.strides(change)
+        return max([(now[key] - then[key]) // stride for key, stride in strides.items() if stride], default=0)
+
+
+def make_steps(model: "Model", data: tuple[Array, Array], batch_size: int) -> Steps:
+    """Return the steps of a training: recorded ones where the backend can, the model wants it, and it pays."""
+    enough = len(data[0]) >= 2 * batch_size
+    kind = RecordedSteps if model.backend.can_record and model.jit and enough else Steps
+    return kind(model, data, batch_size)

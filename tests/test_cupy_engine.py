@@ -1,0 +1,496 @@
+"""The CuPy engine: its paths, its products, recorded steps, half precision and what happens without memory.
+
+Everything here runs on the simulated CuPy, whose kernels are compiled for the host and whose cuBLAS sees addresses;
+with `--backend cupy` the same tests run on a GPU, but for those that look into the simulation.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import layers as L
+from gpucnn import losses, optimizers
+from gpucnn.backends import Backend
+from gpucnn.backends.window import Window
+from gpucnn.errors import ConfigurationError, OutOfMemory
+from tests import host_kernels
+from tests.conftest import SIMULATED, make_backend
+
+GPUS = (SIMULATED, "cupy")
+PORTABLE = Backend()
+TOLERANCE = {"float16": 4e-3, "float32": 3e-6, "float64": 1e-13}  # of the largest number
+
+
+def pytest_generate_tests(metafunc):
+    if "gpu_name" in metafunc.fixturenames:
+        names = [name for name in GPUS if name in metafunc.config.backends]
+        metafunc.parametrize("gpu_name", names or [pytest.param(SIMULATED, marks=pytest.mark.skip("not asked for"))])
+
+
+@pytest.fixture
+def gpu(gpu_name):
+    return make_backend(gpu_name)
+
+
+@pytest.fixture
+def simulated(request):
+    if SIMULATED not in request.config.backends:
+        pytest.skip(f"looks into the simulation, which is not tested here: {host_kernels.why_not() or 'not asked for'}")
+    return make_backend(SIMULATED)
+
+
+def numbers(rng, shape, dtype):
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def assert_close(actual, expected, dtype, what=""):
+    assert actual.shape == expected.shape, what
+    scale = max(float(np.abs(expected).max()), 1e-30)
+    worst = float(np.abs(actual.astype("float64") - expected).max()) / scale
+    assert worst <= TOLERANCE[dtype], f"{what}: off by {worst:.1e}"
+
+
+# --- convolutions -------------------------------------------------------------------------------
+
+WINDOWS = {
+    "same 3x3": (Window((3, 3), padding=((1, 1), (1, 1))), 1, "im2col"),
+    "valid 5x3": (Window((5, 3)), 1, "im2col"),
+    "stride": (Window((3, 3), (2, 2), ((0, 1), (1, 0))), 1, "im2col"),
+    "dilation": (Window((3, 2), padding=((2, 2), (1, 1)), dilation=(2, 3)), 1, "im2col"),
+    "wide padding": (Window((2, 2), padding=((3, 3), (0, 2))), 1, "im2col"),
+    "1x1": (Window((1, 1)), 1, "product"),
+    "1x1 stride": (Window((1, 1), (2, 3)), 1, "im2col"),
+    "1x1 padding": (Window((1, 1), padding=((1, 0), (0, 1))), 1, "im2col"),
+    "groups": (Window((3, 3), padding=((1, 1), (1, 1))), 2, "im2col"),
+    "groups 1x1": (Window((1, 1)), 4, "product"),
+    "groups stride": (Window((3, 3), (2, 1)), 4, "im2col"),
+    "depthwise": (Window((3, 3), padding=((1, 1), (1, 1))), 8, "depthwise"),
+    "depthwise stride": (Window((3, 5), (2, 2), ((1, 1), (2, 2)), (1, 2)), 8, "depthwise"),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize(("C", "F"), [(8, 16), (8, 24), (16, 16)])
+def test_convolutions(gpu, rng, name, dtype, C, F):
+    """All three passes against the portable text in float64, of numbers that the dtype can hold."""
+    window, groups, method = WINDOWS[name]
+    if groups == 8:
+        C = 8
+    N, H, W = 5, 9, 10
+    OH, OW = window.output_size((H, W))
+    parameters = "float64" if dtype == "float64" else "float32"
+    x, dy = numbers(rng, (N, H, W, C), dtype), numbers(rng, (N, OH, OW, F), dtype)
+    weight = numbers(rng, (*window.size, C // groups, F), dtype).astype(parameters)
+    bias = numbers(rng, F, parameters)
+    assert gpu.conv2d_method(window, N, C, F, groups, dtype) == method
+
+    exact = [array.astype("float64") for array in (x, weight, bias, dy)]
+    expected = {
+        "y": PORTABLE.conv2d(*exact[:3], window, groups),
+        "relu": PORTABLE.conv2d(*exact[:2], None, window, groups, True),
+        "dx": PORTABLE.conv2d_input_gradient(exact[3], exact[1], (H, W), window, groups),
+        "dweight": PORTABLE.conv2d_parameter_gradients(exact[0], exact[3], window, groups)[0],
+        "dbias": PORTABLE.conv2d_parameter_gradients(exact[0], exact[3], window, groups)[1],
+    }
+    there = [gpu.from_host(array) for array in (x, weight, bias, dy)]
+    dweight, dbias = gpu.conv2d_parameter_gradients(there[0], there[3], window, groups)
+    actual = {
+        "y": gpu.conv2d(*there[:3], window, groups),
+        "relu": gpu.conv2d(*there[:2], None, window, groups, True),
+        "dx": gpu.conv2d_input_gradient(there[3], there[1], (H, W), window, groups),
+        "dweight": dweight,
+        "dbias": dbias,
+    }
+    for what, array in actual.items():
+        assert_close(gpu.to_host(array), expected[what], dtype, what)
+        assert array.dtype == (parameters if what.startswith("d") and what != "dx" else dtype), what
+
+
+@pytest.mark.parametrize("images", [1, 3, 7, 1000])
+def test_the_batch_is_taken_in_parts(simulated, rng, images):
+    simulated._convolution.workspace = images * 8 * 8 * 9 * 4 * 4  # bytes of so many images' columns
+    window = Window((3, 3), padding=((1, 1), (1, 1)))
+    x, dy = numbers(rng, (7, 8, 8, 4), "float32"), numbers(rng, (7, 8, 8, 8), "float32")
+    weight = numbers(rng, (3, 3, 4, 8), "float32")
+    there = [simulated.from_host(array) for array in (x, weight, dy)]
+    launches = simulated.simulation.launches
+    launches.clear()
+    y = simulated.conv2d(there[0], there[1], None, window)
+    assert launches["im2col"] == math.ceil(7 / images)
+    dweight, _ = simulated.conv2d_parameter_gradients(there[0], there[2], window)
+    assert launches["im2col"] == 2 * math.ceil(7 / images)
+    assert_close(simulated.to_host(y), PORTABLE.conv2d(x, weight, None, window), "float32")
+    expected, _ = PORTABLE.conv2d_parameter_gradients(x, dy, window)
+    assert_close(simulated.to_host(dweight), expected, "float32")
+
+
+def test_windows_too_large_for_a_byte(gpu, rng):
+    window = Window((16, 17), (2, 1))
+    x = numbers(rng, (2, 20, 20, 3), "float32")
+    y, switches = gpu.max_pool2d(gpu.from_host(x), window)
+    expected, _ = PORTABLE.max_pool2d(x, window)
+    assert np.array_equal(gpu.to_host(y), expected)
+    dx = gpu.max_pool2d_gradient(y, switches, (20, 20), window)
+    assert gpu.to_host(dx).sum() == pytest.approx(float(expected.sum()), rel=1e-5)
+
+
+# --- products -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("sizes", [(5, 7, 3), (1, 4, 6), (6, 4, 1), (6, 1, 5), (1, 1, 1), (64, 48, 80)])
+@pytest.mark.parametrize("turns", [(False, False), (True, False), (False, True), (True, True)])
+def test_products(gpu, rng, dtype, sizes, turns):
+    (M, K, N), (turn_a, turn_b) = sizes, turns
+    a, b = numbers(rng, (K, M) if turn_a else (M, K), dtype), numbers(rng, (N, K) if turn_b else (K, N), dtype)
+    there_a, there_b = gpu.from_host(a), gpu.from_host(b)
+    out = gpu.xp.zeros((M, N), dtype=dtype)
+    factors = there_a.T if turn_a else there_a, there_b.T if turn_b else there_b
+    gpu._cublas.multiply(*factors, out)
+    expected = (a.T if turn_a else a).astype("float64") @ (b.T if turn_b else b).astype("float64")
+    assert_close(gpu.to_host(out), expected, dtype)
+    gpu._cublas.multiply(*factors, out, add=True)
+    assert_close(gpu.to_host(out), 2 * expected, dtype)
+
+
+def test_products_of_blocks(gpu, rng):
+    """Blocks of larger matrices are multiplied where they lie, and written to one."""
+    a, b = numbers(rng, (10, 12), "float32"), numbers(rng, (9, 11), "float32")
+    out = gpu.xp.zeros((8, 9), dtype="float32")
+    there_a, there_b = gpu.from_host(a), gpu.from_host(b)
+    gpu._cublas.multiply(there_a[2:8, 3:10], there_b[1:8, 4:9], out[1:7, 2:7])
+    expected = np.zeros((8, 9))
+    expected[1:7, 2:7] = a[2:8, 3:10].astype("float64") @ b[1:8, 4:9]
+    assert_close(gpu.to_host(out), expected, "float32")
+
+
+def test_half_precision_sums_in_single(gpu):
+    """4096 times 1 + 2⁻¹⁰, whose sum float16 cannot hold to the last digit, into a float32 output."""
+    a = gpu.xp.full((1, 4096), 1 + 2**-10, dtype="float16")
+    out = gpu.xp.empty((1, 1), dtype="float32")
+    gpu._cublas.multiply(a, gpu.xp.ones((4096, 1), dtype="float16"), out)
+    assert float(gpu.to_host(out)[0, 0]) == 4096 * (1 + 2**-10)
+
+
+def test_tf32_is_asked_for_by_a_model_and_by_nobody_else(simulated, monkeypatch):
+    compute_types = []
+    library = simulated._cublas._library
+    product = library.cublasGemmEx
+
+    def watched(*arguments):
+        compute_types.append(int(arguments[-2]))
+        return product(*arguments)
+
+    monkeypatch.setattr(library, "cublasGemmEx", watched)
+    x = np.ones((4, 6, 6, 2), "float32")
+
+    def compute_types_of(**options):
+        model = gpucnn.Model([L.Conv2D(4, 3), L.Flatten(), L.Dense(2)], (6, 6, 2), backend=simulated, **options)
+        compute_types.clear()
+        _, backward = model.forward(x, train=True)
+        backward(simulated.from_host(np.ones((4, 2), "float32")))
+        return set(compute_types)
+
+    monkeypatch.delenv("GPUCNN_TF32", raising=False)
+    assert compute_types_of() == {68}
+    assert compute_types_of(allow_tf32=True) == {77}
+    assert compute_types_of(dtype="float64", allow_tf32=True) == {70}
+    assert compute_types_of(dtype="float16", allow_tf32=True) == {68}
+    monkeypatch.setenv("GPUCNN_TF32", "1")
+    assert compute_types_of() == {77}
+    assert compute_types_of(allow_tf32=False) == {68}
+
+
+def test_a_failed_product_says_so(simulated, monkeypatch):
+    library = simulated._cublas._library
+    a = simulated.from_host(np.ones((2, 2), "float32"))
+    monkeypatch.setattr(library, "cublasGemmEx", lambda *arguments: 13)
+    with pytest.raises(RuntimeError, match="cublasGemmEx returned status 13"):
+        simulated._cublas.multiply(a, a, a)
+    monkeypatch.setattr(library, "cublasGemmEx", lambda *arguments: 3)
+    with pytest.raises(MemoryError, match="cuBLAS could not allocate"):
+        simulated._cublas.multiply(a, a, a)
+
+
+# --- recorded steps -----------------------------------------------------------------------------
+
+
+def images_and_labels(rng, count=70):
+    return rng.integers(0, 256, (count, 12, 12, 2)).astype("uint8"), rng.integers(0, 4, count)
+
+
+def network(backend, dtype="float32"):
+    return gpucnn.Model(
+        [
+            *[L.Normalization(0.4, 0.3), L.Conv2D(8, 3, padding="same", use_bias=False), L.BatchNorm(), L.ReLU()],
+            *[
+                L.MaxPool2D(2),
+                L.Dropout(0.3),
+                L.Residual([L.Conv2D(8, 3, padding="same"), L.GELU()]),
+                L.ReLU(),
+                L.AveragePool2D(2),
+            ],
+            *[L.Conv2D(8, 3, groups=8), L.Sigmoid(), L.Flatten(), L.Dropout(0.2), L.Dense(4), L.Softmax()],
+        ],
+        (12, 12, 2),
+        backend=backend,
+        dtype=dtype,
+    )
+
+
+OPTIMIZERS = {
+    "sgd": lambda: optimizers.SGD(gpucnn.schedules.OneCycle(0.05), momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "plain sgd": lambda: optimizers.SGD(0.05),
+    "adam": lambda: optimizers.Adam(1e-3, weight_decay=1e-3),
+    "adamw": lambda: optimizers.AdamW(gpucnn.schedules.OneCycle(1e-3)),
+}
+
+
+def fitted(backend, data, optimizer, dtype="float32", jit=True, **options):
+    model = network(backend, dtype)
+    loss = losses.CategoricalCrossEntropy(label_smoothing=0.1)
+    model.compile(OPTIMIZERS[optimizer](), loss, metrics=["accuracy"], jit=jit)
+    history = model.fit(*data, epochs=3, batch_size=16, verbose=0, **options)
+    return model, history.history
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_recorded_steps_give_the_same_bits(gpu, rng, optimizer, dtype):
+    """Dropout, schedules, Adam's count and a last, smaller batch are those of steps made one by one."""
+    data = images_and_labels(rng)
+    recorded, history = fitted(gpu, data, optimizer, dtype)
+    eager, eager_history = fitted(gpu, data, optimizer, dtype, jit=False)
+    for path, value in recorded.state_dict().items():
+        assert np.array_equal(value, eager.state_dict()[path]), path
+    for what in ("loss", "accuracy", "learning_rate"):
+        assert history[what] == eager_history[what], what
+    assert recorded.optimizer.steps == eager.optimizer.steps == 15
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_recorded_steps_are_those_of_the_portable_text(gpu, rng, optimizer):
+    data = images_and_labels(rng)
+    recorded, history = fitted(gpu, data, optimizer, "float64", validation_data=data)
+    portable, expected = fitted(Backend(), data, optimizer, "float64", validation_data=data)
+    for what in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        assert history[what] == pytest.approx(expected[what], rel=1e-9), what
+    for path, value in portable.state_dict().items():
+        assert_close(recorded.state_dict()[path], value, "float32", path)
+
+
+def test_a_training_launches_graphs(simulated, rng):
+    """Of 4 full batches an epoch the very first is made step by step, the second recorded, and so on for all epochs."""
+    simulation = simulated.simulation
+    fitted(simulated, images_and_labels(rng), "sgd")
+    assert simulation.graph_launches == 3 * 4 - 1
+    simulation.graph_launches = 0
+    fitted(simulated, images_and_labels(rng), "sgd", jit=False)
+    assert simulation.graph_launches == 0
+    fitted(simulated, images_and_labels(rng, 20), "sgd")  # one full batch only: nothing to repeat
+    assert simulation.graph_launches == 0
+
+
+def test_samples_in_the_order_of_the_data(gpu, rng):
+    data = images_and_labels(rng)
+    recorded, _ = fitted(gpu, data, "sgd", shuffle=False)
+    eager, _ = fitted(gpu, data, "sgd", shuffle=False, jit=False)
+    for path, value in recorded.state_dict().items():
+        assert np.array_equal(value, eager.state_dict()[path]), path
+
+
+def test_no_read_inside_an_epoch(simulated, rng):
+    model = network(simulated)
+    model.compile(OPTIMIZERS["sgd"](), jit=True)
+    data = images_and_labels(rng)
+    reads = []
+
+    class Reads(gpucnn.callbacks.Callback):
+        def on_epoch_begin(self, model, epoch):
+            self.before = simulated.simulation.reads
+
+        def on_step_end(self, model, step):
+            reads.append(simulated.simulation.reads - self.before)
+
+    model.fit(*data, epochs=2, batch_size=16, verbose=0, callbacks=[Reads()])
+    assert reads == [0] * 10
+
+
+def test_callbacks_may_change_what_a_recorded_step_reads(gpu, rng):
+    """A weight that is changed in mid-training is the one that the next step starts from."""
+    data = images_and_labels(rng, 64)
+
+    class Halves(gpucnn.callbacks.Callback):
+        def on_step_end(self, model, step):
+            if step == 2:
+                for parameter in model.parameters().values():
+                    parameter.value = parameter.value * 0.5
+
+    recorded, history = fitted(gpu, data, "adam", callbacks=[Halves()])
+    eager, eager_history = fitted(gpu, data, "adam", jit=False, callbacks=[Halves()])
+    untouched, _ = fitted(gpu, data, "adam")
+    assert history["loss"] == eager_history["loss"]
+    for path, value in recorded.state_dict().items():
+        assert np.array_equal(value, eager.state_dict()[path]), path
+    assert not np.array_equal(untouched.state_dict()["dense.weight"], eager.state_dict()["dense.weight"])
+
+
+def test_recording_wants_room_first(gpu):
+    with pytest.raises(RuntimeError, match="room_to_record"):
+        gpu.recording(lambda: None, {})
+
+
+# --- half precision -----------------------------------------------------------------------------
+
+
+def test_half_precision_keeps_its_state_in_single(gpu, rng):
+    model = network(gpu, "float16")
+    seen = []
+    conv = model.layers[1]
+    conv_forward = conv.forward
+
+    def watched(x, **options):
+        seen.append(x.dtype)
+        return conv_forward(x, **options)
+
+    vars(conv)["forward"] = watched
+    x, y = images_and_labels(rng)
+    model.compile(OPTIMIZERS["sgd"]())
+    loss = model.train_on_batch(x, y)
+    assert loss.dtype == "float32"
+    assert seen == ["float16"]
+    assert {str(p.value.dtype) for p in model.parameters().values()} == {"float32"}
+    assert {str(p.grad.dtype) for p in model.parameters().values()} == {"float32"}
+    assert model.predict(x).dtype == np.float32
+    assert all(value.dtype in (np.float32, np.uint64) for value in model.state_dict().values())
+
+
+def test_half_precision_learns(gpu):
+    """The task of the synthetic digits' kind: which quarter of the image is bright."""
+    generator = np.random.default_rng(1)
+    y = generator.integers(0, 4, 192)
+    x = generator.integers(0, 60, (192, 12, 12, 2)).astype("uint8")
+    for image, label in zip(x, y, strict=True):
+        image[6 * (label // 2) :][:6, 6 * (label % 2) :][:, :6] += 120
+    model = network(gpu, "float16")
+    model.compile(optimizers.SGD(0.1, momentum=0.9))
+    before = model.state_dict()
+    history = model.fit(x, y, epochs=6, batch_size=32, verbose=0).history
+    assert history["accuracy"][-1] > 0.9
+    assert model.evaluate(x, y)["accuracy"] > 0.9
+    for path in model.parameters():
+        assert not np.array_equal(before[path], model.state_dict()[path]), path
+
+
+def test_small_gradients_survive_half_precision(gpu, rng):
+    """A mean over 4096 samples gives gradients below what float16 can hold; the loss is scaled for the way back."""
+    x, y = numbers(rng, (4096, 4), "float32") * 1e-3, rng.integers(0, 3, 4096)
+    gradients = []
+    for dtype in ("float16", "float32"):
+        model = gpucnn.Model([L.Dense(3, use_bias=False), L.Softmax()], (4,), backend=gpu, dtype=dtype)
+        model.compile(optimizers.SGD(0.1))
+        model.loss_and_gradients(model.as_floats(gpu.from_host(x)), gpu.from_host(y))
+        gradients.append(gpu.to_host(model.parameters()["dense.weight"].grad).copy())
+    assert np.abs(gradients[1]).max() < 1e-4
+    assert_close(gradients[0], gradients[1], "float16")
+
+
+def test_half_precision_is_for_gpus(gpu, tmp_path):
+    with pytest.raises(ConfigurationError, match=r'"float16" is for GPUs.*pass dtype="float32"'):
+        gpucnn.Model([L.Dense(2)], (3,), backend="numpy", dtype="float16")
+    model = gpucnn.Model([L.Dense(2)], (3,), backend=gpu, dtype="float16")
+    with pytest.raises(ConfigurationError, match="numpy"):
+        model.to("numpy")
+    assert model.backend is gpu
+    assert model.to("numpy", "float32").dtype == "float32"
+    model.to(gpu, "float16").save(tmp_path / "half.safetensors")
+    with pytest.raises(gpucnn.CheckpointError, match='dtype="float32"'):
+        gpucnn.load(tmp_path / "half.safetensors", backend="numpy")
+    loaded = gpucnn.load(tmp_path / "half.safetensors", backend="numpy", dtype="float32")
+    assert np.array_equal(loaded.predict(np.eye(3, dtype="float32")), model.to("numpy", "float32").predict(np.eye(3)))
+
+
+def test_parity_in_half_precision(gpu, rng):
+    x, y = images_and_labels(rng, 32)
+    model = network(gpu, "float16")
+    model.compile()
+    result = gpucnn.parity(model, x, y)
+    assert result.agrees, str(result)
+    assert result.dtype == "float16"
+    assert model.dtype == "float16"
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def memory_hungry(backend):
+    """A network whose columns take 9 times its activations: 294,912 bytes for 32 images of 8 channels."""
+    layers = [L.Conv2D(8, 3, padding="same", name="first"), L.Residual([L.Conv2D(8, 3, padding="same")]), L.Flatten()]
+    model = gpucnn.Model([*layers, L.Dense(2), L.Softmax()], (16, 16, 4), backend=backend)
+    return model.compile(optimizers.SGD(0.1))
+
+
+def test_columns_are_halved_where_memory_is_short(simulated, rng):
+    simulation = simulated.simulation
+    x, y = rng.integers(0, 256, (32, 16, 16, 4)).astype("uint8"), rng.integers(0, 2, 32)
+    ample, short = memory_hungry(simulated), memory_hungry(simulated)
+    expected = ample.train_on_batch(x, y)
+    simulation.limit, simulation.frees = 600_000, 0
+    loss = short.train_on_batch(x, y)
+    assert simulation.frees >= 2  # 2.4 MB of columns were halved twice, and more
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    for path, parameter in short.parameters().items():
+        expected = simulated.to_host(ample.parameters()[path].value)
+        assert_close(simulated.to_host(parameter.value), expected, "float32", path)
+
+
+@pytest.mark.parametrize(
+    ("limit", "layer"),
+    [
+        (250_000, "first"),  # its output does not fit
+        (200_000, "first"),
+    ],
+)
+def test_out_of_memory_names_the_layer_and_a_batch(simulated, rng, limit, layer):
+    simulation = simulated.simulation
+    x, y = rng.integers(0, 256, (32, 16, 16, 4)).astype("float32"), rng.integers(0, 2, 32)
+    model = memory_hungry(simulated)
+    simulation.limit = limit
+    message = rf"{layer}: out of memory on cupy \(simulated\) at a batch of 32: .*allocating 262,144 bytes.*MB are free"
+    with pytest.raises(OutOfMemory, match=message + ".*a batch_size of 16 should fit") as caught:
+        model.train_on_batch(x, y)
+    assert isinstance(caught.value, MemoryError)
+    assert caught.value.layer == layer
+    simulation.limit = None
+    assert np.isfinite(float(model.train_on_batch(x, y)))  # the model is as good as before
+
+
+def test_out_of_memory_in_a_layer_inside_another(simulated, rng):
+    simulation = simulated.simulation
+    x = rng.standard_normal((8, 4, 4, 2)).astype("float32")
+    inside = L.Sequential([L.Conv2D(64, 1, name="wide")], name="inner")
+    model = gpucnn.Model([L.ReLU(), inside, L.GlobalAveragePool2D()], (4, 4, 2), backend=simulated)
+    simulation.limit = 20_000
+    with pytest.raises(OutOfMemory, match=r"^inner\.wide: out of memory"):
+        model.forward(x)
+
+
+# --- looking at time ----------------------------------------------------------------------------
+
+
+def test_a_profile_times_with_events_and_names_ranges(simulated, rng):
+    x, y = images_and_labels(rng, 16)
+    model = network(simulated)
+    model.compile()
+    simulated.simulation.ranges.clear()
+    profile = model.profile(x, y, repeats=2)
+    labels = [row.path for row in profile.layers]
+    assert set(labels) <= set(simulated.simulation.ranges)
+    assert {row.path: row.method for row in profile.layers if row.method} == {
+        "conv2d": "im2col",
+        "residual": "im2col",
+        "conv2d_1": "depthwise",
+    }
