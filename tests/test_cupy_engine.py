@@ -319,6 +319,22 @@ def test_no_read_inside_an_epoch(simulated, rng):
     assert reads == [0] * 10
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("jit", [True, False])
+def test_data_that_does_not_fit_is_fed_in_batches(simulated, rng, monkeypatch, jit, shuffle):
+    data = images_and_labels(rng)
+    held, history = fitted(simulated, data, "adam", jit=jit, shuffle=shuffle, validation_data=data)
+    monkeypatch.setattr(simulated.xp.cuda.runtime, "memGetInfo", lambda: (1.9 * data[0].nbytes, 2**30))
+    simulated.release()
+    assert not hasattr(simulated.bring(data[0]), "ndim")
+    assert hasattr(simulated.bring(data[1]), "ndim")
+    fed, fed_history = fitted(simulated, data, "adam", jit=jit, shuffle=shuffle, validation_data=data)
+    for what in ("loss", "val_loss", "val_accuracy"):
+        assert fed_history[what] == history[what], what
+    for path, value in fed.state_dict().items():
+        assert np.array_equal(value, held.state_dict()[path]), path
+
+
 def test_callbacks_may_change_what_a_recorded_step_reads(gpu, rng):
     """A weight that is changed in mid-training is the one that the next step starts from."""
     data = images_and_labels(rng, 64)

@@ -28,6 +28,19 @@ SQRT_HALF = math.sqrt(0.5)
 INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 
 
+class Feed:
+    """A data set (P, …) that stays on the host; `feed[picked]`, by a slice or host numbers, is a batch of it across."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, picked: Any) -> Array:
+        raise NotImplementedError(f"{type(self).__name__} brings nothing across")
+
+
 class Backend:
     """Arrays on the host, and every kernel as the textbook writes it."""
 
@@ -46,6 +59,10 @@ class Backend:
     def to_host(self, array: Array) -> "np.ndarray[Any, Any]":
         """Bring an array of the backend to the host, as a NumPy array."""
         return np.asarray(array)
+
+    def bring(self, data: Any) -> Array | Feed:
+        """Bring a data set (P, …) across for good; or return a feed that brings its batches as they are picked."""
+        return self.from_host(data)
 
     def synchronize(self) -> None:
         """Wait until all work that was started is done (nothing to wait for on the host)."""

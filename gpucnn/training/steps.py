@@ -8,6 +8,7 @@ what Python itself counts is moved on by what it moved in the step that was reco
 from typing import TYPE_CHECKING, Any
 
 from gpucnn.backends import Array
+from gpucnn.backends.base import Feed
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -19,21 +20,33 @@ class Steps:
     def __init__(self, model: "Model", data: tuple[Array, Array], batch_size: int) -> None:
         self.model, (self._x, self._y), self._batch_size = model, data, batch_size
         self.totals = model.new_totals()
+        self._host_order: Any = None
         self._order: Array | None = None
 
     def begin_epoch(self, order: Any) -> None:
         """Begin to visit the samples in an order, a host array (P,), or None for that of the data."""
         self.totals.reset()
+        self._host_order = order
         self._order = None if order is None else self.model.backend.from_host(order)
 
     def make(self, part: slice, rate: float) -> None:
         """Make the step on one part of the order."""
-        self._step(part if self._order is None else self._order[part], rate)
+        picked = part if self._order is None else self._order[part]
+        if isinstance(self._x, Feed):
+            self._step(self._fed(part), slice(None), picked, rate)
+        else:
+            self._step(self._x, picked, picked, rate)
 
-    def _step(self, picked: Any, rate: float | Array, number: Array | None = None) -> None:
+    def _fed(self, part: slice) -> Array:
+        """Return the inputs of one part of the order, from the feed."""
+        return self._x[part if self._host_order is None else self._host_order[part]]
+
+    def _step(
+        self, x: Array, picked: Any, picked_labels: Any, rate: float | Array, number: Array | None = None
+    ) -> None:
         model = self.model
         with model.computing(self._batch_size):
-            inputs, labels = model.backend.gather(self._x, picked, model.dtype), self._y[picked]
+            inputs, labels = model.backend.gather(x, picked, model.dtype), self._y[picked_labels]
             loss, outputs = model.step(inputs, labels, rate, number)
             self.totals.add(loss, outputs, labels)
 
@@ -45,6 +58,9 @@ class RecordedSteps(Steps):
         super().__init__(model, data, batch_size)
         xp = model.backend.xp
         self._picked = xp.zeros(batch_size, dtype=xp.int64)
+        self._fed_inputs = (
+            xp.zeros((batch_size, *self._x.shape[1:]), dtype=self._x.dtype) if isinstance(self._x, Feed) else None
+        )
         self._rate, self._number = xp.zeros((), dtype=xp.float64), xp.zeros((), dtype=xp.int64)
         self._counts = _Counts(self)
         self._change: dict[Any, int] | None = None  # of the counts, by one step
@@ -64,6 +80,8 @@ class RecordedSteps(Steps):
             return
         assert self._order is not None
         self._picked[...] = self._order[part]
+        if self._fed_inputs is not None:
+            self._fed_inputs[...] = self._fed(part)
         self._rate[...] = rate
         self._number[...] = self.model.optimizer.steps + 1
         if self._change is None:
@@ -74,7 +92,8 @@ class RecordedSteps(Steps):
             self._repeat(self._change)
 
     def _whole_step(self) -> None:
-        self._step(self._picked, self._rate, self._number)
+        x, picked = (self._x, self._picked) if self._fed_inputs is None else (self._fed_inputs, slice(None))
+        self._step(x, picked, self._picked, self._rate, self._number)
 
     def _first(self) -> None:
         before = self._counts.read()

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import cupy
 import numpy as np
 
-from gpucnn.backends.base import Array, Backend
-from gpucnn.backends.cupy import elementwise, graph, kernels, norm, pooling
+from gpucnn.backends.base import Array, Backend, Feed
+from gpucnn.backends.cupy import elementwise, feed, graph, kernels, norm, pooling
 from gpucnn.backends.cupy.convolution import Convolution, add_bias, path
 from gpucnn.backends.cupy.cublas import Cublas
 from gpucnn.backends.window import Window
@@ -58,6 +58,10 @@ class CupyBackend(Backend):
     def to_host(self, array: Array) -> "np.ndarray[Any, Any]":
         """Copy an array of the GPU to the host, waiting for it."""
         return cupy.asnumpy(array)
+
+    def bring(self, data: Any) -> Array | Feed:
+        """Copy a data set to the GPU if it leaves room for a network there, else return a feed of its batches."""
+        return self.from_host(data) if isinstance(data, cupy.ndarray) or feed.fits(data) else feed.PinnedFeed(data)
 
     def synchronize(self) -> None:
         """Wait until the GPU has done all work that was started."""

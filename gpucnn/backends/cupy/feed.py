@@ -1,0 +1,55 @@
+"""Data sets that do not fit the GPU: batches of them cross one by one, through pinned memory."""
+
+from typing import Any
+
+import cupy
+import numpy as np
+
+from gpucnn.backends.base import Array, Feed
+
+SHARE = 0.5  # of the free memory that a data set may take; the rest is for the network
+
+
+def fits(data: "np.ndarray[Any, Any]") -> bool:
+    """Tell whether a data set leaves enough of the GPU's memory to the network."""
+    free, _ = cupy.cuda.runtime.memGetInfo()
+    return data.nbytes <= SHARE * (free + cupy.get_default_memory_pool().free_bytes())
+
+
+class PinnedFeed(Feed):
+    """A data set (P, …) on the host; `feed[picked]` is a batch of it on the GPU.
+
+    The batch is put together in pinned memory, which the GPU copies from by itself while Python goes on. There are two
+    such buffers, so that one can be filled while the other is on its way.
+    """
+
+    def __init__(self, data: "np.ndarray[Any, Any]") -> None:
+        self._data = data
+        self.shape, self.dtype = data.shape, data.dtype
+        self._buffers: list[Any] = [None, None]
+        self._copied: list[Any] = [None, None]
+        self._turn = 0
+
+    def __getitem__(self, picked: Any) -> Array:
+        """Return the samples of a slice, or of host numbers (N,), on the GPU."""
+        if isinstance(picked, slice):
+            picked = np.arange(*picked.indices(len(self._data)))
+        self._turn = 1 - self._turn
+        buffer = self._buffer(len(picked))
+        np.take(self._data, picked, axis=0, out=buffer, mode="clip")  # any other mode would fill a buffer of its own
+        stream = cupy.cuda.get_current_stream()
+        batch = cupy.empty(buffer.shape, buffer.dtype)
+        batch.set(buffer, stream=stream)
+        self._copied[self._turn] = stream.record()
+        return batch
+
+    def _buffer(self, count: int) -> Any:
+        """Return the buffer whose turn it is, once the GPU has copied what it held."""
+        from cupyx import empty_pinned
+
+        if self._copied[self._turn] is not None:
+            self._copied[self._turn].synchronize()
+        held = self._buffers[self._turn]
+        if held is None or len(held) < count:
+            held = self._buffers[self._turn] = empty_pinned((count, *self.shape[1:]), self.dtype)
+        return held[:count]
