@@ -40,6 +40,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The highest rate. Default: the recipe's.")] = None,
     backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, float64, or float16 on a GPU.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and dropout.")] = 0,
     run_dir: Annotated[Path | None, typer.Option(help="A new folder. Default: one below runs/.")] = None,
 ) -> None:
@@ -52,7 +53,7 @@ def train(
         check_unused(run_dir)
     dataset = _data_for(make, data, data_dir)
     (x_train, y_train), (x_test, y_test) = dataset
-    model = make(seed, backend, input_shape=x_train.shape[1:], classes=len(dataset.class_names))
+    model = make(seed, backend, input_shape=x_train.shape[1:], classes=len(dataset.class_names), dtype=dtype)
     model.class_names = dataset.class_names
     assert model.recipe is not None
     if model.recipe.data != dataset.name:
@@ -69,6 +70,7 @@ def train(
         "batch_size": batch_size or model.recipe.batch_size,
         "optimizer": model.optimizer.config(),
         "backend": model.backend.name,
+        "dtype": dtype,
         "seed": seed,
         "versions": {"gpucnn": __version__, "python": platform.python_version(), "numpy": numpy.__version__},
     }

@@ -18,6 +18,7 @@ from gpucnn.errors import ConfigurationError
 THREADS = 256  # of a block
 ACCESS = 16  # bytes that a thread moves at once where it can
 ROWS_EACH = 8  # rows of a matrix that a thread takes, so that it loads the channel's numbers once for them
+ONE_PART = 32  # rows a thread, up to which a single block adds up a channel: that saves a launch
 MOST_PARTS = 1024  # partial sums of a channel: enough blocks for any GPU, few enough to be added up in one go
 MOST_ELEMENTS = 2**31  # of one launch: kernels count in 32 bits, which is what a GPU divides fast
 NULL = np.uintp(0)
@@ -100,7 +101,8 @@ def column_sums(
     grid's third side. The kernel gets its first arguments, the partial sums, the number of rows and the rest.
     """
     block, tiles, _ = _tile(rows, C // width)
-    parts = max(1, min(-(-rows // (block[1] * ROWS_EACH)), MOST_PARTS // tiles))
+    each = ROWS_EACH if rows > ONE_PART * block[1] else ONE_PART
+    parts = max(1, min(-(-rows // (block[1] * each)), MOST_PARTS // tiles))
     partial = cupy.empty((parts, sums * layers * C), working_dtype(dtype))
     first = [argument for argument in arguments if isinstance(argument, cupy.ndarray)]
     rest = arguments[len(first) :]
@@ -111,6 +113,8 @@ def column_sums(
 
 def totals(partial: Array, parts: int, dtype: Any) -> Array:
     """Add up the lines of partial sums (parts, columns): (columns,)."""
+    if parts == 1:
+        return partial[0]
     columns = partial.shape[1]
     result = cupy.empty(columns, partial.dtype)
     over_columns("channel_totals", dtype, columns, partial, result, np.int32(parts), np.int32(columns))
