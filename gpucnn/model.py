@@ -11,6 +11,7 @@ from gpucnn import rng
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.backends.base import as_floats
 from gpucnn.callbacks import Callback
+from gpucnn.data.augment import Augmentation, check_augmentations
 from gpucnn.data.batches import batches, check_batch_size, check_inputs, check_labels, join
 from gpucnn.errors import ConfigurationError, OutOfMemory
 from gpucnn.layers.activation import Softmax
@@ -251,6 +252,7 @@ class Model:
         validation_data: tuple[Any, Any] | None = None,
         callbacks: Sequence[Callback] = (),
         shuffle: bool = True,
+        augment: Sequence[Augmentation] = (),
         verbose: bool | int | str = "auto",
     ) -> History:
         """Train on host data: x (N, *input_shape) uint8 or floats, y class numbers (N,) or targets.
@@ -258,6 +260,8 @@ class Model:
         Arguments:
             epochs, batch_size: the recipe's where the model comes with one, else 1 and 128.
             validation_data: a pair (x, y) that is scored after each epoch.
+            augment: objects of `gpucnn.data.augment`, such as Flip() and Translate(4), which change the images of each
+                batch a little; the same seed gives the same changes on every backend.
             verbose: "auto" shows a bar on a terminal and a line an epoch elsewhere; 1 lines; 0 nothing.
 
         Raises:
@@ -283,6 +287,7 @@ class Model:
             validation_data=None if validation_data is None else self._checked(*validation_data, what="validation "),
             callbacks=callbacks,
             shuffle=shuffle,
+            augment=check_augmentations(augment, self.input_shape),
             verbose=verbose,
         ).run()
 

@@ -14,6 +14,7 @@ from gpucnn import layers as L
 from gpucnn import losses, optimizers
 from gpucnn.backends import Backend
 from gpucnn.backends.window import Window
+from gpucnn.data.augment import Cutout, Flip, Translate
 from gpucnn.errors import ConfigurationError, OutOfMemory
 from tests import host_kernels
 from tests.conftest import SIMULATED, make_backend
@@ -135,6 +136,86 @@ def test_windows_too_large_for_a_byte(gpu, rng):
     assert np.array_equal(gpu.to_host(y), expected)
     dx = gpu.max_pool2d_gradient(y, switches, (20, 20), window)
     assert gpu.to_host(dx).sum() == pytest.approx(float(expected.sum()), rel=1e-5)
+
+
+def test_a_nan_is_passed_on(gpu):
+    x = np.zeros((1, 2, 6, 1), "float32")
+    x[0, 0, 0, 0] = x[0, 1, 3, 0] = np.nan  # the first of its window, and the last
+    y, _ = gpu.max_pool2d(gpu.from_host(x), Window((2, 2), (2, 2)))
+    assert np.isnan(gpu.to_host(y)[0, 0, :, 0]).tolist() == [True, True, False]
+    y, _ = gpu.max_pool2d(gpu.from_host(x), Window((2, 2), (2, 2)), relu=True)
+    assert np.isnan(gpu.to_host(y)[0, 0, :, 0]).tolist() == [True, True, False]
+
+
+# --- channel by channel -------------------------------------------------------------------------
+
+SHAPES = [(5, 3, 4, 8), (40, 12, 12, 3), (700, 3, 3, 16), (3000, 1), (9, 520), (2, 2, 2, 300), (64, 16, 16, 4)]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_channel_sums(gpu, rng, shape, dtype):
+    x = (numbers(rng, shape, "float64") + 1).astype(dtype)
+    sums = gpu.to_host(gpu.channel_sums(gpu.from_host(x)))
+    assert_close(sums, x.astype("float64").sum(axis=tuple(range(len(shape) - 1))), max(dtype, "float32"))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_batch_norm(gpu, rng, shape, dtype, relu):
+    """Both passes against the portable text in float64, of channels that lie anywhere from −8 to 8."""
+    C = shape[-1]
+    x = (numbers(rng, shape, "float64") + np.linspace(-8, 8, C)).astype(dtype)
+    dy = numbers(rng, shape, dtype)
+    scale, shift = rng.uniform(0.5, 2, C), rng.uniform(-1, 1, C)
+    parameters = "float64" if dtype == "float64" else "float32"
+    there = [gpu.from_host(scale.astype(parameters)), gpu.from_host(shift.astype(parameters))]
+    y, mean, variance, kept = gpu.batch_norm(gpu.from_host(x), *there, 1e-5, relu)
+    gradients = gpu.batch_norm_gradient(gpu.from_host(dy), kept, variance, there[0], 1e-5)
+
+    exact = x.astype("float64"), there[0].astype("float64"), there[1].astype("float64")
+    exact = [exact[0], *(gpu.to_host(array) for array in exact[1:])]
+    expected_y, expected_mean, expected_variance, expected_kept = PORTABLE.batch_norm(*exact, 1e-5, relu)
+    expected = PORTABLE.batch_norm_gradient(dy.astype("float64"), expected_kept, expected_variance, exact[1], 1e-5)
+    assert_close(gpu.to_host(y), expected_y, dtype, "y")
+    assert_close(gpu.to_host(mean), expected_mean, parameters, "mean")
+    assert_close(gpu.to_host(variance), expected_variance, parameters, "variance")
+    for what, actual, wanted in zip(("dx", "dscale", "dshift"), gradients, expected, strict=True):
+        rounding = 10 if what != "dx" and parameters == "float32" else 1  # sums of thousands of numbers that cancel
+        scale_of = np.abs(wanted).max() + 1e-3 * x.size / C
+        worst = np.abs(gpu.to_host(actual).astype("float64") - wanted).max() / scale_of
+        assert worst <= rounding * TOLERANCE[dtype if what == "dx" else parameters], what
+    assert gradients[0].dtype == dtype
+    assert gradients[1].dtype == gradients[2].dtype == parameters
+
+
+def test_statistics_far_from_zero_keep_their_digits(gpu, rng):
+    """A deviation of 1 about 10,000: a sum of squares in float32 would leave nothing of it."""
+    x = (rng.standard_normal((4000, 5)) + 1e4).astype("float32")
+    ones = gpu.from_host(np.ones(5, "float32"))
+    _, mean, variance, _ = gpu.batch_norm(gpu.from_host(x), ones, ones, 1e-5)
+    assert np.abs(gpu.to_host(mean) - x.mean(axis=0, dtype="float64")).max() < 2e-3
+    assert np.abs(gpu.to_host(variance) / x.var(axis=0, dtype="float64") - 1).max() < 1e-4
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_scale_and_shift(gpu, rng, relu):
+    x, scale, shift = numbers(rng, (700, 20), "float32"), numbers(rng, 20, "float32"), numbers(rng, 20, "float32")
+    y = gpu.to_host(gpu.scale_and_shift(*(gpu.from_host(array) for array in (x, scale, shift)), relu))
+    assert_close(y, PORTABLE.scale_and_shift(x, scale, shift, relu), "float32")
+
+
+@pytest.mark.parametrize("K", [1, 10, 64, 65, 1000])
+def test_softmax_and_its_loss_for_any_number_of_classes(gpu, rng, K):
+    logits, targets = numbers(rng, (37, K), "float64") * 20, rng.uniform(0, 1, (37, K))
+    logits[0, 0], logits[1, -1] = 1e4, -1e4
+    there = gpu.from_host(logits), gpu.from_host(targets)
+    assert_close(gpu.to_host(gpu.softmax(there[0])), PORTABLE.softmax(logits), "float64")
+    loss, dlogits = gpu.softmax_cross_entropy(*there)
+    expected, expected_dlogits = PORTABLE.softmax_cross_entropy(logits, targets)
+    assert float(gpu.to_host(loss)) == pytest.approx(float(expected), rel=1e-13)
+    assert_close(gpu.to_host(dlogits), expected_dlogits, "float64")
 
 
 # --- products -----------------------------------------------------------------------------------
@@ -319,16 +400,29 @@ def test_no_read_inside_an_epoch(simulated, rng):
     assert reads == [0] * 10
 
 
+def test_augmented_steps_are_recorded_too(gpu, rng):
+    """Each repeat draws placements of its own, those of steps made one by one."""
+    data, augment = images_and_labels(rng), [Flip(), Translate(2), Cutout(4)]
+    recorded, history = fitted(gpu, data, "sgd", augment=augment)
+    eager, eager_history = fitted(gpu, data, "sgd", augment=augment, jit=False)
+    plain, _ = fitted(gpu, data, "sgd")
+    assert history["loss"] == eager_history["loss"]
+    for path, value in recorded.state_dict().items():
+        assert np.array_equal(value, eager.state_dict()[path]), path
+    assert not np.array_equal(plain.state_dict()["dense.weight"], eager.state_dict()["dense.weight"])
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("jit", [True, False])
 def test_data_that_does_not_fit_is_fed_in_batches(simulated, rng, monkeypatch, jit, shuffle):
     data = images_and_labels(rng)
-    held, history = fitted(simulated, data, "adam", jit=jit, shuffle=shuffle, validation_data=data)
+    options = {"jit": jit, "shuffle": shuffle, "validation_data": data, "augment": [Flip()]}
+    held, history = fitted(simulated, data, "adam", **options)
     monkeypatch.setattr(simulated.xp.cuda.runtime, "memGetInfo", lambda: (1.9 * data[0].nbytes, 2**30))
     simulated.release()
     assert not hasattr(simulated.bring(data[0]), "ndim")
     assert hasattr(simulated.bring(data[1]), "ndim")
-    fed, fed_history = fitted(simulated, data, "adam", jit=jit, shuffle=shuffle, validation_data=data)
+    fed, fed_history = fitted(simulated, data, "adam", **options)
     for what in ("loss", "val_loss", "val_accuracy"):
         assert fed_history[what] == history[what], what
     for path, value in fed.state_dict().items():
@@ -510,3 +604,17 @@ def test_a_profile_times_with_events_and_names_ranges(simulated, rng):
         "residual": "im2col",
         "conv2d_1": "depthwise",
     }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_lenet_takes_the_portable_steps(gpu, rng, dtype):
+    """Three steps of LeNet on images of real size: loss, outputs and every parameter."""
+    x, y = rng.integers(0, 256, (3, 24, 28, 28, 1)).astype("uint8"), rng.integers(0, 10, (3, 24))
+    ours, portable = (gpucnn.networks.lenet(seed=4, backend=backend, dtype=dtype) for backend in (gpu, Backend()))
+    for images, labels in zip(x, y, strict=True):
+        loss = float(gpu.to_host(ours.train_on_batch(images, labels)))
+        assert loss == pytest.approx(float(portable.train_on_batch(images, labels)), rel=10 * TOLERANCE[dtype])
+    for path, value in portable.state_dict().items():
+        scale = np.abs(value).max() + 1e-3
+        assert np.abs(ours.state_dict()[path] - value).max() <= 30 * TOLERANCE[dtype] * scale, path
+    assert_close(ours.predict(x[0]), portable.predict(x[0]), "float32")

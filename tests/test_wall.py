@@ -30,7 +30,7 @@ ALLOWED = {
     "config": {"errors"},
     "rng": {"backends"},
     "initializers": {"config", "errors"},
-    "data": {"errors"},
+    "data": {"backends", "config", "errors"},  # the last two for augmentation, which a backend carries out
     "datasets": {"data", "errors"},
     "layers": {"backends", "config", "errors", "initializers", "rng"},
     "losses": {"backends", "config", "errors"},

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpucnn import rng
 from gpucnn.callbacks import Callback
+from gpucnn.data.augment import Augmentation
 from gpucnn.data.batches import batches
 from gpucnn.training.history import History
 from gpucnn.training.progress import Silent, make_progress
@@ -36,6 +37,7 @@ class Training:
     validation_data: Pair | None = None
     callbacks: Sequence[Callback] = ()
     shuffle: bool = True
+    augment: Sequence[Augmentation] = ()
     verbose: bool | int | str = "auto"
     history: History = field(default_factory=History)
 
@@ -49,7 +51,7 @@ class Training:
     def _run(self) -> History:
         model = self.model
         data = to_device(model, self.data)
-        steps = make_steps(model, data, self.batch_size)
+        steps = make_steps(model, data, self.batch_size, self.augment)
         validation = None if self.validation_data is None else to_device(model, self.validation_data)
         model.stop_training = False
         for callback in self.callbacks:

@@ -5,10 +5,14 @@ samples, the learning rate, the number of the step, lies in arrays on the device
 what Python itself counts is moved on by what it moved in the step that was recorded.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from gpucnn import rng
 from gpucnn.backends import Array
 from gpucnn.backends.base import Feed
+from gpucnn.backends.placement import Placement
+from gpucnn.data.augment import Augmentation, placement_of, words_of
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -17,8 +21,16 @@ if TYPE_CHECKING:
 class Steps:
     """The steps of a training over inputs and labels on the device; `totals` are the epoch's so far."""
 
-    def __init__(self, model: "Model", data: tuple[Array, Array], batch_size: int) -> None:
+    def __init__(
+        self,
+        model: "Model",
+        data: tuple[Array, Array],
+        batch_size: int,
+        augment: Sequence[Augmentation] = (),
+    ) -> None:
         self.model, (self._x, self._y), self._batch_size = model, data, batch_size
+        self._augment = augment
+        self.stream = rng.new_state(rng.host_generator(model.seed, "augment", model.epochs_seen))
         self.totals = model.new_totals()
         self._host_order: Any = None
         self._order: Array | None = None
@@ -46,16 +58,31 @@ class Steps:
     ) -> None:
         model = self.model
         with model.computing(self._batch_size):
-            inputs, labels = model.backend.gather(x, picked, model.dtype), self._y[picked_labels]
+            labels = self._y[picked_labels]
+            inputs = model.backend.gather(x, picked, model.dtype, self._placement(len(labels)))
             loss, outputs = model.step(inputs, labels, rate, number)
             self.totals.add(loss, outputs, labels)
+
+    def _placement(self, N: int) -> Placement | None:
+        """Draw how the images of a batch are augmented."""
+        if not self._augment:
+            return None
+        backend, (H, W, _) = self.model.backend, self._x.shape[1:]
+        words = rng.draw_bits(backend, self.stream, (N, words_of(self._augment)))
+        return placement_of(self._augment, backend, words, (H, W))
 
 
 class RecordedSteps(Steps):
     """Steps of which all but the first are one recorded step, repeated; a last, smaller batch is made as it comes."""
 
-    def __init__(self, model: "Model", data: tuple[Array, Array], batch_size: int) -> None:
-        super().__init__(model, data, batch_size)
+    def __init__(
+        self,
+        model: "Model",
+        data: tuple[Array, Array],
+        batch_size: int,
+        augment: Sequence[Augmentation] = (),
+    ) -> None:
+        super().__init__(model, data, batch_size, augment)
         xp = model.backend.xp
         self._picked = xp.zeros(batch_size, dtype=xp.int64)
         self._fed_inputs = (
@@ -117,6 +144,7 @@ class _Counts:
     def __init__(self, steps: Steps) -> None:
         self._totals, self._optimizer = steps.totals, steps.model.optimizer
         self._streams = [buffer.value for buffer in steps.model.network.buffers().values() if buffer.on_host]
+        self._streams.append(steps.stream)
 
     def read(self) -> dict[Any, int]:
         """Return all counts; a stream's is by its key."""
@@ -140,8 +168,10 @@ class _Counts:
         return max([(now[key] - then[key]) // stride for key, stride in strides.items() if stride], default=0)
 
 
-def make_steps(model: "Model", data: tuple[Array, Array], batch_size: int) -> Steps:
+def make_steps(
+    model: "Model", data: tuple[Array, Array], batch_size: int, augment: Sequence[Augmentation] = ()
+) -> Steps:
     """Return the steps of a training: recorded ones where the backend can, the model wants it, and it pays."""
     enough = len(data[0]) >= 2 * batch_size
     kind = RecordedSteps if model.backend.can_record and model.jit and enough else Steps
-    return kind(model, data, batch_size)
+    return kind(model, data, batch_size, augment)

@@ -14,6 +14,7 @@ from gpucnn.backends.base import Array, Backend, Feed
 from gpucnn.backends.cupy import elementwise, feed, graph, kernels, norm, pooling
 from gpucnn.backends.cupy.convolution import Convolution, add_bias, path
 from gpucnn.backends.cupy.cublas import Cublas
+from gpucnn.backends.placement import Placement
 from gpucnn.backends.window import Window
 
 T = TypeVar("T")
@@ -287,11 +288,13 @@ class CupyBackend(Backend):
 
     # --- batches and random numbers -------------------------------------------------------------
 
-    def gather(self, x: Array, picked: Any, dtype: Any) -> Array:
+    def gather(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:
         """Return samples of a data set x (P, …), picked by number (N,) or slice, as floats; bytes become 0 … 1."""
-        if x.dtype == np.uint8 and isinstance(picked, cupy.ndarray):
-            return elementwise.gather_bytes(x, picked, dtype)
-        return super().gather(x, picked, dtype)
+        if isinstance(picked, slice) and placement is not None:
+            picked = cupy.arange(len(x))[picked]
+        if x.dtype == np.uint8 and not isinstance(picked, slice):
+            return elementwise.gather_bytes(x, picked, dtype, placement)
+        return super().gather(x, picked, dtype, placement)
 
     def random_bits(self, key: int, counter: int, count: int, start: int = 0) -> Array:
         """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter), 64 bits each."""

@@ -8,6 +8,7 @@ import numpy as np
 from gpucnn.backends.base import Array
 from gpucnn.backends.cupy import kernels
 from gpucnn.backends.cupy.kernels import NULL, plain, widest, working_dtype
+from gpucnn.backends.placement import Placement
 
 
 def of_one(name: str, x: Array) -> Array:
@@ -106,11 +107,16 @@ def random_bits(key: int, counter: int, count: int, start: int, repeats: Array |
     return words
 
 
-def gather_bytes(images: Array, picked: Array, dtype: Any) -> Array:
-    """Return images (P, …) uint8 picked by number (N,) as floats 0 … 1, (N, …)."""
+def gather_bytes(images: Array, picked: Array, dtype: Any, placement: Placement | None) -> Array:
+    """Return samples (P, …) uint8 picked by number (N,) as floats 0 … 1, (N, …); images may be placed on the way."""
     images, picked = plain(images), plain(picked, np.int64)
     x = cupy.empty((len(picked), *images.shape[1:]), dtype)
-    if x.size:
-        numbers = np.uint32(x.size), np.uint32(x.size // len(picked))
+    if placement is None:
+        numbers = np.uint32(x.size), np.uint32(x.size // max(len(picked), 1))
         kernels.over_elements("gather_bytes", dtype, 1, x.size, images, picked, x, *numbers)
+        return x
+    of_images = placement.down, placement.right, placement.flip, placement.hole_top, placement.hole_left
+    pointers = (NULL if numbers is None else plain(numbers, np.int32) for numbers in of_images)
+    sizes = (np.int32(number) for number in (*images.shape[1:], placement.hole, placement.fill))
+    kernels.over_elements("gather_images", dtype, 1, x.size, images, picked, *pointers, x, np.uint32(x.size), *sizes)
     return x

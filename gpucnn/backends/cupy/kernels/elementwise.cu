@@ -57,12 +57,3 @@ extern "C" __global__ void gelu_gradient(const real* dy, const real* x, real* dx
         store(dx + (size_t)i * WIDTH, pack);
     }
 }
-
-// Images of a batch, picked from a data set of bytes: pixels 0 … 255 become 0 … 1. `size` is that of one image.
-extern "C" __global__ void gather_bytes(const unsigned char* images, const long long* picked, real* x, unsigned count,
-                                        unsigned size) {
-    for (MY_ELEMENTS(i, count)) {
-        const unsigned char pixel = images[(size_t)picked[i / size] * size + i % size];
-        x[i] = (real)((work)pixel / (work)255);
-    }
-}

@@ -1,0 +1,149 @@
+"""Augmentation: images that are shown a little differently each time, so that a network learns what does not matter.
+
+An augmentation only says how; the images are changed on the model's backend, while a batch is gathered, in one pass
+over their bytes. It draws random words for each image from a counter-based stream, which give the same placements on
+every backend: `model.fit(x, y, augment=[Flip(), Translate(4), Cutout(8)])`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gpucnn.backends import Array, Backend
+from gpucnn.backends.placement import Placement
+from gpucnn.config import Configurable
+from gpucnn.errors import ConfigurationError, ShapeError
+
+Numbers = dict[str, Any]  # the fields of a Placement
+
+
+class Augmentation(Configurable, family="augmentation"):
+    """Base of every augmentation; `words` is how many random words it draws for each image."""
+
+    words = 1
+
+    def check(self, image_shape: tuple[int, ...]) -> None:
+        """Refuse images (H, W, C) that cannot be changed so; raises ShapeError."""
+
+    def place(self, backend: Backend, words: Array, image_size: tuple[int, int]) -> Numbers:
+        """Return fields of a `Placement` from random words, uint32 (N, `words`), for images of (H, W)."""
+        raise NotImplementedError(f"{type(self).__name__} has no place")
+
+
+class Flip(Augmentation):
+    """Mirror an image, left for right, with a probability.
+
+    Arguments
+        probability  0 … 1
+    """
+
+    def __init__(self, probability: float = 0.5) -> None:
+        if not (isinstance(probability, int | float) and 0 <= probability <= 1):
+            raise ConfigurationError(f"Flip: probability must be between 0 and 1, not {probability!r}")
+        self.probability = probability
+
+    def place(self, backend: Backend, words: Array, image_size: tuple[int, int]) -> Numbers:
+        """Mirror where the word is below the probability."""
+        mirrored = words[:, 0] < min(int(self.probability * 2**32), 2**32 - 1)
+        return {"flip": mirrored.astype("int32")}
+
+
+class Translate(Augmentation):
+    """Move an image by up to so many pixels down or up and right or left; what comes in is the image reflected.
+
+    A crop of the image's own size from the image padded by reflection is the same.
+
+    Arguments
+        pixels  at least 1, and less than the image's sides
+    """
+
+    words = 2
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels = _positive(pixels, "Translate: pixels")
+
+    def check(self, image_shape: tuple[int, ...]) -> None:
+        """Refuse images that cannot be reflected so far."""
+        if self.pixels >= min(image_shape[:2]):
+            raise ShapeError(
+                f"Translate({self.pixels}): an image of {image_shape[0]}x{image_shape[1]} has no {self.pixels} pixels "
+                "to reflect beside its edge; translate by less"
+            )
+
+    def place(self, backend: Backend, words: Array, image_size: tuple[int, int]) -> Numbers:
+        """Draw both offsets from −pixels … pixels, all equally likely."""
+        offsets = (words % (2 * self.pixels + 1)).astype("int32") - self.pixels
+        return {"down": offsets[:, 0], "right": offsets[:, 1]}
+
+
+class Cutout(Augmentation):
+    """Paint a square of an image over; its centre is any pixel, so it may reach over the edge.
+
+    Arguments
+        size  of the square's sides, in pixels
+        fill  0 … 255, a pixel's value; a middle grey is near the mean of most images
+
+    Source: DeVries, Taylor, "Improved regularization of convolutional neural networks with cutout" (2017).
+    """
+
+    words = 2
+
+    def __init__(self, size: int, fill: int = 128) -> None:
+        self.size = _positive(size, "Cutout: size")
+        if not (isinstance(fill, int) and 0 <= fill <= 255):
+            raise ConfigurationError(f"Cutout: fill must be a pixel's value, 0 … 255, not {fill!r}")
+        self.fill = fill
+
+    def place(self, backend: Backend, words: Array, image_size: tuple[int, int]) -> Numbers:
+        """Draw the centre, a pixel of the image."""
+        H, W = image_size
+        return {
+            "hole_top": (words[:, 0] % H).astype("int32") - self.size // 2,
+            "hole_left": (words[:, 1] % W).astype("int32") - self.size // 2,
+            "hole": self.size,
+            "fill": self.fill,
+        }
+
+
+def check_augmentations(augmentations: Any, image_shape: tuple[int, ...]) -> list[Augmentation]:
+    """Return augmentations as a list, each of a kind of its own, that fit images (H, W, C).
+
+    Raises:
+        ConfigurationError: something that is no augmentation, or two of a kind.
+        ShapeError: samples that are no images, or too small for a translation.
+    """
+    listed = list(augmentations) if isinstance(augmentations, list | tuple) else [augmentations]
+    for augmentation in listed:
+        if not isinstance(augmentation, Augmentation):
+            raise ConfigurationError(
+                f"augment takes objects of gpucnn.data.augment, such as Flip() and Translate(4), not {augmentation!r}"
+            )
+        if sum(type(other) is type(augmentation) for other in listed) > 1:
+            raise ConfigurationError(f"augment has two of the kind {type(augmentation).__name__}; leave one of them")
+    if listed and len(image_shape) != 3:
+        raise ShapeError(f"only images (H, W, C) can be augmented; this model takes samples of shape {image_shape}")
+    for augmentation in listed:
+        augmentation.check(image_shape)
+    return listed
+
+
+def words_of(augmentations: Sequence[Augmentation]) -> int:
+    """Return how many random words a list of augmentations draws for each image."""
+    return sum(augmentation.words for augmentation in augmentations)
+
+
+def placement_of(
+    augmentations: Sequence[Augmentation], backend: Backend, words: Array, image_size: tuple[int, int]
+) -> Placement:
+    """Return how the images of a batch are placed, from random words, uint32 (N, `words_of(augmentations)`)."""
+    fields: Numbers = {}
+    start = 0
+    for augmentation in augmentations:
+        fields |= augmentation.place(backend, words[:, start : start + augmentation.words], image_size)
+        start += augmentation.words
+    return Placement(**fields)
+
+
+def _positive(value: Any, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(f"{what} must be an integer of at least 1, not {value!r}")
+    return value
