@@ -132,10 +132,21 @@ def test_windows_too_large_for_a_byte(gpu, rng):
     window = Window((16, 17), (2, 1))
     x = numbers(rng, (2, 20, 20, 3), "float32")
     y, switches = gpu.max_pool2d(gpu.from_host(x), window)
-    expected, _ = PORTABLE.max_pool2d(x, window)
+    expected, expected_switches = PORTABLE.max_pool2d(x, window)
     assert np.array_equal(gpu.to_host(y), expected)
+    assert expected_switches.max() > 255
     dx = gpu.max_pool2d_gradient(y, switches, (20, 20), window)
-    assert gpu.to_host(dx).sum() == pytest.approx(float(expected.sum()), rel=1e-5)
+    assert np.array_equal(gpu.to_host(dx), PORTABLE.max_pool2d_gradient(expected, expected_switches, (20, 20), window))
+
+
+def test_arrays_that_lie_askew(gpu, rng):
+    """Parts of arrays that begin at no multiple of 16 bytes, and turned ones, are computed like any other."""
+    x = numbers(rng, (5, 3), "float32")
+    there = gpu.from_host(x)
+    assert np.array_equal(gpu.to_host(gpu.relu(there[1:])), np.maximum(x[1:], 0))
+    assert np.array_equal(gpu.to_host(gpu.relu(there.T[:, 1:])), np.maximum(x.T[:, 1:], 0))
+    assert np.array_equal(gpu.to_host(gpu.add(there[1:], there[:4])), x[1:] + x[:4])
+    assert np.allclose(gpu.to_host(gpu.channel_sums(there[1:])), x[1:].sum(axis=0), atol=1e-6)
 
 
 def test_a_nan_is_passed_on(gpu):
@@ -496,15 +507,16 @@ def test_half_precision_learns(gpu):
 
 
 def test_small_gradients_survive_half_precision(gpu, rng):
-    """A mean over 4096 samples gives gradients below what float16 can hold; the loss is scaled for the way back."""
-    x, y = numbers(rng, (4096, 4), "float32") * 1e-3, rng.integers(0, 3, 4096)
+    """A mean over 4096 samples, and weights of a hundredth: gradients of which float16 would keep a digit or two."""
+    x, y = numbers(rng, (4096, 4), "float32"), rng.integers(0, 3, 4096)
     gradients = []
     for dtype in ("float16", "float32"):
-        model = gpucnn.Model([L.Dense(3, use_bias=False), L.Softmax()], (4,), backend=gpu, dtype=dtype)
-        model.compile(optimizers.SGD(0.1))
+        layers = [L.Dense(6, use_bias=False), L.Dense(3, use_bias=False), L.Softmax()]
+        model = gpucnn.Model(layers, (4,), backend=gpu, dtype=dtype).compile(optimizers.SGD(0.1))
+        first, second = model.parameters().values()
+        second.value = second.value * 0.01
         model.loss_and_gradients(model.as_floats(gpu.from_host(x)), gpu.from_host(y))
-        gradients.append(gpu.to_host(model.parameters()["dense.weight"].grad).copy())
-    assert np.abs(gradients[1]).max() < 1e-4
+        gradients.append(gpu.to_host(first.grad).copy())
     assert_close(gradients[0], gradients[1], "float16")
 
 
@@ -576,6 +588,26 @@ def test_out_of_memory_names_the_layer_and_a_batch(simulated, rng, limit, layer)
     assert caught.value.layer == layer
     simulation.limit = None
     assert np.isfinite(float(model.train_on_batch(x, y)))  # the model is as good as before
+
+
+def test_a_batch_that_fits_is_small_where_the_gpu_is(simulated, rng, monkeypatch):
+    """Outputs of 16·16·(8 + 8 + 8) + 2048 + 2 + 2 numbers a sample and as much on the way back, of 0.8 · 1 MB."""
+    x, y = rng.integers(0, 256, (64, 16, 16, 4)).astype("uint8"), rng.integers(0, 2, 64)
+    model = memory_hungry(simulated)
+    monkeypatch.setattr(simulated.xp.cuda.runtime, "memGetInfo", lambda: (400_000, 1_000_000))
+    simulated.simulation.limit = 100_000
+    with pytest.raises(OutOfMemory, match=r"of 1 MB are free; a batch_size of 8 should fit"):
+        model.train_on_batch(x, y)
+
+
+def test_out_of_memory_on_the_way_back(simulated, rng):
+    x = rng.standard_normal((32, 16, 16, 4)).astype("float32")
+    model = memory_hungry(simulated)
+    y, backward = model.forward(x, train=True)
+    dy = simulated.from_host(rng.standard_normal((32, 2)).astype("float32"))
+    simulated.simulation.limit = 200_000
+    with pytest.raises(OutOfMemory, match=r"^dense: out of memory .* at a batch of 32"):
+        backward(dy)
 
 
 def test_out_of_memory_in_a_layer_inside_another(simulated, rng):
