@@ -603,7 +603,7 @@ def test_a_batch_that_fits_is_small_where_the_gpu_is(simulated, rng, monkeypatch
 def test_out_of_memory_on_the_way_back(simulated, rng):
     x = rng.standard_normal((32, 16, 16, 4)).astype("float32")
     model = memory_hungry(simulated)
-    y, backward = model.forward(x, train=True)
+    _, backward = model.forward(x, train=True)
     dy = simulated.from_host(rng.standard_normal((32, 2)).astype("float32"))
     simulated.simulation.limit = 200_000
     with pytest.raises(OutOfMemory, match=r"^dense: out of memory .* at a batch of 32"):
