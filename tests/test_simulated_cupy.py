@@ -801,5 +801,5 @@ def test_modules_find_the_simulation_and_its_cublas(simulation, tmp_path, monkey
     assert user.folder() == package
     with pytest.raises(ModuleNotFoundError):
         user.missing()
-    assert importer.load().cupy is simulation.cupy
+    assert importer.load("imitation").cupy is simulation.cupy
     assert "imitation" not in sys.modules
