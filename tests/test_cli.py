@@ -344,4 +344,8 @@ def test_light_paper_is_told_from_a_dark_ground():
 
 
 def test_every_network_can_be_named():
-    assert set(networks.NETWORKS) == {"lenet", "network-2", "network-3"}
+    names = {"lenet", "sigmoid-3x3", "feedforward", "single-conv", "double-conv", "single-conv-pool", "lenet-002"}
+    assert set(networks.NETWORKS) == names | {"network-1", "network-2", "network-3", "convnet-1000s"}
+    for name, network in networks.NETWORKS.items():
+        assert networks.by_name(name.replace("-", "_")) is network
+        assert getattr(networks, name.replace("-", "_")) is network

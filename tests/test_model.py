@@ -182,7 +182,7 @@ def test_mean_squared_error_trains_a_regression():
     model = gpucnn.Model([layers.Dense(1)], (3,), backend="numpy")
     model.compile(optimizers.Adam(0.05), losses.MeanSquaredError(), metrics=[])
     history = model.fit(x, y, epochs=40, batch_size=32, verbose=0)
-    assert set(history.history) == {"loss", "loss_so_far", "learning_rate", "seconds"}
+    assert set(history.history) == {"loss", "loss_so_far", "learning_rate", "seconds", "step_seconds"}
     assert history["loss"][-1] < 1e-3
     assert model.state_dict()["dense.weight"].ravel() == pytest.approx([1.0, -2.0, 0.5], abs=0.02)
 

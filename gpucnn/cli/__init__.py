@@ -6,6 +6,8 @@ from gpucnn.cli.bench import bench
 from gpucnn.cli.doctor import doctor
 from gpucnn.cli.parity import parity
 from gpucnn.cli.predict import predict
+from gpucnn.cli.reproduce import reproduce
+from gpucnn.cli.runs import runs
 from gpucnn.cli.test import test
 from gpucnn.cli.train import train
 
@@ -17,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (train, test, predict, bench, parity, doctor):
+for command in (train, test, predict, reproduce, runs, bench, parity, doctor):
     app.command()(command)
 
 

@@ -10,7 +10,7 @@ class History:
 
     `history["loss"]` and `history["accuracy"]` are of one epoch at a time, `"accuracy_so_far"` of all samples since the
     training began (the early epochs drag it down), `"val_…"` of the validation data after the epoch; `"seconds"` is the
-    time of the epoch's steps, `"val_seconds"` of its validation.
+    time of the epoch's steps, `"step_seconds"` of one on average, `"val_seconds"` of its validation.
     """
 
     def __init__(self, history: dict[str, list[float]] | None = None) -> None:

@@ -84,10 +84,14 @@ class Training:
             progress.step(steps.totals)
             for callback in self.callbacks:
                 callback.on_step_end(model, step)
+            if model.stop_training:
+                break
         model.epochs_seen += 1
         logs = steps.totals.read()
         so_far = {f"{key}_so_far": self._mean_with_earlier(key, value) for key, value in logs.items()}
-        return logs | so_far | {"learning_rate": rate, "seconds": time.perf_counter() - started}
+        seconds = time.perf_counter() - started
+        times = {"seconds": seconds, "step_seconds": seconds / (step + 1)}
+        return logs | so_far | {"learning_rate": rate} | times
 
     def _mean_with_earlier(self, key: str, value: float) -> float:
         """Return the mean over all samples since the training began; every epoch has the same number of them."""

@@ -1,0 +1,120 @@
+"""`gpucnn reproduce`: the from-scratch projects' networks trained as they describe, beside what they published."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpucnn import reproduction
+from gpucnn.checkpoint import write_whole
+from gpucnn.cli.common import RUNS, console
+from gpucnn.cli.runs import make_runs, table
+from gpucnn.errors import ConfigurationError
+from gpucnn.reproduction import HOUR, MINUTE, Reproduction
+from gpucnn.training.statistics import Runs, summary
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the runs of one recipe came to, beside what was published."""
+
+    entry: Reproduction
+    runs: int
+    defects: int
+    accuracy: float  # mean of the good runs
+    deviation: float
+    seconds: float
+
+    @property
+    def reached(self) -> bool:
+        """Whether the mean is what the recipe must reach."""
+        return self.accuracy >= self.entry.must_reach
+
+    def cells(self) -> list[str]:
+        """Return the line of a table: figures published and ours, and the ratio of the times."""
+        published = self.entry.published
+        theirs = published.seconds if published else None
+        return [
+            self.entry.network,
+            f"{100 * published.accuracy:.2f} %" if published else "",
+            f"{100 * self.accuracy:.2f} ± {100 * self.deviation:.2f} %" if self.runs > self.defects else "none",
+            f"{100 * self.entry.must_reach:.1f} %",
+            f"{self.runs} ({self.defects})" if self.defects else str(self.runs),
+            duration(theirs) if theirs else "",
+            duration(self.seconds),
+            f"{theirs / self.seconds:,.0f}" if theirs else "",
+        ]
+
+
+HEADINGS = ["recipe", "published", "ours, test", "must reach", "runs (defects)", "their time", "ours", "ratio"]
+
+
+def reproduce(
+    names: Annotated[list[str] | None, typer.Argument(help='Recipes, or "all".')] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Of each, with the seeds 0, 1, 2 and so on.")] = 1,
+    backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Name the recipes and leave.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A folder. Default: runs/reproduce.")] = None,
+) -> None:
+    """Train recipes of the projects that this package grew from, and print what they published beside it."""
+    if show:
+        _list()
+        return
+    if not names:
+        raise ConfigurationError('name a recipe, or "all"; `gpucnn reproduce --list` names them')
+    folder = output or RUNS / "reproduce"
+    chosen = list(reproduction.REPRODUCTIONS) if names == ["all"] else [reproduction.by_name(n).network for n in names]
+    outcomes = []
+    for name in chosen:
+        console.print(f"[bold]{name}[/]")
+        made = make_runs(name, runs, folder / name, backend=backend, epochs=epochs)
+        outcomes.append(outcome(name, made))
+    printed = table("published and reproduced", HEADINGS)
+    for done in outcomes:
+        printed.add_row(*done.cells(), style="" if done.reached else "yellow")
+    console.print(printed)
+    page = folder / "reproduction.md"
+    write_whole(page, markdown(outcomes).encode())
+    console.print(f"every run below {folder}, this table in {page}", soft_wrap=True)
+
+
+def outcome(name: str, made: Runs) -> Outcome:
+    """Return what the runs of a recipe came to; those with a defect count in the number of runs alone."""
+    good = made.good()
+    accuracy = summary(r["numbers"]["test accuracy"] for r in good) if good else None
+    return Outcome(
+        entry=reproduction.by_name(name),
+        runs=len(made.records),
+        defects=len(made.records) - len(good),
+        accuracy=accuracy.mean if accuracy else 0.0,
+        deviation=accuracy.deviation if accuracy else 0.0,
+        seconds=summary(r["numbers"]["seconds, in all"] for r in made.records).mean,
+    )
+
+
+def markdown(outcomes: list[Outcome]) -> str:
+    """Return the table as Markdown."""
+    lines = [HEADINGS, ["---"] * len(HEADINGS), *(done.cells() for done in outcomes)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: 4.2 s, 12 min, 2.1 h."""
+    if seconds < 2 * MINUTE:
+        return f"{seconds:.1f} s"
+    return f"{seconds / MINUTE:.0f} min" if seconds < 1.5 * HOUR else f"{seconds / HOUR:.1f} h"
+
+
+def _list() -> None:
+    printed = table("recipes", ["recipe", "published", "must reach", "source"])
+    for entry in reproduction.REPRODUCTIONS.values():
+        published = entry.published
+        printed.add_row(
+            entry.network,
+            f"{100 * published.accuracy:.2f} %" if published else "",
+            f"{100 * entry.must_reach:.1f} %",
+            published.source if published else "this package",
+        )
+    console.print(printed)

@@ -1,0 +1,115 @@
+"""`gpucnn runs`: a recipe trained many times, with averages and the runs that went wrong."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from gpucnn import reproduction
+from gpucnn.backends import get_backend
+from gpucnn.checkpoint import write_whole
+from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console
+from gpucnn.datasets import Dataset
+from gpucnn.errors import ConfigurationError
+from gpucnn.training.statistics import Record, Runs
+
+ON_DEFECT = ("flag", "stop", "restart")
+FILE = "runs.json"
+
+
+def runs(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(reproduction.REPRODUCTIONS)}.")],
+    count: Annotated[int, typer.Option("--runs", min=1, help="How many, with the seeds 0, 1, 2 and so on.")] = 5,
+    backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
+    on_defect: Annotated[
+        str, typer.Option(help="flag goes on, stop ends the run, restart tries another seed.")
+    ] = "flag",
+    include_defects: Annotated[bool, typer.Option(help="Count runs with a defect in the averages.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A folder. Default: runs/NAME-statistics.")
+    ] = None,
+) -> None:
+    """Train a recipe many times; runs that are there already are not made again, so it can be interrupted."""
+    entry = reproduction.by_name(name)
+    folder = output or RUNS / f"{entry.network}-statistics"
+    made = make_runs(entry.network, count, folder, backend=backend, epochs=epochs, on_defect=on_defect)
+    text = made.text(include_defects)
+    write_whole(made.path.with_suffix(".txt"), text.encode())
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"every run in {made.path}, averages in {made.path.with_suffix('.txt')}", soft_wrap=True)
+
+
+def make_runs(
+    name: str,
+    count: int,
+    folder: Path,
+    *,
+    backend: str = "auto",
+    epochs: int | None = None,
+    on_defect: str = "flag",
+    data: Dataset | None = None,
+) -> Runs:
+    """Make the runs that are missing in a folder, and say how each came out; the first one's model is kept.
+
+    Raises:
+        ConfigurationError: `on_defect` is no word that is known.
+        CheckpointError: the folder holds runs with other settings.
+    """
+    if on_defect not in ON_DEFECT:
+        raise ConfigurationError(f"--on-defect must be one of {', '.join(ON_DEFECT)}, not {on_defect!r}")
+    chosen = get_backend(backend)
+    settings = {"recipe": name, "backend": chosen.name, "epochs": epochs, "on_defect": on_defect}
+    made = Runs(folder / FILE, settings)
+    missing = made.missing(count)
+    if len(missing) < count:
+        console.print(f"{count - len(missing)} of {count} runs are in {made.path} already", soft_wrap=True)
+    if missing and data is None:
+        data = reproduction.load_data(name)
+
+    def run(seed: int) -> Record:
+        assert data is not None
+        options: dict[str, Any] = {"backend": chosen, "epochs": epochs, "verbose": 0}
+        with console.status(f"{name}, seed {seed}: {missing.index(seed) + 1} of {len(missing)}"):
+            if on_defect == "restart":
+                model, history, record = reproduction.run_until_good(name, seed, data, **options)
+            else:
+                model, history, record = reproduction.run(name, seed, data, on_defect=on_defect, **options)
+        console.print(_in_a_line(seed, record), soft_wrap=True, highlight=False)
+        if seed == 0:
+            model.save(folder / MODEL)
+            history.save(folder / HISTORY)
+            write_whole(folder / CONFIG, (json.dumps(settings | {"seed": seed, "data": data.name}) + "\n").encode())
+        return record
+
+    folder.mkdir(parents=True, exist_ok=True)
+    made.make(count, run)
+    return made
+
+
+def _in_a_line(seed: int, record: Record) -> str:
+    numbers = record["numbers"]
+    epochs = " → ".join(f"{100 * share:.2f}" for share in shortened(numbers["training accuracy"]))
+    line = f"seed {seed}: {epochs} %, test [bold]{100 * numbers['test accuracy']:.2f} %[/], "
+    line += f"{numbers['seconds, in all']:.1f} s"
+    if record.get("restarts"):
+        line += f", after {len(record['restarts'])} restarts"
+    return line + (f"  [red]{record['defect']['kind']}[/]: {record['defect']['detail']}" if record["defect"] else "")
+
+
+def shortened(values: list[float], most: int = 5) -> list[float]:
+    """Return a list of which only so many are left, the first and the last among them."""
+    if len(values) <= most:
+        return values
+    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
+
+
+def table(title: str, headings: list[str]) -> Table:
+    """Return an empty table whose first column is left-aligned, the others right."""
+    made = Table(title=title, box=SIMPLE_HEAD)
+    for place, heading in enumerate(headings):
+        made.add_column(heading, justify="left" if place == 0 else "right", no_wrap=place == 0)
+    return made

@@ -1,0 +1,193 @@
+"""What can go wrong with a training run, found while it runs: divergence, no learning, collapse, death, a breakdown."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpucnn.callbacks import Callback
+from gpucnn.errors import ConfigurationError
+from gpucnn.layers.activation import ReLU
+
+if TYPE_CHECKING:
+    from gpucnn.model import Model
+
+ACTIONS = ("flag", "stop")
+BINS = 40  # of a histogram
+DEVIATIONS = 5.0  # of chance itself, up to which an accuracy counts as chance
+LEARNED = 0.3  # of the way from chance to perfection, from which a run counts as having learned
+DEAD = 0.9  # the share of a layer's units that never fire, from which it counts as dead
+ONE_CLASS = 0.99  # the share of predictions that are one class, from which a run counts as collapsed
+
+
+@dataclass(frozen=True)
+class Defect:
+    """What is wrong with a run, and since when.
+
+    `kind` is "diverged", "broke down", "dead layer", "collapsed" or "not learning".
+    """
+
+    kind: str
+    step: int
+    layer: str
+    detail: str
+
+    def __str__(self) -> str:
+        where = f" in {self.layer}" if self.layer else ""
+        return f"{self.kind}{where} at step {self.step}: {self.detail}"
+
+
+class DefectWatch(Callback):
+    """Look at a model every so many steps through a fixed sample of data, and say what is wrong with its training.
+
+    Afterwards `defect` is a `Defect` or None, `looks` holds what was seen, and `histograms` those of weights, biases
+    and gradients when the defect was found, or at the end.
+
+    Arguments
+        probe   inputs and class numbers, some hundreds, host arrays
+        every   steps between two looks; each costs one pass forward over the probe
+        grace   steps after which a run must have begun to learn
+        action  "flag" goes on, "stop" ends the training when a defect is found
+
+    Raises
+        ConfigurationError  an argument makes no sense
+    """
+
+    def __init__(self, probe: tuple[Any, Any], *, every: int = 50, grace: int = 400, action: str = "flag") -> None:
+        if action not in ACTIONS:
+            raise ConfigurationError(f'action must be "flag" or "stop", not {action!r}')
+        if len(probe) != 2 or len(probe[0]) != len(probe[1]) or not len(probe[0]):
+            raise ConfigurationError("probe must be a pair of inputs and class numbers, as many of each, at least one")
+        for what, value in (("every", every), ("grace", grace)):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"{what} must be a number of steps of at least 1, not {value!r}")
+        self.probe, self.every, self.grace, self.action = probe, every, grace, action
+        self._forget()
+
+    def _forget(self) -> None:
+        self.defect: Defect | None = None
+        self.looks: list[dict[str, Any]] = []
+        self.histograms: dict[str, Any] = {}
+        self._steps, self._best = 0, 0.0
+
+    def on_fit_begin(self, model: "Model") -> None:
+        """Forget earlier trainings."""
+        self._forget()
+
+    def on_step_end(self, model: "Model", step: int) -> None:
+        """Look, from time to time."""
+        self._steps += 1
+        if self.defect is None and self._steps % self.every == 0:
+            self._look(model)
+
+    def on_fit_end(self, model: "Model") -> None:
+        """Look a last time, and keep the histograms of a good run beside which those of others can be drawn."""
+        if self.defect is None:
+            self._look(model)
+        if not self.histograms:
+            self.histograms = histograms(model)
+
+    def _look(self, model: "Model") -> None:
+        found = self._diagnose(model)
+        if found is not None:
+            self.defect = found
+            self.histograms = histograms(model)
+            if self.action == "stop":
+                model.stop_training = True
+
+    def _diagnose(self, model: "Model") -> Defect | None:
+        """Return the first of the defects, from the gravest down, that the probe shows."""
+        lost = not_finite(model, self.probe)
+        if lost is not None:
+            layer, direction, number = lost
+            return Defect("diverged", self._steps, layer, f"{number} on the way {direction}")
+        outputs, dead = _activity(model, self.probe[0])
+        predicted, labels = outputs.argmax(axis=1), self.probe[1]
+        classes, count = outputs.shape[1], len(labels)
+        accuracy, chance = float((predicted == labels).mean()), 1.0 / classes
+        near_chance = accuracy < chance + DEVIATIONS * math.sqrt(chance * (1 - chance) / count)
+        share = max(float((predicted == k).mean()) for k in range(classes))
+        self.looks.append({"step": self._steps, "accuracy": accuracy, "one_class": share, "dead": dead})
+        self._best = max(self._best, accuracy)
+        if not near_chance:
+            return None
+        if self._best > chance + LEARNED * (1 - chance):
+            fell = f"accuracy fell from {self._best:.1%} to {accuracy:.1%}"
+            return Defect("broke down", self._steps, _worst(dead), fell)
+        if self._steps < self.grace:
+            return None
+        worst = _worst(dead)
+        if worst:
+            return Defect("dead layer", self._steps, worst, f"{dead[worst]:.0%} of its units never fire")
+        if share >= ONE_CLASS:
+            return Defect("collapsed", self._steps, "", f"class {int(predicted[0])} is predicted for {share:.0%}")
+        return Defect("not learning", self._steps, "", f"accuracy {accuracy:.1%} where chance is {chance:.1%}")
+
+    def report(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        defect = None if self.defect is None else asdict(self.defect)
+        return {"defect": defect, "looks": self.looks, "histograms": self.histograms}
+
+
+def not_finite(model: "Model", probe: tuple[Any, Any]) -> tuple[str, str, str] | None:
+    """Return where a NaN or an infinity first stands: the layer, "forward" or "backward", and what it is in words.
+
+    The loss is finite by construction where a softmax is fused with it, so the layers themselves are looked at.
+    """
+    backend = model.backend
+    for path, parameter in model.parameters().items():
+        values = backend.to_host(parameter.value)
+        if not _finite(values):
+            return path.rpartition(".")[0], "backward", f"its {path.rpartition('.')[2]} is not finite"
+    x = model.as_floats(backend.from_host(probe[0]))
+    for _, layer in model.network.children():
+        x, _ = layer.forward(x, train=False)
+        if not _finite(backend.to_host(x)):
+            return layer.label, "forward", "its output is not finite"
+    return None
+
+
+def _finite(array: Any) -> bool:
+    return math.isfinite(float(abs(array).max())) if array.size else True
+
+
+def _activity(model: "Model", x: Any) -> tuple[Any, dict[str, float]]:
+    """Return the outputs for a probe as a host array, and the share of each ReLU's units that are 0 for all of it.
+
+    A unit is a feature, or a channel of an image.
+    """
+    backend, dead = model.backend, {}
+    x = model.as_floats(backend.from_host(x))
+    for _, layer in model.network.children():
+        x, _ = layer.forward(x, train=False)
+        if isinstance(layer, ReLU):
+            fires = backend.to_host((x > 0).any(axis=tuple(range(x.ndim - 1))))
+            dead[layer.label] = 1.0 - float(fires.mean())
+    return backend.to_host(x), dead
+
+
+def _worst(dead: dict[str, float]) -> str:
+    """Return the first layer that is dead, or ""."""
+    return next((layer for layer, share in dead.items() if share >= DEAD), "")
+
+
+def histograms(model: "Model") -> dict[str, Any]:
+    """Return, for each parameter by path, how its values and its last gradients are distributed: counts and edges.
+
+    What is not finite is counted apart.
+    """
+    result: dict[str, Any] = {}
+    for path, parameter in model.parameters().items():
+        for what, array in ((path, parameter.value), (f"gradient of {path}", parameter.grad)):
+            if array is not None:
+                result[what] = _histogram(model.backend.to_host(array).astype("float64").ravel())
+    return result
+
+
+def _histogram(values: Any) -> dict[str, Any]:
+    finite = values[abs(values) < math.inf]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    width = (high - low) / BINS or 1.0
+    places = ((finite - low) / width).astype("int64").clip(0, BINS - 1)
+    counts = [int((places == k).sum()) for k in range(BINS)]
+    edges = [low + width * k for k in range(BINS + 1)]
+    return {"counts": counts, "edges": edges, "not_finite": int(values.size - finite.size)}

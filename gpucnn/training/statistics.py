@@ -1,0 +1,138 @@
+"""Many runs of one recipe: every run's numbers in one file, averages in another, and going on after an interruption."""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpucnn.errors import CheckpointError, ConfigurationError
+
+FORMAT = 1
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What several values come to; `low` and `high` enclose their mean with 95 % confidence (Student, 1908)."""
+
+    count: int
+    mean: float
+    deviation: float
+    minimum: float
+    maximum: float
+    low: float
+    high: float
+
+
+def summary(values: Iterable[float]) -> Summary:
+    """Return mean, sample deviation, extremes and the 95 % interval of the mean.
+
+    Raises:
+        ConfigurationError: no values.
+    """
+    listed = [float(value) for value in values]
+    if not listed:
+        raise ConfigurationError("there are no values to summarise; make at least one run")
+    count, mean = len(listed), math.fsum(listed) / len(listed)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in listed) / (count - 1)) if count > 1 else 0.0
+    reach = _student(count - 1) * deviation / math.sqrt(count) if count > 1 else 0.0
+    return Summary(count, mean, deviation, min(listed), max(listed), mean - reach, mean + reach)
+
+
+def _student(freedom: int) -> float:
+    """Return the number of deviations that holds 95 % of Student's distribution."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))
+
+
+class Runs:
+    """The runs of one recipe, in a file that is rewritten whole after each of them.
+
+    Arguments
+        path      of the JSON file; one that is there is read, and gone on with
+        settings  what all its runs have in common: plain data
+
+    Raises
+        CheckpointError  the file is damaged, of another format, or of runs with other settings
+    """
+
+    def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = Path(path), settings
+        self.records: list[Record] = self._read() if self.path.exists() else []
+
+    def _read(self) -> list[Record]:
+        try:
+            held = json.loads(self.path.read_text(encoding="utf-8"))
+            form, settings, records = held["format"], held["settings"], list(held["runs"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.path}: holds no runs that can be read ({error}); name another file, or move this one away"
+            ) from error
+        if form != FORMAT:
+            raise CheckpointError(f"{self.path}: is of format {form!r}, and this gpucnn reads {FORMAT}; name another")
+        other = [key for key in {**settings, **self.settings} if settings.get(key) != self.settings.get(key)]
+        if other:
+            key = sorted(other)[0]
+            raise CheckpointError(
+                f"{self.path}: holds runs with {key}={settings.get(key)!r}, these have {self.settings.get(key)!r}; "
+                "name another file for them"
+            )
+        return records
+
+    def missing(self, count: int) -> list[int]:
+        """Return which of the seeds 0 … count − 1 have no run yet."""
+        done = {record["seed"] for record in self.records}
+        return [seed for seed in range(count) if seed not in done]
+
+    def add(self, record: Record) -> None:
+        """Add a run, and write the file and the text of averages beside it."""
+        from gpucnn.checkpoint import write_whole
+
+        self.records = sorted([*self.records, record], key=lambda record: record["seed"])
+        held = {"format": FORMAT, "settings": self.settings, "runs": self.records}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, (json.dumps(held, indent=1, allow_nan=True) + "\n").encode())
+        write_whole(self.path.with_suffix(".txt"), self.text().encode())
+
+    def make(self, count: int, run: Callable[[int], Record]) -> None:
+        """Make the runs with seeds 0 … count − 1 that are missing; each is kept as soon as it is over."""
+        for seed in self.missing(count):
+            self.add({"seed": seed, **run(seed)})
+
+    def good(self, include_defects: bool = False) -> list[Record]:
+        """Return the runs that count: those without a defect, or all of them."""
+        return [record for record in self.records if include_defects or not record.get("defect")]
+
+    def summaries(self, include_defects: bool = False) -> dict[str, Summary]:
+        """Return what the runs' numbers come to, by name: of each epoch where there is one for each."""
+        gathered: dict[str, list[float]] = {}
+        for record in self.good(include_defects):
+            for name, value in record["numbers"].items():
+                listed = value if isinstance(value, list) else [value]
+                for place, number in enumerate(listed, start=1):
+                    label = f"{name}, epoch {place}" if isinstance(value, list) else name
+                    gathered.setdefault(label, []).append(number)
+        return {name: summary(values) for name, values in gathered.items()}
+
+    def text(self, include_defects: bool = False) -> str:
+        """Return the averages as a table in plain text, and what was wrong with the runs that were left out."""
+        good, defective = self.good(include_defects), [r for r in self.records if r.get("defect")]
+        lines = [f"{self.settings.get('recipe', 'runs')}: {len(self.records)} runs, {len(defective)} with a defect"]
+        if defective:
+            lines[0] += ", which are included" if include_defects else ", which are left out"
+        lines += ["", f"{'':34}{'mean':>12}{'deviation':>12}{'least':>12}{'most':>12}{'95 % of the mean':>26}"]
+        for name, numbers in self.summaries(include_defects).items() if good else ():
+            scale, unit = (100.0, " %") if "accuracy" in name else (1.0, "")
+            cells = [
+                f"{scale * value:.4g}{unit}"
+                for value in (numbers.mean, numbers.deviation, numbers.minimum, numbers.maximum)
+            ]
+            interval = f"{scale * numbers.low:.4g} … {scale * numbers.high:.4g}{unit}"
+            lines.append(f"{name:34}" + "".join(f"{cell:>12}" for cell in cells) + f"{interval:>26}")
+        if defective:
+            lines += ["", "defects:"]
+            lines += [f"  seed {r['seed']}: {r['defect']['kind']}: {r['defect']['detail']}" for r in defective]
+        return "\n".join(lines) + "\n"

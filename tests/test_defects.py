@@ -1,0 +1,156 @@
+"""Runs that go wrong, each provoked, and the one that does not."""
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import layers as L
+from gpucnn import losses, optimizers
+from gpucnn.errors import ConfigurationError
+from gpucnn.training.defects import DefectWatch, histograms
+
+
+def task(count=400):
+    """Which third of six numbers is largest: easily learned."""
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, 3, count)
+    x = generator.normal(0, 0.3, (count, 6)).astype("float32")
+    x[np.arange(count), 2 * y] += 2
+    return x, y
+
+
+def network(rate=0.1, momentum=0.0, seed=0):
+    layers = [L.Dense(8), L.ReLU(), L.Dense(3), L.Softmax()]
+    return gpucnn.Model(layers, (6,), seed=seed, backend="numpy").compile(optimizers.SGD(rate, momentum=momentum))
+
+
+def watched(model, x, y, epochs=4, callbacks=(), **options):
+    watch = DefectWatch((x[:200], y[:200]), every=5, **{"grace": 20, **options})
+    history = model.fit(x, y, epochs=epochs, batch_size=20, verbose=0, callbacks=[*callbacks, watch])
+    return watch, history
+
+
+def test_a_good_run_has_no_defect():
+    watch, history = watched(network(), *task())
+    assert watch.defect is None
+    assert history.epochs == 4
+    assert [look["step"] for look in watch.looks] == [*range(5, 81, 5), 80]
+    assert watch.looks[-1]["accuracy"] > 0.95
+    assert set(watch.looks[-1]["dead"]) == {"relu"}
+    assert watch.report()["defect"] is None
+
+
+def test_labels_without_sense_are_not_learned():
+    x, y = task()
+    watch, _ = watched(network(rate=0.001), x, np.random.default_rng(9).permutation(y))
+    assert watch.defect.kind in ("not learning", "collapsed")
+    assert watch.defect.step == 20
+    assert "chance is 33.3%" in watch.defect.detail or "is predicted" in watch.defect.detail
+
+
+def test_a_network_that_says_one_class_has_collapsed():
+    x, y = task()
+    model = network(rate=1e-9)
+    model.parameters()["dense_1.bias"].value[...] = [0, 50, 0]
+    watch, _ = watched(model, x, y)
+    assert watch.defect.kind == "collapsed"
+    assert watch.defect.detail == "class 1 is predicted for 100%"
+
+
+def test_units_that_never_fire_make_a_dead_layer():
+    x, y = task()
+    model = network(rate=1e-9)
+    model.parameters()["dense.bias"].value[...] = -100
+    watch, _ = watched(model, x, y)
+    assert (watch.defect.kind, watch.defect.layer) == ("dead layer", "relu")
+    assert watch.defect.detail == "100% of its units never fire"
+    assert watch.looks[-1]["dead"] == {"relu": 1.0}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_weights_that_are_not_finite_have_diverged():
+    x, y = task()
+    model = gpucnn.Model([L.Dense(8, name="first"), L.Dense(3, name="second")], (6,), backend="numpy")
+    model.compile(optimizers.SGD(1e4), losses.MeanSquaredError(), metrics=["accuracy"])
+    watch, history = watched(model, x, y, epochs=6, action="stop")
+    assert (watch.defect.kind, watch.defect.layer) == ("diverged", "first")
+    assert watch.defect.detail == "its weight is not finite on the way backward"
+    assert history.epochs < 6
+    assert watch.histograms["first.weight"]["not_finite"] == 48
+
+
+def test_an_output_that_is_not_finite_names_the_layer():
+    x, y = task()
+
+    class Explodes(L.Layer):
+        def forward(self, x, *, train):
+            return x * float("inf"), lambda dy: dy
+
+    model = gpucnn.Model([L.Dense(3), Explodes(name="explodes")], (6,), backend="numpy")
+    watch = DefectWatch((x, y))
+    watch.on_fit_begin(model)
+    watch.on_fit_end(model)
+    assert (watch.defect.kind, watch.defect.layer) == ("diverged", "explodes")
+    assert watch.defect.detail == "its output is not finite on the way forward"
+
+
+def test_a_run_that_forgets_has_broken_down():
+    x, y = task()
+
+    class Forgets(gpucnn.callbacks.Callback):
+        def on_epoch_end(self, model, epoch, logs):
+            if epoch == 2:
+                model.parameters()["dense.weight"].value[...] = 0
+                model.parameters()["dense.bias"].value[...] = -100
+
+    watch, history = watched(network(), x, y, epochs=8, callbacks=[Forgets()], action="stop")
+    assert (watch.defect.kind, watch.defect.layer) == ("broke down", "relu")
+    assert watch.defect.step == 65
+    assert "accuracy fell from" in watch.defect.detail
+    assert history.epochs == 4  # it stopped in the fourth
+
+
+def test_a_flagged_run_goes_on():
+    x, y = task()
+    model = network(rate=1e-9)
+    model.parameters()["dense.bias"].value[...] = -100
+    watch, history = watched(model, x, y, action="flag")
+    assert watch.defect.kind == "dead layer"
+    assert history.epochs == 4
+    assert str(watch.defect) == "dead layer in relu at step 20: 100% of its units never fire"
+
+
+def test_histograms_count_every_number():
+    x, y = task()
+    model = network()
+    model.train_on_batch(x, y)
+    found = histograms(model)
+    assert set(found) == {f"{g}{p}" for p in model.parameters() for g in ("", "gradient of ")}
+    weight = model.parameters()["dense.weight"].value.astype("float64")
+    counts, edges = np.histogram(weight, bins=40)
+    assert found["dense.weight"]["counts"] == counts.tolist()
+    assert np.allclose(found["dense.weight"]["edges"], edges)
+    assert found["dense.weight"]["not_finite"] == 0
+
+
+def test_watching_changes_nothing():
+    x, y = task()
+    plain, seen = network(), network()
+    plain.fit(x, y, epochs=2, batch_size=20, verbose=0)
+    watched(seen, x, y, epochs=2)
+    assert np.array_equal(plain.predict(x), seen.predict(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"action": "restart"}, 'action must be "flag" or "stop"'),
+        ({"every": 0}, "every must be a number of steps of at least 1, not 0"),
+        ({"grace": 1.5}, "grace must be a number of steps"),
+    ],
+)
+def test_arguments_without_sense(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        DefectWatch(task(), **options)
+    with pytest.raises(ConfigurationError, match="as many of each"):
+        DefectWatch((task()[0], task()[1][:5]))

@@ -1,0 +1,95 @@
+"""Many runs: the averages, the file that can be gone on with, and the runs that are left out."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.training.statistics import Runs, summary
+
+
+def test_a_summary_is_that_of_the_textbook(rng):
+    values = rng.normal(3, 2, 12)
+    found = summary(values)
+    assert (found.count, found.minimum, found.maximum) == (12, values.min(), values.max())
+    assert found.mean == pytest.approx(values.mean())
+    assert found.deviation == pytest.approx(values.std(ddof=1))
+    low, high = stats.t.interval(0.95, 11, loc=values.mean(), scale=stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_a_single_value_has_no_deviation():
+    found = summary([0.5])
+    assert (found.mean, found.deviation, found.low, found.high) == (0.5, 0.0, 0.5, 0.5)
+    with pytest.raises(ConfigurationError, match="no values to summarise"):
+        summary([])
+
+
+def record(accuracy, defect=None):
+    return {"numbers": {"accuracy": [accuracy / 2, accuracy], "seconds": 2.0 * accuracy}, "defect": defect}
+
+
+def test_an_interrupted_series_is_gone_on_with(tmp_path):
+    path, settings, made = tmp_path / "runs.json", {"recipe": "lenet", "epochs": 3}, []
+
+    def run(seed, until=2):
+        if seed == until:
+            raise KeyboardInterrupt
+        made.append(seed)
+        return record(0.9 + seed / 100)
+
+    with pytest.raises(KeyboardInterrupt):
+        Runs(path, settings).make(5, run)
+    assert made == [0, 1]
+    assert Runs(path, settings).missing(5) == [2, 3, 4]
+    Runs(path, settings).make(5, lambda seed: run(seed, until=None))
+    assert made == [0, 1, 2, 3, 4]
+    Runs(path, settings).make(4, lambda seed: run(seed, until=None))  # all there
+    assert made == [0, 1, 2, 3, 4]
+    kept = json.loads(path.read_text())
+    assert [one["seed"] for one in kept["runs"]] == [0, 1, 2, 3, 4]
+    assert kept["runs"][3]["numbers"]["accuracy"] == [0.465, 0.93]
+
+
+def test_defective_runs_are_left_out_unless_asked_for(tmp_path):
+    runs = Runs(tmp_path / "runs.json", {"recipe": "lenet"})
+    defect = {"kind": "not learning", "step": 400, "layer": "", "detail": "accuracy 10.0% where chance is 10.0%"}
+    for seed, one in enumerate((record(0.9), record(0.1, defect), record(0.94))):
+        runs.add({"seed": seed, **one})
+    good, everything = runs.summaries(), runs.summaries(include_defects=True)
+    assert good["accuracy, epoch 2"].mean == pytest.approx(0.92)
+    assert good["accuracy, epoch 1"].maximum == pytest.approx(0.47)
+    assert good["seconds"].count == 2
+    assert everything["accuracy, epoch 2"].mean == pytest.approx(np.mean([0.9, 0.1, 0.94]))
+    text = runs.text()
+    assert "3 runs, 1 with a defect, which are left out" in text
+    assert "seed 1: not learning: accuracy 10.0% where chance is 10.0%" in text
+    line = next(line for line in text.splitlines() if line.startswith("accuracy, epoch 2"))
+    assert line.split()[3:5] == ["92", "%"]
+    assert "which are included" in runs.text(include_defects=True)
+    assert (tmp_path / "runs.txt").read_text() == text
+
+
+def test_only_defects_make_no_table(tmp_path):
+    runs = Runs(tmp_path / "runs.json", {})
+    runs.add({"seed": 0, **record(0.1, {"kind": "diverged", "detail": "its weight is not finite"})})
+    assert "seed 0: diverged" in runs.text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "holds no runs that can be read"),
+        ("[]", "holds no runs that can be read"),
+        ('{"format": 2, "settings": {}, "runs": []}', "is of format 2, and this gpucnn reads 1"),
+        ('{"format": 1, "settings": {"epochs": 5}, "runs": []}', "holds runs with epochs=5, these have 3"),
+    ],
+)
+def test_a_file_that_cannot_be_gone_on_with(tmp_path, content, message):
+    path = tmp_path / "runs.json"
+    path.write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        Runs(path, {"epochs": 3})
+    assert path.read_text() == content
