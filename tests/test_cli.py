@@ -187,7 +187,7 @@ def test_a_folder_of_images(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "--network", "alexnet"), "there is no network named 'alexnet'; there are lenet, network-2"),
+        (("train", "--network", "alexnet"), "there is no network named 'alexnet'; there are lenet, sigmoid-3x3"),
         (("train", "--data", "svhn"), "there is no data set 'svhn'; there are mnist, cifar10"),
         (("train", "--data", "images"), "--data images needs --data-dir"),
         (("train", "--data-dir", "nowhere"), "nowhere: does not exist"),
