@@ -316,7 +316,7 @@ def test_bench_measures_and_writes(run, tmp_path):
     report = json.loads(file.read_text())
     (timing,) = report["timings"]
     assert report["batch_size"] == timing["batch_size"] == 16
-    assert timing["train_seconds"] > timing["inference_seconds"] > 0
+    assert min(timing["train_seconds"], timing["inference_seconds"], timing["portable_train_seconds"]) > 0
     assert timing["train_flops"] == 3 * 16 * 2 * (
         28 * 28 * 6 * 25 + 10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10
     )
