@@ -1,7 +1,7 @@
 """What each layer holds and costs: the tables behind `model.summary()` and `model.profile(x, y)`."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gpucnn.model import Model
 
 WARM_UP = 2  # passes before the first timed one: they fill caches and, on a GPU, compile kernels
+HEADINGS = ("output", "params", "MB", "MFLOP", "ms →", "ms ←", "share", "GFLOP/s")
 BYTES = {"float16": 2, "float32": 4, "float64": 8}
 
 
@@ -43,6 +44,15 @@ def _elements(layer: Layer) -> int:
     for side in layer.output_shape or ():
         count *= side
     return count
+
+
+def _output_elements(layer: Layer) -> int:
+    """Return the elements of a layer's output, or of those of the layers inside, for one sample."""
+    return (
+        _elements(layer)
+        if not any(True for _ in layer.children())
+        else sum(_output_elements(child) for _, child in layer.children())
+    )
 
 
 def summary_table(model: "Model") -> Table:
@@ -74,13 +84,16 @@ def summary_table(model: "Model") -> Table:
 class LayerTime:
     """One layer's share of a step: average seconds forward and backward, and what it computes how.
 
-    `path` is the layer's name; `method` says how the backend computes it, where there is a choice.
+    `path` is the layer's name; `method` says how the backend computes it, where there is a choice. Floating-point
+    operations are those of its products, `output_bytes` those of its outputs and of the layers' inside, for the batch.
     """
 
     path: str
     output_shape: tuple[int, ...]
     parameters: int
     flops_forward: int
+    flops_backward: int
+    output_bytes: int
     method: str
     forward_seconds: float
     backward_seconds: float
@@ -89,6 +102,11 @@ class LayerTime:
     def seconds(self) -> float:
         """Forward and backward together."""
         return self.forward_seconds + self.backward_seconds
+
+    @property
+    def gflops(self) -> float:
+        """Billions of floating-point operations a second, achieved."""
+        return (self.flops_forward + self.flops_backward) / max(self.seconds, 1e-12) / 1e9
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,36 +118,65 @@ class Profile(PrintsAsTable):
     repeats: int
     layers: list[LayerTime]
 
+    def as_data(self) -> dict[str, Any]:
+        """Return everything as plain data, for a JSON file."""
+        layers = [asdict(row) | {"seconds": row.seconds, "gflops": row.gflops} for row in self.layers]
+        return {"backend": self.backend, "batch_size": self.batch_size, "repeats": self.repeats, "layers": layers}
+
     def table(self) -> Table:
         """Return the table."""
         title = f"batch of {self.batch_size} on {self.backend}, average of {self.repeats} passes"
         caption = (
-            "each layer for itself, without a team of threads; training lets some layers apply the ReLU behind them"
+            "each layer for itself, without a team of threads; training lets some layers apply the ReLU behind them.\n"
+            "MB of outputs; MFLOP of the products, forward and backward; ms forward → and backward ←"
         )
-        table = Table(title=title, box=SIMPLE_HEAD, caption=caption)
-        table.add_column("layer")
-        table.add_column("method")
-        for heading in ("output", "parameters", "MFLOP", "forward ms", "backward ms", "share"):
-            table.add_column(heading, justify="right")
+        table = Table(title=title, box=SIMPLE_HEAD, caption=caption, padding=(0, 0, 0, 1), pad_edge=False)
+        for heading in ("layer", "method"):
+            table.add_column(heading, overflow="fold")  # the only columns that may shrink: numbers are never cut
+        for heading in HEADINGS:
+            table.add_column(heading, justify="right", no_wrap=True)
         total = sum(row.seconds for row in self.layers) or 1.0
         for row in self.layers:
-            table.add_row(
-                row.path,
-                row.method,
-                " × ".join(map(str, row.output_shape)),
-                f"{row.parameters:,}" if row.parameters else "",
-                f"{row.flops_forward / 1e6:,.2f}" if row.flops_forward else "",
-                f"{row.forward_seconds * 1e3:.3f}",
-                f"{row.backward_seconds * 1e3:.3f}",
-                f"{100 * row.seconds / total:.1f} %",
-            )
+            table.add_row(row.path, row.method, "×".join(map(str, row.output_shape)), *self._cells(row, total))
         table.add_section()
-        forward = sum(row.forward_seconds for row in self.layers) * 1e3
-        backward = sum(row.backward_seconds for row in self.layers) * 1e3
-        work = sum(row.flops_forward for row in self.layers) / 1e6
-        count = sum(row.parameters for row in self.layers)
-        table.add_row("all", "", "", f"{count:,}", f"{work:,.2f}", f"{forward:.3f}", f"{backward:.3f}", "")
+        whole = LayerTime(
+            path="all",
+            output_shape=(),
+            parameters=sum(row.parameters for row in self.layers),
+            flops_forward=sum(row.flops_forward for row in self.layers),
+            flops_backward=sum(row.flops_backward for row in self.layers),
+            output_bytes=sum(row.output_bytes for row in self.layers),
+            method="",
+            forward_seconds=sum(row.forward_seconds for row in self.layers),
+            backward_seconds=sum(row.backward_seconds for row in self.layers),
+        )
+        table.add_row("all", "", "", *self._cells(whole, total))
         return table
+
+    @staticmethod
+    def _cells(row: LayerTime, total: float) -> list[str]:
+        has_products = row.flops_forward > 0
+        return [
+            _in_thousands(row.parameters) if row.parameters else "",
+            _significant(row.output_bytes / 1e6),
+            _significant((row.flops_forward + row.flops_backward) / 1e6) if has_products else "",
+            f"{row.forward_seconds * 1e3:.2f}",
+            f"{row.backward_seconds * 1e3:.2f}",
+            f"{100 * row.seconds / total:.0f} %",
+            f"{row.gflops:,.0f}" if has_products else "",
+        ]
+
+
+def _significant(number: float) -> str:
+    """Return a number with decimals where it is small."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}" if number >= 1 else f"{number:.2f}"
+
+
+def _in_thousands(count: int) -> str:
+    """Return a count, in thousands or millions where it is large: 650, 131k, 6.6M."""
+    if count < 10_000:
+        return f"{count:,}"
+    return f"{count / 1000:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M"
 
 
 def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:
@@ -144,12 +191,19 @@ def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:
     finally:
         model.load_state_dict(kept)
         model.zero_grad()
+    skipping = {
+        layer.label
+        for layer, options, _ in model.network.steps(input_gradient=False, plan=model.network.one_by_one())
+        if "input_gradient" in options  # the gradient of its input, half of the way back, is nobody's wish
+    }
     rows = [
         LayerTime(
             path=name,
             output_shape=layer.output_shape or (),
             parameters=parameter_count(layer),
             flops_forward=layer.total_flops() * len(x),
+            flops_backward=layer.total_flops() * len(x) * (1 if name in skipping else 2),
+            output_bytes=_output_elements(layer) * len(x) * BYTES[model.dtype],
             method=layer.method(len(x)),
             forward_seconds=times[name][0] / repeats,
             backward_seconds=times[name][1] / repeats,

@@ -48,6 +48,15 @@ def test_profile_times_every_layer_and_leaves_the_model_alone(backend):
     assert profile.layers[0].backward_seconds == 0  # nothing before the first weights has a way back
     assert all(row.backward_seconds > 0 for row in profile.layers[1:])
     assert profile.layers[1].flops_forward == 20 * 2 * 64 * 36
+    assert profile.layers[1].flops_backward == profile.layers[1].flops_forward  # the first: no gradient of its input
+    dense = profile.layers[-2]
+    assert dense.flops_backward == 2 * dense.flops_forward > 0
+    assert dense.gflops == pytest.approx(3 * dense.flops_forward / dense.seconds / 1e9)
+    itemsize = 4
+    assert all(row.output_bytes == 20 * itemsize * np.prod(row.output_shape) for row in profile.layers)
+    data = profile.as_data()
+    assert data["batch_size"] == 20
+    assert [row["path"] for row in data["layers"]] == [row.path for row in profile.layers]
     assert all(np.array_equal(array, model.state_dict()[path]) for path, array in before.items())
     assert "conv2d_1" in str(profile)
     assert "batch of 20" in str(profile)

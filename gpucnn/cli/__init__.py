@@ -6,6 +6,7 @@ from gpucnn.cli.bench import bench
 from gpucnn.cli.doctor import doctor
 from gpucnn.cli.parity import parity
 from gpucnn.cli.predict import predict
+from gpucnn.cli.profile import profile
 from gpucnn.cli.reproduce import reproduce
 from gpucnn.cli.runs import runs
 from gpucnn.cli.test import test
@@ -19,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (train, test, predict, reproduce, runs, bench, parity, doctor):
+for command in (train, test, predict, reproduce, runs, profile, bench, parity, doctor):
     app.command()(command)
 
 

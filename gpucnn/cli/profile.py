@@ -1,0 +1,37 @@
+"""`gpucnn profile`: where the time of a training step goes, layer by layer."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpucnn.cli.common import console, open_model
+from gpucnn.errors import ConfigurationError
+from gpucnn.networks import by_name
+from gpucnn.rng import host_generator
+
+
+def profile(
+    network: Annotated[str | None, typer.Option(help="A named network, with fresh weights.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Or a run folder or a .safetensors file.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, numpy, portable, cupy or cupy:N.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Random inputs a pass.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Passes to average over, after two to warm up.")] = 10,
+    output: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+) -> None:
+    """Time every layer of a network forward and backward, with its work, memory and speed."""
+    if network is not None and model is not None:
+        raise ConfigurationError("--network and --model both name what to time; pass one of them")
+    chosen = by_name(network or "lenet")(backend=backend) if model is None else open_model(model, backend)[0]
+    rng = host_generator(0, "profile inputs")
+    x = rng.random((batch_size, *chosen.input_shape)).astype(chosen.state_dtype)
+    of_classes = chosen.loss is None or chosen.loss.of_classes
+    shape = chosen.output_shape
+    y = rng.integers(0, shape[-1], batch_size) if of_classes else rng.random((batch_size, *shape))
+    result = chosen.profile(x, y, repeats=repeats)
+    console.print(result.table())
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result.as_data(), indent=1) + "\n")
+        console.print(f"figures in {output}", soft_wrap=True)
