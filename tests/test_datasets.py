@@ -370,6 +370,47 @@ def test_cache_folder(monkeypatch):
         assert cache_folder() == Path(pooch.os_cache("gpucnn"))
 
 
+@pytest.mark.parametrize(
+    ("platform", "environment", "expected"),
+    [
+        ("linux", {}, "home/.cache/gpucnn"),
+        ("linux", {"XDG_CACHE_HOME": "{}/caches"}, "caches/gpucnn"),
+        ("linux", {"XDG_CACHE_HOME": "caches"}, "home/.cache/gpucnn"),  # relative ones do not count
+        ("linux", {"XDG_CACHE_HOME": " "}, "home/.cache/gpucnn"),
+        ("darwin", {}, "home/Library/Caches/gpucnn"),
+        ("win32", {"LOCALAPPDATA": "{}/local"}, "local/gpucnn/gpucnn/Cache"),
+        ("win32", {}, "home/AppData/Local/gpucnn/gpucnn/Cache"),
+    ],
+)
+def test_cache_folder_of_each_system(monkeypatch, tmp_path, platform, environment, expected):
+    for name in ("GPUCNN_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value.format(tmp_path))
+    if platform == sys.platform:
+        assert cache_folder() == Path(pooch.os_cache("gpucnn"))
+    monkeypatch.setattr("gpucnn.data.download.sys.platform", platform)
+    assert cache_folder() == tmp_path / expected
+
+
+@pytest.mark.parametrize("missing", ["pooch", "requests"])
+def test_without_pooch_data_are_found_but_not_downloaded(monkeypatch, tmp_path, missing):
+    monkeypatch.delenv("GPUCNN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "caches"))
+    monkeypatch.setitem(sys.modules, missing, None)  # what Python does with None here: ModuleNotFoundError
+    assert datasets.available("mnist") is None
+    with pytest.raises(
+        DataError, match=r"mnist: is not on this machine.*needs pooch.*pip install pooch, or get train-"
+    ):
+        datasets.mnist()
+    assert not list(tmp_path.iterdir())
+    write_mnist(cache_folder() / "mnist")
+    assert len(datasets.mnist()[0][0]) == 12
+
+
 # Image folders
 
 

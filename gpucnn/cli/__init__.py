@@ -9,6 +9,7 @@ from gpucnn.cli.predict import predict
 from gpucnn.cli.profile import profile
 from gpucnn.cli.reproduce import reproduce
 from gpucnn.cli.runs import runs
+from gpucnn.cli.show import show
 from gpucnn.cli.test import test
 from gpucnn.cli.train import train
 
@@ -22,12 +23,13 @@ app = typer.Typer(
 )
 for command in (train, test, predict, reproduce, runs, profile, bench, parity, doctor):
     app.command()(command)
+app.add_typer(show, name="show")
 
 
 @app.callback(invoke_without_command=True)
-def version(show: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+def version(asked: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     """Train convolutional networks in NumPy on a CPU or in CuPy on a GPU."""
-    if show:
+    if asked:
         from gpucnn import __version__
 
         print(f"gpucnn {__version__}")

@@ -87,9 +87,38 @@ def open_model(where: Path | None, backend: str) -> tuple[Model, Path]:
 
 
 def run_config(model_path: Path) -> dict[str, Any]:
-    """Return the settings of the run that a model lies in; empty where it lies elsewhere."""
+    """Return the settings of the run that a model lies in; empty where it lies elsewhere.
+
+    Raises:
+        CheckpointError: there are some, but they cannot be read.
+    """
+    file = model_path.parent / CONFIG
     try:
-        settings = json.loads((model_path.parent / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return {}
-    return settings if isinstance(settings, dict) else {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file}: cannot be read as JSON ({error}); mend it, or move the model elsewhere"
+        ) from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(
+            f"{file}: holds {settings!r:.40} where a run's settings were expected; mend it, or move the model elsewhere"
+        )
+    return settings
+
+
+def data_of(network: Model, path: Path, data: str | None, data_dir: Path | None) -> Dataset:
+    """Return the data set that was asked for, or else the one that a model was trained on.
+
+    Raises:
+        ConfigurationError: nobody says which.
+    """
+    if data is None:
+        settings = run_config(path)
+        data = settings.get("data") or (network.recipe.data if network.recipe else None)
+        data = "synthetic" if data == "synthetic_digits" else data
+        data_dir = data_dir or (Path(str(settings["data_dir"])) if settings.get("data_dir") else None)
+    if data is None:
+        raise ConfigurationError(f"{path} does not say what it was trained on; name it with --data ({DATA_NAMES})")
+    return load_data(str(data), data_dir, image_size=(network.input_shape[0], network.input_shape[1]))

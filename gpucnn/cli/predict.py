@@ -1,18 +1,44 @@
 """`gpucnn predict`: say what is on images."""
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from gpucnn.cli.common import console, open_model
-from gpucnn.data.images import is_dark_on_light, read_image
-from gpucnn.errors import ConfigurationError
+from gpucnn.checkpoint import write_whole
+from gpucnn.cli.common import console, errors, open_model
+from gpucnn.data.images import centre_digit, is_dark_on_light, read_image
+from gpucnn.errors import ConfigurationError, DataError
+from gpucnn.layers import Normalization
+from gpucnn.model import Model
 
-SHOWN = 3  # classes an image
+DIGITS = list("0123456789")
+BAR = 20  # characters, the length of certainty
+WIDE = 80  # characters, a terminal with room for bars
+
+
+@dataclass
+class Prediction:
+    """An image file: its picture, what the network was shown, how that was made, and what it said."""
+
+    file: Path
+    original: Any
+    pixels: Any
+    inverted: bool
+    centred: bool
+    probabilities: Any
+
+    @property
+    def notes(self) -> str:
+        """What was done to the picture, in words."""
+        if self.pixels.min() == self.pixels.max():
+            return "blank"
+        return ", ".join(word for word, done in (("inverted", self.inverted), ("centred", self.centred)) if done)
 
 
 def predict(
@@ -20,38 +46,144 @@ def predict(
     model: Annotated[
         Path | None, typer.Option(help="A run folder or a .safetensors file. Without it: the newest run.")
     ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes of each image are printed.")] = 3,
     invert: Annotated[
         bool | None,
         typer.Option(help="Whether to invert light and dark. Without it: dark digits on light paper are inverted."),
     ] = None,
+    as_is: Annotated[
+        bool, typer.Option("--as-is", help="Only resize digits: do not centre them like MNIST's.")
+    ] = False,
+    show: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw the image and its probabilities into this file, and its feature maps into one beside it."
+        ),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
     backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
 ) -> None:
     """Print the most probable classes of each image, with their probabilities.
 
-    Images are brought to the size and the colours that the model was trained on. Models of grey images learn light
-    strokes on a dark ground, as in MNIST.
+    Images are brought to the size and the colours that the model was trained on. For a model of grey images, ones with
+    light and dark the other way round are inverted. For a model of digits, the digit on an image of another size is
+    found, scaled and centred as in MNIST. What was done is said below the image's name.
     """
+    if show is not None:
+        _check_picture(show)
     network, path = open_model(model, backend)
     if len(network.input_shape) != 3 or network.input_shape[2] not in (1, 3):
         raise ConfigurationError(f"{path}: takes inputs of shape {network.input_shape}, not grey or colour images")
-    H, W, C = network.input_shape
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("image", overflow="fold")
-    table.add_column("prediction")
-    table.add_column("probability", justify="right")
-    table.add_column("then")
+    made: list[Prediction] = []
+    failed: dict[Path, str] = {}
     for file in images:
+        try:
+            made.append(_predict(network, file, invert, as_is))
+        except DataError as error:
+            failed[file] = str(error)
+    names = network.class_names or [f"class {k}" for k in range(network.output_shape[0])]
+    if made:
+        console.print(_table(made, names, top))
+        console.print(f"  by {path}", soft_wrap=True)
+    for reason in failed.values():
+        errors.print("[bold red]DataError:[/]", end=" ")
+        errors.print(reason, markup=False, soft_wrap=True)
+    if json_file is not None:
+        _write(json_file, path, [_as_data(one, names, top) for one in made], failed)
+    if show is not None:
+        _draw(network, made, names, show)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _check_picture(path: Path) -> None:
+    """Refuse a name for a picture before any work is done."""
+    from gpucnn.plots.canvas import check_name
+
+    check_name(path)
+
+
+def _predict(network: Model, file: Path, invert: bool | None, as_is: bool) -> Prediction:
+    """Read an image, bring it to the form that the network knows, and ask it."""
+    if file.is_dir():
+        raise DataError(f"{file}: is a folder; expected an image: name the files in it, such as {file / '*.png'}")
+    H, W, C = network.input_shape
+    original = pixels = read_image(file, None, C)
+    dark_ground = _learned_on_dark(network)
+    inverted = (C == 1 and is_dark_on_light(pixels) == dark_ground) if invert is None else invert
+    if inverted:
+        pixels = 255 - pixels
+    centred = pixels.shape[:2] != (H, W) and _knows_digits(network) and not as_is
+    if centred:  # for which the digit is light
+        pixels = centre_digit(pixels, (H, W)) if dark_ground else 255 - centre_digit(255 - pixels, (H, W))
+    elif pixels.shape[:2] != (H, W):
         pixels = read_image(file, (H, W), C)
-        inverted = invert if invert is not None else C == 1 and is_dark_on_light(pixels)
-        probabilities = network.predict((255 - pixels if inverted else pixels)[None])[0]
-        order = probabilities.argsort()[::-1][:SHOWN]
-        names = [network.class_names[i] if network.class_names else f"class {i}" for i in order]
-        then = ", ".join(
-            f"{name} {100 * probabilities[i]:.1f} %" for name, i in list(zip(names, order, strict=True))[1:]
-        )
-        label = Text(str(file))
-        if inverted:
-            label.append(" (inverted)", style="dim")
-        table.add_row(label, Text(names[0], style="bold"), f"{100 * probabilities[order[0]]:.1f} %", Text(then))
-    console.print(table)
-    console.print(f"  by {path}", soft_wrap=True)
+        pixels = 255 - pixels if inverted else pixels
+    return Prediction(file, original, pixels, inverted, centred, network.predict(pixels[None])[0])
+
+
+def _knows_digits(network: Model) -> bool:
+    return network.input_shape[2] == 1 and network.class_names == DIGITS
+
+
+def _learned_on_dark(network: Model) -> bool:
+    """Tell whether the images that a model learned from are mostly dark, as MNIST's: its normalisation knows."""
+    first = network.layers[0]
+    if not isinstance(first, Normalization):
+        return True
+    mean = first.mean if isinstance(first.mean, list | tuple) else [first.mean]
+    return sum(mean) / len(mean) <= 0.5
+
+
+def _table(made: list[Prediction], names: list[str], top: int) -> Table:
+    """Return a table of a row an image: its name, and below each other its most probable classes."""
+    table = Table(box=SIMPLE_HEAD, show_lines=False, padding=(0, 1, 0 if len(made) == 1 or top == 1 else 1, 1))
+    table.add_column("image", overflow="fold")
+    table.add_column("prediction", overflow="fold", min_width=len("prediction"))
+    table.add_column("probability", justify="right", no_wrap=True)
+    length = BAR if console.width >= WIDE else 0
+    if length:
+        table.add_column(no_wrap=True)
+    for one in made:
+        label = Text(str(one.file))
+        if one.notes:
+            label.append(f"\n{one.notes}", style="dim")
+        classes, numbers, bars = Text(), Text(), Text(style="cyan")
+        for rank, k in enumerate(one.probabilities.argsort()[::-1][:top]):
+            share, style, end = float(one.probabilities[k]), "" if rank else "bold", "\n" if rank else ""
+            classes.append(f"{end}{names[k]}", style=style)
+            numbers.append(f"{end}{100 * share:.1f} %", style=style)
+            bars.append(end + "█" * round(length * share))
+        table.add_row(label, classes, numbers, *([bars] if length else []))
+    return table
+
+
+def _as_data(one: Prediction, names: list[str], top: int) -> dict[str, Any]:
+    """Return a prediction as it goes into a JSON file."""
+    order = one.probabilities.argsort()[::-1][:top]
+    classes = [{"class": names[k], "probability": float(one.probabilities[k])} for k in order]
+    return {"image": str(one.file), "inverted": one.inverted, "centred": one.centred, "classes": classes}
+
+
+def _write(path: Path, model: Path, results: list[dict[str, Any]], failed: dict[Path, str]) -> None:
+    results += [{"image": str(file), "error": reason} for file, reason in failed.items()]
+    content = json.dumps({"model": str(model), "images": results}, indent=1, ensure_ascii=False) + "\n"
+    try:
+        write_whole(path, content.encode())
+    except OSError as error:
+        raise ConfigurationError(
+            f"--json {path}: cannot be written ({error.strerror or error}); name a file in a folder that is there"
+        ) from error
+
+
+def _draw(network: Model, made: list[Prediction], names: list[str], path: Path) -> None:
+    """Draw each image with its prediction and its feature maps, into numbered files if there are several."""
+    from gpucnn.plots import feature_maps
+    from gpucnn.plots.prediction import prediction
+
+    for number, one in enumerate(made, start=1):
+        file = path if len(made) == 1 else path.with_stem(f"{path.stem}-{number}")
+        maps = file.with_stem(f"{file.stem}-feature-maps")
+        prediction(one.pixels, one.probabilities, names, file, original=one.original)
+        feature_maps(network, one.pixels, names, title=f"{one.file.name} in {network.name}", path=maps)
+        console.print(f"  drawn     {file} and {maps}", soft_wrap=True)

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gpucnn.cli.common import DATA_NAMES, console, describe, load_data, open_model, run_config
-from gpucnn.errors import ConfigurationError
+from gpucnn.cli.common import DATA_NAMES, console, data_of, describe, open_model
 
 
 def test(
@@ -19,14 +18,7 @@ def test(
 ) -> None:
     """Print loss and accuracy of a saved model on a test set, and the accuracy of each class."""
     network, path = open_model(model, backend)
-    settings = run_config(path)
-    if data is None:
-        data = settings.get("data") or (network.recipe.data if network.recipe else None)
-        data = "synthetic" if data == "synthetic_digits" else data
-        data_dir = data_dir or (Path(settings["data_dir"]) if settings.get("data_dir") else None)
-    if data is None:
-        raise ConfigurationError(f"{path} does not say what it was trained on; name it with --data ({DATA_NAMES})")
-    dataset = load_data(str(data), data_dir, image_size=(network.input_shape[0], network.input_shape[1]))
+    dataset = data_of(network, path, data, data_dir)
     _, (images, labels) = dataset
     scores = network.evaluate(images, labels)
     predictions = network.predict(images).argmax(axis=1)

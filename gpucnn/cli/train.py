@@ -28,6 +28,7 @@ from gpucnn.layers import Normalization
 from gpucnn.model import Model
 from gpucnn.schedules import Schedule
 from gpucnn.training.history import History
+from gpucnn.training.snapshots import Snapshots
 
 
 def train(
@@ -44,7 +45,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and dropout.")] = 0,
     run_dir: Annotated[Path | None, typer.Option(help="A new folder. Default: one below runs/.")] = None,
 ) -> None:
-    """Train a network, test it, and leave model.safetensors, history.json and config.json in a run folder.
+    """Train a network, test it, and leave the model, its history, settings and snapshots in a run folder.
 
     Without any option: LeNet on MNIST, or on synthetic digits where MNIST cannot be had.
     """
@@ -75,9 +76,13 @@ def train(
         "versions": {"gpucnn": __version__, "python": platform.python_version(), "numpy": numpy.__version__},
     }
     _print_head(model, dataset, folder, backend)
-    history = model.fit(x_train, y_train, epochs=settings["epochs"], batch_size=settings["batch_size"])
+    snapshots = Snapshots()  # written with the rest, after the model: a full disk shall not cost the training
+    history = model.fit(
+        x_train, y_train, epochs=settings["epochs"], batch_size=settings["batch_size"], callbacks=[snapshots]
+    )
     scores = model.evaluate(x_test, y_test)
     _write_run(folder, model, history, settings | {"test": scores})
+    snapshots.save(folder)
     console.print(f"  saved     {folder / MODEL}", soft_wrap=True)
     console.print(
         f"[bold]test accuracy {100 * scores['accuracy']:.2f} %[/] "

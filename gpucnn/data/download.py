@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -52,13 +53,20 @@ REMOTES = {
 
 
 def cache_folder() -> Path:
-    """Return the folder downloads are kept in: GPUCNN_CACHE if set, else the system's place for caches."""
+    """Return the folder downloads are kept in: GPUCNN_CACHE if set, else the system's place for caches.
+
+    The latter is `pooch.os_cache("gpucnn")`, found without pooch: to look for data needs no library of downloads.
+    """
     chosen = os.environ.get("GPUCNN_CACHE")
     if chosen:
         return Path(chosen).expanduser()
-    import pooch
-
-    return Path(pooch.os_cache("gpucnn"))
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+        return Path(local) / "gpucnn" / "gpucnn" / "Cache"
+    caches = os.environ.get("XDG_CACHE_HOME", "").strip()
+    if os.path.isabs(caches):  # the specification has relative ones left out
+        return Path(caches) / "gpucnn"
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "gpucnn"
 
 
 def fetch(name: str, folder: str | PathLike[str], progress: bool = False) -> list[Path]:
@@ -69,12 +77,13 @@ def fetch(name: str, folder: str | PathLike[str], progress: bool = False) -> lis
     next.
 
     Raises
-        DataError           no mirror serves a file, or the folder cannot be written
+        DataError           no mirror serves a file, the folder cannot be written, or pooch is not installed
         ConfigurationError  there is no data set of that name
     """
     if name not in REMOTES:
         raise ConfigurationError(f"no data set {name!r} to fetch; expected one of {', '.join(REMOTES)}")
     folder = Path(folder).expanduser()
+    _require_pooch(name, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -113,7 +122,26 @@ def _fetch_file(
     tried = "\n  ".join(failures)
     raise DataError(
         f"{name}: {file} could not be downloaded; each of {len(mirrors)} mirrors was tried:\n  {tried}\n"
-        f"Get {', '.join(REMOTES[name].files)} on a machine with network and put them into {folder}, "
+        f"Get {_by_hand(name, folder)}"
+    )
+
+
+def _require_pooch(name: str, folder: Path) -> None:
+    """Say what to do where the library that downloads is not installed, or not whole."""
+    try:
+        import pooch  # noqa: F401
+        import requests  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            f"{name}: is not on this machine, and downloading it needs pooch, which cannot be imported ({error}); "
+            f"pip install pooch, or get {_by_hand(name, folder)}"
+        ) from error
+
+
+def _by_hand(name: str, folder: Path) -> str:
+    """Say which files to get without this package, and where to put them."""
+    return (
+        f"{', '.join(REMOTES[name].files)} on a machine with network and put them into {folder}, "
         f"or into a folder {name!r} in a folder that the environment variable GPUCNN_DATA names"
     )
 

@@ -3,6 +3,8 @@
 import operator
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsIndex
@@ -117,30 +119,37 @@ def _whole(length: SupportsIndex) -> int:
 
 def _read_images(files: list[Path], shape: tuple[int, int] | None) -> list[np.ndarray]:
     """Decode all files and see that they have one size."""
-    from PIL import Image
-
     arrays: list[np.ndarray] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for file in files:
-            array = decode_image(file, shape)
-            if arrays and array.shape[:2] != arrays[0].shape[:2]:
-                raise DataError(_explain_sizes(files[0], arrays[0], file, array))
-            arrays.append(array)
+    for file in files:
+        array = decode_image(file, shape)
+        if arrays and array.shape[:2] != arrays[0].shape[:2]:
+            raise DataError(_explain_sizes(files[0], arrays[0], file, array))
+        arrays.append(array)
     return arrays
 
 
 def decode_image(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
     """Decode one file to (H, W) if it is grey, else to (H, W, 3)."""
+    from PIL import Image
+
+    with open_image(path) as file:
+        image = plain(file)
+        if shape is not None and image.size != shape[::-1]:
+            image = image.resize(shape[::-1], Image.Resampling.BILINEAR)
+        return np.asarray(image)
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator["Image.Image"]:
+    """Open an image file; whatever goes wrong with it, now or while it is decoded, is a DataError that says what."""
     from PIL import Image, UnidentifiedImageError
 
     require_file(path)
     try:
-        with Image.open(path, formats=_FORMATS) as file:
-            image = _plain(file)
-            if shape is not None and image.size != shape[::-1]:
-                image = image.resize(shape[::-1], Image.Resampling.BILINEAR)
-            return np.asarray(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as file:
+                yield file
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
             f"{path}: {error} Expected at most {Image.MAX_IMAGE_PIXELS:,} pixels: remove or shrink the "
@@ -159,16 +168,16 @@ def decode_image(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
         ) from error
 
 
-def _plain(image: "Image.Image") -> "Image.Image":
-    """Return the image in mode L if it is grey, else in RGB, any transparency laid over black."""
+def plain(image: "Image.Image", ground: int = 0) -> "Image.Image":
+    """Return the image in mode L if it is grey, else in RGB, any transparency laid over a grey ground: 0 is black."""
     from PIL import Image
 
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
         deep = np.asarray(image).astype(np.int64)
         return Image.fromarray(((deep * 255 + 32767) // 65535).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image.convert("RGBA"))
+        below = Image.new("RGBA", image.size, (ground, ground, ground, 255))
+        image = Image.alpha_composite(below, image.convert("RGBA"))
     if image.mode in ("1", "L"):
         return image.convert("L")
     colours = image.convert("RGB")

@@ -1,23 +1,40 @@
-"""A single image file, brought to the form that a model takes."""
+"""Single image files, brought to the form that a model takes."""
 
+import math
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpucnn.data.folders import decode_image
+from gpucnn.data.folders import open_image, plain
 
 LUMA = 0.299, 0.587, 0.114  # the weights of red, green and blue in grey: ITU-R BT.601
 
+LONGEST_SIDE = 1024  # pixels in which a digit is looked for; photographs are reduced to it
+CONTRAST = 20  # grey levels that ink must differ from its ground
+STROKE = 1.8  # pixels of the 20 that a digit fills: about the thinnest strokes of MNIST
 
-def read_image(path: str | PathLike[str], size: tuple[int, int], channels: int) -> "np.ndarray[Any, Any]":
-    """Return an image file as uint8 (H, W, C): resized to `size` (H, W), in grey for C = 1, in colour for C = 3.
+Image = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def read_image(path: str | PathLike[str], size: tuple[int, int] | None, channels: int) -> Image:
+    """Return an image file as uint8 (H, W, C), upright: in grey for C = 1, in colour for C = 3.
+
+    It is resized to `size` (H, W), or keeps its own where that is None. What is transparent becomes white in grey, the
+    paper under a drawing, and black in colour, as in the folders of images that a model is trained on.
 
     Raises
         DataError  the file is missing, is no image or is damaged
     """
-    pixels = decode_image(Path(path), size)
+    from PIL import Image as pillow
+    from PIL import ImageOps
+
+    with open_image(Path(path)) as file:
+        image = plain(ImageOps.exif_transpose(file), ground=255 if channels == 1 else 0)
+        if size is not None and image.size != size[::-1]:
+            image = image.resize(size[::-1], pillow.Resampling.BILINEAR)
+        pixels = np.asarray(image)
     if pixels.ndim == 2:
         return np.repeat(pixels[..., None], channels, axis=-1)
     if channels == 3:
@@ -25,7 +42,126 @@ def read_image(path: str | PathLike[str], size: tuple[int, int], channels: int) 
     return np.rint(pixels @ np.array(LUMA)).astype(np.uint8)[..., None]
 
 
-def is_dark_on_light(image: "np.ndarray[Any, Any]") -> bool:
-    """Tell whether the ground of an image (H, W, C) is light: its border is lighter than the middle grey."""
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    return bool(np.median(border) > 127)
+def is_dark_on_light(image: Image) -> bool:
+    """Tell whether the ground of an image (H, W, C), as its border shows it, is lighter than what is drawn on it."""
+    ground = np.median(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]))
+    darkest, lightest = int(image.min()), int(image.max())
+    if lightest - darkest < CONTRAST:  # nothing is drawn
+        return bool(ground > 127)
+    return bool(ground > (darkest + lightest) / 2)
+
+
+def centre_digit(image: Image, size: tuple[int, int]) -> Image:
+    """Bring a light digit on a dark ground (H, W, 1) to the form of MNIST's, in an image of another size.
+
+    Its box fills 20 of 28 pixels and its centre of mass lies in the middle. Before that the ground's slope and noise
+    and small specks are taken away, and strokes that would vanish become thicker. Without ink all is black.
+
+    Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits" (1998).
+    """
+    from PIL import Image as pillow
+
+    H, W = size
+    ink = _ink(_reduced(image[..., 0]))
+    if not ink.any():
+        return np.zeros((H, W, 1), np.uint8)
+    box = _cropped(ink)
+    box = _cropped(_thickened(box, STROKE / 20 * max(box.shape)))
+    scale = min(H, W) * 20 / 28 / max(box.shape)
+    height, width = (max(1, round(scale * side)) for side in box.shape)
+    small = pillow.fromarray(box).resize((width, height), pillow.Resampling.BILINEAR)
+    return _placed(np.asarray(small), (H, W))
+
+
+def _reduced(grey: Image) -> Image:
+    """Return an image whose longer side is not too long."""
+    from PIL import Image as pillow
+
+    scale = LONGEST_SIDE / max(grey.shape)
+    if scale >= 1:
+        return grey
+    H, W = (max(1, round(scale * side)) for side in grey.shape)
+    return np.asarray(pillow.fromarray(grey).resize((W, H), pillow.Resampling.BILINEAR))
+
+
+def _ink(grey: Image) -> Any:
+    """Return how much ink is on each pixel (H, W), from 0 to 1: float32, all 0 where nothing stands out."""
+    from scipy import ndimage
+
+    level = grey - _slope(grey)
+    cut = _otsu(level)
+    if not (level > cut).any():
+        return np.zeros(grey.shape, np.float32)
+    ground, stroke = np.median(level[level <= cut]), np.median(level[level > cut])
+    if stroke - ground < CONTRAST:
+        return np.zeros(grey.shape, np.float32)
+    ink = ((level - ground) / (stroke - ground)).astype(np.float32)
+    ink = np.clip((ink - 0.2) / 0.8, 0, 1)  # the lowest fifth is the ground's noise
+    parts, count = ndimage.label(ink > 0.5, structure=np.ones((3, 3)))
+    areas = np.bincount(parts.ravel(), minlength=count + 1)
+    specks = areas < 0.03 * areas[1:].max(initial=0)
+    specks[0] = False
+    if specks.any():  # with the soft edge around each
+        around = ndimage.binary_dilation(specks[parts], np.ones((3, 3)), iterations=2)
+        ink[around & (specks[parts] | (parts == 0))] = 0
+    return ink
+
+
+def _slope(grey: Image) -> Any:
+    """Return the plane (H, W) through the ground at the image's border: light falls unevenly on paper."""
+    H, W = grey.shape
+    edge = max(1, min(H, W) // 20)
+    border = np.ones((H, W), bool)
+    border[edge : H - edge, edge : W - edge] = False
+    row, column = np.nonzero(border)
+    terms = np.stack([row / H, column / W, np.ones(len(row))], axis=1)
+    plane, *_ = np.linalg.lstsq(terms, grey[border].astype(float), rcond=None)
+    return plane[0] * np.arange(H)[:, None] / H + plane[1] * np.arange(W) / W + plane[2]
+
+
+def _otsu(level: Any) -> float:
+    """Return the cut that parts dark and light pixels with the least variance within both.
+
+    Source: Otsu, "A threshold selection method from gray-level histograms" (1979).
+    """
+    counts, edges = np.histogram(level, bins=256)
+    middles = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    sums = np.cumsum(counts * middles)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
+    return float(edges[1 + np.nanargmax(np.where(above > 0, between, -1))])
+
+
+def _cropped(ink: Any) -> Any:
+    rows, columns = (np.flatnonzero((ink > 0.5).any(axis=axis)) for axis in (1, 0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _thickened(ink: Any, stroke: float) -> Any:
+    """Return ink, with a margin, whose strokes are about as thick as asked for if they were thinner."""
+    from scipy import ndimage
+
+    inside = np.pad(ink > 0.5, 1)
+    thickness = 4 * ndimage.distance_transform_edt(inside)[inside].mean()  # of a bar: the mean is a quarter of it
+    extra = round(stroke - thickness)
+    return ndimage.grey_dilation(np.pad(ink, extra), footprint=_disc(extra)) if extra > 0 else ink
+
+
+def _disc(diameter: int) -> Any:
+    away = np.arange(diameter + 1) - diameter / 2
+    return np.hypot(away[:, None], away) <= diameter / 2 + 0.3
+
+
+def _placed(ink: Any, size: tuple[int, int]) -> Image:
+    """Put ink into a black image, its centre of mass in the middle as far as it then lies inside."""
+    image = np.zeros((*size, 1), np.uint8)
+    mass = ink.sum()
+    corner = []
+    for axis, side in enumerate(size):
+        centre = (ink.sum(axis=1 - axis) * (np.arange(ink.shape[axis]) + 0.5)).sum() / mass
+        corner.append(min(max(math.floor(side / 2 - centre + 0.5), 0), side - ink.shape[axis]))
+    (top, left), (height, width) = corner, ink.shape
+    image[top : top + height, left : left + width, 0] = np.rint(255 * np.clip(ink / ink.max(), 0, 1))
+    return image

@@ -1,5 +1,23 @@
-"""Pictures of training, drawn with matplotlib: each function returns a Figure, and saves it where `path` is given."""
+"""Pictures drawn with matplotlib: each function returns a Figure, and saves it where `path` is given."""
 
-from gpucnn.plots.curves import history
+from gpucnn.plots.curves import accuracy, error, history, runs
+from gpucnn.plots.kernels import animate_filters, filters, filters_by_epoch
+from gpucnn.plots.maps import feature_maps
+from gpucnn.plots.testing import confusion, confusion_matrix, mistakes
+from gpucnn.plots.values import histograms, parameter_values
 
-__all__ = ["history"]
+__all__ = [
+    "accuracy",
+    "animate_filters",
+    "confusion",
+    "confusion_matrix",
+    "error",
+    "feature_maps",
+    "filters",
+    "filters_by_epoch",
+    "histograms",
+    "history",
+    "mistakes",
+    "parameter_values",
+    "runs",
+]

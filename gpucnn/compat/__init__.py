@@ -1,0 +1,1 @@
+"""Names under which programs written for other projects run: one module a project."""

@@ -1,0 +1,93 @@
+"""What a model says about an image."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpucnn.errors import ShapeError
+from gpucnn.plots.canvas import BLUE, GREY, new_figure, plain, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST = 10  # classes shown
+
+
+def prediction(
+    image: Any,
+    probabilities: Any,
+    class_names: Sequence[str] | None = None,
+    path: str | Path | None = None,
+    *,
+    original: Any = None,
+) -> "Figure":
+    """Draw an image beside the probabilities of its classes, the most probable if there are many.
+
+    Shapes
+        image          (H, W, C), uint8 or floats 0 … 1, as the model takes it
+        probabilities  (K,)
+        original       (any H, any W, C), the picture that the image was made from; drawn before it if given
+
+    Raises:
+        ShapeError: other shapes, or another number of names than of probabilities.
+    """
+    image, probabilities = np.asarray(image), np.asarray(probabilities)
+    _check(image, probabilities, class_names)
+    names = [f"class {k}" for k in range(len(probabilities))] if class_names is None else list(class_names)
+    pictures = [("what the network sees", image)] if original is None else [
+        ("the image", np.asarray(original)),
+        ("what the network sees", image),
+    ]  # fmt: skip
+    shown = np.sort(probabilities.argsort()[::-1][:MOST])
+    figure = new_figure(3.0 * len(pictures) + 3.6, 3.2)
+    columns = figure.subplots(1, len(pictures) + 1, width_ratios=[3.0] * len(pictures) + [3.6])
+    for axes, (title, picture) in zip(columns, pictures, strict=False):
+        _draw(axes, picture, title)
+    _draw_bars(columns[-1], probabilities[shown], [plain(names[k]) for k in shown])
+    return save(figure, path)
+
+
+def _check(image: Any, probabilities: Any, class_names: Sequence[str] | None) -> None:
+    if image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise ShapeError(f"image has shape {image.shape}; expected one image (H, W, 1) or (H, W, 3), such as x_test[0]")
+    if probabilities.ndim != 1:
+        raise ShapeError(
+            f"probabilities have shape {probabilities.shape}; expected those of one image (K,), such as "
+            "model.predict(x_test[:1])[0]"
+        )
+    if class_names is not None and len(class_names) != len(probabilities):
+        raise ShapeError(
+            f"there are {len(class_names)} class names for {len(probabilities)} probabilities; pass a name for each, "
+            "or None"
+        )
+
+
+def _draw(axes: Any, picture: Any, title: str) -> None:
+    top = 255 if picture.dtype == np.uint8 else 1
+    if picture.shape[2] == 1:
+        axes.imshow(picture[..., 0], cmap="gray", vmin=0, vmax=top, interpolation="nearest")
+    else:
+        axes.imshow(picture, interpolation="nearest")
+    axes.set_title(title, fontsize="medium")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():  # white paper would run into the figure's own white
+        spine.set(color=GREY, linewidth=0.5)
+
+
+def _draw_bars(axes: Any, probabilities: Any, names: Sequence[str]) -> None:
+    """Draw a bar a class, in the order of the classes, the most probable one in colour."""
+    percent, places = 100 * probabilities, np.arange(len(names))
+    best = percent.argmax()
+    axes.barh(places, percent, color=[BLUE if place == best else GREY for place in places], height=0.7)
+    for place, value in zip(places, percent, strict=True):
+        axes.text(value + 1.5, place, f"{value:.1f} %", va="center", fontsize="small")
+    axes.set_yticks(places, names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, 125)  # room for the words behind a full bar
+    axes.set_xticks([0, 50, 100])
+    axes.set_xlabel("probability (%)")
+    axes.set_title(f"prediction: {names[best]}", fontsize="medium")
+    axes.spines[["top", "right"]].set_visible(False)

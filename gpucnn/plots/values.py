@@ -1,0 +1,110 @@
+"""Histograms of weights, biases and gradients: a good run beside one that has gone wrong."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpucnn.errors import ConfigurationError
+from gpucnn.model import Model
+from gpucnn.plots.canvas import BLUE, SMALL, VERMILLION, new_figure, plain, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BINS = 40
+GRADIENT = " gradient"  # what the name of a gradient ends with
+
+
+def parameter_values(model: Model, gradients: bool = True) -> dict[str, Any]:
+    """Return host copies of every parameter by its path, and of its gradient by `PATH gradient`.
+
+    Gradients are those of the last step; before the first one all are 0.
+    """
+    values = {}
+    for name, parameter in model.parameters().items():
+        values[name] = model.backend.to_host(parameter.value).copy()
+        if gradients and parameter.grad is not None:
+            values[name + GRADIENT] = model.backend.to_host(parameter.grad).copy()
+    return values
+
+
+def histograms(
+    values: Mapping[str, Any] | Model,
+    other: Mapping[str, Any] | Model | None = None,
+    *,
+    names: Sequence[str] = ("this run", "the other run"),
+    path: str | Path | None = None,
+) -> "Figure":
+    """Draw a histogram of each array: a row for each layer, a column for weight, bias and gradients.
+
+    A second set is drawn over the first, with the same bins. Values that are not finite are counted in the panel.
+
+    Arguments:
+        values: arrays by name, such as "conv2d.weight", or a model, which gives its parameters and gradients.
+        names: what the two sets are called.
+
+    Raises:
+        ConfigurationError: there is nothing to draw.
+    """
+    sets = [
+        parameter_values(one) if isinstance(one, Model) else dict(one) for one in (values, other) if one is not None
+    ]
+    shown = list(dict.fromkeys(name for one in sets for name in one))
+    if not shown:
+        raise ConfigurationError("there are no values to draw; pass a model, or arrays by name")
+    rows = list(dict.fromkeys(_layer(name) for name in shown))
+    kinds = list(dict.fromkeys(_kind(name) for name in shown))
+    kinds.sort(key=lambda kind: kind.endswith(GRADIENT))
+    figure = new_figure(max(4.5, 2.7 * len(kinds)), 1.7 * len(rows) + 0.7)
+    for name in shown:
+        place = rows.index(_layer(name)) * len(kinds) + kinds.index(_kind(name)) + 1
+        axes = figure.add_subplot(len(rows), len(kinds), place)
+        notes = _draw(axes, [np.asarray(one[name], float).ravel() if name in one else None for one in sets])
+        axes.set_title("\n".join([plain(name), *notes]), fontsize="small")
+    handles, labels = _legend(len(sets), names)
+    if len(sets) > 1:
+        figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize="small")
+    figure.supylabel("share of the values (%)", fontsize="small")
+    return save(figure, path)
+
+
+def _draw(axes: Any, sets: list[Any]) -> list[str]:
+    """Draw up to two sets of values with the same bins, the first filled, the second as a line; return what is odd."""
+    finite = [None if values is None else values[np.isfinite(values)] for values in sets]
+    together = np.concatenate([values for values in finite if values is not None])
+    edges = np.histogram_bin_edges(together, BINS) if together.size else np.array([0.0, 1.0])
+    notes = []
+    for values, good, colour, fill in zip(sets, finite, (BLUE, VERMILLION), (True, False), strict=False):
+        if values is None or good is None:
+            continue
+        counts, _ = np.histogram(good, edges)
+        style = {"alpha": 0.5} if fill else {"linewidth": 1.3}
+        axes.stairs(100 * counts / max(values.size, 1), edges, fill=fill, color=colour, **style)
+        if good.size < values.size:
+            notes.append(f"{values.size - good.size:,} of {values.size:,} not finite")
+    axes.locator_params(axis="x", nbins=4)
+    axes.locator_params(axis="y", nbins=3)
+    axes.tick_params(labelsize=SMALL)
+    axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+    axes.xaxis.get_offset_text().set_fontsize(SMALL)
+    return notes
+
+
+def _legend(count: int, names: Sequence[str]) -> tuple[list[Any], list[str]]:
+    from matplotlib.patches import Patch
+
+    handles = [Patch(facecolor=BLUE, alpha=0.5), Patch(fill=False, edgecolor=VERMILLION)]
+    return handles[:count], [plain(str(name)) for name in names[:count]]
+
+
+def _layer(name: str) -> str:
+    """Return the layer of `conv2d.weight gradient`."""
+    return name.rpartition(".")[0]
+
+
+def _kind(name: str) -> str:
+    """Return what of its layer `conv2d.weight gradient` is."""
+    return name.rpartition(".")[2]

@@ -1,0 +1,141 @@
+"""Snapshots: the weights of the convolutions before training and after each epoch, on the host and in a file."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from gpucnn.callbacks import Callback
+from gpucnn.checkpoint import write_whole
+from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.layers.base import Parameter
+from gpucnn.layers.conv import Conv2D
+
+if TYPE_CHECKING:
+    from gpucnn.model import Model
+
+SNAPSHOTS = "snapshots.safetensors"
+KEY, FORMAT = "gpucnn_snapshots", 1
+LIMIT = 16_000_000  # bytes: 1,600 epochs of LeNet
+
+Epochs = dict[int, dict[str, Any]]  # by epoch and path: weights (KH, KW, C/groups, F)
+
+
+def convolution_weights(model: "Model") -> dict[str, Parameter]:
+    """Return the weight of every convolution by its path, such as `conv2d_1.weight`, in the order of the network."""
+    of_convolutions = {id(layer.weight) for layer in model.network.all_layers() if isinstance(layer, Conv2D)}
+    return {path: weight for path, weight in model.parameters().items() if id(weight) in of_convolutions}
+
+
+class Snapshots(Callback):
+    """Keep host copies of the weights of all convolutions: before training, and after each epoch.
+
+    Arguments
+        folder  where `snapshots.safetensors` is written when the training ends; None: it is not written
+        limit   bytes that all copies may take. Weights of which not even the first and the last copy fit are left out
+                (`left_out` names them); as the training goes on, every other epoch is dropped, and then again
+
+    `epochs[3]["conv2d.weight"]` is what a convolution had after 3 epochs, `epochs[0]` what it began with. Epochs are
+    counted as the model counts them, so those of a training that is continued go on.
+    """
+
+    def __init__(self, folder: str | Path | None = None, *, limit: int = LIMIT) -> None:
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ConfigurationError(f"limit must be a positive number of bytes, not {limit!r}")
+        self.folder = None if folder is None else Path(folder)
+        self.limit = limit
+        self.epochs: Epochs = {}
+        self.left_out: list[str] = []
+
+    def on_fit_begin(self, model: "Model") -> None:
+        """Forget earlier trainings, choose what fits, and keep the weights that training begins with."""
+        self.epochs, self.left_out, self._paths = {}, [], []
+        self._first, self._every, self._size = model.epochs_seen, 1, 0
+        for path, weight in convolution_weights(model).items():
+            size = weight.size * weight.value.itemsize
+            if 2 * (self._size + size) <= self.limit:
+                self._paths.append(path)
+                self._size += size
+            else:
+                self.left_out.append(path)
+        self._keep(model)
+
+    def on_epoch_end(self, model: "Model", epoch: int, logs: dict[str, float]) -> None:
+        """Keep the weights after the epoch."""
+        self._keep(model)
+
+    def on_fit_end(self, model: "Model") -> None:
+        """Write the file, where a folder was given."""
+        if self.folder is not None:
+            self.save(self.folder)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `snapshots.safetensors` into a folder; nothing where there is no convolution.
+
+        Raises:
+            CheckpointError: the folder is missing or cannot be written.
+        """
+        arrays = {_name(epoch, path): value for epoch, kept in self.epochs.items() for path, value in kept.items()}
+        if not arrays:
+            return
+        described = json.dumps({"format": FORMAT, "paths": self._paths})  # the file itself sorts them by name
+        try:
+            write_whole(Path(folder) / SNAPSHOTS, to_bytes(arrays, metadata={KEY: described}))
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {Path(folder) / SNAPSHOTS}: {error.strerror or error}; is there such a folder, may it "
+                "be written, and is the disk full?"
+            ) from error
+
+    def _keep(self, model: "Model") -> None:
+        """Keep the weights of now, the newest, and drop what the limit asks for."""
+        if not self._paths:
+            return
+        newest, weights = model.epochs_seen, convolution_weights(model)
+        self.epochs = {epoch: kept for epoch, kept in self.epochs.items() if (epoch - self._first) % self._every == 0}
+        self.epochs[newest] = {path: model.backend.to_host(weights[path].value).copy() for path in self._paths}
+        while len(self.epochs) * self._size > self.limit:
+            self._every *= 2
+            self.epochs = {
+                epoch: kept
+                for epoch, kept in self.epochs.items()
+                if (epoch - self._first) % self._every == 0 or epoch == newest
+            }
+
+
+def load_snapshots(path: str | Path) -> Epochs:
+    """Read what `Snapshots` wrote, from a run folder or the file itself: weights by epoch and by path.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged or foreign; says which.
+    """
+    file = Path(path) / SNAPSHOTS if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise CheckpointError(
+            f"{file}: there are no snapshots; `gpucnn train` writes them into its run folder, and so does "
+            "fit(…, callbacks=[Snapshots(folder)])"
+        )
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            described = json.loads((opened.metadata() or {}).get(KEY, "null"))
+            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: is not a whole snapshots file ({error}); was it cut short?") from error
+    found = described.get("format") if isinstance(described, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{file}: holds snapshots of format {found!r}, and this gpucnn reads format {FORMAT}; was it written by "
+            "another version or program?"
+        )
+    try:
+        numbers = sorted({int(name[len("epoch_") :].partition("/")[0]) for name in arrays})
+        return {epoch: {path: arrays[_name(epoch, path)] for path in described["paths"]} for epoch in numbers}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: does not hold what it says ({error}); was it cut or put together?") from error
+
+
+def _name(epoch: int, path: str) -> str:
+    """Return what a weight is called in the file."""
+    return f"epoch_{epoch:04d}/{path}"
