@@ -270,7 +270,7 @@ def saved_model(path, mean, class_names, shape=(28, 28, 1)):
 def seen_by(model, file):
     """What a saved network is shown of an image file."""
     module = importlib.import_module("gpucnn.cli.predict")  # the package's `predict` is the command
-    return module._predict(gpucnn.load(model, backend="numpy"), Path(file), None, as_is=False).pixels
+    return module.predict_file(gpucnn.load(model, backend="numpy"), Path(file), None, as_is=False).pixels
 
 
 def test_a_model_that_learned_from_paper_keeps_paper(run, drawn):

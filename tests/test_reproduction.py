@@ -12,6 +12,7 @@ from gpucnn.cli.reproduce import Outcome, duration, markdown
 from gpucnn.cli.runs import shortened
 from gpucnn.errors import ConfigurationError
 from gpucnn.reproduction import REPRODUCTIONS, Published, Reproduction
+from gpucnn.training.snapshots import load_snapshots
 
 PARAMETERS = {  # by hand: (kernel · channels + 1) · filters of a convolution, (inputs + 1) · units of a dense layer
     "sigmoid-3x3": 10 * 3 + 2188 * 20 + 21 * 10,
@@ -121,6 +122,7 @@ def test_reproduce_prints_and_writes(small_data, tmp_path):
         assert [record["seed"] for record in held["runs"]] == [0, 1]
         assert held["settings"]["epochs"] == 1
         assert (tmp_path / name / "model.safetensors").exists()
+    assert sorted(load_snapshots(tmp_path / "lenet")) == [0, 1]
     lines = (tmp_path / "reproduction.md").read_text().splitlines()
     assert lines[2].startswith("| feedforward | 97.00 % | ")
     assert len(lines) == 4

@@ -78,7 +78,7 @@ def predict(
     failed: dict[Path, str] = {}
     for file in images:
         try:
-            made.append(_predict(network, file, invert, as_is))
+            made.append(predict_file(network, file, invert, as_is))
         except DataError as error:
             failed[file] = str(error)
     names = network.class_names or [f"class {k}" for k in range(network.output_shape[0])]
@@ -103,7 +103,7 @@ def _check_picture(path: Path) -> None:
     check_name(path)
 
 
-def _predict(network: Model, file: Path, invert: bool | None, as_is: bool) -> Prediction:
+def predict_file(network: Model, file: Path, invert: bool | None, as_is: bool) -> Prediction:
     """Read an image, bring it to the form that the network knows, and ask it."""
     if file.is_dir():
         raise DataError(f"{file}: is a folder; expected an image: name the files in it, such as {file / '*.png'}")

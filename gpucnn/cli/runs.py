@@ -14,6 +14,7 @@ from gpucnn.checkpoint import write_whole
 from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
+from gpucnn.training.snapshots import Snapshots
 from gpucnn.training.statistics import Record, Runs
 
 ON_DEFECT = ("flag", "stop", "restart")
@@ -73,6 +74,8 @@ def make_runs(
     def run(seed: int) -> Record:
         assert data is not None
         options: dict[str, Any] = {"backend": chosen, "epochs": epochs, "verbose": 0}
+        if seed == 0:
+            options["callbacks"] = [Snapshots(folder)]
         with console.status(f"{name}, seed {seed}: {missing.index(seed) + 1} of {len(missing)}"):
             if on_defect == "restart":
                 model, history, record = reproduction.run_until_good(name, seed, data, **options)

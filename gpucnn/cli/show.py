@@ -181,9 +181,9 @@ def _check_takes_images(network: "Model", path: Path) -> None:
 
 def _read(network: "Model", image: Path) -> Any:
     """Return an image file in the form in which `gpucnn predict` shows it to the model."""
-    from gpucnn.cli.predict import _predict
+    from gpucnn.cli.predict import predict_file
 
-    return _predict(network, image, None, False).pixels
+    return predict_file(network, image, None, False).pixels
 
 
 def _predicted(

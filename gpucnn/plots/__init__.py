@@ -3,6 +3,7 @@
 from gpucnn.plots.curves import accuracy, error, history, runs
 from gpucnn.plots.kernels import animate_filters, filters, filters_by_epoch
 from gpucnn.plots.maps import feature_maps
+from gpucnn.plots.prediction import prediction
 from gpucnn.plots.testing import confusion, confusion_matrix, mistakes
 from gpucnn.plots.values import histograms, parameter_values
 
@@ -19,5 +20,6 @@ __all__ = [
     "history",
     "mistakes",
     "parameter_values",
+    "prediction",
     "runs",
 ]
