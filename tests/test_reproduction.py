@@ -165,6 +165,7 @@ def test_the_table_of_outcomes():
     assert Outcome(entry, 5, 2, 0.98, 0.0, 1.0).reached
     assert not Outcome(entry, 5, 2, 0.97, 0.0, 1.0).reached
     assert Outcome(entry, 2, 2, 0.0, 0.0, 1.0).cells()[2] == "none"
+    assert Outcome(entry, 3, 2, 0.5, 0.0, 1.0).cells()[2] == "50.00 %"  # one run has no deviation
     assert markdown([]).count("\n") == 2
 
 

@@ -31,6 +31,12 @@ class Outcome:
         """Whether the mean is what the recipe must reach."""
         return self.accuracy >= self.entry.must_reach
 
+    def _share(self) -> str:
+        """Return the accuracy in words, with its deviation where there is one."""
+        good = self.runs - self.defects
+        spread = f" ± {100 * self.deviation:.2f}" if good > 1 else ""
+        return f"{100 * self.accuracy:.2f}{spread} %" if good else "none"
+
     def cells(self) -> list[str]:
         """Return the line of a table: figures published and ours, and the ratio of the times."""
         published = self.entry.published
@@ -38,7 +44,7 @@ class Outcome:
         return [
             self.entry.network,
             f"{100 * published.accuracy:.2f} %" if published else "",
-            f"{100 * self.accuracy:.2f} ± {100 * self.deviation:.2f} %" if self.runs > self.defects else "none",
+            self._share(),
             f"{100 * self.entry.must_reach:.1f} %",
             f"{self.runs} ({self.defects})" if self.defects else str(self.runs),
             duration(theirs) if theirs else "",
