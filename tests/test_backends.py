@@ -46,6 +46,7 @@ def with_cupy_but_no_gpu(monkeypatch, forgetful):
     cupy.ndarray = np.ndarray
     monkeypatch.setattr(backends, "find_spec", lambda name: name)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "cupyx", types.SimpleNamespace(empty_pinned=None))
     monkeypatch.delitem(sys.modules, "gpucnn.backends.cupy", raising=False)
     yield
     sys.modules.pop("gpucnn.backends.cupy", None)
@@ -146,3 +147,13 @@ def test_a_layer_that_forgets_the_wall_is_caught():
 def test_backends_describe_themselves():
     assert backends.get_backend("numpy").describe() == f"numpy (NumPy {np.__version__})"
     assert repr(backends.get_backend("numpy")) == "<NumpyBackend 'numpy'>"
+
+
+def test_a_setting_without_sense_is_not_a_missing_gpu(monkeypatch, with_cupy_but_no_gpu):
+    def refuses(device):
+        raise ConfigurationError("GPUCNN_WORKSPACE_MB must be a number")
+
+    monkeypatch.setitem(sys.modules, "gpucnn.backends.cupy", types.SimpleNamespace(CupyBackend=refuses))
+    for name in ("cupy", "auto"):
+        with pytest.raises(ConfigurationError, match="GPUCNN_WORKSPACE_MB must be a number"):
+            backends.get_backend(name)

@@ -13,7 +13,6 @@ import pytest
 
 import gpucnn
 from gpucnn import optimizers
-from gpucnn.compat import mnist_cnn
 from gpucnn.compat.mnist_cnn import (
     AccuracyCategorical,
     ActivationReLU,
@@ -33,6 +32,7 @@ from gpucnn.compat.mnist_cnn import (
 )
 from gpucnn.data.synthetic import synthetic_digits
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
+from gpucnn.printing import duration
 from tests.test_cli import write_idx
 
 # "Basic Code Setup" of the project's page, unchanged
@@ -416,7 +416,7 @@ def test_a_training_makes_a_run_and_a_validation_completes_it(tmp_path, data):
     [(0.0123, "12.3 ms"), (35.44, "35.4 s"), (119.9, "119.9 s"), (1860, "31 min"), (7560, "2 h 6 min")],
 )
 def test_times_in_words(seconds, words):
-    assert mnist_cnn._in_words(seconds) == words
+    assert duration(seconds) == words
 
 
 @pytest.mark.parametrize(

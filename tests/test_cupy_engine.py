@@ -128,6 +128,18 @@ def test_the_batch_is_taken_in_parts(simulated, rng, images):
     assert_close(simulated.to_host(dweight), expected, "float32")
 
 
+@pytest.mark.parametrize("asked", ["much", "0", "-5", "inf"])
+def test_a_workspace_that_is_no_size_is_refused(request, monkeypatch, asked):
+    """By name, and not as a GPU that cannot be had: `auto` would go on without one."""
+    if SIMULATED not in request.config.backends:
+        pytest.skip("needs the simulation, which is not tested here")
+    monkeypatch.setenv("GPUCNN_WORKSPACE_MB", asked)
+    with pytest.raises(ConfigurationError, match=f"GPUCNN_WORKSPACE_MB must be a number of megabytes.*not '{asked}'"):
+        make_backend(SIMULATED)
+    monkeypatch.setenv("GPUCNN_WORKSPACE_MB", "1.5")
+    assert make_backend(SIMULATED)._convolution.workspace == 1_500_000
+
+
 def test_windows_too_large_for_a_byte(gpu, rng):
     window = Window((16, 17), (2, 1))
     x = numbers(rng, (2, 20, 20, 3), "float32")

@@ -120,6 +120,20 @@ def test_a_flagged_run_goes_on():
     assert str(watch.defect) == "dead layer in relu at step 20: 100% of its units never fire"
 
 
+def test_a_training_in_several_fits_is_one_training():
+    """Steps, and a defect that was found, are kept from fit to fit; another model begins anew."""
+    x, y = task()
+    watch = DefectWatch((x[:200], y[:200]), every=5, grace=30)
+    model = network(rate=1e-9)
+    model.parameters()["dense.bias"].value[...] = -100
+    for _ in range(3):
+        model.fit(x, y, epochs=1, batch_size=20, verbose=0, callbacks=[watch])
+    assert (watch.defect.kind, watch.defect.step) == ("dead layer", 30)  # in the second fit, of 20 steps each
+    network().fit(x, y, epochs=2, batch_size=20, verbose=0, callbacks=[watch])
+    assert watch.defect is None
+    assert watch.looks[0]["step"] == 5
+
+
 def test_histograms_count_every_number():
     x, y = task()
     model = network()

@@ -88,6 +88,8 @@ def _make_cupy(name: str) -> Backend:
         ) from error
     try:
         return CupyBackend(device)
+    except ConfigurationError:  # a setting that makes no sense is not a GPU that cannot be had
+        raise
     except Exception as error:  # CuPy has many ways to say that a GPU does not work; all mean the same here
         raise BackendUnavailable(
             f"backend {name!r}: CuPy is installed, but no kernel runs on GPU {device} "

@@ -11,7 +11,8 @@ from gpucnn.checkpoint import write_whole
 from gpucnn.cli.common import RUNS, console
 from gpucnn.cli.runs import make_runs, table
 from gpucnn.errors import ConfigurationError
-from gpucnn.reproduction import HOUR, MINUTE, Reproduction
+from gpucnn.printing import duration
+from gpucnn.reproduction import Reproduction
 from gpucnn.training.statistics import Runs, summary
 
 
@@ -104,13 +105,6 @@ def markdown(outcomes: list[Outcome]) -> str:
     """Return the table as Markdown."""
     lines = [HEADINGS, ["---"] * len(HEADINGS), *(done.cells() for done in outcomes)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words: 4.2 s, 12 min, 2.1 h."""
-    if seconds < 2 * MINUTE:
-        return f"{seconds:.1f} s"
-    return f"{seconds / MINUTE:.0f} min" if seconds < 1.5 * HOUR else f"{seconds / HOUR:.1f} h"
 
 
 def _list() -> None:

@@ -33,6 +33,7 @@ from gpucnn.losses import CategoricalCrossEntropy as LossCategoricalCrossEntropy
 from gpucnn.losses import Loss
 from gpucnn.metrics import Accuracy as AccuracyCategorical
 from gpucnn.optimizers import SGD, Optimizer
+from gpucnn.printing import duration
 
 __all__ = [
     "AccuracyCategorical",
@@ -240,7 +241,7 @@ class StatisticsTracker:
 
 def _averages_of(runs: list[dict[str, Any]]) -> str:
     """Return averages over runs, a line each; a KeyError or TypeError where one is no run."""
-    rows = [(key.removesuffix("_seconds"), _in_words(_mean(runs, key))) for key in TIMES if any(key in r for r in runs)]
+    rows = [(key.removesuffix("_seconds"), duration(_mean(runs, key))) for key in TIMES if any(key in r for r in runs)]
     for epoch in range(max(len(run["epoch_accuracies"]) for run in runs)):
         accuracies = [run["epoch_accuracies"][epoch] for run in runs if epoch < len(run["epoch_accuracies"])]
         rows.append((f"accuracy of epoch {epoch + 1}", f"{100 * sum(accuracies) / len(accuracies):.2f} %"))
@@ -254,16 +255,6 @@ def _mean(runs: list[dict[str, Any]], key: str) -> float:
     values = [run[key] for run in runs if key in run]
     flat = [number for value in values for number in (value if isinstance(value, list) else [value])]
     return float(sum(flat) / len(flat))
-
-
-def _in_words(seconds: float) -> str:
-    """Return a time as people read it: 2.1 ms, 35.4 s, 31 min, 2 h 6 min."""
-    if seconds < 1:
-        return f"{1000 * seconds:.1f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 # --- the model --------------------------------------------------------------------------------
@@ -343,7 +334,7 @@ class Model:
                 print(f"validation step: {math.ceil(part.stop / size) - 1}, {_shown(scores)}", flush=True)
         means = {key: total / len(X) for key, total in totals.items()}
         seconds = perf_counter() - started
-        print(f"validation, {_shown(means)}, {_in_words(seconds)}", flush=True)
+        print(f"validation, {_shown(means)}, {duration(seconds)}", flush=True)
         if self.stats is not None:
             self.stats.add_validation(means, seconds)
 
@@ -425,7 +416,7 @@ class _Printer(Callback):
 
     def on_epoch_end(self, model: gpucnn.Model, epoch: int, logs: dict[str, float]) -> None:
         self.logs.append(logs)
-        print(f"training, {_shown(logs)}, lr: {logs['learning_rate']:g}, {_in_words(logs['seconds'])}", flush=True)
+        print(f"training, {_shown(logs)}, lr: {logs['learning_rate']:g}, {duration(logs['seconds'])}", flush=True)
 
 
 def _shown(numbers: dict[str, float]) -> str:

@@ -1,6 +1,7 @@
 """What can go wrong with a training run, found while it runs: divergence, no learning, collapse, death, a breakdown."""
 
 import math
+import weakref
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,7 @@ class DefectWatch(Callback):
             if not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{what} must be a number of steps of at least 1, not {value!r}")
         self.probe, self.every, self.grace, self.action = probe, every, grace, action
+        self._model: weakref.ref[Model] | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -70,8 +72,10 @@ class DefectWatch(Callback):
         self._steps, self._best = 0, 0.0
 
     def on_fit_begin(self, model: "Model") -> None:
-        """Forget earlier trainings."""
-        self._forget()
+        """Forget another model's training; a further one of the same model goes on."""
+        if self._model is None or self._model() is not model:
+            self._forget()
+            self._model = weakref.ref(model)
 
     def on_step_end(self, model: "Model", step: int) -> None:
         """Look, from time to time."""
@@ -83,7 +87,7 @@ class DefectWatch(Callback):
         """Look a last time, and keep the histograms of a good run beside which those of others can be drawn."""
         if self.defect is None:
             self._look(model)
-        if not self.histograms:
+        if self.defect is None:
             self.histograms = histograms(model)
 
     def _look(self, model: "Model") -> None:

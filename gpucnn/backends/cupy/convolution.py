@@ -4,6 +4,7 @@ The columns of a batch are KH·KW times its images, so they are made in a worksp
 the way back rather than kept. A convolution with a group for each channel is no product and has kernels of its own.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -16,8 +17,9 @@ from gpucnn.backends.cupy import kernels
 from gpucnn.backends.cupy.cublas import Cublas
 from gpucnn.backends.cupy.kernels import NULL, geometry, plain, widest, working_dtype
 from gpucnn.backends.window import Window
+from gpucnn.errors import ConfigurationError
 
-WORKSPACE = int(float(os.environ.get("GPUCNN_WORKSPACE_MB", "512")) * 1e6)  # bytes, at most, for columns
+WORKSPACE = "GPUCNN_WORKSPACE_MB"  # what columns may take, at most; 512 without it
 
 
 def path(window: Window, channels: int, groups: int) -> str:
@@ -38,7 +40,7 @@ class Convolution:
     def __init__(self, cublas: Cublas) -> None:
         self._cublas = cublas
         self.tf32 = False
-        self.workspace = WORKSPACE
+        self.workspace = _workspace()
 
     def forward(self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int, relu: bool) -> Array:
         """Convolve images: x (N, H, W, C), weight (KH, KW, C/groups, F), bias (F,) → (N, OH, OW, F)."""
@@ -161,6 +163,22 @@ class Convolution:
         numbers = np.uint32(dx.size // image[2]), np.int32(dy.shape[3]), *geometry(window, *image)
         kernels.over_elements("depthwise_input_gradient", dy.dtype, 1, dx.size, dy, weight, dx, *numbers)
         return dx
+
+
+def _workspace() -> int:
+    """Return the bytes that columns may take.
+
+    Raises:
+        ConfigurationError: the environment asks for what is no positive number of megabytes.
+    """
+    asked = os.environ.get(WORKSPACE) or "512"
+    try:
+        megabytes = float(asked)
+    except ValueError:
+        megabytes = math.nan
+    if not 0 < megabytes < math.inf:
+        raise ConfigurationError(f"{WORKSPACE} must be a number of megabytes above 0, such as 512, not {asked!r}")
+    return int(megabytes * 1e6)
 
 
 def room(images: int, shape: tuple[int, ...], dtype: Any) -> Array:

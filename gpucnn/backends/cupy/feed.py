@@ -4,6 +4,7 @@ from typing import Any
 
 import cupy
 import numpy as np
+from cupyx import empty_pinned
 
 from gpucnn.backends.base import Array, Feed
 
@@ -45,8 +46,6 @@ class PinnedFeed(Feed):
 
     def _buffer(self, count: int) -> Any:
         """Return the buffer whose turn it is, once the GPU has copied what it held."""
-        from cupyx import empty_pinned
-
         if self._copied[self._turn] is not None:
             self._copied[self._turn].synchronize()
         held = self._buffers[self._turn]

@@ -87,8 +87,8 @@ def over_elements(name: str, dtype: Any, width: int, count: int, *arguments: Any
 
 def over_rows(name: str, dtype: Any, width: int, rows: int, C: int, *arguments: Any) -> None:
     """Launch a kernel over the rows of a matrix (rows, C), each thread staying with its channels."""
-    block, tiles, each = _tile(rows, C // width)
-    grid = -(-rows // (block[1] * each)), tiles
+    block, tiles = _tile(C // width)
+    grid = -(-rows // (block[1] * ROWS_EACH)), tiles
     _function(name, np.dtype(dtype).itemsize, width)(grid, block, arguments)
 
 
@@ -100,7 +100,7 @@ def column_sums(
     Returns them, (parts, sums·layers·C), and the number of parts. `layers` blocks stand above each other along the
     grid's third side. The kernel gets its first arguments, the partial sums, the number of rows and the rest.
     """
-    block, tiles, _ = _tile(rows, C // width)
+    block, tiles = _tile(C // width)
     each = ROWS_EACH if rows > ONE_PART * block[1] else ONE_PART
     parts = max(1, min(-(-rows // (block[1] * each)), MOST_PARTS // tiles))
     partial = cupy.empty((parts, sums * layers * C), working_dtype(dtype))
@@ -138,8 +138,7 @@ def one_block(name: str, dtype: Any, *arguments: Any) -> None:
     _function(name, np.dtype(dtype).itemsize, 1)((1,), (1, THREADS), arguments)
 
 
-@lru_cache(maxsize=4096)
-def _tile(rows: int, packs: int) -> tuple[tuple[int, int], int, int]:
-    """Return a block (packs, rows), the number of tiles of packs, and how many rows each thread should take."""
+def _tile(packs: int) -> tuple[tuple[int, int], int]:
+    """Return a block (packs, rows), and how many blocks stand beside each other to hold all packs of a row."""
     across = min(packs, THREADS)
-    return (across, THREADS // across), -(-packs // across), ROWS_EACH
+    return (across, THREADS // across), -(-packs // across)

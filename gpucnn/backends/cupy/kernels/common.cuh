@@ -56,6 +56,12 @@ __device__ inline void store(real* to, const Pack& pack) { *reinterpret_cast<Pac
 #define MY_ROWS(row, rows) \
     long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y; row < (rows); row += gridDim.x * blockDim.y
 
+// Tell whether a window begins `offset` before an element along one side, and at which position of the output.
+__device__ inline bool window_at(int offset, int stride, int positions, int& position) {
+    position = offset / stride;
+    return offset >= 0 && offset % stride == 0 && position < positions;
+}
+
 // Return a + b over the threads of one threadIdx.x, in a fixed order; `shared` holds a number for every thread. The sum
 // reaches threadIdx.y = 0. Every thread of the block must come here.
 __device__ inline double add_up(double value, double* shared) {

@@ -29,11 +29,10 @@ extern "C" __global__ void depthwise_input_gradient(const real* dy, const real* 
         const real* image = dy + (size_t)(i / C / W / H) * OH * OW * F;
         work sum = 0;
         for (int ki = 0; ki < KH; ki++) {
-            const int top = h + PT - ki * DH, oh = top / SH;
-            if (top < 0 || top % SH || oh >= OH) continue;
+            int oh, ow;
+            if (!window_at(h + PT - ki * DH, SH, OH, oh)) continue;
             for (int kj = 0; kj < KW; kj++) {
-                const int left = w + PL - kj * DW, ow = left / SW;
-                if (left < 0 || left % SW || ow >= OW) continue;
+                if (!window_at(w + PL - kj * DW, SW, OW, ow)) continue;
                 for (int f = c * filters; f < (c + 1) * filters; f++)
                     sum += (work)image[((size_t)oh * OW + ow) * F + f] * (work)weight[(ki * KW + kj) * F + f];
             }

@@ -48,11 +48,10 @@ extern "C" __global__ void max_pool_gradient(const real* dy, const unsigned char
         const size_t first_row = (size_t)(i / packs / W / H) * OH * OW;
         work sum[WIDTH] = {};
         for (int ki = 0; ki < KH; ki++) {
-            const int top = h + PT - ki * DH, oh = top / SH;
-            if (top < 0 || top % SH || oh >= OH) continue;
+            int oh, ow;
+            if (!window_at(h + PT - ki * DH, SH, OH, oh)) continue;
             for (int kj = 0; kj < KW; kj++) {
-                const int left = w + PL - kj * DW, ow = left / SW;
-                if (left < 0 || left % SW || ow >= OW) continue;
+                if (!window_at(w + PL - kj * DW, SW, OW, ow)) continue;
                 const size_t place = (first_row + (size_t)oh * OW + ow) * C + channel;
                 const Pack pack = load(dy + place);
                 for (int k = 0; k < WIDTH; k++)
@@ -108,11 +107,10 @@ extern "C" __global__ void average_pool_gradient(const real* dy, real* dx, unsig
         const size_t first_row = (size_t)(i / packs / W / H) * OH * OW;
         work sum[WIDTH] = {};
         for (int ki = 0; ki < KH; ki++) {
-            const int top = h + PT - ki * DH, oh = top / SH;
-            if (top < 0 || top % SH || oh >= OH) continue;
+            int oh, ow;
+            if (!window_at(h + PT - ki * DH, SH, OH, oh)) continue;
             for (int kj = 0; kj < KW; kj++) {
-                const int left = w + PL - kj * DW, ow = left / SW;
-                if (left < 0 || left % SW || ow >= OW) continue;
+                if (!window_at(w + PL - kj * DW, SW, OW, ow)) continue;
                 const int count = inside(oh, SH, PT, KH, DH, H) * inside(ow, SW, PL, KW, DW, W);
                 const Pack pack = load(dy + (first_row + (size_t)oh * OW + ow) * C + channel);
                 for (int k = 0; k < WIDTH; k++) sum[k] += (work)pack.at[k] / (work)count;

@@ -32,11 +32,10 @@ extern "C" __global__ void col2im(const real* columns, real* dx, unsigned pixels
         const size_t first_row = (size_t)(pixel / W / H) * OH * OW;
         work sum[WIDTH] = {};
         for (int ki = 0; ki < KH; ki++) {
-            const int top = h + PT - ki * DH, oh = top / SH;
-            if (top < 0 || top % SH || oh >= OH) continue;
+            int oh, ow;
+            if (!window_at(h + PT - ki * DH, SH, OH, oh)) continue;
             for (int kj = 0; kj < KW; kj++) {
-                const int left = w + PL - kj * DW, ow = left / SW;
-                if (left < 0 || left % SW || ow >= OW) continue;
+                if (!window_at(w + PL - kj * DW, SW, OW, ow)) continue;
                 const size_t row = first_row + (size_t)oh * OW + ow;
                 const size_t place = ((row * groups + group) * KH + ki) * KW + kj;
                 const Pack pack = load(columns + place * width + channel % width);
