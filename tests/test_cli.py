@@ -72,7 +72,7 @@ def trained(digits, tmp_path_factory):
 
 
 def test_train_leaves_a_run(trained):
-    left = ["config.json", "history.json", "model.safetensors", "snapshots.safetensors"]
+    left = ["config.json", "defects.json", "history.json", "model.safetensors", "snapshots.safetensors"]
     assert sorted(path.name for path in trained.iterdir()) == left
     settings = json.loads((trained / "config.json").read_text())
     assert settings["network"] == "lenet"

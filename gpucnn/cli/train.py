@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy  # noqa: TID251 (its version goes into the run's settings; no array is made)
 import typer
+from rich.markup import escape
 
 from gpucnn import __version__, networks
 from gpucnn.checkpoint import write_whole
@@ -26,7 +27,9 @@ from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
+from gpucnn.reproduction import PROBE
 from gpucnn.schedules import Schedule
+from gpucnn.training.defects import DefectWatch
 from gpucnn.training.history import History
 from gpucnn.training.snapshots import Snapshots
 
@@ -45,7 +48,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and dropout.")] = 0,
     run_dir: Annotated[Path | None, typer.Option(help="A new folder. Default: one below runs/.")] = None,
 ) -> None:
-    """Train a network, test it, and leave the model, its history, settings and snapshots in a run folder.
+    """Train a network, test it, and leave the model, its history, settings, snapshots and defects in a run folder.
 
     Without any option: LeNet on MNIST, or on synthetic digits where MNIST cannot be had.
     """
@@ -77,13 +80,22 @@ def train(
     }
     _print_head(model, dataset, folder, backend)
     snapshots = Snapshots()  # written with the rest, after the model: a full disk shall not cost the training
+    watch = DefectWatch((x_train[:PROBE], y_train[:PROBE]))
     history = model.fit(
-        x_train, y_train, epochs=settings["epochs"], batch_size=settings["batch_size"], callbacks=[snapshots]
+        x_train, y_train, epochs=settings["epochs"], batch_size=settings["batch_size"], callbacks=[snapshots, watch]
     )
     scores = model.evaluate(x_test, y_test)
     _write_run(folder, model, history, settings | {"test": scores})
     snapshots.save(folder)
+    watch.save(folder)
     console.print(f"  saved     {folder / MODEL}", soft_wrap=True)
+    if watch.defect is not None:
+        console.print(f"[bold yellow]defect: {escape(str(watch.defect))}[/]", soft_wrap=True)
+        console.print(
+            "  another --seed or a lower --learning-rate may help; `gpucnn show histograms` draws what it came to",
+            style="dim",
+            soft_wrap=True,
+        )
     console.print(
         f"[bold]test accuracy {100 * scores['accuracy']:.2f} %[/] "
         f"(loss {scores['loss']:.4f}) on {len(x_test):,} images ({describe(dataset)})"
