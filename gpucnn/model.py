@@ -252,16 +252,19 @@ class Model:
         validation_data: tuple[Any, Any] | None = None,
         callbacks: Sequence[Callback] = (),
         shuffle: bool = True,
-        augment: Sequence[Augmentation] = (),
+        augment: Sequence[Augmentation] | None = None,
         verbose: bool | int | str = "auto",
     ) -> History:
         """Train on host data: x (N, *input_shape) uint8 or floats, y class numbers (N,) or targets.
+
+        A named network comes with a recipe, which also prepares the model before its first epoch and adds callbacks
+        where it needs them.
 
         Arguments:
             epochs, batch_size: the recipe's where the model comes with one, else 1 and 128.
             validation_data: a pair (x, y) that is scored after each epoch.
             augment: objects of `gpucnn.data.augment`, such as Flip() and Translate(4), which change the images of each
-                batch a little; the same seed gives the same changes on every backend.
+                batch a little; the same seed gives the same changes on every backend. None takes the recipe's.
             verbose: "auto" shows a bar on a terminal and a line an epoch elsewhere; 1 lines; 0 nothing.
 
         Raises:
@@ -279,15 +282,21 @@ class Model:
         for callback in _listed(callbacks, "callbacks"):
             if not isinstance(callback, Callback):
                 raise ConfigurationError(f"callbacks must be Callback objects; {callback!r} is none")
+        augment = check_augmentations(self._default("augment", ()) if augment is None else augment, self.input_shape)
+        data = self._checked(x, y)
+        if self.recipe is not None:
+            callbacks = [*self.recipe.callbacks(), *callbacks]
+            if self.recipe.prepare is not None and self.epochs_seen == 0:
+                self.recipe.prepare(self, data[0])
         return Training(
             model=self,
-            data=self._checked(x, y),
+            data=data,
             epochs=epochs,
             batch_size=check_batch_size(self._default("batch_size", 128) if batch_size is None else batch_size),
             validation_data=None if validation_data is None else self._checked(*validation_data, what="validation "),
             callbacks=callbacks,
             shuffle=shuffle,
-            augment=check_augmentations(augment, self.input_shape),
+            augment=augment,
             verbose=verbose,
         ).run()
 
@@ -367,8 +376,8 @@ class Model:
         of_classes = self.loss is not None and self.loss.of_classes
         return x, check_labels(y, len(x), self.output_shape, of_classes, f"{what}y")
 
-    def _default(self, setting: str, otherwise: int) -> int:
-        return otherwise if self.recipe is None else int(getattr(self.recipe, setting))
+    def _default(self, setting: str, otherwise: Any) -> Any:
+        return otherwise if self.recipe is None else getattr(self.recipe, setting)
 
     # --- looking and saving -------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The from-scratch projects that this package grew from: what each published, and its recipe trained again.
 
-Where a document says nothing, the choice is ours, and the network's docstring in `networks.py` says so.
+Where a document says nothing, the choice is ours, and the network's docstring in `gpucnn/networks/` says so.
 """
 
 import time
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from gpucnn import datasets, networks
 from gpucnn.backends import Backend
 from gpucnn.callbacks import Callback
-from gpucnn.data.augment import Augmentation, Flip, Translate
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
 from gpucnn.training.defects import DefectWatch
@@ -42,8 +41,7 @@ class Published:
 class Reproduction:
     """A recipe that is trained again: the network's name, what was published, and what it must reach.
 
-    `chunks` chunks of so many images each are passed one after another, each for all of the recipe's epochs. An
-    augmentation is always ours.
+    `chunks` chunks of so many images each are passed one after another, each for all of the recipe's epochs.
     """
 
     network: str
@@ -51,7 +49,6 @@ class Reproduction:
     published: Published | None = None
     chunks: int = 0
     chunk_size: int = 0
-    augment: tuple[Augmentation, ...] = ()
 
     def train(
         self,
@@ -74,7 +71,6 @@ class Reproduction:
                 epochs=epochs,
                 validation_data=validation,
                 callbacks=callbacks,
-                augment=self.augment,
                 verbose=verbose,
             )
             for place in range(history.epochs):
@@ -99,7 +95,7 @@ REPRODUCTIONS = {
         Reproduction("lenet", 0.99),
         Reproduction("network-1", 0.98, Published(_THREE, 0.96)),
         Reproduction("network-2", 0.99, Published(_THREE, 0.978)),
-        Reproduction("network-3", 0.70, Published(_THREE, 0.60), augment=(Flip(), Translate(2))),
+        Reproduction("network-3", 0.70, Published(_THREE, 0.60)),
         Reproduction("convnet-1000s", 0.966, Published("document 004, ConvNet", 0.966), chunks=5, chunk_size=1000),
     )
 }
