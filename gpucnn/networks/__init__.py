@@ -3,8 +3,7 @@
 Every recipe names its data, epochs, batch size and augmentation, which `fit` and `gpucnn train` take as defaults.
 """
 
-from gpucnn.networks.registry import NETWORKS, Network, Recipe, by_name
-from gpucnn.networks.small import (
+from gpucnn.networks.classic import (
     convnet_1000s,
     double_conv,
     feedforward,
@@ -17,6 +16,8 @@ from gpucnn.networks.small import (
     single_conv,
     single_conv_pool,
 )
+from gpucnn.networks.deep import network_4, resnet9, resnet20, resnet32, resnet56, vgg11, vgg13, vgg16
+from gpucnn.networks.registry import NETWORKS, Network, Recipe, by_name
 
 __all__ = [
     "NETWORKS",
@@ -31,7 +32,15 @@ __all__ = [
     "network_1",
     "network_2",
     "network_3",
+    "network_4",
+    "resnet9",
+    "resnet20",
+    "resnet32",
+    "resnet56",
     "sigmoid_3x3",
     "single_conv",
     "single_conv_pool",
+    "vgg11",
+    "vgg13",
+    "vgg16",
 ]
