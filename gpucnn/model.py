@@ -19,9 +19,11 @@ from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.combine import Sequential
 from gpucnn.layers.conv import Conv2D
 from gpucnn.layers.dense import Dense
+from gpucnn.layout import Layout
 from gpucnn.losses import CategoricalCrossEntropy, Loss
 from gpucnn.metrics import Metric, Totals
 from gpucnn.optimizers import Optimizer
+from gpucnn.optimizers.base import Rates
 from gpucnn.training.history import History
 from gpucnn.training.loop import Training, evaluate, to_device
 from gpucnn.training.slices import Sliced
@@ -29,8 +31,6 @@ from gpucnn.training.slices import Sliced
 if TYPE_CHECKING:
     from gpucnn.networks import Recipe
     from gpucnn.profiling import Profile
-
-ALIGNMENT = 16  # elements: each parameter begins on a cache line of the flat buffer
 
 
 class Model:
@@ -83,6 +83,7 @@ class Model:
         self._trunk = self.network
         self._sliced = self._sliced_trunk = Sliced(self.network)
         self._values: Array = None
+        self._groups = [list(self.parameters())]
         self.epochs_seen = 0
         self.stop_training = False
         self.class_names: list[str] | None = None
@@ -127,19 +128,16 @@ class Model:
         if self.loss is not None:
             self.loss.backend = self.backend
         if self._optimizer is not None:
-            self._optimizer.move(source, self.backend, self._values)
+            self._optimizer.move(source, self.backend, self._values, self._layout)
         return self
 
     def _flatten_parameters(self) -> None:
-        """Lay all parameters in one flat buffer, and all gradients in another, so that one update serves all."""
-        xp, parameters = self.backend.xp, self.parameters().values()
-        starts, total = [], 0
-        for parameter in parameters:
-            starts.append(total)
-            total += -(-parameter.size // ALIGNMENT) * ALIGNMENT
-        self._values, self._gradients = (xp.zeros(total, dtype=self.state_dtype) for _ in range(2))
-        for parameter, start in zip(parameters, starts, strict=True):
-            part = slice(start, start + parameter.size)
+        """Lay all parameters in one flat buffer, and all gradients in another, so that one update serves a group."""
+        xp, parameters = self.backend.xp, self.parameters()
+        self._layout = Layout.of({path: parameter.shape for path, parameter in parameters.items()}, self._groups)
+        self._values, self._gradients = (xp.zeros(self._layout.size, dtype=self.state_dtype) for _ in range(2))
+        for path, parameter in parameters.items():
+            part = self._layout.places[path].part
             value, grad = (flat[part].reshape(parameter.shape) for flat in (self._values, self._gradients))
             value[...] = parameter.value
             if parameter.grad is not None:
@@ -214,10 +212,13 @@ class Model:
                 decides: turn it off for a layer of one's own that does so. The numbers are the same either way.
 
         Raises:
-            ConfigurationError: an unknown name, or a loss that does not fit the last layer.
+            ConfigurationError: an unknown name, a loss that does not fit the last layer, or a group of the optimizer
+                that no parameter belongs to.
         """
         loss = copy.copy(Loss.get(loss))  # a copy: its backend is this model's
         last = self.layers[-1]
+        optimizer = Optimizer.get(optimizer)
+        groups = optimizer.split({path: parameter.shape for path, parameter in self.parameters().items()})
         self._trunk = self.network
         if isinstance(loss, CategoricalCrossEntropy):
             _check_last_layer(last, loss)
@@ -229,8 +230,9 @@ class Model:
         self.loss = loss
         self.loss.backend = self.backend
         self.metrics = [Metric.get(metric) for metric in _listed(metrics, "metrics")]
-        self._optimizer = Optimizer.get(optimizer)
-        self._optimizer.reset(self.backend, self._values)
+        self._optimizer, self._groups = optimizer, groups
+        self._flatten_parameters()
+        self._optimizer.reset(self.backend, self._values, self._layout)
         return self
 
     @property
@@ -296,19 +298,18 @@ class Model:
 
         Outside `fit` a schedule has no end to measure by, so the step is made at its highest rate.
         """
-        rate = self.optimizer.rate_at()
+        rates = self.optimizer.rates_at()
         x, y = self._checked(x, y)
         with self.computing(len(x)):
             inputs, labels = to_device(self, (x, y))
-            return self.step(self.as_floats(inputs), labels, rate)[0]
+            return self.step(self.as_floats(inputs), labels, rates)[0]
 
-    def step(
-        self, x: Array, labels: Array, learning_rate: float | Array, number: Array | None = None
-    ) -> tuple[Array, Array]:
+    def step(self, x: Array, labels: Array, learning_rate: Rates, number: Array | None = None) -> tuple[Array, Array]:
         """Make one step on device arrays; return the mean loss and the outputs before the step.
 
-        With a fused softmax the outputs are logits. A step that is to be recorded takes its learning rate and its
-        `number`, from 1, as arrays () of one.
+        With a fused softmax the outputs are logits. The learning rate is one number, or all that the optimizer's
+        `rates_at` returns, one for each of its groups. A step that is to be recorded takes its rates and its `number`,
+        from 1, as arrays () of one.
         """
         optimizer = self.optimizer
         with self.computing(len(x)):

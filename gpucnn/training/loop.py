@@ -79,8 +79,8 @@ class Training:
         order = rng.shuffled_order(model.seed, model.epochs_seen, count) if self.shuffle else None
         steps.begin_epoch(order)
         for step, part in enumerate(batches(count, self.batch_size)):
-            rate = model.optimizer.rate_at(epoch + part.start / count, self.epochs)
-            steps.make(part, rate)
+            rates = model.optimizer.rates_at(epoch + part.start / count, self.epochs)
+            steps.make(part, rates)
             progress.step(steps.totals)
             for callback in self.callbacks:
                 callback.on_step_end(model, step)
@@ -91,7 +91,7 @@ class Training:
         so_far = {f"{key}_so_far": self._mean_with_earlier(key, value) for key, value in logs.items()}
         seconds = time.perf_counter() - started
         times = {"seconds": seconds, "step_seconds": seconds / (step + 1)}
-        return logs | so_far | {"learning_rate": rate} | times
+        return logs | so_far | {"learning_rate": rates[0]} | times
 
     def _mean_with_earlier(self, key: str, value: float) -> float:
         """Return the mean over all samples since the training began; every epoch has the same number of them."""
