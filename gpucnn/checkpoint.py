@@ -7,6 +7,7 @@ so a file from a stranger can describe a network and nothing else.
 import json
 import os
 import tempfile
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def _describe(model: Model) -> dict[str, Any]:
         "class_names": model.class_names,
         "recipe": None if model.recipe is None else vars(model.recipe),
         "network": model.network.config(),
+        "frozen": [path for path, parameter in model.parameters().items() if parameter.frozen],
         "training": training,
     }
 
@@ -146,6 +148,9 @@ def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Ba
             Loss.from_config(training.get("loss")),
             [Metric.from_config(metric) for metric in training.get("metrics", [])],
         )
+    frozen = described.get("frozen", [])  # files of older versions say nothing
+    if frozen:
+        model.freeze(*(escape(str(path)) for path in frozen))
     model.epochs_seen = int(described.get("epochs_seen", 0))
     names, recipe = described.get("class_names"), described.get("recipe")
     model.class_names = [str(name) for name in names] if isinstance(names, list) else None

@@ -24,6 +24,7 @@ from gpucnn.losses import CategoricalCrossEntropy, Loss
 from gpucnn.metrics import Metric, Totals
 from gpucnn.optimizers import Optimizer
 from gpucnn.optimizers.base import Rates
+from gpucnn.patterns import check_patterns, matched
 from gpucnn.training.history import History
 from gpucnn.training.loop import Training, evaluate, to_device
 from gpucnn.training.slices import Sliced
@@ -86,6 +87,7 @@ class Model:
         self._groups = [list(self.parameters())]
         self.epochs_seen = 0
         self.stop_training = False
+        self.fitting = False
         self.class_names: list[str] | None = None
         self.recipe: Recipe | None = None
         self.to(self.backend)
@@ -134,15 +136,68 @@ class Model:
     def _flatten_parameters(self) -> None:
         """Lay all parameters in one flat buffer, and all gradients in another, so that one update serves a group."""
         xp, parameters = self.backend.xp, self.parameters()
-        self._layout = Layout.of({path: parameter.shape for path, parameter in parameters.items()}, self._groups)
+        frozen = [path for path, parameter in parameters.items() if parameter.frozen]
+        self._layout = Layout.of({path: p.shape for path, p in parameters.items()}, self._groups, frozen)
         self._values, self._gradients = (xp.zeros(self._layout.size, dtype=self.state_dtype) for _ in range(2))
         for path, parameter in parameters.items():
             part = self._layout.places[path].part
             value, grad = (flat[part].reshape(parameter.shape) for flat in (self._values, self._gradients))
             value[...] = parameter.value
-            if parameter.grad is not None:
+            if parameter.grad is not None and not parameter.frozen:
                 grad[...] = parameter.grad
             parameter.rebind(value, grad)
+        for layer in (*self.network.all_layers(), self._trunk):
+            if isinstance(layer, Sequential):
+                layer.note_trained()
+
+    # --- what is trained ----------------------------------------------------------------------
+
+    def freeze(self, *what: str | Layer) -> "Model":
+        """Leave parameters as they are in every training from now on, until `unfreeze`; returns the model.
+
+        No optimizer, weight decay or average of weights moves them, and their gradients are left out. The statistics
+        of a batch norm go on being collected.
+
+        Arguments:
+            what: patterns such as "conv2d.weight" or "*.bias", names of layers ("conv2d", "residual.*") or layers
+                themselves, which stand for all that they hold; nothing for the whole model.
+
+        Raises:
+            ConfigurationError: a pattern matches nothing (lists the paths), a layer is none of this model's, or a
+                training goes on.
+        """
+        return self._set_frozen(what, frozen=True)
+
+    def unfreeze(self, *what: str | Layer) -> "Model":
+        """Train parameters again that were frozen; takes what `freeze` takes, and returns the model."""
+        return self._set_frozen(what, frozen=False)
+
+    def _set_frozen(self, what: tuple[str | Layer, ...], frozen: bool) -> "Model":
+        if self.fitting:
+            raise ConfigurationError(
+                "parameters cannot be frozen or unfrozen while fit goes on: its steps may be recorded; do it between "
+                "two fits, or give the optimizer a Group whose rate is a schedule that falls to 0"
+            )
+        for parameter in self._parameters_of(what):
+            parameter.frozen = frozen
+        self._flatten_parameters()
+        if self._optimizer is not None:
+            self._optimizer.move(self.backend, self.backend, self._values, self._layout)
+        return self
+
+    def _parameters_of(self, what: tuple[str | Layer, ...]) -> list[Parameter]:
+        """Return the parameters that patterns and layers stand for; all of them for nothing."""
+        parameters, own = self.parameters(), {id(layer) for layer in self.network.all_layers()}
+        given = [item for item in what if isinstance(item, Layer)]
+        named = [item for item in what if not isinstance(item, Layer)]
+        for layer in given:
+            if id(layer) not in own:
+                raise ConfigurationError(f"{layer!r} is no layer of this model; pass one of model.layers, or its name")
+        found = [parameter for layer in given for parameter in layer.parameters().values()]
+        if named or not given:
+            patterns = check_patterns(named or "*", "what is frozen or unfrozen")
+            found += [parameters[path] for path in matched(parameters, patterns)]
+        return found
 
     def forward(self, x: Any, *, train: bool = False) -> tuple[Array, Backward]:
         """Return the network's output for x and the way back; arrays of the model's backend, or host arrays.
@@ -374,7 +429,10 @@ class Model:
     # --- looking and saving -------------------------------------------------------------------
 
     def summary(self) -> None:
-        """Print a table of the layers: output shape, parameters, floating-point operations, bytes of the output."""
+        """Print a table of the layers: output shape, parameters, floating-point operations, bytes of the output.
+
+        Below it stands how many parameters are trained, and how many are frozen.
+        """
         from rich.console import Console
 
         from gpucnn.profiling import summary_table

@@ -43,9 +43,11 @@ class Training:
 
     def run(self) -> History:
         """Train, and return what every epoch gave."""
+        self.model.fitting = True
         try:
             return self._run()
         finally:
+            self.model.fitting = False
             self.model.backend.release()
 
     def _run(self) -> History:
