@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from gpucnn.backends import Backend
+from gpucnn.data.batches import check_epochs
 from gpucnn.errors import CheckpointError, GpucnnError
 from gpucnn.layers import Sequential
 from gpucnn.layers.base import Layer
@@ -155,5 +156,6 @@ def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Ba
     names, recipe = described.get("class_names"), described.get("recipe")
     model.class_names = [str(name) for name in names] if isinstance(names, list) else None
     if isinstance(recipe, dict):
-        model.recipe = Recipe(str(recipe.get("data")), int(recipe.get("epochs", 1)), int(recipe.get("batch_size", 128)))
+        epochs, batch_size = check_epochs(recipe.get("epochs", 1)), int(recipe.get("batch_size", 128))
+        model.recipe = Recipe(str(recipe.get("data")), epochs, batch_size)
     return model

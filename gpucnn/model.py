@@ -12,7 +12,7 @@ from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.backends.base import as_floats
 from gpucnn.callbacks import Callback
 from gpucnn.data.augment import Augmentation, check_augmentations
-from gpucnn.data.batches import batches, check_batch_size, check_inputs, check_labels, join
+from gpucnn.data.batches import batches, check_batch_size, check_epochs, check_inputs, check_labels, join
 from gpucnn.errors import ConfigurationError, OutOfMemory
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
@@ -304,7 +304,7 @@ class Model:
         x: Any,
         y: Any,
         *,
-        epochs: int | None = None,
+        epochs: float | None = None,
         batch_size: int | None = None,
         validation_data: tuple[Any, Any] | None = None,
         callbacks: Sequence[Callback] = (),
@@ -315,7 +315,8 @@ class Model:
         """Train on host data: x (N, *input_shape) uint8 or floats, y class numbers (N,) or targets.
 
         Arguments:
-            epochs, batch_size: the recipe's where the model comes with one, else 1 and 128.
+            epochs, batch_size: the recipe's where the model comes with one, else 1 and 128. The last of 9.9 epochs ends
+                after nine tenths of its steps, rounded up.
             validation_data: a pair (x, y) that is scored after each epoch.
             augment: objects of `gpucnn.data.augment`, such as Flip() and Translate(4), which change the images of each
                 batch a little; the same seed gives the same changes on every backend.
@@ -325,9 +326,7 @@ class Model:
             ShapeError, DTypeError, DataError: data or labels that the model cannot take.
         """
         _ = self.optimizer  # refuses a model that is not compiled before any work is done
-        epochs = self._default("epochs", 1) if epochs is None else epochs
-        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0:
-            raise ConfigurationError(f"epochs must be an integer of at least 0, not {epochs!r}")
+        epochs = check_epochs(self._default("epochs", 1) if epochs is None else epochs)
         if validation_data is not None and not (
             isinstance(validation_data, list | tuple) and len(validation_data) == 2
         ):
@@ -423,8 +422,8 @@ class Model:
         of_classes = self.loss is not None and self.loss.of_classes
         return x, check_labels(y, len(x), self.output_shape, of_classes, f"{what}y")
 
-    def _default(self, setting: str, otherwise: int) -> int:
-        return otherwise if self.recipe is None else int(getattr(self.recipe, setting))
+    def _default(self, setting: str, otherwise: int) -> Any:
+        return otherwise if self.recipe is None else getattr(self.recipe, setting)
 
     # --- looking and saving -------------------------------------------------------------------
 

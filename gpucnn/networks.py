@@ -44,7 +44,7 @@ class Recipe:
     """What a named network is trained on, how often, and in what batches."""
 
     data: str
-    epochs: int
+    epochs: float
     batch_size: int
 
 

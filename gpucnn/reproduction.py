@@ -59,7 +59,7 @@ class Reproduction:
         data: tuple[Any, Any],
         validation: tuple[Any, Any] | None = None,
         callbacks: Sequence[Callback] = (),
-        epochs: int | None = None,
+        epochs: float | None = None,
         verbose: bool | int | str = "auto",
     ) -> History:
         """Train a model as the document describes; returns the history of all epochs, over all chunks."""
@@ -128,7 +128,7 @@ def run(
     data: Dataset,
     *,
     backend: str | Backend = "auto",
-    epochs: int | None = None,
+    epochs: float | None = None,
     on_defect: str = "flag",
     callbacks: Sequence[Callback] = (),
     verbose: bool | int | str = "auto",

@@ -12,6 +12,7 @@ from gpucnn import reproduction
 from gpucnn.backends import get_backend
 from gpucnn.checkpoint import write_whole
 from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console
+from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
 from gpucnn.training.snapshots import Snapshots
@@ -25,7 +26,7 @@ def runs(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(reproduction.REPRODUCTIONS)}.")],
     count: Annotated[int, typer.Option("--runs", min=1, help="How many, with the seeds 0, 1, 2 and so on.")] = 5,
     backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.001, help="Default: the recipe's; 2.5 is possible.")] = None,
     on_defect: Annotated[
         str, typer.Option(help="flag goes on, stop ends the run, restart tries another seed.")
     ] = "flag",
@@ -50,7 +51,7 @@ def make_runs(
     folder: Path,
     *,
     backend: str = "auto",
-    epochs: int | None = None,
+    epochs: float | None = None,
     on_defect: str = "flag",
     data: Dataset | None = None,
 ) -> Runs:
@@ -63,7 +64,12 @@ def make_runs(
     if on_defect not in ON_DEFECT:
         raise ConfigurationError(f"--on-defect must be one of {', '.join(ON_DEFECT)}, not {on_defect!r}")
     chosen = get_backend(backend)
-    settings = {"recipe": name, "backend": chosen.name, "epochs": epochs, "on_defect": on_defect}
+    settings = {
+        "recipe": name,
+        "backend": chosen.name,
+        "epochs": None if epochs is None else check_epochs(epochs),
+        "on_defect": on_defect,
+    }
     made = Runs(folder / FILE, settings)
     missing = made.missing(count)
     if len(missing) < count:
