@@ -12,16 +12,19 @@ from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.backends.base import as_floats
 from gpucnn.callbacks import Callback
 from gpucnn.data.augment import Augmentation, check_augmentations
-from gpucnn.data.batches import batches, check_batch_size, check_inputs, check_labels, join
+from gpucnn.data.batches import batches, check_batch_size, check_epochs, check_inputs, check_labels, join
 from gpucnn.errors import ConfigurationError, OutOfMemory
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.combine import Sequential
 from gpucnn.layers.conv import Conv2D
 from gpucnn.layers.dense import Dense
+from gpucnn.layout import Layout
 from gpucnn.losses import CategoricalCrossEntropy, Loss
 from gpucnn.metrics import Metric, Totals
 from gpucnn.optimizers import Optimizer
+from gpucnn.optimizers.base import Rates
+from gpucnn.patterns import check_patterns, matched
 from gpucnn.training.history import History
 from gpucnn.training.loop import Training, evaluate, to_device
 from gpucnn.training.slices import Sliced
@@ -29,8 +32,6 @@ from gpucnn.training.slices import Sliced
 if TYPE_CHECKING:
     from gpucnn.networks import Recipe
     from gpucnn.profiling import Profile
-
-ALIGNMENT = 16  # elements: each parameter begins on a cache line of the flat buffer
 
 
 class Model:
@@ -83,8 +84,10 @@ class Model:
         self._trunk = self.network
         self._sliced = self._sliced_trunk = Sliced(self.network)
         self._values: Array = None
+        self._groups = [list(self.parameters())]
         self.epochs_seen = 0
         self.stop_training = False
+        self.fitting = False
         self.class_names: list[str] | None = None
         self.recipe: Recipe | None = None
         self.to(self.backend)
@@ -127,24 +130,74 @@ class Model:
         if self.loss is not None:
             self.loss.backend = self.backend
         if self._optimizer is not None:
-            self._optimizer.move(source, self.backend, self._values)
+            self._optimizer.move(source, self.backend, self._values, self._layout)
         return self
 
     def _flatten_parameters(self) -> None:
-        """Lay all parameters in one flat buffer, and all gradients in another, so that one update serves all."""
-        xp, parameters = self.backend.xp, self.parameters().values()
-        starts, total = [], 0
-        for parameter in parameters:
-            starts.append(total)
-            total += -(-parameter.size // ALIGNMENT) * ALIGNMENT
-        self._values, self._gradients = (xp.zeros(total, dtype=self.state_dtype) for _ in range(2))
-        for parameter, start in zip(parameters, starts, strict=True):
-            part = slice(start, start + parameter.size)
+        """Lay all parameters in one flat buffer, and all gradients in another, so that one update serves a group."""
+        xp, parameters = self.backend.xp, self.parameters()
+        frozen = [path for path, parameter in parameters.items() if parameter.frozen]
+        self._layout = Layout.of({path: p.shape for path, p in parameters.items()}, self._groups, frozen)
+        self._values, self._gradients = (xp.zeros(self._layout.size, dtype=self.state_dtype) for _ in range(2))
+        for path, parameter in parameters.items():
+            part = self._layout.places[path].part
             value, grad = (flat[part].reshape(parameter.shape) for flat in (self._values, self._gradients))
             value[...] = parameter.value
-            if parameter.grad is not None:
+            if parameter.grad is not None and not parameter.frozen:
                 grad[...] = parameter.grad
             parameter.rebind(value, grad)
+        for layer in (*self.network.all_layers(), self._trunk):
+            if isinstance(layer, Sequential):
+                layer.note_trained()
+
+    # --- what is trained ----------------------------------------------------------------------
+
+    def freeze(self, *what: str | Layer) -> "Model":
+        """Leave parameters as they are in every training from now on, until `unfreeze`; returns the model.
+
+        No optimizer, weight decay or average of weights moves them, and their gradients are left out. The statistics
+        of a batch norm go on being collected.
+
+        Arguments:
+            what: patterns such as "conv2d.weight" or "*.bias", names of layers ("conv2d", "residual.*") or layers
+                themselves, which stand for all that they hold; nothing for the whole model.
+
+        Raises:
+            ConfigurationError: a pattern matches nothing (lists the paths), a layer is none of this model's, or a
+                training goes on.
+        """
+        return self._set_frozen(what, frozen=True)
+
+    def unfreeze(self, *what: str | Layer) -> "Model":
+        """Train parameters again that were frozen; takes what `freeze` takes, and returns the model."""
+        return self._set_frozen(what, frozen=False)
+
+    def _set_frozen(self, what: tuple[str | Layer, ...], frozen: bool) -> "Model":
+        if self.fitting:
+            raise ConfigurationError(
+                "parameters cannot be frozen or unfrozen while fit goes on: its steps may be recorded; do it between "
+                "two fits, or give the optimizer a Group whose rate is a schedule that falls to 0"
+            )
+        for parameter in self._parameters_of(what):
+            parameter.frozen = frozen
+        self._flatten_parameters()
+        if self._optimizer is not None:
+            self._optimizer.move(self.backend, self.backend, self._values, self._layout)
+        return self
+
+    def _parameters_of(self, what: tuple[str | Layer, ...]) -> list[Parameter]:
+        """Return the parameters that patterns and layers stand for; all of them for nothing."""
+        parameters, own = self.parameters(), {id(layer) for layer in self.network.all_layers()}
+        given = [item for item in what if isinstance(item, Layer)]
+        named = [item for item in what if not isinstance(item, Layer)]
+        for layer in given:
+            if id(layer) not in own:
+                raise ConfigurationError(f"{layer!r} is no layer of this model; pass one of model.layers, or its name")
+        found = [parameter for layer in given for parameter in layer.parameters().values()]
+        if named or not given:
+            patterns = check_patterns(named or "*", "what is frozen or unfrozen")
+            found += [parameters[path] for path in matched(parameters, patterns)]
+        return found
 
     def forward(self, x: Any, *, train: bool = False) -> tuple[Array, Backward]:
         """Return the network's output for x and the way back; arrays of the model's backend, or host arrays.
@@ -214,10 +267,13 @@ class Model:
                 decides: turn it off for a layer of one's own that does so. The numbers are the same either way.
 
         Raises:
-            ConfigurationError: an unknown name, or a loss that does not fit the last layer.
+            ConfigurationError: an unknown name, a loss that does not fit the last layer, or a group of the optimizer
+                that no parameter belongs to.
         """
         loss = copy.copy(Loss.get(loss))  # a copy: its backend is this model's
         last = self.layers[-1]
+        optimizer = Optimizer.get(optimizer)
+        groups = optimizer.split({path: parameter.shape for path, parameter in self.parameters().items()})
         self._trunk = self.network
         if isinstance(loss, CategoricalCrossEntropy):
             _check_last_layer(last, loss)
@@ -229,8 +285,9 @@ class Model:
         self.loss = loss
         self.loss.backend = self.backend
         self.metrics = [Metric.get(metric) for metric in _listed(metrics, "metrics")]
-        self._optimizer = Optimizer.get(optimizer)
-        self._optimizer.reset(self.backend, self._values)
+        self._optimizer, self._groups = optimizer, groups
+        self._flatten_parameters()
+        self._optimizer.reset(self.backend, self._values, self._layout)
         return self
 
     @property
@@ -247,7 +304,7 @@ class Model:
         x: Any,
         y: Any,
         *,
-        epochs: int | None = None,
+        epochs: float | None = None,
         batch_size: int | None = None,
         validation_data: tuple[Any, Any] | None = None,
         callbacks: Sequence[Callback] = (),
@@ -261,7 +318,8 @@ class Model:
         where it needs them.
 
         Arguments:
-            epochs, batch_size: the recipe's where the model comes with one, else 1 and 128.
+            epochs, batch_size: the recipe's where the model comes with one, else 1 and 128. The last of 9.9 epochs ends
+                after nine tenths of its steps, rounded up.
             validation_data: a pair (x, y) that is scored after each epoch.
             augment: objects of `gpucnn.data.augment`, such as Flip() and Translate(4), which change the images of each
                 batch a little; the same seed gives the same changes on every backend. None takes the recipe's.
@@ -271,9 +329,7 @@ class Model:
             ShapeError, DTypeError, DataError: data or labels that the model cannot take.
         """
         _ = self.optimizer  # refuses a model that is not compiled before any work is done
-        epochs = self._default("epochs", 1) if epochs is None else epochs
-        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0:
-            raise ConfigurationError(f"epochs must be an integer of at least 0, not {epochs!r}")
+        epochs = check_epochs(self._default("epochs", 1) if epochs is None else epochs)
         if validation_data is not None and not (
             isinstance(validation_data, list | tuple) and len(validation_data) == 2
         ):
@@ -305,19 +361,18 @@ class Model:
 
         Outside `fit` a schedule has no end to measure by, so the step is made at its highest rate.
         """
-        rate = self.optimizer.rate_at()
+        rates = self.optimizer.rates_at()
         x, y = self._checked(x, y)
         with self.computing(len(x)):
             inputs, labels = to_device(self, (x, y))
-            return self.step(self.as_floats(inputs), labels, rate)[0]
+            return self.step(self.as_floats(inputs), labels, rates)[0]
 
-    def step(
-        self, x: Array, labels: Array, learning_rate: float | Array, number: Array | None = None
-    ) -> tuple[Array, Array]:
+    def step(self, x: Array, labels: Array, learning_rate: Rates, number: Array | None = None) -> tuple[Array, Array]:
         """Make one step on device arrays; return the mean loss and the outputs before the step.
 
-        With a fused softmax the outputs are logits. A step that is to be recorded takes its learning rate and its
-        `number`, from 1, as arrays () of one.
+        With a fused softmax the outputs are logits. The learning rate is one number, or all that the optimizer's
+        `rates_at` returns, one for each of its groups. A step that is to be recorded takes its rates and its `number`,
+        from 1, as arrays () of one.
         """
         optimizer = self.optimizer
         with self.computing(len(x)):
@@ -382,7 +437,10 @@ class Model:
     # --- looking and saving -------------------------------------------------------------------
 
     def summary(self) -> None:
-        """Print a table of the layers: output shape, parameters, floating-point operations, bytes of the output."""
+        """Print a table of the layers: output shape, parameters, floating-point operations, bytes of the output.
+
+        Below it stands how many parameters are trained, and how many are frozen.
+        """
         from rich.console import Console
 
         from gpucnn.profiling import summary_table

@@ -61,7 +61,7 @@ def reproduce(
     names: Annotated[list[str] | None, typer.Argument(help='Recipes, or "all": those that take minutes.')] = None,
     runs: Annotated[int, typer.Option(min=1, help="Of each, with the seeds 0, 1, 2 and so on.")] = 1,
     backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
-    epochs: Annotated[float | None, typer.Option(min=0, help="Default: the recipe's.")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.001, help="Default: the recipe's; 2.5 is possible.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float64, or float16 on a GPU.")] = "float32",
     show: Annotated[bool, typer.Option("--list", help="Name the recipes and leave.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A folder. Default: runs/reproduce.")] = None,

@@ -13,6 +13,7 @@ from gpucnn import reproduction
 from gpucnn.backends import get_backend
 from gpucnn.checkpoint import write_whole
 from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console
+from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
 from gpucnn.printing import duration
@@ -27,7 +28,7 @@ def runs(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(reproduction.REPRODUCTIONS)}.")],
     count: Annotated[int, typer.Option("--runs", min=1, help="How many, with the seeds 0, 1, 2 and so on.")] = 5,
     backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
-    epochs: Annotated[float | None, typer.Option(min=0, help="Default: the recipe's.")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.001, help="Default: the recipe's; 2.5 is possible.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float64, or float16 on a GPU.")] = "float32",
     on_defect: Annotated[
         str, typer.Option(help="flag goes on, stop ends the run, restart tries another seed.")
@@ -67,7 +68,13 @@ def make_runs(
     if on_defect not in ON_DEFECT:
         raise ConfigurationError(f"--on-defect must be one of {', '.join(ON_DEFECT)}, not {on_defect!r}")
     chosen = get_backend(backend)
-    settings = {"recipe": name, "backend": chosen.name, "epochs": epochs, "dtype": dtype, "on_defect": on_defect}
+    settings = {
+        "recipe": name,
+        "backend": chosen.name,
+        "epochs": None if epochs is None else check_epochs(epochs),
+        "dtype": dtype,
+        "on_defect": on_defect,
+    }
     made = Runs(folder / FILE, settings)
     missing = made.missing(count)
     if len(missing) < count:

@@ -23,6 +23,7 @@ from gpucnn.cli.common import (
     load_data,
     load_data_or_digits,
 )
+from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
 from gpucnn.layers import Normalization
@@ -40,7 +41,7 @@ def train(
         str | None, typer.Option(help=f"{DATA_NAMES}. Without it: what the network's recipe names.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="The folder that holds the data.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.001, help="Default: the recipe's; 2.5 is possible.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The highest rate. Default: the recipe's.")] = None,
     backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
@@ -70,7 +71,7 @@ def train(
         "data": dataset.name if data is None else data,
         "data_dir": None if data_dir is None else str(data_dir.absolute()),
         "source": dataset.source,
-        "epochs": epochs or model.recipe.epochs,
+        "epochs": check_epochs(epochs or model.recipe.epochs),
         "batch_size": batch_size or model.recipe.batch_size,
         "optimizer": model.optimizer.config(),
         "backend": model.backend.name,

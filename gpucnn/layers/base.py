@@ -19,12 +19,14 @@ class Parameter:
     """An array that is trained, and the gradient that backward passes add up.
 
     Both are born on the host in float64; `Layer.to` moves them. `value` can be assigned: the numbers are copied into
-    the array that is there, which may be a part of a larger buffer.
+    the array that is there, which may be a part of a larger buffer. A `frozen` one takes no gradient; `Model.freeze`
+    makes it so, and tells the optimizer.
     """
 
     def __init__(self, value: Array) -> None:
         self._value = value
         self.grad: Array | None = None
+        self.frozen = False
 
     @property
     def value(self) -> Array:
@@ -50,12 +52,14 @@ class Parameter:
         return int(self._value.size)
 
     def add_grad(self, gradient: Array) -> None:
-        """Add to the gradient; a layer that is used twice in one pass adds twice."""
+        """Add to the gradient, unless it is frozen; a layer that is used twice in one pass adds twice."""
         if tuple(gradient.shape) != self.shape:
             raise ShapeError(
                 f"a parameter of shape {self.shape} got a gradient of shape {tuple(gradient.shape)}; "
                 "the backward pass of its layer is wrong"
             )
+        if self.frozen:
+            return
         if self.grad is None:
             self.grad = gradient.copy()
         else:
