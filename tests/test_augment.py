@@ -1,5 +1,7 @@
 """Augmentation: what each does to an image, in plain loops; the same bits on every backend; the errors."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from gpucnn import optimizers
 from gpucnn.backends import Backend
 from gpucnn.backends.placement import Placement
 from gpucnn.config import Configurable
-from gpucnn.data.augment import Augmentation, Cutout, Flip, Translate, placement_of, words_of
+from gpucnn.data.augment import AlternatingFlip, Augmentation, Cutout, Draw, Flip, Placing, Translate, words_of
 from gpucnn.errors import ConfigurationError, ShapeError
 
 H, W, C = 6, 5, 3
@@ -81,7 +83,7 @@ def test_the_same_bits_on_every_backend(backend, rng, dtype):
     batches = []
     for other in (backend, Backend()):
         words = other.random_bits(5, 6, 9 * words_of(augment)).reshape(9, -1)
-        placement = placement_of(augment, other, words, (H, W))
+        placement = Placing(augment, other, (H, W)).of(words)
         batch = other.gather(other.from_host(x), other.from_host(picked), dtype, placement)
         batches.append(other.to_host(batch))
     assert np.array_equal(*batches)
@@ -96,10 +98,10 @@ def test_a_slice_of_the_data(backend, rng):
         assert np.array_equal(backend.to_host(batch)[place], expected.astype("float32"))
 
 
-def drawn(augmentation, count=20_000):
+def drawn(augmentation, count=20_000, epoch=0):
     backend = Backend()
     words = backend.random_bits(1, 2, count * augmentation.words).reshape(count, -1)
-    return augmentation.place(backend, words, (H, W))
+    return augmentation.place(backend, Draw(words, (H, W), epoch))
 
 
 def test_what_is_drawn():
@@ -108,6 +110,7 @@ def test_what_is_drawn():
     assert drawn(Flip(0.2))["flip"].mean() == pytest.approx(0.2, abs=0.012)
     assert not drawn(Flip(0))["flip"].any()
     assert drawn(Flip(1))["flip"].all()
+    assert drawn(AlternatingFlip())["flip"].mean() == pytest.approx(0.5, abs=0.015)
     for offsets in (drawn(Translate(2))["down"], drawn(Translate(2))["right"]):
         values, counts = np.unique(offsets, return_counts=True)
         assert values.tolist() == [-2, -1, 0, 1, 2]
@@ -117,6 +120,75 @@ def test_what_is_drawn():
     assert np.unique(hole["hole_top"]).tolist() == list(range(-1, H - 1))
     assert np.unique(hole["hole_left"]).tolist() == list(range(-1, W - 1))
     assert (hole["hole"], hole["fill"]) == (3, 128)
+
+
+class Seen(L.Layer):
+    """Keeps what it is given in training, as host arrays."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def forward(self, x, *, train):
+        if train:
+            self.batches.append(self.backend.to_host(x).copy())
+        return x, lambda dy: dy
+
+
+def shown(backend, augment, epochs, *, seed=0, shuffle=True, count=30, feed=False):
+    """What a model is shown of images, by their number, in each of several fits of so many epochs: (epochs, P, …)."""
+    x = np.arange(count * 2, dtype="uint8").reshape(count, 1, 2, 1)  # each image is told by its pixels
+    seen = Seen()
+    model = gpucnn.Model([seen, L.Flatten(), L.Dense(2), L.Softmax()], (1, 2, 1), seed=seed, backend=backend)
+    model.compile(jit=False)
+    for some in epochs:
+        model.fit(x, np.zeros(count, int), epochs=some, batch_size=8, augment=augment, shuffle=shuffle, verbose=0)
+    pixels = np.rint(np.concatenate(seen.batches) * 255).astype(int).reshape(sum(epochs), count, 2)
+    return [epoch[epoch.min(axis=1).argsort()] for epoch in pixels]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_alternating_flips(backend, shuffle):
+    """By chance in the first epoch, and then never twice the same way, whatever the order, also in a second fit."""
+    mirrored = mirrored_in(shown(backend, AlternatingFlip(), [3, 2], shuffle=shuffle))
+    assert 5 < mirrored[0].sum() < 25
+    for before, after in pairwise(mirrored):
+        assert (before != after).all()
+    other_order = mirrored_in(shown(backend, AlternatingFlip(), [1], shuffle=not shuffle))
+    assert np.array_equal(other_order[0], mirrored[0])
+    other_seed = mirrored_in(shown(backend, AlternatingFlip(), [1], seed=1))
+    assert 5 < (other_seed[0] != mirrored[0]).sum() < 25
+
+
+def mirrored_in(epochs):
+    return [epoch[:, 0] > epoch[:, 1] for epoch in epochs]
+
+
+def test_words_that_last_are_those_of_the_sample(backend):
+    """Beside an augmentation that draws anew for each batch; one of each two images of a batch is the other's twin."""
+    lasting = np.array([[2**31], [2**31 - 1], [0], [2**32 - 1]], "uint32")
+    words, picked = np.array([[7, 8, 0, 1], [9, 10, 1, 2], [11, 12, 2, 0]], "uint32"), np.array([3, 0, 1])
+    placing = Placing([Cutout(1), AlternatingFlip(), Translate(1)], backend, (H, W), backend.from_host(lasting))
+    for epoch, expected in enumerate([[1, 1, 0], [0, 0, 1], [1, 1, 0]]):
+        placing.begin_epoch(epoch)
+        for number in (backend.from_host(picked), slice(0, 3)):
+            placement = placing.of(backend.from_host(words), number)
+            assert placement.flip.dtype == "int32"
+            flips = backend.to_host(placement.flip).tolist()
+            assert flips == (expected if not isinstance(number, slice) else [int(f) ^ epoch % 2 for f in (1, 0, 0)])
+            assert backend.to_host(placement.hole_top).tolist() == [7 % H, 9 % H, 11 % H]
+            assert backend.to_host(placement.down).tolist() == [-1, 0, 1]
+            assert backend.to_host(placement.right).tolist() == [0, 1, -1]
+
+
+def test_alternating_flips_show_each_image_both_ways():
+    """What it is for: after two epochs every image was seen both ways, of chance flips only about half of them."""
+    both = [
+        sum(epochs[0][:, 0] != epochs[1][:, 0])
+        for epochs in (shown("numpy", f, [2]) for f in (AlternatingFlip(), Flip()))
+    ]
+    assert both[0] == 30
+    assert both[1] < 25
 
 
 def small(backend, seed=0):
@@ -169,7 +241,7 @@ def test_a_network_learns_what_does_not_matter():
 
 
 def test_augmentations_describe_themselves():
-    for augmentation in (Flip(0.3), Translate(4), Cutout(8, 0)):
+    for augmentation in (Flip(0.3), AlternatingFlip(), Translate(4), Cutout(8, 0)):
         assert Augmentation.from_config(augmentation.config()).config() == augmentation.config()
         assert isinstance(augmentation, Configurable)
     assert eval(repr(Cutout(8, fill=3))).fill == 3  # the repr is the call that makes it
@@ -184,6 +256,11 @@ def test_augmentations_describe_themselves():
         (lambda: Cutout(2, 300), ConfigurationError, "Cutout: fill must be a pixel's value, 0 … 255, not 300"),
         (lambda: augmented([Translate(5)]), ShapeError, r"Translate\(5\): an image of 6x5 has no 5 pixels to reflect"),
         (lambda: augmented([Flip(), Flip(0.1)]), ConfigurationError, "two of the kind Flip"),
+        (
+            lambda: augmented([AlternatingFlip(), Cutout(2), Flip(0.2)]),
+            ConfigurationError,
+            r"has AlternatingFlip\(\) and Flip\(probability=0.2\), and each mirrors images; leave one of them",
+        ),
         (lambda: augmented(["flip"]), ConfigurationError, r"takes objects of gpucnn.data.augment.*not 'flip'"),
         (lambda: augmented_features(), ShapeError, r"only images \(H, W, C\) can be augmented.*shape \(7,\)"),
     ],

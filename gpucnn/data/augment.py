@@ -6,6 +6,7 @@ every backend: `model.fit(x, y, augment=[Flip(), Translate(4), Cutout(8)])`.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gpucnn.backends import Array, Backend
@@ -16,16 +17,37 @@ from gpucnn.errors import ConfigurationError, ShapeError
 Numbers = dict[str, Any]  # the fields of a Placement
 
 
-class Augmentation(Configurable, family="augmentation"):
-    """Base of every augmentation; `words` is how many random words it draws for each image."""
+@dataclass(frozen=True)
+class Draw:
+    """What an augmentation goes by for the N images of a batch; arrays are the backend's.
 
+    words       uint32 (N, words of the augmentation), random
+    image_size  (H, W)
+    epoch       uint32 (), how often the model has seen its data before
+    """
+
+    words: Array
+    image_size: tuple[int, int]
+    epoch: Array | int = 0
+
+
+class Augmentation(Configurable, family="augmentation"):
+    """Base of every augmentation: `place` says what it does to the images of a batch."""
+
+    #: how many random words it draws for each image
     words = 1
+
+    #: whether these are drawn once for each image of the data set, by its place there, instead of for each batch anew
+    lasting = False
+
+    #: what it does to images, as a verb; two augmentations that do the same to one would undo each other
+    does = ""
 
     def check(self, image_shape: tuple[int, ...]) -> None:
         """Refuse images (H, W, C) that cannot be changed so; raises ShapeError."""
 
-    def place(self, backend: Backend, words: Array, image_size: tuple[int, int]) -> Numbers:
-        """Return fields of a `Placement` from random words, uint32 (N, `words`), for images of (H, W)."""
+    def place(self, backend: Backend, draw: Draw) -> Numbers:
+        """Return fields of a `Placement`."""
         raise NotImplementedError(f"{type(self).__name__} has no place")
 
 
@@ -36,15 +58,35 @@ class Flip(Augmentation):
         probability  0 … 1
     """
 
+    does = "mirrors"
+
     def __init__(self, probability: float = 0.5) -> None:
         if not (isinstance(probability, int | float) and 0 <= probability <= 1):
             raise ConfigurationError(f"Flip: probability must be between 0 and 1, not {probability!r}")
         self.probability = probability
 
-    def place(self, backend: Backend, words: Array, image_size: tuple[int, int]) -> Numbers:
+    def place(self, backend: Backend, draw: Draw) -> Numbers:
         """Mirror where the word is below the probability."""
-        mirrored = words[:, 0] < min(int(self.probability * 2**32), 2**32 - 1)
+        mirrored = draw.words[:, 0] < min(int(self.probability * 2**32), 2**32 - 1)
         return {"flip": mirrored.astype("int32")}
+
+
+class AlternatingFlip(Augmentation):
+    """Mirror each image, left for right, in every other epoch: half of them in the first, the others in the next.
+
+    Which half is drawn by chance, once. Two epochs in a row then show every image both ways, where `Flip` shows half of
+    the images twice the same way. Which way depends on the image's place in the data set and on how many epochs the
+    model has been trained for, so it goes on alternating in a second `fit` and in a model that was saved and loaded.
+
+    Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024).
+    """
+
+    lasting = True
+    does = "mirrors"
+
+    def place(self, backend: Backend, draw: Draw) -> Numbers:
+        """Mirror by the word's highest bit in even epochs, and by its opposite in odd ones."""
+        return {"flip": ((draw.words[:, 0] >> 31) ^ (draw.epoch & 1)).astype("int32")}
 
 
 class Translate(Augmentation):
@@ -57,6 +99,7 @@ class Translate(Augmentation):
     """
 
     words = 2
+    does = "moves"
 
     def __init__(self, pixels: int) -> None:
         self.pixels = _positive(pixels, "Translate: pixels")
@@ -69,9 +112,9 @@ class Translate(Augmentation):
                 "to reflect beside its edge; translate by less"
             )
 
-    def place(self, backend: Backend, words: Array, image_size: tuple[int, int]) -> Numbers:
+    def place(self, backend: Backend, draw: Draw) -> Numbers:
         """Draw both offsets from −pixels … pixels, all equally likely."""
-        offsets = (words % (2 * self.pixels + 1)).astype("int32") - self.pixels
+        offsets = (draw.words % (2 * self.pixels + 1)).astype("int32") - self.pixels
         return {"down": offsets[:, 0], "right": offsets[:, 1]}
 
 
@@ -86,6 +129,7 @@ class Cutout(Augmentation):
     """
 
     words = 2
+    does = "paints over"
 
     def __init__(self, size: int, fill: int = 128) -> None:
         self.size = _positive(size, "Cutout: size")
@@ -93,12 +137,12 @@ class Cutout(Augmentation):
             raise ConfigurationError(f"Cutout: fill must be a pixel's value, 0 … 255, not {fill!r}")
         self.fill = fill
 
-    def place(self, backend: Backend, words: Array, image_size: tuple[int, int]) -> Numbers:
+    def place(self, backend: Backend, draw: Draw) -> Numbers:
         """Draw the centre, a pixel of the image."""
-        H, W = image_size
+        H, W = draw.image_size
         return {
-            "hole_top": (words[:, 0] % H).astype("int32") - self.size // 2,
-            "hole_left": (words[:, 1] % W).astype("int32") - self.size // 2,
+            "hole_top": (draw.words[:, 0] % H).astype("int32") - self.size // 2,
+            "hole_left": (draw.words[:, 1] % W).astype("int32") - self.size // 2,
             "hole": self.size,
             "fill": self.fill,
         }
@@ -108,7 +152,7 @@ def check_augmentations(augmentations: Any, image_shape: tuple[int, ...]) -> lis
     """Return augmentations as a list, each of a kind of its own, that fit images (H, W, C).
 
     Raises:
-        ConfigurationError: something that is no augmentation, or two of a kind.
+        ConfigurationError: something that is no augmentation, or two that do the same.
         ShapeError: samples that are no images, or too small for a translation.
     """
     listed = list(augmentations) if isinstance(augmentations, list | tuple) else [augmentations]
@@ -119,6 +163,12 @@ def check_augmentations(augmentations: Any, image_shape: tuple[int, ...]) -> lis
             )
         if sum(type(other) is type(augmentation) for other in listed) > 1:
             raise ConfigurationError(f"augment has two of the kind {type(augmentation).__name__}; leave one of them")
+        for other in listed:
+            if other is not augmentation and augmentation.does and getattr(other, "does", "") == augmentation.does:
+                raise ConfigurationError(
+                    f"augment has {augmentation!r} and {other!r}, and each {augmentation.does} images; leave one of "
+                    "them"
+                )
     if listed and len(image_shape) != 3:
         raise ShapeError(f"only images (H, W, C) can be augmented; this model takes samples of shape {image_shape}")
     for augmentation in listed:
@@ -126,21 +176,51 @@ def check_augmentations(augmentations: Any, image_shape: tuple[int, ...]) -> lis
     return listed
 
 
-def words_of(augmentations: Sequence[Augmentation]) -> int:
-    """Return how many random words a list of augmentations draws for each image."""
-    return sum(augmentation.words for augmentation in augmentations)
+def words_of(augmentations: Sequence[Augmentation], *, lasting: bool = False) -> int:
+    """Return how many random words a list of augmentations draws for each image: of a batch, or `lasting` ones."""
+    return sum(augmentation.words for augmentation in augmentations if augmentation.lasting == lasting)
 
 
-def placement_of(
-    augmentations: Sequence[Augmentation], backend: Backend, words: Array, image_size: tuple[int, int]
-) -> Placement:
-    """Return how the images of a batch are placed, from random words, uint32 (N, `words_of(augmentations)`)."""
-    fields: Numbers = {}
-    start = 0
-    for augmentation in augmentations:
-        fields |= augmentation.place(backend, words[:, start : start + augmentation.words], image_size)
-        start += augmentation.words
-    return Placement(**fields)
+class Placing:
+    """What the augmentations of one training need on its backend, and how they place the images of each batch.
+
+    Arguments
+        image_size  (H, W)
+        lasting     uint32 (P, words_of(augmentations, lasting=True)): the words of each sample of the data set
+    """
+
+    def __init__(
+        self,
+        augmentations: Sequence[Augmentation],
+        backend: Backend,
+        image_size: tuple[int, int],
+        lasting: Array | None = None,
+    ) -> None:
+        self._augmentations, self._backend, self._image_size = augmentations, backend, image_size
+        self._lasting = lasting
+        self._epoch = backend.xp.zeros((), dtype="uint32")
+
+    def begin_epoch(self, number: int) -> None:
+        """Begin an epoch, of those that the model has been trained for, from 0."""
+        self._epoch[...] = number
+
+    def of(self, words: Array, picked: Any = None) -> Placement:
+        """Return how the images of a batch are placed.
+
+        Arguments:
+            words: uint32 (N, words_of(augmentations)), new ones for each batch.
+            picked: the places of the images in the data set, integers (N,) on the backend or a slice.
+        """
+        fields: Numbers = {}
+        sources, used = {False: words}, {False: 0, True: 0}
+        if self._lasting is not None:
+            sources[True] = self._lasting[picked]
+        for augmentation in self._augmentations:
+            kind = augmentation.lasting
+            own = sources[kind][:, used[kind] : used[kind] + augmentation.words]
+            used[kind] += augmentation.words
+            fields |= augmentation.place(self._backend, Draw(own, self._image_size, self._epoch))
+        return Placement(**fields)
 
 
 def _positive(value: Any, what: str) -> int:
