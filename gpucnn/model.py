@@ -11,7 +11,7 @@ from gpucnn import rng
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.backends.base import as_floats
 from gpucnn.callbacks import Callback
-from gpucnn.data.augment import Augmentation, check_augmentations
+from gpucnn.data.augment import Augmentation, check_augmentations, data_shape
 from gpucnn.data.batches import batches, check_batch_size, check_inputs, check_labels, join
 from gpucnn.data.views import Views, check_views
 from gpucnn.errors import ConfigurationError, OutOfMemory
@@ -279,15 +279,16 @@ class Model:
         for callback in _listed(callbacks, "callbacks"):
             if not isinstance(callback, Callback):
                 raise ConfigurationError(f"callbacks must be Callback objects; {callback!r} is none")
+        augmentations = check_augmentations(augment, self.input_shape, x)
         return Training(
             model=self,
-            data=self._checked(x, y),
+            data=self._checked(x, y, shape=data_shape(augmentations, self.input_shape, x)),
             epochs=epochs,
             batch_size=check_batch_size(self._default("batch_size", 128) if batch_size is None else batch_size),
             validation_data=None if validation_data is None else self._checked(*validation_data, what="validation "),
             callbacks=callbacks,
             shuffle=shuffle,
-            augment=check_augmentations(augment, self.input_shape),
+            augment=augmentations,
             verbose=verbose,
         ).run()
 
@@ -398,8 +399,8 @@ class Model:
         """Return empty sums of loss and metrics on the model's backend."""
         return Totals(self.backend, self.metrics)
 
-    def _checked(self, x: Any, y: Any, what: str = "") -> tuple[Any, Any]:
-        x = check_inputs(x, self.input_shape, f"{what}x")
+    def _checked(self, x: Any, y: Any, what: str = "", shape: Shape | None = None) -> tuple[Any, Any]:
+        x = check_inputs(x, self.input_shape if shape is None else shape, f"{what}x")
         of_classes = self.loss is not None and self.loss.of_classes
         return x, check_labels(y, len(x), self.output_shape, of_classes, f"{what}y")
 

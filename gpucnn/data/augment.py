@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from gpucnn.backends import Array, Backend
 from gpucnn.backends.placement import Placement
 from gpucnn.config import Configurable
@@ -22,12 +24,14 @@ class Draw:
     """What an augmentation goes by for the N images of a batch; arrays are the backend's.
 
     words       uint32 (N, words of the augmentation), random
-    image_size  (H, W)
+    image_size  (H, W), in the data set
+    size        (OH, OW), as the model is given them; the same but for a crop
     epoch       uint32 (), how often the model has seen its data before
     """
 
     words: Array
     image_size: tuple[int, int]
+    size: tuple[int, int]
     epoch: Array | int = 0
 
 
@@ -45,6 +49,10 @@ class Augmentation(Configurable, family="augmentation"):
 
     def check(self, image_shape: tuple[int, ...]) -> None:
         """Refuse images (H, W, C) that cannot be changed so; raises ShapeError."""
+
+    def result_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size of what it makes of images of (H, W)."""
+        return image_size
 
     def place(self, backend: Backend, draw: Draw) -> Numbers:
         """Return fields of a `Placement`."""
@@ -118,6 +126,74 @@ class Translate(Augmentation):
         return {"down": offsets[:, 0], "right": offsets[:, 1]}
 
 
+class RandomCrop(Augmentation):
+    """Cut a part of a given size out of an image that was padded on all sides; all parts are equally likely.
+
+    With the defaults the image is moved by up to 4 pixels, and black comes in: what residual networks are trained with
+    on CIFAR-10.
+
+    Arguments
+        size     OH and OW, or one number for both; None is the image's own size. With a size, `fit` takes images that
+                 are larger than the model's inputs; only those it is trained on are cropped.
+        padding  in pixels, on each side, at least 0
+        mode     "zeros" pads by one value, "reflect" by the image as a mirror at its edges shows it
+        fill     0 … 255, that value: of a pixel as it lies in the data set, before any normalisation
+
+    Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition" (2016), section 4.2.
+    """
+
+    words = 2
+    does = "moves"
+
+    def __init__(
+        self, size: int | tuple[int, int] | None = None, padding: int = 4, mode: str = "zeros", fill: int = 0
+    ) -> None:
+        if size is not None:
+            sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+            if len(sides) != 2:
+                raise ConfigurationError(f"RandomCrop: size must be a number of pixels or a pair of them, not {size!r}")
+            for side in sides:
+                _positive(side, "RandomCrop: size")
+        if not isinstance(padding, int) or isinstance(padding, bool) or padding < 0:
+            raise ConfigurationError(f"RandomCrop: padding must be a number of pixels, at least 0, not {padding!r}")
+        if mode not in ("zeros", "reflect"):
+            raise ConfigurationError(f'RandomCrop: mode must be "zeros" or "reflect", not {mode!r}')
+        self.size, self.padding, self.mode = size, padding, mode
+        self.fill = _pixel(fill, "RandomCrop: fill")
+
+    def result_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the crop's size, or that of the images."""
+        if self.size is None:
+            return image_size
+        OH, OW = self.size if isinstance(self.size, list | tuple) else (self.size, self.size)
+        return OH, OW
+
+    def check(self, image_shape: tuple[int, ...]) -> None:
+        """Refuse images that are too small to be cropped or reflected so."""
+        (H, W), (OH, OW) = image_shape[:2], self.result_size((image_shape[0], image_shape[1]))
+        if H + 2 * self.padding < OH or W + 2 * self.padding < OW:
+            raise ShapeError(
+                f"{self!r}: an image of {H}x{W} with {self.padding} pixels of padding is too small for a crop of "
+                f"{OH}x{OW}; choose a smaller size or more padding"
+            )
+        if self.mode == "reflect" and self.padding >= min(H, W):
+            raise ShapeError(
+                f"{self!r}: an image of {H}x{W} has no {self.padding} pixels to reflect beside its edge; pad by less"
+            )
+
+    def place(self, backend: Backend, draw: Draw) -> Numbers:
+        """Draw the crop's first pixel in the padded image."""
+        (H, W), (OH, OW) = draw.image_size, draw.size
+        top = (draw.words[:, 0] % (H + 2 * self.padding - OH + 1)).astype("int32")
+        left = (draw.words[:, 1] % (W + 2 * self.padding - OW + 1)).astype("int32")
+        return {
+            "down": self.padding - top,
+            "right": self.padding - left,
+            "size": draw.size,
+            "beside": self.fill if self.mode == "zeros" else None,
+        }
+
+
 class Cutout(Augmentation):
     """Paint a square of an image over; its centre is any pixel, so it may reach over the edge.
 
@@ -133,23 +209,21 @@ class Cutout(Augmentation):
 
     def __init__(self, size: int, fill: int = 128) -> None:
         self.size = _positive(size, "Cutout: size")
-        if not (isinstance(fill, int) and 0 <= fill <= 255):
-            raise ConfigurationError(f"Cutout: fill must be a pixel's value, 0 … 255, not {fill!r}")
-        self.fill = fill
+        self.fill = _pixel(fill, "Cutout: fill")
 
     def place(self, backend: Backend, draw: Draw) -> Numbers:
         """Draw the centre, a pixel of the image."""
-        H, W = draw.image_size
+        OH, OW = draw.size
         return {
-            "hole_top": (draw.words[:, 0] % H).astype("int32") - self.size // 2,
-            "hole_left": (draw.words[:, 1] % W).astype("int32") - self.size // 2,
+            "hole_top": (draw.words[:, 0] % OH).astype("int32") - self.size // 2,
+            "hole_left": (draw.words[:, 1] % OW).astype("int32") - self.size // 2,
             "hole": self.size,
             "fill": self.fill,
         }
 
 
-def check_augmentations(augmentations: Any, image_shape: tuple[int, ...]) -> list[Augmentation]:
-    """Return augmentations as a list, each of a kind of its own, that fit images (H, W, C).
+def check_augmentations(augmentations: Any, input_shape: tuple[int, ...], x: Any = None) -> list[Augmentation]:
+    """Return augmentations as a list, each of a kind of its own, that make inputs of a model of images x.
 
     Raises:
         ConfigurationError: something that is no augmentation, or two that do the same.
@@ -169,11 +243,30 @@ def check_augmentations(augmentations: Any, image_shape: tuple[int, ...]) -> lis
                     f"augment has {augmentation!r} and {other!r}, and each {augmentation.does} images; leave one of "
                     "them"
                 )
-    if listed and len(image_shape) != 3:
-        raise ShapeError(f"only images (H, W, C) can be augmented; this model takes samples of shape {image_shape}")
+    if listed and len(input_shape) != 3:
+        raise ShapeError(f"only images (H, W, C) can be augmented; this model takes samples of shape {input_shape}")
     for augmentation in listed:
-        augmentation.check(image_shape)
+        augmentation.check(data_shape(listed, input_shape, x))
     return listed
+
+
+def data_shape(augmentations: Sequence[Augmentation], input_shape: tuple[int, ...], x: Any) -> tuple[int, ...]:
+    """Return the shape of samples that become a model's inputs: its own, or that of images x if they are cropped to it.
+
+    Raises:
+        ConfigurationError: a crop of another size than the model's inputs.
+    """
+    crop = next((each for each in augmentations if isinstance(each, RandomCrop) and each.size is not None), None)
+    if crop is None:
+        return input_shape
+    OH, OW = crop.result_size((0, 0))
+    if input_shape[:2] != (OH, OW):
+        raise ConfigurationError(
+            f"{crop!r} makes images of {OH}x{OW}, but the model takes {input_shape[0]}x{input_shape[1]}; give both the "
+            "same size"
+        )
+    H, W = np.shape(x)[1:3] if np.ndim(x) == 4 else (OH, OW)
+    return H, W, input_shape[2]
 
 
 def words_of(augmentations: Sequence[Augmentation], *, lasting: bool = False) -> int:
@@ -197,7 +290,9 @@ class Placing:
         lasting: Array | None = None,
     ) -> None:
         self._augmentations, self._backend, self._image_size = augmentations, backend, image_size
-        self._lasting = lasting
+        self._lasting, self._size = lasting, image_size
+        for augmentation in augmentations:
+            self._size = augmentation.result_size(self._size)
         self._epoch = backend.xp.zeros((), dtype="uint32")
 
     def begin_epoch(self, number: int) -> None:
@@ -219,8 +314,15 @@ class Placing:
             kind = augmentation.lasting
             own = sources[kind][:, used[kind] : used[kind] + augmentation.words]
             used[kind] += augmentation.words
-            fields |= augmentation.place(self._backend, Draw(own, self._image_size, self._epoch))
+            draw = Draw(own, self._image_size, self._size, self._epoch)
+            fields |= augmentation.place(self._backend, draw)
         return Placement(**fields)
+
+
+def _pixel(value: Any, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 255:
+        raise ConfigurationError(f"{what} must be a pixel's value, 0 … 255, not {value!r}")
+    return value
 
 
 def _positive(value: Any, what: str) -> int:
