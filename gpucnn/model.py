@@ -11,8 +11,9 @@ from gpucnn import rng
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.backends.base import as_floats
 from gpucnn.callbacks import Callback
-from gpucnn.data.augment import Augmentation, check_augmentations
+from gpucnn.data.augment import Augmentation, check_augmentations, data_shape
 from gpucnn.data.batches import batches, check_batch_size, check_epochs, check_inputs, check_labels, join
+from gpucnn.data.views import Views, check_views
 from gpucnn.errors import ConfigurationError, OutOfMemory
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
@@ -278,8 +279,7 @@ class Model:
         if isinstance(loss, CategoricalCrossEntropy):
             _check_last_layer(last, loss)
             if isinstance(last, Softmax):
-                self._trunk = Sequential(self.layers[:-1])  # the softmax is computed with the loss, as one kernel
-                self._trunk.build_once(self.input_shape, None)
+                self._trunk = self._without_last()  # the softmax is computed with the loss, as one kernel
         self._sliced_trunk = self._sliced if self._trunk is self.network else Sliced(self._trunk)
         self.jit = bool(jit)
         self.loss = loss
@@ -338,8 +338,9 @@ class Model:
         for callback in _listed(callbacks, "callbacks"):
             if not isinstance(callback, Callback):
                 raise ConfigurationError(f"callbacks must be Callback objects; {callback!r} is none")
-        augment = check_augmentations(self._default("augment", ()) if augment is None else augment, self.input_shape)
-        data = self._checked(x, y)
+        wanted = self._default("augment", ()) if augment is None else augment
+        augmentations = check_augmentations(wanted, self.input_shape, x)
+        data = self._checked(x, y, shape=data_shape(augmentations, self.input_shape, x))
         if self.recipe is not None:
             callbacks = [*self.recipe.callbacks(), *callbacks]
             if self.recipe.prepare is not None and self.epochs_seen == 0:
@@ -352,7 +353,7 @@ class Model:
             validation_data=None if validation_data is None else self._checked(*validation_data, what="validation "),
             callbacks=callbacks,
             shuffle=shuffle,
-            augment=augment,
+            augment=augmentations,
             verbose=verbose,
         ).run()
 
@@ -411,23 +412,59 @@ class Model:
             return self.loss.on_logits(outputs, labels)
         return self.loss(outputs, labels)
 
-    def evaluate(self, x: Any, y: Any, *, batch_size: int = 256) -> dict[str, float]:
-        """Return {"loss": …, "accuracy": …} over host data."""
+    def evaluate(self, x: Any, y: Any, *, batch_size: int = 256, views: Views | str | None = None) -> dict[str, float]:
+        """Return {"loss": …, "accuracy": …} over host data; `views` are those of `predict`."""
         _ = self.optimizer
-        return evaluate(self, to_device(self, self._checked(x, y)), check_batch_size(batch_size))
+        chosen, size = check_views(views, self.input_shape), check_batch_size(batch_size)
+        inputs, labels = to_device(self, self._checked(x, y))
+        if chosen is None:
+            return evaluate(self, (inputs, labels), size)
+        totals = self.new_totals()
+        fused = self._trunk is not self.network  # then the loss wants logits
+        for part in batches(len(labels), size):
+            outputs = self._seen_in(inputs[part], chosen, logits=fused)
+            totals.add(self._loss_of(outputs, labels[part])[0], outputs, labels[part])
+        return totals.read()
 
-    def predict(self, x: Any, *, batch_size: int = 256) -> Any:
-        """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16."""
+    def predict(self, x: Any, *, batch_size: int = 256, views: Views | str | None = None) -> Any:
+        """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16.
+
+        Arguments:
+            views: a `gpucnn.data.views.Views`, or "mirror" or "mirror-shift": the network sees several views of each
+                image, and its outputs are averaged; where it ends with a softmax, the logits before it.
+        """
         x, size = check_inputs(x, self.input_shape), check_batch_size(batch_size)
-        outputs = (self.forward(x[part])[0].astype(self.state_dtype, copy=False) for part in batches(len(x), size))
+        chosen = check_views(views, self.input_shape)
+        if chosen is None:
+            outputs = (self.forward(x[part])[0].astype(self.state_dtype, copy=False) for part in batches(len(x), size))
+        else:
+            outputs = (self._seen_in(self.backend.from_host(x[part]), chosen) for part in batches(len(x), size))
         return join([self.backend.to_host(part) for part in outputs])
+
+    def _seen_in(self, x: Array, views: Views, *, logits: bool = False) -> Array:
+        """Return the mean of the outputs over views of images on the device; of the logits if a softmax is last."""
+        last, network = self.layers[-1], self._sliced
+        if isinstance(last, Softmax):
+            network = self._sliced_trunk if self._trunk is not self.network else Sliced(self._without_last())
+        total = 0.0
+        with self.computing(len(x)):
+            for view, weight in views.of(self.backend, x, self.dtype):
+                outputs, _ = network.forward(self.backend, view, train=False)
+                total = total + weight * outputs.astype(self.state_dtype, copy=False)
+            return last.forward(total, train=False)[0] if isinstance(last, Softmax) and not logits else total
+
+    def _without_last(self) -> Sequential:
+        """Return the layers but for the last one as a network."""
+        trunk = Sequential(self.layers[:-1])
+        trunk.build_once(self.input_shape, None)
+        return trunk
 
     def new_totals(self) -> Totals:
         """Return empty sums of loss and metrics on the model's backend."""
         return Totals(self.backend, self.metrics)
 
-    def _checked(self, x: Any, y: Any, what: str = "") -> tuple[Any, Any]:
-        x = check_inputs(x, self.input_shape, f"{what}x")
+    def _checked(self, x: Any, y: Any, what: str = "", shape: Shape | None = None) -> tuple[Any, Any]:
+        x = check_inputs(x, self.input_shape if shape is None else shape, f"{what}x")
         of_classes = self.loss is not None and self.loss.of_classes
         return x, check_labels(y, len(x), self.output_shape, of_classes, f"{what}y")
 

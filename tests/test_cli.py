@@ -95,6 +95,20 @@ def test_test_finds_the_data_again(run, trained, digits):
     assert f"test accuracy {100 * accuracy:.2f} %" in shown
 
 
+def test_test_averages_over_views(run, trained, digits):
+    (_, _), (x_test, y_test) = gpucnn.datasets.mnist(digits)
+    expected = gpucnn.load(trained / "model.safetensors", backend="numpy").evaluate(
+        x_test, y_test, views="mirror-shift"
+    )
+    status, shown, _ = run("test", trained, "--views", "mirror-shift", "--backend", "numpy")
+    assert status == 0
+    assert "the mean of 6 of each image (mirror-shift)" in shown
+    assert f"test accuracy {100 * expected['accuracy']:.2f} % (loss {expected['loss']:.4f})" in shown
+    status, _, errors = run("test", trained, "--views", "flip")
+    assert status != 0
+    assert "one of the names mirror, mirror-shift, not 'flip'" in " ".join(errors.split())
+
+
 def test_predict_reads_pictures(run, trained):
     images, labels = synthetic_digits(12, 5)
     files = []

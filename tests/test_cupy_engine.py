@@ -14,7 +14,7 @@ from gpucnn import layers as L
 from gpucnn import losses, optimizers
 from gpucnn.backends import Backend
 from gpucnn.backends.window import Window
-from gpucnn.data.augment import Cutout, Flip, Translate
+from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Translate
 from gpucnn.errors import ConfigurationError, OutOfMemory
 from tests import host_kernels
 from tests.conftest import SIMULATED, make_backend
@@ -423,12 +423,15 @@ def test_no_read_inside_an_epoch(simulated, rng):
     assert reads == [0] * 10
 
 
-def test_augmented_steps_are_recorded_too(gpu, rng):
-    """Each repeat draws placements of its own, those of steps made one by one."""
-    data, augment = images_and_labels(rng), [Flip(), Translate(2), Cutout(4)]
+@pytest.mark.parametrize("augment", [[Flip(), Translate(2), Cutout(4)], [AlternatingFlip(), RandomCrop()]], ids=str)
+def test_augmented_steps_are_recorded_too(gpu, rng, augment):
+    """Each repeat draws placements of its own, those of steps made one by one; also in a second fit."""
+    data = images_and_labels(rng)
     recorded, history = fitted(gpu, data, "sgd", augment=augment)
     eager, eager_history = fitted(gpu, data, "sgd", augment=augment, jit=False)
     plain, _ = fitted(gpu, data, "sgd")
+    for model in (recorded, eager):
+        model.fit(*data, epochs=2, batch_size=16, verbose=0, augment=augment)
     assert history["loss"] == eager_history["loss"]
     for path, value in recorded.state_dict().items():
         assert np.array_equal(value, eager.state_dict()[path]), path
@@ -439,7 +442,7 @@ def test_augmented_steps_are_recorded_too(gpu, rng):
 @pytest.mark.parametrize("jit", [True, False])
 def test_data_that_does_not_fit_is_fed_in_batches(simulated, rng, monkeypatch, jit, shuffle):
     data = images_and_labels(rng)
-    options = {"jit": jit, "shuffle": shuffle, "validation_data": data, "augment": [Flip()]}
+    options = {"jit": jit, "shuffle": shuffle, "validation_data": data, "augment": [AlternatingFlip(), Translate(1)]}
     held, history = fitted(simulated, data, "adam", **options)
     monkeypatch.setattr(simulated.xp.cuda.runtime, "memGetInfo", lambda: (1.9 * data[0].nbytes, 2**30))
     simulated.release()

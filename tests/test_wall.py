@@ -21,6 +21,7 @@ HOST_EDGE = (
     "checkpoint.py",
     "metrics.py",
     "agreement.py",
+    "whitening.py",
 )
 
 # who may import whom: a part may import itself and what stands here for it

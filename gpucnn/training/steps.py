@@ -12,7 +12,7 @@ from gpucnn import rng
 from gpucnn.backends import Array
 from gpucnn.backends.base import Feed
 from gpucnn.backends.placement import Placement
-from gpucnn.data.augment import Augmentation, placement_of, words_of
+from gpucnn.data.augment import Augmentation, Placing, words_of
 from gpucnn.optimizers.base import Rates
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Steps:
         self.model, (self._x, self._y), self._batch_size = model, data, batch_size
         self._augment = augment
         self.stream = rng.new_state(rng.host_generator(model.seed, "augment", model.epochs_seen))
+        self._placing = self._prepare() if augment else None
         self.totals = model.new_totals()
         self._host_order: Any = None
         self._order: Array | None = None
@@ -39,6 +40,8 @@ class Steps:
     def begin_epoch(self, order: Any) -> None:
         """Begin to visit the samples in an order, a host array (P,), or None for that of the data."""
         self.totals.reset()
+        if self._placing is not None:
+            self._placing.begin_epoch(self.model.epochs_seen)
         self._host_order = order
         self._order = None if order is None else self.model.backend.from_host(order)
 
@@ -58,17 +61,26 @@ class Steps:
         model = self.model
         with model.computing(self._batch_size):
             labels = self._y[picked_labels]
-            inputs = model.backend.gather(x, picked, model.dtype, self._placement(len(labels)))
+            inputs = model.backend.gather(x, picked, model.dtype, self._placement(picked_labels, len(labels)))
             loss, outputs = model.step(inputs, labels, rate, number)
             self.totals.add(loss, outputs, labels)
 
-    def _placement(self, N: int) -> Placement | None:
-        """Draw how the images of a batch are augmented."""
-        if not self._augment:
+    def _prepare(self) -> Placing:
+        """Bring across what the augmentations need; the words that last are the seed's alone, whichever fit this is."""
+        model, augment = self.model, self._augment
+        lasting, count = None, words_of(augment, lasting=True)
+        if count:
+            state = rng.new_state(rng.host_generator(model.seed, "augment for good"))
+            lasting = rng.draw_bits(model.backend, state, (len(self._x), count))
+        H, W, _ = self._x.shape[1:]
+        return Placing(augment, model.backend, (H, W), lasting)
+
+    def _placement(self, picked: Any, N: int) -> Placement | None:
+        """Draw how the images of a batch are augmented, by their places in the data set."""
+        if self._placing is None:
             return None
-        backend, (H, W, _) = self.model.backend, self._x.shape[1:]
-        words = rng.draw_bits(backend, self.stream, (N, words_of(self._augment)))
-        return placement_of(self._augment, backend, words, (H, W))
+        words = rng.draw_bits(self.model.backend, self.stream, (N, words_of(self._augment)))
+        return self._placing.of(words, picked)
 
 
 class RecordedSteps(Steps):

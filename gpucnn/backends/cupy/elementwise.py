@@ -110,13 +110,17 @@ def random_bits(key: int, counter: int, count: int, start: int, repeats: Array |
 def gather_bytes(images: Array, picked: Array, dtype: Any, placement: Placement | None) -> Array:
     """Return samples (P, …) uint8 picked by number (N,) as floats 0 … 1, (N, …); images may be placed on the way."""
     images, picked = plain(images), plain(picked, np.int64)
-    x = cupy.empty((len(picked), *images.shape[1:]), dtype)
     if placement is None:
+        x = cupy.empty((len(picked), *images.shape[1:]), dtype)
         numbers = np.uint32(x.size), np.uint32(x.size // max(len(picked), 1))
         kernels.over_elements("gather_bytes", dtype, 1, x.size, images, picked, x, *numbers)
         return x
+    H, W, C = images.shape[1:]
+    OH, OW = placement.result_size((H, W))
+    x = cupy.empty((len(picked), OH, OW, C), dtype)
     of_images = placement.down, placement.right, placement.flip, placement.hole_top, placement.hole_left
     pointers = (NULL if numbers is None else plain(numbers, np.int32) for numbers in of_images)
-    sizes = (np.int32(number) for number in (*images.shape[1:], placement.hole, placement.fill))
+    beside = -1 if placement.beside is None else placement.beside
+    sizes = (np.int32(number) for number in (H, W, C, OH, OW, beside, placement.hole, placement.fill))
     kernels.over_elements("gather_images", dtype, 1, x.size, images, picked, *pointers, x, np.uint32(x.size), *sizes)
     return x
