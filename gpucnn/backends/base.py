@@ -446,6 +446,14 @@ class Backend:
         unbiased_square = square / (1.0 - beta2**step)
         values -= learning_rate * unbiased_mean / (self.xp.sqrt(unbiased_square) + epsilon)
 
+    def blend(self, target: Array, source: Array, share: float) -> None:
+        """Move `target` (P,) towards `source` (P,), in place, by a share of the way: 0 stays, 1 arrives exactly."""
+        way = source - target
+        if share < 0.5:
+            target += share * way
+        else:
+            target[...] = source - (1.0 - share) * way
+
     # --- batches and random numbers -----------------------------------------------------------
 
     def gather(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:

@@ -286,6 +286,10 @@ class CupyBackend(Backend):
             values, gradients, mean, square, step, learning_rate, beta1, beta2, epsilon, weight_decay, decoupled
         )
 
+    def blend(self, target: Array, source: Array, share: float) -> None:
+        """Move `target` (P,) towards `source` (P,), in place, by a share of the way."""
+        elementwise.blend(target, source, share)
+
     # --- batches and random numbers -------------------------------------------------------------
 
     def gather(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:

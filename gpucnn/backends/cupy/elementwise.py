@@ -92,6 +92,11 @@ def adam_update(
     _update("adam_update", values, (values, gradients, mean, square, rate, number), *numbers, np.int32(decoupled))
 
 
+def blend(target: Array, source: Array, share: float) -> None:
+    """Move one array towards another, in place."""
+    _update("blend", target, (target, source), np.float64(share))
+
+
 def _update(name: str, values: Array, pointers: tuple[Any, ...], *numbers: Any) -> None:
     width = widest(values.dtype, values.size)
     count = values.size // width

@@ -45,3 +45,16 @@ extern "C" __global__ void adam_update(real* values, const real* gradients, real
         store(square + (size_t)i * WIDTH, second);
     }
 }
+
+extern "C" __global__ void blend(real* target, const real* source, unsigned count, double share) {
+    for (MY_ELEMENTS(i, count)) {
+        Pack to = load(target + (size_t)i * WIDTH);
+        const Pack from = load(source + (size_t)i * WIDTH);
+        for (int k = 0; k < WIDTH; k++) {
+            const work way = (work)from.at[k] - (work)to.at[k];
+            to.at[k] = share < 0.5 ? (real)((work)to.at[k] + (work)share * way)
+                                   : (real)((work)from.at[k] - (work)(1 - share) * way);
+        }
+        store(target + (size_t)i * WIDTH, to);
+    }
+}
