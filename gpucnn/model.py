@@ -27,6 +27,7 @@ from gpucnn.optimizers.base import Rates
 from gpucnn.patterns import check_patterns, matched
 from gpucnn.training.history import History
 from gpucnn.training.loop import Training, evaluate, to_device
+from gpucnn.training.refresh import refresh_statistics
 from gpucnn.training.slices import Sliced
 
 if TYPE_CHECKING:
@@ -433,6 +434,21 @@ class Model:
         x, size = check_inputs(x, self.input_shape), check_batch_size(batch_size)
         outputs = (self.forward(x[part])[0].astype(self.state_dtype, copy=False) for part in batches(len(x), size))
         return join([self.backend.to_host(part) for part in outputs])
+
+    def refresh_statistics(self, x: Any, *, batch_size: int = 128) -> "Model":
+        """Compute the running statistics of all batch norms anew, by host data (N, *input_shape); returns the model.
+
+        They become the means over batches, each counting by its samples, with the weights as they are now: for weights
+        that were averaged or loaded, whose statistics were collected with others. Nothing is trained, and random
+        streams stay where they are.
+
+        Raises:
+            ShapeError: a batch norm gets a batch with one value a channel, such as a last one of one sample.
+
+        Source: Izmailov, Podoprikhin, Garipov, Vetrov, Wilson, "Averaging weights leads to wider optima" (2018).
+        """
+        refresh_statistics(self, check_inputs(x, self.input_shape), check_batch_size(batch_size))
+        return self
 
     def new_totals(self) -> Totals:
         """Return empty sums of loss and metrics on the model's backend."""
