@@ -392,6 +392,16 @@ class Backend:
 
     # --- the optimizers' updates, in place over one flat buffer (P,) --------------------------
 
+    def clip_value(self, gradients: Array, limit: float) -> None:
+        """Cut every element off at ±limit."""
+        self.xp.clip(gradients, -limit, limit, out=gradients)
+
+    def clip_norm(self, gradients: Array, limit: float) -> None:
+        """Scale gradients whose Euclidean norm is above the limit down to it; its squares are added up in float64."""
+        xp = self.xp
+        norm = xp.sqrt(xp.square(gradients, dtype=xp.float64).sum())
+        gradients *= (limit / xp.maximum(norm, limit)).astype(gradients.dtype)
+
     def sgd_update(
         self,
         values: Array,

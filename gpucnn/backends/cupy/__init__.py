@@ -252,6 +252,10 @@ class CupyBackend(Backend):
         """Return the mean cross-entropy of softmax(logits) with targets, both (N, K), and dlogits (N, K)."""
         return elementwise.softmax_cross_entropy(logits, targets)
 
+    def clip_norm(self, gradients: Array, limit: float) -> None:
+        """Scale gradients whose Euclidean norm is above the limit down to it."""
+        elementwise.clip_norm(gradients, limit)
+
     def sgd_update(
         self,
         values: Array,

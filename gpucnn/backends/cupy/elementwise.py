@@ -59,6 +59,14 @@ def _on_device(number: Any, dtype: Any) -> Array:
     return number if isinstance(number, cupy.ndarray) else cupy.full((), number, dtype)
 
 
+def clip_norm(gradients: Array, limit: float) -> None:
+    """Scale gradients (P,) whose norm is above the limit down to it, in place: three launches, and nothing is read."""
+    partial, parts = kernels.squares(gradients)
+    factor = cupy.empty((), working_dtype(gradients.dtype))
+    kernels.one_block("factor_to_limit", gradients.dtype, partial, factor, np.uint32(parts), np.float64(limit))
+    _update("multiply", gradients, (gradients, factor))
+
+
 def sgd_update(
     values: Array,
     gradients: Array,
