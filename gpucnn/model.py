@@ -28,6 +28,7 @@ from gpucnn.optimizers.base import Rates
 from gpucnn.patterns import check_patterns, matched
 from gpucnn.training.history import History
 from gpucnn.training.loop import Training, evaluate, to_device
+from gpucnn.training.refresh import refresh_statistics
 from gpucnn.training.slices import Sliced
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ class Model:
         self.epochs_seen = 0
         self.stop_training = False
         self.fitting = False
+        self.progress = 0.0, 1.0  # the epoch that a fit has come to, with its fraction, and the number of epochs
+        self.averaged_by: Callback | None = None  # who has put averages in the place of the weights
         self.class_names: list[str] | None = None
         self.recipe: Recipe | None = None
         self.to(self.backend)
@@ -147,9 +150,28 @@ class Model:
             if parameter.grad is not None and not parameter.frozen:
                 grad[...] = parameter.grad
             parameter.rebind(value, grad)
+        self._flatten_buffers()
         for layer in (*self.network.all_layers(), self._trunk):
             if isinstance(layer, Sequential):
                 layer.note_trained()
+
+    def _flatten_buffers(self) -> None:
+        """Lay all buffers of floats in one flat array, so that an average of them is one kernel."""
+        floats = {path: b for path, b in self.network.buffers().items() if not b.on_host and b.value.dtype.kind == "f"}
+        layout = Layout.of({path: tuple(buffer.value.shape) for path, buffer in floats.items()}, [list(floats)])
+        self._buffers = self.backend.xp.zeros(layout.size, dtype=self.state_dtype)
+        for path, place in layout.places.items():
+            view = self._buffers[place.part].reshape(place.shape)
+            view[...] = floats[path].value
+            floats[path].rebind(view)
+        self._flat_state = [self._values[self._layout.trainable], self._buffers]
+
+    def flat_state(self) -> list[Array]:
+        """Return all parameters that are not frozen and all buffers of floats, each as one flat array: views.
+
+        The list is the same one until the model is moved, compiled, frozen or unfrozen.
+        """
+        return self._flat_state
 
     # --- what is trained ----------------------------------------------------------------------
 
@@ -458,6 +480,21 @@ class Model:
         trunk = Sequential(self.layers[:-1])
         trunk.build_once(self.input_shape, None)
         return trunk
+
+    def refresh_statistics(self, x: Any, *, batch_size: int = 128) -> "Model":
+        """Compute the running statistics of all batch norms anew, by host data (N, *input_shape); returns the model.
+
+        They become the means over batches, each counting by its samples, with the weights as they are now: for weights
+        that were averaged or loaded, whose statistics were collected with others. Nothing is trained, and random
+        streams stay where they are.
+
+        Raises:
+            ShapeError: a batch norm gets a batch with one value a channel, such as a last one of one sample.
+
+        Source: Izmailov, Podoprikhin, Garipov, Vetrov, Wilson, "Averaging weights leads to wider optima" (2018).
+        """
+        refresh_statistics(self, check_inputs(x, self.input_shape), check_batch_size(batch_size))
+        return self
 
     def new_totals(self) -> Totals:
         """Return empty sums of loss and metrics on the model's backend."""

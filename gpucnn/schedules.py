@@ -80,6 +80,18 @@ class Cosine(Constant):
         return self.final + (self.rate - self.final) * 0.5 * (1.0 + math.cos(math.pi * min(epoch / epochs, 1.0)))
 
 
+class Power(Constant):
+    """From 0 to `rate` at the end of the training, as a power of the share that is done."""
+
+    def __init__(self, rate: float, power: float) -> None:
+        super().__init__(rate)
+        self.power = _above_zero(power, "power")
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        """Return rate · (epoch / epochs)^power."""
+        return self.rate * min(epoch / epochs, 1.0) ** self.power
+
+
 class PiecewiseLinear(Schedule):
     """Straight lines between points (position, rate); flat before the first and after the last.
 

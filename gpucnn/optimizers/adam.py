@@ -17,7 +17,8 @@ class Adam(Optimizer):
         beta1, beta2   how much of the running mean and square is kept a step
         epsilon        added to the root
         weight_decay   adds weight_decay·value to the gradient; `AdamW` takes it off the value instead
-        groups         `Group` objects: parameters with a rate or a weight decay of their own
+        groups, clip_norm, clip_value
+                       parameters with a rate of their own, and limits of the gradients: see `Optimizer`
 
     Source: Kingma, Ba, "Adam: a method for stochastic optimization" (2015).
     """
@@ -33,8 +34,10 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         *,
         groups: Sequence[Group] = (),
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
     ) -> None:
-        super().__init__(learning_rate, weight_decay, groups)
+        super().__init__(learning_rate, weight_decay, groups, clip_norm, clip_value)
         self.beta1, self.beta2 = check_share(beta1, "beta1"), check_share(beta2, "beta2")
         if not epsilon > 0:
             raise ConfigurationError(f"epsilon must be above 0, not {epsilon!r}")
@@ -86,5 +89,16 @@ class AdamW(Adam):
         weight_decay: float = 0.01,
         *,
         groups: Sequence[Group] = (),
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
     ) -> None:
-        super().__init__(learning_rate, beta1, beta2, epsilon, weight_decay, groups=groups)
+        super().__init__(
+            learning_rate,
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+            groups=groups,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+        )

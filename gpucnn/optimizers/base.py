@@ -1,5 +1,6 @@
 """`Optimizer`: the settings of an update and the slots it keeps; the arithmetic is a kernel of the backend."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,16 @@ Rates = Number | Sequence[Number]  # the learning rate of everything, or one for
 class Optimizer(Configurable, family="optimizer"):
     """Base of every optimizer.
 
+    Arguments
+        learning_rate  a number or a schedule
+        weight_decay   at least 0; what it does, each optimizer says
+        groups         `Group` objects: parameters with a rate or a weight decay of their own
+        clip_norm      scales the gradients of all parameters that are trained down to this norm, taken over all of
+                       them, where it is larger
+        clip_value     cuts every element of the gradients off at ± this value, before the norm is taken
+
+    Source of the clipping: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks" (2013).
+
     `slots` are arrays as long as the flat parameter buffer, by name; `steps` counts the updates. The buffer lies in
     parts: what no group matches, and then each group.
     """
@@ -24,12 +35,18 @@ class Optimizer(Configurable, family="optimizer"):
     learning_rate: Schedule | float
 
     def __init__(
-        self, learning_rate: Schedule | float, weight_decay: float = 0.0, groups: Sequence[Group] = ()
+        self,
+        learning_rate: Schedule | float,
+        weight_decay: float = 0.0,
+        groups: Sequence[Group] = (),
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
     ) -> None:
         as_schedule(learning_rate)
         self.learning_rate = learning_rate
         self.weight_decay = check_decay(weight_decay)
         self.groups = check_groups(groups)
+        self.clip_norm, self.clip_value = _limit(clip_norm, "clip_norm"), _limit(clip_value, "clip_value")
         self.steps = 0
         self.slots: dict[str, Array] = {}
         self._values: Array = None
@@ -96,6 +113,7 @@ class Optimizer(Configurable, family="optimizer"):
                 "make an optimizer of its own for each model"
             )
         self.steps += 1
+        self._clip(backend, gradients[self._layout.trainable])
         number = self.steps if number is None else number
         self._apply(backend, values, gradients, self.as_rates(learning_rate), number)
 
@@ -104,6 +122,13 @@ class Optimizer(Configurable, family="optimizer"):
         if isinstance(rate, Sequence):
             return rate
         return [rate, *(rate * group.factor_at(None, 1.0) for group in self.groups)]
+
+    def _clip(self, backend: Backend, gradients: Array) -> None:
+        """Bring gradients of too large a size down, in place."""
+        if self.clip_value is not None:
+            backend.clip_value(gradients, self.clip_value)
+        if self.clip_norm is not None:
+            backend.clip_norm(gradients, self.clip_norm)
 
     def _apply(
         self, backend: Backend, values: Array, gradients: Array, rates: Sequence[Number], number: int | Array
@@ -134,6 +159,14 @@ def _laid_anew(backend: Backend, slot: Array, old: Layout, new: Layout) -> Array
     for path, place in new.places.items():
         result[place.part] = slot[old.places[path].part]
     return result
+
+
+def _limit(value: Any, what: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigurationError(f"{what} must be a finite number above 0, or None for none, not {value!r}")
+    return float(value)
 
 
 def check_share(value: Any, what: str) -> float:

@@ -17,7 +17,8 @@ class SGD(Optimizer):
         momentum       at least 0, below 1
         nesterov       look ahead: the step is momentum·velocity + gradient
         weight_decay   adds weight_decay·value to the gradient
-        groups         `Group` objects: parameters with a rate or a weight decay of their own
+        groups, clip_norm, clip_value
+                       parameters with a rate of their own, and limits of the gradients: see `Optimizer`
 
     Source: Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum" (2013).
     """
@@ -30,8 +31,10 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         *,
         groups: Sequence[Group] = (),
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
     ) -> None:
-        super().__init__(learning_rate, weight_decay, groups)
+        super().__init__(learning_rate, weight_decay, groups, clip_norm, clip_value)
         self.momentum = check_share(momentum, "momentum")
         self.nesterov = nesterov
         if nesterov and not momentum:

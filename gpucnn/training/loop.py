@@ -47,6 +47,10 @@ class Training:
         self.model.fitting = True
         try:
             return self._run()
+        except BaseException:
+            for callback in self.callbacks:
+                callback.on_fit_interrupted(self.model)
+            raise
         finally:
             self.model.fitting = False
             self.model.backend.release()
@@ -64,7 +68,10 @@ class Training:
                 parts = list(batches(len(data[0]), self.batch_size))
                 parts = parts[: steps_of(epoch, self.epochs, len(parts))]
                 progress.begin_epoch(epoch, self.epochs, len(parts))
-                logs = self._train(steps, epoch, parts, progress) | self._validate(validation)
+                logs = self._train(steps, epoch, parts, progress)
+                for callback in self.callbacks:
+                    callback.on_epoch_trained(model, epoch)
+                logs |= self._validate(validation)
                 self.history.add(logs)
                 progress.end_epoch(logs)
                 for callback in self.callbacks:
@@ -86,6 +93,7 @@ class Training:
         for step, part in enumerate(parts):
             rates = model.optimizer.rates_at(epoch + part.start / count, self.epochs)
             steps.make(part, rates)
+            model.progress = min(epoch + part.stop / count, self.epochs), self.epochs
             progress.step(steps.totals)
             for callback in self.callbacks:
                 callback.on_step_end(model, step)
