@@ -95,6 +95,8 @@ def test_the_command_needs_no_run(run, digits, monkeypatch):
     assert repr(drawn.pop()[0][1]) == "[RandomCrop(padding=2)]"
     assert run("show", "augment", "--data", "mnist", "--data-dir", digits, "--alternating-flip")[0] == 0
     assert repr(drawn.pop()[0][1]) == "[AlternatingFlip()]"
+    assert run("show", "augment", "--data", "mnist", "--data-dir", digits, "--rotate", 10, "--scale", 0.2)[0] == 0
+    assert repr(drawn.pop()[0][1]) == "[Rotate(10.0, scale=0.2)]"
     assert run("show", "augment", "--data", "mnist", "--data-dir", digits)[0] == 0
     assert drawn.pop()[0][1]  # something that suits digits
 

@@ -183,6 +183,8 @@ def augment(
     translate: Annotated[int | None, typer.Option(help="Move by up to so many pixels, and reflect.")] = None,
     crop: Annotated[int | None, typer.Option(help="Pad by so many pixels of black, and crop.")] = None,
     cutout: Annotated[int | None, typer.Option(help="Paint over a square of so many pixels a side.")] = None,
+    rotate: Annotated[float | None, typer.Option(help="Turn by up to so many degrees to either side.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Enlarge or shrink by up to this share, such as 0.1.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Images.")] = 10,
     epochs: Annotated[int, typer.Option(min=1, help="How often each is drawn.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
@@ -195,7 +197,7 @@ def augment(
     Without any augmentation: some that suit the images, by their colours.
     """
     from gpucnn import plots
-    from gpucnn.data.augment import AlternatingFlip, Augmentation, Cutout, Flip, RandomCrop, Translate
+    from gpucnn.data.augment import AlternatingFlip, Augmentation, Cutout, Flip, RandomCrop, Rotate, Translate
     from gpucnn.plots.canvas import check_name
 
     check_name(output)
@@ -205,8 +207,10 @@ def augment(
     for kind, number in ((Translate, translate), (Cutout, cutout)):
         chosen += [] if number is None else [kind(number)]
     chosen += [] if crop is None else [RandomCrop(padding=crop)]
+    chosen += [] if rotate is None and scale is None else [Rotate(rotate or 0, scale or 0)]
     if not chosen:
-        chosen = [RandomCrop(padding=2)] if images.shape[3] == 1 else [AlternatingFlip(), Translate(4), Cutout(8)]
+        grey = images.shape[3] == 1
+        chosen = [Rotate(15, 0.1), RandomCrop(padding=2)] if grey else [AlternatingFlip(), Translate(4), Cutout(8)]
     picked = images[_of_each_class(labels.tolist(), count)]
     title = f"{describe(dataset)}: {', '.join(map(repr, chosen))}"
     plots.augmented(picked, chosen, epochs, seed=seed, title=title, path=output)
