@@ -1,5 +1,7 @@
 """Augmentation: what each does to an image, in plain loops; the same bits on every backend; the errors."""
 
+import math
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +11,7 @@ import gpucnn
 from gpucnn import datasets, optimizers, schedules
 from gpucnn import layers as L
 from gpucnn.backends import Backend
-from gpucnn.backends.placement import Placement
+from gpucnn.backends.placement import ONE, Placement
 from gpucnn.config import Configurable
 from gpucnn.data.augment import (
     AlternatingFlip,
@@ -19,6 +21,7 @@ from gpucnn.data.augment import (
     Flip,
     Placing,
     RandomCrop,
+    Rotate,
     Translate,
     words_of,
 )
@@ -35,11 +38,36 @@ def images(rng, count=9):
 FAR = 3 * H  # pixels, further than any placement reaches
 
 
-def placed(image, down=0, right=0, flip=0, hole_top=0, hole_left=0, hole=0, fill=0, size=(H, W), beside=None):
+def turned(image, cosine, sine, around):
+    """One image by plain loops over single pixels, in fractions; half of a unit is rounded up."""
+    height, width = image.shape[:2]
+    result = np.zeros(image.shape, object)
+    for h in range(height):
+        for w in range(width):
+            down, across = h - Fraction(height - 1, 2), w - Fraction(width - 1, 2)
+            row = Fraction(cosine, ONE) * down + Fraction(sine, ONE) * across + Fraction(height - 1, 2)
+            column = Fraction(cosine, ONE) * across - Fraction(sine, ONE) * down + Fraction(width - 1, 2)
+            row, column = (Fraction(math.floor(place * 256 + Fraction(1, 2)), 256) for place in (row, column))
+            for i in (math.floor(row), math.floor(row) + 1):
+                for j in (math.floor(column), math.floor(column) + 1):
+                    weight = (1 - abs(row - i)) * (1 - abs(column - j))
+                    inside = 0 <= i < height and 0 <= j < width
+                    for c in range(image.shape[2]):
+                        result[h, w, c] += weight * (int(image[i, j, c]) if inside else around)
+    return result
+
+
+def rounded(values):
+    return np.vectorize(lambda value: math.floor(value + Fraction(1, 2)), otypes=[float])(values)
+
+
+def placed(image, down=0, right=0, flip=0, hole_top=0, hole_left=0, hole=0, fill=0, size=(H, W), beside=None, **turn):
     """One image by plain loops, what lies beside it by NumPy's own padding."""
     OH, OW = size
     result = np.zeros((OH, OW, C))
     options = {"mode": "reflect"} if beside is None else {"constant_values": beside}
+    if turn:
+        image = rounded(turned(image, **turn))
     wide = np.pad(image, ((FAR, FAR), (FAR, FAR), (0, 0)), **options)
     for h in range(OH):
         for w in range(OW):
@@ -50,6 +78,13 @@ def placed(image, down=0, right=0, flip=0, hole_top=0, hole_left=0, hole=0, fill
     return result
 
 
+TURNED = {
+    # nothing; a quarter, which lands between pixels; about 30° to the right; 20 % larger; 100° to the left and smaller
+    "cosine": [ONE, 0, 14189, 13653, -4000],
+    "sine": [0, ONE, -8192, 0, 22000],
+    "around": 60,
+}
+
 PLACEMENTS = {
     "nothing": {},
     "moved": {"down": [-4, -1, 0, 1, 5], "right": [4, 2, 0, -3, -4]},
@@ -59,6 +94,9 @@ PLACEMENTS = {
     "mirrored": {"flip": [1, 0, 1, 0, 0]},
     "moved over a value": {"down": [-4, -1, 0, 1, 6], "right": [5, 2, 0, -3, -4], "beside": 200},
     "painted": {"hole_top": [-2, 0, 4, 5, 2], "hole_left": [1, -1, 3, 4, 2], "hole": 3, "fill": 77},
+    "turned": TURNED,
+    "turned, moved, mirrored": TURNED | {"down": [1, -2, 0, 1, 0], "right": [0, 2, -1, 0, 1], "flip": [1, 0, 1, 0, 1]},
+    "turned and cropped": TURNED | {"down": [-2, 3, 0, 1, -6], "right": [0, 2, -4, -2, 1], "size": (4, 4), "beside": 3},
     "all": {
         "down": [-4, -1, 0, 1, 5],
         "right": [4, 2, 0, -3, -4],
@@ -94,7 +132,7 @@ def on_backend(backend, fields):
 @pytest.mark.parametrize("kind", ["uint8", "float32"])
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_meaning(backend, rng, name, kind):
-    """Picked out of order, and twice."""
+    """Picked out of order, and twice. Turned floats are not rounded to whole pixel values, as turned bytes are."""
     x, fields, picked = images(rng), PLACEMENTS[name], [7, 0, 3, 3, 8]
     data = x if kind == "uint8" else x.astype("float32") / 255
     batch = backend.gather(
@@ -103,14 +141,52 @@ def test_meaning(backend, rng, name, kind):
     assert batch.dtype == "float32"
     for place, number in enumerate(picked):
         one = {key: value[place] if isinstance(value, list) else value for key, value in fields.items()}
-        expected = placed(x[number], **one)
-        assert np.array_equal(backend.to_host(batch)[place], expected.astype("float32")), place
+        difference = np.abs(backend.to_host(batch)[place] - placed(x[number], **one).astype("float32"))
+        assert difference.max() <= (0 if kind == "uint8" or "cosine" not in fields else 0.5001 / 255), place
+
+
+def test_turned_floats_are_means_of_four(backend, rng):
+    x = images(rng)[:5]
+    data = backend.from_host(x / 255)
+    batch = backend.to_host(backend.gather(data, slice(0, 5), "float64", on_backend(backend, TURNED)))
+    for n in range(5):
+        expected = turned(x[n], TURNED["cosine"][n], TURNED["sine"][n], TURNED["around"]).astype(float) / 255
+        assert np.abs(batch[n] - expected).max() < 1e-12
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_quarter_turns_are_exact(backend, rng, quarters):
+    """Counter-clockwise, as NumPy turns a square image; both signs of each axis."""
+    x = rng.integers(0, 256, (4, 7, 7, 2)).astype("uint8")
+    cosine, sine = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarters]
+    placement = on_backend(backend, {"cosine": [cosine * ONE] * 4, "sine": [sine * ONE] * 4})
+    batch = backend.gather(backend.from_host(x), slice(0, 4), "float64", placement)
+    assert np.array_equal(backend.to_host(batch), np.rot90(x, quarters, axes=(1, 2)) / 255)
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (40, 9, 3), (5, 300, 1), (1, 1, 1), (130, 140, 1)])
+def test_engines_turn_as_the_portable_text_does(backend, shape):
+    """Many sizes and angles, so that places fall far outside and on every edge; in pieces, and one image at a time."""
+    generator = np.random.default_rng(1)
+    x = generator.integers(0, 256, (70, *shape)).astype("uint8")
+    x[:10] = 255
+    angles, inverses = generator.uniform(-4, 4, 70), generator.uniform(0.5, 2, 70)
+    fields = {"cosine": (ONE * inverses * np.cos(angles)).astype("int32"), "around": 255}
+    fields["sine"] = (ONE * inverses * np.sin(angles)).astype("int32")
+    batches = []
+    for other in (backend, Backend()):
+        arrays = {key: other.from_host(value) if key != "around" else value for key, value in fields.items()}
+        batches.append(other.to_host(other.gather(other.from_host(x), slice(0, 70), "float32", Placement(**arrays))))
+    assert np.array_equal(*batches)
+    assert batches[0].max() == 1
 
 
 LISTS = [
     [Flip(), Translate(3), Cutout(2)],
     [RandomCrop(padding=2), AlternatingFlip()],
     [Cutout(2), RandomCrop((4, 5), padding=1, mode="reflect"), Flip()],
+    [Rotate(30, 0.3, fill=20)],
+    [Flip(), Rotate(180), Translate(1), Cutout(2)],
 ]
 
 
@@ -140,7 +216,8 @@ def test_a_slice_of_the_data(backend, rng):
 def drawn(augmentation, count=20_000, epoch=0):
     backend = Backend()
     words = backend.random_bits(1, 2, count * augmentation.words).reshape(count, -1)
-    return augmentation.place(backend, Draw(words, (H, W), augmentation.result_size((H, W)), epoch))
+    size = augmentation.result_size((H, W))
+    return augmentation.place(backend, Draw(words, (H, W), size, epoch, augmentation.tables()))
 
 
 def test_what_is_drawn():
@@ -159,6 +236,26 @@ def test_what_is_drawn():
     assert np.unique(hole["hole_top"]).tolist() == list(range(-1, H - 1))
     assert np.unique(hole["hole_left"]).tolist() == list(range(-1, W - 1))
     assert (hole["hole"], hole["fill"]) == (3, 128)
+
+
+def test_angles_and_factors_are_drawn_evenly():
+    """Between their limits, and independently; with the precision of 1/16384 that cosines have."""
+    turns = drawn(Rotate(20, 0.25))
+    cosine, sine = turns["cosine"] / ONE, turns["sine"] / ONE
+    angles, factors = np.degrees(np.arctan2(sine, cosine)), 1 / np.hypot(cosine, sine)
+    for values, middle, reach in ((angles, 0, 20), (factors, 1, 0.25)):
+        assert np.abs(values - middle).max() == pytest.approx(reach, rel=1e-3)
+        counts, _ = np.histogram(values, 10, (middle - 1.001 * reach, middle + 1.001 * reach))
+        assert np.abs(counts / values.size - 0.1).max() < 0.01
+    assert abs(np.corrcoef(angles, factors)[0, 1]) < 0.03
+    assert (
+        np.abs(np.sqrt((drawn(Rotate(180))["cosine"] / ONE) ** 2 + (drawn(Rotate(180))["sine"] / ONE) ** 2) - 1).max()
+        < 1e-4
+    )
+    some = drawn(Rotate(20))["sine"]
+    assert some.max() == -some.min() == round(ONE * math.sin(math.radians(20)))
+    nothing = drawn(Rotate(0))
+    assert (set(nothing["cosine"]), set(nothing["sine"])) == ({ONE}, {0})
 
 
 class Seen(L.Layer):
@@ -350,14 +447,21 @@ def plain_accuracies(few_digits):
     return list(accuracies(few_digits, []))
 
 
-@pytest.mark.parametrize("augment", [RandomCrop(padding=2)], ids=str)
+@pytest.mark.parametrize("augment", [RandomCrop(padding=2), Rotate(15, 0.15)], ids=str)
 def test_few_digits_go_further(few_digits, plain_accuracies, augment):
     """By 10 points and more, where seeds differ by 3 at most."""
     assert min(accuracies(few_digits, augment)) > max(plain_accuracies) + 0.06
 
 
 def test_augmentations_describe_themselves():
-    for augmentation in (Flip(0.3), AlternatingFlip(), Translate(4), RandomCrop((4, 5), 2, "reflect", 9), Cutout(8, 0)):
+    for augmentation in (
+        Flip(0.3),
+        AlternatingFlip(),
+        Translate(4),
+        RandomCrop((4, 5), 2, "reflect", 9),
+        Rotate(9, 0.1),
+        Cutout(8, 0),
+    ):
         assert Augmentation.from_config(augmentation.config()).config() == augmentation.config()
         assert isinstance(augmentation, Configurable)
     assert eval(repr(Cutout(8, fill=3))).fill == 3  # the repr is the call that makes it

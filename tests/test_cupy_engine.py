@@ -14,7 +14,7 @@ from gpucnn import layers as L
 from gpucnn import losses, optimizers
 from gpucnn.backends import Backend
 from gpucnn.backends.window import Window
-from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Translate
+from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Rotate, Translate
 from gpucnn.errors import ConfigurationError, OutOfMemory
 from tests import host_kernels
 from tests.conftest import SIMULATED, make_backend
@@ -423,7 +423,9 @@ def test_no_read_inside_an_epoch(simulated, rng):
     assert reads == [0] * 10
 
 
-@pytest.mark.parametrize("augment", [[Flip(), Translate(2), Cutout(4)], [AlternatingFlip(), RandomCrop()]], ids=str)
+@pytest.mark.parametrize(
+    "augment", [[Flip(), Translate(2), Cutout(4)], [AlternatingFlip(), RandomCrop(), Rotate(30, 0.2)]], ids=str
+)
 def test_augmented_steps_are_recorded_too(gpu, rng, augment):
     """Each repeat draws placements of its own, those of steps made one by one; also in a second fit."""
     data = images_and_labels(rng)

@@ -18,6 +18,7 @@ DEEP = {  # parameters and millions of multiply-adds an image
     "resnet32": (464_154, 68.9),
     "resnet56": (853_018, 125.5),
     "resnet9": (6_573_120, 379.3),
+    "airbench94": (1_972_792, 118.1),  # the paper says 1.97 M, 0.236 GFLOP
 }
 SMALL = [name for name in networks.NETWORKS if name not in DEEP]
 

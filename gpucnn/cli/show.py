@@ -1,4 +1,4 @@
-"""`gpucnn show`: pictures of a run, each a command."""
+"""`gpucnn show`: pictures of a run or of what it is shown, each a command."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpucnn.cli.common import DATA_NAMES, HISTORY, MODEL, console, data_of, find_model, open_model, run_config
+from gpucnn.cli.common import (
+    DATA_NAMES,
+    HISTORY,
+    MODEL,
+    console,
+    data_of,
+    describe,
+    find_model,
+    load_data_or_digits,
+    open_model,
+    run_config,
+)
 from gpucnn.cli.runs import FILE
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.training.defects import DEFECTS, load_report
@@ -17,7 +28,9 @@ from gpucnn.training.statistics import Runs
 if TYPE_CHECKING:
     from gpucnn.model import Model
 
-show = typer.Typer(help="Draw filters, feature maps, curves and mistakes of a run.", no_args_is_help=True)
+show = typer.Typer(
+    help="Draw filters, feature maps, curves and mistakes of a run, or augmented images.", no_args_is_help=True
+)
 
 Run = Annotated[Path | None, typer.Argument(help="A run folder or a .safetensors file. Without it: the newest run.")]
 Output = Annotated[
@@ -218,6 +231,61 @@ def _a_good_run(folder: Path, beside: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _run_name(name: str, defect: dict[str, Any] | None) -> str:
     return f"{name}: {defect['kind']} at step {defect['step']}" if defect else f"{name}, a good run"
+
+
+@show.command()
+def augment(
+    data: Annotated[str | None, typer.Option(help=f"{DATA_NAMES}. Without it: mnist.")] = None,
+    data_dir: DataDir = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror by chance.")] = False,
+    alternating_flip: Annotated[
+        bool, typer.Option("--alternating-flip", help="Mirror each image in every other epoch.")
+    ] = False,
+    translate: Annotated[int | None, typer.Option(help="Move by up to so many pixels, and reflect.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Pad by so many pixels of black, and crop.")] = None,
+    cutout: Annotated[int | None, typer.Option(help="Paint over a square of so many pixels a side.")] = None,
+    rotate: Annotated[float | None, typer.Option(help="Turn by up to so many degrees to either side.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Enlarge or shrink by up to this share, such as 0.1.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="How often each is drawn.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG, SVG or PDF, by its ending.")] = Path(
+        "augment.png"
+    ),
+) -> None:
+    """Draw training images as augmentations change them, epoch after epoch; needs no run.
+
+    Without any augmentation: some that suit the images, by their colours.
+    """
+    from gpucnn import plots
+    from gpucnn.data.augment import AlternatingFlip, Augmentation, Cutout, Flip, RandomCrop, Rotate, Translate
+    from gpucnn.plots.canvas import check_name
+
+    check_name(output)
+    dataset = load_data_or_digits(data or "mnist", data_dir)
+    (images, labels), _ = dataset
+    chosen: list[Augmentation] = [*([Flip()] if flip else []), *([AlternatingFlip()] if alternating_flip else [])]
+    for kind, number in ((Translate, translate), (Cutout, cutout)):
+        chosen += [] if number is None else [kind(number)]
+    chosen += [] if crop is None else [RandomCrop(padding=crop)]
+    chosen += [] if rotate is None and scale is None else [Rotate(rotate or 0, scale or 0)]
+    if not chosen:
+        grey = images.shape[3] == 1
+        chosen = [Rotate(15, 0.1), RandomCrop(padding=2)] if grey else [AlternatingFlip(), Translate(4), Cutout(8)]
+    picked = images[_of_each_class(labels.tolist(), count)]
+    title = f"{describe(dataset)}: {', '.join(map(repr, chosen))}"
+    plots.augmented(picked, chosen, epochs, seed=seed, title=title, path=output)
+    _say(output)
+
+
+def _of_each_class(labels: list[int], count: int) -> list[int]:
+    """Return the places of so many samples: the first of each class, then the second of each, and so on."""
+    seen: dict[int, int] = {}
+    places = []
+    for place, label in enumerate(labels):
+        seen[label] = seen.get(label, 0) + 1
+        places.append((seen[label], label, place))
+    return [place for _, _, place in sorted(places)[:count]]
 
 
 def _target(path: Path, output: Path | None, *words: str | None, also: tuple[str, ...] = ()) -> Path:

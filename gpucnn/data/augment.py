@@ -2,7 +2,8 @@
 
 An augmentation only says how; the images are changed on the model's backend, while a batch is gathered, in one pass
 over their bytes. It draws random words for each image from a counter-based stream, which give the same placements on
-every backend: `model.fit(x, y, augment=[Flip(), Translate(4), Cutout(8)])`.
+every backend: `model.fit(x, y, augment=[Flip(), Translate(4), Cutout(8)])`. Whatever the order of the list, an image is
+turned first, then moved or cropped, then mirrored, and painted over at last.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends import Array, Backend
-from gpucnn.backends.placement import Placement
+from gpucnn.backends.placement import BITS, ONE, Placement
 from gpucnn.config import Configurable
 from gpucnn.errors import ConfigurationError, ShapeError
 
 Numbers = dict[str, Any]  # the fields of a Placement
+
+STEPS = 1025  # of an angle and of a factor; the one in the middle is none at all
+LARGEST_TURNED = 32768  # pixels, the sides of an image together: twice the centre's place, enlarged, takes 31 bits
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,14 @@ class Draw:
     image_size  (H, W), in the data set
     size        (OH, OW), as the model is given them; the same but for a crop
     epoch       uint32 (), how often the model has seen its data before
+    tables      what the augmentation's `tables` returned
     """
 
     words: Array
     image_size: tuple[int, int]
     size: tuple[int, int]
     epoch: Array | int = 0
+    tables: tuple[Array, ...] = ()
 
 
 class Augmentation(Configurable, family="augmentation"):
@@ -53,6 +59,10 @@ class Augmentation(Configurable, family="augmentation"):
     def result_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Return the size of what it makes of images of (H, W)."""
         return image_size
+
+    def tables(self) -> "tuple[np.ndarray[Any, Any], ...]":
+        """Return what the host computes once for a training and the backend looks up in every batch."""
+        return ()
 
     def place(self, backend: Backend, draw: Draw) -> Numbers:
         """Return fields of a `Placement`."""
@@ -194,6 +204,57 @@ class RandomCrop(Augmentation):
         }
 
 
+class Rotate(Augmentation):
+    """Turn an image about its centre by a random angle, and enlarge or shrink it by a random factor.
+
+    Pixels are interpolated between four (bilinear). It is turned first, whatever the order of the list, and then moved,
+    mirrored and painted over. Angles and factors are taken from a table in steps of a thousandth of their range, and
+    computed with in integers, so that every backend gives the same pixels.
+
+    Arguments
+        degrees  0 … 180, the largest angle to either side; all angles are equally likely
+        scale    0 … 0.5; the factor lies between 1 − scale and 1 + scale, all equally likely
+        fill     0 … 255, the pixel value of what comes in; as it lies in the data set, before any normalisation
+
+    Source: Simard, Steinkraus, Platt, "Best practices for convolutional neural networks applied to visual document
+    analysis" (2003).
+    """
+
+    words = 2
+    does = "turns"
+
+    def __init__(self, degrees: float, scale: float = 0.0, fill: int = 0) -> None:
+        if isinstance(degrees, bool) or not (isinstance(degrees, int | float) and 0 <= degrees <= 180):
+            raise ConfigurationError(f"Rotate: degrees must be between 0 and 180, not {degrees!r}")
+        if isinstance(scale, bool) or not (isinstance(scale, int | float) and 0 <= scale <= 0.5):
+            raise ConfigurationError(f"Rotate: scale must be between 0 and 0.5, not {scale!r}")
+        self.degrees, self.scale, self.fill = degrees, scale, _pixel(fill, "Rotate: fill")
+
+    def check(self, image_shape: tuple[int, ...]) -> None:
+        """Refuse images whose places do not fit into 32 bits."""
+        if image_shape[0] + image_shape[1] > LARGEST_TURNED:
+            raise ShapeError(
+                f"{self!r}: an image of {image_shape[0]}x{image_shape[1]} is too large; its sides may add up to "
+                f"{LARGEST_TURNED:,} pixels: make the images smaller"
+            )
+
+    def tables(self) -> "tuple[np.ndarray[Any, Any], ...]":
+        """Return cosines and sines of the angles, (STEPS, 2), and the inverse of each factor, (STEPS,), times ONE."""
+        range_of_one = np.linspace(-1.0, 1.0, STEPS)
+        angles, factors = np.radians(self.degrees) * range_of_one, 1.0 + self.scale * range_of_one
+        turns = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        turns, inverses = np.rint(ONE * turns).astype("int32"), np.rint(ONE / factors).astype("int32")
+        return turns, inverses
+
+    def place(self, backend: Backend, draw: Draw) -> Numbers:
+        """Look an angle and a factor up."""
+        turns, inverses = draw.tables
+        numbers = (draw.words % STEPS).astype("int32")
+        turn, inverse = turns[numbers[:, 0]], inverses[numbers[:, 1]]
+        cosine, sine = (turn[:, which] * inverse + (ONE >> 1) >> BITS for which in (0, 1))
+        return {"cosine": cosine, "sine": sine, "around": self.fill}
+
+
 class Cutout(Augmentation):
     """Paint a square of an image over; its centre is any pixel, so it may reach over the edge.
 
@@ -294,6 +355,7 @@ class Placing:
         for augmentation in augmentations:
             self._size = augmentation.result_size(self._size)
         self._epoch = backend.xp.zeros((), dtype="uint32")
+        self._tables = [tuple(backend.from_host(table) for table in each.tables()) for each in augmentations]
 
     def begin_epoch(self, number: int) -> None:
         """Begin an epoch, of those that the model has been trained for, from 0."""
@@ -310,11 +372,11 @@ class Placing:
         sources, used = {False: words}, {False: 0, True: 0}
         if self._lasting is not None:
             sources[True] = self._lasting[picked]
-        for augmentation in self._augmentations:
+        for augmentation, tables in zip(self._augmentations, self._tables, strict=True):
             kind = augmentation.lasting
             own = sources[kind][:, used[kind] : used[kind] + augmentation.words]
             used[kind] += augmentation.words
-            draw = Draw(own, self._image_size, self._size, self._epoch)
+            draw = Draw(own, self._image_size, self._size, self._epoch, tables)
             fields |= augmentation.place(self._backend, draw)
         return Placement(**fields)
 

@@ -16,13 +16,14 @@ from gpucnn.networks.classic import (
     single_conv,
     single_conv_pool,
 )
-from gpucnn.networks.deep import network_4, resnet9, resnet20, resnet32, resnet56, vgg11, vgg13, vgg16
+from gpucnn.networks.deep import airbench94, network_4, resnet9, resnet20, resnet32, resnet56, vgg11, vgg13, vgg16
 from gpucnn.networks.registry import NETWORKS, Network, Recipe, by_name
 
 __all__ = [
     "NETWORKS",
     "Network",
     "Recipe",
+    "airbench94",
     "by_name",
     "convnet_1000s",
     "double_conv",

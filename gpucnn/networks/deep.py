@@ -1,7 +1,12 @@
 """Deeper networks for CIFAR-10: ordinary layers in a row, and residual blocks of them."""
 
-from gpucnn.data.augment import Flip, Translate
+from typing import Any
+
+from gpucnn.callbacks import LookAhead
+from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Translate
+from gpucnn.initializers import Dirac, FanInUniform
 from gpucnn.layers import (
+    GELU,
     BatchNorm,
     Conv2D,
     Dense,
@@ -16,9 +21,11 @@ from gpucnn.layers import (
     Softmax,
 )
 from gpucnn.losses import CategoricalCrossEntropy
+from gpucnn.model import Model
 from gpucnn.networks.registry import CIFAR10_IMAGE, Design, Recipe, Shape, named, normalization
-from gpucnn.optimizers import SGD
-from gpucnn.schedules import OneCycle, PiecewiseLinear
+from gpucnn.optimizers import SGD, Group
+from gpucnn.schedules import OneCycle, PiecewiseConstant, PiecewiseLinear, Power
+from gpucnn.whitening import whiten
 
 MOVED = (Flip(), Translate(4))
 
@@ -92,7 +99,7 @@ def _resnet(image: Shape, classes: int, blocks: int) -> Design:
     return layers, SGD(OneCycle(0.4), momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-RESNET = Recipe("cifar10", 30, 128, augment=MOVED)
+RESNET = Recipe("cifar10", 30, 128, augment=(Flip(), RandomCrop(padding=4)))
 
 
 @named("resnet20", CIFAR10_IMAGE, RESNET)
@@ -116,7 +123,11 @@ def resnet56(image: Shape, classes: int) -> Design:
     return _resnet(image, classes, 9)
 
 
-@named("resnet9", CIFAR10_IMAGE, Recipe("cifar10", 24, 512, augment=MOVED))
+@named(
+    "resnet9",
+    CIFAR10_IMAGE,
+    Recipe("cifar10", 24, 512, augment=(Flip(), RandomCrop(padding=4, mode="reflect"), Cutout(8))),
+)
 def resnet9(image: Shape, classes: int) -> Design:
     """Eight convolutions with batch norm and two residual blocks, which reach 94 % in 24 epochs.
 
@@ -135,6 +146,61 @@ def resnet9(image: Shape, classes: int) -> Design:
     ]
     rate = PiecewiseLinear([(0, 0.0), (5 / 24, 0.4), (1, 0.0)], unit="training")
     return layers, SGD(rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def _whitened(model: Model, images: Any) -> None:
+    """Whiten the first convolution by some images, and let only its biases learn."""
+    whiten(model, images[:5000])
+    model.freeze("whitening.weight")
+
+
+# for a mean loss; a loss summed over 1024 images takes 11.5 / (1024·(1 + 1 / (1 − 0.85))), and 1024 times this decay
+AIRBENCH_RATE = 11.5 / (1 + 1 / (1 - 0.85))
+AIRBENCH_DECAY = 0.0153 / 11.5
+
+
+@named(
+    "airbench94",
+    CIFAR10_IMAGE,
+    Recipe(
+        "cifar10",
+        9.9,
+        1024,
+        augment=(AlternatingFlip(), Translate(2)),
+        callbacks=lambda: [LookAhead(every=5, decay=Power(0.95**5, 3))],
+        prepare=_whitened,
+    ),
+    CategoricalCrossEntropy(label_smoothing=0.2),
+)
+def airbench94(image: Shape, classes: int) -> Design:
+    """Seven convolutions that reach 94 % in 9.9 epochs: the first one whitens, the others begin as the identity.
+
+    Scales of the batch norms stay 1, and their shifts learn 64 times as fast. The biases of the first convolution learn
+    for three epochs.
+
+    Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024).
+    """
+    uniform, identity = FanInUniform(), Dirac(rest=FanInUniform())
+
+    def conv(filters: int) -> Layer:
+        return Conv2D(filters, 3, padding="same", use_bias=False, weight_initializer=identity)
+
+    def norm() -> Layer:
+        return BatchNorm(momentum=0.6, epsilon=1e-12)
+
+    layers = [normalization(image), Conv2D(8 * image[2], 2, weight_initializer=uniform, name="whitening"), GELU()]
+    for filters in (64, 256, 256):
+        layers += [conv(filters), MaxPool2D(2), norm(), GELU(), conv(filters), norm(), GELU()]
+    layers += [MaxPool2D(3), Flatten(), Dense(classes, use_bias=False, weight_initializer=uniform)]
+    layers += [Normalization(0.0, 9.0), Softmax()]
+    groups = [
+        Group("*.shift", rate=64.0, weight_decay=AIRBENCH_DECAY / 64),
+        Group("whitening.bias", rate=PiecewiseConstant([(0, 1.0), (3, 0.0)])),
+    ]
+    rate = PiecewiseLinear(
+        [(0, 0.2 * AIRBENCH_RATE), (0.23, AIRBENCH_RATE), (1, 0.07 * AIRBENCH_RATE)], unit="training"
+    )
+    return layers, SGD(rate, momentum=0.85, nesterov=True, weight_decay=AIRBENCH_DECAY, groups=groups)
 
 
 def _conv(filters: int, strides: int = 1) -> Layer:

@@ -131,9 +131,13 @@ def gather_bytes(images: Array, picked: Array, dtype: Any, placement: Placement 
     H, W, C = images.shape[1:]
     OH, OW = placement.result_size((H, W))
     x = cupy.empty((len(picked), OH, OW, C), dtype)
-    of_images = placement.down, placement.right, placement.flip, placement.hole_top, placement.hole_left
+    of_images = (
+        *(placement.cosine, placement.sine, placement.down, placement.right, placement.flip),
+        *(placement.hole_top, placement.hole_left),
+    )
     pointers = (NULL if numbers is None else plain(numbers, np.int32) for numbers in of_images)
     beside = -1 if placement.beside is None else placement.beside
-    sizes = (np.int32(number) for number in (H, W, C, OH, OW, beside, placement.hole, placement.fill))
+    values = placement.around, beside, placement.hole, placement.fill
+    sizes = (np.int32(number) for number in (H, W, C, OH, OW, *values))
     kernels.over_elements("gather_images", dtype, 1, x.size, images, picked, *pointers, x, np.uint32(x.size), *sizes)
     return x
