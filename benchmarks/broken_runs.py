@@ -220,9 +220,9 @@ def draw_looks(held, name):
         looks = [look for look in run["looks"] if look["step"] <= 200]
         steps = [look["step"] for look in looks]
         panel.plot(steps, [100 * look["accuracy"] for look in looks], color="#0072B2", label="accuracy")
-        for relu, style in zip(looks[0]["dead"], ("-", "--", "-.", ":"), strict=True):
+        for number, (relu, style) in enumerate(zip(looks[0]["dead"], ("-", "--", "-.", ":"), strict=True), start=1):
             dead = [100 * look["dead"][relu] for look in looks]
-            panel.plot(steps, dead, color="#D55E00", linestyle=style, label=f"{relu}: units that never fire")
+            panel.plot(steps, dead, color="#D55E00", linestyle=style, label=f"units of ReLU {number} that never fire")
         panel.set(title=f"seed {run['seed']}: {run['outcome']}", xlabel="step", ylim=(-3, 103))
     panels[0].set_ylabel("%")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")

@@ -450,6 +450,22 @@ def test_histograms_that_were_kept_beside_others_with_other_bins():
     assert axes.get_title() == "w\n4 of 20 not finite"
 
 
+def test_values_that_are_all_one_are_drawn_at_their_place():
+    """Such as the gradients of a dead network: they must not hide those that they are drawn beside."""
+    alive = {"w gradient": np.array([-1e-4, 0.0, 1e-4])}
+    layer = layers.Dense(1)
+    model = gpucnn.Model([layer], (3,), backend="numpy")
+    dead = {"w gradient": defects.histograms(model)["dense.weight gradient"]}
+    assert dead["w gradient"]["counts"][0] == 3
+    assert set(dead["w gradient"]["edges"]) == {0.0}
+    (axes,) = plots.histograms(alive, dead).axes
+    filled, line = (patch.get_data() for patch in axes.patches)
+    assert (filled.edges[0], filled.edges[-1]) == (-1e-4, 1e-4)
+    place = np.flatnonzero(line.values)
+    assert line.edges[place[0]] <= 0 <= line.edges[place[0] + 1]
+    assert line.values[place].tolist() == [100]
+
+
 def test_kept_histograms_are_drawn_as_the_values_are():
     model = small_model()
     model.train_on_batch(*stripes(20))

@@ -75,6 +75,8 @@ def _held(values: Any) -> "_Held":
     """Return what is known of a set of values: all of them, or how many lie in each bin."""
     if isinstance(values, Mapping):
         counts, edges = np.asarray(values["counts"], float), np.asarray(values["edges"], float)
+        if edges[0] == edges[-1]:  # all values are one
+            return _Held(np.full(int(counts.sum()), edges[0]), None, int(values["not_finite"]))
         return _Held(edges, np.concatenate([[0.0], counts.cumsum()]), int(values["not_finite"]))
     values = np.asarray(values, float).ravel()
     finite = np.sort(values[np.isfinite(values)])

@@ -234,8 +234,8 @@ def histograms(model: "Model") -> dict[str, Any]:
 def _histogram(values: Any) -> dict[str, Any]:
     finite = values[abs(values) < math.inf]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    width = (high - low) / BINS or 1.0
-    places = ((finite - low) / width).astype("int64").clip(0, BINS - 1)
+    width = (high - low) / BINS  # 0 where all values are one: then all edges are that value
+    places = ((finite - low) / (width or 1.0)).astype("int64").clip(0, BINS - 1)
     counts = [int((places == k).sum()) for k in range(BINS)]
     edges = [low + width * k for k in range(BINS + 1)]
     return {"counts": counts, "edges": edges, "not_finite": int(values.size - finite.size)}
