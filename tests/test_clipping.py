@@ -40,6 +40,13 @@ def test_kernels(backend, rng, dtype, tolerance, size, limit):
             assert (clipped == gradients).all(), "what is small enough stays as it is"
 
 
+def test_the_norm_of_very_many(backend):
+    """More than the GPU's blocks can add up at once."""
+    gradients = backend.from_host(np.full(600_000, 0.5, "float32"))
+    backend.clip_norm(gradients, 1.0)
+    assert backend.to_host(gradients) == pytest.approx(np.full(600_000, 600_000**-0.5), rel=1e-6)
+
+
 def test_numbers_at_the_edge(backend):
     """Gradients of 0 stay 0; squares beyond float32 have a norm nevertheless; what is not finite stays visible."""
     for gradients, expected in (

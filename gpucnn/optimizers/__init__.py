@@ -3,6 +3,7 @@
 from gpucnn.optimizers.adam import Adam, AdamW
 from gpucnn.optimizers.base import Optimizer
 from gpucnn.optimizers.groups import Group
+from gpucnn.optimizers.muon import Muon
 from gpucnn.optimizers.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "Group", "Optimizer"]
+__all__ = ["SGD", "Adam", "AdamW", "Group", "Muon", "Optimizer"]

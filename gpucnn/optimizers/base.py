@@ -134,11 +134,15 @@ class Optimizer(Configurable, family="optimizer"):
         self, backend: Backend, values: Array, gradients: Array, rates: Sequence[Number], number: int | Array
     ) -> None:
         """Update one part of the buffer after another, each with its rate and weight decay."""
-        decays = [self.weight_decay if group.weight_decay is None else group.weight_decay for group in self.groups]
-        for part, rate, decay in zip(self._layout.ranges, rates, [self.weight_decay, *decays], strict=True):
+        for part, rate, decay in zip(self._layout.ranges, rates, self._decays(), strict=True):
             if part.start < part.stop:
                 slots = {name: slot[part] for name, slot in self.slots.items()}
                 self._update(backend, values[part], gradients[part], slots, rate, decay, number)
+
+    def _decays(self) -> list[float]:
+        """Return the weight decay of what no group matches, and of each group."""
+        own = self.weight_decay
+        return [own, *(own if group.weight_decay is None else group.weight_decay for group in self.groups)]
 
     def _update(
         self,
