@@ -7,6 +7,7 @@ from PIL import Image
 import gpucnn
 from gpucnn import layers, plots
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
+from gpucnn.training import defects
 from gpucnn.training.history import History
 from gpucnn.training.snapshots import Snapshots
 from tests.test_model import small_model, stripes
@@ -432,6 +433,34 @@ def test_histograms_of_a_model_show_its_gradients(backend):
     counts, _ = np.histogram(values["dense.weight gradient"], drawn.edges)
     np.testing.assert_allclose(drawn.values, 100 * counts / counts.sum())
     assert list(plots.parameter_values(model, gradients=False)) == list(model.parameters())
+
+
+def test_histograms_that_were_kept_beside_others_with_other_bins():
+    """Values within a bin count as evenly spread; with the bins of the drawing itself nothing is lost."""
+    kept = {"w": {"counts": [4, 0, 12], "edges": [0.0, 1.0, 2.0, 3.0], "not_finite": 4}}
+    wide = {"w": {"counts": [10, 30], "edges": [0.0, 4.0, 8.0], "not_finite": 0}}
+    (axes,) = plots.histograms(kept, wide).axes
+    first, second = (patch.get_data() for patch in axes.patches)
+    np.testing.assert_array_equal(first.edges, second.edges)
+    assert (first.edges[0], first.edges[-1]) == (0, 8)
+    np.testing.assert_allclose(first.values.sum(), 80)
+    np.testing.assert_allclose(second.values.sum(), 100)
+    for share, drawn, edge in ((20, first, 1.0), (20, first, 2.0), (80, first, 3.0), (12.5, second, 2.0)):
+        np.testing.assert_allclose(np.interp(edge, drawn.edges, [0, *np.cumsum(drawn.values)]), share, atol=4)
+    assert axes.get_title() == "w\n4 of 20 not finite"
+
+
+def test_kept_histograms_are_drawn_as_the_values_are():
+    model = small_model()
+    model.train_on_batch(*stripes(20))
+    kept = defects.histograms(model)
+    assert list(kept) == list(plots.parameter_values(model))
+    for of_kept, of_values in zip(plots.histograms(kept).axes, plots.histograms(model).axes, strict=True):
+        assert of_kept.get_title() == of_values.get_title()
+        a, b = of_kept.patches[0].get_data(), of_values.patches[0].get_data()
+        np.testing.assert_allclose(a.edges[[0, -1]], b.edges[[0, -1]], rtol=1e-6)
+        below = [np.interp(a.edges, drawn.edges, [0, *np.cumsum(drawn.values)]) for drawn in (a, b)]
+        np.testing.assert_allclose(*below, atol=100 / 3)  # a bin's worth, and the bias has three values
 
 
 def test_histograms_of_nothing():

@@ -93,3 +93,16 @@ def test_a_file_that_cannot_be_gone_on_with(tmp_path, content, message):
     with pytest.raises(CheckpointError, match=message):
         Runs(path, {"epochs": 3})
     assert path.read_text() == content
+
+
+def test_runs_are_read_whatever_their_settings(tmp_path):
+    path = tmp_path / "runs.json"
+    Runs(path, {"epochs": 3}).add({"seed": 4, "numbers": {"test accuracy": 0.5}, "defect": None})
+    read = Runs.load(path)
+    assert read.settings == {"epochs": 3}
+    assert [record["seed"] for record in read.records] == [4]
+    with pytest.raises(CheckpointError, match="holds no runs that can be read"):
+        Runs.load(tmp_path / "none.json")
+    path.write_text('{"format": 1, "settings": {}, "runs": [{"numbers": {}}]}')
+    with pytest.raises(CheckpointError, match="a run without seed or numbers"):
+        Runs.load(path)

@@ -37,7 +37,9 @@ ALLOWED = {
     "losses": {"backends", "config", "errors"},
     "metrics": {"backends", "config"},
     "schedules": {"config", "errors"},
-    "optimizers": {"backends", "config", "errors", "schedules"},
+    "patterns": {"errors"},
+    "layout": set(),
+    "optimizers": {"backends", "config", "errors", "layout", "patterns", "schedules"},
 }
 
 

@@ -392,6 +392,16 @@ class Backend:
 
     # --- the optimizers' updates, in place over one flat buffer (P,) --------------------------
 
+    def clip_value(self, gradients: Array, limit: float) -> None:
+        """Cut every element off at ±limit."""
+        self.xp.clip(gradients, -limit, limit, out=gradients)
+
+    def clip_norm(self, gradients: Array, limit: float) -> None:
+        """Scale gradients whose Euclidean norm is above the limit down to it; its squares are added up in float64."""
+        xp = self.xp
+        norm = xp.sqrt(xp.square(gradients, dtype=xp.float64).sum())
+        gradients *= (limit / xp.maximum(norm, limit)).astype(gradients.dtype)
+
     def sgd_update(
         self,
         values: Array,
@@ -445,6 +455,14 @@ class Backend:
         unbiased_mean = mean / (1.0 - beta1**step)
         unbiased_square = square / (1.0 - beta2**step)
         values -= learning_rate * unbiased_mean / (self.xp.sqrt(unbiased_square) + epsilon)
+
+    def blend(self, target: Array, source: Array, share: float) -> None:
+        """Move `target` (P,) towards `source` (P,), in place, by a share of the way: 0 stays, 1 arrives exactly."""
+        way = source - target
+        if share < 0.5:
+            target += share * way
+        else:
+            target[...] = source - (1.0 - share) * way
 
     # --- batches and random numbers -----------------------------------------------------------
 

@@ -18,9 +18,12 @@ from gpucnn.cli.common import (
     open_model,
     run_config,
 )
+from gpucnn.cli.runs import FILE
 from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.training.defects import DEFECTS, load_report
 from gpucnn.training.history import History
 from gpucnn.training.snapshots import load_snapshots
+from gpucnn.training.statistics import Runs
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -170,6 +173,64 @@ def mistakes(
     images, labels, probabilities, names = _predicted(network, path, data, data_dir)
     plots.mistakes(images, labels, probabilities, names, count, path=target)
     _say(target)
+
+
+@show.command()
+def histograms(
+    run: Run = None,
+    output: Output = None,
+    beside: Annotated[Path | None, typer.Option(help="Another run, drawn over this one.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Which of many runs. Default: the first one with a defect.")
+    ] = None,
+) -> None:
+    """Draw how weights, biases and gradients are distributed: of a run that went wrong, beside a good one."""
+    from gpucnn import plots
+
+    path = find_model(run)
+    target = _target(path, output, "histograms", None if seed is None else f"seed-{seed}")
+    drawn = [_distributions(path, seed)] if beside is None else []
+    if beside is not None:
+        drawn = [_distributions(path, seed), _distributions(find_model(beside), None)]
+    elif (path.parent / FILE).is_file():
+        drawn += _a_good_run(path.parent, drawn[0][0])
+    names, values = zip(*drawn, strict=True)
+    plots.histograms(*values, names=names, path=target)
+    _say(target)
+
+
+def _distributions(path: Path, seed: int | None) -> tuple[str, dict[str, Any]]:
+    """Return what a run is called, and its histograms: those that were kept, or else those of the model's weights."""
+    from gpucnn.plots import parameter_values
+
+    folder = path.parent
+    if (folder / FILE).is_file():
+        records = {record["seed"]: record for record in Runs.load(folder / FILE).records}
+        if seed is None:
+            seed = next((s for s, record in records.items() if record.get("defect")), min(records, default=0))
+        if seed not in records:
+            raise ConfigurationError(
+                f"--seed {seed}: {folder} holds runs with the seeds {', '.join(map(str, records))}"
+            )
+        return _run_name(f"seed {seed}", records[seed].get("defect")), records[seed]["histograms"]
+    if seed is not None:
+        raise ConfigurationError(f"--seed {seed}: {folder} holds a single run; leave --seed away")
+    if (folder / DEFECTS).is_file():
+        report = load_report(folder)
+        return _run_name(folder.name, report["defect"]), report["histograms"]
+    return folder.name, parameter_values(open_model(path, "numpy")[0], gradients=False)
+
+
+def _a_good_run(folder: Path, beside: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the first run without a defect, unless it is the one it would be drawn beside."""
+    for record in Runs.load(folder / FILE).good():
+        name = _run_name(f"seed {record['seed']}", None)
+        return [] if name == beside else [(name, record["histograms"])]
+    return []
+
+
+def _run_name(name: str, defect: dict[str, Any] | None) -> str:
+    return f"{name}: {defect['kind']} at step {defect['step']}" if defect else f"{name}, a good run"
 
 
 @show.command()

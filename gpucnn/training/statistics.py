@@ -61,18 +61,23 @@ class Runs:
 
     def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
         self.path, self.settings = Path(path), settings
-        self.records: list[Record] = self._read() if self.path.exists() else []
+        self.records: list[Record] = self._read_own() if self.path.exists() else []
 
-    def _read(self) -> list[Record]:
-        try:
-            held = json.loads(self.path.read_text(encoding="utf-8"))
-            form, settings, records = held["format"], held["settings"], list(held["runs"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{self.path}: holds no runs that can be read ({error}); name another file, or move this one away"
-            ) from error
-        if form != FORMAT:
-            raise CheckpointError(f"{self.path}: is of format {form!r}, and this gpucnn reads {FORMAT}; name another")
+    @classmethod
+    def load(cls, path: str | Path) -> "Runs":
+        """Return the runs of a file as they are, whatever their settings.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of another format.
+        """
+        settings, records = _read(Path(path))
+        made = cls.__new__(cls)
+        made.path, made.settings, made.records = Path(path), settings, records
+        return made
+
+    def _read_own(self) -> list[Record]:
+        """Return the runs that are in the file, which must have these settings."""
+        settings, records = _read(self.path)
         other = [key for key in {**settings, **self.settings} if settings.get(key) != self.settings.get(key)]
         if other:
             key = sorted(other)[0]
@@ -136,3 +141,19 @@ class Runs:
             lines += ["", "defects:"]
             lines += [f"  seed {r['seed']}: {r['defect']['kind']}: {r['defect']['detail']}" for r in defective]
         return "\n".join(lines) + "\n"
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[Record]]:
+    """Return the settings and the runs that a file holds."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        form, settings, records = held["format"], dict(held["settings"]), list(held["runs"])
+        if not all(isinstance(record, dict) and {"seed", "numbers"} <= set(record) for record in records):
+            raise TypeError("a run without seed or numbers")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: holds no runs that can be read ({error}); name another file, or move this one away"
+        ) from error
+    if form != FORMAT:
+        raise CheckpointError(f"{path}: is of format {form!r}, and this gpucnn reads {FORMAT}; name another")
+    return settings, records

@@ -1,7 +1,7 @@
 """One step after another: a batch is gathered, the model makes its step, the totals grow.
 
 On a backend that can record, a step is recorded once and then repeated. What changes from one step to the next, which
-samples, the learning rate, the number of the step, lies in arrays on the device that Python fills before each repeat;
+samples, the learning rates, the number of the step, lies in arrays on the device that Python fills before each repeat;
 what Python itself counts is moved on by what it moved in the step that was recorded.
 """
 
@@ -13,6 +13,7 @@ from gpucnn.backends import Array
 from gpucnn.backends.base import Feed
 from gpucnn.backends.placement import Placement
 from gpucnn.data.augment import Augmentation, Placing, words_of
+from gpucnn.optimizers.base import Rates
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -44,8 +45,8 @@ class Steps:
         self._host_order = order
         self._order = None if order is None else self.model.backend.from_host(order)
 
-    def make(self, part: slice, rate: float) -> None:
-        """Make the step on one part of the order."""
+    def make(self, part: slice, rate: Rates) -> None:
+        """Make the step on one part of the order, at one learning rate or at those of the optimizer's groups."""
         picked = part if self._order is None else self._order[part]
         if isinstance(self._x, Feed):
             self._step(self._fed(part), slice(None), picked, rate)
@@ -56,9 +57,7 @@ class Steps:
         """Return the inputs of one part of the order, from the feed."""
         return self._x[part if self._host_order is None else self._host_order[part]]
 
-    def _step(
-        self, x: Array, picked: Any, picked_labels: Any, rate: float | Array, number: Array | None = None
-    ) -> None:
+    def _step(self, x: Array, picked: Any, picked_labels: Any, rate: Rates, number: Array | None = None) -> None:
         model = self.model
         with model.computing(self._batch_size):
             labels = self._y[picked_labels]
@@ -100,7 +99,9 @@ class RecordedSteps(Steps):
         self._fed_inputs = (
             xp.zeros((batch_size, *self._x.shape[1:]), dtype=self._x.dtype) if isinstance(self._x, Feed) else None
         )
-        self._rate, self._number = xp.zeros((), dtype=xp.float64), xp.zeros((), dtype=xp.int64)
+        groups = len(model.optimizer.rates_at())
+        self._rates = [xp.zeros((), dtype=xp.float64) for _ in range(groups)]
+        self._number = xp.zeros((), dtype=xp.int64)
         self._counts = _Counts(self)
         self._change: dict[Any, int] | None = None  # of the counts, by one step
         self._recorded: Any = None
@@ -112,7 +113,7 @@ class RecordedSteps(Steps):
         if self._order is None:
             self._order = self.model.backend.xp.arange(len(self._x))
 
-    def make(self, part: slice, rate: float) -> None:
+    def make(self, part: slice, rate: Rates) -> None:
         """Make the step on one part of the order: the first one is made, the second recorded, the others repeated."""
         if part.stop - part.start < self._batch_size:
             super().make(part, rate)
@@ -121,7 +122,8 @@ class RecordedSteps(Steps):
         self._picked[...] = self._order[part]
         if self._fed_inputs is not None:
             self._fed_inputs[...] = self._fed(part)
-        self._rate[...] = rate
+        for place, number in zip(self._rates, self.model.optimizer.as_rates(rate), strict=True):
+            place[...] = number
         self._number[...] = self.model.optimizer.steps + 1
         if self._change is None:
             self._first()
@@ -132,7 +134,7 @@ class RecordedSteps(Steps):
 
     def _whole_step(self) -> None:
         x, picked = (self._x, self._picked) if self._fed_inputs is None else (self._fed_inputs, slice(None))
-        self._step(x, picked, self._picked, self._rate, self._number)
+        self._step(x, picked, self._picked, self._rates, self._number)
 
     def _first(self) -> None:
         before = self._counts.read()

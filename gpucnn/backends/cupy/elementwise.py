@@ -59,6 +59,14 @@ def _on_device(number: Any, dtype: Any) -> Array:
     return number if isinstance(number, cupy.ndarray) else cupy.full((), number, dtype)
 
 
+def clip_norm(gradients: Array, limit: float) -> None:
+    """Scale gradients (P,) whose norm is above the limit down to it, in place: three launches, and nothing is read."""
+    partial, parts = kernels.squares(gradients)
+    factor = cupy.empty((), working_dtype(gradients.dtype))
+    kernels.one_block("factor_to_limit", gradients.dtype, partial, factor, np.uint32(parts), np.float64(limit))
+    _update("multiply", gradients, (gradients, factor))
+
+
 def sgd_update(
     values: Array,
     gradients: Array,
@@ -90,6 +98,11 @@ def adam_update(
     rate, number = _on_device(learning_rate, np.float64), _on_device(step, np.int64)
     numbers = (np.float64(number) for number in (beta1, beta2, epsilon, weight_decay))
     _update("adam_update", values, (values, gradients, mean, square, rate, number), *numbers, np.int32(decoupled))
+
+
+def blend(target: Array, source: Array, share: float) -> None:
+    """Move one array towards another, in place."""
+    _update("blend", target, (target, source), np.float64(share))
 
 
 def _update(name: str, values: Array, pointers: tuple[Any, ...], *numbers: Any) -> None:
