@@ -235,6 +235,9 @@ def _run_name(name: str, defect: dict[str, Any] | None) -> str:
 
 @show.command()
 def augment(
+    network: Annotated[
+        str | None, typer.Option(help="Take the data and the augmentations of this network's recipe.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help=f"{DATA_NAMES}. Without it: mnist.")] = None,
     data_dir: DataDir = None,
     flip: Annotated[bool, typer.Option("--flip", help="Mirror by chance.")] = False,
@@ -257,23 +260,35 @@ def augment(
 
     Without any augmentation: some that suit the images, by their colours.
     """
-    from gpucnn import plots
+    from gpucnn import networks, plots
     from gpucnn.data.augment import AlternatingFlip, Augmentation, Cutout, Flip, RandomCrop, Rotate, Translate
     from gpucnn.plots.canvas import check_name
 
     check_name(output)
-    dataset = load_data_or_digits(data or "mnist", data_dir)
-    (images, labels), _ = dataset
+    recipe = None if network is None else networks.by_name(network).recipe
     chosen: list[Augmentation] = [*([Flip()] if flip else []), *([AlternatingFlip()] if alternating_flip else [])]
     for kind, number in ((Translate, translate), (Cutout, cutout)):
         chosen += [] if number is None else [kind(number)]
     chosen += [] if crop is None else [RandomCrop(padding=crop)]
     chosen += [] if rotate is None and scale is None else [Rotate(rotate or 0, scale or 0)]
+    if recipe is not None:
+        if chosen:
+            raise ConfigurationError(
+                f"--network {network} names augmentations, and {', '.join(map(repr, chosen))} others; give one or the "
+                "other"
+            )
+        if not recipe.augment:
+            raise ConfigurationError(
+                f"the recipe of {network} changes no images; name augmentations instead, such as --flip --translate 4"
+            )
+        chosen = list(recipe.augment)
+    dataset = load_data_or_digits(data or (recipe.data if recipe else "mnist"), data_dir)
+    (images, labels), _ = dataset
     if not chosen:
         grey = images.shape[3] == 1
         chosen = [Rotate(15, 0.1), RandomCrop(padding=2)] if grey else [AlternatingFlip(), Translate(4), Cutout(8)]
     picked = images[_of_each_class(labels.tolist(), count)]
-    title = f"{describe(dataset)}: {', '.join(map(repr, chosen))}"
+    title = f"{describe(dataset)}{f', {network}' if network else ''}: {', '.join(map(repr, chosen))}"
     plots.augmented(picked, chosen, epochs, seed=seed, title=title, path=output)
     _say(output)
 
