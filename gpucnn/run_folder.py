@@ -20,7 +20,7 @@ DATA_NAMES = "mnist, cifar10, synthetic, or images (with --data-dir)"
 
 
 @dataclass(frozen=True)
-class Tested:
+class Predicted:
     """What a model makes of the test images of a data set.
 
     Shapes
@@ -151,7 +151,7 @@ def check_takes_images(network: Model, path: Path) -> None:
         raise ConfigurationError(f"{path}: takes inputs of shape {network.input_shape}, not grey or colour images")
 
 
-def tested(network: Model, path: Path, data: str | None, data_dir: Path | None) -> Tested:
+def predict_test_set(network: Model, path: Path, data: str | None, data_dir: Path | None) -> Predicted:
     """Return what a model makes of the test set that was asked for, or of that of the data it was trained on.
 
     Raises:
@@ -169,4 +169,4 @@ def tested(network: Model, path: Path, data: str | None, data_dir: Path | None) 
         )
     K = probabilities.shape[1]
     named = next((names for names in (network.class_names, dataset.class_names) if names and len(names) == K), None)
-    return Tested(dataset, images, labels, probabilities, named or [str(k) for k in range(K)])
+    return Predicted(dataset, images, labels, probabilities, named or [str(k) for k in range(K)])

@@ -7,7 +7,7 @@ import typer
 
 from gpucnn.cli.common import DATA_NAMES, MODEL, console, data_of, find_model, open_model, run_config
 from gpucnn.errors import ConfigurationError
-from gpucnn.run_folder import check_takes_images, read_history, tested
+from gpucnn.run_folder import check_takes_images, predict_test_set, read_history
 from gpucnn.training.snapshots import load_snapshots
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def confusion(
 
     network, path = open_model(run, backend)
     target = _target(path, output, "confusion")
-    test = tested(network, path, data, data_dir)
+    test = predict_test_set(network, path, data, data_dir)
     plots.confusion(plots.confusion_matrix(test.labels, test.probabilities), test.names, path=target)
     _say(target)
 
@@ -153,7 +153,7 @@ def mistakes(
 
     network, path = open_model(run, backend)
     target = _target(path, output, "mistakes")
-    test = tested(network, path, data, data_dir)
+    test = predict_test_set(network, path, data, data_dir)
     plots.mistakes(test.images, test.labels, test.probabilities, test.names, count, path=target)
     _say(target)
 
