@@ -140,9 +140,9 @@ class Chromium:
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
         self.run("new Promise((done) => requestAnimationFrame(() => done(true)))")
 
-    def screenshot(self, *, whole=False):
-        """Return a PNG of the window, or of the whole page."""
-        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
+    def screenshot(self, **options):
+        """Return a PNG of the window, or with `clip` of a part of the page."""
+        return base64.b64decode(self.call("Page.captureScreenshot", **options)["data"])
 
     def print(self):
         """Return a PDF of the page."""
