@@ -617,6 +617,7 @@ def test_large_maps_are_reduced_and_many_are_cut(tmp_path):
         backend="numpy",
     ).compile()
     model.save(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"batch_size": 2}')
     found = parse(report.render(tmp_path, data="images", data_dir=tmp_path / "data", backend="numpy", images=[0]))
     shown = section(found, "maps").all("figure")[1]
     assert shown.one("figcaption").text.endswith("16 of 20 maps are shown, 3 × 3 pixels as one")
@@ -852,6 +853,39 @@ def test_snapshots_that_were_too_large(folder, model, monkeypatch):
     part = section(parse(report.render(folder, backend="numpy")), "kernels")
     assert "No snapshots were kept of conv2d_1, which would have taken too much space." in part.text
     assert [h3.text for h3 in part.all("h3")] == ["conv2d"]
+
+
+def test_weights_that_are_not_finite(made, model, tmp_path):
+    folder = shutil.copytree(made, tmp_path / "run")
+    broken = gpucnn.load(folder / "model.safetensors", backend="numpy")
+    broken.parameters()["conv2d.weight"].value[0, 0, 0, 0] = np.nan
+    broken.save(folder / "model.safetensors")
+    (folder / "snapshots.safetensors").unlink()
+    (folder / "history.json").write_text('{"loss": [1.0, NaN], "accuracy": [0.5, NaN], "seconds": [1.0, 2.0]}')
+    found = parse(report.render(folder, backend="numpy"))
+    picture = pixels(frames(section(found, "kernels"), 0)[1][0].one("img"))
+    assert tile(picture, 0, 0, 5, 5)[0, 0] == 0
+    assert rows(section(found, "training").one("table"))[1] == ["2", "nan %", "nan", "2.0 s"]
+    assert "nan %" in section(found, "test").text
+
+
+def test_on_every_backend(made, model, test_set, backend):
+    """Arrays cross to the host by name, and the counts are the same wherever the network computes."""
+    found = parse(report.render(made, backend=backend, images=2))
+    counts = [[int(cell) for cell in line[1:-1]] for line in rows(section(found, "test").one("table"))[:-1]]
+    wanted = np.zeros((10, 10), int)
+    np.add.at(wanted, (test_set[1], model.predict(test_set[0]).argmax(axis=1)), 1)
+    assert np.array_equal(counts, wanted)
+    assert len(section(found, "maps").all("figure")) == 16
+    assert f"random inputs on {backend.describe()}" in section(found, "layers").text
+
+
+def test_layers_are_timed_on_no_more_than_is_sensible(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    for asked, timed in ((60_000, 256), ("many", 128), (True, 128), (-3, 128)):
+        (folder / "config.json").write_text(json.dumps(settings | {"batch_size": asked}))
+        part = section(parse(report.render(folder, backend="numpy", images=1)), "layers")
+        assert f"a batch of {timed} random inputs" in part.text
 
 
 def test_layers_that_cannot_be_timed(folder, monkeypatch):

@@ -8,6 +8,7 @@ from gpucnn.report.run import Run, is_number
 from gpucnn.report.words import count, percent, sides
 
 BATCH_SIZE = 128  # where the run does not say its own
+LARGEST = 256  # a run on whole data sets is timed on a part
 REPEATS = 10
 
 
@@ -41,9 +42,9 @@ class Layers:
 
 
 def layers(run: Run) -> Layers | str:
-    """Time the layers on a random batch of the size that the run trained with, or say why that cannot be done."""
+    """Time the layers on a random batch as large as those of the run, if not too large, or say why not."""
     asked = run.settings.get("batch_size") or (run.model.recipe and run.model.recipe.batch_size)
-    size = asked if is_number(asked) and isinstance(asked, int) and asked > 0 else BATCH_SIZE
+    size = min(asked, LARGEST) if is_number(asked) and isinstance(asked, int) and asked > 0 else BATCH_SIZE
     try:
         profile = run.model.profile(*random_batch(run.model, size), repeats=REPEATS)
     except OutOfMemory as error:
