@@ -655,8 +655,10 @@ def watched(model, test_set):
     return reports
 
 
-def test_a_run_that_was_not_watched(page):
-    assert "This run was not watched for defects: there is no defects.json" in section(page, "defects").text
+def test_a_run_that_was_not_watched(folder):
+    (folder / "defects.json").unlink()
+    found = parse(report.render(folder, backend="numpy"))
+    assert "This run was not watched for defects: there is no defects.json" in section(found, "defects").text
 
 
 def test_a_watched_run_without_a_defect(folder, watched):
@@ -747,6 +749,7 @@ def record(accuracy, loss, training, defect=None):
 @pytest.fixture
 def many(folder):
     """The run's folder as one of `gpucnn runs`, with a defective run among four."""
+    (folder / "defects.json").unlink()
     broken = {"kind": "collapsed", "step": 400, "layer": "", "detail": "class 3 is predicted for <100%>"}
     runs = Runs(folder / "runs.json", {"recipe": "lenet"})
     for seed, (accuracy, loss) in enumerate([(0.9, 0.3), (0.95, 0.2), (0.1, 2.3), (0.91, 0.28)]):
