@@ -7,8 +7,9 @@ from gpucnn.errors import GpucnnError
 from gpucnn.optimizers import Optimizer
 from gpucnn.printing import duration
 from gpucnn.profiling import parameter_count
+from gpucnn.report import words
 from gpucnn.report.run import Run, is_number
-from gpucnn.report.words import count, percent, sides, significant, some
+from gpucnn.report.words import count, percent, sides, some
 from gpucnn.run_folder import Predicted, describe
 from gpucnn.schedules import Schedule
 
@@ -53,7 +54,7 @@ def headline(run: Run, scores: Scores) -> list[Fact]:
     accuracy, loss = scores.accuracy, scores.loss
     result = [
         Fact("test accuracy", *((UNKNOWN,) if accuracy is None else (percent(accuracy), scores.remark))),
-        Fact("test loss", *((UNKNOWN,) if loss is None else (significant(loss), scores.remark))),
+        Fact("test loss", *((UNKNOWN,) if loss is None else (words.loss(loss), scores.remark))),
         Fact("parameters", count(parameter_count(run.model.network)), "numbers that are trained"),
     ]
     seconds = run.history.history.get("seconds") if run.history else None
