@@ -7,6 +7,7 @@ so a file from a stranger can describe a network and nothing else.
 import json
 import os
 import tempfile
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from gpucnn.backends import Backend
+from gpucnn.data.augment import Augmentation
+from gpucnn.data.batches import check_epochs
 from gpucnn.errors import CheckpointError, GpucnnError
 from gpucnn.layers import Sequential
 from gpucnn.layers.base import Layer
@@ -93,9 +96,20 @@ def _describe(model: Model) -> dict[str, Any]:
         "seed": model.seed,
         "epochs_seen": model.epochs_seen,
         "class_names": model.class_names,
-        "recipe": None if model.recipe is None else vars(model.recipe),
+        "recipe": None if model.recipe is None else _describe_recipe(model.recipe),
         "network": model.network.config(),
+        "frozen": [path for path, parameter in model.parameters().items() if parameter.frozen],
         "training": training,
+    }
+
+
+def _describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return what is plain data of a recipe; a model that comes back is trained on without the rest."""
+    return {
+        "data": recipe.data,
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size,
+        "augment": [augmentation.config() for augmentation in recipe.augment],
     }
 
 
@@ -146,9 +160,17 @@ def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Ba
             Loss.from_config(training.get("loss")),
             [Metric.from_config(metric) for metric in training.get("metrics", [])],
         )
+    frozen = described.get("frozen", [])  # files of older versions say nothing
+    if frozen:
+        model.freeze(*(escape(str(path)) for path in frozen))
     model.epochs_seen = int(described.get("epochs_seen", 0))
     names, recipe = described.get("class_names"), described.get("recipe")
     model.class_names = [str(name) for name in names] if isinstance(names, list) else None
     if isinstance(recipe, dict):
-        model.recipe = Recipe(str(recipe.get("data")), int(recipe.get("epochs", 1)), int(recipe.get("batch_size", 128)))
+        model.recipe = Recipe(
+            str(recipe.get("data")),
+            check_epochs(recipe.get("epochs", 1)),
+            int(recipe.get("batch_size", 128)),
+            tuple(Augmentation.from_config(augmentation) for augmentation in recipe.get("augment", [])),
+        )
     return model

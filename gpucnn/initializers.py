@@ -67,6 +67,12 @@ class LecunUniform(LecunNormal):
     uniform = True
 
 
+class FanInUniform(LecunUniform):
+    """Uniform in ±1/√fan_in, a variance of 1 / (3·fan_in): how PyTorch begins its layers."""
+
+    gain = 1.0 / 3.0
+
+
 class GlorotNormal(_Scaled):
     """Variance 2 / (fan_in + fan_out), normal.
 
@@ -97,6 +103,44 @@ class Uniform(Initializer):
     ) -> "np.ndarray[Any, Any]":
         """Draw from the interval."""
         return rng.uniform(self.low, self.high, shape)
+
+
+class Dirac(Initializer):
+    """Filters that pass the channels on as they are: filter i of the first C is 1 at its centre in channel i, else 0.
+
+    With `padding="same"`, stride 1 and no dilation a convolution's first C outputs are its input then, so a deep
+    network begins as a shallow one. Of several groups each begins so.
+
+    Arguments
+        rest  what makes the filters beyond these: an initializer or its name
+
+    Raises
+        ConfigurationError  a weight that is not a convolution's
+
+    Source: Zagoruyko, Komodakis, "DiracNets: training very deep neural networks without skip-connections" (2017).
+    """
+
+    def __init__(self, rest: str | Initializer = "he_normal") -> None:
+        Initializer.get(rest)
+        self.rest = rest
+
+    def __call__(
+        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
+    ) -> "np.ndarray[Any, Any]":
+        """Draw all filters (KH, KW, C/groups, F), and put identities in place of the first of each group."""
+        if len(shape) != 4:
+            raise ConfigurationError(
+                f"{self!r} makes the weight of a convolution (KH, KW, C, F), not one of shape {shape}; choose another "
+                'initializer here, such as "he_normal"'
+            )
+        KH, KW, C, F = shape
+        weight = Initializer.get(self.rest)(shape, fan_in, fan_out, rng)
+        a_group = fan_out // (KH * KW)  # filters
+        for first in range(0, F, a_group):
+            same = np.arange(min(C, a_group))
+            weight[..., first + same] = 0.0
+            weight[(KH - 1) // 2, (KW - 1) // 2, same, first + same] = 1.0  # "same" pads an odd pixel at the end
+        return weight
 
 
 class Zeros(Initializer):

@@ -11,26 +11,29 @@ from gpucnn import rng
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.backends.base import as_floats
 from gpucnn.callbacks import Callback
-from gpucnn.data.augment import Augmentation, check_augmentations
-from gpucnn.data.batches import batches, check_batch_size, check_inputs, check_labels, join
+from gpucnn.data.augment import Augmentation, check_augmentations, data_shape
+from gpucnn.data.batches import batches, check_batch_size, check_epochs, check_inputs, check_labels, join
+from gpucnn.data.views import Views, check_views
 from gpucnn.errors import ConfigurationError, OutOfMemory
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.combine import Sequential
 from gpucnn.layers.conv import Conv2D
 from gpucnn.layers.dense import Dense
+from gpucnn.layout import Layout
 from gpucnn.losses import CategoricalCrossEntropy, Loss
 from gpucnn.metrics import Metric, Totals
 from gpucnn.optimizers import Optimizer
+from gpucnn.optimizers.base import Rates
+from gpucnn.patterns import check_patterns, matched
 from gpucnn.training.history import History
 from gpucnn.training.loop import Training, evaluate, to_device
+from gpucnn.training.refresh import refresh_statistics
 from gpucnn.training.slices import Sliced
 
 if TYPE_CHECKING:
     from gpucnn.networks import Recipe
     from gpucnn.profiling import Profile
-
-ALIGNMENT = 16  # elements: each parameter begins on a cache line of the flat buffer
 
 
 class Model:
@@ -83,8 +86,12 @@ class Model:
         self._trunk = self.network
         self._sliced = self._sliced_trunk = Sliced(self.network)
         self._values: Array = None
+        self._groups = [list(self.parameters())]
         self.epochs_seen = 0
         self.stop_training = False
+        self.fitting = False
+        self.progress = 0.0, 1.0  # the epoch that a fit has come to, with its fraction, and the number of epochs
+        self.averaged_by: Callback | None = None  # who has put averages in the place of the weights
         self.class_names: list[str] | None = None
         self.recipe: Recipe | None = None
         self.to(self.backend)
@@ -127,24 +134,93 @@ class Model:
         if self.loss is not None:
             self.loss.backend = self.backend
         if self._optimizer is not None:
-            self._optimizer.move(source, self.backend, self._values)
+            self._optimizer.move(source, self.backend, self._values, self._layout)
         return self
 
     def _flatten_parameters(self) -> None:
-        """Lay all parameters in one flat buffer, and all gradients in another, so that one update serves all."""
-        xp, parameters = self.backend.xp, self.parameters().values()
-        starts, total = [], 0
-        for parameter in parameters:
-            starts.append(total)
-            total += -(-parameter.size // ALIGNMENT) * ALIGNMENT
-        self._values, self._gradients = (xp.zeros(total, dtype=self.state_dtype) for _ in range(2))
-        for parameter, start in zip(parameters, starts, strict=True):
-            part = slice(start, start + parameter.size)
+        """Lay all parameters in one flat buffer, and all gradients in another, so that one update serves a group."""
+        xp, parameters = self.backend.xp, self.parameters()
+        frozen = [path for path, parameter in parameters.items() if parameter.frozen]
+        self._layout = Layout.of({path: p.shape for path, p in parameters.items()}, self._groups, frozen)
+        self._values, self._gradients = (xp.zeros(self._layout.size, dtype=self.state_dtype) for _ in range(2))
+        for path, parameter in parameters.items():
+            part = self._layout.places[path].part
             value, grad = (flat[part].reshape(parameter.shape) for flat in (self._values, self._gradients))
             value[...] = parameter.value
-            if parameter.grad is not None:
+            if parameter.grad is not None and not parameter.frozen:
                 grad[...] = parameter.grad
             parameter.rebind(value, grad)
+        self._flatten_buffers()
+        for layer in (*self.network.all_layers(), self._trunk):
+            if isinstance(layer, Sequential):
+                layer.note_trained()
+
+    def _flatten_buffers(self) -> None:
+        """Lay all buffers of floats in one flat array, so that an average of them is one kernel."""
+        floats = {path: b for path, b in self.network.buffers().items() if not b.on_host and b.value.dtype.kind == "f"}
+        layout = Layout.of({path: tuple(buffer.value.shape) for path, buffer in floats.items()}, [list(floats)])
+        self._buffers = self.backend.xp.zeros(layout.size, dtype=self.state_dtype)
+        for path, place in layout.places.items():
+            view = self._buffers[place.part].reshape(place.shape)
+            view[...] = floats[path].value
+            floats[path].rebind(view)
+        self._flat_state = [self._values[self._layout.trainable], self._buffers]
+
+    def flat_state(self) -> list[Array]:
+        """Return all parameters that are not frozen and all buffers of floats, each as one flat array: views.
+
+        The list is the same one until the model is moved, compiled, frozen or unfrozen.
+        """
+        return self._flat_state
+
+    # --- what is trained ----------------------------------------------------------------------
+
+    def freeze(self, *what: str | Layer) -> "Model":
+        """Leave parameters as they are in every training from now on, until `unfreeze`; returns the model.
+
+        No optimizer, weight decay or average of weights moves them, and their gradients are left out. The statistics
+        of a batch norm go on being collected.
+
+        Arguments:
+            what: patterns such as "conv2d.weight" or "*.bias", names of layers ("conv2d", "residual.*") or layers
+                themselves, which stand for all that they hold; nothing for the whole model.
+
+        Raises:
+            ConfigurationError: a pattern matches nothing (lists the paths), a layer is none of this model's, or a
+                training goes on.
+        """
+        return self._set_frozen(what, frozen=True)
+
+    def unfreeze(self, *what: str | Layer) -> "Model":
+        """Train parameters again that were frozen; takes what `freeze` takes, and returns the model."""
+        return self._set_frozen(what, frozen=False)
+
+    def _set_frozen(self, what: tuple[str | Layer, ...], frozen: bool) -> "Model":
+        if self.fitting:
+            raise ConfigurationError(
+                "parameters cannot be frozen or unfrozen while fit goes on: its steps may be recorded; do it between "
+                "two fits, or give the optimizer a Group whose rate is a schedule that falls to 0"
+            )
+        for parameter in self._parameters_of(what):
+            parameter.frozen = frozen
+        self._flatten_parameters()
+        if self._optimizer is not None:
+            self._optimizer.move(self.backend, self.backend, self._values, self._layout)
+        return self
+
+    def _parameters_of(self, what: tuple[str | Layer, ...]) -> list[Parameter]:
+        """Return the parameters that patterns and layers stand for; all of them for nothing."""
+        parameters, own = self.parameters(), {id(layer) for layer in self.network.all_layers()}
+        given = [item for item in what if isinstance(item, Layer)]
+        named = [item for item in what if not isinstance(item, Layer)]
+        for layer in given:
+            if id(layer) not in own:
+                raise ConfigurationError(f"{layer!r} is no layer of this model; pass one of model.layers, or its name")
+        found = [parameter for layer in given for parameter in layer.parameters().values()]
+        if named or not given:
+            patterns = check_patterns(named or "*", "what is frozen or unfrozen")
+            found += [parameters[path] for path in matched(parameters, patterns)]
+        return found
 
     def forward(self, x: Any, *, train: bool = False) -> tuple[Array, Backward]:
         """Return the network's output for x and the way back; arrays of the model's backend, or host arrays.
@@ -214,23 +290,26 @@ class Model:
                 decides: turn it off for a layer of one's own that does so. The numbers are the same either way.
 
         Raises:
-            ConfigurationError: an unknown name, or a loss that does not fit the last layer.
+            ConfigurationError: an unknown name, a loss that does not fit the last layer, or a group of the optimizer
+                that no parameter belongs to.
         """
         loss = copy.copy(Loss.get(loss))  # a copy: its backend is this model's
         last = self.layers[-1]
+        optimizer = Optimizer.get(optimizer)
+        groups = optimizer.split({path: parameter.shape for path, parameter in self.parameters().items()})
         self._trunk = self.network
         if isinstance(loss, CategoricalCrossEntropy):
             _check_last_layer(last, loss)
             if isinstance(last, Softmax):
-                self._trunk = Sequential(self.layers[:-1])  # the softmax is computed with the loss, as one kernel
-                self._trunk.build_once(self.input_shape, None)
+                self._trunk = self._without_last()  # the softmax is computed with the loss, as one kernel
         self._sliced_trunk = self._sliced if self._trunk is self.network else Sliced(self._trunk)
         self.jit = bool(jit)
         self.loss = loss
         self.loss.backend = self.backend
         self.metrics = [Metric.get(metric) for metric in _listed(metrics, "metrics")]
-        self._optimizer = Optimizer.get(optimizer)
-        self._optimizer.reset(self.backend, self._values)
+        self._optimizer, self._groups = optimizer, groups
+        self._flatten_parameters()
+        self._optimizer.reset(self.backend, self._values, self._layout)
         return self
 
     @property
@@ -247,30 +326,32 @@ class Model:
         x: Any,
         y: Any,
         *,
-        epochs: int | None = None,
+        epochs: float | None = None,
         batch_size: int | None = None,
         validation_data: tuple[Any, Any] | None = None,
         callbacks: Sequence[Callback] = (),
         shuffle: bool = True,
-        augment: Sequence[Augmentation] = (),
+        augment: Sequence[Augmentation] | None = None,
         verbose: bool | int | str = "auto",
     ) -> History:
         """Train on host data: x (N, *input_shape) uint8 or floats, y class numbers (N,) or targets.
 
+        A named network comes with a recipe, which also prepares the model before its first epoch and adds callbacks
+        where it needs them.
+
         Arguments:
-            epochs, batch_size: the recipe's where the model comes with one, else 1 and 128.
+            epochs, batch_size: the recipe's where the model comes with one, else 1 and 128. The last of 9.9 epochs ends
+                after nine tenths of its steps, rounded up.
             validation_data: a pair (x, y) that is scored after each epoch.
             augment: objects of `gpucnn.data.augment`, such as Flip() and Translate(4), which change the images of each
-                batch a little; the same seed gives the same changes on every backend.
+                batch a little; the same seed gives the same changes on every backend. None takes the recipe's.
             verbose: "auto" shows a bar on a terminal and a line an epoch elsewhere; 1 lines; 0 nothing.
 
         Raises:
             ShapeError, DTypeError, DataError: data or labels that the model cannot take.
         """
         _ = self.optimizer  # refuses a model that is not compiled before any work is done
-        epochs = self._default("epochs", 1) if epochs is None else epochs
-        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0:
-            raise ConfigurationError(f"epochs must be an integer of at least 0, not {epochs!r}")
+        epochs = check_epochs(self._default("epochs", 1) if epochs is None else epochs)
         if validation_data is not None and not (
             isinstance(validation_data, list | tuple) and len(validation_data) == 2
         ):
@@ -279,15 +360,22 @@ class Model:
         for callback in _listed(callbacks, "callbacks"):
             if not isinstance(callback, Callback):
                 raise ConfigurationError(f"callbacks must be Callback objects; {callback!r} is none")
+        wanted = self._default("augment", ()) if augment is None else augment
+        augmentations = check_augmentations(wanted, self.input_shape, x)
+        data = self._checked(x, y, shape=data_shape(augmentations, self.input_shape, x))
+        if self.recipe is not None:
+            callbacks = [*self.recipe.callbacks(), *callbacks]
+            if self.recipe.prepare is not None and self.epochs_seen == 0:
+                self.recipe.prepare(self, data[0])
         return Training(
             model=self,
-            data=self._checked(x, y),
+            data=data,
             epochs=epochs,
             batch_size=check_batch_size(self._default("batch_size", 128) if batch_size is None else batch_size),
             validation_data=None if validation_data is None else self._checked(*validation_data, what="validation "),
             callbacks=callbacks,
             shuffle=shuffle,
-            augment=check_augmentations(augment, self.input_shape),
+            augment=augmentations,
             verbose=verbose,
         ).run()
 
@@ -296,19 +384,18 @@ class Model:
 
         Outside `fit` a schedule has no end to measure by, so the step is made at its highest rate.
         """
-        rate = self.optimizer.rate_at()
+        rates = self.optimizer.rates_at()
         x, y = self._checked(x, y)
         with self.computing(len(x)):
             inputs, labels = to_device(self, (x, y))
-            return self.step(self.as_floats(inputs), labels, rate)[0]
+            return self.step(self.as_floats(inputs), labels, rates)[0]
 
-    def step(
-        self, x: Array, labels: Array, learning_rate: float | Array, number: Array | None = None
-    ) -> tuple[Array, Array]:
+    def step(self, x: Array, labels: Array, learning_rate: Rates, number: Array | None = None) -> tuple[Array, Array]:
         """Make one step on device arrays; return the mean loss and the outputs before the step.
 
-        With a fused softmax the outputs are logits. A step that is to be recorded takes its learning rate and its
-        `number`, from 1, as arrays () of one.
+        With a fused softmax the outputs are logits. The learning rate is one number, or all that the optimizer's
+        `rates_at` returns, one for each of its groups. A step that is to be recorded takes its rates and its `number`,
+        from 1, as arrays () of one.
         """
         optimizer = self.optimizer
         with self.computing(len(x)):
@@ -347,33 +434,87 @@ class Model:
             return self.loss.on_logits(outputs, labels)
         return self.loss(outputs, labels)
 
-    def evaluate(self, x: Any, y: Any, *, batch_size: int = 256) -> dict[str, float]:
-        """Return {"loss": …, "accuracy": …} over host data."""
+    def evaluate(self, x: Any, y: Any, *, batch_size: int = 256, views: Views | str | None = None) -> dict[str, float]:
+        """Return {"loss": …, "accuracy": …} over host data; `views` are those of `predict`."""
         _ = self.optimizer
-        return evaluate(self, to_device(self, self._checked(x, y)), check_batch_size(batch_size))
+        chosen, size = check_views(views, self.input_shape), check_batch_size(batch_size)
+        inputs, labels = to_device(self, self._checked(x, y))
+        if chosen is None:
+            return evaluate(self, (inputs, labels), size)
+        totals = self.new_totals()
+        fused = self._trunk is not self.network  # then the loss wants logits
+        for part in batches(len(labels), size):
+            outputs = self._seen_in(inputs[part], chosen, logits=fused)
+            totals.add(self._loss_of(outputs, labels[part])[0], outputs, labels[part])
+        return totals.read()
 
-    def predict(self, x: Any, *, batch_size: int = 256) -> Any:
-        """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16."""
+    def predict(self, x: Any, *, batch_size: int = 256, views: Views | str | None = None) -> Any:
+        """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16.
+
+        Arguments:
+            views: a `gpucnn.data.views.Views`, or "mirror" or "mirror-shift": the network sees several views of each
+                image, and its outputs are averaged; where it ends with a softmax, the logits before it.
+        """
         x, size = check_inputs(x, self.input_shape), check_batch_size(batch_size)
-        outputs = (self.forward(x[part])[0].astype(self.state_dtype, copy=False) for part in batches(len(x), size))
+        chosen = check_views(views, self.input_shape)
+        if chosen is None:
+            outputs = (self.forward(x[part])[0].astype(self.state_dtype, copy=False) for part in batches(len(x), size))
+        else:
+            outputs = (self._seen_in(self.backend.from_host(x[part]), chosen) for part in batches(len(x), size))
         return join([self.backend.to_host(part) for part in outputs])
+
+    def _seen_in(self, x: Array, views: Views, *, logits: bool = False) -> Array:
+        """Return the mean of the outputs over views of images on the device; of the logits if a softmax is last."""
+        last, network = self.layers[-1], self._sliced
+        if isinstance(last, Softmax):
+            network = self._sliced_trunk if self._trunk is not self.network else Sliced(self._without_last())
+        total = 0.0
+        with self.computing(len(x)):
+            for view, weight in views.of(self.backend, x, self.dtype):
+                outputs, _ = network.forward(self.backend, view, train=False)
+                total = total + weight * outputs.astype(self.state_dtype, copy=False)
+            return last.forward(total, train=False)[0] if isinstance(last, Softmax) and not logits else total
+
+    def _without_last(self) -> Sequential:
+        """Return the layers but for the last one as a network."""
+        trunk = Sequential(self.layers[:-1])
+        trunk.build_once(self.input_shape, None)
+        return trunk
+
+    def refresh_statistics(self, x: Any, *, batch_size: int = 128) -> "Model":
+        """Compute the running statistics of all batch norms anew, by host data (N, *input_shape); returns the model.
+
+        They become the means over batches, each counting by its samples, with the weights as they are now: for weights
+        that were averaged or loaded, whose statistics were collected with others. Nothing is trained, and random
+        streams stay where they are.
+
+        Raises:
+            ShapeError: a batch norm gets a batch with one value a channel, such as a last one of one sample.
+
+        Source: Izmailov, Podoprikhin, Garipov, Vetrov, Wilson, "Averaging weights leads to wider optima" (2018).
+        """
+        refresh_statistics(self, check_inputs(x, self.input_shape), check_batch_size(batch_size))
+        return self
 
     def new_totals(self) -> Totals:
         """Return empty sums of loss and metrics on the model's backend."""
         return Totals(self.backend, self.metrics)
 
-    def _checked(self, x: Any, y: Any, what: str = "") -> tuple[Any, Any]:
-        x = check_inputs(x, self.input_shape, f"{what}x")
+    def _checked(self, x: Any, y: Any, what: str = "", shape: Shape | None = None) -> tuple[Any, Any]:
+        x = check_inputs(x, self.input_shape if shape is None else shape, f"{what}x")
         of_classes = self.loss is not None and self.loss.of_classes
         return x, check_labels(y, len(x), self.output_shape, of_classes, f"{what}y")
 
-    def _default(self, setting: str, otherwise: int) -> int:
-        return otherwise if self.recipe is None else int(getattr(self.recipe, setting))
+    def _default(self, setting: str, otherwise: Any) -> Any:
+        return otherwise if self.recipe is None else getattr(self.recipe, setting)
 
     # --- looking and saving -------------------------------------------------------------------
 
     def summary(self) -> None:
-        """Print a table of the layers: output shape, parameters, floating-point operations, bytes of the output."""
+        """Print a table of the layers: output shape, parameters, floating-point operations, bytes of the output.
+
+        Below it stands how many parameters are trained, and how many are frozen.
+        """
         from rich.console import Console
 
         from gpucnn.profiling import summary_table

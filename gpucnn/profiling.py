@@ -23,8 +23,13 @@ BYTES = {"float16": 2, "float32": 4, "float64": 8}
 
 
 def parameter_count(layer: Layer) -> int:
-    """Return how many numbers of a layer are trained."""
+    """Return how many numbers a layer's parameters have, trained and frozen ones."""
     return sum(parameter.size for parameter in layer.parameters().values())
+
+
+def frozen_count(layer: Layer) -> int:
+    """Return how many of these numbers are frozen."""
+    return sum(parameter.size for parameter in layer.parameters().values() if parameter.frozen)
 
 
 def _rows(network: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
@@ -77,7 +82,10 @@ def summary_table(model: "Model") -> Table:
         )
     table.add_section()
     total = f"{model.network.total_flops() / 1e6:,.3f}"
-    table.add_row("all", "", "", f"{parameter_count(model.network):,}", total, "")
+    every, frozen = parameter_count(model.network), frozen_count(model.network)
+    table.add_row("all", "", "", f"{every:,}", total, "")
+    table.add_row("trained", "", "", f"{every - frozen:,}", "", "")
+    table.add_row("frozen", "", "", f"{frozen:,}", "", "")
     return table
 
 
@@ -201,18 +209,15 @@ def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:
     finally:
         model.load_state_dict(kept)
         model.zero_grad()
-    skipping = {
-        layer.label
-        for layer, options, _ in model.network.steps(input_gradient=False, plan=model.network.one_by_one())
-        if "input_gradient" in options  # the gradient of its input, half of the way back, is nobody's wish
-    }
+    steps = model.network.steps(input_gradient=False, plan=model.network.one_by_one())
+    products = {layer.label: _products_back(layer, options, goes_back) for layer, options, goes_back in steps}
     rows = [
         LayerTime(
             path=name,
             output_shape=layer.output_shape or (),
             parameters=parameter_count(layer),
             flops_forward=layer.total_flops() * len(x),
-            flops_backward=layer.total_flops() * len(x) * (1 if name in skipping else 2),
+            flops_backward=layer.total_flops() * len(x) * products[name],
             output_bytes=_output_elements(layer) * len(x) * BYTES[model.dtype],
             method=layer.method(len(x)),
             forward_seconds=times[name][0] / repeats,
@@ -221,6 +226,15 @@ def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:
         for name, layer in model.network.children()
     ]
     return Profile(model.backend.describe(), len(x), repeats, rows)
+
+
+def _products_back(layer: Layer, options: dict[str, Any], goes_back: bool) -> int:
+    """Return how many products as large as that of the forward pass a layer's way back has: dweight and dx, or fewer.
+
+    Nobody wants the dx of the first layer that is trained, nor the dweight of a frozen one.
+    """
+    is_frozen = 0 < parameter_count(layer) == frozen_count(layer)
+    return 2 - ("input_gradient" in options) - is_frozen if goes_back else 0
 
 
 def _timed_pass(model: "Model", x: Any, labels: Any, times: dict[str, list[float]]) -> None:

@@ -15,7 +15,7 @@ from gpucnn.training.history import History
 
 RUNS = Path("runs")
 MODEL, HISTORY, CONFIG = "model.safetensors", "history.json", "config.json"
-DEFECTS, STATISTICS = "defects.json", "runs.json"
+STATISTICS = "runs.json"
 DATA_NAMES = "mnist, cifar10, synthetic, or images (with --data-dir)"
 
 

@@ -80,6 +80,18 @@ class Cosine(Constant):
         return self.final + (self.rate - self.final) * 0.5 * (1.0 + math.cos(math.pi * min(epoch / epochs, 1.0)))
 
 
+class Power(Constant):
+    """From 0 to `rate` at the end of the training, as a power of the share that is done."""
+
+    def __init__(self, rate: float, power: float) -> None:
+        super().__init__(rate)
+        self.power = _above_zero(power, "power")
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        """Return rate · (epoch / epochs)^power."""
+        return self.rate * min(epoch / epochs, 1.0) ** self.power
+
+
 class PiecewiseLinear(Schedule):
     """Straight lines between points (position, rate); flat before the first and after the last.
 
@@ -89,17 +101,7 @@ class PiecewiseLinear(Schedule):
     """
 
     def __init__(self, points: Sequence[Sequence[float]], unit: str = "epochs") -> None:
-        if unit not in ("epochs", "training"):
-            raise ConfigurationError(f'unit must be "epochs" or "training", not {unit!r}')
-        pairs = [tuple(point) if isinstance(point, list | tuple) else () for point in points]
-        if len(pairs) < 2 or any(len(p) != 2 for p in pairs) or any(b[0] <= a[0] for a, b in pairwise(pairs)):
-            raise ConfigurationError(
-                f"points must be at least two pairs (position, rate) with growing positions, not {points!r}"
-            )
-        for _, rate in pairs:
-            check_rate(rate)
-        self.points = [[float(position), float(rate)] for position, rate in pairs]
-        self.unit = unit
+        self.points, self.unit = _checked_points(points, 2), _checked_unit(unit)
 
     @property
     def peak(self) -> float:
@@ -115,6 +117,30 @@ class PiecewiseLinear(Schedule):
             if at <= end:
                 return low + (high - low) * (at - start) / (end - start)
         return self.points[-1][1]
+
+
+class PiecewiseConstant(Schedule):
+    """One rate after another: each holds from its position on until the next.
+
+    Arguments
+        points  pairs (position, rate), the first position 0 and the others growing
+        unit    "epochs", or "training" for positions from 0 (start) to 1 (end)
+    """
+
+    def __init__(self, points: Sequence[Sequence[float]], unit: str = "epochs") -> None:
+        self.points, self.unit = _checked_points(points, 1), _checked_unit(unit)
+        if self.points[0][0] != 0:
+            raise ConfigurationError(f"the first of points must stand at position 0, not at {self.points[0][0]!r}")
+
+    @property
+    def peak(self) -> float:
+        """The highest of the rates."""
+        return max(rate for _, rate in self.points)
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        """Return the rate of the last point that is not ahead."""
+        at = epoch if self.unit == "epochs" else epoch / epochs
+        return next((rate for position, rate in reversed(self.points) if position <= at), self.points[0][1])
 
 
 class OneCycle(Schedule):
@@ -178,6 +204,20 @@ def check_rate(rate: float) -> float:
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
         raise ConfigurationError(f"a learning rate must be a finite number of at least 0, not {rate!r}")
     return float(rate)
+
+
+def _checked_points(points: Sequence[Sequence[float]], least: int) -> list[list[float]]:
+    pairs = [tuple(point) if isinstance(point, list | tuple) else () for point in points]
+    if len(pairs) < least or any(len(p) != 2 for p in pairs) or any(b[0] <= a[0] for a, b in pairwise(pairs)):
+        count = "at least two pairs" if least == 2 else "pairs"
+        raise ConfigurationError(f"points must be {count} (position, rate) with growing positions, not {points!r}")
+    return [[float(position), check_rate(rate)] for position, rate in pairs]
+
+
+def _checked_unit(unit: str) -> str:
+    if unit not in ("epochs", "training"):
+        raise ConfigurationError(f'unit must be "epochs" or "training", not {unit!r}')
+    return unit
 
 
 def _above_zero(value: float, what: str) -> float:

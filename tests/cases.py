@@ -166,6 +166,7 @@ CASES = [
     Case("dense", lambda: L.Dense(4), (5,), lambda x, s: R.dense(x, s["weight"], s["bias"]), batch=3),
     Case("dense_no_bias", lambda: L.Dense(3, use_bias=False), (4,), lambda x, s: R.dense(x, s["weight"])),
     Case("flatten", L.Flatten, (2, 3, 4), lambda x, state: R.flatten(x)),
+    Case("pad_channels", lambda: L.PadChannels(1, 2), (2, 3, 4), lambda x, state: R.pad_channels(x, 1, 2)),
     element("relu", L.ReLU, R.relu),
     element("leaky_relu", lambda: L.LeakyReLU(0.1), lambda v: v if v > 0 else 0.1 * v),
     element("sigmoid", L.Sigmoid, R.sigmoid),

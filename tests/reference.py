@@ -84,6 +84,13 @@ def flatten(x):
     return np.array([[x[n][index] for index in np.ndindex(*x.shape[1:])] for n in range(len(x))])
 
 
+def pad_channels(x, before, after):
+    y = np.zeros((*x.shape[:-1], before + x.shape[-1] + after))
+    for index in np.ndindex(*x.shape):
+        y[(*index[:-1], before + index[-1])] = x[index]
+    return y
+
+
 def softmax(x):
     y = np.zeros(x.shape)
     for n in range(len(x)):

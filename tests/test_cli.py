@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import gpucnn
-from gpucnn import __main__, networks
+from gpucnn import __main__
 from gpucnn.data.images import is_dark_on_light, read_image
 from gpucnn.data.synthetic import synthetic_digits
 from gpucnn.errors import DataError
@@ -72,7 +72,7 @@ def trained(digits, tmp_path_factory):
 
 
 def test_train_leaves_a_run(trained):
-    left = ["config.json", "history.json", "model.safetensors", "snapshots.safetensors"]
+    left = ["config.json", "defects.json", "history.json", "model.safetensors", "snapshots.safetensors"]
     assert sorted(path.name for path in trained.iterdir()) == left
     settings = json.loads((trained / "config.json").read_text())
     assert settings["network"] == "lenet"
@@ -93,6 +93,20 @@ def test_test_finds_the_data_again(run, trained, digits):
     assert "% of 30" in shown  # a line for each class
     status, shown, _ = run("test", trained / "model.safetensors", "--data", "mnist", "--data-dir", digits)
     assert f"test accuracy {100 * accuracy:.2f} %" in shown
+
+
+def test_test_averages_over_views(run, trained, digits):
+    (_, _), (x_test, y_test) = gpucnn.datasets.mnist(digits)
+    expected = gpucnn.load(trained / "model.safetensors", backend="numpy").evaluate(
+        x_test, y_test, views="mirror-shift"
+    )
+    status, shown, _ = run("test", trained, "--views", "mirror-shift", "--backend", "numpy")
+    assert status == 0
+    assert "the mean of 6 of each image (mirror-shift)" in shown
+    assert f"test accuracy {100 * expected['accuracy']:.2f} % (loss {expected['loss']:.4f})" in shown
+    status, _, errors = run("test", trained, "--views", "flip")
+    assert status != 0
+    assert "one of the names mirror, mirror-shift, not 'flip'" in " ".join(errors.split())
 
 
 def test_predict_reads_pictures(run, trained):
@@ -341,11 +355,3 @@ def test_light_paper_is_told_from_a_dark_ground():
     paper[3:6, 3:6] = 10
     assert is_dark_on_light(paper)
     assert not is_dark_on_light(255 - paper)
-
-
-def test_every_network_can_be_named():
-    names = {"lenet", "sigmoid-3x3", "feedforward", "single-conv", "double-conv", "single-conv-pool", "lenet-002"}
-    assert set(networks.NETWORKS) == names | {"network-1", "network-2", "network-3", "convnet-1000s"}
-    for name, network in networks.NETWORKS.items():
-        assert networks.by_name(name.replace("-", "_")) is network
-        assert getattr(networks, name.replace("-", "_")) is network

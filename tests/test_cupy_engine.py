@@ -14,7 +14,7 @@ from gpucnn import layers as L
 from gpucnn import losses, optimizers
 from gpucnn.backends import Backend
 from gpucnn.backends.window import Window
-from gpucnn.data.augment import Cutout, Flip, Translate
+from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Rotate, Translate
 from gpucnn.errors import ConfigurationError, OutOfMemory
 from tests import host_kernels
 from tests.conftest import SIMULATED, make_backend
@@ -423,12 +423,17 @@ def test_no_read_inside_an_epoch(simulated, rng):
     assert reads == [0] * 10
 
 
-def test_augmented_steps_are_recorded_too(gpu, rng):
-    """Each repeat draws placements of its own, those of steps made one by one."""
-    data, augment = images_and_labels(rng), [Flip(), Translate(2), Cutout(4)]
+@pytest.mark.parametrize(
+    "augment", [[Flip(), Translate(2), Cutout(4)], [AlternatingFlip(), RandomCrop(), Rotate(30, 0.2)]], ids=str
+)
+def test_augmented_steps_are_recorded_too(gpu, rng, augment):
+    """Each repeat draws placements of its own, those of steps made one by one; also in a second fit."""
+    data = images_and_labels(rng)
     recorded, history = fitted(gpu, data, "sgd", augment=augment)
     eager, eager_history = fitted(gpu, data, "sgd", augment=augment, jit=False)
     plain, _ = fitted(gpu, data, "sgd")
+    for model in (recorded, eager):
+        model.fit(*data, epochs=2, batch_size=16, verbose=0, augment=augment)
     assert history["loss"] == eager_history["loss"]
     for path, value in recorded.state_dict().items():
         assert np.array_equal(value, eager.state_dict()[path]), path
@@ -439,7 +444,7 @@ def test_augmented_steps_are_recorded_too(gpu, rng):
 @pytest.mark.parametrize("jit", [True, False])
 def test_data_that_does_not_fit_is_fed_in_batches(simulated, rng, monkeypatch, jit, shuffle):
     data = images_and_labels(rng)
-    options = {"jit": jit, "shuffle": shuffle, "validation_data": data, "augment": [Flip()]}
+    options = {"jit": jit, "shuffle": shuffle, "validation_data": data, "augment": [AlternatingFlip(), Translate(1)]}
     held, history = fitted(simulated, data, "adam", **options)
     monkeypatch.setattr(simulated.xp.cuda.runtime, "memGetInfo", lambda: (1.9 * data[0].nbytes, 2**30))
     simulated.release()
@@ -662,3 +667,14 @@ def test_lenet_takes_the_portable_steps(gpu, rng, dtype):
         scale = np.abs(value).max() + 1e-3
         assert np.abs(ours.state_dict()[path] - value).max() <= 30 * TOLERANCE[dtype] * scale, path
     assert_close(ours.predict(x[0]), portable.predict(x[0]), "float32")
+
+
+def test_views_are_averaged_in_single_precision(gpu):
+    x = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3)).astype("uint8")
+    half, single = (
+        gpucnn.Model([L.Conv2D(4, 3), L.Flatten(), L.Dense(3), L.Softmax()], (8, 8, 3), backend=gpu, dtype=dtype)
+        for dtype in ("float16", "float32")
+    )
+    outputs = half.predict(x, views="mirror-shift")
+    assert outputs.dtype == "float32"
+    assert np.abs(outputs - single.predict(x, views="mirror-shift")).max() < 5e-3

@@ -49,6 +49,16 @@ def test_natural_key():
     assert sorted(names, key=natural_key) == ["007", "9", "10", "a", "A9", "a9b", "a10", "b"]
 
 
+def test_photographs_are_set_upright(tmp_path):
+    """A camera that was held sideways notes so in the file and leaves the pixels as they lie."""
+    sideways = Image.Exif()
+    sideways[0x0112] = 6  # the file's first row is the picture's right edge
+    pixels = read_one(tmp_path, np.kron(GREY, np.ones((8, 8), np.uint8)), "a.jpg", exif=sideways, quality=95)
+    assert pixels.shape == (48, 32, 1)
+    expected = np.rot90(np.kron(GREY, np.ones((8, 8), np.uint8)), -1)
+    assert np.abs(pixels[..., 0].astype(int) - expected).max() < 12
+
+
 def test_hidden_files_and_litter_are_left_out(tmp_path):
     save(tmp_path / "class" / "a.png", GREY)
     for name in (".DS_Store", "Thumbs.db", "class/.hidden.png", "class/desktop.ini"):

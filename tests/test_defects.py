@@ -6,8 +6,8 @@ import pytest
 import gpucnn
 from gpucnn import layers as L
 from gpucnn import losses, optimizers
-from gpucnn.errors import ConfigurationError
-from gpucnn.training.defects import DefectWatch, histograms
+from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.training.defects import DefectWatch, histograms, load_report
 
 
 def task(count=400):
@@ -105,9 +105,25 @@ def test_a_run_that_forgets_has_broken_down():
 
     watch, history = watched(network(), x, y, epochs=8, callbacks=[Forgets()], action="stop")
     assert (watch.defect.kind, watch.defect.layer) == ("broke down", "relu")
-    assert watch.defect.step == 65
+    assert watch.defect.step == 75  # the third look in a row
     assert "accuracy fell from" in watch.defect.detail
     assert history.epochs == 4  # it stopped in the fourth
+
+
+def test_a_run_that_dips_and_recovers_has_no_defect():
+    x, y = task()
+    model = network()
+    model.fit(x, y, epochs=4, batch_size=20, verbose=0)
+    good, bad = model.state_dict(), {path: 0 * value for path, value in model.state_dict().items()}
+    watch = DefectWatch((x[:200], y[:200]), every=1, grace=2)
+    watch.on_fit_begin(model)
+    for state in (good, bad, bad, good, bad, bad):
+        model.load_state_dict(state)
+        watch.on_step_end(model, 0)
+    assert [look["accuracy"] > 0.9 for look in watch.looks] == [True, False, False, True, False, False]
+    assert watch.defect is None
+    watch.on_step_end(model, 0)
+    assert watch.defect.kind == "broke down"  # the third look in a row
 
 
 def test_a_flagged_run_goes_on():
@@ -139,12 +155,41 @@ def test_histograms_count_every_number():
     model = network()
     model.train_on_batch(x, y)
     found = histograms(model)
-    assert set(found) == {f"{g}{p}" for p in model.parameters() for g in ("", "gradient of ")}
+    assert set(found) == {f"{p}{g}" for p in model.parameters() for g in ("", " gradient")}
     weight = model.parameters()["dense.weight"].value.astype("float64")
     counts, edges = np.histogram(weight, bins=40)
     assert found["dense.weight"]["counts"] == counts.tolist()
     assert np.allclose(found["dense.weight"]["edges"], edges)
     assert found["dense.weight"]["not_finite"] == 0
+
+
+def test_a_report_comes_back_from_its_file(tmp_path):
+    x, y = task()
+    model = network(rate=1e-9)
+    model.parameters()["dense.bias"].value[...] = -100
+    watch, _ = watched(model, x, y)
+    watch.save(tmp_path)
+    held = load_report(tmp_path)
+    assert {key: held[key] for key in ("defect", "looks", "histograms")} == watch.report()
+    assert held["defect"]["kind"] == "dead layer"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "this run was not watched for defects"),
+        ("{", "cannot be read as JSON"),
+        ("[1]", "is of format None, and this gpucnn reads 1"),
+        ('{"format": 9}', "is of format 9"),
+        ('{"format": 1, "defect": {"kind": "x"}, "looks": [], "histograms": {}}', "does not hold a watch's defect"),
+        ('{"format": 1, "defect": null, "looks": 5, "histograms": {}}', "does not hold a watch's defect"),
+    ],
+)
+def test_a_report_that_cannot_be_read(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "defects.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        load_report(tmp_path)
 
 
 def test_watching_changes_nothing():

@@ -6,6 +6,7 @@ import pytest
 import gpucnn
 from gpucnn import layers
 from gpucnn.backends import Backend
+from gpucnn.errors import ConfigurationError
 from gpucnn.rng import host_generator
 from tests.cases import CASES
 
@@ -200,3 +201,9 @@ def test_repr_is_the_call_that_makes_it(case):
     again = eval(repr(layer), vars(layers) | vars(gpucnn.initializers))
     assert repr(again) == repr(layer)
     assert layers.Layer.from_config(layer.config()).config() == layer.config()
+
+
+@pytest.mark.parametrize("numbers", [(-1, 0), (0, 1.5), (True, 0)])
+def test_channels_that_cannot_be_padded(numbers):
+    with pytest.raises(ConfigurationError, match="must be a number of channels, at least 0"):
+        layers.PadChannels(*numbers)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn import layers, metrics, networks, plots, profiling
+from gpucnn import layers, metrics, plots
 from gpucnn.errors import ConfigurationError
 from gpucnn.training import progress
 from gpucnn.training.history import History
@@ -135,42 +135,3 @@ def test_history_is_drawn_as_it_is(tmp_path):
 def test_an_empty_history_cannot_be_drawn():
     with pytest.raises(ConfigurationError, match="holds no epoch to draw"):
         plots.history(History())
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters", "shapes"),
-    [
-        ("lenet", 61_706, [(28, 28, 6), (14, 14, 6), (10, 10, 16), (5, 5, 16), (400,), (120,), (84,), (10,)]),
-        (
-            "network-2",
-            (9 + 1) * 16 + (144 + 1) * 16 + 401 * 64 + 650,
-            [(26, 26, 16), (13, 13, 16), (11, 11, 16), (5, 5, 16), (400,), (64,), (10,)],
-        ),
-        (
-            "network-3",
-            (27 + 1) * 8 + (72 + 1) * 16 + (144 + 1) * 32 + 2049 * 64 + 650,
-            [(32, 32, 8), (16, 16, 8), (16, 16, 16), (16, 16, 32), (8, 8, 32), (2048,), (64,), (10,)],
-        ),
-    ],
-)
-def test_named_networks_are_as_described(name, parameters, shapes):
-    model = networks.by_name(name)(seed=0, backend="numpy")
-    assert profiling.parameter_count(model.network) == parameters
-    changes = [layer.output_shape for layer in model.layers if layer.output_shape != layer.input_shape]
-    assert changes == shapes
-    assert model.loss is not None
-    assert model.recipe is not None
-    assert model.name == name
-
-
-@pytest.mark.parametrize("name", networks.NETWORKS)
-def test_named_networks_train_on_every_backend(name, backend):
-    model = networks.by_name(name)(seed=0, backend=backend)
-    generator = np.random.default_rng(0)
-    x = generator.integers(0, 256, (16, *model.input_shape)).astype(np.uint8)
-    y = generator.integers(0, 10, 16)
-    before = model.state_dict()
-    seen = [float(backend.to_host(model.train_on_batch(x, y))) for _ in range(8)]
-    assert seen[-1] < seen[0]
-    moved = [path for path in model.parameters() if not np.array_equal(before[path], model.state_dict()[path])]
-    assert moved == list(model.parameters())

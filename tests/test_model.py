@@ -512,8 +512,15 @@ def test_a_model_that_is_not_compiled_says_so(verb):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": -1}, "epochs must be an integer of at least 0, not -1"),
-        ({"epochs": 1.5}, "epochs must be an integer of at least 0, not 1.5"),
+        (
+            {"epochs": -1},
+            "epochs must be a number of at least 0, not -1; 2.5 visits every sample twice and half of them",
+        ),
+        ({"epochs": -0.5}, "epochs must be a number of at least 0, not -0.5"),
+        ({"epochs": math.inf}, "epochs must be a number of at least 0, not inf"),
+        ({"epochs": math.nan}, "epochs must be a number of at least 0, not nan"),
+        ({"epochs": True}, "epochs must be a number of at least 0, not True"),
+        ({"epochs": "3"}, "epochs must be a number of at least 0, not '3'"),
         ({"batch_size": 0}, "batch_size must be a positive integer, not 0"),
         ({"batch_size": 2.5}, "batch_size must be a positive integer, not 2.5"),
     ],

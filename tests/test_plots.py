@@ -11,6 +11,7 @@ import gpucnn
 from gpucnn import layers, plots
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
 from gpucnn.plots.inline import inline_svg
+from gpucnn.training import defects
 from gpucnn.training.history import History
 from gpucnn.training.snapshots import Snapshots
 from tests.test_model import small_model, stripes
@@ -475,6 +476,50 @@ def test_histograms_of_a_model_show_its_gradients(backend):
     counts, _ = np.histogram(values["dense.weight gradient"], drawn.edges)
     np.testing.assert_allclose(drawn.values, 100 * counts / counts.sum())
     assert list(plots.parameter_values(model, gradients=False)) == list(model.parameters())
+
+
+def test_histograms_that_were_kept_beside_others_with_other_bins():
+    """Values within a bin count as evenly spread; with the bins of the drawing itself nothing is lost."""
+    kept = {"w": {"counts": [4, 0, 12], "edges": [0.0, 1.0, 2.0, 3.0], "not_finite": 4}}
+    wide = {"w": {"counts": [10, 30], "edges": [0.0, 4.0, 8.0], "not_finite": 0}}
+    (axes,) = plots.histograms(kept, wide).axes
+    first, second = (patch.get_data() for patch in axes.patches)
+    np.testing.assert_array_equal(first.edges, second.edges)
+    assert (first.edges[0], first.edges[-1]) == (0, 8)
+    np.testing.assert_allclose(first.values.sum(), 80)
+    np.testing.assert_allclose(second.values.sum(), 100)
+    for share, drawn, edge in ((20, first, 1.0), (20, first, 2.0), (80, first, 3.0), (12.5, second, 2.0)):
+        np.testing.assert_allclose(np.interp(edge, drawn.edges, [0, *np.cumsum(drawn.values)]), share, atol=4)
+    assert axes.get_title() == "w\n4 of 20 not finite"
+
+
+def test_values_that_are_all_one_are_drawn_at_their_place():
+    """Such as the gradients of a dead network: they must not hide those that they are drawn beside."""
+    alive = {"w gradient": np.array([-1e-4, 0.0, 1e-4])}
+    layer = layers.Dense(1)
+    model = gpucnn.Model([layer], (3,), backend="numpy")
+    dead = {"w gradient": defects.histograms(model)["dense.weight gradient"]}
+    assert dead["w gradient"]["counts"][0] == 3
+    assert set(dead["w gradient"]["edges"]) == {0.0}
+    (axes,) = plots.histograms(alive, dead).axes
+    filled, line = (patch.get_data() for patch in axes.patches)
+    assert (filled.edges[0], filled.edges[-1]) == (-1e-4, 1e-4)
+    place = np.flatnonzero(line.values)
+    assert line.edges[place[0]] <= 0 <= line.edges[place[0] + 1]
+    assert line.values[place].tolist() == [100]
+
+
+def test_kept_histograms_are_drawn_as_the_values_are():
+    model = small_model()
+    model.train_on_batch(*stripes(20))
+    kept = defects.histograms(model)
+    assert list(kept) == list(plots.parameter_values(model))
+    for of_kept, of_values in zip(plots.histograms(kept).axes, plots.histograms(model).axes, strict=True):
+        assert of_kept.get_title() == of_values.get_title()
+        a, b = of_kept.patches[0].get_data(), of_values.patches[0].get_data()
+        np.testing.assert_allclose(a.edges[[0, -1]], b.edges[[0, -1]], rtol=1e-6)
+        below = [np.interp(a.edges, drawn.edges, [0, *np.cumsum(drawn.values)]) for drawn in (a, b)]
+        np.testing.assert_allclose(*below, atol=100 / 3)  # a bin's worth, and the bias has three values
 
 
 def test_histograms_of_nothing():

@@ -265,6 +265,7 @@ def test_the_head_and_the_configuration(page, made, model):
     assert found["Data"].startswith("MNIST 600 training and 200 test images; IDX files in ")
     assert found["Optimizer"] == "SGD(learning_rate=OneCycle(0.1), momentum=0.9)"
     assert found["Learning rate"] == "OneCycle(0.1)"
+    assert found["Augmentation"] == "none"
     assert found["Loss"] == "CategoricalCrossEntropy()"
     assert (found["Epochs"], found["Batch size"]) == ("3", "50")
     assert found["Seed"].startswith("0 ")
@@ -651,12 +652,23 @@ def watched(model, test_set):
             small.parameters()["dense.weight"].value[0, 0] = np.nan
         watch = DefectWatch((test_set[0][:50], test_set[1][:50]), every=2)
         small.fit(*test_set, epochs=2, batch_size=10, callbacks=[watch], verbose=0)
-        reports.append(watch.report())
+        reports.append({"format": 1, **watch.report()})
     return reports
 
 
-def test_a_run_that_was_not_watched(page):
-    assert "This run was not watched for defects: there is no defects.json" in section(page, "defects").text
+def test_a_run_that_was_not_watched(folder):
+    (folder / "defects.json").unlink()
+    found = section(parse(report.render(folder, backend="numpy", images=1)), "defects")
+    assert "This run was not watched for defects: there is no defects.json" in found.text
+
+
+def test_a_run_of_the_command_line_is_watched(page, made):
+    kept = json.loads((made / "defects.json").read_text())
+    assert f"Nothing was found in {len(kept['looks'])} look" in section(page, "defects").text
+    names = [
+        item.one("figcaption").inside[0] for item in section(page, "defects").one("ul", cls="histograms").all("li")
+    ]
+    assert names == list(kept["histograms"])
 
 
 def test_a_watched_run_without_a_defect(folder, watched):
@@ -708,10 +720,19 @@ def test_a_watched_run_with_a_defect_says_so_at_the_top(folder, watched):
     ("content", "message"),
     [
         ("{", "defects.json: cannot be read as JSON"),
-        ("[]", "defects.json: holds [] where the report of a DefectWatch was expected"),
-        ('{"defect": null, "looks": [{"step": 1}], "histograms": {}}', "the report of a DefectWatch was expected"),
-        ('{"defect": {"kind": "x"}, "looks": [], "histograms": {}}', "the report of a DefectWatch was expected"),
-        ('{"defect": null, "looks": [], "histograms": {"w": {"counts": [1]}}}', "DefectWatch was expected"),
+        ("[]", "defects.json: is of format None, and this gpucnn reads 1"),
+        (
+            '{"format": 1, "defect": {"kind": "x"}, "looks": [], "histograms": {}}',
+            "does not hold a watch's defect, looks",
+        ),
+        (
+            '{"format": 1, "defect": null, "looks": [{"step": 1}], "histograms": {}}',
+            "looks or histograms that make no sense",
+        ),
+        (
+            '{"format": 1, "defect": null, "looks": [], "histograms": {"w": {"counts": [1]}}}',
+            "looks or histograms that make no sense",
+        ),
     ],
 )
 def test_defects_that_cannot_be_read(folder, content, message):
@@ -745,6 +766,7 @@ def many(folder):
         runs.add({"seed": seed, **found, **({"restarts": [broken]} if seed == 3 else {})})
     settings = json.loads((folder / "config.json").read_text())
     del settings["test"]
+    (folder / "defects.json").unlink()
     (folder / "config.json").write_text(json.dumps(settings | {"recipe": "lenet", "seed": 1}))
     return folder
 
@@ -809,6 +831,19 @@ def test_a_model_alone(model, tmp_path, test_set, monkeypatch):
     assert facts(found)["test accuracy"] == "not recorded"
     assert facts(found)["Versions"] == "not recorded"
     assert len(rows(section(found, "layers").one("table"))) == 15
+
+
+def test_frozen_parameters_and_part_of_an_epoch(made, model, tmp_path):
+    folder = shutil.copytree(made, tmp_path / "run")
+    part = gpucnn.load(folder / "model.safetensors", backend="numpy")
+    part.freeze("conv2d.*")
+    part.save(folder / "model.safetensors")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"epochs": 2.5}))
+    found = facts(parse(report.render(folder, backend="numpy", images=1)))
+    assert found["parameters"] == "61,706 156 of them frozen"
+    assert found["Epochs"] == "2.5"
+    assert found["training time"].endswith(" 2.5 epochs")
 
 
 def test_scores_that_nobody_kept_are_measured(folder, model, test_set):
@@ -1091,7 +1126,11 @@ def test_folders_that_hold_no_run(run, folder, tmp_path):
         ("history.json", "[1.0]", "history.json: is no history"),
         ("snapshots.safetensors", "x", "is not a whole snapshots file"),
         ("runs.json", "{}", "runs.json: holds no runs that can be read"),
-        ("runs.json", '{"format": 1, "settings": {}, "runs": [3]}', "its run 0 is 3, where a seed and numbers"),
+        (
+            "runs.json",
+            '{"format": 1, "settings": {}, "runs": [3]}',
+            "runs.json: holds no runs that can be read (a run without",
+        ),
     ],
 )
 def test_files_that_are_damaged(run, folder, file, content, message):

@@ -40,7 +40,9 @@ def small_data(monkeypatch):
 
 
 def test_every_recipe_has_a_network_and_every_network_a_recipe():
-    assert set(REPRODUCTIONS) == set(networks.NETWORKS) == set(PARAMETERS)
+    vgg = {"vgg11", "vgg13", "vgg16"}  # whose authors did not train them on CIFAR-10
+    assert set(REPRODUCTIONS) | vgg == set(networks.NETWORKS)
+    assert {name for name, entry in REPRODUCTIONS.items() if not entry.long} == set(PARAMETERS)
     assert all(entry.network == name for name, entry in REPRODUCTIONS.items())
 
 

@@ -52,7 +52,7 @@ def drawn(monkeypatch):
 
         monkeypatch.setattr(plots, name, draw)
 
-    for name in ("filters", "filters_by_epoch", "feature_maps", "history", "confusion", "mistakes"):
+    for name in ("filters", "filters_by_epoch", "feature_maps", "history", "confusion", "mistakes", "histograms"):
         watch(name, getattr(plots, name))
     return figures
 
@@ -74,6 +74,7 @@ def tiles(axes):
         (("history",), "history.png"),
         (("confusion",), "confusion.png"),
         (("mistakes", "--count", "4"), "mistakes.png"),
+        (("histograms",), "histograms.png"),
     ],
 )
 def test_pictures_go_into_the_run_folder(run, folder, arguments, name):
@@ -129,6 +130,53 @@ def test_history_has_the_test_scores(run, folder, drawn):
     assert loss.lines[0].get_ydata().tolist() == kept["loss"]
     assert loss.lines[-1].get_ydata()[0] == test["loss"]
     assert accuracy.lines[-1].get_ydata()[0] == 100 * test["accuracy"]
+
+
+def drawn_shares(figure, title):
+    axes = next(axes for axes in figure.axes if axes.get_title().startswith(title))
+    return [patch.get_data() for patch in axes.patches]
+
+
+def test_histograms_of_a_run_are_those_that_were_kept(run, folder, drawn, tmp_path):
+    run("show", "histograms", folder)
+    kept = json.loads((folder / "defects.json").read_text())["histograms"]
+    counts = np.array(kept["dense.weight"]["counts"])
+    (shown,) = drawn_shares(drawn["histograms"], "dense.weight")
+    np.testing.assert_allclose(shown.edges, kept["dense.weight"]["edges"], atol=1e-9)
+    np.testing.assert_allclose(shown.values, 100 * counts / counts.sum(), atol=1e-6)
+    assert any("gradient" in axes.get_title() for axes in drawn["histograms"].axes)
+    (folder / "defects.json").unlink()  # without them the model's own weights are drawn
+    run("show", "histograms", folder)
+    (again,) = drawn_shares(drawn["histograms"], "dense.weight")
+    np.testing.assert_allclose(again.values, shown.values, atol=0.1)
+    assert not any("gradient" in axes.get_title() for axes in drawn["histograms"].axes)
+    other = shutil.copytree(folder, tmp_path / "other")
+    run("show", "histograms", folder, "--beside", other)
+    assert len(drawn_shares(drawn["histograms"], "dense.weight")) == 2
+
+
+def test_histograms_of_a_defective_run_stand_beside_those_of_a_good_one(run, folder, drawn):
+    def record(seed, defect, low):
+        held = {"counts": [3, 1], "edges": [low, low + 1.0, low + 2.0], "not_finite": 0}
+        return {"seed": seed, "numbers": {}, "defect": defect, "histograms": {"dense.weight": held}}
+
+    dead = {"kind": "dead layer", "step": 20, "layer": "relu", "detail": "all of it"}
+    records = [record(0, None, 0.0), record(1, dead, 10.0), record(2, dead, 20.0)]
+    (folder / "runs.json").write_text(json.dumps({"format": 1, "settings": {}, "runs": records}))
+    run("show", "histograms", folder)
+    names = [text.get_text() for text in drawn["histograms"].legends[0].get_texts()]
+    assert names == ["seed 1: dead layer at step 20", "seed 0, a good run"]
+    bad, good = drawn_shares(drawn["histograms"], "dense.weight")
+    assert (good.edges[0], good.edges[-1]) == (0, 12)
+    middle = np.searchsorted(bad.edges, 6)
+    assert (bad.values[:middle].sum(), good.values[middle:].sum()) == (0, 0)
+    run("show", "histograms", folder, "--seed", 2)
+    assert drawn["histograms"].legends[0].get_texts()[0].get_text().startswith("seed 2")
+    run("show", "histograms", folder, "--seed", 0)
+    assert len(drawn_shares(drawn["histograms"], "dense.weight")) == 1
+    assert "--seed 7" in refused(run, "histograms", folder, "--seed", 7)
+    (folder / "runs.json").unlink()
+    assert "holds a single run" in refused(run, "histograms", folder, "--seed", 1)
 
 
 def test_confusion_and_mistakes_count_the_test_set(run, folder, made, drawn):

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gpucnn.backends.philox import philox4x32
-from gpucnn.backends.placement import Placement
+from gpucnn.backends.placement import Placement, placed
 from gpucnn.backends.window import Window
 
 T = TypeVar("T")
@@ -392,6 +392,16 @@ class Backend:
 
     # --- the optimizers' updates, in place over one flat buffer (P,) --------------------------
 
+    def clip_value(self, gradients: Array, limit: float) -> None:
+        """Cut every element off at ±limit."""
+        self.xp.clip(gradients, -limit, limit, out=gradients)
+
+    def clip_norm(self, gradients: Array, limit: float) -> None:
+        """Scale gradients whose Euclidean norm is above the limit down to it; its squares are added up in float64."""
+        xp = self.xp
+        norm = xp.sqrt(xp.square(gradients, dtype=xp.float64).sum())
+        gradients *= (limit / xp.maximum(norm, limit)).astype(gradients.dtype)
+
     def sgd_update(
         self,
         values: Array,
@@ -446,31 +456,25 @@ class Backend:
         unbiased_square = square / (1.0 - beta2**step)
         values -= learning_rate * unbiased_mean / (self.xp.sqrt(unbiased_square) + epsilon)
 
+    def blend(self, target: Array, source: Array, share: float) -> None:
+        """Move `target` (P,) towards `source` (P,), in place, by a share of the way: 0 stays, 1 arrives exactly."""
+        way = source - target
+        if share < 0.5:
+            target += share * way
+        else:
+            target[...] = source - (1.0 - share) * way
+
     # --- batches and random numbers -----------------------------------------------------------
 
     def gather(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:
         """Return samples of a data set x (P, …), picked by number (N,) or slice, as floats; bytes become 0 … 1.
 
-        Images (P, H, W, C) may be placed on the way: moved, mirrored, painted over in part.
+        Images (P, H, W, C) may be placed on the way: cropped, moved, mirrored, painted over in part.
         """
         if placement is None:
             return as_floats(x[picked], dtype)
-        xp, (H, W) = self.xp, x.shape[1:3]
-        numbers = xp.arange(len(x))[picked] if isinstance(picked, slice) else picked
-        row, column = xp.arange(H)[None, :], xp.arange(W)[None, :]  # of the result, and then of the image
-        if placement.hole:
-            top, left = placement.hole_top[:, None], placement.hole_left[:, None]
-            painted = ((row >= top) & (row < top + placement.hole))[:, :, None]
-            painted = painted & ((column >= left) & (column < left + placement.hole))[:, None, :]
-        if placement.flip is not None:
-            column = xp.where(placement.flip[:, None] == 1, W - 1 - column, column)
-        if placement.down is not None:
-            row, column = reflected(xp, row - placement.down[:, None], H), column - placement.right[:, None]
-            column = reflected(xp, column, W)
-        images = as_floats(x[numbers[:, None, None], row[:, :, None], column[:, None, :]], dtype)
-        return (
-            xp.where(painted[..., None], images.dtype.type(placement.fill / 255), images) if placement.hole else images
-        )
+        numbers = self.xp.arange(len(x))[picked] if isinstance(picked, slice) else picked
+        return as_floats(placed(self.xp, x, numbers, placement), dtype)
 
     def random_bits(self, key: int, counter: int, count: int, start: int = 0) -> Array:
         """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter), 64 bits each."""
@@ -481,11 +485,6 @@ def as_floats(x: Array, dtype: Any) -> Array:
     """Return x in a float dtype; uint8 pixels 0 … 255 become 0 … 1, everything else keeps its values."""
     floats = x.astype(dtype, copy=False)
     return floats / 255.0 if x.dtype == "uint8" else floats
-
-
-def reflected(xp: Any, at: Array, size: int) -> Array:
-    """Return places −size < at < 2·size − 1 folded back into 0 … size − 1, as a mirror at each edge shows them."""
-    return size - 1 - abs(size - 1 - abs(at))
 
 
 def column_groups(columns: Array, groups: int) -> list[Array]:

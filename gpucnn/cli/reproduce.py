@@ -1,4 +1,4 @@
-"""`gpucnn reproduce`: the from-scratch projects' networks trained as they describe, beside what they published."""
+"""`gpucnn reproduce`: networks trained as others describe, beside what they published."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,25 +58,27 @@ HEADINGS = ["recipe", "published", "ours, test", "must reach", "runs (defects)",
 
 
 def reproduce(
-    names: Annotated[list[str] | None, typer.Argument(help='Recipes, or "all".')] = None,
+    names: Annotated[list[str] | None, typer.Argument(help='Recipes, or "all": those that take minutes.')] = None,
     runs: Annotated[int, typer.Option(min=1, help="Of each, with the seeds 0, 1, 2 and so on.")] = 1,
     backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.001, help="Default: the recipe's; 2.5 is possible.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float64, or float16 on a GPU.")] = "float32",
     show: Annotated[bool, typer.Option("--list", help="Name the recipes and leave.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A folder. Default: runs/reproduce.")] = None,
 ) -> None:
-    """Train recipes of the projects that this package grew from, and print what they published beside it."""
+    """Train what others published, and print their figure beside ours."""
     if show:
         _list()
         return
     if not names:
         raise ConfigurationError('name a recipe, or "all"; `gpucnn reproduce --list` names them')
     folder = output or RUNS / "reproduce"
-    chosen = list(reproduction.REPRODUCTIONS) if names == ["all"] else [reproduction.by_name(n).network for n in names]
+    short = [name for name, entry in reproduction.REPRODUCTIONS.items() if not entry.long]
+    chosen = short if names == ["all"] else [reproduction.by_name(name).network for name in names]
     outcomes = []
     for name in chosen:
         console.print(f"[bold]{name}[/]")
-        made = make_runs(name, runs, folder / name, backend=backend, epochs=epochs)
+        made = make_runs(name, runs, folder / name, backend=backend, epochs=epochs, dtype=dtype)
         outcomes.append(outcome(name, made))
     printed = table("published and reproduced", HEADINGS)
     for done in outcomes:

@@ -1,6 +1,7 @@
 """`gpucnn runs`: a recipe trained many times, with averages and the runs that went wrong."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,20 +13,24 @@ from gpucnn import reproduction
 from gpucnn.backends import get_backend
 from gpucnn.checkpoint import write_whole
 from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console
+from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
+from gpucnn.printing import duration
+from gpucnn.run_folder import STATISTICS
 from gpucnn.training.snapshots import Snapshots
 from gpucnn.training.statistics import Record, Runs
 
 ON_DEFECT = ("flag", "stop", "restart")
-FILE = "runs.json"
+FILE = STATISTICS
 
 
 def runs(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(reproduction.REPRODUCTIONS)}.")],
     count: Annotated[int, typer.Option("--runs", min=1, help="How many, with the seeds 0, 1, 2 and so on.")] = 5,
     backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.001, help="Default: the recipe's; 2.5 is possible.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float64, or float16 on a GPU.")] = "float32",
     on_defect: Annotated[
         str, typer.Option(help="flag goes on, stop ends the run, restart tries another seed.")
     ] = "flag",
@@ -37,7 +42,7 @@ def runs(
     """Train a recipe many times; runs that are there already are not made again, so it can be interrupted."""
     entry = reproduction.by_name(name)
     folder = output or RUNS / f"{entry.network}-statistics"
-    made = make_runs(entry.network, count, folder, backend=backend, epochs=epochs, on_defect=on_defect)
+    made = make_runs(entry.network, count, folder, backend=backend, epochs=epochs, dtype=dtype, on_defect=on_defect)
     text = made.text(include_defects)
     write_whole(made.path.with_suffix(".txt"), text.encode())
     console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -50,7 +55,8 @@ def make_runs(
     folder: Path,
     *,
     backend: str = "auto",
-    epochs: int | None = None,
+    epochs: float | None = None,
+    dtype: str = "float32",
     on_defect: str = "flag",
     data: Dataset | None = None,
 ) -> Runs:
@@ -63,7 +69,13 @@ def make_runs(
     if on_defect not in ON_DEFECT:
         raise ConfigurationError(f"--on-defect must be one of {', '.join(ON_DEFECT)}, not {on_defect!r}")
     chosen = get_backend(backend)
-    settings = {"recipe": name, "backend": chosen.name, "epochs": epochs, "on_defect": on_defect}
+    settings = {
+        "recipe": name,
+        "backend": chosen.name,
+        "epochs": None if epochs is None else check_epochs(epochs),
+        "dtype": dtype,
+        "on_defect": on_defect,
+    }
     made = Runs(folder / FILE, settings)
     missing = made.missing(count)
     if len(missing) < count:
@@ -73,15 +85,24 @@ def make_runs(
 
     def run(seed: int) -> Record:
         assert data is not None
-        options: dict[str, Any] = {"backend": chosen, "epochs": epochs, "verbose": 0}
+        long = reproduction.by_name(name).long
+        options: dict[str, Any] = {
+            "backend": chosen,
+            "epochs": epochs,
+            "dtype": dtype,
+            "verbose": "auto" if long else 0,
+        }
         if seed == 0:
             options["callbacks"] = [Snapshots(folder)]
-        with console.status(f"{name}, seed {seed}: {missing.index(seed) + 1} of {len(missing)}"):
+        said = f"{name}, seed {seed}: {missing.index(seed) + 1} of {len(missing)}"
+        with nullcontext() if long else console.status(said):
             if on_defect == "restart":
                 model, history, record = reproduction.run_until_good(name, seed, data, **options)
             else:
                 model, history, record = reproduction.run(name, seed, data, on_defect=on_defect, **options)
         console.print(_in_a_line(seed, record), soft_wrap=True, highlight=False)
+        if long:
+            console.print(_times(record), soft_wrap=True, highlight=False)
         if seed == 0:
             model.save(folder / MODEL)
             history.save(folder / HISTORY)
@@ -101,6 +122,17 @@ def _in_a_line(seed: int, record: Record) -> str:
     if record.get("restarts"):
         line += f", after {len(record['restarts'])} restarts"
     return line + (f"  [red]{record['defect']['kind']}[/]: {record['defect']['detail']}" if record["defect"] else "")
+
+
+def _times(record: Record) -> str:
+    """Return when a long run passed which accuracy."""
+    numbers = record["numbers"]
+    passed = [
+        f"{level:.0%} after {duration(numbers[f'seconds to {level:.0%}'])}"
+        for level in reproduction.LEVELS
+        if f"seconds to {level:.0%}" in numbers
+    ]
+    return f"  test accuracy passed {', '.join(passed)}" if passed else "  no test accuracy to speak of was passed"
 
 
 def shortened(values: list[float], most: int = 5) -> list[float]:

@@ -1,19 +1,34 @@
-"""`gpucnn show`: pictures of a run, each a command."""
+"""`gpucnn show`: pictures of a run or of what it is shown, each a command."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpucnn.cli.common import DATA_NAMES, MODEL, console, data_of, find_model, open_model, run_config
+from gpucnn.cli.common import (
+    DATA_NAMES,
+    MODEL,
+    console,
+    data_of,
+    describe,
+    find_model,
+    load_data_or_digits,
+    open_model,
+    run_config,
+)
+from gpucnn.cli.runs import FILE
 from gpucnn.errors import ConfigurationError
 from gpucnn.run_folder import check_takes_images, predict_test_set, read_history
+from gpucnn.training.defects import DEFECTS, load_report
 from gpucnn.training.snapshots import load_snapshots
+from gpucnn.training.statistics import Runs
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
 
-show = typer.Typer(help="Draw filters, feature maps, curves and mistakes of a run.", no_args_is_help=True)
+show = typer.Typer(
+    help="Draw filters, feature maps, curves and mistakes of a run, or augmented images.", no_args_is_help=True
+)
 
 Run = Annotated[Path | None, typer.Argument(help="A run folder or a .safetensors file. Without it: the newest run.")]
 Output = Annotated[
@@ -156,6 +171,134 @@ def mistakes(
     test = predict_test_set(network, path, data, data_dir)
     plots.mistakes(test.images, test.labels, test.probabilities, test.names, count, path=target)
     _say(target)
+
+
+@show.command()
+def histograms(
+    run: Run = None,
+    output: Output = None,
+    beside: Annotated[Path | None, typer.Option(help="Another run, drawn over this one.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Which of many runs. Default: the first one with a defect.")
+    ] = None,
+) -> None:
+    """Draw how weights, biases and gradients are distributed: of a run that went wrong, beside a good one."""
+    from gpucnn import plots
+
+    path = find_model(run)
+    target = _target(path, output, "histograms", None if seed is None else f"seed-{seed}")
+    drawn = [_distributions(path, seed)] if beside is None else []
+    if beside is not None:
+        drawn = [_distributions(path, seed), _distributions(find_model(beside), None)]
+    elif (path.parent / FILE).is_file():
+        drawn += _a_good_run(path.parent, drawn[0][0])
+    names, values = zip(*drawn, strict=True)
+    plots.histograms(*values, names=names, path=target)
+    _say(target)
+
+
+def _distributions(path: Path, seed: int | None) -> tuple[str, dict[str, Any]]:
+    """Return what a run is called, and its histograms: those that were kept, or else those of the model's weights."""
+    from gpucnn.plots import parameter_values
+
+    folder = path.parent
+    if (folder / FILE).is_file():
+        records = {record["seed"]: record for record in Runs.load(folder / FILE).records}
+        if seed is None:
+            seed = next((s for s, record in records.items() if record.get("defect")), min(records, default=0))
+        if seed not in records:
+            raise ConfigurationError(
+                f"--seed {seed}: {folder} holds runs with the seeds {', '.join(map(str, records))}"
+            )
+        return _run_name(f"seed {seed}", records[seed].get("defect")), records[seed]["histograms"]
+    if seed is not None:
+        raise ConfigurationError(f"--seed {seed}: {folder} holds a single run; leave --seed away")
+    if (folder / DEFECTS).is_file():
+        report = load_report(folder)
+        return _run_name(folder.name, report["defect"]), report["histograms"]
+    return folder.name, parameter_values(open_model(path, "numpy")[0], gradients=False)
+
+
+def _a_good_run(folder: Path, beside: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the first run without a defect, unless it is the one it would be drawn beside."""
+    for record in Runs.load(folder / FILE).good():
+        name = _run_name(f"seed {record['seed']}", None)
+        return [] if name == beside else [(name, record["histograms"])]
+    return []
+
+
+def _run_name(name: str, defect: dict[str, Any] | None) -> str:
+    return f"{name}: {defect['kind']} at step {defect['step']}" if defect else f"{name}, a good run"
+
+
+@show.command()
+def augment(
+    network: Annotated[
+        str | None, typer.Option(help="Take the data and the augmentations of this network's recipe.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help=f"{DATA_NAMES}. Without it: mnist.")] = None,
+    data_dir: DataDir = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror by chance.")] = False,
+    alternating_flip: Annotated[
+        bool, typer.Option("--alternating-flip", help="Mirror each image in every other epoch.")
+    ] = False,
+    translate: Annotated[int | None, typer.Option(help="Move by up to so many pixels, and reflect.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Pad by so many pixels of black, and crop.")] = None,
+    cutout: Annotated[int | None, typer.Option(help="Paint over a square of so many pixels a side.")] = None,
+    rotate: Annotated[float | None, typer.Option(help="Turn by up to so many degrees to either side.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Enlarge or shrink by up to this share, such as 0.1.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="How often each is drawn.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG, SVG or PDF, by its ending.")] = Path(
+        "augment.png"
+    ),
+) -> None:
+    """Draw training images as augmentations change them, epoch after epoch; needs no run.
+
+    Without any augmentation: some that suit the images, by their colours.
+    """
+    from gpucnn import networks, plots
+    from gpucnn.data.augment import AlternatingFlip, Augmentation, Cutout, Flip, RandomCrop, Rotate, Translate
+    from gpucnn.plots.canvas import check_name
+
+    check_name(output)
+    recipe = None if network is None else networks.by_name(network).recipe
+    chosen: list[Augmentation] = [*([Flip()] if flip else []), *([AlternatingFlip()] if alternating_flip else [])]
+    for kind, number in ((Translate, translate), (Cutout, cutout)):
+        chosen += [] if number is None else [kind(number)]
+    chosen += [] if crop is None else [RandomCrop(padding=crop)]
+    chosen += [] if rotate is None and scale is None else [Rotate(rotate or 0, scale or 0)]
+    if recipe is not None:
+        if chosen:
+            raise ConfigurationError(
+                f"--network {network} names augmentations, and {', '.join(map(repr, chosen))} others; give one or the "
+                "other"
+            )
+        if not recipe.augment:
+            raise ConfigurationError(
+                f"the recipe of {network} changes no images; name augmentations instead, such as --flip --translate 4"
+            )
+        chosen = list(recipe.augment)
+    dataset = load_data_or_digits(data or (recipe.data if recipe else "mnist"), data_dir)
+    (images, labels), _ = dataset
+    if not chosen:
+        grey = images.shape[3] == 1
+        chosen = [Rotate(15, 0.1), RandomCrop(padding=2)] if grey else [AlternatingFlip(), Translate(4), Cutout(8)]
+    picked = images[_of_each_class(labels.tolist(), count)]
+    title = f"{describe(dataset)}{f', {network}' if network else ''}: {', '.join(map(repr, chosen))}"
+    plots.augmented(picked, chosen, epochs, seed=seed, title=title, path=output)
+    _say(output)
+
+
+def _of_each_class(labels: list[int], count: int) -> list[int]:
+    """Return the places of so many samples: the first of each class, then the second of each, and so on."""
+    seen: dict[int, int] = {}
+    places = []
+    for place, label in enumerate(labels):
+        seen[label] = seen.get(label, 0) + 1
+        places.append((seen[label], label, place))
+    return [place for _, _, place in sorted(places)[:count]]
 
 
 def _target(path: Path, output: Path | None, *words: str | None, also: tuple[str, ...] = ()) -> Path:

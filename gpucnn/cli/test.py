@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from gpucnn.cli.common import DATA_NAMES, console, data_of, describe, open_model
+from gpucnn.data.views import NAMES, check_views
 
 
 def test(
@@ -14,16 +15,22 @@ def test(
     ] = None,
     data: Annotated[str | None, typer.Option(help=f"{DATA_NAMES}. Without it: what it was trained on.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="The folder that holds the data.")] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(help=f"Average over several views of each image: {' or '.join(NAMES)}. Without it: one."),
+    ] = None,
     backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
 ) -> None:
     """Print loss and accuracy of a saved model on a test set, and the accuracy of each class."""
     network, path = open_model(model, backend)
     dataset = data_of(network, path, data, data_dir)
     _, (images, labels) = dataset
-    scores = network.evaluate(images, labels)
-    predictions = network.predict(images).argmax(axis=1)
+    scores = network.evaluate(images, labels, views=views)
+    predictions = network.predict(images, views=views).argmax(axis=1)
     console.print(f"  model     {path}", soft_wrap=True)
     console.print(f"  data      {describe(dataset)}: {len(images):,} test images; {dataset.source}", soft_wrap=True)
+    if (seen := check_views(views, network.input_shape)) is not None:
+        console.print(f"  views     the mean of {len(seen.places())} of each image ({views})")
     for number, name in enumerate(dataset.class_names):
         of_class = labels == number
         if of_class.any():

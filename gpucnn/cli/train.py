@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy  # noqa: TID251 (its version goes into the run's settings; no array is made)
 import typer
+from rich.markup import escape
 
 from gpucnn import __version__, networks
 from gpucnn.checkpoint import write_whole
@@ -22,11 +23,14 @@ from gpucnn.cli.common import (
     load_data,
     load_data_or_digits,
 )
+from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
+from gpucnn.reproduction import PROBE
 from gpucnn.schedules import Schedule
+from gpucnn.training.defects import DefectWatch
 from gpucnn.training.history import History
 from gpucnn.training.snapshots import Snapshots
 
@@ -37,7 +41,7 @@ def train(
         str | None, typer.Option(help=f"{DATA_NAMES}. Without it: what the network's recipe names.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="The folder that holds the data.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.001, help="Default: the recipe's; 2.5 is possible.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The highest rate. Default: the recipe's.")] = None,
     backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
@@ -45,7 +49,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and dropout.")] = 0,
     run_dir: Annotated[Path | None, typer.Option(help="A new folder. Default: one below runs/.")] = None,
 ) -> None:
-    """Train a network, test it, and leave the model, its history, settings and snapshots in a run folder.
+    """Train a network, test it, and leave the model, its history, settings, snapshots and defects in a run folder.
 
     Without any option: LeNet on MNIST, or on synthetic digits where MNIST cannot be had.
     """
@@ -67,7 +71,7 @@ def train(
         "data": dataset.name if data is None else data,
         "data_dir": None if data_dir is None else str(data_dir.absolute()),
         "source": dataset.source,
-        "epochs": epochs or model.recipe.epochs,
+        "epochs": check_epochs(epochs or model.recipe.epochs),
         "batch_size": batch_size or model.recipe.batch_size,
         "optimizer": model.optimizer.config(),
         "backend": model.backend.name,
@@ -77,13 +81,22 @@ def train(
     }
     _print_head(model, dataset, folder, backend)
     snapshots = Snapshots()  # written with the rest, after the model: a full disk shall not cost the training
+    watch = DefectWatch((x_train[:PROBE], y_train[:PROBE]))
     history = model.fit(
-        x_train, y_train, epochs=settings["epochs"], batch_size=settings["batch_size"], callbacks=[snapshots]
+        x_train, y_train, epochs=settings["epochs"], batch_size=settings["batch_size"], callbacks=[snapshots, watch]
     )
     scores = model.evaluate(x_test, y_test)
     _write_run(folder, model, history, settings | {"test": scores})
     snapshots.save(folder)
+    watch.save(folder)
     console.print(f"  saved     {folder / MODEL}", soft_wrap=True)
+    if watch.defect is not None:
+        console.print(f"[bold yellow]defect: {escape(str(watch.defect))}[/]", soft_wrap=True)
+        console.print(
+            "  another --seed or a lower --learning-rate may help; `gpucnn show histograms` draws what it came to",
+            style="dim",
+            soft_wrap=True,
+        )
     console.print(
         f"[bold]test accuracy {100 * scores['accuracy']:.2f} %[/] "
         f"(loss {scores['loss']:.4f}) on {len(x_test):,} images ({describe(dataset)})"

@@ -33,6 +33,7 @@ from gpucnn.losses import CategoricalCrossEntropy as LossCategoricalCrossEntropy
 from gpucnn.losses import Loss
 from gpucnn.metrics import Accuracy as AccuracyCategorical
 from gpucnn.optimizers import SGD, Optimizer
+from gpucnn.optimizers.base import Rates
 from gpucnn.printing import duration
 
 __all__ = [
@@ -368,12 +369,10 @@ class _Network(gpucnn.Model):
 
     last: tuple[Array, Array, Array, Any]
 
-    def step(
-        self, x: Array, labels: Array, learning_rate: float | Array, number: Array | None = None
-    ) -> tuple[Array, Array]:
+    def step(self, x: Array, labels: Array, learning_rate: Rates, number: Array | None = None) -> tuple[Array, Array]:
         """Make one step as every model does."""
         loss, outputs = super().step(x, labels, learning_rate, number)
-        self.last = loss, outputs, labels, learning_rate
+        self.last = loss, outputs, labels, self.optimizer.as_rates(learning_rate)[0]
         return loss, outputs
 
     def checked(self, x: Any, y: Any) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 A GPU wraps an index that is out of range and says nothing, so labels are looked at here, once, where it is cheap.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -127,6 +128,23 @@ def batches(count: int, batch_size: int) -> Iterator[slice]:
     """Yield the slices that cut `count` samples into batches; the last one may be smaller."""
     for start in range(0, count, batch_size):
         yield slice(start, min(start + batch_size, count))
+
+
+def check_epochs(epochs: Any) -> float:
+    """Return how often data is to be visited, a whole number as an int, or raise ConfigurationError."""
+    is_number = isinstance(epochs, int | float) and not isinstance(epochs, bool)
+    if not is_number or not 0 <= epochs < math.inf:
+        raise ConfigurationError(
+            f"epochs must be a number of at least 0, not {epochs!r}; 2.5 visits every sample twice and half of them "
+            "once more"
+        )
+    return int(epochs) if epochs == int(epochs) else float(epochs)
+
+
+def steps_of(epoch: int, epochs: float, steps: int) -> int:
+    """Return how many of an epoch's steps are made, of which the first epoch is 0: fewer in a last one that is cut."""
+    share = min(epochs - epoch, 1.0)
+    return max(math.ceil(share * steps - 1e-6), 1)  # 9.9 − 9 is a little more than 0.9, and not meant to be
 
 
 def join(parts: list[HostArray]) -> HostArray:

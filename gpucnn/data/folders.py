@@ -129,11 +129,11 @@ def _read_images(files: list[Path], shape: tuple[int, int] | None) -> list[np.nd
 
 
 def decode_image(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
-    """Decode one file to (H, W) if it is grey, else to (H, W, 3)."""
-    from PIL import Image
+    """Decode one file, upright as its camera noted it, to (H, W) if it is grey, else to (H, W, 3)."""
+    from PIL import Image, ImageOps
 
     with open_image(path) as file:
-        image = plain(file)
+        image = plain(ImageOps.exif_transpose(file))
         if shape is not None and image.size != shape[::-1]:
             image = image.resize(shape[::-1], Image.Resampling.BILINEAR)
         return np.asarray(image)

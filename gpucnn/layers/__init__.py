@@ -13,7 +13,7 @@ from gpucnn.layers.dense import Dense
 from gpucnn.layers.dropout import Dropout
 from gpucnn.layers.norm import BatchNorm, Normalization
 from gpucnn.layers.pool import AveragePool2D, GlobalAveragePool2D, MaxPool2D
-from gpucnn.layers.shape import Flatten
+from gpucnn.layers.shape import Flatten, PadChannels
 
 __all__ = [
     "GELU",
@@ -29,6 +29,7 @@ __all__ = [
     "LeakyReLU",
     "MaxPool2D",
     "Normalization",
+    "PadChannels",
     "Parameter",
     "ReLU",
     "Residual",

@@ -19,12 +19,14 @@ class Parameter:
     """An array that is trained, and the gradient that backward passes add up.
 
     Both are born on the host in float64; `Layer.to` moves them. `value` can be assigned: the numbers are copied into
-    the array that is there, which may be a part of a larger buffer.
+    the array that is there, which may be a part of a larger buffer. A `frozen` one takes no gradient; `Model.freeze`
+    makes it so, and tells the optimizer.
     """
 
     def __init__(self, value: Array) -> None:
         self._value = value
         self.grad: Array | None = None
+        self.frozen = False
 
     @property
     def value(self) -> Array:
@@ -50,12 +52,14 @@ class Parameter:
         return int(self._value.size)
 
     def add_grad(self, gradient: Array) -> None:
-        """Add to the gradient; a layer that is used twice in one pass adds twice."""
+        """Add to the gradient, unless it is frozen; a layer that is used twice in one pass adds twice."""
         if tuple(gradient.shape) != self.shape:
             raise ShapeError(
                 f"a parameter of shape {self.shape} got a gradient of shape {tuple(gradient.shape)}; "
                 "the backward pass of its layer is wrong"
             )
+        if self.frozen:
+            return
         if self.grad is None:
             self.grad = gradient.copy()
         else:
@@ -78,11 +82,31 @@ class Buffer:
     """An array that is kept and saved but not trained, such as running statistics.
 
     One with `on_host=True` stays in the host's memory whatever the backend, such as the state of a random stream.
+    `value` can be assigned as that of a `Parameter`.
     """
 
     def __init__(self, value: Array, *, on_host: bool = False) -> None:
-        self.value = value
+        self._value = value
         self.on_host = on_host
+
+    @property
+    def value(self) -> Array:
+        """The array itself."""
+        return self._value
+
+    @value.setter
+    def value(self, array: Array) -> None:
+        if array is self._value:
+            return
+        if tuple(array.shape) != tuple(self._value.shape):
+            raise ShapeError(
+                f"a buffer of shape {tuple(self._value.shape)} cannot take values of shape {tuple(array.shape)}"
+            )
+        self._value[...] = array
+
+    def rebind(self, value: Array) -> None:
+        """Put another array in place, on another backend or inside a larger one."""
+        self._value = value
 
     def __repr__(self) -> str:
         return f"Buffer(shape={tuple(self.value.shape)}, dtype={self.value.dtype})"
@@ -219,7 +243,7 @@ class Layer(Configurable, family="layer"):
             parameter.rebind(value, grad)
         for buffer in self.buffers().values():
             if not buffer.on_host:
-                buffer.value = _move(buffer.value, self.backend, target, dtype)
+                buffer.rebind(_move(buffer.value, self.backend, target, dtype))
         for layer in self.all_layers():
             layer.backend = target
         return self

@@ -59,9 +59,16 @@ class Sequential(Layer):
         shape = input_shape
         for layer in self.layers:
             shape = layer.build_once(shape, rng)
-        self._trained = [bool(layer.parameters()) for layer in self.layers]
+        self.note_trained()
         self._plan = _planned(self.layers)
         return shape
+
+    def note_trained(self) -> None:
+        """Note which layers have parameters that are trained; said again when some of them are frozen or not any more.
+
+        The list is a new one each time, by which replicas of this layer notice that they are out of date.
+        """
+        self._trained = [any(not p.frozen for p in layer.parameters().values()) for layer in self.layers]
 
     def forward(self, x: Array, *, train: bool, input_gradient: bool = True) -> tuple[Array, Backward]:
         """Return y and the way back, which returns None for dx without `input_gradient`.
@@ -99,8 +106,8 @@ class Sequential(Layer):
     def steps(self, input_gradient: bool, plan: Plan | None = None) -> Iterator[tuple[Layer, dict[str, Any], bool]]:
         """Yield each layer that computes, the options of its forward pass, and whether the way back passes through it.
 
-        Where nobody wants dx, the way back ends at the first layer that has parameters, and that layer leaves its own
-        dx out if it can.
+        Where nobody wants dx, the way back ends at the first layer that has parameters to be trained, and that layer
+        leaves its own dx out if it can.
         """
         wanted = input_gradient
         for place, options in self._plan if plan is None else plan:

@@ -88,9 +88,13 @@ class Conv2D(Layer):
         def backward(dy: Array) -> Array:
             if relu:
                 dy = backend.relu_gradient(dy, y)
-            dweight, dbias = backend.conv2d_parameter_gradients(x, dy, window, self.groups, bias is not None)
-            weight.add_grad(dweight)
-            if bias:
+            bias_learns = bias is not None and not bias.frozen
+            if not weight.frozen:
+                dweight, dbias = backend.conv2d_parameter_gradients(x, dy, window, self.groups, bias_learns)
+                weight.add_grad(dweight)
+            elif bias_learns:
+                dbias = backend.channel_sums(dy)
+            if bias and bias_learns:
                 bias.add_grad(dbias)
             if not input_gradient:
                 return None

@@ -62,9 +62,13 @@ class Dense(Layer):
         y = backend.dense(x, weight.value, bias.value if bias else None)
 
         def backward(dy: Array) -> Array:
-            dweight, dbias = backend.dense_parameter_gradients(x, dy, bias is not None)
-            weight.add_grad(dweight)
-            if bias:
+            bias_learns = bias is not None and not bias.frozen
+            if not weight.frozen:
+                dweight, dbias = backend.dense_parameter_gradients(x, dy, bias_learns)
+                weight.add_grad(dweight)
+            elif bias_learns:
+                dbias = backend.channel_sums(dy)
+            if bias and bias_learns:
                 bias.add_grad(dbias)
             return backend.dense_input_gradient(dy, weight.value, x) if input_gradient else None
 

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from gpucnn.backends import Array
+from gpucnn.errors import ConfigurationError
 from gpucnn.layers.base import Backward, Layer, Shape
 
 
@@ -24,3 +25,37 @@ class Flatten(Layer):
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Reshape there and back."""
         return x.reshape(len(x), -1), lambda dy: dy.reshape(x.shape)
+
+
+class PadChannels(Layer):
+    """Add channels of zeros before and after those of x.
+
+    Shapes
+        x  (N, …, C)
+        y  (N, …, before + C + after)
+
+    Raises
+        ConfigurationError  a number that is not an integer of at least 0
+    """
+
+    per_sample = True
+
+    def __init__(self, before: int, after: int, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        for what, count in (("before", before), ("after", after)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise ConfigurationError(
+                    f"{self.label}: {what} must be a number of channels, at least 0, not {count!r}"
+                )
+        self.before, self.after = before, after
+
+    def build(self, input_shape: Shape, rng: Any) -> Shape:
+        """Return the shape with more channels."""
+        return (*input_shape[:-1], self.before + input_shape[-1] + self.after)
+
+    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+        """Put x between zeros; the way back picks its channels out again."""
+        y = self.backend.xp.zeros_like(x, shape=(*x.shape[:-1], self.before + x.shape[-1] + self.after))
+        inside = slice(self.before, self.before + x.shape[-1])
+        y[..., inside] = x
+        return y, lambda dy: dy[..., inside]

@@ -1,5 +1,6 @@
 """Pictures drawn with matplotlib: each function returns a Figure, and saves it where `path` is given."""
 
+from gpucnn.plots.augmented import augmented
 from gpucnn.plots.curves import accuracy, error, history, looks, runs
 from gpucnn.plots.kernels import animate_filters, filters, filters_by_epoch
 from gpucnn.plots.maps import feature_maps
@@ -10,6 +11,7 @@ from gpucnn.plots.values import histograms, parameter_values
 __all__ = [
     "accuracy",
     "animate_filters",
+    "augmented",
     "confusion",
     "confusion_matrix",
     "error",

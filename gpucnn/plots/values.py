@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -42,7 +42,8 @@ def histograms(
     A second set is drawn over the first, with the same bins. Values that are not finite are counted in the panel.
 
     Arguments:
-        values: arrays by name, such as "conv2d.weight", or a model, which gives its parameters and gradients.
+        values: arrays by name, such as "conv2d.weight"; or a model, which gives its parameters and gradients; or the
+            histograms that a `DefectWatch` kept, whose values count as evenly spread within a bin.
         names: what the two sets are called.
 
     Raises:
@@ -61,7 +62,7 @@ def histograms(
     for name in shown:
         place = rows.index(_layer(name)) * len(kinds) + kinds.index(_kind(name)) + 1
         axes = figure.add_subplot(len(rows), len(kinds), place)
-        notes = _draw(axes, [np.asarray(one[name], float).ravel() if name in one else None for one in sets])
+        notes = _draw(axes, [_held(one[name]) if name in one else None for one in sets])
         axes.set_title("\n".join([plain(name), *notes]), fontsize="small")
     handles, labels = _legend(len(sets), names)
     if len(sets) > 1:
@@ -70,20 +71,49 @@ def histograms(
     return save(figure, path)
 
 
-def _draw(axes: Any, sets: list[Any]) -> list[str]:
+def _held(values: Any) -> "_Held":
+    """Return what is known of a set of values: all of them, or how many lie in each bin."""
+    if isinstance(values, Mapping):
+        counts, edges = np.asarray(values["counts"], float), np.asarray(values["edges"], float)
+        if edges[0] == edges[-1]:  # all values are one
+            return _Held(np.full(int(counts.sum()), edges[0]), None, int(values["not_finite"]))
+        return _Held(edges, np.concatenate([[0.0], counts.cumsum()]), int(values["not_finite"]))
+    values = np.asarray(values, float).ravel()
+    finite = np.sort(values[np.isfinite(values)])
+    return _Held(finite, None, values.size - finite.size)
+
+
+class _Held(NamedTuple):
+    """Sorted finite values; or the edges of bins, and how many values lie below each edge."""
+
+    places: Any
+    below: Any
+    not_finite: int
+
+    @property
+    def finite(self) -> int:
+        return len(self.places) if self.below is None else int(self.below[-1])
+
+    def counts(self, edges: Any) -> Any:
+        """Return how many values lie between neighbouring edges."""
+        if self.below is None:
+            return np.histogram(self.places, edges)[0]
+        return np.diff(np.interp(edges, self.places, self.below))
+
+
+def _draw(axes: Any, sets: list[_Held | None]) -> list[str]:
     """Draw up to two sets of values with the same bins, the first filled, the second as a line; return what is odd."""
-    finite = [None if values is None else values[np.isfinite(values)] for values in sets]
-    together = np.concatenate([values for values in finite if values is not None])
-    edges = np.histogram_bin_edges(together, BINS) if together.size else np.array([0.0, 1.0])
+    known = [one.places for one in sets if one is not None and one.finite]
+    edges = np.histogram_bin_edges(np.concatenate(known), BINS) if known else np.array([0.0, 1.0])
     notes = []
-    for values, good, colour, fill in zip(sets, finite, (BLUE, VERMILLION), (True, False), strict=False):
-        if values is None or good is None:
+    for one, colour, fill in zip(sets, (BLUE, VERMILLION), (True, False), strict=False):
+        if one is None:
             continue
-        counts, _ = np.histogram(good, edges)
+        size = one.finite + one.not_finite
         style = {"alpha": 0.5} if fill else {"linewidth": 1.3}
-        axes.stairs(100 * counts / max(values.size, 1), edges, fill=fill, color=colour, **style)
-        if good.size < values.size:
-            notes.append(f"{values.size - good.size:,} of {values.size:,} not finite")
+        axes.stairs(100 * one.counts(edges) / max(size, 1), edges, fill=fill, color=colour, **style)
+        if one.not_finite:
+            notes.append(f"{one.not_finite:,} of {size:,} not finite")
     axes.locator_params(axis="x", nbins=4)
     axes.locator_params(axis="y", nbins=3)
     axes.tick_params(labelsize=SMALL)

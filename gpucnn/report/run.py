@@ -1,6 +1,5 @@
 """What a report is made of: everything that lies in a run folder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 from gpucnn.backends import Backend
 from gpucnn.errors import CheckpointError
 from gpucnn.model import Model
-from gpucnn.run_folder import DEFECTS, HISTORY, MODEL, STATISTICS, open_model, read_history, run_config
+from gpucnn.run_folder import HISTORY, MODEL, STATISTICS, open_model, read_history, run_config
+from gpucnn.training.defects import DEFECTS, load_report
 from gpucnn.training.history import History
 from gpucnn.training.snapshots import SNAPSHOTS, Epochs, load_snapshots
 from gpucnn.training.statistics import Runs
@@ -52,7 +52,7 @@ def open_run(where: Path | None, backend: str | Backend) -> Run:
     """
     model, path = open_model(where, backend)
     folder, settings = path.parent, run_config(path)
-    runs = Runs.read(folder / STATISTICS) if (folder / STATISTICS).exists() else None
+    runs = Runs.load(folder / STATISTICS) if (folder / STATISTICS).exists() else None
     record = _record_of(runs, settings.get("seed"))
     return Run(
         model=model,
@@ -60,7 +60,7 @@ def open_run(where: Path | None, backend: str | Backend) -> Run:
         settings=settings,
         history=read_history(path) if (folder / HISTORY).exists() else None,
         snapshots=load_snapshots(folder) if (folder / SNAPSHOTS).exists() else None,
-        watch=_read_watch(folder / DEFECTS) or (record if _is_report(record) else None),
+        watch=_read_watch(folder) or (record if _is_report(record) else None),
         runs=runs,
     )
 
@@ -70,19 +70,13 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _read_watch(file: Path) -> dict[str, Any] | None:
-    """Return what a `DefectWatch` reported; None where there is no such file."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def _read_watch(folder: Path) -> dict[str, Any] | None:
+    """Return what a `DefectWatch` reported; None where nobody watched."""
+    if not (folder / DEFECTS).exists():
         return None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON ({error}); mend it, or move it away") from error
+    found = load_report(folder)
     if not _is_report(found):
-        raise CheckpointError(
-            f"{file}: holds {found!r:.40} where the report of a DefectWatch was expected, with defect, looks and "
-            "histograms; mend it, or move it away"
-        )
+        raise CheckpointError(f"{folder / DEFECTS}: holds looks or histograms that make no sense; was it edited?")
     return found
 
 

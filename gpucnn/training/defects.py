@@ -1,22 +1,26 @@
 """What can go wrong with a training run, found while it runs: divergence, no learning, collapse, death, a breakdown."""
 
+import json
 import math
 import weakref
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpucnn.callbacks import Callback
-from gpucnn.errors import ConfigurationError
+from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.layers.activation import ReLU
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
 
+DEFECTS, FORMAT = "defects.json", 1
 ACTIONS = ("flag", "stop")
 BINS = 40  # of a histogram
 DEVIATIONS = 5.0  # of chance itself, up to which an accuracy counts as chance
 LEARNED = 0.3  # of the way from chance to perfection, from which a run counts as having learned
 DEAD = 0.9  # the share of a layer's units that never fire, from which it counts as dead
+LASTS = 3  # looks in a row at chance, after which a run that had learned counts as broken: many dip early and recover
 ONE_CLASS = 0.99  # the share of predictions that are one class, from which a run counts as collapsed
 
 
@@ -69,7 +73,7 @@ class DefectWatch(Callback):
         self.defect: Defect | None = None
         self.looks: list[dict[str, Any]] = []
         self.histograms: dict[str, Any] = {}
-        self._steps, self._best = 0, 0.0
+        self._steps, self._best, self._at_chance = 0, 0.0, 0
 
     def on_fit_begin(self, model: "Model") -> None:
         """Forget another model's training; a further one of the same model goes on."""
@@ -112,9 +116,12 @@ class DefectWatch(Callback):
         share = max(float((predicted == k).mean()) for k in range(classes))
         self.looks.append({"step": self._steps, "accuracy": accuracy, "one_class": share, "dead": dead})
         self._best = max(self._best, accuracy)
+        self._at_chance = self._at_chance + 1 if near_chance else 0
         if not near_chance:
             return None
         if self._best > chance + LEARNED * (1 - chance):
+            if self._at_chance < LASTS:
+                return None
             fell = f"accuracy fell from {self._best:.1%} to {accuracy:.1%}"
             return Defect("broke down", self._steps, _worst(dead), fell)
         if self._steps < self.grace:
@@ -130,6 +137,43 @@ class DefectWatch(Callback):
         """Return everything as plain data."""
         defect = None if self.defect is None else asdict(self.defect)
         return {"defect": defect, "looks": self.looks, "histograms": self.histograms}
+
+    def save(self, folder: str | Path) -> None:
+        """Write `defects.json` into a run folder."""
+        from gpucnn.checkpoint import write_whole
+
+        held = {"format": FORMAT, **self.report()}
+        write_whole(Path(folder) / DEFECTS, (json.dumps(held, indent=1) + "\n").encode())
+
+
+def load_report(folder: str | Path) -> dict[str, Any]:
+    """Read what `DefectWatch.save` wrote into a run folder: `defect`, `looks` and `histograms`.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged or of another version.
+    """
+    file = Path(folder) / DEFECTS
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{file}: this run was not watched for defects; `gpucnn train` and `gpucnn runs` watch theirs"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON ({error}); was it cut short?") from error
+    form = held.get("format") if isinstance(held, dict) else None
+    if form != FORMAT:
+        raise CheckpointError(
+            f"{file}: is of format {form!r}, and this gpucnn reads {FORMAT}; was it written by another?"
+        )
+    defect = held.get("defect")
+    if (
+        not (defect is None or (isinstance(defect, dict) and {"kind", "step", "layer", "detail"} <= set(defect)))
+        or not isinstance(held.get("looks"), list)
+        or not isinstance(held.get("histograms"), dict)
+    ):
+        raise CheckpointError(f"{file}: does not hold a watch's defect, looks and histograms; was it edited?")
+    return held
 
 
 def not_finite(model: "Model", probe: tuple[Any, Any]) -> tuple[str, str, str] | None:
@@ -181,7 +225,7 @@ def histograms(model: "Model") -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     for path, parameter in model.parameters().items():
-        for what, array in ((path, parameter.value), (f"gradient of {path}", parameter.grad)):
+        for what, array in ((path, parameter.value), (f"{path} gradient", parameter.grad)):
             if array is not None:
                 result[what] = _histogram(model.backend.to_host(array).astype("float64").ravel())
     return result
@@ -190,8 +234,8 @@ def histograms(model: "Model") -> dict[str, Any]:
 def _histogram(values: Any) -> dict[str, Any]:
     finite = values[abs(values) < math.inf]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    width = (high - low) / BINS or 1.0
-    places = ((finite - low) / width).astype("int64").clip(0, BINS - 1)
+    width = (high - low) / BINS  # 0 where all values are one: then all edges are that value
+    places = ((finite - low) / (width or 1.0)).astype("int64").clip(0, BINS - 1)
     counts = [int((places == k).sum()) for k in range(BINS)]
     edges = [low + width * k for k in range(BINS + 1)]
     return {"counts": counts, "edges": edges, "not_finite": int(values.size - finite.size)}

@@ -26,6 +26,18 @@ class History:
         for key, value in logs.items():
             self.history.setdefault(key, []).append(value)
 
+    def seconds_to(self, accuracy: float, key: str = "val_accuracy") -> float | None:
+        """Return the seconds until the end of the first epoch whose accuracy was at least this, or None.
+
+        They count the steps of all epochs up to then, and the validations.
+        """
+        spent = 0.0
+        for place, reached in enumerate(self.history.get(key, [])):
+            spent += sum(self.history[what][place] for what in ("seconds", "val_seconds") if what in self.history)
+            if reached >= accuracy:
+                return spent
+        return None
+
     def save(self, path: str | Path) -> None:
         """Write the history as JSON."""
         Path(path).write_text(json.dumps(self.history, indent=1) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gpucnn import rng
 from gpucnn.callbacks import Callback
 from gpucnn.data.augment import Augmentation
-from gpucnn.data.batches import batches
+from gpucnn.data.batches import batches, steps_of
 from gpucnn.training.history import History
 from gpucnn.training.progress import Silent, make_progress
 from gpucnn.training.steps import Steps, make_steps
@@ -32,7 +32,7 @@ class Training:
 
     model: "Model"
     data: Pair
-    epochs: int
+    epochs: float
     batch_size: int
     validation_data: Pair | None = None
     callbacks: Sequence[Callback] = ()
@@ -40,12 +40,19 @@ class Training:
     augment: Sequence[Augmentation] = ()
     verbose: bool | int | str = "auto"
     history: History = field(default_factory=History)
+    samples: list[int] = field(default_factory=list)  # that each epoch has visited
 
     def run(self) -> History:
         """Train, and return what every epoch gave."""
+        self.model.fitting = True
         try:
             return self._run()
+        except BaseException:
+            for callback in self.callbacks:
+                callback.on_fit_interrupted(self.model)
+            raise
         finally:
+            self.model.fitting = False
             self.model.backend.release()
 
     def _run(self) -> History:
@@ -57,9 +64,14 @@ class Training:
         for callback in self.callbacks:
             callback.on_fit_begin(model)
         with make_progress(self.verbose) as progress:
-            for epoch in range(self.epochs):
-                progress.begin_epoch(epoch, self.epochs, math.ceil(len(data[0]) / self.batch_size))
-                logs = self._train(steps, epoch, progress) | self._validate(validation)
+            for epoch in range(math.ceil(self.epochs)):
+                parts = list(batches(len(data[0]), self.batch_size))
+                parts = parts[: steps_of(epoch, self.epochs, len(parts))]
+                progress.begin_epoch(epoch, self.epochs, len(parts))
+                logs = self._train(steps, epoch, parts, progress)
+                for callback in self.callbacks:
+                    callback.on_epoch_trained(model, epoch)
+                logs |= self._validate(validation)
                 self.history.add(logs)
                 progress.end_epoch(logs)
                 for callback in self.callbacks:
@@ -70,33 +82,36 @@ class Training:
             callback.on_fit_end(model)
         return self.history
 
-    def _train(self, steps: Steps, epoch: int, progress: Silent) -> dict[str, float]:
-        """Visit every sample once, in the order that seed and epoch give."""
+    def _train(self, steps: Steps, epoch: int, parts: Sequence[slice], progress: Silent) -> dict[str, float]:
+        """Visit every sample of these batches once, in the order that seed and epoch give."""
         model, count = self.model, len(self.data[0])
         for callback in self.callbacks:
             callback.on_epoch_begin(model, epoch)
         started = time.perf_counter()
         order = rng.shuffled_order(model.seed, model.epochs_seen, count) if self.shuffle else None
         steps.begin_epoch(order)
-        for step, part in enumerate(batches(count, self.batch_size)):
-            rate = model.optimizer.rate_at(epoch + part.start / count, self.epochs)
-            steps.make(part, rate)
+        for step, part in enumerate(parts):
+            rates = model.optimizer.rates_at(epoch + part.start / count, self.epochs)
+            steps.make(part, rates)
+            model.progress = min(epoch + part.stop / count, self.epochs), self.epochs
             progress.step(steps.totals)
             for callback in self.callbacks:
                 callback.on_step_end(model, step)
             if model.stop_training:
                 break
         model.epochs_seen += 1
+        self.samples.append(steps.totals.samples)
         logs = steps.totals.read()
         so_far = {f"{key}_so_far": self._mean_with_earlier(key, value) for key, value in logs.items()}
         seconds = time.perf_counter() - started
         times = {"seconds": seconds, "step_seconds": seconds / (step + 1)}
-        return logs | so_far | {"learning_rate": rate} | times
+        return logs | so_far | {"learning_rate": rates[0]} | times
 
     def _mean_with_earlier(self, key: str, value: float) -> float:
-        """Return the mean over all samples since the training began; every epoch has the same number of them."""
+        """Return the mean over all samples since the training began; an epoch that was cut has fewer of them."""
         values = [*self.history.history.get(key, []), value]
-        return sum(values) / len(values)
+        visited = sum(count * value for count, value in zip(self.samples, values, strict=True))
+        return visited / sum(self.samples)
 
     def _validate(self, validation: Pair | None) -> dict[str, float]:
         if validation is None:

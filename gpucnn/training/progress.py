@@ -20,6 +20,11 @@ def in_words(logs: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
+def count(epoch: int, epochs: float) -> str:
+    """Return how far a training is when an epoch is over, such as `3/10`, or `9.9/9.9` for a last one that is cut."""
+    return f"{min(epoch + 1, epochs):g}/{epochs:g}"
+
+
 class Silent:
     """Shows nothing; also the interface of the others."""
 
@@ -29,7 +34,7 @@ class Silent:
     def __exit__(self, *_: Any) -> None:
         pass
 
-    def begin_epoch(self, epoch: int, epochs: int, steps: int) -> None:
+    def begin_epoch(self, epoch: int, epochs: float, steps: int) -> None:
         """An epoch begins."""
 
     def step(self, totals: Totals) -> None:
@@ -42,9 +47,9 @@ class Silent:
 class Lines(Silent):
     """One plain line an epoch, for files and pipes."""
 
-    def begin_epoch(self, epoch: int, epochs: int, steps: int) -> None:
+    def begin_epoch(self, epoch: int, epochs: float, steps: int) -> None:
         """Remember the numbers of the line's beginning."""
-        self.head = f"epoch {epoch + 1}/{epochs}"
+        self.head = f"epoch {count(epoch, epochs)}"
 
     def end_epoch(self, logs: dict[str, float]) -> None:
         """Print the line."""
@@ -74,9 +79,9 @@ class Bar(Silent):
     def __exit__(self, *_: Any) -> None:
         self.progress.stop()
 
-    def begin_epoch(self, epoch: int, epochs: int, steps: int) -> None:
+    def begin_epoch(self, epoch: int, epochs: float, steps: int) -> None:
         """Add a bar."""
-        self.task = self.progress.add_task("", total=steps, epoch=f"{epoch + 1}/{epochs}", numbers="")
+        self.task = self.progress.add_task("", total=steps, epoch=count(epoch, epochs), numbers="")
         self.looked = time.perf_counter()
 
     def step(self, totals: Totals) -> None:

@@ -95,7 +95,7 @@ class Replica:
             twin.grad = None
             self._parameters.append((value, twin))
         else:
-            twin.value = value.value.copy()
+            twin.rebind(value.value.copy())
             self._buffers.append((value, twin))
         return twin
 
@@ -110,7 +110,7 @@ class Replica:
     def copy_buffers(self) -> None:
         """Take over the network's buffers; those of the twin are used in a pass, and then forgotten."""
         for buffer, twin in self._buffers:
-            twin.value = buffer.value.copy()
+            twin.value = buffer.value
 
     def forget_gradients(self) -> None:
         """Forget the twin's gradients."""

@@ -1,7 +1,7 @@
 """One step after another: a batch is gathered, the model makes its step, the totals grow.
 
 On a backend that can record, a step is recorded once and then repeated. What changes from one step to the next, which
-samples, the learning rate, the number of the step, lies in arrays on the device that Python fills before each repeat;
+samples, the learning rates, the number of the step, lies in arrays on the device that Python fills before each repeat;
 what Python itself counts is moved on by what it moved in the step that was recorded.
 """
 
@@ -12,7 +12,8 @@ from gpucnn import rng
 from gpucnn.backends import Array
 from gpucnn.backends.base import Feed
 from gpucnn.backends.placement import Placement
-from gpucnn.data.augment import Augmentation, placement_of, words_of
+from gpucnn.data.augment import Augmentation, Placing, words_of
+from gpucnn.optimizers.base import Rates
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -31,6 +32,7 @@ class Steps:
         self.model, (self._x, self._y), self._batch_size = model, data, batch_size
         self._augment = augment
         self.stream = rng.new_state(rng.host_generator(model.seed, "augment", model.epochs_seen))
+        self._placing = self._prepare() if augment else None
         self.totals = model.new_totals()
         self._host_order: Any = None
         self._order: Array | None = None
@@ -38,11 +40,13 @@ class Steps:
     def begin_epoch(self, order: Any) -> None:
         """Begin to visit the samples in an order, a host array (P,), or None for that of the data."""
         self.totals.reset()
+        if self._placing is not None:
+            self._placing.begin_epoch(self.model.epochs_seen)
         self._host_order = order
         self._order = None if order is None else self.model.backend.from_host(order)
 
-    def make(self, part: slice, rate: float) -> None:
-        """Make the step on one part of the order."""
+    def make(self, part: slice, rate: Rates) -> None:
+        """Make the step on one part of the order, at one learning rate or at those of the optimizer's groups."""
         picked = part if self._order is None else self._order[part]
         if isinstance(self._x, Feed):
             self._step(self._fed(part), slice(None), picked, rate)
@@ -53,23 +57,30 @@ class Steps:
         """Return the inputs of one part of the order, from the feed."""
         return self._x[part if self._host_order is None else self._host_order[part]]
 
-    def _step(
-        self, x: Array, picked: Any, picked_labels: Any, rate: float | Array, number: Array | None = None
-    ) -> None:
+    def _step(self, x: Array, picked: Any, picked_labels: Any, rate: Rates, number: Array | None = None) -> None:
         model = self.model
         with model.computing(self._batch_size):
             labels = self._y[picked_labels]
-            inputs = model.backend.gather(x, picked, model.dtype, self._placement(len(labels)))
+            inputs = model.backend.gather(x, picked, model.dtype, self._placement(picked_labels, len(labels)))
             loss, outputs = model.step(inputs, labels, rate, number)
             self.totals.add(loss, outputs, labels)
 
-    def _placement(self, N: int) -> Placement | None:
-        """Draw how the images of a batch are augmented."""
-        if not self._augment:
+    def _prepare(self) -> Placing:
+        """Bring across what the augmentations need; the words that last are the seed's alone, whichever fit this is."""
+        model, augment = self.model, self._augment
+        lasting, count = None, words_of(augment, lasting=True)
+        if count:
+            state = rng.new_state(rng.host_generator(model.seed, "augment for good"))
+            lasting = rng.draw_bits(model.backend, state, (len(self._x), count))
+        H, W, _ = self._x.shape[1:]
+        return Placing(augment, model.backend, (H, W), lasting)
+
+    def _placement(self, picked: Any, N: int) -> Placement | None:
+        """Draw how the images of a batch are augmented, by their places in the data set."""
+        if self._placing is None:
             return None
-        backend, (H, W, _) = self.model.backend, self._x.shape[1:]
-        words = rng.draw_bits(backend, self.stream, (N, words_of(self._augment)))
-        return placement_of(self._augment, backend, words, (H, W))
+        words = rng.draw_bits(self.model.backend, self.stream, (N, words_of(self._augment)))
+        return self._placing.of(words, picked)
 
 
 class RecordedSteps(Steps):
@@ -88,7 +99,9 @@ class RecordedSteps(Steps):
         self._fed_inputs = (
             xp.zeros((batch_size, *self._x.shape[1:]), dtype=self._x.dtype) if isinstance(self._x, Feed) else None
         )
-        self._rate, self._number = xp.zeros((), dtype=xp.float64), xp.zeros((), dtype=xp.int64)
+        groups = len(model.optimizer.rates_at())
+        self._rates = [xp.zeros((), dtype=xp.float64) for _ in range(groups)]
+        self._number = xp.zeros((), dtype=xp.int64)
         self._counts = _Counts(self)
         self._change: dict[Any, int] | None = None  # of the counts, by one step
         self._recorded: Any = None
@@ -100,7 +113,7 @@ class RecordedSteps(Steps):
         if self._order is None:
             self._order = self.model.backend.xp.arange(len(self._x))
 
-    def make(self, part: slice, rate: float) -> None:
+    def make(self, part: slice, rate: Rates) -> None:
         """Make the step on one part of the order: the first one is made, the second recorded, the others repeated."""
         if part.stop - part.start < self._batch_size:
             super().make(part, rate)
@@ -109,7 +122,8 @@ class RecordedSteps(Steps):
         self._picked[...] = self._order[part]
         if self._fed_inputs is not None:
             self._fed_inputs[...] = self._fed(part)
-        self._rate[...] = rate
+        for place, number in zip(self._rates, self.model.optimizer.as_rates(rate), strict=True):
+            place[...] = number
         self._number[...] = self.model.optimizer.steps + 1
         if self._change is None:
             self._first()
@@ -120,7 +134,7 @@ class RecordedSteps(Steps):
 
     def _whole_step(self) -> None:
         x, picked = (self._x, self._picked) if self._fed_inputs is None else (self._fed_inputs, slice(None))
-        self._step(x, picked, self._picked, self._rate, self._number)
+        self._step(x, picked, self._picked, self._rates, self._number)
 
     def _first(self) -> None:
         before = self._counts.read()

@@ -252,6 +252,10 @@ class CupyBackend(Backend):
         """Return the mean cross-entropy of softmax(logits) with targets, both (N, K), and dlogits (N, K)."""
         return elementwise.softmax_cross_entropy(logits, targets)
 
+    def clip_norm(self, gradients: Array, limit: float) -> None:
+        """Scale gradients whose Euclidean norm is above the limit down to it."""
+        elementwise.clip_norm(gradients, limit)
+
     def sgd_update(
         self,
         values: Array,
@@ -285,6 +289,10 @@ class CupyBackend(Backend):
         elementwise.adam_update(
             values, gradients, mean, square, step, learning_rate, beta1, beta2, epsilon, weight_decay, decoupled
         )
+
+    def blend(self, target: Array, source: Array, share: float) -> None:
+        """Move `target` (P,) towards `source` (P,), in place, by a share of the way."""
+        elementwise.blend(target, source, share)
 
     # --- batches and random numbers -------------------------------------------------------------
 

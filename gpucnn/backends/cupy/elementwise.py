@@ -59,6 +59,14 @@ def _on_device(number: Any, dtype: Any) -> Array:
     return number if isinstance(number, cupy.ndarray) else cupy.full((), number, dtype)
 
 
+def clip_norm(gradients: Array, limit: float) -> None:
+    """Scale gradients (P,) whose norm is above the limit down to it, in place: three launches, and nothing is read."""
+    partial, parts = kernels.squares(gradients)
+    factor = cupy.empty((), working_dtype(gradients.dtype))
+    kernels.one_block("factor_to_limit", gradients.dtype, partial, factor, np.uint32(parts), np.float64(limit))
+    _update("multiply", gradients, (gradients, factor))
+
+
 def sgd_update(
     values: Array,
     gradients: Array,
@@ -92,6 +100,11 @@ def adam_update(
     _update("adam_update", values, (values, gradients, mean, square, rate, number), *numbers, np.int32(decoupled))
 
 
+def blend(target: Array, source: Array, share: float) -> None:
+    """Move one array towards another, in place."""
+    _update("blend", target, (target, source), np.float64(share))
+
+
 def _update(name: str, values: Array, pointers: tuple[Any, ...], *numbers: Any) -> None:
     width = widest(values.dtype, values.size)
     count = values.size // width
@@ -110,13 +123,21 @@ def random_bits(key: int, counter: int, count: int, start: int, repeats: Array |
 def gather_bytes(images: Array, picked: Array, dtype: Any, placement: Placement | None) -> Array:
     """Return samples (P, …) uint8 picked by number (N,) as floats 0 … 1, (N, …); images may be placed on the way."""
     images, picked = plain(images), plain(picked, np.int64)
-    x = cupy.empty((len(picked), *images.shape[1:]), dtype)
     if placement is None:
+        x = cupy.empty((len(picked), *images.shape[1:]), dtype)
         numbers = np.uint32(x.size), np.uint32(x.size // max(len(picked), 1))
         kernels.over_elements("gather_bytes", dtype, 1, x.size, images, picked, x, *numbers)
         return x
-    of_images = placement.down, placement.right, placement.flip, placement.hole_top, placement.hole_left
+    H, W, C = images.shape[1:]
+    OH, OW = placement.result_size((H, W))
+    x = cupy.empty((len(picked), OH, OW, C), dtype)
+    of_images = (
+        *(placement.cosine, placement.sine, placement.down, placement.right, placement.flip),
+        *(placement.hole_top, placement.hole_left),
+    )
     pointers = (NULL if numbers is None else plain(numbers, np.int32) for numbers in of_images)
-    sizes = (np.int32(number) for number in (*images.shape[1:], placement.hole, placement.fill))
+    beside = -1 if placement.beside is None else placement.beside
+    values = placement.around, beside, placement.hole, placement.fill
+    sizes = (np.int32(number) for number in (H, W, C, OH, OW, *values))
     kernels.over_elements("gather_images", dtype, 1, x.size, images, picked, *pointers, x, np.uint32(x.size), *sizes)
     return x

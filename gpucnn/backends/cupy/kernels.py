@@ -133,6 +133,14 @@ def over_matrix_rows(name: str, dtype: Any, N: int, K: int, *arguments: Any) -> 
     _function(name, np.dtype(dtype).itemsize, 1)((-(-N // rows),), (rows, threads), arguments)
 
 
+def squares(x: Array) -> tuple[Array, int]:
+    """Add up the squares of x (P,) in parts, each by one block in a fixed order: (parts,) and their number."""
+    parts = max(1, min(-(-x.size // (THREADS * ROWS_EACH)), MOST_PARTS))
+    partial = cupy.empty(parts, np.float64)
+    _function("squares", x.dtype.itemsize, 1)((parts,), (1, THREADS), (x, partial, np.uint32(x.size)))
+    return partial, parts
+
+
 def one_block(name: str, dtype: Any, *arguments: Any) -> None:
     """Launch a kernel of one block, whose threads stand along the second side."""
     _function(name, np.dtype(dtype).itemsize, 1)((1,), (1, THREADS), arguments)

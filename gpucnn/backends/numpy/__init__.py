@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from gpucnn.backends.base import Array, Backend
-from gpucnn.backends.numpy import convolution, elementwise, memory, norm, pooling, threads
+from gpucnn.backends.numpy import convolution, elementwise, memory, norm, pooling, rotation, threads
+from gpucnn.backends.placement import Placement
 from gpucnn.backends.window import Window
 
 T = TypeVar("T")
@@ -111,3 +113,11 @@ class NumpyBackend(Backend):
     def add(self, a: Array, b: Array, relu: bool = False) -> Array:
         """Return a + b, and what is negative set to 0 with `relu`."""
         return elementwise.add(a, b, relu)
+
+    def gather(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:
+        """Return samples of a data set x (P, …), picked by number (N,) or slice, as floats; bytes become 0 … 1."""
+        if placement is not None and placement.cosine is not None and x.dtype == "uint8":
+            x, picked = rotation.turned(x[picked], placement), slice(None)
+            placement = replace(placement, cosine=None, sine=None)
+            placement = None if placement.is_nothing() else placement
+        return super().gather(x, picked, dtype, placement)

@@ -45,3 +45,44 @@ extern "C" __global__ void adam_update(real* values, const real* gradients, real
         store(square + (size_t)i * WIDTH, second);
     }
 }
+
+extern "C" __global__ void blend(real* target, const real* source, unsigned count, double share) {
+    for (MY_ELEMENTS(i, count)) {
+        Pack to = load(target + (size_t)i * WIDTH);
+        const Pack from = load(source + (size_t)i * WIDTH);
+        for (int k = 0; k < WIDTH; k++) {
+            const work way = (work)from.at[k] - (work)to.at[k];
+            to.at[k] = share < 0.5 ? (real)((work)to.at[k] + (work)share * way)
+                                   : (real)((work)from.at[k] - (work)(1 - share) * way);
+        }
+        store(target + (size_t)i * WIDTH, to);
+    }
+}
+
+// Sums of squares, a part for each block; its threads stand along the second side.
+extern "C" __global__ void squares(const real* x, double* partial, unsigned count) {
+    __shared__ double shared[THREADS];
+    double sum = 0;
+    for (unsigned i = blockIdx.x * blockDim.y + threadIdx.y; i < count; i += gridDim.x * blockDim.y)
+        sum += (double)(work)x[i] * (double)(work)x[i];
+    sum = add_up(sum, shared);
+    if (threadIdx.y == 0) partial[blockIdx.x] = sum;
+}
+
+// What a vector is multiplied by so that its norm, whose square is the sum of the parts, is at most the limit.
+extern "C" __global__ void factor_to_limit(const double* partial, work* factor, unsigned parts, double limit) {
+    __shared__ double shared[THREADS];
+    double sum = 0;
+    for (unsigned part = threadIdx.y; part < parts; part += blockDim.y) sum += partial[part];
+    sum = add_up(sum, shared);
+    const double norm = sqrt(sum);
+    if (threadIdx.y == 0) *factor = (work)(limit / (norm > limit || norm != norm ? norm : limit));
+}
+
+extern "C" __global__ void multiply(real* x, const work* factor, unsigned count) {
+    for (MY_ELEMENTS(i, count)) {
+        Pack pack = load(x + (size_t)i * WIDTH);
+        for (int k = 0; k < WIDTH; k++) pack.at[k] = (real)((work)pack.at[k] * *factor);
+        store(x + (size_t)i * WIDTH, pack);
+    }
+}

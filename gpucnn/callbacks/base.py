@@ -1,4 +1,4 @@
-"""Callbacks: what else happens while a model is fitted."""
+"""`Callback`: what else happens while a model is fitted; and `EarlyStopping`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,17 @@ class Callback:
     def on_step_end(self, model: "Model", step: int) -> None:
         """After a step; `step` counts from 0 within the epoch. Reading from the device here slows training down."""
 
+    def on_epoch_trained(self, model: "Model", epoch: int) -> None:
+        """After an epoch's steps, before its validation, if there is one."""
+
     def on_epoch_end(self, model: "Model", epoch: int, logs: dict[str, float]) -> None:
         """After an epoch and its validation."""
 
     def on_fit_end(self, model: "Model") -> None:
         """After the last epoch."""
+
+    def on_fit_interrupted(self, model: "Model") -> None:
+        """In place of `on_fit_end` where an error or the user's Ctrl-C ends the training; the error is raised after."""
 
 
 class EarlyStopping(Callback):

@@ -1,0 +1,165 @@
+"""Averages of weights: a training goes on with its raw weights, and is judged and ends with averaged ones.
+
+Averaged are all parameters that are not frozen and all buffers of floats, such as running statistics; both lie flat on
+the device, so that an average costs two kernels, and nothing is read from there.
+"""
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gpucnn.backends import Array
+from gpucnn.callbacks.base import Callback
+from gpucnn.config import Configurable
+from gpucnn.errors import ConfigurationError
+from gpucnn.schedules import Schedule
+
+if TYPE_CHECKING:
+    from gpucnn.model import Model
+
+Decay = float | Schedule | Callable[[float], float]
+
+
+class _Average(Callback, Configurable, family="average"):
+    """What both averages share: arrays beside the model's, shown in their place between epochs.
+
+    From the end of an epoch's steps until the next epoch begins, the model holds the averages: validation and the
+    callbacks of the epoch's end see them, and so does who trained, after the last epoch or an interruption. A further
+    fit of a model that still holds them goes on with the raw weights of before; otherwise all begins anew.
+    """
+
+    def __init__(self, decay: Decay, every: int) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ConfigurationError(f"every must be a number of steps of at least 1, not {every!r}")
+        if not callable(decay):
+            _checked(decay)
+        self.decay, self.every = decay, every
+        self._model: weakref.ref[Model] | None = None
+        self._arrays: list[Array] = []
+        self._averages: list[Array] = []
+        self._raw: list[Array] | None = None  # the model's own numbers, while it shows the averages
+        self._steps = 0
+
+    def on_fit_begin(self, model: "Model") -> None:
+        """Begin with the weights that the model has, or go on where an earlier fit ended."""
+        if self._goes_on(model):
+            return
+        self._model, self._steps, self._raw = weakref.ref(model), 0, None
+        self._arrays = model.flat_state()
+        self._averages = [array.copy() for array in self._arrays]
+        model.averaged_by = None
+
+    def _goes_on(self, model: "Model") -> bool:
+        """Tell whether the model is as an earlier fit left it."""
+        if self._model is None or self._model() is not model or self._raw is None:
+            return False
+        if model.flat_state() is not self._arrays:
+            return False
+        return all(bool((now == then).all()) for now, then in zip(self._arrays, self._averages, strict=True))
+
+    def on_epoch_begin(self, model: "Model", epoch: int) -> None:
+        """Put the raw weights back, for the steps."""
+        if self._raw is not None:
+            for array, raw in zip(self._arrays, self._raw, strict=True):
+                array[...] = raw
+            self._raw = model.averaged_by = None
+
+    def on_step_end(self, model: "Model", step: int) -> None:
+        """Average, from time to time."""
+        self._steps += 1
+        if self._steps % self.every == 0:
+            self._average(model)
+
+    def on_epoch_trained(self, model: "Model", epoch: int) -> None:
+        """Show the averages, for the validation and whatever follows until the next epoch."""
+        if model.averaged_by not in (None, self):
+            raise ConfigurationError(
+                f"{self!r} and {model.averaged_by!r} both put averages in the place of the weights; pass one of them"
+            )
+        self._raw, model.averaged_by = [array.copy() for array in self._arrays], self
+        for array, average in zip(self._arrays, self._averages, strict=True):
+            array[...] = average
+
+    def on_fit_interrupted(self, model: "Model") -> None:
+        """Leave the model with the averages, as at the end."""
+        if self._model is not None and self._model() is model and self._raw is None and model.averaged_by is None:
+            self.on_epoch_trained(model, -1)
+
+    def _average(self, model: "Model") -> None:
+        raise NotImplementedError(f"{type(self).__name__} has no _average")
+
+    def _move_averages(self, model: "Model", share: float) -> None:
+        for average, array in zip(self._averages, self._arrays, strict=True):
+            model.backend.blend(average, array, share)
+
+    def _decay_at(self, epoch: float, epochs: float) -> float:
+        if isinstance(self.decay, Schedule):
+            return _checked(self.decay(epoch, epochs))
+        return _checked(self.decay(epoch / epochs)) if callable(self.decay) else self.decay
+
+
+class MovingAverage(_Average):
+    """Exponential moving average of the weights: average ← decay·average + (1 − decay)·weights, every so many steps.
+
+    Arguments
+        decay    a number from 0 to 1; a schedule, which is called with the epoch and the number of epochs; or a
+                 function of the share of the training that is done, 0 … 1
+        every    steps between two updates
+        warm_up  after n updates decay by (1 + n) / (10 + n) where that is less, so that the weights of the beginning,
+                 which nobody trained, are soon forgotten
+
+    Validation, callbacks at the end of an epoch and the model after `fit` have the averaged weights.
+    `model.refresh_statistics` computes the statistics of batch norms anew for them.
+
+    Raises
+        ConfigurationError  an argument makes no sense, or a schedule or function returns what is no decay
+
+    Source: Polyak, Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
+    """
+
+    def __init__(self, decay: Decay = 0.999, every: int = 1, warm_up: bool = True) -> None:
+        super().__init__(decay, every)
+        self.warm_up = warm_up
+
+    def _average(self, model: "Model") -> None:
+        updates = self._steps // self.every - 1
+        decay = self._decay_at(*model.progress)
+        if self.warm_up:
+            decay = min(decay, (1 + updates) / (10 + updates))
+        self._move_averages(model, 1.0 - decay)
+
+
+class LookAhead(_Average):
+    """Slow weights follow the trained ones, which are set back to them: k steps forward, one step back.
+
+    Every so many steps slow ← decay·slow + (1 − decay)·fast, and then fast ← slow. Validation and the model after
+    `fit` have the slow weights.
+
+    Arguments
+        every  k, the steps between two such moves
+        decay  a number from 0 to 1; a schedule, which is called with the epoch and the number of epochs; or a function
+               of the share of the training that is done, 0 … 1. `schedules.Power(0.95**5, 3)` is that of the CIFAR-10
+               speed runs of Jordan (2024)
+
+    Raises
+        ConfigurationError  an argument makes no sense, or a schedule or function returns what is no decay
+
+    Source: Zhang, Lucas, Hinton, Ba, "Lookahead optimizer: k steps forward, 1 step back" (2019).
+    """
+
+    def __init__(self, every: int = 5, decay: Decay = 0.5) -> None:
+        super().__init__(decay, every)
+
+    def _average(self, model: "Model") -> None:
+        self._move_averages(model, 1.0 - self._decay_at(*model.progress))
+        for array, average in zip(self._arrays, self._averages, strict=True):
+            array[...] = average
+
+
+def _checked(decay: Any) -> float:
+    """Return a decay as a float, or raise ConfigurationError where it is no number from 0 to 1."""
+    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay <= 1:
+        raise ConfigurationError(
+            f"decay must be a number from 0 to 1, or a schedule or function of such, not {decay!r}"
+        )
+    return float(decay)

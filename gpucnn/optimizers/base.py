@@ -1,0 +1,180 @@
+"""`Optimizer`: the settings of an update and the slots it keeps; the arithmetic is a kernel of the backend."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gpucnn.backends import Array, Backend
+from gpucnn.config import Configurable
+from gpucnn.errors import ConfigurationError
+from gpucnn.layout import Layout, Shape
+from gpucnn.optimizers.groups import Group, check_decay, check_groups, split
+from gpucnn.schedules import Schedule, as_schedule
+
+Number = float | Array  # a Python number, or an array () of one
+Rates = Number | Sequence[Number]  # the learning rate of everything, or one for each part of the flat buffer
+
+
+class Optimizer(Configurable, family="optimizer"):
+    """Base of every optimizer.
+
+    Arguments
+        learning_rate  a number or a schedule
+        weight_decay   at least 0; what it does, each optimizer says
+        groups         `Group` objects: parameters with a rate or a weight decay of their own
+        clip_norm      scales the gradients of all parameters that are trained down to this norm, taken over all of
+                       them, where it is larger
+        clip_value     cuts every element of the gradients off at ± this value, before the norm is taken
+
+    Source of the clipping: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks" (2013).
+
+    `slots` are arrays as long as the flat parameter buffer, by name; `steps` counts the updates. The buffer lies in
+    parts: what no group matches, and then each group.
+    """
+
+    learning_rate: Schedule | float
+
+    def __init__(
+        self,
+        learning_rate: Schedule | float,
+        weight_decay: float = 0.0,
+        groups: Sequence[Group] = (),
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+    ) -> None:
+        as_schedule(learning_rate)
+        self.learning_rate = learning_rate
+        self.weight_decay = check_decay(weight_decay)
+        self.groups = check_groups(groups)
+        self.clip_norm, self.clip_value = _limit(clip_norm, "clip_norm"), _limit(clip_value, "clip_value")
+        self.steps = 0
+        self.slots: dict[str, Array] = {}
+        self._values: Array = None
+        self._layout = Layout.whole(0)
+
+    def slot_names(self) -> tuple[str, ...]:
+        """Return the names of the slots that the update keeps."""
+        return ()
+
+    def split(self, shapes: Mapping[str, Shape]) -> list[list[str]]:
+        """Return the paths of the parameters of these shapes, a list for each part of the flat buffer.
+
+        Raises:
+            ConfigurationError: a group's pattern matches none; lists the paths there are.
+        """
+        return split(list(shapes), self.groups)
+
+    def reset(self, backend: Backend, values: Array, layout: Layout | None = None) -> None:
+        """Start anew for the flat parameter buffer `values` (P,), which lies as `layout` says: all slots 0."""
+        self.steps = 0
+        self.slots = {name: backend.xp.zeros_like(values) for name in self.slot_names()}
+        self._values = values
+        self._layout = layout or Layout.whole(len(values))
+
+    def move(self, source: Backend, target: Backend, values: Array, layout: Layout | None = None) -> None:
+        """Follow the parameters, now the flat buffer `values` (P,), to another backend or into another layout."""
+        layout = layout or self._layout
+        for name, slot in self.slots.items():
+            there = slot if source is target else target.from_host(source.to_host(slot))
+            there = there.astype(values.dtype, copy=False)
+            self.slots[name] = there if layout == self._layout else _laid_anew(target, there, self._layout, layout)
+        self._values, self._layout = values, layout
+
+    def rate_at(self, epoch: float | None = None, epochs: float = 1.0) -> float:
+        """Return the learning rate at a point of the training, or the highest one outside of any."""
+        schedule = as_schedule(self.learning_rate)
+        return float(schedule.peak if epoch is None else schedule(epoch, epochs))
+
+    def rates_at(self, epoch: float | None = None, epochs: float = 1.0) -> list[float]:
+        """Return the learning rate of each part of the flat buffer, as `rate_at` does; the first is without a group."""
+        rate = self.rate_at(epoch, epochs)
+        return [rate, *(rate * group.factor_at(epoch, epochs) for group in self.groups)]
+
+    def update(
+        self,
+        backend: Backend,
+        values: Array,
+        gradients: Array,
+        learning_rate: Rates,
+        number: Array | None = None,
+    ) -> None:
+        """Move `values` (P,) in place by one step.
+
+        The learning rate is that of what no group matches, or a sequence of all that `rates_at` returns. A step that is
+        to be recorded and repeated takes rates and its number, from 1, as arrays () of one; otherwise the number is the
+        optimizer's own count.
+
+        Raises:
+            ConfigurationError: the optimizer serves another model by now.
+        """
+        if values is not self._values:
+            raise ConfigurationError(
+                f"this {type(self).__name__} keeps its state for another model since that was compiled with it; "
+                "make an optimizer of its own for each model"
+            )
+        self.steps += 1
+        self._clip(backend, gradients[self._layout.trainable])
+        number = self.steps if number is None else number
+        self._apply(backend, values, gradients, self.as_rates(learning_rate), number)
+
+    def as_rates(self, rate: Rates) -> Sequence[Number]:
+        """Return the rates of all parts; where only that without a group is given, groups take their highest share."""
+        if isinstance(rate, Sequence):
+            return rate
+        return [rate, *(rate * group.factor_at(None, 1.0) for group in self.groups)]
+
+    def _clip(self, backend: Backend, gradients: Array) -> None:
+        """Bring gradients of too large a size down, in place."""
+        if self.clip_value is not None:
+            backend.clip_value(gradients, self.clip_value)
+        if self.clip_norm is not None:
+            backend.clip_norm(gradients, self.clip_norm)
+
+    def _apply(
+        self, backend: Backend, values: Array, gradients: Array, rates: Sequence[Number], number: int | Array
+    ) -> None:
+        """Update one part of the buffer after another, each with its rate and weight decay."""
+        for part, rate, decay in zip(self._layout.ranges, rates, self._decays(), strict=True):
+            if part.start < part.stop:
+                slots = {name: slot[part] for name, slot in self.slots.items()}
+                self._update(backend, values[part], gradients[part], slots, rate, decay, number)
+
+    def _decays(self) -> list[float]:
+        """Return the weight decay of what no group matches, and of each group."""
+        own = self.weight_decay
+        return [own, *(own if group.weight_decay is None else group.weight_decay for group in self.groups)]
+
+    def _update(
+        self,
+        backend: Backend,
+        values: Array,
+        gradients: Array,
+        slots: dict[str, Array],
+        learning_rate: Number,
+        weight_decay: float,
+        number: int | Array,
+    ) -> None:
+        raise NotImplementedError(f"{type(self).__name__} has no _update")
+
+
+def _laid_anew(backend: Backend, slot: Array, old: Layout, new: Layout) -> Array:
+    """Return a slot in another layout of the same parameters."""
+    result = backend.xp.zeros_like(slot)
+    for path, place in new.places.items():
+        result[place.part] = slot[old.places[path].part]
+    return result
+
+
+def _limit(value: Any, what: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigurationError(f"{what} must be a finite number above 0, or None for none, not {value!r}")
+    return float(value)
+
+
+def check_share(value: Any, what: str) -> float:
+    """Return a number of at least 0 and below 1, or raise ConfigurationError."""
+    if not (isinstance(value, int | float) and 0 <= value < 1):
+        raise ConfigurationError(f"{what} must be at least 0 and below 1, not {value!r}")
+    return value

@@ -1,0 +1,75 @@
+"""`Group`: parameters that are trained at a learning rate, or with a weight decay, of their own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gpucnn.config import Configurable
+from gpucnn.errors import ConfigurationError
+from gpucnn.patterns import check_patterns, is_matched, matched
+from gpucnn.schedules import Schedule, as_schedule
+
+
+class Group(Configurable, family="group"):
+    """Parameters by path, and how they are trained.
+
+    Arguments
+        match         a pattern such as "*.bias" or "conv2d_1.weight", the name of a layer for all that it holds, or a
+                      list of them
+        rate          multiplies the optimizer's learning rate; a number, or a schedule:
+                      PiecewiseConstant([(0, 1.0), (3, 0.0)]) trains for the first three epochs only
+        weight_decay  takes the place of the optimizer's; None keeps that
+
+    Raises
+        ConfigurationError  an argument makes no sense
+    """
+
+    def __init__(
+        self, match: str | Sequence[str], rate: Schedule | float = 1.0, weight_decay: float | None = None
+    ) -> None:
+        check_patterns(match, "a group's match")
+        self.match = match
+        as_schedule(rate)
+        self.rate = rate
+        self.weight_decay = None if weight_decay is None else check_decay(weight_decay)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The pattern or patterns, as a tuple."""
+        return check_patterns(self.match, "a group's match")
+
+    def factor_at(self, epoch: float | None, epochs: float) -> float:
+        """Return what the learning rate is multiplied by at a point of the training, or at most outside of any."""
+        schedule = as_schedule(self.rate)
+        return float(schedule.peak if epoch is None else schedule(epoch, epochs))
+
+
+Group.registry[Group.__name__] = Group  # the only one of its family
+
+
+def check_groups(groups: Any) -> tuple[Group, ...]:
+    """Return groups as a tuple, or raise ConfigurationError where they are none."""
+    if not isinstance(groups, list | tuple) or not all(isinstance(group, Group) for group in groups):
+        raise ConfigurationError(f'groups must be a list of Group objects such as [Group("*.bias")], not {groups!r}')
+    return tuple(groups)
+
+
+def check_decay(value: Any) -> float:
+    """Return a weight decay, or raise ConfigurationError where it is no number of at least 0."""
+    if not (isinstance(value, int | float) and value >= 0):
+        raise ConfigurationError(f"weight_decay must be a number of at least 0, not {value!r}")
+    return value
+
+
+def split(paths: Sequence[str], groups: Sequence[Group]) -> list[list[str]]:
+    """Return the paths that no group matches, and then those of each group; the first that matches counts.
+
+    Raises:
+        ConfigurationError: a pattern matches no path; lists the paths there are.
+    """
+    for group in groups:
+        matched(paths, group.patterns)
+    parts: list[list[str]] = [[] for _ in range(len(groups) + 1)]
+    for path in paths:
+        fitting = (number for number, group in enumerate(groups, start=1) if is_matched(path, group.patterns))
+        parts[next(fitting, 0)].append(path)
+    return parts

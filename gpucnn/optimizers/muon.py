@@ -1,0 +1,182 @@
+"""Muon: matrices step by the orthogonal matrix nearest to their momentum; a second optimizer trains the rest."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from gpucnn.backends import Array, Backend
+from gpucnn.errors import ConfigurationError
+from gpucnn.layout import Layout, Shape
+from gpucnn.optimizers.adam import AdamW
+from gpucnn.optimizers.base import Number, Optimizer, Rates, check_share
+from gpucnn.optimizers.groups import Group, split
+from gpucnn.patterns import check_patterns, matched
+from gpucnn.schedules import Schedule
+
+COEFFICIENTS = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # of the polynomial; they bring small singular values up fast, to about 0.7 … 1.2
+
+
+class Muon(Optimizer):
+    """Momentum whose matrices are made nearly orthogonal: every direction of a weight is trained at the same speed.
+
+    The filters (KH, KW, C, F) of a convolution count as a matrix (KH·KW·C, F), as the weight (D, K) of a dense layer
+    does. velocity ← momentum·velocity + gradient; the step is an orthogonalised velocity, times √(outputs / inputs)
+    where there are more outputs.
+
+    Arguments
+        learning_rate  a number or a schedule
+        momentum       at least 0, below 1
+        nesterov       look ahead: what is orthogonalised is gradient + momentum·velocity
+        weight_decay   shrinks the values directly: value ← value·(1 − rate·weight_decay)
+        other          the optimizer of all other parameters, with a rate of its own; None makes it `AdamW()`
+        match          patterns of the parameters that Muon trains; None chooses all filters and matrices but the last,
+                       which makes the network's outputs
+        iterations     of Newton and Schulz, 3 to 5
+        fixed_norm     bring each matrix to the norm √outputs before its step, as the CIFAR-10 speed runs do; for
+                       weights in front of a batch norm, which takes away their scale
+        groups, clip_norm, clip_value
+                       see `Optimizer`; groups of what Muon trains, and limits for all gradients together
+
+    Raises
+        ConfigurationError  an argument makes no sense, or the model has no parameter for Muon
+
+    Source: Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein, "Muon: an optimizer for hidden layers in neural
+    networks" (2024).
+    """
+
+    def __init__(
+        self,
+        learning_rate: Schedule | float = 0.02,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        *,
+        other: Optimizer | None = None,
+        match: str | Sequence[str] | None = None,
+        iterations: int = 5,
+        fixed_norm: bool = False,
+        groups: Sequence[Group] = (),
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, groups, clip_norm, clip_value)
+        self.momentum = check_share(momentum, "momentum")
+        self.nesterov = nesterov
+        if other is not None and (not isinstance(other, Optimizer) or isinstance(other, Muon)):
+            raise ConfigurationError(f"other must be an optimizer such as SGD(0.1) or AdamW(0.001), not {other!r}")
+        if other is not None and (other.clip_norm or other.clip_value):
+            raise ConfigurationError(
+                f"{other!r} limits gradients of its own; pass clip_norm and clip_value to Muon, for all of them"
+            )
+        self.other = other
+        self._other = other or AdamW()
+        self.match = None if match is None else check_patterns(match, "match")
+        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+            raise ConfigurationError(f"iterations must be a positive integer, not {iterations!r}; 3 to 5 are enough")
+        self.iterations, self.fixed_norm = iterations, bool(fixed_norm)
+
+    def slot_names(self) -> tuple[str, ...]:
+        """Return the velocity, which the update without momentum does without."""
+        return ("velocity",) if self.momentum else ()
+
+    def split(self, shapes: Mapping[str, Shape]) -> list[list[str]]:
+        """Return the paths of Muon's own parts of the flat buffer, and then those of the other optimizer."""
+        matrices = [path for path, shape in shapes.items() if len(shape) > 1]
+        own = matrices[:-1] if self.match is None else matched(shapes, self.match)
+        if not own or not set(own) <= set(matrices):
+            flat = ", ".join(path for path in own if path not in matrices) or "nothing else"
+            raise ConfigurationError(
+                f"Muon trains filters and matrices; of this model it would get {flat}; say by match=… which of "
+                f"{', '.join(matrices) or 'them, where there are any,'} it is to train"
+            )
+        rest = {path: shape for path, shape in shapes.items() if path not in own}
+        return [*split(own, self.groups), *self._other.split(rest)]
+
+    def reset(self, backend: Backend, values: Array, layout: Layout | None = None) -> None:
+        """Start anew, the other optimizer too."""
+        super().reset(backend, values, layout)
+        self._other.reset(backend, values, self._of_the_other(self._layout))
+
+    def move(self, source: Backend, target: Backend, values: Array, layout: Layout | None = None) -> None:
+        """Follow the parameters, with the other optimizer."""
+        super().move(source, target, values, layout)
+        self._other.move(source, target, values, self._of_the_other(self._layout))
+
+    def _of_the_other(self, layout: Layout) -> Layout:
+        return Layout(layout.places, layout.ranges[len(self.groups) + 1 :], layout.size)
+
+    def rates_at(self, epoch: float | None = None, epochs: float = 1.0) -> list[float]:
+        """Return the learning rates of Muon's own parts of the flat buffer, and then those of the other optimizer."""
+        return [*super().rates_at(epoch, epochs), *self._other.rates_at(epoch, epochs)]
+
+    def as_rates(self, rate: Rates) -> Sequence[Number]:
+        """Return the rates of all parts; where only Muon's is given, the other optimizer takes its highest."""
+        return rate if isinstance(rate, Sequence) else [*super().as_rates(rate), *self._other.rates_at()]
+
+    def _apply(
+        self, backend: Backend, values: Array, gradients: Array, rates: Sequence[Number], number: int | Array
+    ) -> None:
+        own = len(self.groups) + 1
+        for part, rate, decay in zip(self._layout.ranges[:own], rates[:own], self._decays(), strict=True):
+            if part.start < part.stop:
+                steps = self._orthogonal_steps(backend, values, gradients, part)
+                backend.sgd_update(
+                    values[part],
+                    steps,
+                    None,
+                    learning_rate=rate,
+                    momentum=0.0,
+                    nesterov=False,
+                    weight_decay=decay,  # added to a step that is orthogonal by now, so it shrinks the values directly
+                )
+        self._other._apply(backend, values, gradients, rates[own:], number)
+
+    def _orthogonal_steps(self, backend: Backend, values: Array, gradients: Array, part: slice) -> Array:
+        """Return the steps of one part of the flat buffer, as long as that; with `fixed_norm`, scale its values."""
+        direction = gradients[part]
+        if self.momentum:
+            velocity = self.slots["velocity"][part]
+            velocity *= self.momentum
+            velocity += direction
+            direction = direction + self.momentum * velocity if self.nesterov else velocity
+        steps = backend.xp.zeros_like(direction)
+        for place in self._layout.places.values():
+            if not part.start <= place.part.start < part.stop:
+                continue
+            outputs = place.shape[-1]
+            inputs = math.prod(place.shape) // outputs
+            local = slice(place.part.start - part.start, place.part.stop - part.start)
+            nearest = orthogonalized(backend, direction[local].reshape(inputs, outputs), self.iterations)
+            steps[local] = (nearest * max(1.0, outputs / inputs) ** 0.5).reshape(-1)
+            if self.fixed_norm:
+                weight = values[place.part]
+                weight *= math.sqrt(outputs) / _norm(backend, weight)
+        return steps
+
+
+def orthogonalized(backend: Backend, matrix: Array, iterations: int) -> Array:
+    """Return about the orthogonal matrix nearest to `matrix` (M, N): U·Vᵀ, where that is U·S·Vᵀ.
+
+    An odd polynomial of a matrix is that of its singular values, which these iterations bring near to 1; the vectors
+    stay. Products alone are needed, and the smaller of both sides has the larger part in them.
+
+    Source: Bernstein, Newhouse, "Old optimizer, new norm: an anthology" (2024).
+    """
+    a, b, c = COEFFICIENTS
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = x / _norm(backend, x)  # so that no singular value is above 1
+    for _ in range(iterations):
+        gram = backend.dense(x, x.T, None)
+        x = a * x + backend.dense(b * gram + c * backend.dense(gram, gram, None), x, None)
+    return x.T if is_tall else x
+
+
+def _norm(backend: Backend, x: Array) -> Array:
+    """Return the Euclidean norm of all elements, an array () of their dtype that can be divided by, even for zeros."""
+    xp = backend.xp
+    norm = xp.sqrt(xp.square(x, dtype=xp.float64).sum())
+    return xp.maximum(norm, xp.finfo(x.dtype).tiny).astype(x.dtype)

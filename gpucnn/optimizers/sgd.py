@@ -1,0 +1,65 @@
+"""Stochastic gradient descent."""
+
+from collections.abc import Sequence
+
+from gpucnn.backends import Array, Backend
+from gpucnn.errors import ConfigurationError
+from gpucnn.optimizers.base import Number, Optimizer, check_share
+from gpucnn.optimizers.groups import Group
+from gpucnn.schedules import Schedule
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent: velocity ← momentum·velocity + gradient; value ← value − rate·velocity.
+
+    Arguments
+        learning_rate  a number or a schedule
+        momentum       at least 0, below 1
+        nesterov       look ahead: the step is momentum·velocity + gradient
+        weight_decay   adds weight_decay·value to the gradient
+        groups, clip_norm, clip_value
+                       parameters with a rate of their own, and limits of the gradients: see `Optimizer`
+
+    Source: Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum" (2013).
+    """
+
+    def __init__(
+        self,
+        learning_rate: Schedule | float = 0.01,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        *,
+        groups: Sequence[Group] = (),
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, groups, clip_norm, clip_value)
+        self.momentum = check_share(momentum, "momentum")
+        self.nesterov = nesterov
+        if nesterov and not momentum:
+            raise ConfigurationError("nesterov=True needs a momentum above 0, such as 0.9")
+
+    def slot_names(self) -> tuple[str, ...]:
+        """Return the velocity, which plain gradient descent does without."""
+        return ("velocity",) if self.momentum else ()
+
+    def _update(
+        self,
+        backend: Backend,
+        values: Array,
+        gradients: Array,
+        slots: dict[str, Array],
+        learning_rate: Number,
+        weight_decay: float,
+        number: int | Array,
+    ) -> None:
+        backend.sgd_update(
+            values,
+            gradients,
+            slots.get("velocity"),
+            learning_rate=learning_rate,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=weight_decay,
+        )
