@@ -631,6 +631,11 @@ def test_layers_of_one_name_are_told_apart(coloured_page):
     part = section(coloured_page, "maps")
     labels = [label.text for label in part.all("label", cls="chip")]
     assert labels == ["input", "conv2d", "relu", "max_pool2d", "conv2d (2)", "relu (2)", "conv2d (3)", "relu (3)"]
+    table = section(coloured_page, "layers").one("table")
+    assert [line[0] for line in rows(table)[3:5]] == [
+        "sequential Sequential of Conv2D, ReLU",
+        "sequential_1 Sequential of Conv2D, ReLU",
+    ]
     (first,) = [label for label in part.all("label", cls="chip") if "checked" in label.one("input").attributes]
     assert first.text == "conv2d"
 
