@@ -657,7 +657,7 @@ def watched(model, test_set):
             small.parameters()["dense.weight"].value[0, 0] = np.nan
         watch = DefectWatch((test_set[0][:50], test_set[1][:50]), every=2)
         small.fit(*test_set, epochs=2, batch_size=10, callbacks=[watch], verbose=0)
-        reports.append({"format": 1, **watch.report()})
+        reports.append(watch.report())
     return reports
 
 
@@ -679,7 +679,7 @@ def test_a_run_of_the_command_line_is_watched(page, made):
 def test_a_watched_run_without_a_defect(folder, watched):
     good = watched[0]
     assert good["defect"] is None
-    (folder / "defects.json").write_text(json.dumps(good))
+    (folder / "defects.json").write_text(json.dumps({"format": 1, **good}))
     found = parse(report.render(folder, backend="numpy"))
     part = section(found, "defects")
     looks = good["looks"]
@@ -701,7 +701,7 @@ def test_a_watched_run_without_a_defect(folder, watched):
 
 
 def test_histograms_are_drawn_as_they_were_counted(folder, watched):
-    (folder / "defects.json").write_text(json.dumps(watched[0]))
+    (folder / "defects.json").write_text(json.dumps({"format": 1, **watched[0]}))
     items = section(parse(report.render(folder, backend="numpy")), "defects").one("ul", cls="histograms").all("li")
     assert len(items) == len(watched[0]["histograms"])
     for item, (name, one) in zip(items, watched[0]["histograms"].items(), strict=True):
@@ -713,7 +713,7 @@ def test_histograms_are_drawn_as_they_were_counted(folder, watched):
 def test_a_watched_run_with_a_defect_says_so_at_the_top(folder, watched):
     bad = watched[1]
     assert bad["defect"]["kind"] == "diverged"
-    (folder / "defects.json").write_text(json.dumps(bad))
+    (folder / "defects.json").write_text(json.dumps({"format": 1, **bad}))
     found = parse(report.render(folder, backend="numpy"))
     sentence = f"Diverged in dense at step 2: {bad['defect']['detail']}."
     assert sentence in section(found, "defects").text
@@ -727,16 +727,16 @@ def test_a_watched_run_with_a_defect_says_so_at_the_top(folder, watched):
         ("{", "defects.json: cannot be read as JSON"),
         ("[]", "defects.json: is of format None, and this gpucnn reads 1"),
         (
-            '{"format": 1, "defect": {"kind": "x"}, "looks": [], "histograms": {}}',
-            "does not hold a watch's defect, looks",
+            '{"format": 1, "defect": null, "looks": [{"step": 1}], "histograms": {}}',
+            "what a DefectWatch reports",
         ),
         (
-            '{"format": 1, "defect": null, "looks": [{"step": 1}], "histograms": {}}',
-            "looks or histograms that make no sense",
+            '{"format": 1, "defect": {"kind": "x"}, "looks": [], "histograms": {}}',
+            "what a DefectWatch reports",
         ),
         (
             '{"format": 1, "defect": null, "looks": [], "histograms": {"w": {"counts": [1]}}}',
-            "looks or histograms that make no sense",
+            "what a DefectWatch reports",
         ),
     ],
 )
@@ -764,6 +764,7 @@ def record(accuracy, loss, training, defect=None):
 @pytest.fixture
 def many(folder):
     """The run's folder as one of `gpucnn runs`, with a defective run among four."""
+    (folder / "defects.json").unlink()
     broken = {"kind": "collapsed", "step": 400, "layer": "", "detail": "class 3 is predicted for <100%>"}
     runs = Runs(folder / "runs.json", {"recipe": "lenet"})
     for seed, (accuracy, loss) in enumerate([(0.9, 0.3), (0.95, 0.2), (0.1, 2.3), (0.91, 0.28)]):
@@ -771,7 +772,6 @@ def many(folder):
         runs.add({"seed": seed, **found, **({"restarts": [broken]} if seed == 3 else {})})
     settings = json.loads((folder / "config.json").read_text())
     del settings["test"]
-    (folder / "defects.json").unlink()
     (folder / "config.json").write_text(json.dumps(settings | {"recipe": "lenet", "seed": 1}))
     return folder
 
@@ -1131,11 +1131,7 @@ def test_folders_that_hold_no_run(run, folder, tmp_path):
         ("history.json", "[1.0]", "history.json: is no history"),
         ("snapshots.safetensors", "x", "is not a whole snapshots file"),
         ("runs.json", "{}", "runs.json: holds no runs that can be read"),
-        (
-            "runs.json",
-            '{"format": 1, "settings": {}, "runs": [3]}',
-            "runs.json: holds no runs that can be read (a run without",
-        ),
+        ("runs.json", '{"format": 1, "settings": {}, "runs": [3]}', "its run 0 is 3, where a seed and numbers"),
     ],
 )
 def test_files_that_are_damaged(run, folder, file, content, message):

@@ -22,7 +22,6 @@ from gpucnn.training.snapshots import Snapshots
 from gpucnn.training.statistics import Record, Runs
 
 ON_DEFECT = ("flag", "stop", "restart")
-FILE = STATISTICS
 
 
 def runs(
@@ -76,7 +75,7 @@ def make_runs(
         "dtype": dtype,
         "on_defect": on_defect,
     }
-    made = Runs(folder / FILE, settings)
+    made = Runs(folder / STATISTICS, settings)
     missing = made.missing(count)
     if len(missing) < count:
         console.print(f"{count - len(missing)} of {count} runs are in {made.path} already", soft_wrap=True)

@@ -16,9 +16,8 @@ from gpucnn.cli.common import (
     open_model,
     run_config,
 )
-from gpucnn.cli.runs import FILE
 from gpucnn.errors import ConfigurationError
-from gpucnn.run_folder import check_takes_images, predict_test_set, read_history
+from gpucnn.run_folder import STATISTICS, check_takes_images, predict_test_set, read_history
 from gpucnn.training.defects import DEFECTS, load_report
 from gpucnn.training.snapshots import load_snapshots
 from gpucnn.training.statistics import Runs
@@ -190,7 +189,7 @@ def histograms(
     drawn = [_distributions(path, seed)] if beside is None else []
     if beside is not None:
         drawn = [_distributions(path, seed), _distributions(find_model(beside), None)]
-    elif (path.parent / FILE).is_file():
+    elif (path.parent / STATISTICS).is_file():
         drawn += _a_good_run(path.parent, drawn[0][0])
     names, values = zip(*drawn, strict=True)
     plots.histograms(*values, names=names, path=target)
@@ -202,8 +201,8 @@ def _distributions(path: Path, seed: int | None) -> tuple[str, dict[str, Any]]:
     from gpucnn.plots import parameter_values
 
     folder = path.parent
-    if (folder / FILE).is_file():
-        records = {record["seed"]: record for record in Runs.load(folder / FILE).records}
+    if (folder / STATISTICS).is_file():
+        records = {record["seed"]: record for record in Runs.read(folder / STATISTICS).records}
         if seed is None:
             seed = next((s for s, record in records.items() if record.get("defect")), min(records, default=0))
         if seed not in records:
@@ -221,7 +220,7 @@ def _distributions(path: Path, seed: int | None) -> tuple[str, dict[str, Any]]:
 
 def _a_good_run(folder: Path, beside: str) -> list[tuple[str, dict[str, Any]]]:
     """Return the first run without a defect, unless it is the one it would be drawn beside."""
-    for record in Runs.load(folder / FILE).good():
+    for record in Runs.read(folder / STATISTICS).good():
         name = _run_name(f"seed {record['seed']}", None)
         return [] if name == beside else [(name, record["histograms"])]
     return []

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from gpucnn.backends import Backend
-from gpucnn.errors import CheckpointError
 from gpucnn.model import Model
 from gpucnn.run_folder import HISTORY, MODEL, STATISTICS, open_model, read_history, run_config
-from gpucnn.training.defects import DEFECTS, load_report
+from gpucnn.training.defects import DEFECTS, is_report, load_report
 from gpucnn.training.history import History
 from gpucnn.training.snapshots import SNAPSHOTS, Epochs, load_snapshots
 from gpucnn.training.statistics import Runs
@@ -52,7 +51,7 @@ def open_run(where: Path | None, backend: str | Backend) -> Run:
     """
     model, path = open_model(where, backend)
     folder, settings = path.parent, run_config(path)
-    runs = Runs.load(folder / STATISTICS) if (folder / STATISTICS).exists() else None
+    runs = Runs.read(folder / STATISTICS) if (folder / STATISTICS).exists() else None
     record = _record_of(runs, settings.get("seed"))
     return Run(
         model=model,
@@ -60,7 +59,7 @@ def open_run(where: Path | None, backend: str | Backend) -> Run:
         settings=settings,
         history=read_history(path) if (folder / HISTORY).exists() else None,
         snapshots=load_snapshots(folder) if (folder / SNAPSHOTS).exists() else None,
-        watch=_read_watch(folder) or (record if _is_report(record) else None),
+        watch=load_report(folder) if (folder / DEFECTS).exists() else (record if is_report(record) else None),
         runs=runs,
     )
 
@@ -70,50 +69,6 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _read_watch(folder: Path) -> dict[str, Any] | None:
-    """Return what a `DefectWatch` reported; None where nobody watched."""
-    if not (folder / DEFECTS).exists():
-        return None
-    found = load_report(folder)
-    if not _is_report(found):
-        raise CheckpointError(f"{folder / DEFECTS}: holds looks or histograms that make no sense; was it edited?")
-    return found
-
-
 def _record_of(runs: Runs | None, seed: Any) -> dict[str, Any] | None:
     """Return the record of that of many runs whose model was kept."""
     return next((record for record in runs.records if record["seed"] == seed), None) if runs else None
-
-
-def _is_report(found: Any) -> bool:
-    if not isinstance(found, dict) or not {"defect", "looks", "histograms"} <= found.keys():
-        return False
-    defect, looks, histograms = found["defect"], found["looks"], found["histograms"]
-    return (
-        (defect is None or (isinstance(defect, dict) and {"kind", "step", "layer", "detail"} <= defect.keys()))
-        and isinstance(looks, list)
-        and all(_is_look(look) for look in looks)
-        and isinstance(histograms, dict)
-        and all(_is_histogram(one) for one in histograms.values())
-    )
-
-
-def _is_look(look: Any) -> bool:
-    return (
-        isinstance(look, dict)
-        and all(is_number(look.get(name)) for name in ("step", "accuracy", "one_class"))
-        and isinstance(look.get("dead"), dict)
-        and all(is_number(share) for share in look["dead"].values())
-    )
-
-
-def _is_histogram(one: Any) -> bool:
-    if not isinstance(one, dict):
-        return False
-    counts, edges = one.get("counts"), one.get("edges")
-    return (
-        isinstance(counts, list)
-        and isinstance(edges, list)
-        and len(edges) == len(counts) + 1
-        and all(is_number(number) for number in [*counts, *edges, one.get("not_finite")])
-    )
