@@ -257,7 +257,7 @@ def test_the_head_and_the_configuration(page, made, model):
     history = json.loads((made / "history.json").read_text())
     found = facts(page)
     assert found["test accuracy"] == f"{100 * settings['test']['accuracy']:.2f} % on the test images, after training"
-    assert float(found["test loss"].split()[0]) == pytest.approx(settings["test"]["loss"], rel=5e-3)
+    assert found["test loss"].startswith(f"{settings['test']['loss']:.4f} ")
     count = sum(parameter.size for parameter in model.parameters().values())
     assert found["parameters"].startswith(f"{count:,} ")
     assert found["training time"] == f"{duration(sum(history['seconds']))} 3 epochs"
@@ -265,6 +265,7 @@ def test_the_head_and_the_configuration(page, made, model):
     assert found["Data"].startswith("MNIST 600 training and 200 test images; IDX files in ")
     assert found["Optimizer"] == "SGD(learning_rate=OneCycle(0.1), momentum=0.9)"
     assert found["Learning rate"] == "OneCycle(0.1)"
+    assert found["Augmentation"] == "none"
     assert found["Loss"] == "CategoricalCrossEntropy()"
     assert (found["Epochs"], found["Batch size"]) == ("3", "50")
     assert found["Seed"].startswith("0 ")
@@ -343,7 +344,7 @@ def test_the_numbers_of_every_epoch(page, made):
     for epoch, line in enumerate(found):
         assert line[1] == f"{100 * history['accuracy'][epoch]:.2f} %"
         assert line[2] == f"{100 * history['accuracy_so_far'][epoch]:.2f} %"
-        assert float(line[3]) == pytest.approx(history["loss"][epoch], rel=5e-3)
+        assert line[3] == f"{history['loss'][epoch]:.4f}"
 
 
 def test_figures_follow_the_page(page):
@@ -630,6 +631,11 @@ def test_layers_of_one_name_are_told_apart(coloured_page):
     part = section(coloured_page, "maps")
     labels = [label.text for label in part.all("label", cls="chip")]
     assert labels == ["input", "conv2d", "relu", "max_pool2d", "conv2d (2)", "relu (2)", "conv2d (3)", "relu (3)"]
+    table = section(coloured_page, "layers").one("table")
+    assert [line[0] for line in rows(table)[3:5]] == [
+        "sequential Sequential of Conv2D, ReLU",
+        "sequential_1 Sequential of Conv2D, ReLU",
+    ]
     (first,) = [label for label in part.all("label", cls="chip") if "checked" in label.one("input").attributes]
     assert first.text == "conv2d"
 
@@ -657,8 +663,17 @@ def watched(model, test_set):
 
 def test_a_run_that_was_not_watched(folder):
     (folder / "defects.json").unlink()
-    found = parse(report.render(folder, backend="numpy"))
-    assert "This run was not watched for defects: there is no defects.json" in section(found, "defects").text
+    found = section(parse(report.render(folder, backend="numpy", images=1)), "defects")
+    assert "This run was not watched for defects: there is no defects.json" in found.text
+
+
+def test_a_run_of_the_command_line_is_watched(page, made):
+    kept = json.loads((made / "defects.json").read_text())
+    assert f"Nothing was found in {len(kept['looks'])} look" in section(page, "defects").text
+    names = [
+        item.one("figcaption").inside[0] for item in section(page, "defects").one("ul", cls="histograms").all("li")
+    ]
+    assert names == list(kept["histograms"])
 
 
 def test_a_watched_run_without_a_defect(folder, watched):
@@ -823,6 +838,19 @@ def test_a_model_alone(model, tmp_path, test_set, monkeypatch):
     assert len(rows(section(found, "layers").one("table"))) == 15
 
 
+def test_frozen_parameters_and_part_of_an_epoch(made, model, tmp_path):
+    folder = shutil.copytree(made, tmp_path / "run")
+    part = gpucnn.load(folder / "model.safetensors", backend="numpy")
+    part.freeze("conv2d.*")
+    part.save(folder / "model.safetensors")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"epochs": 2.5}))
+    found = facts(parse(report.render(folder, backend="numpy", images=1)))
+    assert found["parameters"] == "61,706 156 of them frozen"
+    assert found["Epochs"] == "2.5"
+    assert found["training time"].endswith(" 2.5 epochs")
+
+
 def test_scores_that_nobody_kept_are_measured(folder, model, test_set):
     (folder / "config.json").write_text(
         json.dumps({"data": "mnist", "data_dir": json.loads((folder / "config.json").read_text())["data_dir"]})
@@ -853,7 +881,7 @@ def test_a_history_without_accuracy_and_one_without_an_epoch(folder):
     (folder / "history.json").write_text('{"loss": [1.0, 0.5]}')
     part = section(parse(report.render(folder, backend="numpy")), "training")
     assert len(part.all("svg")) == 1
-    assert rows(part.one("table")) == [["1", "1.00"], ["2", "0.500"]]
+    assert rows(part.one("table")) == [["1", "1.0000"], ["2", "0.5000"]]
     (folder / "history.json").write_text("{}")
     assert "The history holds no epoch" in section(parse(report.render(folder, backend="numpy")), "training").text
 
@@ -1143,6 +1171,9 @@ def test_choices_that_make_no_sense(run, folder, tmp_path):
         (words.significant(-5.4e11), "−5.40e+11"),
         (words.significant(3e-9), "3.00e−09"),
         (words.significant(0), "0"),
+        (words.loss(1.05461), "1.0546"),
+        (words.loss(1.06e21), "1.06e+21"),
+        (words.loss(float("nan")), "nan"),
         (words.some(0, "look"), "no looks"),
         (words.some(1, "look"), "1 look"),
         (words.some(1200, "look"), "1,200 looks"),

@@ -36,5 +36,6 @@ def report(
 
     if images is not None and index:
         raise ConfigurationError(f"--images {images} and --index {index[0]} both say which images; give one of them")
-    target = write(run, output, data=data, data_dir=data_dir, backend=backend, images=index or images or IMAGES)
+    with console.status("testing the model, timing its layers, drawing"):
+        target = write(run, output, data=data, data_dir=data_dir, backend=backend, images=index or images or IMAGES)
     console.print(str(target), soft_wrap=True, markup=False)

@@ -6,9 +6,10 @@ from typing import Any
 from gpucnn.errors import GpucnnError
 from gpucnn.optimizers import Optimizer
 from gpucnn.printing import duration
-from gpucnn.profiling import parameter_count
+from gpucnn.profiling import frozen_count, parameter_count
+from gpucnn.report import words
 from gpucnn.report.run import Run, is_number
-from gpucnn.report.words import count, percent, sides, significant, some
+from gpucnn.report.words import count, percent, sides, some
 from gpucnn.run_folder import Predicted, describe
 from gpucnn.schedules import Schedule
 
@@ -53,13 +54,20 @@ def headline(run: Run, scores: Scores) -> list[Fact]:
     accuracy, loss = scores.accuracy, scores.loss
     result = [
         Fact("test accuracy", *((UNKNOWN,) if accuracy is None else (percent(accuracy), scores.remark))),
-        Fact("test loss", *((UNKNOWN,) if loss is None else (significant(loss), scores.remark))),
-        Fact("parameters", count(parameter_count(run.model.network)), "numbers that are trained"),
+        Fact("test loss", *((UNKNOWN,) if loss is None else (words.loss(loss), scores.remark))),
+        Fact("parameters", count(parameter_count(run.model.network)), _trained(run)),
     ]
     seconds = run.history.history.get("seconds") if run.history else None
     if run.history is not None and seconds:
-        result.append(Fact("training time", duration(sum(seconds)), some(run.history.epochs, "epoch")))
+        epochs = run.settings.get("epochs")
+        words_for = some(run.history.epochs, "epoch") if not isinstance(epochs, float) else f"{epochs:g} epochs"
+        result.append(Fact("training time", duration(sum(seconds)), words_for))
     return result
+
+
+def _trained(run: Run) -> str:
+    frozen = frozen_count(run.model.network)
+    return f"{count(frozen)} of them frozen" if frozen else "numbers that are trained"
 
 
 def facts(run: Run, test: Predicted | str) -> list[Fact]:
@@ -76,6 +84,7 @@ def facts(run: Run, test: Predicted | str) -> list[Fact]:
         _data(run, test),
         Fact("Optimizer", optimizer),
         Fact("Learning rate", schedule),
+        Fact("Augmentation", _augmentation(run)),
         Fact("Loss", UNKNOWN if model.loss is None else repr(model.loss)),
         Fact("Epochs", _word(epochs)),
         Fact("Batch size", _word(batch_size)),
@@ -96,6 +105,14 @@ def _data(run: Run, test: Predicted | str) -> Fact:
         named = describe(test.dataset) if data is None else named
         remarks.insert(0, f"{count(len(x_train))} training and {count(len(x_test))} test images")
     return Fact("Data", named, "; ".join(remarks))
+
+
+def _augmentation(run: Run) -> str:
+    """Return how the images were changed, as the recipe says."""
+    recipe = run.model.recipe
+    if recipe is None:
+        return UNKNOWN
+    return ", ".join(map(repr, recipe.augment)) or "none"
 
 
 def _optimizer(run: Run) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from gpucnn.errors import OutOfMemory
+from gpucnn.layers.base import Layer
 from gpucnn.profiling import random_batch
 from gpucnn.report.run import Run, is_number
 from gpucnn.report.words import count, percent, sides
@@ -50,7 +51,7 @@ def layers(run: Run) -> Layers | str:
     except OutOfMemory as error:
         return f"The layers could not be timed: {error}."
     whole = sum(row.seconds for row in profile.layers) or 1.0
-    what = {name: repr(layer) for name, layer in run.model.network.children()}
+    what = {name: _what(layer) for name, layer in run.model.network.children()}
 
     def row(name: str, output: str, numbers: tuple[int, int, int, float, float], method: str) -> LayerRow:
         parameters, flops, size_in_bytes, forward, backward = numbers
@@ -88,3 +89,9 @@ def layers(run: Run) -> Layers | str:
     sums = [sum(column) for column in zip(*numbers, strict=True)]
     total = row("all", "", (int(sums[0]), int(sums[1]), int(sums[2]), sums[3], sums[4]), "")
     return Layers(rows, total, profile.backend, profile.batch_size, profile.repeats)
+
+
+def _what(layer: Layer) -> str:
+    """Return the call that makes a layer, or of one with layers inside what these are."""
+    inside = [type(one).__name__ for one in layer.all_layers() if one is not layer and not any(one.children())]
+    return f"{type(layer).__name__} of {', '.join(inside)}" if inside else repr(layer)

@@ -8,7 +8,7 @@ from gpucnn.plots.inline import inline_svg
 from gpucnn.printing import duration
 from gpucnn.report.facts import Scores
 from gpucnn.report.run import Run
-from gpucnn.report.words import percent, significant
+from gpucnn.report.words import loss, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,4 +79,4 @@ def drawn(figure: "Figure", prefix: str, description: str) -> str:
 def _shown(name: str, value: float) -> str:
     if "accuracy" in name:
         return percent(value)
-    return duration(value) if name == "seconds" else significant(value)
+    return duration(value) if name == "seconds" else loss(value)

@@ -28,6 +28,11 @@ def significant(number: float, digits: int = 3) -> str:
     return shown.replace("-", "−")
 
 
+def loss(value: float) -> str:
+    """Return a loss as the command line prints it: 0.0249."""
+    return f"{value:.4f}" if abs(value) < 1e4 else significant(value)
+
+
 def sides(shape: tuple[int, ...]) -> str:
     """Return a shape: 28 × 28 × 1."""
     return " × ".join(map(str, shape))
