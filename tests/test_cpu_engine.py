@@ -211,7 +211,13 @@ def test_which_path_a_convolution_takes(monkeypatch):
     assert path(plain, 128, 15, 200) == path(plain, 128, 8, 8) == path(plain, 128, 64, 64, groups=2) == "winograd-1d"
     assert path(plain, 128, 7, 200) == path(plain, 128, 200, 7) == path(plain, 128, 64, 64, groups=16) == "rows"
     assert path(plain, 16, 256, 512) == path(plain, 16, 512, 4096, groups=4) == "winograd"
-    assert path(plain, 16, 256, 513) == path(plain, 15, 256, 512) == path(plain, 8, 32, 2049) == path(plain, 8, 15, 1500) == "chunks"
+    assert (
+        path(plain, 16, 256, 513)
+        == path(plain, 15, 256, 512)
+        == path(plain, 8, 32, 2049)
+        == path(plain, 8, 15, 1500)
+        == "chunks"
+    )
     assert path(Window((4, 4)), 16, 64, 128) == "rows"
     assert path(Window((4, 4)), 16, 64, 129) == path(Window((4, 4)), 15, 64, 128) == "chunks"
     assert path(plain, 128, 64, 64, groups=64) == "depthwise"

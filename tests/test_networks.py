@@ -169,3 +169,25 @@ def test_a_saved_model_keeps_its_augmentation(tmp_path):
         {"Augmentation": "Translate", "pixels": 2},
     ]
     assert (recipe.data, recipe.epochs, recipe.batch_size) == ("cifar10", 25, 128)
+
+
+def test_airbench94_is_prepared_as_its_paper_says():
+    """The first convolution whitens and keeps its filters, scales stay 1, shifts learn 64 times as fast."""
+    model = networks.airbench94(seed=0, backend="numpy")
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (1024, 32, 32, 3)).astype(np.uint8)
+    y = generator.integers(0, 10, 1024)
+    model.fit(x, y, epochs=1, verbose=0)
+    frozen = [path for path, parameter in model.parameters().items() if parameter.frozen]
+    assert frozen == ["whitening.weight", *(path for path in model.parameters() if path.endswith(".scale"))]
+    assert len(frozen) == 7
+    state = model.state_dict()
+    assert all((state[path] == 1).all() for path in frozen[1:])
+    weight = state["whitening.weight"]
+    np.testing.assert_allclose(weight[..., :12], -weight[..., 12:], atol=1e-7)
+    rates = dict(zip(["others", "shift", "whitening.bias"], model.optimizer.rates_at(0.0, 9.9), strict=True))
+    assert rates["others"] == pytest.approx(0.2 * 1.5)
+    assert rates["shift"] == pytest.approx(64 * 0.2 * 1.5)
+    assert [model.optimizer.rates_at(epoch, 9.9)[2] > 0 for epoch in (2.9, 3.1)] == [True, False]
+    assert model.optimizer.rates_at(0.23 * 9.9, 9.9)[0] == pytest.approx(1.5)
+    assert model.optimizer.rates_at(9.9, 9.9)[0] == pytest.approx(0.07 * 1.5)

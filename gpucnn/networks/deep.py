@@ -149,9 +149,9 @@ def resnet9(image: Shape, classes: int) -> Design:
 
 
 def _whitened(model: Model, images: Any) -> None:
-    """Whiten the first convolution by some images, and let only its biases learn."""
+    """Whiten the first convolution by some images; of it only the biases learn, of the batch norms only the shifts."""
     whiten(model, images[:5000])
-    model.freeze("whitening.weight")
+    model.freeze("whitening.weight", "*.scale")
 
 
 # for a mean loss; a loss summed over 1024 images takes 11.5 / (1024·(1 + 1 / (1 − 0.85))), and 1024 times this decay
