@@ -27,6 +27,7 @@ HOST_EDGE = (
 # who may import whom: a part may import itself and what stands here for it
 ALLOWED = {
     "errors": set(),
+    "files": set(),
     "backends": {"errors"},
     "config": {"errors"},
     "rng": {"backends"},

@@ -10,7 +10,6 @@ import typer
 from rich.markup import escape
 
 from gpucnn import __version__, networks
-from gpucnn.checkpoint import write_whole
 from gpucnn.cli.common import (
     CONFIG,
     DATA_NAMES,
@@ -26,6 +25,7 @@ from gpucnn.cli.common import (
 from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
+from gpucnn.files import write_whole
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
 from gpucnn.reproduction import PROBE

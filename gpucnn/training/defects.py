@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpucnn.callbacks import Callback
 from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.files import write_whole
 from gpucnn.layers.activation import ReLU
 
 if TYPE_CHECKING:
@@ -140,8 +141,6 @@ class DefectWatch(Callback):
 
     def save(self, folder: str | Path) -> None:
         """Write `defects.json` into a run folder."""
-        from gpucnn.checkpoint import write_whole
-
         held = {"format": FORMAT, **self.report()}
         write_whole(Path(folder) / DEFECTS, (json.dumps(held, indent=1) + "\n").encode())
 

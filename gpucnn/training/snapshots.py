@@ -8,8 +8,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from gpucnn.callbacks import Callback
-from gpucnn.checkpoint import write_whole
 from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.files import write_whole
 from gpucnn.layers.base import Parameter
 from gpucnn.layers.conv import Conv2D
 
