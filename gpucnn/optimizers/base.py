@@ -6,7 +6,7 @@ from typing import Any
 
 from gpucnn.backends import Array, Backend
 from gpucnn.config import Configurable
-from gpucnn.errors import ConfigurationError
+from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.layout import Layout, Shape
 from gpucnn.optimizers.groups import Group, check_decay, check_groups, split
 from gpucnn.schedules import Schedule, as_schedule
@@ -79,6 +79,30 @@ class Optimizer(Configurable, family="optimizer"):
             there = there.astype(values.dtype, copy=False)
             self.slots[name] = there if layout == self._layout else _laid_anew(target, there, self._layout, layout)
         self._values, self._layout = values, layout
+
+    def state_dict(self, backend: Backend) -> dict[str, Any]:
+        """Return host copies of every slot by name and path, such as `velocity/conv2d.weight`."""
+        state = {}
+        for name, slot in self.slots.items():
+            for path, place in self._layout.places.items():
+                state[f"{name}/{path}"] = backend.to_host(slot[place.part]).reshape(place.shape).copy()
+        return state
+
+    def load_state_dict(self, backend: Backend, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned for the same parameters; the count of steps is an attribute.
+
+        Raises:
+            CheckpointError: a slot is missing, unknown, or of another shape.
+        """
+        held = self.state_dict(backend)
+        if {name: slot.shape for name, slot in state.items()} != {name: slot.shape for name, slot in held.items()}:
+            raise CheckpointError(
+                f"the slots {', '.join(sorted(state)) or 'none'} do not fit this {type(self).__name__}, which keeps "
+                f"{', '.join(sorted(held)) or 'none'}; are they of another optimizer or another architecture?"
+            )
+        for name, slot in self.slots.items():
+            for path, place in self._layout.places.items():
+                slot[place.part] = backend.from_host(state[f"{name}/{path}"].reshape(-1))
 
     def rate_at(self, epoch: float | None = None, epochs: float = 1.0) -> float:
         """Return the learning rate at a point of the training, or the highest one outside of any."""
