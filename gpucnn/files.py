@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, whatever interrupts their writing."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -28,6 +29,14 @@ def write_whole(path: Path, content: bytes) -> None:
         Path(beside).unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def remove_parts(folder: Path, names: tuple[str, ...] = ("",)) -> None:
+    """Remove what killed writers left in a folder of files whose names begin so; nobody may be writing them now."""
+    for path in folder.glob(f"*{PART}"):
+        if path.name.startswith(names):
+            with contextlib.suppress(OSError):  # it takes room, and nothing else
+                path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

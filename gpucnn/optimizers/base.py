@@ -1,7 +1,7 @@
 """`Optimizer`: the settings of an update and the slots it keeps; the arithmetic is a kernel of the backend."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpucnn.backends import Array, Backend
@@ -80,13 +80,13 @@ class Optimizer(Configurable, family="optimizer"):
             self.slots[name] = there if layout == self._layout else _laid_anew(target, there, self._layout, layout)
         self._values, self._layout = values, layout
 
+    def all_slots(self) -> dict[str, Array]:
+        """Return every slot by its name, those of an optimizer inside this one too."""
+        return self.slots
+
     def state_dict(self, backend: Backend) -> dict[str, Any]:
         """Return host copies of every slot by name and path, such as `velocity/conv2d.weight`."""
-        state = {}
-        for name, slot in self.slots.items():
-            for path, place in self._layout.places.items():
-                state[f"{name}/{path}"] = backend.to_host(slot[place.part]).reshape(place.shape).copy()
-        return state
+        return {name: backend.to_host(slot).reshape(shape).copy() for name, slot, shape in self._parts_of_slots()}
 
     def load_state_dict(self, backend: Backend, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned for the same parameters; the count of steps is an attribute.
@@ -94,15 +94,20 @@ class Optimizer(Configurable, family="optimizer"):
         Raises:
             CheckpointError: a slot is missing, unknown, or of another shape.
         """
-        held = self.state_dict(backend)
-        if {name: slot.shape for name, slot in state.items()} != {name: slot.shape for name, slot in held.items()}:
+        parts = list(self._parts_of_slots())
+        if {name: tuple(slot.shape) for name, slot in state.items()} != {name: shape for name, _, shape in parts}:
             raise CheckpointError(
                 f"the slots {', '.join(sorted(state)) or 'none'} do not fit this {type(self).__name__}, which keeps "
-                f"{', '.join(sorted(held)) or 'none'}; are they of another optimizer or another architecture?"
+                f"{', '.join(name for name, _, _ in parts) or 'none'}; are they of another optimizer or architecture?"
             )
-        for name, slot in self.slots.items():
+        for name, slot, _ in parts:
+            slot[...] = backend.from_host(state[name].reshape(-1))
+
+    def _parts_of_slots(self) -> Iterator[tuple[str, Array, Shape]]:
+        """Yield what each slot keeps for each parameter: its name, a view, and the parameter's shape."""
+        for name, slot in self.all_slots().items():
             for path, place in self._layout.places.items():
-                slot[place.part] = backend.from_host(state[f"{name}/{path}"].reshape(-1))
+                yield f"{name}/{path}", slot[place.part], place.shape
 
     def rate_at(self, epoch: float | None = None, epochs: float = 1.0) -> float:
         """Return the learning rate at a point of the training, or the highest one outside of any."""

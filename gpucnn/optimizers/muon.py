@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from gpucnn.backends import Array, Backend
 from gpucnn.errors import ConfigurationError
@@ -18,7 +17,6 @@ COEFFICIENTS = (
     -4.7750,
     2.0315,
 )  # of the polynomial; they bring small singular values up fast, to about 0.7 … 1.2
-OTHER = "other/"  # begins the names of the other optimizer's slots
 
 
 class Muon(Optimizer):
@@ -107,17 +105,9 @@ class Muon(Optimizer):
         super().move(source, target, values, layout)
         self._other.move(source, target, values, self._of_the_other(self._layout))
 
-    def state_dict(self, backend: Backend) -> dict[str, Any]:
+    def all_slots(self) -> dict[str, Array]:
         """Return the slots of both; those of the other optimizer are called `other/…`."""
-        others = self._other.state_dict(backend)
-        return super().state_dict(backend) | {f"{OTHER}{name}": slot for name, slot in others.items()}
-
-    def load_state_dict(self, backend: Backend, state: Mapping[str, Any]) -> None:
-        """Take over the slots of both."""
-        others = {name.removeprefix(OTHER): slot for name, slot in state.items() if name.startswith(OTHER)}
-        self._other.load_state_dict(backend, others)
-        own = {name: slot for name, slot in state.items() if not name.startswith(OTHER)}
-        super().load_state_dict(backend, own)
+        return self.slots | {f"other/{name}": slot for name, slot in self._other.all_slots().items()}
 
     def _of_the_other(self, layout: Layout) -> Layout:
         return Layout(layout.places, layout.ranges[len(self.groups) + 1 :], layout.size)

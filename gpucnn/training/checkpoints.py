@@ -4,6 +4,7 @@ A checkpoint is a tree (`gpucnn/trees.py`) of what `gpucnn/training/state.py` ga
 or not at all. The last two are kept, so that a damaged one has another before it.
 """
 
+import contextlib
 import math
 import os
 import re
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gpucnn import trees
 from gpucnn.callbacks.base import as_loss
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
-from gpucnn.files import PART, write_whole
+from gpucnn.files import remove_parts, write_whole
 from gpucnn.training import state
 from gpucnn.trees import Tree
 
@@ -180,13 +181,11 @@ class Checkpoints:
 
     def _remove(self, keep: "tuple[()] | list[Path]") -> None:
         """Remove all other checkpoints, and what killed writers left of them and of best models."""
-        left = [path for path in self.folder.glob(f"*{PART}") if path.name.startswith(("checkpoint-", BEST))]
-        for path in (*self.files(), *left):
+        remove_parts(self.folder, ("checkpoint-", BEST))
+        for path in self.files():
             if path not in keep:
-                try:
-                    path.unlink(missing_ok=True)
-                except OSError:  # it takes room, and nothing else
-                    continue
+                with contextlib.suppress(OSError):  # it takes room, and nothing else
+                    path.unlink()
 
     def _compare(self, training: "Training", value: float) -> None:
         """Keep the model if the number is better than all before."""
