@@ -61,7 +61,7 @@ def _without_arrays(value: Tree, path: str, arrays: dict[str, Any]) -> Any:
         name = path
         while name in arrays:  # {"a/b": …} and {"a": {"b": …}} have one path
             name += "'"
-        array = value.reshape(value.shape)  # an array () of a number without array
+        array = value if value.shape else value.reshape(1).reshape(())  # of an array's element, an array
         arrays[name] = array if array.flags.c_contiguous else array.copy()
         return {ARRAY: name}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value) and ARRAY not in value:

@@ -161,12 +161,12 @@ CASES = {
     "look-ahead": Case(callbacks=lambda: [LookAhead(3, schedules.Power(0.8, 2))], validation_data=VALIDATION),
     "validation": Case(validation_data=VALIDATION),
     "early stopping": Case(
-        lambda: optimizers.SGD(1.0),
+        lambda: optimizers.SGD(3.0),
         callbacks=lambda: [MovingAverage(0.5), EarlyStopping("val_loss", patience=2)],
         validation_data=VALIDATION,
         epochs=12,
     ),
-    "watched": Case(lambda: optimizers.Adam(0.01), callbacks=lambda: [watch(), Snapshots(limit=2000), Diary()]),
+    "watched": Case(lambda: optimizers.Adam(0.01), callbacks=lambda: [watch(), Snapshots(limit=400), Diary()]),
     "stopped within an epoch": Case(callbacks=lambda: [Stops(), Diary(), watch()]),
 }
 

@@ -21,7 +21,7 @@ from tests.test_resume import TIMES
 
 run, digits = test_cli.run, test_cli.digits
 
-OPTIONS = ("--epochs", "6", "--batch-size", "50", "--validate", "--checkpoint-every", "0")
+OPTIONS = ("--epochs", "4", "--batch-size", "50", "--validate", "--checkpoint-every", "0")
 LEFT = [
     "best.safetensors",
     "config.json",
@@ -90,7 +90,7 @@ def killed_at_random(digits, whole, seconds, folder, kills, seed):
     assert_same_run(folder, whole)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0])
 def test_killed_at_random_moments(digits, uninterrupted, tmp_path, seed):
     killed_at_random(digits, *uninterrupted, tmp_path / "run", 3, seed)
 
@@ -110,7 +110,7 @@ def wait_for(condition, process, seconds=60):
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "history.json", "defects.json", "snapshots.safetensors"])
+@pytest.mark.parametrize("file", ["model.safetensors", "defects.json"])
 def test_killed_while_the_results_are_written(digits, uninterrupted, tmp_path, file):
     """The training is over by then: what is left is written anew from its last checkpoint."""
     folder = tmp_path / "run"
