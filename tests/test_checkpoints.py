@@ -275,6 +275,20 @@ def test_resume_begins_where_there_is_nothing_yet(tmp_path):
         fit(small_model(), resume=tmp_path / "nothing")
 
 
+def test_a_fresh_model_is_enough(tmp_path):
+    """Whatever the model of before had been through: its epochs, its random streams, its slots."""
+    model = small_model()
+    model.fit(*stripes(40), epochs=3, batch_size=10, verbose=0)
+    keeper, options = always(tmp_path), {"augment": [AlternatingFlip(), Translate(1)]}
+    fit(model, keeper, **options)
+    for file in keeper.files()[5:]:
+        file.unlink()
+    again = small_model()
+    fit(again, tmp_path, resume=True, **options)
+    assert_same_bits(again, model)
+    assert again.epochs_seen == model.epochs_seen == 5
+
+
 def test_a_finished_training_is_there_at_once(tmp_path):
     model = small_model()
     history = fit(model, tmp_path, validation_data=VALIDATION)
@@ -694,7 +708,15 @@ def test_a_best_model_that_cannot_be_written_waits(tmp_path, monkeypatch):
 # --- Ctrl-C ---------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_finishes_the_step(tmp_path):
+@pytest.fixture
+def keyboard():
+    """Python's own handler of Ctrl-C, which a shell's background jobs do without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_finishes_the_step(tmp_path, keyboard):
     expected, steps = small_model(), []
     history = fit(expected)
 
@@ -720,7 +742,7 @@ def test_ctrl_c_finishes_the_step(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["on_epoch_trained", "on_epoch_end"])
-def test_ctrl_c_at_the_end_of_an_epoch(tmp_path, where):
+def test_ctrl_c_at_the_end_of_an_epoch(tmp_path, where, keyboard):
     presses = Callback()
     setattr(presses, where, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
@@ -728,7 +750,7 @@ def test_ctrl_c_at_the_end_of_an_epoch(tmp_path, where):
     assert positions(tmp_path)[-1] == (1, 0)
 
 
-def test_a_second_ctrl_c_does_not_wait():
+def test_a_second_ctrl_c_does_not_wait(keyboard):
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
         assert interruption.asked

@@ -41,7 +41,11 @@ def command(digits, folder, *options):
 
 def start(digits, folder, *options):
     return subprocess.Popen(
-        command(digits, folder, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(digits, folder, *options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
     )
 
 
