@@ -519,6 +519,18 @@ def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path):
     assert Checkpoints(tmp_path).files() == files
 
 
+def test_times_of_an_interrupted_epoch_are_added_up(tmp_path):
+    class Sleeps(Callback):
+        def on_step_end(self, model, step):
+            time.sleep(0.05)
+
+    with pytest.raises(Killed):
+        fit(small_model(), always(tmp_path), Kill(2), Sleeps())
+    history = fit(small_model(), tmp_path, resume=True)
+    assert history["seconds"][0] >= 0.1
+    assert history["step_seconds"][0] == history["seconds"][0] / 4
+
+
 def test_another_format_is_not_taken_for_damage(tmp_path):
     files = killed(tmp_path)
     tree = trees.from_file(files[-1], checkpoints.KEY)
@@ -627,13 +639,19 @@ class Epochs(Callback):
     ("monitor", "chosen"),
     [(None, "val_accuracy"), ("val_loss", "val_loss"), ("loss", "loss"), ("val_accuracy", "val_accuracy")],
 )
-def test_the_best_model_is_an_ordinary_file(tmp_path, monitor, chosen):
-    """With the averages that validation has seen."""
+def test_the_best_model_is_an_ordinary_file(tmp_path, monkeypatch, monitor, chosen):
+    """With the averages that validation has seen; written only when there is a better one."""
+    write, written = checkpoints.write_whole, []
+    monkeypatch.setattr(
+        checkpoints, "write_whole", lambda path, content: (written.append(path.name), write(path, content))
+    )
     epochs, keeper = Epochs(), Checkpoints(tmp_path, monitor=monitor)
     model = small_model(optimizer=optimizers.SGD(2.0))
     history = fit(model, keeper, MovingAverage(0.7), epochs, epochs=8, validation_data=VALIDATION)
     values = history[chosen]
     best = max(values) if "accuracy" in chosen else min(values)
+    losses_so_far = np.minimum.accumulate([-value if "accuracy" in chosen else value for value in values])
+    assert written.count(checkpoints.BEST) == len(set(losses_so_far))
     assert keeper.best == {"monitor": chosen, "value": best, "epoch": values.index(best)}
     loaded = gpucnn.load(tmp_path / checkpoints.BEST, backend="numpy")
     for path, value in loaded.state_dict().items():

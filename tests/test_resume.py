@@ -198,6 +198,7 @@ def assert_same(ours, theirs):
     assert (model.epochs_seen, model.optimizer.steps) == (other.epochs_seen, other.optimizer.steps)
     assert model.stop_training == other.stop_training
     assert model.progress == other.progress
+    assert type(model.averaged_by) is type(other.averaged_by)
     slots, expected_slots = (each.optimizer.state_dict(each.backend) for each in (model, other))
     assert list(slots) == list(expected_slots)
     assert all(slots[name].tobytes() == expected_slots[name].tobytes() for name in slots)

@@ -28,6 +28,7 @@ HOST_EDGE = (
 ALLOWED = {
     "errors": set(),
     "files": set(),
+    "trees": {"errors"},
     "backends": {"errors"},
     "config": {"errors"},
     "rng": {"backends"},

@@ -7,6 +7,7 @@ or not at all. The last two are kept, so that a damaged one has another before i
 import contextlib
 import math
 import os
+import platform
 import re
 import time
 import warnings
@@ -164,8 +165,9 @@ class Checkpoints:
     def _write(self, training: "Training", steps: "Steps") -> None:
         started = time.monotonic()
         self._write_best()
-        head = {"format": FORMAT, "settings": self._settings, "circumstances": self._circumstances, "best": self.best}
-        tree = {**head, **state.gather(training, steps)}
+        head = {"format": FORMAT, "python": platform.python_version(), "best": self.best}
+        known = {"settings": self._settings, "circumstances": self._circumstances}
+        tree = {**head, **known, **state.gather(training, steps)}
         path = self.folder / f"checkpoint-{training.epoch:05d}-{training.step:06d}.safetensors"
         write_whole(path, trees.to_bytes(tree, KEY))
         self._whole = [*(other for other in self._whole if other != path), path][-self.keep :]
