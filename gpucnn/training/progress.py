@@ -22,6 +22,13 @@ def in_words(logs: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
+def in_two_lines(logs: dict[str, float]) -> str:
+    """Return the same numbers with those of the validation, if there are any, in a line of their own."""
+    own = in_words({key: value for key, value in logs.items() if not key.startswith("val_")})
+    validation = in_words({key[len("val_") :]: value for key, value in logs.items() if key.startswith("val_")})
+    return f"{own}\nvalidation {validation}" if validation else own
+
+
 def count(epoch: int, epochs: float) -> str:
     """Return how far a training is when an epoch is over, such as `3/10`, or `9.9/9.9` for a last one that is cut."""
     return f"{min(epoch + 1, epochs):g}/{epochs:g}"
@@ -135,7 +142,8 @@ class Bar(Silent):
 
     def end_epoch(self, logs: dict[str, float]) -> None:
         """Leave the epoch's final numbers and its time beside the full bar."""
-        self.progress.update(self.task, numbers=in_words(logs), times=f"{_seconds(logs):.1f} s")
+        numbers = in_two_lines(logs) if self.progress.console.width < NARROW else in_words(logs)
+        self.progress.update(self.task, numbers=numbers, times=f"{_seconds(logs):.1f} s")
 
 
 def _seconds(logs: dict[str, float]) -> float:
