@@ -154,8 +154,18 @@ def measure(runs):
                 made[-1]["histograms"], made[-1]["looks"] = {}, made[-1]["looks"][-1:]
             last = made[-1]
             print(name, seed, last["outcome"], f"{last['test']:.4f}", f"curvature {last['curvature']:.3g}", flush=True)
-            RESULTS.write_text(json.dumps(held) + "\n")
+            made.sort(key=lambda run: run["seed"])
+            RESULTS.write_text(json.dumps(rounded(held)) + "\n")
     return held
+
+
+def rounded(value):
+    """Return plain data with five digits of each number, which is all that the pictures show."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def rows(held):

@@ -32,7 +32,7 @@ from gpucnn.model import Model
 from gpucnn.training.checkpoints import Checkpoints
 
 if TYPE_CHECKING:
-    from gpucnn import plots
+    from gpucnn import plots, report
     from gpucnn.agreement import parity
 
 __version__ = "0.1.0"
@@ -61,6 +61,7 @@ __all__ = [
     "optimizers",
     "parity",
     "plots",
+    "report",
     "schedules",
     "set_num_threads",
     "use_backend",
@@ -68,9 +69,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `plots` and `parity` when they are first used: they bring matplotlib and rich."""
-    if name == "plots":
-        return importlib.import_module("gpucnn.plots")
+    """Import `plots`, `report` and `parity` when they are first used: they bring matplotlib, Jinja2 and rich."""
+    if name in ("plots", "report"):
+        return importlib.import_module(f"gpucnn.{name}")
     if name == "parity":
         return importlib.import_module("gpucnn.agreement").parity
     raise AttributeError(f"module 'gpucnn' has no attribute {name!r}")

@@ -12,6 +12,7 @@ from rich.text import Text
 from gpucnn.layers.base import Layer
 from gpucnn.layers.combine import Residual, Sequential
 from gpucnn.printing import PrintsAsTable
+from gpucnn.rng import host_generator
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -185,6 +186,15 @@ def _in_thousands(count: int) -> str:
     if count < 10_000:
         return f"{count:,}"
     return f"{count / 1000:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M"
+
+
+def random_batch(model: "Model", batch_size: int) -> tuple[Any, Any]:
+    """Return random inputs and labels that the model takes, host arrays, the same at every call."""
+    rng = host_generator(0, "profile inputs")
+    x = rng.random((batch_size, *model.input_shape)).astype(model.state_dtype)
+    of_classes, shape = model.loss is None or model.loss.of_classes, model.output_shape
+    y = rng.integers(0, shape[-1], batch_size) if of_classes else rng.random((batch_size, *shape))
+    return x, y
 
 
 def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:

@@ -403,7 +403,8 @@ def test_a_single_augmentation_needs_no_list(rng):
     )
 
 
-def test_a_network_learns_what_does_not_matter():
+@pytest.mark.parametrize("flip", [Flip(), AlternatingFlip()], ids=str)
+def test_a_network_learns_what_does_not_matter(flip):
     """Bars that all lean one way while training: mirrored, they are recognised only by those trained with flips."""
     generator = np.random.default_rng(0)
     y = generator.integers(0, 2, 400)
@@ -413,7 +414,7 @@ def test_a_network_learns_what_does_not_matter():
         for step, row in enumerate(rows):
             image[row, step] = 255
     scores = {}
-    for augment in ((), Flip()):
+    for augment in ((), flip):
         model = gpucnn.Model([L.Flatten(), L.Dense(2), L.Softmax()], (8, 8, 1), backend="numpy")
         model.compile(optimizers.SGD(0.1, momentum=0.9))
         model.fit(x[:, :, :], y, epochs=15, batch_size=50, verbose=0, augment=augment)

@@ -101,9 +101,23 @@ def test_the_command_needs_no_run(run, digits, monkeypatch):
     assert drawn.pop()[0][1]  # something that suits digits
 
 
+def test_the_command_takes_a_recipe(run, digits, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "augmented", lambda *a, **o: drawn.append((a, o)))
+    folder = ("--data", "mnist", "--data-dir", digits)  # in place of the recipe's CIFAR-10
+    assert run("show", "augment", "--network", "resnet20", *folder)[0] == 0
+    (images, augment, _), options = drawn.pop()
+    assert repr(augment) == "[Flip(), RandomCrop()]"
+    assert options["title"] == "MNIST, resnet20: Flip(), RandomCrop()"
+    assert images.shape[1:] == (28, 28, 1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ("--network lenet", "the recipe of lenet changes no images; name augmentations instead"),
+        ("--network resnet20 --flip", "--network resnet20 names augmentations, and Flip() others; give one or"),
+        ("--network lenet-9", "lenet-9"),
         ("--translate 28", "has no 28 pixels to reflect"),
         ("--flip --alternating-flip", "each mirrors images; leave one of them"),
         ("--flip --count 17", "expected 1 to 16 images"),

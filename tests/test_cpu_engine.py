@@ -4,9 +4,11 @@ The team of threads is the subject of `test_team.py`.
 """
 
 import gc
+import math
 
 import numpy as np
 import pytest
+import scipy.special
 
 import gpucnn
 from gpucnn import layers as L
@@ -203,13 +205,19 @@ def test_which_path_a_convolution_takes(monkeypatch):
         return convolution.path(window, batch, channels, filters, groups, np.dtype(dtype))
 
     plain = Window((3, 3))
-    assert path(plain, 16, 64, 64) == path(plain, 8, 33, 128) == path(plain, 8, 128, 33) == "winograd"
+    assert path(plain, 16, 64, 64) == path(plain, 8, 16, 96) == path(plain, 8, 96, 16) == "winograd"
     assert path(plain, 16, 64, 64, dtype="float64") == path(plain, 16, 16, 16, dtype="float64") == "rows"
     assert path(plain, 7, 64, 64) == path(plain, 7, 16, 16) == "chunks"
-    assert path(plain, 128, 32, 200) == path(plain, 128, 8, 8) == path(plain, 128, 64, 64, groups=2) == "winograd-1d"
+    assert path(plain, 128, 15, 200) == path(plain, 128, 8, 8) == path(plain, 128, 64, 64, groups=2) == "winograd-1d"
     assert path(plain, 128, 7, 200) == path(plain, 128, 200, 7) == path(plain, 128, 64, 64, groups=16) == "rows"
     assert path(plain, 16, 256, 512) == path(plain, 16, 512, 4096, groups=4) == "winograd"
-    assert path(plain, 16, 256, 513) == path(plain, 15, 256, 512) == path(plain, 8, 32, 1024) == "chunks"
+    assert (
+        path(plain, 16, 256, 513)
+        == path(plain, 15, 256, 512)
+        == path(plain, 8, 32, 2049)
+        == path(plain, 8, 15, 1500)
+        == "chunks"
+    )
     assert path(Window((4, 4)), 16, 64, 128) == "rows"
     assert path(Window((4, 4)), 16, 64, 129) == path(Window((4, 4)), 15, 64, 128) == "chunks"
     assert path(plain, 128, 64, 64, groups=64) == "depthwise"
@@ -403,3 +411,28 @@ def test_memory_that_is_not_wanted_goes_back(monkeypatch):
     assert (1 << 20) not in {block.size for blocks in memory._blocks.values() for block in blocks}
     kept[...] = 7
     assert kept.sum() == 7 * kept.size
+
+
+# --- GELU -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(40_000,), (16, 9, 5, 3), (3, 4, 5, 2), (0, 4)])
+def test_gelu_and_its_slope_are_exact_to_float32(shape):
+    """By a polynomial in place of erf: within 5e-7 of both, far out on both sides and at 0; blocks of any length."""
+    count = math.prod(shape)
+    x = np.random.default_rng(0).normal(0, 3, count).astype(np.float32)
+    x[: min(count, 6)] = [0.0, -0.0, 40.0, -40.0, 1e-30, -1e15][:count]
+    x = x.reshape(shape)
+    exact, engine = x.astype("float64"), get_backend("numpy")
+    below = 0.5 * scipy.special.erfc(-exact * math.sqrt(0.5))
+    slope = below + exact * np.exp(-0.5 * exact**2) / math.sqrt(2 * math.pi)
+    y, kept = engine.gelu(x)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, exact * below, rtol=2e-7, atol=5e-7)
+    dx = engine.gelu_gradient(np.full_like(x, 2.0), kept)
+    np.testing.assert_allclose(dx, 2 * slope, rtol=2e-7, atol=1e-6)
+
+
+def test_gelu_passes_a_nan_on():
+    y, kept = get_backend("numpy").gelu(np.array([np.nan, 1.0], np.float32))
+    assert np.isnan(y).tolist() == np.isnan(kept).tolist() == [True, False]

@@ -667,3 +667,14 @@ def test_lenet_takes_the_portable_steps(gpu, rng, dtype):
         scale = np.abs(value).max() + 1e-3
         assert np.abs(ours.state_dict()[path] - value).max() <= 30 * TOLERANCE[dtype] * scale, path
     assert_close(ours.predict(x[0]), portable.predict(x[0]), "float32")
+
+
+def test_views_are_averaged_in_single_precision(gpu):
+    x = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3)).astype("uint8")
+    half, single = (
+        gpucnn.Model([L.Conv2D(4, 3), L.Flatten(), L.Dense(3), L.Softmax()], (8, 8, 3), backend=gpu, dtype=dtype)
+        for dtype in ("float16", "float32")
+    )
+    outputs = half.predict(x, views="mirror-shift")
+    assert outputs.dtype == "float32"
+    assert np.abs(outputs - single.predict(x, views="mirror-shift")).max() < 5e-3

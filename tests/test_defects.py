@@ -181,8 +181,11 @@ def test_a_report_comes_back_from_its_file(tmp_path):
         ("{", "cannot be read as JSON"),
         ("[1]", "is of format None, and this gpucnn reads 1"),
         ('{"format": 9}', "is of format 9"),
-        ('{"format": 1, "defect": {"kind": "x"}, "looks": [], "histograms": {}}', "does not hold a watch's defect"),
-        ('{"format": 1, "defect": null, "looks": 5, "histograms": {}}', "does not hold a watch's defect"),
+        (
+            '{"format": 1, "defect": {"kind": "x"}, "looks": [], "histograms": {}}',
+            "what a DefectWatch reports",
+        ),
+        ('{"format": 1, "defect": null, "looks": 5, "histograms": {}}', "what a DefectWatch reports"),
     ],
 )
 def test_a_report_that_cannot_be_read(tmp_path, content, message):

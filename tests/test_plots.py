@@ -1,5 +1,8 @@
 """Pictures: the numbers behind what is drawn."""
 
+import re
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +10,7 @@ from PIL import Image
 import gpucnn
 from gpucnn import layers, plots
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
+from gpucnn.plots.inline import inline_svg
 from gpucnn.training import defects
 from gpucnn.training.history import History
 from gpucnn.training.snapshots import Snapshots
@@ -121,6 +125,45 @@ def test_runs_without_the_number():
         plots.runs([RUN, History({"loss": [1.0]})])
     with pytest.raises(ConfigurationError, match="there are no runs to draw"):
         plots.runs([])
+
+
+def test_what_a_watch_saw():
+    seen = [
+        {"step": 50, "accuracy": 0.25, "one_class": 0.5, "dead": {"relu": 0.0, "relu_1": 0.75}},
+        {"step": 90, "accuracy": 0.5, "one_class": 0.2, "dead": {"relu": 0.1, "relu_1": 0.0}},
+    ]
+    (axes,) = plots.looks(seen).axes
+    assert lines(axes) == {
+        "accuracy on the probe": [25, 50],
+        "share of the class predicted most": [50, 20],
+        "share of units that never fire, in the worst layer": [75, 10],
+    }
+    assert axes.lines[0].get_xdata().tolist() == [50, 90]
+    (axes,) = plots.looks([{**seen[0], "dead": {}}]).axes
+    assert len(axes.lines) == 2
+    with pytest.raises(ConfigurationError, match="there are no looks to draw"):
+        plots.looks([])
+
+
+def test_a_figure_for_a_page():
+    """Ids and references of its own, letters as text, the page's colours, and nothing that a policy forbids."""
+    figures = [inline_svg(plots.accuracy(RUN, 0.9), prefix, 'the "accuracy" & more') for prefix in ("a", "b")]
+    ids = []
+    for figure, prefix in zip(figures, "ab", strict=True):
+        root = ElementTree.fromstring(figure)
+        assert (root.tag, root.attrib["role"]) == ("svg", "img")
+        assert root.attrib["aria-label"] == 'the "accuracy" & more'
+        for one in root.iter():
+            assert not {"style", "xmlns"} & one.attrib.keys()
+            assert one.tag not in ("style", "metadata")
+            ids.append(one.attrib.get("id", f"{prefix}-{len(ids)}"))
+            assert ids[-1].startswith(f"{prefix}-")
+        references = re.findall(r'(?:url\(#|href="#)([^")]+)', figure)
+        assert references
+        assert set(references) <= set(ids)
+        assert "http" not in figure
+        assert {"epoch", "accuracy (%)", "validation"} & {text.text for text in root.iter("text")}
+    assert len(set(ids)) == len(ids)
 
 
 # --- filters ----------------------------------------------------------------------------------

@@ -95,14 +95,27 @@ def test_a_file_that_cannot_be_gone_on_with(tmp_path, content, message):
     assert path.read_text() == content
 
 
-def test_runs_are_read_whatever_their_settings(tmp_path):
-    path = tmp_path / "runs.json"
-    Runs(path, {"epochs": 3}).add({"seed": 4, "numbers": {"test accuracy": 0.5}, "defect": None})
-    read = Runs.load(path)
-    assert read.settings == {"epochs": 3}
-    assert [record["seed"] for record in read.records] == [4]
-    with pytest.raises(CheckpointError, match="holds no runs that can be read"):
-        Runs.load(tmp_path / "none.json")
-    path.write_text('{"format": 1, "settings": {}, "runs": [{"numbers": {}}]}')
-    with pytest.raises(CheckpointError, match="a run without seed or numbers"):
-        Runs.load(path)
+def test_runs_are_read_with_their_own_settings(tmp_path):
+    made = Runs(tmp_path / "runs.json", {"recipe": "lenet", "epochs": 3})
+    made.add({"seed": 0, **record(0.9)})
+    found = Runs.read(tmp_path / "runs.json")
+    assert (found.settings, found.records) == (made.settings, made.records)
+    with pytest.raises(CheckpointError, match=r"nothing.json: holds no runs that can be read"):
+        Runs.read(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        3,
+        {},
+        {"seed": "0", "numbers": {}},
+        {"seed": 0, "numbers": {"a": "b"}},
+        {"seed": 0, "numbers": {}, "defect": "x"},
+    ],
+)
+def test_a_record_that_is_none(wrong, tmp_path):
+    held = {"format": 1, "settings": {}, "runs": [{"seed": 0, "numbers": {"a": [1, 2.5], "b": 3}}, wrong]}
+    (tmp_path / "runs.json").write_text(json.dumps(held))
+    with pytest.raises(CheckpointError, match=r"runs.json: its run 1 is .* where a seed and numbers were expected"):
+        Runs.read(tmp_path / "runs.json")

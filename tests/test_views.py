@@ -99,15 +99,6 @@ def test_nothing_is_trained_and_dtypes_stay(backend):
         assert np.array_equal(value, before[path])
 
 
-def test_half_precision_is_averaged_in_single(backend):
-    if not backend.half_precision:
-        pytest.skip("no half precision here")
-    half, single = (network(backend, [L.Softmax()], dtype) for dtype in ("float16", "float32"))
-    outputs = half.predict(images(), views="mirror-shift")
-    assert outputs.dtype == "float32"
-    assert np.abs(outputs - single.predict(images(), views="mirror-shift")).max() < 5e-3
-
-
 def test_views_make_a_network_right_more_often():
     """Classes that mirroring leaves alone: the part of the weights that is not symmetric is noise, and averaged out."""
     rng = np.random.default_rng(0)

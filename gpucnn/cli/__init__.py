@@ -7,6 +7,7 @@ from gpucnn.cli.doctor import doctor
 from gpucnn.cli.parity import parity
 from gpucnn.cli.predict import predict
 from gpucnn.cli.profile import profile
+from gpucnn.cli.report import report
 from gpucnn.cli.reproduce import reproduce
 from gpucnn.cli.runs import runs
 from gpucnn.cli.show import show
@@ -21,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (train, test, predict, reproduce, runs, profile, bench, parity, doctor):
+for command in (train, test, predict, report, reproduce, runs, profile, bench, parity, doctor):
     app.command()(command)
 app.add_typer(show, name="show")
 

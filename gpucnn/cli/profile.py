@@ -9,7 +9,7 @@ import typer
 from gpucnn.cli.common import console, open_model
 from gpucnn.errors import ConfigurationError
 from gpucnn.networks import by_name
-from gpucnn.rng import host_generator
+from gpucnn.profiling import random_batch
 
 
 def profile(
@@ -24,12 +24,7 @@ def profile(
     if network is not None and model is not None:
         raise ConfigurationError("--network and --model both name what to time; pass one of them")
     chosen = by_name(network or "lenet")(backend=backend) if model is None else open_model(model, backend)[0]
-    rng = host_generator(0, "profile inputs")
-    x = rng.random((batch_size, *chosen.input_shape)).astype(chosen.state_dtype)
-    of_classes = chosen.loss is None or chosen.loss.of_classes
-    shape = chosen.output_shape
-    y = rng.integers(0, shape[-1], batch_size) if of_classes else rng.random((batch_size, *shape))
-    result = chosen.profile(x, y, repeats=repeats)
+    result = chosen.profile(*random_batch(chosen, batch_size), repeats=repeats)
     console.print(result.table())
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

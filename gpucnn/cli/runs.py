@@ -17,11 +17,11 @@ from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
 from gpucnn.files import write_whole
 from gpucnn.printing import duration
+from gpucnn.run_folder import STATISTICS
 from gpucnn.training.snapshots import Snapshots
 from gpucnn.training.statistics import Record, Runs
 
 ON_DEFECT = ("flag", "stop", "restart")
-FILE = "runs.json"
 
 
 def runs(
@@ -75,7 +75,7 @@ def make_runs(
         "dtype": dtype,
         "on_defect": on_defect,
     }
-    made = Runs(folder / FILE, settings)
+    made = Runs(folder / STATISTICS, settings)
     missing = made.missing(count)
     if len(missing) < count:
         console.print(f"{count - len(missing)} of {count} runs are in {made.path} already", soft_wrap=True)

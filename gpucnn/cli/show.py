@@ -1,6 +1,5 @@
 """`gpucnn show`: pictures of a run or of what it is shown, each a command."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +7,6 @@ import typer
 
 from gpucnn.cli.common import (
     DATA_NAMES,
-    HISTORY,
     MODEL,
     console,
     data_of,
@@ -18,10 +16,9 @@ from gpucnn.cli.common import (
     open_model,
     run_config,
 )
-from gpucnn.cli.runs import FILE
-from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.errors import ConfigurationError
+from gpucnn.run_folder import STATISTICS, check_takes_images, predict_test_set, read_history
 from gpucnn.training.defects import DEFECTS, load_report
-from gpucnn.training.history import History
 from gpucnn.training.snapshots import load_snapshots
 from gpucnn.training.statistics import Runs
 
@@ -111,13 +108,13 @@ def maps(
         raise ConfigurationError(f"--image {image} and --index {index} name two images; give one of them")
     network, path = open_model(run, backend)
     if image is not None:
-        _check_takes_images(network, path)
+        check_takes_images(network, path)
         pixels, title = _read(network, image), f"{image.name} in {network.name}"
         target = _target(path, output, "maps", image.stem)
     else:
         index = 0 if index is None else index
         target = _target(path, output, "maps", str(index))
-        _check_takes_images(network, path)
+        check_takes_images(network, path)
         dataset = data_of(network, path, data, data_dir)
         _, (images, labels) = dataset
         if not 0 <= index < len(images):
@@ -138,7 +135,7 @@ def history(run: Run = None, output: Output = None) -> None:
     path = find_model(run)
     target = _target(path, output, "history")
     test = run_config(path).get("test")
-    plots.history(_read_history(path), target, test=test if _is_numbers(test) else None)
+    plots.history(read_history(path), target, test=test if _is_numbers(test) else None)
     _say(target)
 
 
@@ -151,8 +148,8 @@ def confusion(
 
     network, path = open_model(run, backend)
     target = _target(path, output, "confusion")
-    _, labels, probabilities, names = _predicted(network, path, data, data_dir)
-    plots.confusion(plots.confusion_matrix(labels, probabilities), names, path=target)
+    test = predict_test_set(network, path, data, data_dir)
+    plots.confusion(plots.confusion_matrix(test.labels, test.probabilities), test.names, path=target)
     _say(target)
 
 
@@ -170,8 +167,8 @@ def mistakes(
 
     network, path = open_model(run, backend)
     target = _target(path, output, "mistakes")
-    images, labels, probabilities, names = _predicted(network, path, data, data_dir)
-    plots.mistakes(images, labels, probabilities, names, count, path=target)
+    test = predict_test_set(network, path, data, data_dir)
+    plots.mistakes(test.images, test.labels, test.probabilities, test.names, count, path=target)
     _say(target)
 
 
@@ -192,7 +189,7 @@ def histograms(
     drawn = [_distributions(path, seed)] if beside is None else []
     if beside is not None:
         drawn = [_distributions(path, seed), _distributions(find_model(beside), None)]
-    elif (path.parent / FILE).is_file():
+    elif (path.parent / STATISTICS).is_file():
         drawn += _a_good_run(path.parent, drawn[0][0])
     names, values = zip(*drawn, strict=True)
     plots.histograms(*values, names=names, path=target)
@@ -204,8 +201,8 @@ def _distributions(path: Path, seed: int | None) -> tuple[str, dict[str, Any]]:
     from gpucnn.plots import parameter_values
 
     folder = path.parent
-    if (folder / FILE).is_file():
-        records = {record["seed"]: record for record in Runs.load(folder / FILE).records}
+    if (folder / STATISTICS).is_file():
+        records = {record["seed"]: record for record in Runs.read(folder / STATISTICS).records}
         if seed is None:
             seed = next((s for s, record in records.items() if record.get("defect")), min(records, default=0))
         if seed not in records:
@@ -223,7 +220,7 @@ def _distributions(path: Path, seed: int | None) -> tuple[str, dict[str, Any]]:
 
 def _a_good_run(folder: Path, beside: str) -> list[tuple[str, dict[str, Any]]]:
     """Return the first run without a defect, unless it is the one it would be drawn beside."""
-    for record in Runs.load(folder / FILE).good():
+    for record in Runs.read(folder / STATISTICS).good():
         name = _run_name(f"seed {record['seed']}", None)
         return [] if name == beside else [(name, record["histograms"])]
     return []
@@ -235,6 +232,9 @@ def _run_name(name: str, defect: dict[str, Any] | None) -> str:
 
 @show.command()
 def augment(
+    network: Annotated[
+        str | None, typer.Option(help="Take the data and the augmentations of this network's recipe.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help=f"{DATA_NAMES}. Without it: mnist.")] = None,
     data_dir: DataDir = None,
     flip: Annotated[bool, typer.Option("--flip", help="Mirror by chance.")] = False,
@@ -257,23 +257,35 @@ def augment(
 
     Without any augmentation: some that suit the images, by their colours.
     """
-    from gpucnn import plots
+    from gpucnn import networks, plots
     from gpucnn.data.augment import AlternatingFlip, Augmentation, Cutout, Flip, RandomCrop, Rotate, Translate
     from gpucnn.plots.canvas import check_name
 
     check_name(output)
-    dataset = load_data_or_digits(data or "mnist", data_dir)
-    (images, labels), _ = dataset
+    recipe = None if network is None else networks.by_name(network).recipe
     chosen: list[Augmentation] = [*([Flip()] if flip else []), *([AlternatingFlip()] if alternating_flip else [])]
     for kind, number in ((Translate, translate), (Cutout, cutout)):
         chosen += [] if number is None else [kind(number)]
     chosen += [] if crop is None else [RandomCrop(padding=crop)]
     chosen += [] if rotate is None and scale is None else [Rotate(rotate or 0, scale or 0)]
+    if recipe is not None:
+        if chosen:
+            raise ConfigurationError(
+                f"--network {network} names augmentations, and {', '.join(map(repr, chosen))} others; give one or the "
+                "other"
+            )
+        if not recipe.augment:
+            raise ConfigurationError(
+                f"the recipe of {network} changes no images; name augmentations instead, such as --flip --translate 4"
+            )
+        chosen = list(recipe.augment)
+    dataset = load_data_or_digits(data or (recipe.data if recipe else "mnist"), data_dir)
+    (images, labels), _ = dataset
     if not chosen:
         grey = images.shape[3] == 1
         chosen = [Rotate(15, 0.1), RandomCrop(padding=2)] if grey else [AlternatingFlip(), Translate(4), Cutout(8)]
     picked = images[_of_each_class(labels.tolist(), count)]
-    title = f"{describe(dataset)}: {', '.join(map(repr, chosen))}"
+    title = f"{describe(dataset)}{f', {network}' if network else ''}: {', '.join(map(repr, chosen))}"
     plots.augmented(picked, chosen, epochs, seed=seed, title=title, path=output)
     _say(output)
 
@@ -303,56 +315,11 @@ def _say(target: Path) -> None:
     console.print(str(target), soft_wrap=True, markup=False)
 
 
-def _check_takes_images(network: "Model", path: Path) -> None:
-    if len(network.input_shape) != 3 or network.input_shape[2] not in (1, 3):
-        raise ConfigurationError(f"{path}: takes inputs of shape {network.input_shape}, not grey or colour images")
-
-
 def _read(network: "Model", image: Path) -> Any:
     """Return an image file in the form in which `gpucnn predict` shows it to the model."""
     from gpucnn.cli.predict import predict_file
 
     return predict_file(network, image, None, False).pixels
-
-
-def _predicted(
-    network: "Model", path: Path, data: str | None, data_dir: Path | None
-) -> tuple[Any, Any, Any, list[str]]:
-    """Return images and labels of the test set, what the model makes of them, and the names of its classes."""
-    _check_takes_images(network, path)
-    dataset = data_of(network, path, data, data_dir)
-    _, (images, labels) = dataset
-    probabilities = network.predict(images)
-    if probabilities.ndim != 2 or labels.max() >= probabilities.shape[1]:
-        raise ConfigurationError(
-            f"{path}: has outputs of shape {network.output_shape}, but the test set of {dataset.name} has "
-            f"{len(dataset.class_names)} classes; name the data that it was trained on with --data"
-        )
-    K = probabilities.shape[1]
-    named = next((names for names in (network.class_names, dataset.class_names) if names and len(names) == K), None)
-    return images, labels, probabilities, named or [str(k) for k in range(K)]
-
-
-def _read_history(path: Path) -> History:
-    """Return the history of the run that a model lies in.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-    """
-    file = path.parent / HISTORY
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{file}: there is no history; `gpucnn train` writes one into its run folder, and so does fit(…).save(file)"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON ({error}); was it cut short?") from error
-    if not isinstance(found, dict) or not all(
-        isinstance(v, list) and _is_numbers(dict(enumerate(v))) for v in found.values()
-    ):
-        raise CheckpointError(f"{file}: is no history; expected a list of numbers, one an epoch, for each name")
-    return History(found)
 
 
 def _is_numbers(values: Any) -> bool:

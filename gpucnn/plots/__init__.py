@@ -1,7 +1,7 @@
 """Pictures drawn with matplotlib: each function returns a Figure, and saves it where `path` is given."""
 
 from gpucnn.plots.augmented import augmented
-from gpucnn.plots.curves import accuracy, error, history, runs
+from gpucnn.plots.curves import accuracy, error, history, looks, runs
 from gpucnn.plots.kernels import animate_filters, filters, filters_by_epoch
 from gpucnn.plots.maps import feature_maps
 from gpucnn.plots.prediction import prediction
@@ -20,6 +20,7 @@ __all__ = [
     "filters_by_epoch",
     "histograms",
     "history",
+    "looks",
     "mistakes",
     "parameter_values",
     "prediction",

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from gpucnn.errors import ConfigurationError
-from gpucnn.plots.canvas import BLUE, GREEN, GREY, VERMILLION, new_figure, save, whole_numbers
+from gpucnn.plots.canvas import BLUE, GREEN, GREY, ORANGE, VERMILLION, new_figure, save, whole_numbers
 from gpucnn.training.history import History
 
 if TYPE_CHECKING:
@@ -94,6 +94,36 @@ def runs(histories: Histories, key: str = "accuracy", *, path: str | Path | None
         words += f", mean of the {len(whole)} whose values are finite" if whole else ", none of finite values alone"
     axes.set_title(words)
     _finish(axes, f"{key.replace('_', ' ')}{unit}")
+    return save(figure, path)
+
+
+def looks(seen: Sequence[Mapping[str, Any]], *, path: str | Path | None = None) -> "Figure":
+    """Draw what a `DefectWatch` saw: accuracy on its probe, the most predicted class, and the deadest layer, by step.
+
+    Arguments:
+        seen: its `looks`.
+
+    Raises:
+        ConfigurationError: it never looked.
+    """
+    if not seen:
+        raise ConfigurationError("there are no looks to draw; a DefectWatch looks every so many steps of a training")
+    figure = new_figure(6.5, 4.2)
+    axes = figure.add_subplot()
+    curves = [
+        ("accuracy on the probe", BLUE, "o-", [look["accuracy"] for look in seen]),
+        ("share of the class predicted most", ORANGE, "s--", [look["one_class"] for look in seen]),
+    ]
+    if any(look["dead"] for look in seen):
+        dead = [max(look["dead"].values(), default=0.0) for look in seen]
+        curves.append(("share of units that never fire, in the worst layer", VERMILLION, "^:", dead))
+    for label, colour, style, shares in curves:
+        percent = [100 * share for share in shares]
+        axes.plot([look["step"] for look in seen], percent, style, color=colour, label=label, markersize=3)
+    axes.set_ylim(-3, 103)
+    axes.set_title("What the watch saw")
+    _finish(axes, "share (%)")
+    axes.set_xlabel("step")
     return save(figure, path)
 
 

@@ -57,10 +57,10 @@ def filters(
     """
     weights = _weights(source)
     name, weight = _choose(weights, layer)
-    coloured = _is_coloured(weights, name)
+    coloured = is_coloured(weights, name)
     KH, KW, C, F = weight.shape
     if coloured or C == 1:
-        tiles = [_colour(weight[..., f]) if coloured else weight[..., 0, f] for f in range(F)]
+        tiles = [as_colours(weight[..., f]) if coloured else weight[..., 0, f] for f in range(F)]
         columns, labels = min(ACROSS // 2, F), [str(f) for f in range(F)]
         words = f"{F} filters of {KH}×{KW}"
         note = "in colour, each scaled for itself: mid-grey is 0" if coloured else ""
@@ -79,7 +79,7 @@ def filters(
     if coloured:
         draw_tiles(axes, tiles, columns, labels)
     else:
-        limit = _limit([weight])
+        limit = largest_weight([weight])
         draw_tiles(axes, tiles, columns, labels, cmap="gray", vmin=-limit, vmax=limit)
         add_scale(figure, axes, "weight", height)
     if labels is None:
@@ -196,21 +196,21 @@ def _choose(weights: Weights, layer: str | None) -> tuple[str, Any]:
     return layer, np.asarray(list(weights.values())[names.index(layer)])
 
 
-def _is_coloured(weights: Weights, name: str) -> bool:
+def is_coloured(weights: Weights, name: str) -> bool:
     """Tell whether a layer's three input channels are red, green and blue: those of the first one."""
     first, weight = next(iter(weights.items()))
     return name == first.removesuffix(".weight") and weight.shape[2] == 3
 
 
-def _limit(arrays: list[Any]) -> float:
+def largest_weight(arrays: list[Any]) -> float:
     """Return the largest finite magnitude, the end of a scale that is symmetric about 0."""
     largest = max(float(np.abs(array, where=np.isfinite(array), out=np.zeros(array.shape)).max()) for array in arrays)
     return largest or 1.0
 
 
-def _colour(kernel: Any, limit: float | None = None) -> Any:
+def as_colours(kernel: Any, limit: float | None = None) -> Any:
     """Return a filter (KH, KW, 3) as colours 0 … 1, 0 as the middle; scaled for itself without a limit."""
-    return np.clip(0.5 + np.nan_to_num(kernel) / (2 * (_limit([kernel]) if limit is None else limit)), 0, 1)
+    return np.clip(0.5 + np.nan_to_num(kernel) / (2 * (largest_weight([kernel]) if limit is None else limit)), 0, 1)
 
 
 def _epochs(snapshots: Snapshots | Mapping[int, Weights]) -> dict[int, Weights]:
@@ -229,10 +229,10 @@ def _frames(
     chosen = {epoch: _choose(weights, layer) for epoch, weights in epochs.items()}
     name, weight = next(iter(chosen.values()))
     C = weight.shape[2]
-    limit = _limit([weight for _, weight in chosen.values()])
-    if _is_coloured(next(iter(epochs.values())), name):
+    limit = largest_weight([weight for _, weight in chosen.values()])
+    if is_coloured(next(iter(epochs.values())), name):
         tiles = {
-            epoch: [_colour(weight[..., f], limit) for f in range(weight.shape[3])]
+            epoch: [as_colours(weight[..., f], limit) for f in range(weight.shape[3])]
             for epoch, (_, weight) in chosen.items()
         }
         return name, tiles, limit, f", in colour: ±{limit:.2f} about mid-grey"

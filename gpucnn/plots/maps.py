@@ -52,7 +52,7 @@ def feature_maps(
         raise ConfigurationError(f"most must be a positive number of maps, not {most!r}")
     pixels = check_inputs(np.asarray(image)[None], model.input_shape, "image")
     rows, outputs = [("input", pixels[0])], None
-    for layer, values in _passed(model, pixels):
+    for layer, values in layer_outputs(model, pixels):
         if values.ndim == 3:
             rows.append((layer.label, values))
         outputs = (layer, values)
@@ -69,7 +69,7 @@ def feature_maps(
     return save(figure, path)
 
 
-def _passed(model: Model, pixels: Any) -> Iterator[tuple[Layer, Any]]:
+def layer_outputs(model: Model, pixels: Any) -> Iterator[tuple[Layer, Any]]:
     """Yield every layer in order with what it makes of one image, as a host array without the batch's axis."""
     with model.computing(1):
         x = model.as_floats(model.backend.from_host(pixels))

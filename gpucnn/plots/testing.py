@@ -130,10 +130,9 @@ def mistakes(
             "probabilities; expected one of each for every image"
         )
     names = _names(class_names, probabilities.shape[1])
-    predictions = probabilities.argmax(axis=1)
-    sureness = probabilities.max(axis=1)
-    wrong = np.flatnonzero(predictions != labels)
-    shown = wrong[np.argsort(-sureness[wrong], kind="stable")][:count]
+    predictions, sureness = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = surest_mistakes(labels, probabilities)
+    shown = wrong[:count]
     columns = max(1, min(len(shown), int(np.ceil(np.sqrt(count)))))
     rows = max(1, -(-len(shown) // columns))
     figure = new_figure(max(4.2, 1.45 * columns), 1.9 * rows + 0.5)
@@ -149,6 +148,17 @@ def mistakes(
     words = f"{number}{len(wrong):,} mistakes" if len(wrong) else "no mistakes"
     figure.suptitle(f"{words} among {len(images):,} images, with the probability given", fontsize="medium")
     return save(figure, path)
+
+
+def surest_mistakes(labels: Any, probabilities: Any) -> Any:
+    """Return which samples are taken for a wrong class, those first of which the model is surest.
+
+    Shapes:
+        labels         (N,) class numbers
+        probabilities  (N, K), what `predict` returns
+    """
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    return wrong[np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")]
 
 
 def _names(class_names: Sequence[str] | None, K: int) -> list[str]:

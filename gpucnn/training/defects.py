@@ -175,13 +175,10 @@ def load_report(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file}: is of format {form!r}, and this gpucnn reads {FORMAT}; was it written by another?"
         )
-    defect = held.get("defect")
-    if (
-        not (defect is None or (isinstance(defect, dict) and {"kind", "step", "layer", "detail"} <= set(defect)))
-        or not isinstance(held.get("looks"), list)
-        or not isinstance(held.get("histograms"), dict)
-    ):
-        raise CheckpointError(f"{file}: does not hold a watch's defect, looks and histograms; was it edited?")
+    if not is_report(held):
+        raise CheckpointError(
+            f"{file}: does not hold what a DefectWatch reports, a defect, looks and histograms; was it edited?"
+        )
     return held
 
 
@@ -248,3 +245,42 @@ def _histogram(values: Any) -> dict[str, Any]:
     counts = [int((places == k).sum()) for k in range(BINS)]
     edges = [low + width * k for k in range(BINS + 1)]
     return {"counts": counts, "edges": edges, "not_finite": int(values.size - finite.size)}
+
+
+def is_report(found: Any) -> bool:
+    """Tell whether this is what `DefectWatch.report` returns."""
+    if not isinstance(found, dict) or not {"defect", "looks", "histograms"} <= found.keys():
+        return False
+    defect, looks, histograms = found["defect"], found["looks"], found["histograms"]
+    return (
+        (defect is None or (isinstance(defect, dict) and {"kind", "step", "layer", "detail"} <= defect.keys()))
+        and isinstance(looks, list)
+        and all(_is_look(look) for look in looks)
+        and isinstance(histograms, dict)
+        and all(_is_histogram(one) for one in histograms.values())
+    )
+
+
+def _is_look(look: Any) -> bool:
+    return (
+        isinstance(look, dict)
+        and all(_is_number(look.get(name)) for name in ("step", "accuracy", "one_class"))
+        and isinstance(look.get("dead"), dict)
+        and all(_is_number(share) for share in look["dead"].values())
+    )
+
+
+def _is_histogram(one: Any) -> bool:
+    if not isinstance(one, dict):
+        return False
+    counts, edges = one.get("counts"), one.get("edges")
+    return (
+        isinstance(counts, list)
+        and isinstance(edges, list)
+        and len(edges) == len(counts) + 1
+        and all(_is_number(number) for number in [*counts, *edges, one.get("not_finite")])
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -62,22 +62,18 @@ class Runs:
 
     def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
         self.path, self.settings = Path(path), settings
-        self.records: list[Record] = self._read_own() if self.path.exists() else []
+        self.records: list[Record] = self._read() if self.path.exists() else []
 
     @classmethod
-    def load(cls, path: str | Path) -> "Runs":
-        """Return the runs of a file as they are, whatever their settings.
+    def read(cls, path: str | Path) -> "Runs":
+        """Return the runs that a file holds, whatever their settings.
 
         Raises:
-            CheckpointError: the file is missing, damaged or of another format.
+            CheckpointError: there is none, or it is damaged or of another format.
         """
-        settings, records = _read(Path(path))
-        made = cls.__new__(cls)
-        made.path, made.settings, made.records = Path(path), settings, records
-        return made
+        return cls(path, _read(Path(path))[0])
 
-    def _read_own(self) -> list[Record]:
-        """Return the runs that are in the file, which must have these settings."""
+    def _read(self) -> list[Record]:
         settings, records = _read(self.path)
         other = [key for key in {**settings, **self.settings} if settings.get(key) != self.settings.get(key)]
         if other:
@@ -143,16 +139,31 @@ class Runs:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[Record]]:
-    """Return the settings and the runs that a file holds."""
+    """Return the settings and the records of a file."""
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         form, settings, records = held["format"], dict(held["settings"]), list(held["runs"])
-        if not all(isinstance(record, dict) and {"seed", "numbers"} <= set(record) for record in records):
-            raise TypeError("a run without seed or numbers")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: holds no runs that can be read ({error}); name another file, or move this one away"
         ) from error
     if form != FORMAT:
         raise CheckpointError(f"{path}: is of format {form!r}, and this gpucnn reads {FORMAT}; name another")
+    for place, record in enumerate(records):
+        if not _is_record(record):
+            raise CheckpointError(
+                f"{path}: its run {place} is {record!r:.40}, where a seed and numbers were expected; name another "
+                "file, or move this one away"
+            )
     return settings, records
+
+
+def _is_record(record: Any) -> bool:
+    """Tell whether this is what a run leaves: a seed, numbers by name, and a defect or none."""
+    if not isinstance(record, dict) or not isinstance(record.get("seed"), int):
+        return False
+    numbers, defect = record.get("numbers"), record.get("defect")
+    listed = [v if isinstance(v, list) else [v] for v in numbers.values()] if isinstance(numbers, dict) else [[None]]
+    return all(isinstance(number, int | float) for values in listed for number in values) and (
+        defect is None or (isinstance(defect, dict) and {"kind", "detail"} <= defect.keys())
+    )

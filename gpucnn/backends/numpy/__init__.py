@@ -115,6 +115,14 @@ class NumpyBackend(Backend):
         """Return dy where y, the output of `relu`, is positive, else 0."""
         return elementwise.relu_gradient(dy, y)
 
+    def gelu(self, x: Array) -> tuple[Array, Any]:
+        """Return x·Φ(x), Φ the normal distribution, and its slope; in float64 what the portable gradient needs."""
+        return elementwise.gelu(x) if x.dtype == "float32" else super().gelu(x)
+
+    def gelu_gradient(self, dy: Array, kept: Any) -> Array:
+        """Return dy·(Φ(x) + x·φ(x)), φ the normal density."""
+        return super().gelu_gradient(dy, kept) if isinstance(kept, tuple) else elementwise.gelu_gradient(dy, kept)
+
     def add(self, a: Array, b: Array, relu: bool = False) -> Array:
         """Return a + b, and what is negative set to 0 with `relu`."""
         return elementwise.add(a, b, relu)

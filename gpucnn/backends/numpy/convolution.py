@@ -4,14 +4,14 @@
 |---------------|------------------------------------------------------------|------------------------------------|
 | `chunks`      | fewer than 8 images, or too few for so many weights        | im2col, a megabyte at a time       |
 | `depthwise`   | a group for each channel                                   | elementwise, no products           |
-| `winograd`    | 3×3, stride 1, no dilation, float32, more than 32 channels | a quarter of the multiplications   |
-| `winograd-1d` | the same with 8 to 32 channels                             | half of the multiplications        |
+| `winograd`    | 3×3, stride 1, no dilation, float32, in times out 1536     | a quarter of the multiplications   |
+| `winograd-1d` | the same with fewer, from 8 channels on                    | half of the multiplications        |
 | `rows`        | every other geometry                                       | one product over overlapping views |
 
-The first rule that fits counts; channels are those of a group, the fewer of in and out. All but `chunks` keep the batch
-innermost, and get so many images at once that what they rearrange fits the scratch; they yield their output block by
-block, so that a ReLU is applied while a block is in the cache. Every path adds the bias itself. Groups of channels are
-taken one after another, by `depthwise` all at once.
+The first rule that fits counts; channels are those of a group, the fewer of in and out, which `winograd` wants 16 of.
+All but `chunks` keep the batch innermost, and get so many images at once that what they rearrange fits the scratch;
+they yield their output block by block, so that a ReLU is applied while a block is in the cache. Every path adds the
+bias itself. Groups of channels are taken one after another, by `depthwise` all at once.
 
 For stride 1 the input gradient is itself a convolution, of dy with the weight turned by half a turn, on the path of
 that one. Where it is not, or where `_turns` says that this would cost more, windows are added back: by `chunks` and
@@ -32,8 +32,9 @@ from gpucnn.backends.window import Window
 
 Array = Any
 
-# channels of a group, the fewer of in and out, from which on a form of Winograd's method saves more than it costs
-WINOGRAD_1D_FEWEST, WINOGRAD_FEWEST = 8, 33
+# channels of a group, the fewer of in and out, and the product of both, from which on a form of Winograd's method saves
+# more than it costs
+WINOGRAD_1D_FEWEST, WINOGRAD_FEWEST, WINOGRAD_PRODUCT = 8, 16, 1536
 WINOGRAD_WEIGHT_FEWEST, WINOGRAD_WEIGHT_PRODUCT = 16, 512  # for its weight gradient, and the product of in and out
 # weights in one product for each image that they meet; with more, reading them takes longer than using them
 MOST_WEIGHTS, MOST_WEIGHT_GRADIENTS = 8192, 2048
@@ -48,7 +49,8 @@ def path(window: Window, batch: int, channels: int, filters: int, groups: int, d
     C, F = channels // groups, filters // groups
     plain = window.size == (3, 3) and window.strides == (1, 1) and window.dilation == (1, 1)
     if plain and min(C, F) >= WINOGRAD_1D_FEWEST and dtype == np.float32 and winograd_allowed():
-        name, weights = ("winograd", C * F) if min(C, F) >= WINOGRAD_FEWEST else ("winograd-1d", 3 * C * F)
+        both_ways = min(C, F) >= WINOGRAD_FEWEST and C * F >= WINOGRAD_PRODUCT
+        name, weights = ("winograd", C * F) if both_ways else ("winograd-1d", 3 * C * F)
     else:
         name, weights = "rows", window.area * C * F
     return name if weights <= MOST_WEIGHTS * batch else "chunks"

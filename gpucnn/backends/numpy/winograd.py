@@ -29,6 +29,7 @@ Array = Any
 
 POSITIONS = SEEN * SEEN
 BLOCK = 5 << 19  # bytes of V or M at once
+SUMS = 1 << 19  # bytes of products that are added up at once: they are read again from the second-level cache
 SMALL = 6e5  # multiplications of one product: up to this size OpenBLAS takes its path without packing
 G_BOTH = np.kron(G, G).astype(np.float32)  # (36, 9): down and across at once
 G_BOTH_T = np.ascontiguousarray(G_BOTH.T)
@@ -59,7 +60,7 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
     """
     C, F = x.shape[2], dy.shape[2]
     dU, dbias = np.zeros((POSITIONS, C * F), x.dtype), np.zeros(F)
-    most = BLOCK // (C * F * x.itemsize)  # matrices (C, F) that fit the scratch
+    most = SUMS // (C * F * x.itemsize)  # matrices (C, F)
     for down, across in _blocks(x, dy, window):
         V, dM = _transformed_input(x, down, across), _transformed_gradient(dy, down, across)
         tiles = V.shape[1]
@@ -69,7 +70,8 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
             part = slice(start, min(start + step, POSITIONS))
             shape = part.stop - start, tiles, C, F
             products = np.matmul(V[part], dM[part].transpose(0, 1, 3, 2), out=scratch.take("sums", shape, x.dtype))
-            dU[part] += ones @ products.reshape(*shape[:2], C * F)
+            products = products.reshape(*shape[:2], C * F)
+            dU[part] += products[:, 0] if tiles == 1 else ones @ products
         if bias:
             dbias += dM[BIAS_AT].sum(axis=(0, 2))
     return (G_BOTH_T @ dU).reshape(3, 3, C, F), dbias.astype(x.dtype) if bias else None

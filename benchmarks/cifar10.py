@@ -1,16 +1,18 @@
-"""The airbench94 recipe trained twice on real CIFAR-10, by gpucnn and by PyTorch: accuracy an epoch, and seconds.
+"""Deeper networks trained on real CIFAR-10: test accuracy after each epoch, and seconds; airbench94 by PyTorch as well.
 
-    python -m benchmarks.airbench gpucnn [--epochs 9.9] [--threads 2] [--seed 0]
-    python -m benchmarks.airbench torch
+    python -m benchmarks.cifar10 airbench94                  one of gpucnn's recipes, such as network-4 or resnet20
+    python -m benchmarks.cifar10 airbench94 --peer torch     the same recipe in PyTorch
+    python -m benchmarks.cifar10 resnet20 --epochs 15
+    python -m benchmarks.cifar10 --draw                      draws what was trained: docs/pictures/cifar10.png
 
-Each writes results/airbench94_PEER.json. Run one after the other on a quiet machine: a run takes all cores. Seconds are
-those of training alone; the test images are scored after each epoch outside of them. PyTorch computes in channels-last
-and float32, as the CPU's best of `benchmarks.cpu`; set its malloc as that does:
+Each training writes results/cifar10_NAME_PEER.json. Run one after the other on a quiet machine: a run takes all cores.
+Seconds are those of training alone; the test images are scored outside of them. PyTorch computes in channels-last and
+float32, the better of its formats in `benchmarks.cpu`; set its malloc as that does:
 
     MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_MMAP_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
-The recipe is Jordan's, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024), written anew from its description;
-`gpucnn.networks.airbench94` states it.
+The airbench94 recipe is Jordan's, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024), written anew from its
+description; `gpucnn.networks.airbench94` states it.
 """
 
 import argparse
@@ -24,20 +26,22 @@ import numpy as np
 from benchmarks.cpu import machine
 
 RESULTS = Path(__file__).parent / "results"
+PICTURE = Path(__file__).parent.parent / "docs" / "pictures" / "cifar10.png"
+LEVELS = (80, 90, 94)  # per cent, lines of the picture
 BATCH, SMOOTHING, MOMENTUM = 1024, 0.2, 0.85
 RATE = 11.5 / (1024 * (1 + 1 / (1 - MOMENTUM)))  # of the summed loss
 DECAY = 0.0153 * BATCH / (1024 * (1 + 1 / (1 - MOMENTUM)))  # of the values, a step at the highest rate
 SHIFT_SCALE, BIAS_EPOCHS, LOOK_AHEAD = 64.0, 3, 5
 
 
-def by_gpucnn(data, epochs, threads, seed):
+def by_gpucnn(name, data, epochs, threads, seed):
     """Return the history of test accuracies, and the last with and without several views."""
     import gpucnn
     from gpucnn import networks
 
     gpucnn.set_num_threads(threads)
     (x, y), test = data
-    model = networks.airbench94(seed=seed, backend="numpy")
+    model = networks.by_name(name)(seed=seed, backend="numpy")
     history = model.fit(x, y, epochs=epochs, validation_data=test, verbose=1)
     return {
         "seconds": np.cumsum(history["seconds"]).tolist(),
@@ -48,7 +52,7 @@ def by_gpucnn(data, epochs, threads, seed):
 
 
 def by_torch(data, epochs, threads, seed):
-    """Return the same of PyTorch."""
+    """Return the same of airbench94 in PyTorch."""
     import torch
 
     torch.set_num_threads(threads)
@@ -207,23 +211,59 @@ def both(net, images):
     return 0.5 * (net(images) + net(images.flip(-1)))
 
 
+def draw():
+    """Draw the test accuracy of everything that was trained, by the minutes that it took, and write the picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    styles = {"gpucnn": "-", "torch": "--"}
+    colours = {"airbench94": "#0072B2", "network-4": "#D55E00", "resnet20": "#009E73"}
+    for path in sorted(RESULTS.glob("cifar10_*.json")):
+        run = json.loads(path.read_text())
+        minutes, right = [s / 60 for s in run["seconds"]], [100 * share for share in run["accuracy"]]
+        peer = "PyTorch" if run["peer"] == "torch" else "gpucnn"
+        label = f"{run['network']}, {peer}: {right[-1]:.1f} %, {100 * run['views']:.1f} % with several views"
+        colour = colours.get(run["network"], "#888888")
+        axes.plot(minutes, right, styles[run["peer"]], marker="o", markersize=3, color=colour, label=label)
+    for level in LEVELS:
+        axes.axhline(level, color="#BBBBBB", linewidth=0.8, zorder=0)
+    axes.set(xlabel="minutes of training on 2 cores", ylabel="test accuracy (%)", ylim=(20, 97), xlim=(0, None))
+    axes.legend(loc="lower right", fontsize="small")
+    axes.set_title("CIFAR-10 on a CPU", fontsize="medium")
+    PICTURE.parent.mkdir(exist_ok=True)
+    figure.savefig(PICTURE, dpi=110)
+
+
 def main():
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("peer", choices=["gpucnn", "torch"])
-    parser.add_argument("--epochs", type=float, default=9.9)
+    parser.add_argument("network", nargs="?", default="airbench94")
+    parser.add_argument("--peer", choices=["gpucnn", "torch"], default="gpucnn")
+    parser.add_argument("--epochs", type=float)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=50_000, help="of the training set; fewer for a trial")
+    parser.add_argument("--draw", action="store_true")
     asked = parser.parse_args()
-    from gpucnn import datasets
+    if asked.draw:
+        draw()
+        return
+    if asked.peer == "torch" and asked.network != "airbench94":
+        parser.error("PyTorch trains airbench94 alone")
+    from gpucnn import datasets, networks
 
     (x, y), test = datasets.cifar10()
-    run = {"gpucnn": by_gpucnn, "torch": by_torch}[asked.peer]
-    found = run(((x[: asked.images], y[: asked.images]), test), asked.epochs, asked.threads, asked.seed)
-    held = {"machine": machine(), **vars(asked), **found}
+    data = (x[: asked.images], y[: asked.images]), test
+    epochs = asked.epochs or networks.by_name(asked.network).recipe.epochs
+    if asked.peer == "torch":
+        found = by_torch(data, epochs, asked.threads, asked.seed)
+    else:
+        found = by_gpucnn(asked.network, data, epochs, asked.threads, asked.seed)
+    held = {"machine": machine(), "network": asked.network, "peer": asked.peer, "epochs": epochs}
+    held |= {"threads": asked.threads, "seed": asked.seed, **found}
     if asked.images == 50_000:
-        (RESULTS / f"airbench94_{asked.peer}.json").write_text(json.dumps(held, indent=1) + "\n")
+        (RESULTS / f"cifar10_{asked.network}_{asked.peer}.json").write_text(json.dumps(held, indent=1) + "\n")
     print(json.dumps(held, indent=1))
 
 

@@ -1,0 +1,97 @@
+"""What every layer holds and costs, timed when the report is made."""
+
+from dataclasses import dataclass
+
+from gpucnn.errors import OutOfMemory
+from gpucnn.layers.base import Layer
+from gpucnn.profiling import random_batch
+from gpucnn.report.run import Run, is_number
+from gpucnn.report.words import count, percent, sides
+
+BATCH_SIZE = 128  # where the run does not say its own
+LARGEST = 256  # a run on whole data sets is timed on a part
+REPEATS = 10
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A layer's row; numbers as they are read, `part` is its share 0 … 100 of the time of all layers."""
+
+    name: str
+    what: str
+    output: str
+    parameters: str
+    flops: str
+    bytes: str
+    forward: str
+    backward: str
+    part: float
+    share: str
+    gflops: str
+    method: str
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The rows, their sum, and what was timed."""
+
+    rows: list[LayerRow]
+    whole: LayerRow
+    backend: str
+    batch_size: int
+    repeats: int
+
+
+def layers(run: Run) -> Layers | str:
+    """Time the layers on a random batch as large as those of the run, if not too large, or say why not."""
+    asked = run.settings.get("batch_size") or (run.model.recipe and run.model.recipe.batch_size)
+    size = min(asked, LARGEST) if is_number(asked) and isinstance(asked, int) and asked > 0 else BATCH_SIZE
+    try:
+        profile = run.model.profile(*random_batch(run.model, size), repeats=REPEATS)
+    except OutOfMemory as error:
+        return f"The layers could not be timed: {error}."
+    whole = sum(row.seconds for row in profile.layers) or 1.0
+    what = {name: _what(layer) for name, layer in run.model.network.children()}
+
+    def row(name: str, output: str, numbers: tuple[int, int, int, float, float], method: str) -> LayerRow:
+        parameters, flops, size_in_bytes, forward, backward = numbers
+        seconds = forward + backward
+        share = round(seconds / whole, 6)  # the whole is 1 but for rounding
+        return LayerRow(
+            name=name,
+            what=what.get(name, ""),
+            output=output,
+            parameters=count(parameters) if parameters else "",
+            flops=f"{flops / 1e6:,.1f}" if flops else "",
+            bytes=f"{size_in_bytes / 1e6:,.3f}",
+            forward=f"{1e3 * forward:.2f}",
+            backward=f"{1e3 * backward:.2f}",
+            part=round(100 * share, 1),
+            share=percent(share, 1),
+            gflops=f"{flops / max(seconds, 1e-12) / 1e9:,.1f}" if flops else "",
+            method=method,
+        )
+
+    numbers = [
+        (
+            one.parameters,
+            one.flops_forward + one.flops_backward,
+            one.output_bytes,
+            one.forward_seconds,
+            one.backward_seconds,
+        )
+        for one in profile.layers
+    ]
+    rows = [
+        row(one.path, sides(one.output_shape), each, one.method)
+        for one, each in zip(profile.layers, numbers, strict=True)
+    ]
+    sums = [sum(column) for column in zip(*numbers, strict=True)]
+    total = row("all", "", (int(sums[0]), int(sums[1]), int(sums[2]), sums[3], sums[4]), "")
+    return Layers(rows, total, profile.backend, profile.batch_size, profile.repeats)
+
+
+def _what(layer: Layer) -> str:
+    """Return the call that makes a layer, or of one with layers inside what these are."""
+    inside = [type(one).__name__ for one in layer.all_layers() if one is not layer and not any(one.children())]
+    return f"{type(layer).__name__} of {', '.join(inside)}" if inside else repr(layer)

@@ -1,0 +1,74 @@
+"""What a report is made of: everything that lies in a run folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpucnn.backends import Backend
+from gpucnn.model import Model
+from gpucnn.run_folder import HISTORY, MODEL, STATISTICS, open_model, read_history, run_config
+from gpucnn.training.defects import DEFECTS, is_report, load_report
+from gpucnn.training.history import History
+from gpucnn.training.snapshots import SNAPSHOTS, Epochs, load_snapshots
+from gpucnn.training.statistics import Runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model, and what the training that made it left beside it; None is what is not there.
+
+    `watch` is what `DefectWatch.report` returned; `runs` are those that `gpucnn runs` made.
+    """
+
+    model: Model
+    path: Path
+    settings: dict[str, Any]
+    history: History | None
+    snapshots: Epochs | None
+    watch: dict[str, Any] | None
+    runs: Runs | None
+
+    @property
+    def name(self) -> str:
+        """What people call the run: its folder, or the model's file where it lies in none."""
+        return self.path.absolute().parent.name if self.path.name == MODEL else self.path.name
+
+    @property
+    def test_scores(self) -> dict[str, float]:
+        """What was measured on the test set when the training was over; empty where that was not kept."""
+        test = self.settings.get("test")
+        if not isinstance(test, dict):
+            numbers = (_record_of(self.runs, self.settings.get("seed")) or {}).get("numbers", {})
+            test = {name: numbers.get(f"test {name}") for name in ("accuracy", "loss")}
+        return {name: float(value) for name, value in test.items() if is_number(value)}
+
+
+def open_run(where: Path | None, backend: str | Backend) -> Run:
+    """Read a run's folder, a model's file, or (None) the newest run below `runs`.
+
+    Raises:
+        CheckpointError: there is no model, or something is there but damaged.
+    """
+    model, path = open_model(where, backend)
+    folder, settings = path.parent, run_config(path)
+    runs = Runs.read(folder / STATISTICS) if (folder / STATISTICS).exists() else None
+    record = _record_of(runs, settings.get("seed"))
+    return Run(
+        model=model,
+        path=path,
+        settings=settings,
+        history=read_history(path) if (folder / HISTORY).exists() else None,
+        snapshots=load_snapshots(folder) if (folder / SNAPSHOTS).exists() else None,
+        watch=load_report(folder) if (folder / DEFECTS).exists() else (record if is_report(record) else None),
+        runs=runs,
+    )
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether this is a number, and not a truth value that counts as one."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _record_of(runs: Runs | None, seed: Any) -> dict[str, Any] | None:
+    """Return the record of that of many runs whose model was kept."""
+    return next((record for record in runs.records if record["seed"] == seed), None) if runs else None

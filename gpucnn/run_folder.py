@@ -1,0 +1,172 @@
+"""Run folders, as `gpucnn train` and `gpucnn runs` leave them: what lies in one, and the data it was trained on."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpucnn import datasets
+from gpucnn.backends import Backend
+from gpucnn.checkpoint import load
+from gpucnn.datasets import Dataset
+from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.model import Model
+from gpucnn.training.history import History
+
+RUNS = Path("runs")
+MODEL, HISTORY, CONFIG = "model.safetensors", "history.json", "config.json"
+STATISTICS = "runs.json"
+DATA_NAMES = "mnist, cifar10, synthetic, or images (with --data-dir)"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model makes of the test images of a data set.
+
+    Shapes
+        images         (N, H, W, C) uint8
+        labels         (N,) class numbers
+        probabilities  (N, K)
+        names          K names of classes
+    """
+
+    dataset: Dataset
+    images: Any
+    labels: Any
+    probabilities: Any
+    names: list[str]
+
+
+def find_model(where: Path | None) -> Path:
+    """Return a model's file from its own path, a run's folder, or (None) the newest run below `runs`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if where is None:
+        found = sorted(RUNS.glob(f"*/{MODEL}"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise CheckpointError(
+                f"there is no {MODEL} in any folder below {RUNS}/; train one with `gpucnn train`, or name a run"
+            )
+        return found[-1]
+    path = where / MODEL if where.is_dir() else where
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such model; pass a run's folder or a .safetensors file")
+    return path
+
+
+def open_model(where: Path | None, backend: str | Backend) -> tuple[Model, Path]:
+    """Load a model as `find_model` finds it, and return it with its path."""
+    path = find_model(where)
+    return load(path, backend=backend), path
+
+
+def run_config(model_path: Path) -> dict[str, Any]:
+    """Return the settings of the run that a model lies in; empty where it lies elsewhere.
+
+    Raises:
+        CheckpointError: there are some, but they cannot be read.
+    """
+    file = model_path.parent / CONFIG
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file}: cannot be read as JSON ({error}); mend it, or move the model elsewhere"
+        ) from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(
+            f"{file}: holds {settings!r:.40} where a run's settings were expected; mend it, or move the model elsewhere"
+        )
+    return settings
+
+
+def read_history(model_path: Path) -> History:
+    """Return the history of the run that a model lies in.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    file = model_path.parent / HISTORY
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{file}: there is no history; `gpucnn train` writes one into its run folder, and so does fit(…).save(file)"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON ({error}); was it cut short?") from error
+    if not isinstance(found, dict) or not all(
+        isinstance(v, list) and all(isinstance(number, int | float) for number in v) for v in found.values()
+    ):
+        raise CheckpointError(f"{file}: is no history; expected a list of numbers, one an epoch, for each name")
+    return History(found)
+
+
+def load_data(name: str, folder: Path | None, image_size: tuple[int, int] | None = None) -> Dataset:
+    """Return a data set by the word that commands take; images are brought to `image_size` (H, W)."""
+    if name == "synthetic":
+        return datasets.synthetic_digits()
+    if name == "images":
+        if folder is None:
+            raise ConfigurationError("--data images needs --data-dir, a folder that holds a folder for each class")
+        return datasets.image_folder(folder, size=image_size)
+    if name not in ("mnist", "cifar10"):
+        raise ConfigurationError(f"there is no data set {name!r}; there are {DATA_NAMES}")
+    return datasets.mnist(folder) if name == "mnist" else datasets.cifar10(folder)
+
+
+def data_of(network: Model, path: Path, data: str | None, data_dir: Path | None) -> Dataset:
+    """Return the data set that was asked for, or else the one that a model was trained on.
+
+    Raises:
+        ConfigurationError: nobody says which.
+    """
+    if data is None:
+        settings = run_config(path)
+        data = settings.get("data") or (network.recipe.data if network.recipe else None)
+        data = "synthetic" if data == "synthetic_digits" else data
+        data_dir = data_dir or (Path(str(settings["data_dir"])) if settings.get("data_dir") else None)
+    if data is None:
+        raise ConfigurationError(f"{path} does not say what it was trained on; name it with --data ({DATA_NAMES})")
+    return load_data(str(data), data_dir, image_size=(network.input_shape[0], network.input_shape[1]))
+
+
+def describe(dataset: Dataset) -> str:
+    """Return the data set's name as people write it."""
+    known = {"mnist": "MNIST", "cifar10": "CIFAR-10", "synthetic_digits": "synthetic digits"}
+    return known.get(dataset.name, dataset.name)
+
+
+def check_takes_images(network: Model, path: Path) -> None:
+    """Refuse a model whose inputs are no pictures.
+
+    Raises:
+        ConfigurationError: names the shape.
+    """
+    if len(network.input_shape) != 3 or network.input_shape[2] not in (1, 3):
+        raise ConfigurationError(f"{path}: takes inputs of shape {network.input_shape}, not grey or colour images")
+
+
+def predict_test_set(network: Model, path: Path, data: str | None, data_dir: Path | None) -> Predicted:
+    """Return what a model makes of the test set that was asked for, or of that of the data it was trained on.
+
+    Raises:
+        ConfigurationError: the model and the data do not go together, or nobody says which data.
+        DataError: the data cannot be had.
+    """
+    check_takes_images(network, path)
+    dataset = data_of(network, path, data, data_dir)
+    _, (images, labels) = dataset
+    probabilities = network.predict(images)
+    if probabilities.ndim != 2 or labels.max() >= probabilities.shape[1]:
+        raise ConfigurationError(
+            f"{path}: has outputs of shape {network.output_shape}, but the test set of {dataset.name} has "
+            f"{len(dataset.class_names)} classes; name the data that it was trained on with --data"
+        )
+    K = probabilities.shape[1]
+    named = next((names for names in (network.class_names, dataset.class_names) if names and len(names) == K), None)
+    return Predicted(dataset, images, labels, probabilities, named or [str(k) for k in range(K)])
