@@ -20,6 +20,7 @@ from gpucnn.checkpoint import load
 from gpucnn.errors import (
     BackendUnavailable,
     CheckpointError,
+    CheckpointWarning,
     ConfigurationError,
     DataError,
     DTypeError,
@@ -28,6 +29,7 @@ from gpucnn.errors import (
     ShapeError,
 )
 from gpucnn.model import Model
+from gpucnn.training.checkpoints import Checkpoints
 
 if TYPE_CHECKING:
     from gpucnn import plots, report
@@ -38,6 +40,8 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailable",
     "CheckpointError",
+    "CheckpointWarning",
+    "Checkpoints",
     "ConfigurationError",
     "DTypeError",
     "DataError",

@@ -6,7 +6,6 @@ so a file from a stranger can describe a network and nothing else.
 
 import json
 import os
-import tempfile
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from gpucnn.backends import Backend
 from gpucnn.data.augment import Augmentation
 from gpucnn.data.batches import check_epochs
 from gpucnn.errors import CheckpointError, GpucnnError
+from gpucnn.files import write_whole
 from gpucnn.layers import Sequential
 from gpucnn.layers.base import Layer
 from gpucnn.losses import Loss
@@ -38,11 +38,9 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: the folder is missing or cannot be written.
     """
-    described = json.dumps(_describe(model), separators=(",", ":"))
-    content = to_bytes(model.state_dict(), metadata={KEY: described})
     target = Path(path)
     try:
-        write_whole(target, content)
+        write_whole(target, content(model))
     except OSError as error:
         raise CheckpointError(
             f"cannot write {target}: {error.strerror or error}; is there such a folder, may it be written, and is the "
@@ -50,19 +48,10 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
         ) from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, also after a power cut."""
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+def content(model: Model) -> bytes:
+    """Return what `save` writes."""
+    described = json.dumps(_describe(model), separators=(",", ":"))
+    return to_bytes(model.state_dict(), metadata={KEY: described})
 
 
 def load(path: str | os.PathLike[str], backend: str | Backend = "auto", dtype: str | None = None) -> Model:

@@ -29,6 +29,10 @@ class CheckpointError(GpucnnError, ValueError):
     """A saved model cannot be written, read, or made to fit."""
 
 
+class CheckpointWarning(UserWarning):
+    """A training goes on, but a checkpoint could not be written or read, or its last bits may differ."""
+
+
 class BackendUnavailable(GpucnnError, RuntimeError):
     """A backend was asked for by name and cannot be had on this machine."""
 

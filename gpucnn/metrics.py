@@ -1,5 +1,7 @@
 """Metrics: numbers for people. They are summed on the device and read to the host only when somebody looks."""
 
+from typing import Any
+
 from gpucnn.backends import Array, Backend
 from gpucnn.config import Configurable
 
@@ -53,6 +55,19 @@ class Totals:
         self._sums["loss"] += loss * N
         for metric in self.metrics:
             self._sums[metric.name] += metric.total(y, labels)
+
+    def state(self) -> dict[str, Any]:
+        """Return the sums as host arrays, and of how many samples they are."""
+        return {
+            "samples": self.samples,
+            "sums": {name: self.backend.to_host(s).copy() for name, s in self._sums.items()},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned, in the same arrays."""
+        self.samples = state["samples"]
+        for name, total in self._sums.items():
+            total[...] = self.backend.from_host(state["sums"][name])
 
     def read(self) -> dict[str, float]:
         """Return the mean of each over the samples so far; this waits for the device."""

@@ -26,6 +26,7 @@ from gpucnn.metrics import Metric, Totals
 from gpucnn.optimizers import Optimizer
 from gpucnn.optimizers.base import Rates
 from gpucnn.patterns import check_patterns, matched
+from gpucnn.training.checkpoints import Checkpoints, check_checkpoints
 from gpucnn.training.history import History
 from gpucnn.training.loop import Training, evaluate, to_device
 from gpucnn.training.refresh import refresh_statistics
@@ -332,6 +333,8 @@ class Model:
         callbacks: Sequence[Callback] = (),
         shuffle: bool = True,
         augment: Sequence[Augmentation] | None = None,
+        checkpoints: Checkpoints | str | os.PathLike[str] | None = None,
+        resume: bool | str | os.PathLike[str] = False,
         verbose: bool | int | str = "auto",
     ) -> History:
         """Train on host data: x (N, *input_shape) uint8 or floats, y class numbers (N,) or targets.
@@ -345,10 +348,17 @@ class Model:
             validation_data: a pair (x, y) that is scored after each epoch.
             augment: objects of `gpucnn.data.augment`, such as Flip() and Translate(4), which change the images of each
                 batch a little; the same seed gives the same changes on every backend. None takes the recipe's.
+            checkpoints: a folder, or a `Checkpoints(folder, …)` that says how often; the training is saved there from
+                time to time, and the best model is kept. Ctrl-C then finishes the step and saves it.
+            resume: True goes on with the training that was saved there, to the same bits as if it had not been
+                interrupted, or begins it where there is none yet; a folder goes on with the one that was saved in that.
+                The model must have been made, and `fit` be called, as before.
             verbose: "auto" shows a bar on a terminal and a line an epoch elsewhere; 1 lines; 0 nothing.
 
         Raises:
             ShapeError, DTypeError, DataError: data or labels that the model cannot take.
+            CheckpointError: what is to be resumed is damaged, or another training; says what differs.
+            ConfigurationError: an argument makes no sense, or a training lies in the folder and is not to be resumed.
         """
         _ = self.optimizer  # refuses a model that is not compiled before any work is done
         epochs = check_epochs(self._default("epochs", 1) if epochs is None else epochs)
@@ -360,6 +370,7 @@ class Model:
         for callback in _listed(callbacks, "callbacks"):
             if not isinstance(callback, Callback):
                 raise ConfigurationError(f"callbacks must be Callback objects; {callback!r} is none")
+        keeper, source = check_checkpoints(checkpoints, resume)
         wanted = self._default("augment", ()) if augment is None else augment
         augmentations = check_augmentations(wanted, self.input_shape, x)
         data = self._checked(x, y, shape=data_shape(augmentations, self.input_shape, x))
@@ -376,6 +387,8 @@ class Model:
             callbacks=callbacks,
             shuffle=shuffle,
             augment=augmentations,
+            checkpoints=keeper,
+            resume=source,
             verbose=verbose,
         ).run()
 

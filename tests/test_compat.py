@@ -450,7 +450,7 @@ def test_statistics_that_cannot_be_written(tmp_path, monkeypatch):
     stats = StatisticsTracker("Net", tmp_path / "stats.json")
     stats.add_training(logs(0.5), steps=1)
     before = stats.path.read_bytes()
-    monkeypatch.setattr("gpucnn.checkpoint.os.replace", refuse)
+    monkeypatch.setattr("gpucnn.files.os.replace", refuse)
     with pytest.raises(DataError, match=r"cannot be written \(No space left on device\); name a file in a folder"):
         stats.add_validation({"accuracy": 1.0, "loss": 0.0}, 1.0)
     assert stats.path.read_bytes() == before

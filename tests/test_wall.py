@@ -27,6 +27,8 @@ HOST_EDGE = (
 # who may import whom: a part may import itself and what stands here for it
 ALLOWED = {
     "errors": set(),
+    "files": set(),
+    "trees": {"errors"},
     "backends": {"errors"},
     "config": {"errors"},
     "rng": {"backends"},

@@ -134,6 +134,10 @@ class Backend:
         """Return one line that says what computes: for people, not for programs."""
         return f"{self.name} (NumPy {np.__version__})"
 
+    def circumstances(self) -> dict[str, Any]:
+        """Return, as plain data, what the last bits of a result depend on besides its inputs."""
+        return {"backend": self.name, "NumPy": np.__version__}
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
 

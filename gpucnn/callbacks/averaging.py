@@ -85,6 +85,21 @@ class _Average(Callback, Configurable, family="average"):
         if self._model is not None and self._model() is model and self._raw is None and model.averaged_by is None:
             self.on_epoch_trained(model, -1)
 
+    def state(self, model: "Model") -> dict[str, Any]:
+        """Return the averages, the raw weights while the averages are shown, and how many steps were made."""
+        to_host = model.backend.to_host
+        raw = None if self._raw is None else [to_host(array).copy() for array in self._raw]
+        return {"averages": [to_host(array).copy() for array in self._averages], "raw": raw, "steps": self._steps}
+
+    def load_state(self, model: "Model", state: dict[str, Any]) -> None:
+        """Go on from these averages; the model shows them if it did so then."""
+        from_host, raw = model.backend.from_host, state["raw"]
+        for average, saved in zip(self._averages, state["averages"], strict=True):
+            average[...] = from_host(saved)
+        self._raw = None if raw is None else [from_host(array) for array in raw]
+        model.averaged_by = None if raw is None else self
+        self._steps = state["steps"]
+
     def _average(self, model: "Model") -> None:
         raise NotImplementedError(f"{type(self).__name__} has no _average")
 

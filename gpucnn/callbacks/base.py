@@ -36,6 +36,27 @@ class Callback:
     def on_fit_interrupted(self, model: "Model") -> None:
         """In place of `on_fit_end` where an error or the user's Ctrl-C ends the training; the error is raised after."""
 
+    def state(self, model: "Model") -> dict[str, Any]:
+        """Return what a training that is resumed needs of this callback, for its checkpoints.
+
+        Host arrays (`model.backend.to_host`), numbers and words, in lists and in dictionaries by words; tuples come
+        back as lists. Asked between two steps, or when an epoch is over. A callback that keeps nothing from one step or
+        epoch to the next leaves this and `load_state` out.
+        """
+        return {}
+
+    def load_state(self, model: "Model", state: dict[str, Any]) -> None:
+        """Take over what `state` returned, when a training is resumed.
+
+        The model has its weights by then. It is called after `on_fit_begin` and, where the training goes on within an
+        epoch, after that epoch's `on_epoch_begin`.
+        """
+
+
+def as_loss(monitor: str, value: float) -> float:
+    """Return a number of the history so that smaller is better, as it is but for accuracies."""
+    return -value if "accuracy" in monitor else value
+
 
 class EarlyStopping(Callback):
     """Stop when a number has not become better for a while, and go back to the best weights.
@@ -60,6 +81,14 @@ class EarlyStopping(Callback):
         self.best_epoch, self._best = -1, float("inf")
         self._state: dict[str, Any] | None = None
 
+    def state(self, model: "Model") -> dict[str, Any]:
+        """Return the best number, when it was, and the weights of then."""
+        return {"best": self._best, "best_epoch": self.best_epoch, "weights": self._state}
+
+    def load_state(self, model: "Model", state: dict[str, Any]) -> None:
+        """Compare with the best of before."""
+        self._best, self.best_epoch, self._state = state["best"], state["best_epoch"], state["weights"]
+
     def on_epoch_end(self, model: "Model", epoch: int, logs: dict[str, float]) -> None:
         """Compare with the best so far."""
         if self.monitor not in logs:
@@ -67,7 +96,7 @@ class EarlyStopping(Callback):
                 f"EarlyStopping watches {self.monitor!r}, but an epoch gives only {', '.join(sorted(logs))}; "
                 "pass validation_data, or another monitor"
             )
-        value = -logs[self.monitor] if "accuracy" in self.monitor else logs[self.monitor]
+        value = as_loss(self.monitor, logs[self.monitor])
         if value < self._best - self.minimum:
             self._best, self.best_epoch = value, epoch
             self._state = model.state_dict() if self.restore_best else None

@@ -10,10 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from gpucnn.checkpoint import write_whole
 from gpucnn.cli.common import console, errors, open_model
 from gpucnn.data.images import centre_digit, is_dark_on_light, read_image
 from gpucnn.errors import ConfigurationError, DataError
+from gpucnn.files import write_whole
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
 

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from gpucnn import reproduction
-from gpucnn.checkpoint import write_whole
 from gpucnn.cli.common import RUNS, console
 from gpucnn.cli.runs import make_runs, table
 from gpucnn.errors import ConfigurationError
+from gpucnn.files import write_whole
 from gpucnn.printing import duration
 from gpucnn.reproduction import Reproduction
 from gpucnn.training.statistics import Runs, summary

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from gpucnn import reproduction
 from gpucnn.backends import get_backend
-from gpucnn.checkpoint import write_whole
 from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console
 from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
+from gpucnn.files import write_whole
 from gpucnn.printing import duration
 from gpucnn.run_folder import STATISTICS
 from gpucnn.training.snapshots import Snapshots

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +10,8 @@ import numpy  # noqa: TID251 (its version goes into the run's settings; no array
 import typer
 from rich.markup import escape
 
-from gpucnn import __version__, networks
-from gpucnn.checkpoint import write_whole
+from gpucnn import __version__, networks, rng
+from gpucnn.callbacks import EarlyStopping
 from gpucnn.cli.common import (
     CONFIG,
     DATA_NAMES,
@@ -22,20 +23,27 @@ from gpucnn.cli.common import (
     describe_backend,
     load_data,
     load_data_or_digits,
+    run_config,
+    warnings_shown,
 )
 from gpucnn.data.batches import check_epochs
-from gpucnn.datasets import Dataset
-from gpucnn.errors import ConfigurationError
+from gpucnn.datasets import Dataset, Split
+from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.files import PART, remove_parts, write_whole
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
 from gpucnn.reproduction import PROBE
 from gpucnn.schedules import Schedule
+from gpucnn.training.checkpoints import BEST, Checkpoints, place_of
 from gpucnn.training.defects import DefectWatch
 from gpucnn.training.history import History
 from gpucnn.training.snapshots import Snapshots
 
+BY_MACHINE = ("run_dir", "resume", "backend", "data_dir")  # options that may be given where a run is resumed
+
 
 def train(
+    context: typer.Context,
     network: Annotated[str, typer.Option(help=f"One of {', '.join(networks.NETWORKS)}.")] = "lenet",
     data: Annotated[
         str | None, typer.Option(help=f"{DATA_NAMES}. Without it: what the network's recipe names.")
@@ -47,70 +55,171 @@ def train(
     backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, float64, or float16 on a GPU.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and dropout.")] = 0,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Score the test images after each epoch, and keep the best model.")
+    ] = False,
+    hold_out: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, max=0.9, help="Validate on this share of the training images instead, and leave it out."
+        ),
+    ] = None,
+    early_stopping: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="PATIENCE", help="Validate, and stop after so many epochs without improvement, at the best."
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0.0, metavar="SECONDS", help="Between two checkpoints; epochs end with one, too.")
+    ] = 60.0,
     run_dir: Annotated[Path | None, typer.Option(help="A new folder. Default: one below runs/.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished run in --run-dir, by its own settings.")
+    ] = False,
 ) -> None:
     """Train a network, test it, and leave the model, its history, settings, snapshots and defects in a run folder.
 
-    Without any option: LeNet on MNIST, or on synthetic digits where MNIST cannot be had.
+    Without any option: LeNet on MNIST, or on synthetic digits where MNIST cannot be had. The training is saved as it
+    goes; Ctrl-C ends it after a step, and --resume goes on from there, or from a crash, to the same weights.
     """
-    make = networks.by_name(network)
+    names = [parameter.name or "" for parameter in context.command.params]  # in their own order, not the user's
+    asked = {
+        name: context.params[name] for name in names if name in context.params and name not in ("run_dir", "resume")
+    }
+    asked["data_dir"] = None if data_dir is None else str(data_dir.absolute())
+    if resume:
+        folder, settings = _to_resume(context, run_dir)
+        remove_parts(folder)
+        if "test" in settings:
+            Checkpoints(folder).clear()  # where it was killed between its last two breaths
+            score = f"test accuracy {100 * settings['test']['accuracy']:.2f} %"
+            console.print(f"{folder}: this run is finished ({score}); there is nothing to resume", soft_wrap=True)
+            return
+        given = {name: value for name, value in asked.items() if name in BY_MACHINE and _is_given(context, name)}
+        _train(asked | settings | given, folder, resume=True)
+        return
     if run_dir is not None:
         check_unused(run_dir)
-    dataset = _data_for(make, data, data_dir)
+    _train(asked, run_dir, resume=False)
+
+
+def _to_resume(context: typer.Context, folder: Path | None) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a run that is to be resumed, and its settings.
+
+    Raises:
+        ConfigurationError: no folder, one without a run, or options that contradict the run's own.
+    """
+    if folder is None:
+        raise ConfigurationError("--resume needs --run-dir, the folder of the run that was interrupted")
+    settings = run_config(folder / MODEL)
+    if "network" not in settings:
+        raise ConfigurationError(
+            f"--run-dir {folder}: holds no run that could be resumed (no {CONFIG} of one); leave out --resume to "
+            "begin one"
+        )
+    given = [name for name in context.params if name not in BY_MACHINE and _is_given(context, name)]
+    if given:
+        words = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ConfigurationError(
+            f"--resume takes the settings from {folder / CONFIG}; leave out {words}, or begin another run with another "
+            "--run-dir"
+        )
+    return folder, settings | {"data": {"synthetic_digits": "synthetic"}.get(settings["data"], settings["data"])}
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _train(asked: dict[str, Any], run_dir: Path | None, resume: bool) -> None:
+    """Train by options that are complete, those of a new run or those of one that goes on, and leave its folder."""
+    make = networks.by_name(asked["network"])
+    dataset = _data_for(make, asked["data"], None if asked["data_dir"] is None else Path(asked["data_dir"]))
     (x_train, y_train), (x_test, y_test) = dataset
-    model = make(seed, backend, input_shape=x_train.shape[1:], classes=len(dataset.class_names), dtype=dtype)
+    shape, classes = x_train.shape[1:], len(dataset.class_names)
+    model = make(asked["seed"], asked["backend"], input_shape=shape, classes=classes, dtype=asked["dtype"])
     model.class_names = dataset.class_names
     assert model.recipe is not None
     if model.recipe.data != dataset.name:
         _adapt(model, x_train)
-    if learning_rate is not None:
-        model.optimizer.learning_rate = _with_rate(model.optimizer.learning_rate, learning_rate)
-    folder = make_run_folder(run_dir, f"{model.name}-{dataset.name.replace('_', '-')}")
-    settings: dict[str, Any] = {
-        "network": network,
-        "data": dataset.name if data is None else data,
-        "data_dir": None if data_dir is None else str(data_dir.absolute()),
+    if asked["learning_rate"] is not None:
+        model.optimizer.learning_rate = _with_rate(model.optimizer.learning_rate, asked["learning_rate"])
+    training, validation = _validation(dataset, asked)
+    folder = run_dir if resume else make_run_folder(run_dir, f"{model.name}-{dataset.name.replace('_', '-')}")
+    assert folder is not None
+    settings: dict[str, Any] = asked | {
+        "data": dataset.name if asked["data"] is None else asked["data"],
         "source": dataset.source,
-        "epochs": check_epochs(epochs or model.recipe.epochs),
-        "batch_size": batch_size or model.recipe.batch_size,
+        "epochs": check_epochs(asked["epochs"] or model.recipe.epochs),
+        "batch_size": asked["batch_size"] or model.recipe.batch_size,
         "optimizer": model.optimizer.config(),
         "backend": model.backend.name,
-        "dtype": dtype,
-        "seed": seed,
         "versions": {"gpucnn": __version__, "python": platform.python_version(), "numpy": numpy.__version__},
     }
-    _print_head(model, dataset, folder, backend)
+    _write_config(folder, settings)
+    keeper = Checkpoints(folder, every_seconds=asked["checkpoint_every"])
+    _print_head(model, dataset, folder, asked["backend"])
+    if resume and keeper.files():
+        console.print(f"  resumed   {place_of(keeper.files()[-1])}")
     snapshots = Snapshots()  # written with the rest, after the model: a full disk shall not cost the training
     watch = DefectWatch((x_train[:PROBE], y_train[:PROBE]))
-    history = model.fit(
-        x_train, y_train, epochs=settings["epochs"], batch_size=settings["batch_size"], callbacks=[snapshots, watch]
-    )
-    scores = model.evaluate(x_test, y_test)
-    _write_run(folder, model, history, settings | {"test": scores})
-    snapshots.save(folder)
-    watch.save(folder)
-    console.print(f"  saved     {folder / MODEL}", soft_wrap=True)
-    if watch.defect is not None:
-        console.print(f"[bold yellow]defect: {escape(str(watch.defect))}[/]", soft_wrap=True)
-        console.print(
-            "  another --seed or a lower --learning-rate may help; `gpucnn show histograms` draws what it came to",
-            style="dim",
-            soft_wrap=True,
-        )
-    console.print(
-        f"[bold]test accuracy {100 * scores['accuracy']:.2f} %[/] "
-        f"(loss {scores['loss']:.4f}) on {len(x_test):,} images ({describe(dataset)})"
-    )
+    patience = asked["early_stopping"]
+    stopping = [] if patience is None else [EarlyStopping("val_accuracy", patience)]
+    try:
+        with warnings_shown():
+            history = model.fit(
+                *training,
+                epochs=settings["epochs"],
+                batch_size=settings["batch_size"],
+                validation_data=validation,
+                callbacks=[snapshots, watch, *stopping],
+                checkpoints=keeper,
+                resume=resume,
+            )
+    except KeyboardInterrupt:
+        saved = f", saved {place_of(keeper.files()[-1])}" if keeper.files() else ""
+        console.print(f"[bold yellow]interrupted{saved}[/]; go on with: {_resuming(folder)}", soft_wrap=True)
+        raise typer.Exit(130) from None
+    settings |= {"best": keeper.best, "test": model.evaluate(x_test, y_test)}
+    _write_run(folder, model, history, settings, (snapshots, watch))
+    keeper.clear()
+    _print_result(folder, settings, dataset, watch)
+
+
+def _validation(dataset: Dataset, asked: dict[str, Any]) -> tuple[Split, Split | None]:
+    """Return what is trained on, and what is scored after each epoch: test images, some held out, or none."""
+    (x, y), test = dataset
+    if asked["hold_out"] is None:
+        return (x, y), test if asked["validate"] or asked["early_stopping"] else None
+    order = rng.host_generator(asked["seed"], "hold out").permutation(len(x))
+    count = min(max(round(asked["hold_out"] * len(x)), 1), len(x) - 1)
+    held, left = order[:count], order[count:]
+    held.sort()
+    left.sort()
+    return (x[left], y[left]), (x[held], y[held])
+
+
+def _resuming(folder: Path) -> str:
+    return f"gpucnn train --run-dir {shlex.quote(str(folder))} --resume"
 
 
 def check_unused(folder: Path) -> None:
     """Refuse a run folder that holds a run: nothing is overwritten.
 
     Raises:
-        ConfigurationError: it holds files.
+        ConfigurationError: it holds files; says how to go on with a run that is not finished.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigurationError(f"--run-dir {folder}: is there already and not empty; name a new folder")
+    if not folder.exists() or (folder.is_dir() and all(path.name.endswith(PART) for path in folder.iterdir())):
+        return
+    settings = run_config(folder / MODEL) if folder.is_dir() else {}
+    if settings and "test" not in settings and Checkpoints(folder).files():
+        raise ConfigurationError(
+            f"--run-dir {folder}: holds an unfinished run, saved {place_of(Checkpoints(folder).files()[-1])}; go on "
+            "with --resume, or name a new folder"
+        )
+    raise ConfigurationError(f"--run-dir {folder}: is there already and not empty; name a new folder")
 
 
 def make_run_folder(asked: Path | None, name: str) -> Path:
@@ -167,7 +276,45 @@ def _print_head(model: Model, dataset: Dataset, folder: Path, asked: str) -> Non
     console.print(f"  run       {folder}", soft_wrap=True)
 
 
-def _write_run(folder: Path, model: Model, history: History, settings: dict[str, Any]) -> None:
-    model.save(folder / MODEL)
-    history.save(folder / HISTORY)
+def _write_config(folder: Path, settings: dict[str, Any]) -> None:
     write_whole(folder / CONFIG, (json.dumps(settings, indent=1) + "\n").encode())
+
+
+def _write_run(
+    folder: Path,
+    model: Model,
+    history: History,
+    settings: dict[str, Any],
+    watchers: tuple[Snapshots, DefectWatch],
+) -> None:
+    """Write everything into the run's folder; the settings with the test's scores come last: it is finished then."""
+    try:
+        model.save(folder / MODEL)
+        history.save(folder / HISTORY)
+        for watcher in watchers:
+            watcher.save(folder)
+        _write_config(folder, settings)
+    except (CheckpointError, OSError) as error:
+        raise CheckpointError(
+            f"{error}; the training is over, and saved in its last checkpoint: make room, and `{_resuming(folder)}` "
+            "writes what it came to"
+        ) from error
+
+
+def _print_result(folder: Path, settings: dict[str, Any], dataset: Dataset, watch: DefectWatch) -> None:
+    scores, best = settings["test"], settings["best"]
+    console.print(f"  saved     {folder / MODEL}", soft_wrap=True)
+    if best is not None:
+        words = f"epoch {best['epoch'] + 1}, validation accuracy {100 * best['value']:.2f} %"
+        console.print(f"  best      {words}: {folder / BEST}", soft_wrap=True)
+    if watch.defect is not None:
+        console.print(f"[bold yellow]defect: {escape(str(watch.defect))}[/]", soft_wrap=True)
+        console.print(
+            "  another --seed or a lower --learning-rate may help; `gpucnn show histograms` draws what it came to",
+            style="dim",
+            soft_wrap=True,
+        )
+    console.print(
+        f"[bold]test accuracy {100 * scores['accuracy']:.2f} %[/] "
+        f"(loss {scores['loss']:.4f}) on {len(dataset[1][0]):,} images ({describe(dataset)})"
+    )

@@ -19,10 +19,10 @@ from typing import Any
 import gpucnn
 from gpucnn.backends import Array, Backend
 from gpucnn.callbacks import Callback
-from gpucnn.checkpoint import write_whole
 from gpucnn.data.batches import batches, check_batch_size
 from gpucnn.data.idx import find_idx, read_idx
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
+from gpucnn.files import write_whole
 from gpucnn.layers import AveragePool2D as AveragePooling
 from gpucnn.layers import Conv2D, Dense, Flatten, Layer
 from gpucnn.layers import ReLU as ActivationReLU

@@ -1,12 +1,12 @@
 """`Optimizer`: the settings of an update and the slots it keeps; the arithmetic is a kernel of the backend."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpucnn.backends import Array, Backend
 from gpucnn.config import Configurable
-from gpucnn.errors import ConfigurationError
+from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.layout import Layout, Shape
 from gpucnn.optimizers.groups import Group, check_decay, check_groups, split
 from gpucnn.schedules import Schedule, as_schedule
@@ -79,6 +79,35 @@ class Optimizer(Configurable, family="optimizer"):
             there = there.astype(values.dtype, copy=False)
             self.slots[name] = there if layout == self._layout else _laid_anew(target, there, self._layout, layout)
         self._values, self._layout = values, layout
+
+    def all_slots(self) -> dict[str, Array]:
+        """Return every slot by its name, those of an optimizer inside this one too."""
+        return self.slots
+
+    def state_dict(self, backend: Backend) -> dict[str, Any]:
+        """Return host copies of every slot by name and path, such as `velocity/conv2d.weight`."""
+        return {name: backend.to_host(slot).reshape(shape).copy() for name, slot, shape in self._parts_of_slots()}
+
+    def load_state_dict(self, backend: Backend, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned for the same parameters; the count of steps is an attribute.
+
+        Raises:
+            CheckpointError: a slot is missing, unknown, or of another shape.
+        """
+        parts = list(self._parts_of_slots())
+        if {name: tuple(slot.shape) for name, slot in state.items()} != {name: shape for name, _, shape in parts}:
+            raise CheckpointError(
+                f"the slots {', '.join(sorted(state)) or 'none'} do not fit this {type(self).__name__}, which keeps "
+                f"{', '.join(name for name, _, _ in parts) or 'none'}; are they of another optimizer or architecture?"
+            )
+        for name, slot, _ in parts:
+            slot[...] = backend.from_host(state[name].reshape(-1))
+
+    def _parts_of_slots(self) -> Iterator[tuple[str, Array, Shape]]:
+        """Yield what each slot keeps for each parameter: its name, a view, and the parameter's shape."""
+        for name, slot in self.all_slots().items():
+            for path, place in self._layout.places.items():
+                yield f"{name}/{path}", slot[place.part], place.shape
 
     def rate_at(self, epoch: float | None = None, epochs: float = 1.0) -> float:
         """Return the learning rate at a point of the training, or the highest one outside of any."""

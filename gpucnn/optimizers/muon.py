@@ -105,6 +105,10 @@ class Muon(Optimizer):
         super().move(source, target, values, layout)
         self._other.move(source, target, values, self._of_the_other(self._layout))
 
+    def all_slots(self) -> dict[str, Array]:
+        """Return the slots of both; those of the other optimizer are called `other/…`."""
+        return self.slots | {f"other/{name}": slot for name, slot in self._other.all_slots().items()}
+
     def _of_the_other(self, layout: Layout) -> Layout:
         return Layout(layout.places, layout.ranges[len(self.groups) + 1 :], layout.size)
 

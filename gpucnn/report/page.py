@@ -12,8 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from gpucnn.backends import Backend
-from gpucnn.checkpoint import write_whole
 from gpucnn.errors import ConfigurationError, GpucnnError
+from gpucnn.files import write_whole
 from gpucnn.plots.canvas import not_written
 from gpucnn.report.answers import answers
 from gpucnn.report.defects import BOX, defects

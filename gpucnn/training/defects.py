@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpucnn.callbacks import Callback
 from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.files import write_whole
 from gpucnn.layers.activation import ReLU
 
 if TYPE_CHECKING:
@@ -94,6 +95,16 @@ class DefectWatch(Callback):
         if self.defect is None:
             self.histograms = histograms(model)
 
+    def state(self, model: "Model") -> dict[str, Any]:
+        """Return what was seen, and what was made of it."""
+        return {**self.report(), "steps": self._steps, "best": self._best, "at_chance": self._at_chance}
+
+    def load_state(self, model: "Model", state: dict[str, Any]) -> None:
+        """Go on watching."""
+        self.defect = None if state["defect"] is None else Defect(**state["defect"])
+        self.looks, self.histograms = state["looks"], state["histograms"]
+        self._steps, self._best, self._at_chance = state["steps"], state["best"], state["at_chance"]
+
     def _look(self, model: "Model") -> None:
         found = self._diagnose(model)
         if found is not None:
@@ -140,8 +151,6 @@ class DefectWatch(Callback):
 
     def save(self, folder: str | Path) -> None:
         """Write `defects.json` into a run folder."""
-        from gpucnn.checkpoint import write_whole
-
         held = {"format": FORMAT, **self.report()}
         write_whole(Path(folder) / DEFECTS, (json.dumps(held, indent=1) + "\n").encode())
 

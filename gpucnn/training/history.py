@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gpucnn.files import write_whole
+
 
 class History:
     """What every epoch of a training gave.
@@ -40,7 +42,7 @@ class History:
 
     def save(self, path: str | Path) -> None:
         """Write the history as JSON."""
-        Path(path).write_text(json.dumps(self.history, indent=1) + "\n", encoding="utf-8")
+        write_whole(Path(path), (json.dumps(self.history, indent=1) + "\n").encode())
 
     def __getitem__(self, key: str) -> list[float]:
         return self.history[key]

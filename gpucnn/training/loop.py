@@ -7,15 +7,20 @@ add up on the device, and the epoch's sum is read when it is over.
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpucnn import rng
 from gpucnn.callbacks import Callback
 from gpucnn.data.augment import Augmentation
 from gpucnn.data.batches import batches, steps_of
+from gpucnn.training.checkpoints import Checkpoints
 from gpucnn.training.history import History
+from gpucnn.training.interruption import Interruption
 from gpucnn.training.progress import Silent, make_progress
+from gpucnn.training.state import restore
 from gpucnn.training.steps import Steps, make_steps
 
 if TYPE_CHECKING:
@@ -39,8 +44,14 @@ class Training:
     shuffle: bool = True
     augment: Sequence[Augmentation] = ()
     verbose: bool | int | str = "auto"
+    checkpoints: Checkpoints | None = None
+    resume: bool | Path = False
     history: History = field(default_factory=History)
     samples: list[int] = field(default_factory=list)  # that each epoch has visited
+    epoch: int = 0  # that goes on, the first of which is 0
+    step: int = 0  # how many of its steps are made
+    seconds: float = 0.0  # that these took
+    learning_rate: float = 0.0  # of the last one
 
     def run(self) -> History:
         """Train, and return what every epoch gave."""
@@ -55,57 +66,99 @@ class Training:
             self.model.fitting = False
             self.model.backend.release()
 
-    def _run(self) -> History:
+    @property
+    def a_step_follows(self) -> bool:
+        """Whether the next thing to happen is a step, not the end of an epoch or of the training."""
+        if self.model.stop_training or self.epoch >= math.ceil(self.epochs):
+            return False
+        return self.step < len(self._parts())
+
+    def order(self) -> Any:
+        """Return the order in which this epoch visits its samples, by the seed; None is that of the data."""
         model = self.model
-        data = to_device(model, self.data)
-        steps = make_steps(model, data, self.batch_size, self.augment)
+        return rng.shuffled_order(model.seed, model.epochs_seen, len(self.data[0])) if self.shuffle else None
+
+    def _parts(self) -> list[slice]:
+        """Return the batches of this epoch, as parts of its order."""
+        parts = list(batches(len(self.data[0]), self.batch_size))
+        return parts[: steps_of(self.epoch, self.epochs, len(parts))]
+
+    def _run(self) -> History:
+        model, keeper = self.model, self.checkpoints
+        found = None if keeper is None else keeper.begin(self, self.resume)
+        steps = make_steps(model, to_device(model, self.data), self.batch_size, self.augment)
         validation = None if self.validation_data is None else to_device(model, self.validation_data)
         model.stop_training = False
         for callback in self.callbacks:
             callback.on_fit_begin(model)
-        with make_progress(self.verbose) as progress:
-            for epoch in range(math.ceil(self.epochs)):
-                parts = list(batches(len(data[0]), self.batch_size))
-                parts = parts[: steps_of(epoch, self.epochs, len(parts))]
-                progress.begin_epoch(epoch, self.epochs, len(parts))
-                logs = self._train(steps, epoch, parts, progress)
+        if found is not None:
+            restore(self, steps, found)
+        elif keeper is not None:
+            keeper.first(self, steps)
+        with nullcontext() if keeper is None else Interruption() as interruption, make_progress(self.verbose) as bar:
+            self._interruption = interruption
+            while self.epoch < math.ceil(self.epochs) and (self.step or not model.stop_training):
+                parts = self._parts()
+                bar.begin_epoch(self.epoch, self.epochs, len(parts), self.step, self._seconds_of_epochs())
+                logs = self._train(steps, parts, bar)
                 for callback in self.callbacks:
-                    callback.on_epoch_trained(model, epoch)
+                    callback.on_epoch_trained(model, self.epoch)
                 logs |= self._validate(validation)
                 self.history.add(logs)
-                progress.end_epoch(logs)
+                bar.end_epoch(logs)
                 for callback in self.callbacks:
-                    callback.on_epoch_end(model, epoch, dict(logs))
-                if model.stop_training:
-                    break
+                    callback.on_epoch_end(model, self.epoch, dict(logs))
+                self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+                if keeper is not None:
+                    keeper.epoch_over(self, steps, logs)
+                    self._obey(keeper, steps)
         for callback in self.callbacks:
             callback.on_fit_end(model)
         return self.history
 
-    def _train(self, steps: Steps, epoch: int, parts: Sequence[slice], progress: Silent) -> dict[str, float]:
-        """Visit every sample of these batches once, in the order that seed and epoch give."""
-        model, count = self.model, len(self.data[0])
-        for callback in self.callbacks:
-            callback.on_epoch_begin(model, epoch)
-        started = time.perf_counter()
-        order = rng.shuffled_order(model.seed, model.epochs_seen, count) if self.shuffle else None
-        steps.begin_epoch(order)
-        for step, part in enumerate(parts):
-            rates = model.optimizer.rates_at(epoch + part.start / count, self.epochs)
+    def _train(self, steps: Steps, parts: Sequence[slice], progress: Silent) -> dict[str, float]:
+        """Visit every sample of these batches once, in the order that seed and epoch give, or those that are left."""
+        model, keeper, count = self.model, self.checkpoints, len(self.data[0])
+        if not self.step:
+            for callback in self.callbacks:
+                callback.on_epoch_begin(model, self.epoch)
+        started = time.perf_counter() - self.seconds
+        if not self.step:
+            steps.begin_epoch(self.order())
+        for part in parts[self.step :]:
+            if self.step and model.stop_training:
+                break
+            rates = model.optimizer.rates_at(self.epoch + part.start / count, self.epochs)
             steps.make(part, rates)
-            model.progress = min(epoch + part.stop / count, self.epochs), self.epochs
+            self.learning_rate = rates[0]
+            model.progress = min(self.epoch + part.stop / count, self.epochs), self.epochs
             progress.step(steps.totals)
             for callback in self.callbacks:
-                callback.on_step_end(model, step)
-            if model.stop_training:
-                break
+                callback.on_step_end(model, self.step)
+            self.step += 1
+            if keeper is not None:
+                self.seconds = time.perf_counter() - started
+                keeper.step_made(self, steps)
+                self._obey(keeper, steps)
         model.epochs_seen += 1
         self.samples.append(steps.totals.samples)
         logs = steps.totals.read()
         so_far = {f"{key}_so_far": self._mean_with_earlier(key, value) for key, value in logs.items()}
         seconds = time.perf_counter() - started
-        times = {"seconds": seconds, "step_seconds": seconds / (step + 1)}
-        return logs | so_far | {"learning_rate": rates[0]} | times
+        times = {"seconds": seconds, "step_seconds": seconds / self.step}
+        return logs | so_far | {"learning_rate": self.learning_rate} | times
+
+    def _obey(self, keeper: Checkpoints, steps: Steps) -> None:
+        """End the training here if the user has pressed Ctrl-C, with a checkpoint of now."""
+        if self._interruption is not None and self._interruption.asked:
+            keeper.save(self, steps)
+            raise KeyboardInterrupt
+
+    def _seconds_of_epochs(self) -> list[float]:
+        """Return what each epoch so far has taken, with its validation."""
+        history = self.history.history
+        validations = history.get("val_seconds") or [0.0] * self.history.epochs
+        return [steps + after for steps, after in zip(history.get("seconds", []), validations, strict=True)]
 
     def _mean_with_earlier(self, key: str, value: float) -> float:
         """Return the mean over all samples since the training began; an epoch that was cut has fewer of them."""

@@ -2,11 +2,13 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from gpucnn.metrics import Totals
 
 REFRESH_SECONDS = 0.25  # between two looks at the numbers on the device
+NARROW = 100  # columns of a terminal, below which the bar is short
 
 
 def in_words(logs: dict[str, float]) -> str:
@@ -20,9 +22,42 @@ def in_words(logs: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
+def in_two_lines(logs: dict[str, float]) -> str:
+    """Return the same numbers with those of the validation, if there are any, in a line of their own."""
+    own = in_words({key: value for key, value in logs.items() if not key.startswith("val_")})
+    validation = in_words({key[len("val_") :]: value for key, value in logs.items() if key.startswith("val_")})
+    return f"{own}\nvalidation {validation}" if validation else own
+
+
 def count(epoch: int, epochs: float) -> str:
     """Return how far a training is when an epoch is over, such as `3/10`, or `9.9/9.9` for a last one that is cut."""
     return f"{min(epoch + 1, epochs):g}/{epochs:g}"
+
+
+def time_left(
+    earlier: Sequence[float], pace: float, step: int, steps: int, epoch: int, epochs: float
+) -> tuple[float, float]:
+    """Return the seconds that are left of an epoch's steps, and those of the whole training.
+
+    An epoch is taken to last as long as the earlier ones did on average, with their validation; the first one as long
+    as its steps so far make it.
+
+    Arguments:
+        earlier: the seconds of each epoch so far.
+        pace: the seconds of a step in this one.
+    """
+    of_steps = pace * (steps - step)
+    size = min(epochs - epoch, 1.0)  # a last epoch may be cut
+    whole = sum(earlier) / len(earlier) if earlier else pace * steps / size
+    of_epoch = max(whole * size - pace * step, of_steps)
+    return of_steps, of_epoch + whole * (epochs - epoch - size)
+
+
+def clock(seconds: float) -> str:
+    """Return a time as a clock shows it: 0:07, 12:30, 2:06:40."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 class Silent:
@@ -34,8 +69,8 @@ class Silent:
     def __exit__(self, *_: Any) -> None:
         pass
 
-    def begin_epoch(self, epoch: int, epochs: float, steps: int) -> None:
-        """An epoch begins."""
+    def begin_epoch(self, epoch: int, epochs: float, steps: int, done: int = 0, earlier: Sequence[float] = ()) -> None:
+        """An epoch begins, or goes on after so many steps; `earlier` are the seconds of the epochs before it."""
 
     def step(self, totals: Totals) -> None:
         """A step is done."""
@@ -47,30 +82,32 @@ class Silent:
 class Lines(Silent):
     """One plain line an epoch, for files and pipes."""
 
-    def begin_epoch(self, epoch: int, epochs: float, steps: int) -> None:
+    def begin_epoch(self, epoch: int, epochs: float, steps: int, done: int = 0, earlier: Sequence[float] = ()) -> None:
         """Remember the numbers of the line's beginning."""
         self.head = f"epoch {count(epoch, epochs)}"
 
     def end_epoch(self, logs: dict[str, float]) -> None:
         """Print the line."""
-        seconds = logs["seconds"] + logs.get("val_seconds", 0.0)
-        print(f"{self.head}: {in_words(logs)}, {seconds:.1f} s", flush=True)
+        print(f"{self.head}: {in_words(logs)}, {_seconds(logs):.1f} s", flush=True)
 
 
 class Bar(Silent):
-    """A rich bar an epoch, with the numbers so far and the time left."""
+    """A rich bar an epoch, with the time that is left of the epoch and in all, and the numbers so far."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
 
         self.progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[times]}"),
+            TextColumn("{task.fields[numbers]}", table_column=Column(overflow="fold")),  # no number may be cut off
             refresh_per_second=1 / REFRESH_SECONDS,
         )
+        if self.progress.console.width < NARROW:
+            self.progress.columns[1].bar_width = 8  # type: ignore[union-attr]
 
     def __enter__(self) -> "Bar":
         self.progress.start()
@@ -79,22 +116,39 @@ class Bar(Silent):
     def __exit__(self, *_: Any) -> None:
         self.progress.stop()
 
-    def begin_epoch(self, epoch: int, epochs: float, steps: int) -> None:
+    def begin_epoch(self, epoch: int, epochs: float, steps: int, done: int = 0, earlier: Sequence[float] = ()) -> None:
         """Add a bar."""
-        self.task = self.progress.add_task("", total=steps, epoch=count(epoch, epochs), numbers="")
-        self.looked = time.perf_counter()
+        named = count(epoch, epochs)
+        self.task = self.progress.add_task("", total=steps, completed=done, epoch=named, times="", numbers="")
+        self.began = self.looked = time.perf_counter()
+        self.place, self.earlier = (epoch, epochs, steps), earlier
+        self.begun_at = self.done = done
 
     def step(self, totals: Totals) -> None:
         """Move the bar on; look at the device only as often as a person can."""
+        self.done += 1
         now = time.perf_counter()
         if now - self.looked >= REFRESH_SECONDS:
             self.looked = now
-            self.progress.update(self.task, numbers=in_words(totals.read()))
+            self.progress.update(self.task, numbers=in_words(totals.read()), times=self._left(now))
         self.progress.advance(self.task)
 
+    def _left(self, now: float) -> str:
+        """Return the time left of this epoch's steps, and of the training unless this is the only epoch."""
+        epoch, epochs, steps = self.place
+        pace = (now - self.began) / (self.done - self.begun_at)
+        of_steps, in_all = time_left(self.earlier, pace, self.done, steps, epoch, epochs)
+        return f"{clock(of_steps)} / {clock(in_all)} left" if epochs > 1 else f"{clock(of_steps)} left"
+
     def end_epoch(self, logs: dict[str, float]) -> None:
-        """Leave the epoch's final numbers beside the full bar."""
-        self.progress.update(self.task, numbers=in_words(logs))
+        """Leave the epoch's final numbers and its time beside the full bar."""
+        numbers = in_two_lines(logs) if self.progress.console.width < NARROW else in_words(logs)
+        self.progress.update(self.task, numbers=numbers, times=f"{_seconds(logs):.1f} s")
+
+
+def _seconds(logs: dict[str, float]) -> float:
+    """Return what an epoch took, with its validation."""
+    return logs["seconds"] + logs.get("val_seconds", 0.0)
 
 
 def make_progress(verbose: "bool | int | str") -> Silent:

@@ -8,8 +8,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from gpucnn.callbacks import Callback
-from gpucnn.checkpoint import write_whole
 from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.files import write_whole
 from gpucnn.layers.base import Parameter
 from gpucnn.layers.conv import Conv2D
 
@@ -61,6 +61,18 @@ class Snapshots(Callback):
             else:
                 self.left_out.append(path)
         self._keep(model)
+
+    def state(self, model: "Model") -> dict[str, Any]:
+        """Return all copies, and which epochs are kept."""
+        counts = {"first": self._first, "every": self._every, "size": self._size}
+        epochs = {str(epoch): kept for epoch, kept in self.epochs.items()}
+        return {"epochs": epochs, "paths": self._paths, "left_out": self.left_out, **counts}
+
+    def load_state(self, model: "Model", state: dict[str, Any]) -> None:
+        """Go on with the copies of before."""
+        self.epochs = {int(epoch): kept for epoch, kept in state["epochs"].items()}
+        self._paths, self.left_out = state["paths"], state["left_out"]
+        self._first, self._every, self._size = state["first"], state["every"], state["size"]
 
     def on_epoch_end(self, model: "Model", epoch: int, logs: dict[str, float]) -> None:
         """Keep the weights after the epoch."""

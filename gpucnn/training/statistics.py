@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.files import write_whole
 
 FORMAT = 1
 Record = dict[str, Any]
@@ -90,8 +91,6 @@ class Runs:
 
     def add(self, record: Record) -> None:
         """Add a run, and write the file and the text of averages beside it."""
-        from gpucnn.checkpoint import write_whole
-
         self.records = sorted([*self.records, record], key=lambda record: record["seed"])
         held = {"format": FORMAT, "settings": self.settings, "runs": self.records}
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -73,6 +73,10 @@ class CupyBackend(Backend):
         properties = cupy.cuda.runtime.getDeviceProperties(self.device)
         return f"{self.name} (CuPy {cupy.__version__} on {properties['name'].decode()})"
 
+    def circumstances(self) -> dict[str, Any]:
+        """Return which GPU and which CuPy compute."""
+        return {"backend": self.name, "device": self.describe()}
+
     def memory(self) -> tuple[int, int] | None:
         """Return the bytes that are free for arrays, those that CuPy keeps for later among them, and all."""
         free, total = cupy.cuda.runtime.memGetInfo()

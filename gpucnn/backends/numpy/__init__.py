@@ -38,6 +38,11 @@ class NumpyBackend(Backend):
         """Return how many samples the batch has of which this thread works on some."""
         return threads.whole_batch(samples)
 
+    def circumstances(self) -> dict[str, Any]:
+        """Return also the number of threads, by which a batch is cut, and what computes products and convolutions."""
+        own = {"threads": threads.num_threads(), "BLAS": threads.blas_in_words()}
+        return {**super().circumstances(), **own, "Winograd": convolution.winograd_allowed()}
+
     def release(self) -> None:
         """Return the memory of results that nobody refers to any more to the system."""
         memory.release()

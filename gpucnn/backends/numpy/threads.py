@@ -201,6 +201,14 @@ def _blas() -> Any:
     return ThreadpoolController().select(user_api="blas")
 
 
+def blas_in_words() -> str:
+    """Return the kind, version and instruction set of the BLAS that NumPy multiplies with."""
+    for library in _blas().info():
+        if "numpy" in library["filepath"].lower():
+            return f"{library['internal_api']} {library['version']} {library.get('architecture', '')}".rstrip()
+    return "not recognised"
+
+
 def _positive(value: Any, who: str) -> int:
     try:
         count = int(value)

@@ -1,0 +1,330 @@
+"""`Checkpoints`: a training saved from time to time, so that an interruption costs a minute, and its best model kept.
+
+A checkpoint is a tree (`gpucnn/trees.py`) of what `gpucnn/training/state.py` gathers, in a file that is written whole
+or not at all. The last two are kept, so that a damaged one has another before it.
+"""
+
+import contextlib
+import math
+import os
+import platform
+import re
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpucnn import trees
+from gpucnn.callbacks.base import as_loss
+from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
+from gpucnn.files import remove_parts, write_whole
+from gpucnn.training import state
+from gpucnn.trees import Tree
+
+if TYPE_CHECKING:
+    from gpucnn.training.loop import Training
+    from gpucnn.training.steps import Steps
+
+KEY, FORMAT = "gpucnn_training", 1
+BEST = "best.safetensors"
+NAME = re.compile(r"checkpoint-(\d+)-(\d+)\.safetensors")  # whole epochs, steps of the next one
+MOST_COST = 0.05  # of the time, that checkpoints at the ends of short epochs may take
+
+
+class Checkpoints:
+    """Where and how often a training is saved, so that `fit(…, checkpoints=…, resume=True)` goes on from there.
+
+    The resumed training ends with the same bits as one that was never interrupted. A checkpoint is written before the
+    first step, when so many seconds or steps have passed, and at the end of each epoch, unless epochs are so short that
+    writing would take more than a twentieth of the time. The best model so far, by a number of the history, is kept as
+    an ordinary file, `best.safetensors`, with averaged weights where an average is shown; `gpucnn.load` reads it.
+
+    Arguments
+        folder         made if it is not there
+        every_seconds  between two checkpoints; None: only by steps and epochs
+        every_steps    between two checkpoints; then each end of an epoch is saved, too
+        keep           how many of the newest checkpoints are kept
+        monitor        a key of the history, such as "val_loss": smaller is better, except for accuracies. None takes
+                       "val_accuracy", or "val_loss" where no accuracy is measured, and no best model is kept without
+                       validation data
+
+    Afterwards `best` is None or {"monitor": …, "value": …, "epoch": …}, with epochs counted from 0.
+
+    Raises
+        ConfigurationError  an argument makes no sense
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        every_seconds: float | None = 60.0,
+        every_steps: int | None = None,
+        keep: int = 2,
+        monitor: str | None = None,
+    ) -> None:
+        if not isinstance(folder, str | os.PathLike):
+            raise ConfigurationError(f"checkpoints go into a folder, named by a string or a path, not {folder!r}")
+        self.folder = Path(folder)
+        if every_seconds is not None and not (_is_number(every_seconds) and every_seconds >= 0):
+            raise ConfigurationError(f"every_seconds must be a number of at least 0, or None, not {every_seconds!r}")
+        for what, value in (("every_steps", every_steps), ("keep", keep)):
+            optional = what == "every_steps"
+            if not (optional and value is None) and not (_is_number(value) and isinstance(value, int) and value >= 1):
+                raise ConfigurationError(
+                    f"{what} must be an integer of at least 1{', or None' if optional else ''}, not {value!r}"
+                )
+        if monitor is not None and not isinstance(monitor, str):
+            raise ConfigurationError(f'monitor must be a key of the history such as "val_loss", not {monitor!r}')
+        self.every_seconds, self.every_steps, self.keep, self.monitor = every_seconds, every_steps, keep, monitor
+        self.best: dict[str, Any] | None = None
+
+    # --- for who trains -----------------------------------------------------------------------
+
+    def files(self) -> list[Path]:
+        """Return the checkpoints in the folder, the newest last."""
+        if not self.folder.is_dir():
+            return []
+        found = {tuple(map(int, named.groups())): path for path in self.folder.iterdir() if (named := _named(path))}
+        return [found[position] for position in sorted(found)]
+
+    def clear(self) -> None:
+        """Remove all checkpoints, when nobody will resume the training; the best model stays."""
+        self._remove(keep=())
+
+    # --- for the training loop ----------------------------------------------------------------
+
+    def begin(self, training: "Training", resume: bool | Path) -> Tree | None:
+        """Return what a training is to go on from, or None for the beginning.
+
+        Raises:
+            CheckpointError: what is there is no whole checkpoint, or one of another training.
+            ConfigurationError: the folder holds a training, and nobody asked to resume it; an unknown monitor.
+        """
+        self._settings, self._circumstances = state.settings(training), state.circumstances(training)
+        self._monitor = self._checked_monitor(training)
+        self.best = None
+        self._pending: tuple[dict[str, Any], bytes] | None = None
+        self._whole: list[Path] = []
+        self._cost, self._last, self._steps = 0.0, time.monotonic(), 0
+        source = resume if isinstance(resume, Path) else self.folder
+        if resume is False or source != self.folder:
+            self._refuse_to_overwrite()
+        found = self._newest(source) if resume else None
+        if resume and found is None and resume is not True:
+            raise CheckpointError(f"{source}: there is no checkpoint to resume from; was it written to another folder?")
+        if found is not None:
+            self.best = found["best"]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._no_place(error) from error
+        return found
+
+    def first(self, training: "Training", steps: "Steps") -> None:
+        """Save a training that begins, which shows that it can be saved.
+
+        Raises:
+            CheckpointError: it cannot be; says why.
+        """
+        try:
+            self._write(training, steps)
+        except OSError as error:
+            raise self._no_place(error) from error
+
+    def step_made(self, training: "Training", steps: "Steps") -> None:
+        """Save if it is time."""
+        self._steps += 1
+        by_steps = self.every_steps is not None and self._steps >= self.every_steps
+        if by_steps or (self.every_seconds is not None and time.monotonic() - self._last >= self.every_seconds):
+            self.save(training, steps)
+
+    def epoch_over(self, training: "Training", steps: "Steps", logs: dict[str, float]) -> None:
+        """Keep the model if it is the best so far, and save unless the last checkpoint is too fresh."""
+        if self._monitor is not None:
+            self._compare(training, logs[self._monitor])
+        may_cost = MOST_COST * (time.monotonic() - self._last)
+        if self.every_steps is not None or not training.a_step_follows or self._cost <= may_cost:
+            self.save(training, steps)
+
+    def save(self, training: "Training", steps: "Steps") -> None:
+        """Write a checkpoint, and remove those that it makes superfluous; where it cannot be written, warn."""
+        try:
+            self._write(training, steps)
+        except OSError as error:
+            self._last, self._steps = time.monotonic(), 0
+            left = f"{self._whole[-1].name}, the one before, is whole" if self._whole else "there is none before it"
+            _warn(
+                f"the checkpoint {_place(training.epoch, training.step)} could not be written into {self.folder} "
+                f"({error.strerror or error}); {left}, and the training goes on; make room, or let the folder be "
+                "written, and the next one will be"
+            )
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def _write(self, training: "Training", steps: "Steps") -> None:
+        started = time.monotonic()
+        self._write_best()
+        head = {"format": FORMAT, "python": platform.python_version(), "best": self.best}
+        known = {"settings": self._settings, "circumstances": self._circumstances}
+        tree = {**head, **known, **state.gather(training, steps)}
+        path = self.folder / f"checkpoint-{training.epoch:05d}-{training.step:06d}.safetensors"
+        write_whole(path, trees.to_bytes(tree, KEY))
+        self._whole = [*(other for other in self._whole if other != path), path][-self.keep :]
+        self._remove(keep=self._whole)
+        self._last, self._steps = time.monotonic(), 0
+        self._cost = self._last - started
+
+    def _no_place(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"cannot write checkpoints into {self.folder} ({error.strerror or error}); name a folder that may be "
+            "written, on a disk with room"
+        )
+
+    def _remove(self, keep: "tuple[()] | list[Path]") -> None:
+        """Remove all other checkpoints, and what killed writers left of them and of best models."""
+        remove_parts(self.folder, ("checkpoint-", BEST))
+        for path in self.files():
+            if path not in keep:
+                with contextlib.suppress(OSError):  # it takes room, and nothing else
+                    path.unlink()
+
+    def _compare(self, training: "Training", value: float) -> None:
+        """Keep the model if the number is better than all before."""
+        assert self._monitor is not None
+        best = self._pending[0] if self._pending else self.best
+        least = math.inf if best is None else as_loss(self._monitor, best["value"])
+        if as_loss(self._monitor, value) < least:  # which no NaN is
+            from gpucnn.checkpoint import content
+
+            named = {"monitor": self._monitor, "value": value, "epoch": training.epoch - 1}
+            self._pending = named, content(training.model)
+        try:
+            self._write_best()
+        except OSError as error:
+            _warn(
+                f"the best model so far could not be written to {self.folder / BEST} ({error.strerror or error}); the "
+                "training goes on with it in memory, and it is written as soon as there is room"
+            )
+
+    def _write_best(self) -> None:
+        """Write the best model that waits to be written; only then does it count."""
+        if self._pending is not None:
+            named, content = self._pending
+            write_whole(self.folder / BEST, content)
+            self.best, self._pending = named, None
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def _newest(self, folder: Path) -> Tree | None:
+        """Return the newest whole checkpoint of a folder, and warn of newer ones that are damaged."""
+        files = Checkpoints(folder).files()
+        for path in reversed(files):
+            try:
+                tree = trees.from_file(path, KEY)
+            except CheckpointError as error:
+                _warn(f"{error} The checkpoint before it is tried.")
+                continue
+            self._check(path, tree)
+            self._whole = [path] if folder == self.folder else []
+            return tree
+        if files:
+            raise CheckpointError(
+                f"{folder}: none of its {len(files)} checkpoints is whole; the training cannot be resumed: begin it "
+                "anew, in another folder"
+            )
+        return None
+
+    def _check(self, path: Path, tree: Tree) -> None:
+        """Refuse a checkpoint of another training; warn where the same one goes on under other circumstances."""
+        found = tree.get("format") if isinstance(tree, dict) else None
+        if found != FORMAT:
+            raise CheckpointError(
+                f"{path}: is of format {found!r}, and this gpucnn reads {FORMAT}; resume it with the version that "
+                "wrote it"
+            )
+        if others := list(state.differences(tree["settings"], self._settings)):
+            raise CheckpointError(
+                f"{path}: is of another training: {state.in_words(others)}; pass what it was begun with to go on, or "
+                "another folder to begin anew"
+            )
+        if changed := list(state.differences(tree["circumstances"], self._circumstances)):
+            _warn(
+                f"the training goes on under other circumstances: {state.in_words(changed)}; its numbers may differ in "
+                "their last bits from those of one that was not interrupted"
+            )
+
+    def _refuse_to_overwrite(self) -> None:
+        files, best = self.files(), self.folder / BEST
+        if files:
+            raise ConfigurationError(
+                f"{self.folder} holds a training already, saved {place_of(files[-1])}; pass resume=True to go on with "
+                "it, or name another folder: nothing is overwritten"
+            )
+        if best.exists():
+            raise ConfigurationError(
+                f"{best} is there already; name another folder, or move it away: nothing is overwritten"
+            )
+
+    def _checked_monitor(self, training: "Training") -> str | None:
+        """Return the key that best models are chosen by, or None."""
+        own = ["loss", *(metric.name for metric in training.model.metrics)]
+        validation = [] if training.validation_data is None else [f"val_{key}" for key in own]
+        if self.monitor is None:
+            return next((key for key in ("val_accuracy", "val_loss") if key in validation), None)
+        keys = [*own, *(f"{key}_so_far" for key in own), *validation]
+        if self.monitor not in keys:
+            raise ConfigurationError(
+                f"the best model is to be chosen by {self.monitor!r}, but an epoch gives only {', '.join(keys)}; pass "
+                "validation_data, or another monitor"
+            )
+        return self.monitor
+
+    def __repr__(self) -> str:
+        return f"<Checkpoints in {self.folder}: {len(self.files())}>"
+
+
+def check_checkpoints(checkpoints: Any, resume: Any) -> "tuple[Checkpoints | None, bool | Path]":
+    """Return what `fit` is given as an object, and where it resumes: False, True for its folder, or another folder.
+
+    Raises:
+        ConfigurationError: it is neither a `Checkpoints` nor a folder, or nobody says which training is resumed.
+    """
+    if isinstance(resume, str | os.PathLike):
+        checkpoints = resume if checkpoints is None else checkpoints
+        resume = Path(resume)
+        if resume.is_file():
+            raise ConfigurationError(f"resume={str(resume)!r} is a file; pass the folder that checkpoints lie in")
+    elif not isinstance(resume, bool):
+        raise ConfigurationError(f"resume must be True, False or a folder of checkpoints, not {resume!r}")
+    if isinstance(checkpoints, str | os.PathLike):
+        checkpoints = Checkpoints(checkpoints)
+    if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
+        raise ConfigurationError(f"checkpoints must be a folder or a Checkpoints(folder, …), not {checkpoints!r}")
+    if resume is True and checkpoints is None:
+        raise ConfigurationError("resume=True needs checkpoints=…, the folder that they lie in")
+    return checkpoints, resume
+
+
+def place_of(path: Path) -> str:
+    """Return in words after how many epochs and steps a checkpoint was written, by its name."""
+    named = _named(path)
+    assert named is not None
+    return _place(*map(int, named.groups()))
+
+
+def _place(epoch: int, step: int) -> str:
+    epochs = f"after {epoch} epoch{'' if epoch == 1 else 's'}"
+    return f"{epochs} and {step} step{'' if step == 1 else 's'}" if step else epochs
+
+
+def _named(path: Path) -> "re.Match[str] | None":
+    return NAME.fullmatch(path.name)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(CheckpointWarning(message), stacklevel=2)
