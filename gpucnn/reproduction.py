@@ -13,6 +13,7 @@ from gpucnn.backends import Backend
 from gpucnn.callbacks import Callback
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
+from gpucnn.training.checkpoints import Checkpoints
 from gpucnn.training.defects import DefectWatch
 from gpucnn.training.history import History
 
@@ -60,9 +61,13 @@ class Reproduction:
         validation: tuple[Any, Any] | None = None,
         callbacks: Sequence[Callback] = (),
         epochs: float | None = None,
+        checkpoints: Checkpoints | None = None,
         verbose: bool | int | str = "auto",
     ) -> History:
-        """Train a model as the document describes; returns the history of all epochs, over all chunks."""
+        """Train a model as the document describes; returns the history of all epochs, over all chunks.
+
+        With checkpoints, which is for recipes without chunks, a training that was interrupted goes on.
+        """
         x, y = data
         size = self.chunk_size or len(x)
         together = History()
@@ -74,6 +79,8 @@ class Reproduction:
                 epochs=epochs,
                 validation_data=validation,
                 callbacks=callbacks,
+                checkpoints=checkpoints,
+                resume=checkpoints is not None,
                 verbose=verbose,
             )
             for place in range(history.epochs):
@@ -138,12 +145,14 @@ def run(
     dtype: str = "float32",
     on_defect: str = "flag",
     callbacks: Sequence[Callback] = (),
+    checkpoints: Checkpoints | None = None,
     verbose: bool | int | str = "auto",
 ) -> tuple["Model", History, dict[str, Any]]:
     """Train a recipe once, watched for defects; return the model, its history, and the run's record as plain data.
 
     The record holds `numbers` (accuracy and loss an epoch, the test's, seconds), the `defect` or None, and the
-    watch's histograms.
+    watch's histograms. With checkpoints a training that was interrupted goes on; its seconds in all are then those
+    since it did.
     """
     recipe = by_name(name)
     (x_train, y_train), (x_test, y_test) = data
@@ -157,6 +166,7 @@ def run(
         validation=(x_test, y_test) if recipe.long else None,
         callbacks=[watch, *callbacks],
         epochs=epochs,
+        checkpoints=checkpoints,
         verbose=verbose,
     )
     trained = time.perf_counter()

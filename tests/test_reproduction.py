@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import gpucnn
 from gpucnn import datasets, networks, reproduction
 from gpucnn.cli import app
 from gpucnn.cli.reproduce import Outcome, markdown
 from gpucnn.cli.runs import shortened
 from gpucnn.errors import ConfigurationError
 from gpucnn.reproduction import REPRODUCTIONS, Published, Reproduction
+from gpucnn.training.history import History
 from gpucnn.training.snapshots import load_snapshots
 
 PARAMETERS = {  # by hand: (kernel · channels + 1) · filters of a convolution, (inputs + 1) · units of a dense layer
@@ -174,3 +176,41 @@ def test_the_table_of_outcomes():
 def test_long_lists_are_shortened():
     assert shortened([0, 1, 2]) == [0, 1, 2]
     assert shortened(list(range(30))) == [0, 7, 14, 22, 29]
+
+
+def test_a_long_recipe_goes_on_where_it_was_killed(small_data, tmp_path, monkeypatch):
+    """Scored after each epoch, saved as it trains; what is left of a run that ended is its best model."""
+    monkeypatch.setitem(REPRODUCTIONS, "lenet", Reproduction("lenet", 0.9, long=True))
+    whole = invoke("runs", "lenet", "--runs", 1, "--epochs", 3, "--backend", "numpy", "-o", tmp_path / "whole")
+    assert whole.exit_code == 0
+    step, made = gpucnn.Model.step, []
+
+    def dies(model, *arguments):
+        made.append(model.epochs_seen)
+        if len(made) == 4:
+            raise RuntimeError("the power went")
+        return step(model, *arguments)
+
+    monkeypatch.setattr(gpucnn.Model, "step", dies)
+    with pytest.raises(RuntimeError, match="the power went"):
+        invoke("runs", "lenet", "--runs", 1, "--epochs", 3, "--backend", "numpy", "-o", tmp_path / "cut")
+    assert made == [0, 0, 1, 1]
+    assert not (tmp_path / "cut" / "runs.json").exists()
+    assert list((tmp_path / "cut" / "seed-0").glob("checkpoint-*"))
+    monkeypatch.setattr(gpucnn.Model, "step", step)
+    again = invoke("runs", "lenet", "--runs", 1, "--epochs", 3, "--backend", "numpy", "-o", tmp_path / "cut")
+    assert again.exit_code == 0
+    numbers = [
+        json.loads((tmp_path / name / "runs.json").read_text())["runs"][0]["numbers"] for name in ("whole", "cut")
+    ]
+    for key in ("test accuracy", "test accuracy, several views", "validation accuracy", "training loss"):
+        assert numbers[0][key] == numbers[1][key]
+    assert len(numbers[0]["validation accuracy"]) == 3
+    for name in ("whole", "cut"):
+        assert [path.name for path in (tmp_path / name / "seed-0").iterdir()] == ["best.safetensors"]
+
+
+def test_when_a_long_run_passed_which_accuracy():
+    history = History({"val_accuracy": [0.7, 0.85, 0.83, 0.94], "seconds": [10.0] * 4, "val_seconds": [1.0] * 4})
+    assert [history.seconds_to(level) for level in (0.8, 0.9, 0.95)] == [22.0, 44.0, None]
+    assert History({"seconds": [1.0]}).seconds_to(0.1) is None

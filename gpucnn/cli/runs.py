@@ -18,6 +18,7 @@ from gpucnn.errors import ConfigurationError
 from gpucnn.files import write_whole
 from gpucnn.printing import duration
 from gpucnn.run_folder import STATISTICS
+from gpucnn.training.checkpoints import Checkpoints
 from gpucnn.training.snapshots import Snapshots
 from gpucnn.training.statistics import Record, Runs
 
@@ -82,6 +83,9 @@ def make_runs(
     if missing and data is None:
         data = reproduction.load_data(name)
 
+    def checkpoints_of(seed: int) -> Checkpoints:
+        return Checkpoints(folder / f"seed-{seed}")
+
     def run(seed: int) -> Record:
         assert data is not None
         long = reproduction.by_name(name).long
@@ -91,6 +95,8 @@ def make_runs(
             "dtype": dtype,
             "verbose": "auto" if long else 0,
         }
+        if long and on_defect != "restart":
+            options["checkpoints"] = checkpoints_of(seed)
         if seed == 0:
             options["callbacks"] = [Snapshots(folder)]
         said = f"{name}, seed {seed}: {missing.index(seed) + 1} of {len(missing)}"
@@ -110,6 +116,8 @@ def make_runs(
 
     folder.mkdir(parents=True, exist_ok=True)
     made.make(count, run)
+    for record in made.records:
+        checkpoints_of(record["seed"]).clear()  # the record is kept by now; the best model of a long run stays
     return made
 
 
