@@ -3,7 +3,7 @@
     python -m benchmarks.gpu --json gpu.json              all but the trainings, under four minutes
     python -m benchmarks.gpu --quick                      the same in small, about a minute: does everything run?
     python -m benchmarks.gpu --only conv,nets             some sections
-    python -m benchmarks.gpu --only training              trains two networks for real
+    python -m benchmarks.gpu --only training              trains three networks for real
 
 Sections: repeat (are two trainings the same, bit for bit?), memory, first_use (seconds to the first training step of a
 new process), workspace (how large the columns' room should be), conv, nets, training.
@@ -92,7 +92,7 @@ FULL = Settings(
         *(("resnet20", 512, "tf32"), ("vgg", 512, "tf32"), ("resnet20", 512, "fp32"), ("vgg", 512, "fp32")),
     ),
     width=64,
-    training=(("network-3", "fp32", 128, 5), ("resnet9", "fp16", 512, 8)),
+    training=(("network-3", "fp32", 128, 5), ("resnet9", "fp16", 512, 8), ("airbench94", "fp16", 1024, 9.9)),
     digits=20_000,
     passed=0.3,
 )
@@ -395,6 +395,7 @@ def training(bench, net, precision, batch, epochs):
     row |= {"data": data.name, "source": data.source, "images": len(x), "seconds": seconds}
     row |= {"seconds_an_epoch": history["seconds"], "training_accuracy": history["accuracy"]}
     row |= scores
+    row["accuracy_several_views"] = model.evaluate(x_test, y_test, views="mirror-shift")["accuracy"]
     if reason:
         row["notes"] = {"data": reason}
     if not scores["accuracy"] >= bench.settings.passed:  # nor is NaN

@@ -46,7 +46,8 @@ step facts 12 bash -c 'nvidia-smi || echo "there is no nvidia-smi"; python3 -m b
 
 step tests 150 python3 -m pytest -q --backend cupy -p no:cacheprovider --junitxml="$folder/tests.xml" \
     tests/test_layers.py tests/test_losses.py tests/test_optimizers.py tests/test_random.py tests/test_parity.py \
-    tests/test_model.py tests/test_cupy_engine.py
+    tests/test_model.py tests/test_cupy_engine.py tests/test_augment.py tests/test_groups.py tests/test_clipping.py \
+    tests/test_muon.py tests/test_averaging.py
 
 step benchmark 240 python3 -m benchmarks.gpu --seconds 190 --json "$folder/benchmark.json"
 
