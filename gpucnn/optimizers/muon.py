@@ -12,11 +12,8 @@ from gpucnn.optimizers.groups import Group, split
 from gpucnn.patterns import check_patterns, matched
 from gpucnn.schedules import Schedule
 
-COEFFICIENTS = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # of the polynomial; they bring small singular values up fast, to about 0.7 … 1.2
+# of the polynomial; they bring small singular values up fast, to about 0.7 … 1.2
+COEFFICIENTS = 3.4445, -4.7750, 2.0315
 
 
 class Muon(Optimizer):
