@@ -8,10 +8,11 @@ from gpucnn.optimizers import Optimizer
 from gpucnn.printing import duration
 from gpucnn.profiling import frozen_count, parameter_count
 from gpucnn.report import words
-from gpucnn.report.run import Run, is_number
+from gpucnn.report.run import Run
 from gpucnn.report.words import count, percent, sides, some
 from gpucnn.run_folder import Predicted, describe
 from gpucnn.schedules import Schedule
+from gpucnn.training.defects import is_number
 
 UNKNOWN = "not recorded"
 DATA = {

@@ -7,7 +7,7 @@ from typing import Any
 from gpucnn.backends import Backend
 from gpucnn.model import Model
 from gpucnn.run_folder import HISTORY, MODEL, STATISTICS, open_model, read_history, run_config
-from gpucnn.training.defects import DEFECTS, is_report, load_report
+from gpucnn.training.defects import DEFECTS, is_number, is_report, load_report
 from gpucnn.training.history import History
 from gpucnn.training.snapshots import SNAPSHOTS, Epochs, load_snapshots
 from gpucnn.training.statistics import Runs
@@ -62,11 +62,6 @@ def open_run(where: Path | None, backend: str | Backend) -> Run:
         watch=load_report(folder) if (folder / DEFECTS).exists() else (record if is_report(record) else None),
         runs=runs,
     )
-
-
-def is_number(value: Any) -> bool:
-    """Tell whether this is a number, and not a truth value that counts as one."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _record_of(runs: Runs | None, seed: Any) -> dict[str, Any] | None:

@@ -5,9 +5,10 @@ from typing import Any
 
 from gpucnn import plots
 from gpucnn.printing import duration
-from gpucnn.report.run import Run, is_number
+from gpucnn.report.run import Run
 from gpucnn.report.training import Curve, drawn
 from gpucnn.report.words import count, percent, significant, some
+from gpucnn.training.defects import is_number
 from gpucnn.training.statistics import Record, summary
 
 

@@ -264,9 +264,9 @@ def is_report(found: Any) -> bool:
 def _is_look(look: Any) -> bool:
     return (
         isinstance(look, dict)
-        and all(_is_number(look.get(name)) for name in ("step", "accuracy", "one_class"))
+        and all(is_number(look.get(name)) for name in ("step", "accuracy", "one_class"))
         and isinstance(look.get("dead"), dict)
-        and all(_is_number(share) for share in look["dead"].values())
+        and all(is_number(share) for share in look["dead"].values())
     )
 
 
@@ -278,9 +278,10 @@ def _is_histogram(one: Any) -> bool:
         isinstance(counts, list)
         and isinstance(edges, list)
         and len(edges) == len(counts) + 1
-        and all(_is_number(number) for number in [*counts, *edges, one.get("not_finite")])
+        and all(is_number(number) for number in [*counts, *edges, one.get("not_finite")])
     )
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Tell whether this is a number, and not a truth value that counts as one."""
     return isinstance(value, int | float) and not isinstance(value, bool)
