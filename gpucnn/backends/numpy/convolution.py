@@ -21,13 +21,20 @@ it is that of `chunks`.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from gpucnn.backends.numpy import chunks, depthwise, memory, norm, rows, winograd, winograd_1d
-from gpucnn.backends.numpy.order import batch_first, batch_innermost, batch_last, equal_parts, in_slices
+from gpucnn.backends.numpy.order import (
+    batch_first,
+    batch_innermost,
+    batch_last,
+    equal_parts,
+    image_slice,
+    image_slices,
+)
 from gpucnn.backends.window import Window
 
 Array = Any
@@ -77,14 +84,14 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups:
     if name == "chunks":
         return chunks.convolve(x, weight, bias, window, groups, relu)
 
-    def forward_slice(x: Array) -> Array:
+    def convolved(x: Array) -> Array:
         y = memory.empty((*window.output_size(x.shape[:2]), F, x.shape[-1]), x.dtype)
         for part in _finished_blocks(name, x, weight, bias, window, groups, y):
             if relu:
                 np.maximum(part, 0, out=part)
         return y
 
-    return _joined(in_slices(_images_at_once(name, x, F, window), forward_slice, batch_last(x)))
+    return _by_slices(image_slices(N, _images_at_once(name, x, F, window)), convolved, batch_last(x))
 
 
 def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: bool) -> tuple[Array, Array | None]:
@@ -105,7 +112,9 @@ def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: 
         dweights, dbiases = zip(*of_groups, strict=True)
         return np.concatenate(dweights, axis=-1), np.concatenate(dbiases) if bias else None
 
-    parts = in_slices(_images_at_once(name, x, F, window), gradients_of_slice, batch_last(x), batch_last(dy))
+    slices = image_slices(N, _images_at_once(name, x, F, window))
+    x, dy = batch_last(x), batch_last(dy)
+    parts = [gradients_of_slice(image_slice(x, images), image_slice(dy, images)) for images in slices]
     dweights, dbiases = zip(*parts, strict=True)
     return sum(dweights[1:], dweights[0]), sum(dbiases[1:], dbiases[0]) if bias else None
 
@@ -123,28 +132,39 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
     if name == "chunks":
         return chunks.input_gradient(dy, weight, image_size, window, groups)
 
-    def gradient_of_slice(dy: Array) -> Array:
+    def gradient(dy: Array) -> Array:
         if name == "depthwise":
             shape = (*window.padded_size(image_size), C, dy.shape[-1])
             _, inner_rows, inner_columns = window.interior(image_size)
-            padded = depthwise.input_gradient(dy, weight, shape, window)
-            return np.ascontiguousarray(padded[inner_rows, inner_columns])
+            return np.ascontiguousarray(depthwise.input_gradient(dy, weight, shape, window)[inner_rows, inner_columns])
         plain = window.strides == window.dilation == (1, 1)
         of_path = rows.input_gradient_by_rows if plain else rows.input_gradient
         dx = [of_path(dy[:, :, f], weight[..., f], image_size, window) for _, f in _groups(C, F, groups)]
         return dx[0] if groups == 1 else np.concatenate(dx, axis=2)
 
     a_row_of_windows = dy.shape[2] * window.area * C * dy.itemsize
-    return _joined(in_slices(rows.BLOCK // a_row_of_windows, gradient_of_slice, batch_last(dy)))
+    return _by_slices(image_slices(len(dy), rows.BLOCK // a_row_of_windows), gradient, batch_last(dy))
+
+
+def _by_slices(slices: list[slice], function: Callable[[Array], Array], array: Array) -> Array:
+    """Return what a function makes of contiguous slices of images of an array (…, N), joined, as (N, …)."""
+    if len(slices) == 1:
+        return batch_first(function(array))
+    joined = None
+    for images in slices:
+        part = function(image_slice(array, images))
+        if joined is None:
+            joined = memory.empty((*part.shape[:-1], array.shape[-1]), part.dtype)
+        joined[..., images] = part
+    return batch_first(joined)
 
 
 def _images_at_once(name: str, x: Array, filters: int, window: Window) -> int:
     """Return for how many images the least that a path can rearrange at once fits the scratch."""
-    _, H, W, C = x.shape
+    N, H, W, C = x.shape
     numbers = max(C, filters) * x.itemsize  # bytes of a pixel
     if name == "winograd":
-        a_tile = winograd.POSITIONS * numbers
-        return int(winograd.BLOCK // a_tile)
+        return N  # it takes slices of them itself
     if name == "winograd-1d":
         a_row_of_tiles = winograd_1d.row_bytes(window.output_size((H, W))[1], numbers)
         return int(winograd_1d.BLOCK // a_row_of_tiles)
@@ -183,11 +203,6 @@ def _padded(x: Array, window: Window) -> Array:
     padded = memory.zeros((*window.padded_size((H, W)), C, n), x.dtype)
     padded[rows, columns] = x
     return padded
-
-
-def _joined(slices: list[Array]) -> Array:
-    """Return slices (H, W, C, n) of a batch as one (N, H, W, C)."""
-    return batch_first(slices[0] if len(slices) == 1 else np.concatenate(slices, axis=-1))
 
 
 def _groups(channels: int, filters: int, groups: int) -> list[tuple[slice, slice]]:

@@ -12,7 +12,7 @@ NumPy's elementwise functions keep the order of what they are given, so images a
 network, and where a layer of the user's own returns them in another order, and nowhere else.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from gpucnn.backends.numpy import memory
 
 Array = Any
 
+LINE = 16  # images whose float32 numbers fill a cache line
 LEAST_BATCH = 8  # images; with fewer the inner loops would be short again
 AT_ONCE = 32  # images whose order is changed together: more would be in each other's way in the cache
 
@@ -82,13 +83,19 @@ def equal_parts(length: int, parts: int) -> list[slice]:
     return [slice(length * k // parts, length * (k + 1) // parts) for k in range(parts)]
 
 
-def in_slices(most: int, function: Callable[..., Any], *arrays: Array) -> list[Any]:
-    """Call a function on contiguous slices of arrays (…, N) and return its results.
+def image_slices(batch: int, most: int) -> list[slice]:
+    """Cut a batch into slices of at most so many images, but never of fewer than the engine keeps innermost.
 
-    A slice has at most so many images, but never fewer than the engine keeps innermost.
+    Slices of more than `LINE` images begin on a cache line: on a multiple of `LINE`, where the batch does.
     """
-    N = arrays[0].shape[-1]
-    count = min(-(-N // max(1, most)), max(1, N // LEAST_BATCH))
-    if count == 1:
-        return [function(*arrays)]
-    return [function(*(np.ascontiguousarray(array[..., part]) for array in arrays)) for part in equal_parts(N, count)]
+    count = min(-(-batch // max(1, most)), max(1, batch // LEAST_BATCH))
+    if count == 1 or most < LINE:
+        return equal_parts(batch, count)
+    step = most // LINE * LINE
+    lines = equal_parts(-(-batch // LINE), -(-batch // step))
+    return [slice(part.start * LINE, min(part.stop * LINE, batch)) for part in lines]
+
+
+def image_slice(array: Array, images: slice) -> Array:
+    """Return some images of an array (…, N) as a contiguous one: itself where these are all."""
+    return np.ascontiguousarray(array[..., images])

@@ -9,19 +9,27 @@ and the elementwise product ⊙, summed over the channels, is one matrix product
 
     M (36, tiles, F, n) = U (36, 1, F, C) @ V (36, tiles, C, n)
 
-The batch lies innermost, (H, W, C, n), so every transform is itself a product of B, G or A with long rows of numbers
+The batch lies innermost, (H, W, C, N), so every transform is itself a product of B, G or A with long rows of numbers
 over overlapping views: down the image first, then across. A block of rows of tiles, or a piece of one row, is taken
 through all of it in the scratch:
 
     x ──Bᵀ down──▶ lines (rows of tiles, 6, width, C·n) ──Bᵀ across──▶ V ──@U──▶ M ──Aᵀ down, Aᵀ across──▶ y
+
+Where even one tile of all N images is too much, some n of them are taken at a time. Their pixels are no long rows of
+x; so those that a block sees are copied to the scratch first, and what it makes is copied to y last.
+
+The scratch holds three such arrays: lines, V as "input" and M as "output". What is needed only before one of them is
+written, or after it was read for the last time, takes its place.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gpucnn.backends.numpy import scratch
+from gpucnn.backends.numpy.order import image_slices
 from gpucnn.backends.numpy.tiles import A_T, SEEN, TILE, G, Stretch, cut
 from gpucnn.backends.window import Window
 
@@ -29,40 +37,58 @@ Array = Any
 
 POSITIONS = SEEN * SEEN
 BLOCK = 5 << 19  # bytes of V or M at once
+WHOLE = 19 << 18  # the same where one tile of all images takes more, but none of their pixels need be copied then
 SUMS = 1 << 19  # bytes of products that are added up at once: they are read again from the second-level cache
+FEWEST_FILTERS = 16  # of one product
 SMALL = 6e5  # multiplications of one product: up to this size OpenBLAS takes its path without packing
 G_BOTH = np.kron(G, G).astype(np.float32)  # (36, 9): down and across at once
 G_BOTH_T = np.ascontiguousarray(G_BOTH.T)
 BIAS_AT = 1 * SEEN + 1  # Aᵀ spreads this position of a tile evenly over the tile's 16 outputs
 
 
+@dataclass(frozen=True)
+class Block:
+    """What is taken through the scratch at once: some tiles down, some across, and some of the images."""
+
+    down: Stretch
+    across: Stretch
+    images: slice
+
+    def seen(self, x: Array) -> Array:
+        """Return what the tiles see of x (H, W, C, N), as rows (h, w, C·n); a view if it lies so in memory."""
+        return _in_rows(x[self.down.image, self.across.image, :, self.images], "output")
+
+    def made(self, y: Array) -> Array:
+        """Return what the tiles make of y (OH, OW, F, N), (oh, ow, F, n): a view."""
+        return y[self.down.output, self.across.output, :, self.images]
+
+
 def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: Array) -> Iterator[Array]:
-    """Fill out (OH, OW, F, n) from x (H, W, C, n), weight (3, 3, C, F) and bias (F,); yield each finished block."""
+    """Fill out (OH, OW, F, N) from x (H, W, C, N), weight (3, 3, C, F) and bias (F,); yield each finished block."""
     C, F = weight.shape[2:]
-    n = x.shape[-1]
-    parts = _filter_parts(F, C * n)
+    blocks = _blocks(x, out, window)
+    parts = _filter_parts(F, C * _count(blocks[0].images))
     U = (G_BOTH @ weight.transpose(0, 1, 3, 2).reshape(9, F * C)).reshape(POSITIONS, 1, parts, F // parts, C)
-    for down, across in _blocks(x, out, window):
-        V = _transformed_input(x, down, across)
-        M = scratch.take("output", (POSITIONS, V.shape[1], parts, F // parts, n), x.dtype)
+    for block in blocks:
+        V = _transformed_input(x, block)
+        M = scratch.take("output", (*V.shape[:2], parts, F // parts, V.shape[3]), x.dtype)
         np.matmul(U, V[:, :, None], out=M)
         if bias is not None:
             M[BIAS_AT] += bias.reshape(parts, F // parts, 1)
-        part = out[down.output, across.output]
-        _put_output(M, part, down, across)
-        yield part
+        _put_output(M, out, block)
+        yield block.made(out)
 
 
 def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tuple[Array, Array | None]:
     """Return dweight (3, 3, C, F), added up over all tiles as dU, and with `bias` dbias (F,).
 
-    Both from x (H, W, C, n) and dy (OH, OW, F, n). One position of dM is the sum over each tile of dy.
+    Both from x (H, W, C, N) and dy (OH, OW, F, N). One position of dM is the sum over each tile of dy.
     """
     C, F = x.shape[2], dy.shape[2]
     dU, dbias = np.zeros((POSITIONS, C * F), x.dtype), np.zeros(F)
     most = SUMS // (C * F * x.itemsize)  # matrices (C, F)
-    for down, across in _blocks(x, dy, window):
-        V, dM = _transformed_input(x, down, across), _transformed_gradient(dy, down, across)
+    for block in _blocks(x, dy, window):
+        V, dM = _transformed_input(x, block), _transformed_gradient(dy, block)
         tiles = V.shape[1]
         step = max(1, min(POSITIONS, most // tiles))
         ones = scratch.ones(tiles, x.dtype)
@@ -77,12 +103,12 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
     return (G_BOTH_T @ dU).reshape(3, 3, C, F), dbias.astype(x.dtype) if bias else None
 
 
-def _transformed_input(x: Array, down: Stretch, across: Stretch) -> Array:
-    """Return V (36, tiles, C, n) of a block of tiles, in the scratch."""
-    C, n = x.shape[2:]
-    run = C * n
-    seen = x[down.image, across.image].reshape(down.image.stop - down.image.start, -1, run)
-    lines = scratch.take("lines", (down.count, SEEN, seen.shape[1], run), x.dtype)
+def _transformed_input(x: Array, block: Block) -> Array:
+    """Return V (36, tiles, C, n) of a block, in the scratch."""
+    down, across, n = block.down, block.across, _count(block.images)
+    seen = block.seen(x)
+    width, run = seen.shape[1:]
+    lines = scratch.take("lines", (down.count, SEEN, width, run), x.dtype)
     for alike in down.seen:
         rows = alike.of(seen, 0)  # (rows of tiles, ≤ 6, width, run)
         np.matmul(alike.matrix, rows.transpose(0, 2, 1, 3), out=lines[alike.tiles].transpose(0, 2, 1, 3))
@@ -90,16 +116,15 @@ def _transformed_input(x: Array, down: Stretch, across: Stretch) -> Array:
     by_tile = V.transpose(2, 0, 3, 1, 4)  # (rows of tiles, 6, tiles, 6, run)
     for alike in across.seen:
         np.matmul(alike.matrix, alike.of(lines, 2), out=by_tile[:, :, alike.tiles])
-    return V.reshape(POSITIONS, -1, C, n)
+    return V.reshape(POSITIONS, -1, run // n, n)
 
 
-def _transformed_gradient(dy: Array, down: Stretch, across: Stretch) -> Array:
-    """Return dM (36, tiles, F, n) = A dy Aᵀ of a block of tiles, the way back of `_put_output`, in the scratch."""
-    F, n = dy.shape[2:]
-    run = F * n
-    part = dy[down.output, across.output]
-    made = part.reshape(*part.shape[:2], run)
-    lines = scratch.take("output lines", (down.count, SEEN, made.shape[1], run), dy.dtype)
+def _transformed_gradient(dy: Array, block: Block) -> Array:
+    """Return dM (36, tiles, F, n) = A dy Aᵀ of a block, the way back of `_put_output`, in the scratch."""
+    down, across, n = block.down, block.across, _count(block.images)
+    made = _in_rows(block.made(dy), "sums")
+    width, run = made.shape[1:]
+    lines = scratch.take("lines", (down.count, SEEN, width, run), dy.dtype)
     for alike in down.made:
         rows = alike.of(made, 0)  # (rows of tiles, ≤ 4, width, run)
         np.matmul(alike.matrix.T, rows.transpose(0, 2, 1, 3), out=lines[alike.tiles].transpose(0, 2, 1, 3))
@@ -107,30 +132,55 @@ def _transformed_gradient(dy: Array, down: Stretch, across: Stretch) -> Array:
     by_tile = dM.transpose(2, 0, 3, 1, 4)  # (rows of tiles, 6, tiles, 6, run)
     for alike in across.made:
         np.matmul(alike.matrix.T, alike.of(lines, 2), out=by_tile[:, :, alike.tiles])
-    return dM.reshape(POSITIONS, -1, F, n)
+    return dM.reshape(POSITIONS, -1, run // n, n)
 
 
-def _put_output(M: Array, part: Array, down: Stretch, across: Stretch) -> None:
-    """Write Aᵀ M A, for M (36, tiles, F, n), to a block of the output (rows, columns, F, n)."""
+def _put_output(M: Array, out: Array, block: Block) -> None:
+    """Write Aᵀ M A, for M (36, tiles, …) of F filters and n images, to a block of out (OH, OW, F, N)."""
+    down, across, part = block.down, block.across, block.made(out)
     run = part.shape[2] * part.shape[3]
     by_position = M.reshape(SEEN, SEEN, down.count, across.count * run)
-    lines = scratch.take("output lines", (down.count, TILE, SEEN, across.count * run), part.dtype)
+    lines = scratch.take("input", (down.count, TILE, SEEN, across.count * run), part.dtype)
     np.matmul(A_T, by_position.transpose(2, 1, 0, 3), out=lines.transpose(0, 2, 1, 3))
     rows = lines.reshape(-1, SEEN, across.count, run)[: len(part)].transpose(0, 2, 1, 3)  # (rows, tiles, 6, run)
-    made = part.reshape(*part.shape[:2], run)
+    made = part if _lies_in_rows(part) else scratch.take("lines", part.shape, part.dtype)
+    by_pixel = made.reshape(*part.shape[:2], run)
     for alike in across.made:
-        np.matmul(alike.matrix, rows[:, alike.tiles], out=alike.of(made, 1))
+        np.matmul(alike.matrix, rows[:, alike.tiles], out=alike.of(by_pixel, 1))
+    if made is not part:
+        np.copyto(part, made)
 
 
-def _blocks(x: Array, y: Array, window: Window) -> list[tuple[Stretch, Stretch]]:
-    """Cut the output into blocks of tiles whose V and M fit the scratch."""
-    most = max(1, BLOCK // (POSITIONS * max(x.shape[2], y.shape[2]) * x.shape[3] * x.itemsize))
-    return cut(x.shape[:2], y.shape[:2], window.padding, most)
+def _in_rows(part: Array, purpose: str) -> Array:
+    """Return pixels (h, w, C, n) as (h, w, C·n): a view if channels and images are one run, else in the scratch."""
+    if not _lies_in_rows(part):
+        copied = scratch.take(purpose, part.shape, part.dtype)
+        np.copyto(copied, part)
+        part = copied
+    return part.reshape(*part.shape[:2], part.shape[2] * part.shape[3])
+
+
+def _lies_in_rows(part: Array) -> bool:
+    """Tell whether channels and images of some pixels (h, w, C, n) are one run in memory."""
+    return part.size == 0 or bool(part[0, 0].flags.c_contiguous)
+
+
+def _blocks(x: Array, y: Array, window: Window) -> list[Block]:
+    """Cut the output into blocks of tiles and images whose V and M fit the scratch."""
+    a_tile = POSITIONS * max(x.shape[2], y.shape[2]) * x.itemsize  # of one image
+    N = x.shape[3]
+    slices = image_slices(N, N if a_tile * N <= WHOLE else BLOCK // a_tile)
+    tiles = cut(x.shape[:2], y.shape[:2], window.padding, max(1, BLOCK // (a_tile * _count(slices[0]))))
+    return [Block(down, across, images) for images in slices for down, across in tiles]
+
+
+def _count(images: slice) -> int:
+    return int(images.stop - images.start)
 
 
 def _filter_parts(filters: int, a_filter: int) -> int:
     """Return into how many equal parts the filters are cut so that one product of each is small, if they can be."""
     parts = 1
-    while filters // parts * a_filter > SMALL and filters % (2 * parts) == 0 and filters // parts > 32:
+    while filters // parts * a_filter > SMALL and filters % (2 * parts) == 0 and filters // parts > FEWEST_FILTERS:
         parts *= 2
     return parts
