@@ -152,9 +152,7 @@ class Model:
                 grad[...] = parameter.grad
             parameter.rebind(value, grad)
         self._flatten_buffers()
-        for layer in (*self.network.all_layers(), self._trunk):
-            if isinstance(layer, Sequential):
-                layer.note_trained()
+        self._note_trained()
 
     def _flatten_buffers(self) -> None:
         """Lay all buffers of floats in one flat array, so that an average of them is one kernel."""
@@ -208,6 +206,25 @@ class Model:
         if self._optimizer is not None:
             self._optimizer.move(self.backend, self.backend, self._values, self._layout)
         return self
+
+    def rest(self, epoch: int | None) -> bool:
+        """Let the parameters of groups rest whose epochs are over, or wake all with None; tell whether any changed.
+
+        What rests is laid out as before, so that an optimizer and averages keep what they hold of it.
+        """
+        parameters, changed = self.parameters(), False
+        for group, paths in zip(self.optimizer.groups, self._groups[1:], strict=True):
+            for path in paths:
+                changed |= parameters[path].resting != group.rests(epoch)
+                parameters[path].resting = group.rests(epoch)
+        if changed:
+            self._note_trained()
+        return changed
+
+    def _note_trained(self) -> None:
+        for layer in (*self.network.all_layers(), self._trunk):
+            if isinstance(layer, Sequential):
+                layer.note_trained()
 
     def _parameters_of(self, what: tuple[str | Layer, ...]) -> list[Parameter]:
         """Return the parameters that patterns and layers stand for; all of them for nothing."""

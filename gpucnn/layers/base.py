@@ -20,13 +20,14 @@ class Parameter:
 
     Both are born on the host in float64; `Layer.to` moves them. `value` can be assigned: the numbers are copied into
     the array that is there, which may be a part of a larger buffer. A `frozen` one takes no gradient; `Model.freeze`
-    makes it so, and tells the optimizer.
+    makes it so, and tells the optimizer. Nor does one that is `resting`, because the epochs of its `Group` are over.
     """
 
     def __init__(self, value: Array) -> None:
         self._value = value
         self.grad: Array | None = None
         self.frozen = False
+        self.resting = False
 
     @property
     def value(self) -> Array:
@@ -51,14 +52,19 @@ class Parameter:
         """The number of elements."""
         return int(self._value.size)
 
+    @property
+    def learns(self) -> bool:
+        """Whether it takes a gradient."""
+        return not (self.frozen or self.resting)
+
     def add_grad(self, gradient: Array) -> None:
-        """Add to the gradient, unless it is frozen; a layer that is used twice in one pass adds twice."""
+        """Add to the gradient, if it learns; a layer that is used twice in one pass adds twice."""
         if tuple(gradient.shape) != self.shape:
             raise ShapeError(
                 f"a parameter of shape {self.shape} got a gradient of shape {tuple(gradient.shape)}; "
                 "the backward pass of its layer is wrong"
             )
-        if self.frozen:
+        if not self.learns:
             return
         if self.grad is None:
             self.grad = gradient.copy()

@@ -64,11 +64,11 @@ class Sequential(Layer):
         return shape
 
     def note_trained(self) -> None:
-        """Note which layers have parameters that are trained; said again when some of them are frozen or not any more.
+        """Note which layers have parameters that are trained; said again when that has changed.
 
         The list is a new one each time, by which replicas of this layer notice that they are out of date.
         """
-        self._trained = [any(not p.frozen for p in layer.parameters().values()) for layer in self.layers]
+        self._trained = [any(p.learns for p in layer.parameters().values()) for layer in self.layers]
 
     def forward(self, x: Array, *, train: bool, input_gradient: bool = True) -> tuple[Array, Backward]:
         """Return y and the way back, which returns None for dx without `input_gradient`.

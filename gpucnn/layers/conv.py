@@ -88,8 +88,8 @@ class Conv2D(Layer):
         def backward(dy: Array) -> Array:
             if relu:
                 dy = backend.relu_gradient(dy, y)
-            bias_learns = bias is not None and not bias.frozen
-            if not weight.frozen:
+            bias_learns = bias is not None and bias.learns
+            if weight.learns:
                 dweight, dbias = backend.conv2d_parameter_gradients(x, dy, window, self.groups, bias_learns)
                 weight.add_grad(dweight)
             elif bias_learns:

@@ -62,8 +62,8 @@ class Dense(Layer):
         y = backend.dense(x, weight.value, bias.value if bias else None)
 
         def backward(dy: Array) -> Array:
-            bias_learns = bias is not None and not bias.frozen
-            if not weight.frozen:
+            bias_learns = bias is not None and bias.learns
+            if weight.learns:
                 dweight, dbias = backend.dense_parameter_gradients(x, dy, bias_learns)
                 weight.add_grad(dweight)
             elif bias_learns:

@@ -24,7 +24,7 @@ from gpucnn.losses import CategoricalCrossEntropy
 from gpucnn.model import Model
 from gpucnn.networks.registry import CIFAR10_IMAGE, Design, Recipe, Shape, named, normalization
 from gpucnn.optimizers import SGD, Group
-from gpucnn.schedules import OneCycle, PiecewiseConstant, PiecewiseLinear, Power
+from gpucnn.schedules import OneCycle, PiecewiseLinear, Power
 from gpucnn.whitening import whiten
 
 MOVED = (Flip(), Translate(4))
@@ -195,7 +195,7 @@ def airbench94(image: Shape, classes: int) -> Design:
     layers += [Normalization(0.0, 9.0), Softmax()]
     groups = [
         Group("*.shift", rate=64.0, weight_decay=AIRBENCH_DECAY / 64),
-        Group("whitening.bias", rate=PiecewiseConstant([(0, 1.0), (3, 0.0)])),
+        Group("whitening.bias", epochs=3),
     ]
     rate = PiecewiseLinear(
         [(0, 0.2 * AIRBENCH_RATE), (0.23, AIRBENCH_RATE), (1, 0.07 * AIRBENCH_RATE)], unit="training"

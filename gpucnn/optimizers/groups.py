@@ -15,30 +15,44 @@ class Group(Configurable, family="group"):
     Arguments
         match         a pattern such as "*.bias" or "conv2d_1.weight", the name of a layer for all that it holds, or a
                       list of them
-        rate          multiplies the optimizer's learning rate; a number, or a schedule:
-                      PiecewiseConstant([(0, 1.0), (3, 0.0)]) trains for the first three epochs only
+        rate          multiplies the optimizer's learning rate; a number, or a schedule
         weight_decay  takes the place of the optimizer's; None keeps that
+        epochs        how many epochs of a training they are trained for; after these they rest: their gradients are not
+                      computed any more, nor is what only these need. None for all
 
     Raises
         ConfigurationError  an argument makes no sense
     """
 
     def __init__(
-        self, match: str | Sequence[str], rate: Schedule | float = 1.0, weight_decay: float | None = None
+        self,
+        match: str | Sequence[str],
+        rate: Schedule | float = 1.0,
+        weight_decay: float | None = None,
+        epochs: int | None = None,
     ) -> None:
         check_patterns(match, "a group's match")
         self.match = match
         as_schedule(rate)
         self.rate = rate
         self.weight_decay = None if weight_decay is None else check_decay(weight_decay)
+        if epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1):
+            raise ConfigurationError(f"a group's epochs must be a whole number of at least 1, or None, not {epochs!r}")
+        self.epochs = epochs
 
     @property
     def patterns(self) -> tuple[str, ...]:
         """The pattern or patterns, as a tuple."""
         return check_patterns(self.match, "a group's match")
 
+    def rests(self, epoch: float | None) -> bool:
+        """Tell whether its epochs are over at a point of the training; outside of any they are not."""
+        return self.epochs is not None and epoch is not None and epoch >= self.epochs
+
     def factor_at(self, epoch: float | None, epochs: float) -> float:
         """Return what the learning rate is multiplied by at a point of the training, or at most outside of any."""
+        if self.rests(epoch):
+            return 0.0
         schedule = as_schedule(self.rate)
         return float(schedule.peak if epoch is None else schedule(epoch, epochs))
 

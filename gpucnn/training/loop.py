@@ -64,6 +64,7 @@ class Training:
             raise
         finally:
             self.model.fitting = False
+            self.model.rest(None)
             self.model.backend.release()
 
     @property
@@ -123,6 +124,8 @@ class Training:
             for callback in self.callbacks:
                 callback.on_epoch_begin(model, self.epoch)
         started = time.perf_counter() - self.seconds
+        if model.rest(self.epoch):
+            steps.forget()
         if not self.step:
             steps.begin_epoch(self.order())
         for part in parts[self.step :]:

@@ -45,6 +45,9 @@ class Steps:
         self._host_order = order
         self._order = None if order is None else self.model.backend.from_host(order)
 
+    def forget(self) -> None:
+        """Take up that a step computes something else from now on, because other parameters learn."""
+
     def make(self, part: slice, rate: Rates) -> None:
         """Make the step on one part of the order, at one learning rate or at those of the optimizer's groups."""
         picked = part if self._order is None else self._order[part]
@@ -112,6 +115,10 @@ class RecordedSteps(Steps):
         super().begin_epoch(order)
         if self._order is None:
             self._order = self.model.backend.xp.arange(len(self._x))
+
+    def forget(self) -> None:
+        """Forget the recorded step; the next is the first again."""
+        self._change = self._recorded = None
 
     def make(self, part: slice, rate: Rates) -> None:
         """Make the step on one part of the order: the first one is made, the second recorded, the others repeated."""
