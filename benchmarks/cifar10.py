@@ -2,14 +2,15 @@
 
     python -m benchmarks.cifar10 airbench94                  one of gpucnn's recipes, such as network-4 or resnet20
     python -m benchmarks.cifar10 airbench94 --peer torch     the same recipe in PyTorch
+    python -m benchmarks.cifar10 airbench94 --peer both      both, an epoch of one and an epoch of the other in turns
     python -m benchmarks.cifar10 resnet20 --epochs 15
     python -m benchmarks.cifar10 --draw                      draws what was trained: docs/pictures/cifar10.png
 
 Each training writes results/cifar10_NAME_PEER.json. Run one after the other on a quiet machine: a run takes all cores.
-Seconds are those of training alone; the test images are scored outside of them. PyTorch computes in channels-last and
-float32, the better of its formats in `benchmarks.cpu`; set its malloc as that does:
-
-    MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_MMAP_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
+A machine whose speed depends on what its host does besides is fair only to trainings in turns: each is a process of its
+own, and waits while the other trains an epoch. Seconds are those of training alone; the test images are scored outside
+of them. PyTorch computes in channels-last and float32, the better of its formats in `benchmarks.cpu`, with the malloc
+settings of that, which are set for it here.
 
 The airbench94 recipe is Jordan's, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024), written anew from its
 description; `gpucnn.networks.airbench94` states it.
@@ -18,12 +19,16 @@ description; `gpucnn.networks.airbench94` states it.
 import argparse
 import json
 import math
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.cpu import machine
+from benchmarks.cpu import TUNED, machine
+from gpucnn.callbacks import Callback
 
 RESULTS = Path(__file__).parent / "results"
 PICTURE = Path(__file__).parent.parent / "docs" / "pictures" / "cifar10.png"
@@ -34,7 +39,23 @@ DECAY = 0.0153 * BATCH / (1024 * (1 + 1 / (1 - MOMENTUM)))  # of the values, a s
 SHIFT_SCALE, BIAS_EPOCHS, LOOK_AHEAD = 64.0, 3, 5
 
 
-def by_gpucnn(name, data, epochs, threads, seed):
+WAITING = "waiting for its turn"
+
+
+class Turns(Callback):
+    """Waits before each epoch until the process that began this one says that it is its turn."""
+
+    def __init__(self, wanted):
+        self.wanted = wanted
+
+    def on_epoch_begin(self, model, epoch):
+        """Say so, and wait."""
+        if self.wanted:
+            print(WAITING, flush=True)
+            sys.stdin.readline()
+
+
+def by_gpucnn(name, data, epochs, threads, seed, turns):
     """Return the history of test accuracies, and the last with and without several views."""
     import gpucnn
     from gpucnn import networks
@@ -42,7 +63,7 @@ def by_gpucnn(name, data, epochs, threads, seed):
     gpucnn.set_num_threads(threads)
     (x, y), test = data
     model = networks.by_name(name)(seed=seed, backend="numpy")
-    history = model.fit(x, y, epochs=epochs, validation_data=test, verbose=1)
+    history = model.fit(x, y, epochs=epochs, validation_data=test, callbacks=[turns], verbose=2)
     return {
         "seconds": np.cumsum(history["seconds"]).tolist(),
         "accuracy": history["val_accuracy"],
@@ -51,7 +72,7 @@ def by_gpucnn(name, data, epochs, threads, seed):
     }
 
 
-def by_torch(data, epochs, threads, seed):
+def by_torch(data, epochs, threads, seed, turns):
     """Return the same of airbench94 in PyTorch."""
     import torch
 
@@ -84,9 +105,10 @@ def by_torch(data, epochs, threads, seed):
     found = {"seconds": [], "accuracy": []}
     step, spent = 0, 0.0
     while step < total:
+        epoch = step // steps_an_epoch
+        turns.on_epoch_begin(None, epoch)
         started = time.perf_counter()
         net.train()
-        epoch = step // steps_an_epoch
         net[0].bias.requires_grad_(epoch < BIAS_EPOCHS)
         flipped = mirrored if epoch % 2 == 0 else ~mirrored
         for part in torch.randperm(len(x)).split(BATCH):
@@ -211,6 +233,38 @@ def both(net, images):
     return 0.5 * (net(images) + net(images.flip(-1)))
 
 
+def in_turns(arguments):
+    """Train with both in turns, each in a process of its own with some arguments."""
+    running = {}
+    for peer in ("gpucnn", "torch"):
+        command = [sys.executable, "-m", "benchmarks.cifar10", *arguments, "--peer", peer, "--in-turns"]
+        running[peer] = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | (TUNED if peer == "torch" else {}),
+        )
+        said(peer, running[peer])
+    while running:
+        for peer, process in list(running.items()):
+            process.stdin.write("go on\n")
+            process.stdin.flush()
+            if not said(peer, process):
+                del running[peer]
+
+
+def said(peer, process):
+    """Pass on what a process prints; tell whether it waits for its turn then, or has ended."""
+    for line in process.stdout:
+        if line.strip() == WAITING:
+            return True
+        print(f"{peer:>6}  {line}", end="", flush=True)
+    if process.wait():
+        raise SystemExit(f"{peer} ended with {process.returncode}")
+    return False
+
+
 def draw():
     """Draw the test accuracy of everything that was trained, by the minutes that it took, and write the picture."""
     from matplotlib.figure import Figure
@@ -239,29 +293,37 @@ def main():
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("network", nargs="?", default="airbench94")
-    parser.add_argument("--peer", choices=["gpucnn", "torch"], default="gpucnn")
+    parser.add_argument("--peer", choices=["gpucnn", "torch", "both"], default="gpucnn")
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=50_000, help="of the training set; fewer for a trial")
+    parser.add_argument("--in-turns", action="store_true", help="wait for a line on standard input before each epoch")
     parser.add_argument("--draw", action="store_true")
     asked = parser.parse_args()
     if asked.draw:
         draw()
         return
-    if asked.peer == "torch" and asked.network != "airbench94":
+    if asked.peer != "gpucnn" and asked.network != "airbench94":
         parser.error("PyTorch trains airbench94 alone")
+    if asked.peer == "torch" and not os.environ.keys() >= TUNED.keys():
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.cifar10", *sys.argv[1:]], os.environ | TUNED)
+    if asked.peer == "both":
+        at = sys.argv.index("--peer")
+        in_turns(sys.argv[1:at] + sys.argv[at + 2 :])
+        return
     from gpucnn import datasets, networks
 
     (x, y), test = datasets.cifar10()
     data = (x[: asked.images], y[: asked.images]), test
     epochs = asked.epochs or networks.by_name(asked.network).recipe.epochs
     if asked.peer == "torch":
-        found = by_torch(data, epochs, asked.threads, asked.seed)
+        found = by_torch(data, epochs, asked.threads, asked.seed, Turns(asked.in_turns))
     else:
-        found = by_gpucnn(asked.network, data, epochs, asked.threads, asked.seed)
+        found = by_gpucnn(asked.network, data, epochs, asked.threads, asked.seed, Turns(asked.in_turns))
     held = {"machine": machine(), "network": asked.network, "peer": asked.peer, "epochs": epochs}
-    held |= {"threads": asked.threads, "seed": asked.seed, **found}
+    held |= {"threads": asked.threads, "seed": asked.seed}
+    held |= {"in_turns": asked.in_turns, **found}
     if asked.images == 50_000:
         (RESULTS / f"cifar10_{asked.network}_{asked.peer}.json").write_text(json.dumps(held, indent=1) + "\n")
     print(json.dumps(held, indent=1))

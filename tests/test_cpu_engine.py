@@ -416,7 +416,7 @@ def test_memory_that_is_not_wanted_goes_back(monkeypatch):
 # --- GELU -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(40_000,), (16, 9, 5, 3), (3, 4, 5, 2), (0, 4)])
+@pytest.mark.parametrize("shape", [(140_000,), (16, 9, 5, 3), (3, 4, 5, 2), (0, 4)])
 def test_gelu_and_its_slope_are_exact_to_float32(shape):
     """By a polynomial in place of erf: within 5e-7 of both, far out on both sides and at 0; blocks of any length."""
     count = math.prod(shape)
