@@ -25,6 +25,8 @@ from gpucnn.errors import (
     DataError,
     DTypeError,
     GpucnnError,
+    LayerError,
+    NumericError,
     OutOfMemory,
     ShapeError,
 )
@@ -34,6 +36,7 @@ from gpucnn.training.checkpoints import Checkpoints
 if TYPE_CHECKING:
     from gpucnn import plots, report
     from gpucnn.agreement import parity
+    from gpucnn.layer_check import check_layer
 
 __version__ = "0.1.0"
 
@@ -46,10 +49,13 @@ __all__ = [
     "DTypeError",
     "DataError",
     "GpucnnError",
+    "LayerError",
     "Model",
+    "NumericError",
     "OutOfMemory",
     "ShapeError",
     "callbacks",
+    "check_layer",
     "datasets",
     "get_backend",
     "initializers",
@@ -69,9 +75,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `plots`, `report` and `parity` when they are first used: they bring matplotlib, Jinja2 and rich."""
+    """Import what brings matplotlib, Jinja2 or rich when it is first used."""
     if name in ("plots", "report"):
         return importlib.import_module(f"gpucnn.{name}")
     if name == "parity":
         return importlib.import_module("gpucnn.agreement").parity
+    if name == "check_layer":
+        return importlib.import_module("gpucnn.layer_check").check_layer
     raise AttributeError(f"module 'gpucnn' has no attribute {name!r}")

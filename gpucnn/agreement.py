@@ -347,4 +347,4 @@ def _as_it_was(model: "Model") -> Iterator[dict[str, Any]]:
         model.zero_grad()
         model._optimizer = optimizer
         if optimizer is not None:
-            optimizer.move(backend, backend, model._values)
+            optimizer.move(backend, backend, model._flat.values)

@@ -15,9 +15,10 @@ from safetensors.numpy import save as to_bytes
 
 from gpucnn.backends import Backend
 from gpucnn.data.augment import Augmentation
-from gpucnn.data.batches import check_epochs
+from gpucnn.data.batches import check_batch_size, check_epochs
 from gpucnn.errors import CheckpointError, GpucnnError
 from gpucnn.files import write_whole
+from gpucnn.initializers import at_most
 from gpucnn.layers import Sequential
 from gpucnn.layers.base import Layer
 from gpucnn.losses import Loss
@@ -65,7 +66,7 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "auto", dtype: s
         return _rebuild(described, state, backend, dtype)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except (GpucnnError, TypeError, ValueError) as error:
+    except (GpucnnError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
         raise CheckpointError(f"{path}: does not describe a model that can be built: {error}") from error
 
 
@@ -133,14 +134,15 @@ def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Ba
     if not isinstance(network, Sequential):
         raise CheckpointError(f"describes a {type(network).__name__} where a Sequential was expected")
     input_shape = described.get("input_shape")
-    model = Model(
-        network,
-        tuple(input_shape) if isinstance(input_shape, list) else (),
-        seed=described.get("seed", 0),
-        backend=backend,
-        dtype=described.get("dtype", "float32") if dtype is None else dtype,
-        name=str(described.get("name", "model")),
-    )
+    with at_most(sum(array.size for array in state.values())):  # which is what the file holds
+        model = Model(
+            network,
+            tuple(input_shape) if isinstance(input_shape, list) else (),
+            seed=described.get("seed", 0),
+            backend=backend,
+            dtype=described.get("dtype", "float32") if dtype is None else dtype,
+            name=str(described.get("name", "model")),
+        )
     model.load_state_dict(state)
     training = described.get("training")
     if isinstance(training, dict):
@@ -159,7 +161,7 @@ def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Ba
         model.recipe = Recipe(
             str(recipe.get("data")),
             check_epochs(recipe.get("epochs", 1)),
-            int(recipe.get("batch_size", 128)),
+            check_batch_size(recipe.get("batch_size", 128)),
             tuple(Augmentation.from_config(augmentation) for augmentation in recipe.get("augment", [])),
         )
     return model

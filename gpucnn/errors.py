@@ -4,6 +4,8 @@ A message says what happened with the values received, what was expected, and ho
 Each class also derives from the built-in exception a Python user would have guessed.
 """
 
+from typing import Any
+
 
 class GpucnnError(Exception):
     """The ancestor of every error this package raises on purpose."""
@@ -31,6 +33,25 @@ class CheckpointError(GpucnnError, ValueError):
 
 class CheckpointWarning(UserWarning):
     """A training goes on, but a checkpoint could not be written or read, or its last bits may differ."""
+
+
+class NumericError(GpucnnError, FloatingPointError):
+    """A training came to NaN or infinity: in which `step` (from 1, over all epochs), `layer` and `direction`.
+
+    The layer, as a path, and "forward" or "backward" are empty where they cannot be told.
+    """
+
+    def __init__(self, message: str, step: int = 0, layer: str = "", direction: str = "") -> None:
+        super().__init__(message)
+        self.step, self.layer, self.direction = step, layer, direction
+
+
+class LayerError(GpucnnError, AssertionError):
+    """A layer of the user's own fails checks; `check` is the table of all of them."""
+
+    def __init__(self, message: str, check: Any = None) -> None:
+        super().__init__(message)
+        self.check = check
 
 
 class BackendUnavailable(GpucnnError, RuntimeError):

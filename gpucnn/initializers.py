@@ -1,6 +1,9 @@
 """How weights begin: host arrays in float64, drawn from the model's seed and cast to its dtype afterwards."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -8,12 +11,50 @@ import numpy as np
 from gpucnn.config import Configurable
 from gpucnn.errors import ConfigurationError
 
+_left: ContextVar[list[int] | None] = ContextVar("elements that may still be made", default=None)
+
+
+@contextmanager
+def at_most(count: int) -> Iterator[None]:
+    """Let so many elements be made in the block, and no more.
+
+    What a file says of a network is believed only as far as the file holds the weights of one: a word of it could ask
+    for more memory than there is.
+    """
+    token = _left.set([count])
+    try:
+        yield
+    finally:
+        _left.reset(token)
+
+
+def _admit(shape: tuple[int, ...]) -> None:
+    """Count an array that is to be made.
+
+    Raises:
+        ConfigurationError: it is more than `at_most` allows.
+    """
+    left = _left.get()
+    if left is not None:
+        left[0] -= math.prod(shape)
+        if left[0] < 0:
+            raise ConfigurationError(
+                f"an array of shape {shape} is asked for, and with it there are more elements than there should be"
+            )
+
 
 class Initializer(Configurable, family="initializer"):
     """Makes the first values of a weight.
 
     `fan_in` and `fan_out` are the numbers of inputs that feed one output, and of outputs that one input feeds.
     """
+
+    def make(
+        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
+    ) -> "np.ndarray[Any, Any]":
+        """Return float64 values of `shape`, if so many may be made."""
+        _admit(shape)
+        return self(shape, fan_in, fan_out, rng)
 
     def __call__(
         self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
@@ -150,14 +191,16 @@ class Zeros(Initializer):
         self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
     ) -> "np.ndarray[Any, Any]":
         """Return zeros."""
-        return zeros(shape)
+        return np.zeros(shape)
 
 
 def zeros(shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
     """Return float64 zeros of `shape`: the start of a bias or a running mean."""
+    _admit(shape)
     return np.zeros(shape)
 
 
 def ones(shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
     """Return float64 ones of `shape`: the start of a scale or a running variance."""
+    _admit(shape)
     return np.ones(shape)

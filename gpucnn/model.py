@@ -8,33 +8,34 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gpucnn import rng
+from gpucnn.arguments import check_dtype, check_last_layer, check_precision, checked_shape, listed
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.backends.base import as_floats
 from gpucnn.callbacks import Callback
 from gpucnn.data.augment import Augmentation, check_augmentations, data_shape
-from gpucnn.data.batches import batches, check_batch_size, check_epochs, check_inputs, check_labels, join
+from gpucnn.data.batches import check_batch_size, check_epochs, check_inputs, check_labels, join
 from gpucnn.data.views import Views, check_views
-from gpucnn.errors import ConfigurationError, OutOfMemory
+from gpucnn.errors import ConfigurationError, NumericError, OutOfMemory, ShapeError
+from gpucnn.flat import FlatState
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.combine import Sequential
-from gpucnn.layers.conv import Conv2D
-from gpucnn.layers.dense import Dense
-from gpucnn.layout import Layout
 from gpucnn.losses import CategoricalCrossEntropy, Loss
 from gpucnn.metrics import Metric, Totals
 from gpucnn.optimizers import Optimizer
 from gpucnn.optimizers.base import Rates
 from gpucnn.patterns import check_patterns, matched
 from gpucnn.training.checkpoints import Checkpoints, check_checkpoints
+from gpucnn.training.evaluation import by_parts, evaluate
 from gpucnn.training.history import History
-from gpucnn.training.loop import Training, evaluate, to_device
+from gpucnn.training.loop import Training, to_device
 from gpucnn.training.refresh import refresh_statistics
 from gpucnn.training.slices import Sliced
 
 if TYPE_CHECKING:
     from gpucnn.networks import Recipe
     from gpucnn.profiling import Profile
+    from gpucnn.training.numerics import Watch
 
 
 class Model:
@@ -68,29 +69,30 @@ class Model:
         allow_tf32: bool | None = None,
         name: str = "model",
     ) -> None:
-        _check_dtype(dtype)
+        check_dtype(dtype)
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ConfigurationError(f"seed must be an integer of at least 0, not {seed!r}")
         self.network = layers if isinstance(layers, Sequential) else Sequential(layers)
         if not self.network.layers:
             raise ConfigurationError("a model needs at least one layer; got an empty list")
-        self.input_shape = _checked_shape(input_shape)
+        self.input_shape = checked_shape(input_shape)
         self.seed, self.dtype, self.name = seed, dtype, name
         self.allow_tf32 = os.environ.get("GPUCNN_TF32") == "1" if allow_tf32 is None else bool(allow_tf32)
         self.jit = True
         self.backend = get_backend(backend)
-        _check_precision(dtype, self.backend)
+        check_precision(dtype, self.backend)
         self.output_shape = self.network.build_once(self.input_shape, rng.host_generator(seed, "weights"))
         self.loss: Loss | None = None
         self.metrics: list[Metric] = []
         self._optimizer: Optimizer | None = None
         self._trunk = self.network
         self._sliced = self._sliced_trunk = Sliced(self.network)
-        self._values: Array = None
         self._groups = [list(self.parameters())]
         self.epochs_seen = 0
         self.stop_training = False
         self.fitting = False
+        self.numerics: Watch | None = None  # looks at gradients while a fit goes on
+        self.fault: NumericError | None = None  # what ended the last fit
         self.progress = 0.0, 1.0  # the epoch that a fit has come to, with its fraction, and the number of epochs
         self.averaged_by: Callback | None = None  # who has put averages in the place of the weights
         self.class_names: list[str] | None = None
@@ -127,50 +129,28 @@ class Model:
         Raises:
             ConfigurationError: a model of float16 is moved to a backend that does not compute in it.
         """
-        target, dtype = get_backend(backend), self.dtype if dtype is None else _check_dtype(dtype)
-        _check_precision(dtype, target)
+        target, dtype = get_backend(backend), self.dtype if dtype is None else check_dtype(dtype)
+        check_precision(dtype, target)
         source, self.backend, self.dtype = self.backend, target, dtype
         self.network.to(self.backend, self.state_dtype)
-        self._flatten_parameters()
+        self._flatten()
         if self.loss is not None:
             self.loss.backend = self.backend
         if self._optimizer is not None:
-            self._optimizer.move(source, self.backend, self._values, self._layout)
+            self._optimizer.move(source, self.backend, self._flat.values, self._flat.layout)
         return self
 
-    def _flatten_parameters(self) -> None:
-        """Lay all parameters in one flat buffer, and all gradients in another, so that one update serves a group."""
-        xp, parameters = self.backend.xp, self.parameters()
-        frozen = [path for path, parameter in parameters.items() if parameter.frozen]
-        self._layout = Layout.of({path: p.shape for path, p in parameters.items()}, self._groups, frozen)
-        self._values, self._gradients = (xp.zeros(self._layout.size, dtype=self.state_dtype) for _ in range(2))
-        for path, parameter in parameters.items():
-            part = self._layout.places[path].part
-            value, grad = (flat[part].reshape(parameter.shape) for flat in (self._values, self._gradients))
-            value[...] = parameter.value
-            if parameter.grad is not None and not parameter.frozen:
-                grad[...] = parameter.grad
-            parameter.rebind(value, grad)
-        self._flatten_buffers()
+    def _flatten(self) -> None:
+        """Lay all parameters, gradients and buffers in flat arrays, anew."""
+        self._flat = FlatState(self.network, self.backend, self.state_dtype, self._groups)
         self._note_trained()
-
-    def _flatten_buffers(self) -> None:
-        """Lay all buffers of floats in one flat array, so that an average of them is one kernel."""
-        floats = {path: b for path, b in self.network.buffers().items() if not b.on_host and b.value.dtype.kind == "f"}
-        layout = Layout.of({path: tuple(buffer.value.shape) for path, buffer in floats.items()}, [list(floats)])
-        self._buffers = self.backend.xp.zeros(layout.size, dtype=self.state_dtype)
-        for path, place in layout.places.items():
-            view = self._buffers[place.part].reshape(place.shape)
-            view[...] = floats[path].value
-            floats[path].rebind(view)
-        self._flat_state = [self._values[self._layout.trainable], self._buffers]
 
     def flat_state(self) -> list[Array]:
         """Return all parameters that are not frozen and all buffers of floats, each as one flat array: views.
 
         The list is the same one until the model is moved, compiled, frozen or unfrozen.
         """
-        return self._flat_state
+        return self._flat.averaged
 
     # --- what is trained ----------------------------------------------------------------------
 
@@ -202,9 +182,9 @@ class Model:
             )
         for parameter in self._parameters_of(what):
             parameter.frozen = frozen
-        self._flatten_parameters()
+        self._flatten()
         if self._optimizer is not None:
-            self._optimizer.move(self.backend, self.backend, self._values, self._layout)
+            self._optimizer.move(self.backend, self.backend, self._flat.values, self._flat.layout)
         return self
 
     def rest(self, epoch: int | None) -> bool:
@@ -274,7 +254,7 @@ class Model:
         where = getattr(error, "layer", "") or self.name
         message = f"{where}: out of memory on {self.backend.name} at a batch of {batch}: {str(error).rstrip('.')}"
         outputs = sum(math.prod(layer.output_shape or ()) for layer in self.network.all_layers())
-        each, memory, fits = 2 * outputs * self._values.itemsize, self.backend.memory(), batch // 2
+        each, memory, fits = 2 * outputs * self._flat.values.itemsize, self.backend.memory(), batch // 2
         if memory is not None:
             free, total = memory
             message += f"; {free / 1e6:,.0f} of {total / 1e6:,.0f} MB are free"
@@ -284,7 +264,7 @@ class Model:
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
-        self._gradients[...] = 0
+        self._flat.gradients[...] = 0
 
     def as_floats(self, x: Array) -> Array:
         """Return x in the model's dtype; uint8 pixels 0 … 255 become 0 … 1."""
@@ -317,17 +297,17 @@ class Model:
         groups = optimizer.split({path: parameter.shape for path, parameter in self.parameters().items()})
         self._trunk = self.network
         if isinstance(loss, CategoricalCrossEntropy):
-            _check_last_layer(last, loss)
+            check_last_layer(last, loss)
             if isinstance(last, Softmax):
                 self._trunk = self._without_last()  # the softmax is computed with the loss, as one kernel
         self._sliced_trunk = self._sliced if self._trunk is self.network else Sliced(self._trunk)
         self.jit = bool(jit)
         self.loss = loss
         self.loss.backend = self.backend
-        self.metrics = [Metric.get(metric) for metric in _listed(metrics, "metrics")]
+        self.metrics = [Metric.get(metric) for metric in listed(metrics, "metrics")]
         self._optimizer, self._groups = optimizer, groups
-        self._flatten_parameters()
-        self._optimizer.reset(self.backend, self._values, self._layout)
+        self._flatten()
+        self._optimizer.reset(self.backend, self._flat.values, self._flat.layout)
         return self
 
     @property
@@ -352,6 +332,8 @@ class Model:
         augment: Sequence[Augmentation] | None = None,
         checkpoints: Checkpoints | str | os.PathLike[str] | None = None,
         resume: bool | str | os.PathLike[str] = False,
+        check_numerics: bool = True,
+        deterministic: bool = True,
         verbose: bool | int | str = "auto",
     ) -> History:
         """Train on host data: x (N, *input_shape) uint8 or floats, y class numbers (N,) or targets.
@@ -370,12 +352,18 @@ class Model:
             resume: True goes on with the training that was saved there, to the same bits as if it had not been
                 interrupted, or begins it where there is none yet; a folder goes on with the one that was saved in that.
                 The model must have been made, and `fit` be called, as before.
+            check_numerics: end the training with a NumericError where gradients hold NaN or infinity, before they reach
+                the weights; on a device that is noticed when the epoch is over. False goes on.
+            deterministic: stay with the number of threads that the CPU engine has at the beginning, by which a batch is
+                cut and sums are ordered: the same seed, data, versions and number give the same bits. False lets
+                `set_num_threads` take effect between steps. A GPU's results repeat either way.
             verbose: "auto" shows a bar on a terminal and a line an epoch elsewhere; 1 lines; 0 nothing.
 
         Raises:
             ShapeError, DTypeError, DataError: data or labels that the model cannot take.
             CheckpointError: what is to be resumed is damaged, or another training; says what differs.
             ConfigurationError: an argument makes no sense, or a training lies in the folder and is not to be resumed.
+            NumericError: gradients that are not finite; says where, which way and in which step.
         """
         _ = self.optimizer  # refuses a model that is not compiled before any work is done
         epochs = check_epochs(self._default("epochs", 1) if epochs is None else epochs)
@@ -384,13 +372,15 @@ class Model:
         ):
             kind = type(validation_data).__name__
             raise ConfigurationError(f"validation_data must be a pair (x, y), not {kind}; pass (x_test, y_test)")
-        for callback in _listed(callbacks, "callbacks"):
+        for callback in listed(callbacks, "callbacks"):
             if not isinstance(callback, Callback):
                 raise ConfigurationError(f"callbacks must be Callback objects; {callback!r} is none")
         keeper, source = check_checkpoints(checkpoints, resume)
         wanted = self._default("augment", ()) if augment is None else augment
         augmentations = check_augmentations(wanted, self.input_shape, x)
         data = self._checked(x, y, shape=data_shape(augmentations, self.input_shape, x))
+        size = check_batch_size(self._default("batch_size", 128) if batch_size is None else batch_size)
+        self._check_batches(len(data[0]), size)
         if self.recipe is not None:
             callbacks = [*self.recipe.callbacks(), *callbacks]
             if self.recipe.prepare is not None and self.epochs_seen == 0:
@@ -399,15 +389,27 @@ class Model:
             model=self,
             data=data,
             epochs=epochs,
-            batch_size=check_batch_size(self._default("batch_size", 128) if batch_size is None else batch_size),
+            batch_size=size,
             validation_data=None if validation_data is None else self._checked(*validation_data, what="validation "),
             callbacks=callbacks,
             shuffle=shuffle,
             augment=augmentations,
             checkpoints=keeper,
             resume=source,
+            check_numerics=bool(check_numerics),
+            deterministic=bool(deterministic),
             verbose=verbose,
         ).run()
+
+    def _check_batches(self, count: int, size: int) -> None:
+        """Refuse batches that a layer cannot be trained on, before any work is done."""
+        last = count % size or min(count, size)
+        for layer in self.network.all_layers():
+            if layer.least_batch() > last:
+                raise ShapeError(
+                    f"{layer.label}: needs {layer.least_batch()} samples in each batch, and {count:,} samples in "
+                    f"batches of {size:,} leave a last one of {last:,}; choose another batch_size"
+                )
 
     def train_on_batch(self, x: Any, y: Any) -> Array:
         """Make one step on a batch of host data; return its mean loss, still on the device.
@@ -429,12 +431,22 @@ class Model:
         """
         optimizer = self.optimizer
         with self.computing(len(x)):
+            if self.numerics is not None:
+                self.numerics.begin_step()
             loss, outputs = self.loss_and_gradients(x, labels)
-            optimizer.update(self.backend, self._values, self._gradients, learning_rate, number)
+            if self.numerics is not None:
+                self.numerics.look(x, labels, number)
+            optimizer.update(self.backend, self._flat.values, self._flat.gradients, learning_rate, number)
         return loss, outputs
 
-    def loss_and_gradients(self, x: Array, labels: Array) -> tuple[Array, Array]:
+    def flat_gradients(self) -> Array:
+        """Return all gradients as one flat array: a view."""
+        return self._flat.gradients
+
+    def loss_and_gradients(self, x: Array, labels: Array, *, in_slices: bool = True) -> tuple[Array, Array]:
         """Return what `step` does, and leave the gradients in the parameters, without an update.
+
+        The backend may take the batch in slices, on several threads, unless told otherwise.
 
         A mean over N samples gives each of them a gradient of about 1/N, which float16 can hardly hold: there the loss
         is scaled by a power of two of about N on the way back, and the gradients in float32 by its inverse.
@@ -442,12 +454,17 @@ class Model:
         scale = 2.0 ** math.ceil(math.log2(len(x))) if self.dtype == "float16" else 1.0
         with self.computing(len(x)):
             self.zero_grad()
-            outputs, network_backward = self._sliced_trunk.forward(self.backend, x, train=True, input_gradient=False)
+            if in_slices:
+                outputs, network_backward = self._sliced_trunk.forward(
+                    self.backend, x, train=True, input_gradient=False
+                )
+            else:
+                outputs, network_backward = self._trunk.forward(x, train=True, input_gradient=False)
             exact = outputs.astype(self.state_dtype, copy=False)
             loss, loss_backward = self._loss_of(exact, labels)
             network_backward(loss_backward(scale).astype(outputs.dtype, copy=False))
             if scale != 1.0:
-                self._gradients *= 1.0 / scale
+                self._flat.gradients *= 1.0 / scale
         return loss, exact
 
     def score(self, x: Array, labels: Array) -> tuple[Array, Array]:
@@ -473,13 +490,18 @@ class Model:
             return evaluate(self, (inputs, labels), size)
         totals = self.new_totals()
         fused = self._trunk is not self.network  # then the loss wants logits
-        for part in batches(len(labels), size):
+
+        def score(part: slice) -> None:
             outputs = self._seen_in(inputs[part], chosen, logits=fused)
             totals.add(self._loss_of(outputs, labels[part])[0], outputs, labels[part])
+
+        by_parts(self, len(labels), size, score)
         return totals.read()
 
     def predict(self, x: Any, *, batch_size: int = 256, views: Views | str | None = None) -> Any:
         """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16.
+
+        No more than `batch_size` samples are in the network at once, and fewer where memory does not suffice.
 
         Arguments:
             views: a `gpucnn.data.views.Views`, or "mirror" or "mirror-shift": the network sees several views of each
@@ -487,11 +509,13 @@ class Model:
         """
         x, size = check_inputs(x, self.input_shape), check_batch_size(batch_size)
         chosen = check_views(views, self.input_shape)
-        if chosen is None:
-            outputs = (self.forward(x[part])[0].astype(self.state_dtype, copy=False) for part in batches(len(x), size))
-        else:
-            outputs = (self._seen_in(self.backend.from_host(x[part]), chosen) for part in batches(len(x), size))
-        return join([self.backend.to_host(part) for part in outputs])
+
+        def outputs(part: slice) -> Any:
+            if chosen is not None:
+                return self.backend.to_host(self._seen_in(self.backend.from_host(x[part]), chosen))
+            return self.backend.to_host(self.forward(x[part])[0].astype(self.state_dtype, copy=False))
+
+        return join(by_parts(self, len(x), size, outputs))
 
     def _seen_in(self, x: Array, views: Views, *, logits: bool = False) -> Array:
         """Return the mean of the outputs over views of images on the device; of the logits if a softmax is last."""
@@ -568,50 +592,4 @@ class Model:
         return (
             f"<Model {self.name!r}: {len(self.layers)} layers, {self.input_shape} → {self.output_shape}, "
             f"{sum(p.size for p in self.parameters().values()):,} parameters, {self.dtype} on {self.backend.name}>"
-        )
-
-
-def _listed(values: Any, what: str) -> Any:
-    """Return values that come as a list or tuple; a single one without brackets raises ConfigurationError."""
-    if not isinstance(values, list | tuple):
-        raise ConfigurationError(f"{what} must be a list, not {values!r}; pass [{values!r}]")
-    return values
-
-
-def _check_dtype(dtype: Any) -> str:
-    if dtype not in ("float16", "float32", "float64"):
-        raise ConfigurationError(f'dtype must be "float32", "float64" or, on a GPU, "float16", not {dtype!r}')
-    return str(dtype)
-
-
-def _check_precision(dtype: str, backend: Backend) -> None:
-    """Refuse half precision where it would be slower and no use."""
-    if dtype == "float16" and not backend.half_precision:
-        raise ConfigurationError(
-            f'dtype="float16" is for GPUs, whose tensor cores multiply it fast; the backend {backend.name!r} computes '
-            'in float32 and float64: pass dtype="float32", or backend="cupy" where there is a GPU'
-        )
-
-
-def _checked_shape(shape: Any) -> Shape:
-    sides = tuple(shape) if isinstance(shape, list | tuple) else ()
-    if not sides or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
-        raise ConfigurationError(
-            f"input_shape must be the shape of one sample, such as (28, 28, 1) for grey images or (20,) for features, "
-            f"not {shape!r}"
-        )
-    return sides
-
-
-def _check_last_layer(last: Layer, loss: CategoricalCrossEntropy) -> None:
-    """Refuse a cross-entropy of numbers that are no probabilities, or a softmax taken twice."""
-    if loss.from_logits and isinstance(last, Softmax):
-        raise ConfigurationError(
-            "the network ends with Softmax, but the loss was told from_logits=True, which takes another one; leave "
-            "one of them out (a last Softmax is fused with the loss anyway)"
-        )
-    if not loss.from_logits and isinstance(last, Dense | Conv2D):
-        raise ConfigurationError(
-            f"the network ends with {last.label}, whose outputs are no probabilities; add layers.Softmax() at the "
-            "end, or use CategoricalCrossEntropy(from_logits=True)"
         )

@@ -1,6 +1,5 @@
 """Run folders, as `gpucnn train` and `gpucnn runs` leave them: what lies in one, and the data it was trained on."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from gpucnn.backends import Backend
 from gpucnn.checkpoint import load
 from gpucnn.datasets import Dataset
 from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.files import read_json
 from gpucnn.model import Model
 from gpucnn.training.history import History
 
@@ -70,13 +70,9 @@ def run_config(model_path: Path) -> dict[str, Any]:
     """
     file = model_path.parent / CONFIG
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = read_json(file)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{file}: cannot be read as JSON ({error}); mend it, or move the model elsewhere"
-        ) from error
     if not isinstance(settings, dict):
         raise CheckpointError(
             f"{file}: holds {settings!r:.40} where a run's settings were expected; mend it, or move the model elsewhere"
@@ -92,13 +88,11 @@ def read_history(model_path: Path) -> History:
     """
     file = model_path.parent / HISTORY
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{file}: there is no history; `gpucnn train` writes one into its run folder, and so does fit(…).save(file)"
         ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON ({error}); was it cut short?") from error
     if not isinstance(found, dict) or not all(
         isinstance(v, list) and all(isinstance(number, int | float) for number in v) for v in found.values()
     ):

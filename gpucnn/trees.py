@@ -49,7 +49,7 @@ def from_file(path: Path, key: str) -> Tree:
         raise CheckpointError(f"{path}: its content is not what was written; is the disk damaged, or was it edited?")
     try:
         return _with_arrays(json.loads(text), arrays)
-    except (ValueError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path}: its description cannot be read ({error})") from error
 
 

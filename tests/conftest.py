@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from gpucnn.backends import Backend, get_backend
+from gpucnn.backends.strict import StrictBackend
 from gpucnn.errors import BackendUnavailable
 from tests import host_kernels, simulated_cupy
-from tests.strict_backend import StrictBackend
 
 SIMULATED = "cupy (simulated)"  # the CuPy backend over NumPy, with its kernels compiled for the host
 NAMES = ("portable", "numpy", "strict", SIMULATED, "cupy")

@@ -22,8 +22,8 @@ import weakref
 import numpy as np
 import scipy.special
 
+from gpucnn.backends.strict import DeviceArray, HostMeetsDevice, StrictModule
 from tests.host_kernels import compile_for_host
-from tests.strict_backend import DeviceArray, HostMeetsDevice, StrictModule
 
 ALIGNMENT = 512  # bytes, as CuPy's memory pool gives it
 TOTAL_MEMORY = 2**34

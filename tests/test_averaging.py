@@ -5,10 +5,10 @@ import pytest
 
 import gpucnn
 from gpucnn import layers, optimizers, schedules
+from gpucnn.backends.strict import StrictBackend
 from gpucnn.callbacks import Callback, EarlyStopping, LookAhead, MovingAverage
 from gpucnn.callbacks.averaging import _Average
 from gpucnn.errors import ConfigurationError
-from tests.strict_backend import StrictBackend
 from tests.test_groups import assert_same_bits, simulated
 from tests.test_model import small_model, stripes
 

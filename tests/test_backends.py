@@ -9,8 +9,8 @@ import pytest
 
 import gpucnn
 from gpucnn import backends, layers
+from gpucnn.backends.strict import HostMeetsDevice, StrictBackend
 from gpucnn.errors import BackendUnavailable, ConfigurationError
-from tests.strict_backend import HostMeetsDevice, StrictBackend
 
 
 @pytest.fixture

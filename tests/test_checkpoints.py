@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import gpucnn
 from gpucnn import Checkpoints, callbacks, layers, losses, optimizers, trees
+from gpucnn.backends.strict import StrictBackend
 from gpucnn.callbacks import Callback, EarlyStopping, LookAhead, MovingAverage
 from gpucnn.data.augment import AlternatingFlip, Flip, Translate
 from gpucnn.data.fingerprint import fingerprint
@@ -24,7 +25,6 @@ from gpucnn.training import checkpoints, progress
 from gpucnn.training.defects import DefectWatch
 from gpucnn.training.interruption import Interruption
 from gpucnn.training.state import differences
-from tests.strict_backend import StrictBackend
 from tests.test_groups import assert_same_bits
 from tests.test_model import small_model, stripes
 from tests.test_resume import Killed, numbers

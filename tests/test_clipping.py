@@ -7,8 +7,8 @@ import pytest
 
 import gpucnn
 from gpucnn import layers, optimizers
+from gpucnn.backends.strict import StrictBackend
 from gpucnn.errors import ConfigurationError
-from tests.strict_backend import StrictBackend
 from tests.test_groups import GROUPS, assert_same_bits, simulated
 from tests.test_model import small_model, stripes
 

@@ -4,6 +4,7 @@ import copy
 import gzip
 import hashlib
 import io
+import json
 import logging
 import os
 import socket
@@ -188,11 +189,18 @@ def real_data():
 class Server:
     """A web server on this machine that counts what it is asked for."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, seconds=0.0):
         server = self
         self.asked = []
 
         class Handler(SimpleHTTPRequestHandler):
+            def copyfile(self, source, outputfile):
+                """Send a file in two halves, with a pause in between."""
+                content = source.read()
+                outputfile.write(content[: len(content) // 2])
+                time.sleep(seconds)
+                outputfile.write(content[len(content) // 2 :])
+
             def log_message(self, *_):
                 server.asked.append(self.path)
 
@@ -211,8 +219,8 @@ class Server:
 def serve():
     servers = []
 
-    def start(folder):
-        servers.append(Server(folder))
+    def start(folder, seconds=0.0):
+        servers.append(Server(folder, seconds))
         return servers[-1]
 
     yield start
@@ -247,6 +255,38 @@ def test_download_into_the_cache_once(tmp_path, monkeypatch, serve):
     assert len(server.asked) == 4
     assert datasets.mnist()[0][0].shape == (12, 28, 28, 1)
     assert len(server.asked) == 4
+
+
+FETCH = """
+import json, sys
+from gpucnn.data import download
+download.REMOTES["mnist"] = download.Remote(json.loads(sys.argv[1]), (sys.argv[2],))
+print("ready", flush=True)
+sys.stdin.readline()
+download.fetch("mnist", sys.argv[3])
+"""
+
+
+def test_two_processes_download_at_once(tmp_path, monkeypatch, serve):
+    """Into one folder, from a server that takes its time: both succeed, and only whole files are left."""
+    server = serve(tmp_path / "web", seconds=0.1)
+    publish(tmp_path / "web", monkeypatch, [server.address])
+    files, folder = REMOTES["mnist"].files, tmp_path / "cache" / "mnist"
+    command = [sys.executable, "-c", FETCH, json.dumps(files), server.address, str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 0, error
+    assert len(server.asked) > len(files), "they were at it at the same time"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(files)
+    for name in files:
+        assert (folder / name).read_bytes() == (tmp_path / "web" / name).read_bytes()
 
 
 def test_fetch_keeps_good_files_and_replaces_damaged_ones(tmp_path, monkeypatch, serve):

@@ -5,10 +5,10 @@ import pytest
 
 import gpucnn
 from gpucnn import layers, optimizers
+from gpucnn.backends.strict import StrictBackend
 from gpucnn.callbacks import Callback
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.optimizers import Group
-from tests.strict_backend import StrictBackend
 from tests.test_checkpoint import described, rewritten
 from tests.test_groups import GROUPS, OPTIMIZERS, assert_same_bits, simulated
 from tests.test_model import small_model, stripes
@@ -63,12 +63,12 @@ def test_what_was_gathered_is_kept_while_frozen():
     model = small_model(optimizer=OPTIMIZERS["adam"](GROUPS))
     model.train_on_batch(x, y)
     slots = {name: slot.copy() for name, slot in model.optimizer.slots.items()}
-    layout = model._layout
+    layout = model._flat.layout
     model.freeze("conv2d*")
-    assert model._layout != layout
+    assert model._flat.layout != layout
     assert model.optimizer.slots["mean"].tobytes() != slots["mean"].tobytes()
     model.unfreeze()
-    assert model._layout == layout
+    assert model._flat.layout == layout
     assert_same_bits_of(model.optimizer.slots, slots)
 
 
@@ -210,7 +210,7 @@ def test_moving_and_saving_keep_what_is_frozen(tmp_path):
     model.save(tmp_path / "m.safetensors")
     loaded = gpucnn.load(tmp_path / "m.safetensors", backend="numpy")
     assert frozen(loaded) == paths
-    assert loaded._layout == model._layout
+    assert loaded._flat.layout == model._flat.layout
     assert_same_bits(loaded, model)
     before = loaded.state_dict()
     loaded.fit(x, y, verbose=0)

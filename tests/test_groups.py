@@ -6,10 +6,10 @@ import pytest
 import gpucnn
 from gpucnn import callbacks, layers, losses, optimizers, schedules
 from gpucnn.backends import Backend
+from gpucnn.backends.strict import StrictBackend
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.optimizers import Group
 from tests.conftest import SIMULATED, make_backend, why_missing
-from tests.strict_backend import StrictBackend
 from tests.test_checkpoint import described, rewritten
 from tests.test_model import small_model, stripes
 from tests.test_optimizers import adam, sgd
@@ -66,7 +66,7 @@ def test_each_parameter_takes_its_groups_steps(backend, monkeypatch, name):
         gradients.append({path: generator.normal(size=values.size) for path, values in start.items()})
         for path, parameter in model.parameters().items():
             parameter.grad[...] = backend.from_host(gradients[-1][path].reshape(parameter.shape))
-        model.optimizer.update(backend, model._values, model._gradients, model.optimizer.rates_at())
+        model.optimizer.update(backend, model._flat.values, model._flat.gradients, model.optimizer.rates_at())
     for path, (factor, decay) in OF_PATHS.items():
         monkeypatch.setattr("tests.test_optimizers.RATE", 0.1 * factor)
         expected = [
@@ -82,7 +82,7 @@ def test_an_update_is_one_kernel_a_group(monkeypatch):
     x, y = stripes(8)
     small_model(optimizer=OPTIMIZERS["sgd"](GROUPS)).train_on_batch(x, y)
     assert len(updates) == 4
-    assert sum(updates) == len(small_model()._values)
+    assert sum(updates) == len(small_model()._flat.values)
     updates.clear()
     small_model().train_on_batch(x, y)
     assert len(updates) == 1
@@ -167,12 +167,12 @@ def test_slots_follow_into_another_dtype_and_another_layout():
     model = small_model(optimizer=OPTIMIZERS["sgd"](GROUPS))
     x, y = stripes(20)
     model.train_on_batch(x, y)
-    before = {path: model.optimizer.slots["velocity"][place.part] for path, place in model._layout.places.items()}
+    before = {path: model.optimizer.slots["velocity"][place.part] for path, place in model._flat.layout.places.items()}
     assert model.to("numpy", "float64").optimizer.slots["velocity"].dtype == "float64"
     model._groups = [list(reversed(model.parameters()))]
-    model._flatten_parameters()
-    model.optimizer.move(model.backend, model.backend, model._values, model._layout)
-    for path, place in model._layout.places.items():
+    model._flatten()
+    model.optimizer.move(model.backend, model.backend, model._flat.values, model._flat.layout)
+    for path, place in model._flat.layout.places.items():
         assert (model.optimizer.slots["velocity"][place.part] == before[path]).all(), path
 
 
@@ -185,7 +185,7 @@ def test_a_saved_model_keeps_its_groups(tmp_path):
     assert repr(loaded.optimizer.groups[0]) == (
         "Group('*.bias', rate=PiecewiseConstant([[0.0, 1.0], [3.0, 0.0]]), weight_decay=0.0)"
     )
-    assert loaded._layout == model._layout
+    assert loaded._flat.layout == model._flat.layout
     assert_same_bits(loaded, model)
     wrong = rewritten(tmp_path / "m.safetensors", lambda d: d["training"]["optimizer"]["groups"][1].update(match="x"))
     with pytest.raises(CheckpointError, match="no parameter matches 'x'"):
@@ -200,11 +200,11 @@ def described_without_groups(folder):
 
 def test_a_pattern_without_a_parameter_is_refused_and_changes_nothing():
     model = small_model()
-    before, optimizer = model._values, model.optimizer
+    before, optimizer = model._flat.values, model.optimizer
     message = r"no parameter matches 'conv2d_7\.\*'; there are conv2d\.weight, batch_norm\.scale, .*dense\.bias; a patt"
     with pytest.raises(ConfigurationError, match=message):
         model.compile(optimizers.SGD(groups=[Group("dense"), Group(["*.bias", "conv2d_7.*"])]))
-    assert model._values is before
+    assert model._flat.values is before
     assert model.optimizer is optimizer
 
 

@@ -7,10 +7,10 @@ import pytest
 
 import gpucnn
 from gpucnn import layers, metrics, plots
+from gpucnn.backends.strict import StrictBackend
 from gpucnn.errors import ConfigurationError
 from gpucnn.training import progress
 from gpucnn.training.history import History
-from tests.strict_backend import StrictBackend
 from tests.test_model import small_model, stripes
 
 

@@ -8,9 +8,9 @@ import pytest
 
 import gpucnn
 from gpucnn import callbacks, layers, losses, networks, optimizers, schedules
+from gpucnn.backends.strict import StrictBackend
 from gpucnn.errors import CheckpointError, ConfigurationError, ShapeError
 from gpucnn.training.history import History
-from tests.strict_backend import StrictBackend
 
 
 def stripes(count, seed=0):

@@ -8,10 +8,10 @@ import pytest
 import gpucnn
 from gpucnn import layers, optimizers, schedules
 from gpucnn.backends import Backend
+from gpucnn.backends.strict import StrictBackend
 from gpucnn.errors import ConfigurationError
 from gpucnn.optimizers import SGD, AdamW, Group, Muon
 from gpucnn.optimizers.muon import COEFFICIENTS, orthogonalized
-from tests.strict_backend import StrictBackend
 from tests.test_groups import assert_same_bits, simulated
 from tests.test_model import small_model, stripes
 from tests.test_optimizers import adam, sgd
@@ -101,7 +101,7 @@ def test_three_steps(backend, monkeypatch, name):
     for gradients in steps:
         for path, parameter in model.parameters().items():
             parameter.grad[...] = backend.from_host(gradients[path])
-        optimizer.update(backend, model._values, model._gradients, optimizer.rates_at())
+        optimizer.update(backend, model._flat.values, model._flat.gradients, optimizer.rates_at())
     after = model.state_dict()
     monkeypatch.setattr("tests.test_optimizers.RATE", 0.1)
     for path, parameter in model.parameters().items():
@@ -125,8 +125,8 @@ def test_what_muon_trains():
 
     def own(**options):
         model = small_model(optimizer=Muon(other=SGD(0.1), **options))
-        ranges = model._layout.ranges[: len(model.optimizer.groups) + 1]
-        places = model._layout.places.items()
+        ranges = model._flat.layout.ranges[: len(model.optimizer.groups) + 1]
+        places = model._flat.layout.places.items()
         return [path for path, place in places if any(r.start <= place.part.start < r.stop for r in ranges)]
 
     assert own() == ["conv2d.weight", "conv2d_1.weight"]
@@ -212,7 +212,7 @@ def test_a_saved_model_keeps_it(tmp_path):
     loaded = gpucnn.load(tmp_path / "m.safetensors", backend="numpy")
     assert loaded.optimizer.config() == model.optimizer.config()
     assert repr(loaded.optimizer.other) == "SGD(learning_rate=OneCycle(0.1), momentum=0.85, nesterov=True)"
-    assert loaded._layout == model._layout
+    assert loaded._flat.layout == model._flat.layout
     loaded.fit(*stripes(20), verbose=0)
 
 

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 import gpucnn
 from gpucnn import layers as L
 from gpucnn.backends import Backend, NumpyBackend
+from gpucnn.backends.strict import StrictBackend
 from gpucnn.cli import app
 from gpucnn.errors import ConfigurationError, GpucnnError, ShapeError
-from tests.strict_backend import StrictBackend
 
 
 def network():

@@ -5,9 +5,9 @@ import pytest
 
 import gpucnn
 from gpucnn import layers, optimizers
+from gpucnn.backends.strict import StrictBackend
 from gpucnn.callbacks import MovingAverage
 from gpucnn.errors import ConfigurationError, ShapeError
-from tests.strict_backend import StrictBackend
 from tests.test_groups import simulated
 from tests.test_model import small_model, stripes
 

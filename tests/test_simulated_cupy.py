@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import gpucnn.backends
+from gpucnn.backends.strict import HostMeetsDevice
 from tests.host_kernels import compile_for_host, why_not
 from tests.simulated_cupy import CUDARuntimeError, IllegalAddress, Importer, OutOfMemoryError, Simulation, load_backend
-from tests.strict_backend import HostMeetsDevice
 
 needs_compiler = pytest.mark.skipif(bool(why_not()), reason=why_not() or "kernels can be compiled")
 KERNELS = Path(gpucnn.__file__).parent / "backends" / "cupy" / "kernels"

@@ -50,6 +50,7 @@ class Backend:
 
     #: whether a model may compute in float16 here, with parameters and statistics in float32
     half_precision = False
+    on_host = True  # whether reading an array costs nothing
 
     # --- the two ways across ------------------------------------------------------------------
 
@@ -76,6 +77,10 @@ class Backend:
         `as_team` says whether the passes run in slices, by `together`; `allow_tf32`, whether float32 products may
         round their factors to 10 bits where that is faster.
         """
+        return nullcontext()
+
+    def fixed(self) -> AbstractContextManager[None]:
+        """Return a context in which this thread's work is cut and shared as it is at the beginning."""
         return nullcontext()
 
     def slices(self, batch: int, work: float) -> list[slice]:

@@ -28,7 +28,7 @@ from gpucnn.cli.common import (
 )
 from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset, Split
-from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.errors import CheckpointError, ConfigurationError, NumericError
 from gpucnn.files import PART, remove_parts, write_whole
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
@@ -182,6 +182,10 @@ def _train(asked: dict[str, Any], run_dir: Path | None, resume: bool) -> None:
         saved = f", saved {place_of(keeper.files()[-1])}" if keeper.files() else ""
         console.print(f"[bold yellow]interrupted{saved}[/]; go on with: {_resuming(folder)}", soft_wrap=True)
         raise typer.Exit(130) from None
+    except NumericError as error:
+        watch.save(folder)
+        saved = f"; {keeper.files()[-1]}, saved {place_of(keeper.files()[-1])}, is good" if keeper.files() else ""
+        raise NumericError(f"{error}{saved}. `gpucnn show histograms` draws what it came to") from error
     settings |= {"best": keeper.best, "test": model.evaluate(x_test, y_test)}
     _write_run(folder, model, history, settings, (snapshots, watch))
     keeper.clear()

@@ -167,6 +167,10 @@ class Layer(Configurable, family="layer"):
         """Return the floating-point operations of the products in one sample's forward pass (a product-sum is 2)."""
         return 0
 
+    def least_batch(self) -> int:
+        """Return how many samples a training batch must have; a layer without opinion takes one."""
+        return 1
+
     def method(self, batch: int) -> str:
         """Return how the backend computes this layer, or those inside it, for so many images; "" without a choice."""
         words = [word for _, child in self.children() for word in child.method(batch).split(", ")]

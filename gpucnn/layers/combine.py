@@ -11,6 +11,7 @@ from gpucnn.layers.activation import ReLU
 from gpucnn.layers.base import Backward, Layer, Shape
 from gpucnn.layers.pool import MaxPool2D
 
+BEFORE = "the layer before it"  # stands in messages of shapes that do not meet
 Plan = list[tuple[int, dict[str, Any]]]  # places of layers in the order in which they compute, and options
 
 
@@ -57,8 +58,16 @@ class Sequential(Layer):
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Build the layers one after another, each for the shape that the one before it returns."""
         shape = input_shape
-        for layer in self.layers:
-            shape = layer.build_once(shape, rng)
+        self._promised: dict[int, set[Shape]] = {}  # by layers of users' own: what they may return
+        for place, layer in enumerate(self.layers):
+            try:
+                shape = layer.build_once(shape, rng)
+            except ShapeError as error:
+                if place == 0 or BEFORE in str(error):
+                    raise
+                raise ShapeError(f"{error}; {BEFORE}, {self.layers[place - 1].label}, gives {shape}") from error
+            if not type(layer).__module__.startswith("gpucnn."):
+                self._promised.setdefault(id(layer), set()).add(shape)
         self.note_trained()
         self._plan = _planned(self.layers)
         return shape
@@ -78,10 +87,13 @@ class Sequential(Layer):
         """
         ways_back: list[tuple[str, Backward]] = []
         for layer, options, goes_back in self.steps(input_gradient):
+            given = x
             try:
-                x, way_back = layer.forward(x, train=train, **options)
+                x, way_back = layer.forward(given, train=train, **options)
             except MemoryError as error:
                 raise OutOfMemory.at(layer.label, error) from error
+            if id(layer) in self._promised:
+                way_back = _kept_promise(layer, self._promised[id(layer)], given, x, way_back)
             if goes_back:
                 ways_back.append((layer.label, way_back))
 
@@ -136,6 +148,32 @@ def _walk(label: str, way_back: Backward, dy: Array) -> Array:
         return way_back(dy)
     except MemoryError as error:
         raise OutOfMemory.at(label, error) from error
+
+
+def _kept_promise(layer: Layer, promised: set[Shape], x: Array, y: Array, way_back: Backward) -> Backward:
+    """Return a way back that checks the shape of dx, once that of the output is known to be what `build` promised.
+
+    Raises:
+        ShapeError: it is not; names the layer and both.
+    """
+    remedy = f"gpucnn.check_layer({type(layer).__name__}(…), {tuple(x.shape[1:])}) tries all of it"
+    if tuple(y.shape[1:]) not in promised or len(y) != len(x):
+        expected = " or ".join(str((len(x), *shape)) for shape in sorted(promised))
+        raise ShapeError(
+            f"{layer.label}: its forward returned shape {tuple(y.shape)} where its build promised {expected}; {remedy}"
+        )
+    shape = tuple(x.shape)
+
+    def checked(dy: Array) -> Array:
+        dx = way_back(dy)
+        if dx is not None and tuple(dx.shape) != shape:
+            raise ShapeError(
+                f"{layer.label}: its way back returned shape {tuple(dx.shape)} for inputs of shape {shape}; dx must "
+                f"have theirs; {remedy}"
+            )
+        return dx
+
+    return checked
 
 
 def _planned(layers: list[Layer]) -> Plan:

@@ -74,7 +74,7 @@ class Conv2D(Layer):
         area = self.window.area
         fan_in, fan_out = area * C // groups, area * F // groups
         initializer = Initializer.get(self.weight_initializer)
-        self.weight = Parameter(initializer((*size, C // groups, F), fan_in, fan_out, rng))
+        self.weight = Parameter(initializer.make((*size, C // groups, F), fan_in, fan_out, rng))
         self.bias = Parameter(initializers.zeros((F,))) if self.use_bias else None
         return (*self.window.output_size((H, W)), F)
 

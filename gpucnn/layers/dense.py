@@ -52,7 +52,7 @@ class Dense(Layer):
                 "GlobalAveragePool2D() before it"
             )
         D, K = input_shape[0], self.units
-        self.weight = Parameter(Initializer.get(self.weight_initializer)((D, K), D, K, rng))
+        self.weight = Parameter(Initializer.get(self.weight_initializer).make((D, K), D, K, rng))
         self.bias = Parameter(initializers.zeros((K,))) if self.use_bias else None
         return (K,)
 

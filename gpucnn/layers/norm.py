@@ -50,6 +50,10 @@ class BatchNorm(Layer):
         self.running_var = Buffer(initializers.ones((C,)))
         return input_shape
 
+    def least_batch(self) -> int:
+        """Return 2 for features, of which one sample has no variance; an image has one of its own."""
+        return 2 if math.prod((self.input_shape or (1,))[:-1]) < 2 else 1
+
     def forward(self, x: Array, *, train: bool, relu: bool = False) -> tuple[Array, Backward]:
         """Return y and the way back, by the batch's statistics in training and by the running ones otherwise."""
         return self._by_batch(x, relu) if train else self._by_running_statistics(x, relu)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gpucnn import trees
 from gpucnn.callbacks.base import as_loss
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
-from gpucnn.files import remove_parts, write_whole
+from gpucnn.files import FolderLock, remove_parts, write_whole
 from gpucnn.training import state
 from gpucnn.trees import Tree
 
@@ -78,6 +78,7 @@ class Checkpoints:
             raise ConfigurationError(f'monitor must be a key of the history such as "val_loss", not {monitor!r}')
         self.every_seconds, self.every_steps, self.keep, self.monitor = every_seconds, every_steps, keep, monitor
         self.best: dict[str, Any] | None = None
+        self._lock = FolderLock(self.folder)
 
     # --- for who trains -----------------------------------------------------------------------
 
@@ -99,7 +100,8 @@ class Checkpoints:
 
         Raises:
             CheckpointError: what is there is no whole checkpoint, or one of another training.
-            ConfigurationError: the folder holds a training, and nobody asked to resume it; an unknown monitor.
+            ConfigurationError: the folder holds a training, and nobody asked to resume it; another process is writing
+                one into it; an unknown monitor.
         """
         self._settings, self._circumstances = state.settings(training), state.circumstances(training)
         self._monitor = self._checked_monitor(training)
@@ -108,6 +110,35 @@ class Checkpoints:
         self._whole: list[Path] = []
         self._cost, self._last, self._steps = 0.0, time.monotonic(), 0
         source = resume if isinstance(resume, Path) else self.folder
+        new = not self.folder.exists()
+        self._take_folder()
+        try:
+            return self._begin(source, resume)
+        except BaseException:
+            self.end()
+            if new:  # nothing is left of what was refused
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
+            raise
+
+    def _take_folder(self) -> None:
+        """Make the folder, and be the only one who writes into it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            alone = self._lock.acquire()
+        except OSError as error:
+            raise self._no_place(error) from error
+        if not alone:
+            raise ConfigurationError(
+                f"{self.folder}: {self._lock.holder()} is writing a training into this folder; wait until it ends, or "
+                "name another folder"
+            )
+
+    def end(self) -> None:
+        """Let others write into the folder."""
+        self._lock.release()
+
+    def _begin(self, source: Path, resume: bool | Path) -> Tree | None:
         if resume is False or source != self.folder:
             self._refuse_to_overwrite()
         found = self._newest(source) if resume else None
@@ -115,10 +146,6 @@ class Checkpoints:
             raise CheckpointError(f"{source}: there is no checkpoint to resume from; was it written to another folder?")
         if found is not None:
             self.best = found["best"]
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._no_place(error) from error
         return found
 
     def first(self, training: "Training", steps: "Steps") -> None:
@@ -164,6 +191,7 @@ class Checkpoints:
 
     def _write(self, training: "Training", steps: "Steps") -> None:
         started = time.monotonic()
+        steps.watch.check()  # a bad one would take the place of a good one
         self._write_best()
         head = {"format": FORMAT, "python": platform.python_version(), "best": self.best}
         known = {"settings": self._settings, "circumstances": self._circumstances}

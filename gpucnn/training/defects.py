@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpucnn.callbacks import Callback
 from gpucnn.errors import CheckpointError, ConfigurationError
-from gpucnn.files import write_whole
+from gpucnn.files import read_json, write_whole
 from gpucnn.layers.activation import ReLU
 
 if TYPE_CHECKING:
@@ -95,6 +95,14 @@ class DefectWatch(Callback):
         if self.defect is None:
             self.histograms = histograms(model)
 
+    def on_fit_interrupted(self, model: "Model") -> None:
+        """Take over what ended the training, where that was NaN or infinity."""
+        fault = model.fault
+        if self.defect is None and fault is not None:
+            way = f" on the way {fault.direction}" if fault.direction else ""
+            self.defect = Defect("diverged", self._steps + 1, fault.layer, f"NaN or infinity{way}")
+            self.histograms = histograms(model)
+
     def state(self, model: "Model") -> dict[str, Any]:
         """Return what was seen, and what was made of it."""
         return {**self.report(), "steps": self._steps, "best": self._best, "at_chance": self._at_chance}
@@ -163,13 +171,11 @@ def load_report(folder: str | Path) -> dict[str, Any]:
     """
     file = Path(folder) / DEFECTS
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
+        held = read_json(file)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{file}: this run was not watched for defects; `gpucnn train` and `gpucnn runs` watch theirs"
         ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON ({error}); was it cut short?") from error
     form = held.get("format") if isinstance(held, dict) else None
     if form != FORMAT:
         raise CheckpointError(

@@ -16,12 +16,15 @@ from gpucnn import rng
 from gpucnn.callbacks import Callback
 from gpucnn.data.augment import Augmentation
 from gpucnn.data.batches import batches, steps_of
+from gpucnn.errors import NumericError
 from gpucnn.training.checkpoints import Checkpoints
+from gpucnn.training.evaluation import evaluate
 from gpucnn.training.history import History
 from gpucnn.training.interruption import Interruption
 from gpucnn.training.progress import Silent, make_progress
 from gpucnn.training.state import restore
 from gpucnn.training.steps import Steps, make_steps
+from gpucnn.trees import Tree
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -46,6 +49,8 @@ class Training:
     verbose: bool | int | str = "auto"
     checkpoints: Checkpoints | None = None
     resume: bool | Path = False
+    check_numerics: bool = True
+    deterministic: bool = True
     history: History = field(default_factory=History)
     samples: list[int] = field(default_factory=list)  # that each epoch has visited
     epoch: int = 0  # that goes on, the first of which is 0
@@ -55,15 +60,17 @@ class Training:
 
     def run(self) -> History:
         """Train, and return what every epoch gave."""
-        self.model.fitting = True
+        self.model.fitting, self.model.fault = True, None
         try:
-            return self._run()
-        except BaseException:
+            with self.model.backend.fixed() if self.deterministic else nullcontext():
+                return self._run()
+        except BaseException as error:
+            self.model.fault = error if isinstance(error, NumericError) else None
             for callback in self.callbacks:
                 callback.on_fit_interrupted(self.model)
             raise
         finally:
-            self.model.fitting = False
+            self.model.fitting, self.model.numerics = False, None
             self.model.rest(None)
             self.model.backend.release()
 
@@ -85,9 +92,18 @@ class Training:
         return parts[: steps_of(self.epoch, self.epochs, len(parts))]
 
     def _run(self) -> History:
+        if self.checkpoints is None:
+            return self._train_epochs(None)
+        found = self.checkpoints.begin(self, self.resume)
+        try:
+            return self._train_epochs(found)
+        finally:
+            self.checkpoints.end()
+
+    def _train_epochs(self, found: Tree | None) -> History:
         model, keeper = self.model, self.checkpoints
-        found = None if keeper is None else keeper.begin(self, self.resume)
-        steps = make_steps(model, to_device(model, self.data), self.batch_size, self.augment)
+        steps = make_steps(model, to_device(model, self.data), self.batch_size, self.augment, self.check_numerics)
+        model.numerics = steps.watch
         validation = None if self.validation_data is None else to_device(model, self.validation_data)
         model.stop_training = False
         for callback in self.callbacks:
@@ -102,6 +118,7 @@ class Training:
                 parts = self._parts()
                 bar.begin_epoch(self.epoch, self.epochs, len(parts), self.step, self._seconds_of_epochs())
                 logs = self._train(steps, parts, bar)
+                steps.watch.check()
                 for callback in self.callbacks:
                     callback.on_epoch_trained(model, self.epoch)
                 logs |= self._validate(validation)
@@ -176,16 +193,6 @@ class Training:
         scores = evaluate(self.model, validation, EVALUATION_BATCH)
         named = {f"val_{key}": value for key, value in scores.items()}
         return named | {"val_seconds": time.perf_counter() - started}
-
-
-def evaluate(model: "Model", on_device: Pair, batch_size: int) -> dict[str, float]:
-    """Return the mean loss and metrics over data that is on the device."""
-    x, y = on_device
-    totals = model.new_totals()
-    for part in batches(len(x), batch_size):
-        loss, outputs = model.score(model.as_floats(x[part]), y[part])
-        totals.add(loss, outputs, y[part])
-    return totals.read()
 
 
 def to_device(model: "Model", data: Pair) -> Pair:

@@ -133,7 +133,7 @@ def load_snapshots(path: str | Path) -> Epochs:
         with safe_open(file, framework="numpy") as opened:
             described = json.loads((opened.metadata() or {}).get(KEY, "null"))
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: is not a whole snapshots file ({error}); was it cut short?") from error
     found = described.get("format") if isinstance(described, dict) else None
     if found != FORMAT:

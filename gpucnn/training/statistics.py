@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpucnn.errors import CheckpointError, ConfigurationError
-from gpucnn.files import write_whole
+from gpucnn.files import read_json, write_whole
 
 FORMAT = 1
 Record = dict[str, Any]
@@ -141,7 +141,7 @@ class Runs:
 def _read(path: Path) -> tuple[dict[str, Any], list[Record]]:
     """Return the settings and the records of a file."""
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = read_json(path)
         form, settings, records = held["format"], dict(held["settings"]), list(held["runs"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

@@ -14,6 +14,7 @@ from gpucnn.backends.base import Feed
 from gpucnn.backends.placement import Placement
 from gpucnn.data.augment import Augmentation, Placing, words_of
 from gpucnn.optimizers.base import Rates
+from gpucnn.training.numerics import Watch
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -28,7 +29,9 @@ class Steps:
         data: tuple[Array, Array],
         batch_size: int,
         augment: Sequence[Augmentation] = (),
+        check_numerics: bool = True,
     ) -> None:
+        self.watch = Watch(model, check_numerics)
         self.model, (self._x, self._y), self._batch_size = model, data, batch_size
         self._augment = augment
         self.stream = rng.new_state(rng.host_generator(model.seed, "augment", model.epochs_seen))
@@ -95,8 +98,9 @@ class RecordedSteps(Steps):
         data: tuple[Array, Array],
         batch_size: int,
         augment: Sequence[Augmentation] = (),
+        check_numerics: bool = True,
     ) -> None:
-        super().__init__(model, data, batch_size, augment)
+        super().__init__(model, data, batch_size, augment, check_numerics)
         xp = model.backend.xp
         self._picked = xp.zeros(batch_size, dtype=xp.int64)
         self._fed_inputs = (
@@ -190,9 +194,13 @@ class _Counts:
 
 
 def make_steps(
-    model: "Model", data: tuple[Array, Array], batch_size: int, augment: Sequence[Augmentation] = ()
+    model: "Model",
+    data: tuple[Array, Array],
+    batch_size: int,
+    augment: Sequence[Augmentation] = (),
+    check_numerics: bool = True,
 ) -> Steps:
     """Return the steps of a training: recorded ones where the backend can, the model wants it, and it pays."""
     enough = len(data[0]) >= 2 * batch_size
     kind = RecordedSteps if model.backend.can_record and model.jit and enough else Steps
-    return kind(model, data, batch_size, augment)
+    return kind(model, data, batch_size, augment, check_numerics)

@@ -29,6 +29,7 @@ class CupyBackend(Backend):
 
     xp = cupy
     half_precision = True
+    on_host = False
     can_record = True
 
     def __init__(self, device: int = 0) -> None:

@@ -22,6 +22,10 @@ class NumpyBackend(Backend):
         """Hold BLAS to one thread if a team of threads shares the work, else to the number that was set."""
         return threads.blas_threads(1 if as_team else threads.num_threads())
 
+    def fixed(self) -> AbstractContextManager[None]:
+        """Stay with the number of threads, whatever is set meanwhile."""
+        return threads.fixed()
+
     def slices(self, batch: int, work: float) -> list[slice]:
         """Cut a batch into slices of which a team of threads takes one each."""
         return threads.slices(batch, work)

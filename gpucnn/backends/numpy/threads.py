@@ -32,7 +32,7 @@ LEAST_IMAGES, FEW_IMAGES = 32, 16
 
 _chosen: int | None = None
 _one_team = threading.Lock()  # works at a time: the workers of two, half of each started, would wait for ever
-_this_thread = threading.local()  # its `member` of a team
+_this_thread = threading.local()  # its `member` of a team, and `fixed`, the number of threads it stays with
 _blas_lock, _blas_depth = threading.Lock(), 0
 _blas_before: Any = None
 
@@ -49,10 +49,24 @@ def set_num_threads(count: int | None) -> None:
 
 def num_threads() -> int:
     """Return how many threads the CPU engine uses."""
+    fixed: int | None = getattr(_this_thread, "fixed", None)
+    if fixed is not None:
+        return fixed
     if _chosen is not None:
         return _chosen
     named = os.environ.get("GPUCNN_NUM_THREADS")
     return _positive(named, "the environment variable GPUCNN_NUM_THREADS") if named else usable_cores()
+
+
+@contextlib.contextmanager
+def fixed() -> Iterator[None]:
+    """Stay with the number of threads in the block, for what this thread computes."""
+    before = getattr(_this_thread, "fixed", None)
+    _this_thread.fixed = num_threads()
+    try:
+        yield
+    finally:
+        _this_thread.fixed = before
 
 
 def usable_cores() -> int:

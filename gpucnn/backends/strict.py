@@ -1,15 +1,18 @@
 """A pretended device: a backend whose arrays refuse to meet host arrays, so that any laptop can test the wall.
 
 `DeviceArray` wraps a NumPy array without being one. Arithmetic works between device arrays and with Python numbers; a
-NumPy array on the other side raises, `np.asarray(device_array)` raises, and every read to the host is counted.
+NumPy array on the other side raises, `np.asarray(device_array)` raises, and every read to the host is counted. What
+runs here runs on a GPU as far as arrays are concerned; `gpucnn.check_layer` tries layers on it.
 """
 
 import operator
 import types
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from gpucnn.backends import Backend
+from gpucnn.backends.base import Backend
 
 
 class HostMeetsDevice(TypeError):
@@ -22,53 +25,53 @@ class DeviceArray:
     __slots__ = ("_data", "_owner")
     __array_ufunc__ = None  # NumPy's operators step back, so that ours see the other side
 
-    def __init__(self, data, owner):
+    def __init__(self, data: Any, owner: "StrictBackend") -> None:
         self._data, self._owner = data, owner
 
-    def __array__(self, *args, **kwargs):
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise HostMeetsDevice("implicit conversion of a device array to a host array; use backend.to_host")
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # the back doors through which NumPy would look inside
             raise AttributeError(name)
         value = getattr(self._data, name)
         return self._owner.function(value) if callable(value) else self._owner.wrap(value)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._data)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return self._owner.wrap(self._data[self._owner.unwrap(index)])
 
-    def __setitem__(self, index, value):
+    def __setitem__(self, index: Any, value: Any) -> None:
         self._data[self._owner.unwrap(index)] = self._owner.unwrap(value)
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         self._owner.reads += 1
         return bool(self._data)
 
-    def __float__(self):
+    def __float__(self) -> float:
         self._owner.reads += 1
         return float(self._data)
 
-    def __int__(self):
+    def __int__(self) -> int:
         self._owner.reads += 1
         return int(self._data)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"DeviceArray({self._data!r})"
 
 
-def _define_operators():
+def _define_operators() -> None:
     arithmetic = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"]
     bits, comparisons = ["and", "or", "xor", "lshift", "rshift"], ["lt", "le", "gt", "ge", "eq", "ne"]
     for name in [*arithmetic, *bits, *comparisons]:
         function = getattr(operator, f"{name}_" if name in ("and", "or") else name)
 
-        def forward(self, other, function=function):
+        def forward(self: DeviceArray, other: Any, function: Callable[..., Any] = function) -> Any:
             return self._owner.function(function)(self, other)
 
-        def reflected(self, other, function=function):
+        def reflected(self: DeviceArray, other: Any, function: Callable[..., Any] = function) -> Any:
             return self._owner.function(function)(other, self)
 
         setattr(DeviceArray, f"__{name}__", forward)
@@ -76,18 +79,18 @@ def _define_operators():
         in_place = getattr(operator, f"i{name}", None)
         if in_place:
 
-            def assign(self, other, in_place=in_place):
+            def assign(self: DeviceArray, other: Any, in_place: Callable[..., Any] = in_place) -> DeviceArray:
                 self._data = in_place(self._data, self._owner.unwrap(other))
                 return self
 
             setattr(DeviceArray, f"__i{name}__", assign)
     for name in ("neg", "invert", "abs"):
 
-        def single(self, name=name):
+        def single(self: DeviceArray, name: str = name) -> Any:
             return self._owner.function(getattr(operator, name))(self)
 
         setattr(DeviceArray, f"__{name}__", single)
-    DeviceArray.__hash__ = None
+    setattr(DeviceArray, "__hash__", None)  # noqa: B010 (an assignment would be no method for mypy)
 
 
 _define_operators()
@@ -96,10 +99,10 @@ _define_operators()
 class StrictModule:
     """NumPy's functions for device arrays alone."""
 
-    def __init__(self, owner, module=np):
+    def __init__(self, owner: "StrictBackend", module: types.ModuleType = np) -> None:
         self._owner, self._module = owner, module
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         value = getattr(self._module, name)
         if isinstance(value, types.ModuleType):
             return StrictModule(self._owner, value)
@@ -110,19 +113,22 @@ class StrictBackend(Backend):
     """The portable kernels on a pretended device."""
 
     name = "strict"
+    on_host = False
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.xp = StrictModule(self)
         self.reads = 0
 
-    def wrap(self, value):
+    def wrap(self, value: Any) -> Any:
+        """Return what NumPy has made as the device's."""
         if isinstance(value, np.ndarray | np.generic):
             return DeviceArray(np.asarray(value), self)
         if isinstance(value, tuple) and any(isinstance(item, np.ndarray) for item in value):
             return tuple(self.wrap(item) for item in value)
         return value
 
-    def unwrap(self, value):
+    def unwrap(self, value: Any) -> Any:
+        """Return what is the device's for NumPy; a host array raises."""
         if isinstance(value, DeviceArray):
             return value._data
         if isinstance(value, np.ndarray):
@@ -131,22 +137,27 @@ class StrictBackend(Backend):
             return type(value)(self.unwrap(item) for item in value)
         return value
 
-    def function(self, function):
-        def call(*args, **kwargs):
-            args = [self.unwrap(argument) for argument in args]
-            kwargs = {name: self.unwrap(argument) for name, argument in kwargs.items()}
-            return self.wrap(function(*args, **kwargs))
+    def function(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function of NumPy's as one of device arrays."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            given = [self.unwrap(argument) for argument in args]
+            named = {name: self.unwrap(argument) for name, argument in kwargs.items()}
+            return self.wrap(function(*given, **named))
 
         return call
 
-    def from_host(self, array):
+    def from_host(self, array: Any) -> Any:
+        """Return a device array."""
         return array if isinstance(array, DeviceArray) else DeviceArray(np.array(array), self)
 
-    def to_host(self, array):
+    def to_host(self, array: Any) -> Any:
+        """Return a host array, and count the read."""
         if not isinstance(array, DeviceArray):
             raise HostMeetsDevice(f"to_host got a {type(array).__name__}, which is on the host already")
         self.reads += 1
         return np.array(array._data)
 
-    def erf(self, x):
+    def erf(self, x: Any) -> Any:
+        """Return the error function of x."""
         return self.wrap(super().erf(self.unwrap(x)))

@@ -1,0 +1,349 @@
+"""`gpucnn.check_layer`: a right layer passes, and each thing that can be wrong with one is found and said."""
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import layers, rng
+from gpucnn.errors import ConfigurationError, LayerError
+from gpucnn.layers.base import Buffer, Layer, Parameter
+from tests.cases import CASES
+
+SHAPE = (5, 4, 3)
+
+
+class Scale(Layer):
+    """y = factor · weight · x, a weight a channel: right in every way; the layers below each spoil one thing."""
+
+    def __init__(self, factor=2.0, *, name=None):
+        super().__init__(name=name)
+        self.factor = factor
+
+    def build(self, input_shape, rng):
+        self.weight = Parameter(rng.standard_normal(input_shape[-1:]))
+        return input_shape
+
+    def forward(self, x, *, train):
+        weight, factor = self.weight, self.factor
+        y = factor * weight.value * x
+
+        def backward(dy):
+            weight.add_grad(factor * (dy * x).sum(axis=tuple(range(x.ndim - 1))))
+            return factor * weight.value * dy
+
+        return y, backward
+
+
+def spoiled(**methods):
+    """Return a class like Scale with other methods; each has a name of its own, as the registry wants."""
+    return type(f"Scale{next(NUMBERS)}", (Scale,), methods)
+
+
+NUMBERS = iter(range(1000))
+
+
+def forward_with(make):
+    """Return a `forward` of which `make(layer, x, y, backward)` changes what it returns."""
+
+    def forward(self, x, *, train):
+        y, backward = Scale.forward(self, x, train=train)
+        return make(self, x, y, backward)
+
+    return forward
+
+
+def checked(layer, shape=SHAPE, **options):
+    with pytest.raises(LayerError) as caught:
+        gpucnn.check_layer(layer, shape, **options)
+    return caught.value
+
+
+def test_a_right_layer_passes():
+    result = gpucnn.check_layer(Scale(3.0), SHAPE)
+    assert not result.failures
+    names = [check.name for check in result.checks]
+    assert names == [
+        *("description", "shapes", "dtypes", "inputs stay", "repeats", "evaluation", "gradients", "gradients add up"),
+        *("device", "parity", "saving"),
+    ]
+    text = str(result)
+    assert "checks of Scale(3.0)" in text or "checks of Scale(factor=3.0)" in text
+    assert "all passed" in text
+    assert "(5, 4, 3) → (5, 4, 3), 3 parameters" in text
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_packages_own_layers_pass(case):
+    layer = case.make()
+    result = gpucnn.check_layer(layer, case.input_shape)
+    assert not result.failures
+    assert layer.output_shape is None, "the layer stays as it was"
+
+
+def test_promises_are_tried_where_they_are_made():
+    names = [check.name for check in gpucnn.check_layer(layers.Conv2D(2, 3), SHAPE).checks]
+    assert {"can_skip_input_gradient", "can_apply_relu", "per_sample"} <= set(names)
+
+
+def test_a_built_layer_keeps_its_weights():
+    layer = layers.Dense(3)
+    model = gpucnn.Model([layer], (4,), seed=1)
+    before = model.state_dict()
+    gpucnn.check_layer(layer, (4,))
+    for path, array in model.state_dict().items():
+        assert (array == before[path]).all()
+    assert layer.weight.grad is None or not layer.weight.grad.any()
+
+
+def test_inputs_of_ones_own():
+    class Logarithm(Layer):
+        def forward(self, x, *, train):
+            xp = self.backend.xp
+            return xp.log(x), lambda dy: dy / x
+
+    with np.errstate(invalid="ignore"):
+        error = checked(Logarithm(), (6,))
+    assert "NaN or infinity for ordinary inputs" in str(error)
+    x = np.random.default_rng(0).uniform(0.5, 2, (5, 6))
+    assert not gpucnn.check_layer(Logarithm(), (6,), x=x).failures
+
+
+def _no_attribute(self, factor=2.0, *, name=None):
+    Layer.__init__(self, name=name)
+    self._factor = factor
+
+
+def _changes_argument(self, factor=2.0, *, name=None):
+    Layer.__init__(self, name=name)
+    self.factor = 2 * factor
+
+
+def _wrong_shape_promised(self, input_shape, rng):
+    Scale.build(self, input_shape, rng)
+    return (*input_shape[:-1], 7)
+
+
+def _no_tuple(self, input_shape, rng):
+    Scale.build(self, input_shape, rng)
+    return list(input_shape)
+
+
+def _random_mask(self, x, *, train):
+    mask = np.random.default_rng().random(x.shape) < 0.5
+    return x * mask, lambda dy: dy * mask
+
+
+def _counts_in_evaluation(self, x, *, train):
+    self.count.value = self.count.value + 1
+    return Scale.forward(self, x, train=train)
+
+
+def _builds_a_counter(self, input_shape, rng):
+    self.count = Buffer(np.zeros(1))
+    return Scale.build(self, input_shape, rng)
+
+
+def _assigns_gradient(self, x, *, train):
+    y, backward = Scale.forward(self, x, train=train)
+
+    def assigning(dy):
+        before = self.weight.grad
+        self.weight.grad = None if before is None else 0 * before
+        return backward(dy)
+
+    return y, assigning
+
+
+def _needs_numpy(self, x, *, train):
+    return np.maximum(x, 0), lambda dy: np.where(x > 0, dy, 0)
+
+
+def _host_constant(self, x, *, train):
+    slope = np.linspace(1, 2, x.shape[-1])
+    return x * slope, lambda dy: dy * slope
+
+
+def _state_outside(self, x, *, train):
+    factor = self.drawn
+    return factor * x, lambda dy: factor * dy
+
+
+def _draws_outside(self, input_shape, rng):
+    self.drawn = float(np.random.default_rng(len(vars(self))).random()) + next(NUMBERS)
+    return input_shape
+
+
+WRONG = {
+    "an argument that is not kept": (
+        {"__init__": _no_attribute},
+        "description",
+        "takes 'factor', but the layer has no attribute of that name; keep it: self.factor = factor",
+    ),
+    "an argument that is kept changed": (
+        {"__init__": _changes_argument},
+        "description",
+        "must be kept as it was given",
+    ),
+    "a shape that is not a tuple": ({"build": _no_tuple}, "shapes", "build returned [5, 4, 3]; expected the output's"),
+    "another shape than promised": (
+        {"build": _wrong_shape_promised},
+        "shapes",
+        "forward returned shape (4, 5, 4, 3) for 4 samples; build promised (4, 5, 4, 7)",
+    ),
+    "dx in another shape": (
+        {"forward": forward_with(lambda self, x, y, back: (y, lambda dy: back(dy)[:, :1]))},
+        "shapes",
+        "the way back returned shape (4, 1, 4, 3) for 4 samples; expected dx in the shape of x, (4, 5, 4, 3)",
+    ),
+    "no dx": (
+        {"forward": forward_with(lambda self, x, y, back: (y, lambda dy: None))},
+        "shapes",
+        "the way back returned None for 4 samples",
+    ),
+    "an error of its own": (
+        {"forward": forward_with(lambda self, x, y, back: 1 / 0)},
+        "shapes",
+        "raised ZeroDivisionError: division by zero (test_check_layer.py, line ",
+    ),
+    "another dtype": (
+        {"forward": forward_with(lambda self, x, y, back: (y.astype("float64"), back))},
+        "dtypes",
+        "y is float64 for inputs and parameters of float32; make arrays with dtype=x.dtype",
+    ),
+    "x written to": (
+        {"forward": forward_with(lambda self, x, y, back: (y, lambda dy: (x.__imul__(1.5), back(dy))[1]))},
+        "inputs stay",
+        "x was changed; other layers still need it",
+    ),
+    "dy written to": (
+        {"forward": forward_with(lambda self, x, y, back: (y, lambda dy: dy.__imul__(1.5)))},
+        "inputs stay",
+        "dy was changed",
+    ),
+    "random numbers from nowhere": ({"forward": _random_mask}, "repeats", "y differs between two runs from one state"),
+    "evaluation with a memory": (
+        {"build": _builds_a_counter, "forward": _counts_in_evaluation},
+        "evaluation",
+        "forward with train=False changed count; only training may",
+    ),
+    "a wrong dx": (
+        {"forward": forward_with(lambda self, x, y, back: (y, lambda dy: -back(dy)))},
+        "gradients",
+        "dx is wrong at (0, 0, 0, ",
+    ),
+    "a wrong gradient of a weight": (
+        {"forward": forward_with(lambda self, x, y, back: (y, lambda dy: (back(dy), self.weight.grad.__imul__(2))[0]))},
+        "gradients",
+        "the gradient of weight is wrong at (0,): the way back says ",
+    ),
+    "no gradient of a weight": (
+        {"forward": forward_with(lambda self, x, y, back: (y, lambda dy: 2.0 * self.weight.value * dy))},
+        "gradients",
+        "the gradient of weight is missing; the way back must hand it over",
+    ),
+    "a gradient that is assigned": ({"forward": _assigns_gradient}, "gradients add up", "use add_grad, which adds"),
+    "NumPy in place of the backend": ({"forward": _needs_numpy}, "device", "use self.backend.xp"),
+    "a constant on the host": (
+        {"forward": _host_constant},
+        "device",
+        "a host array of shape (3,) met a device array",
+    ),
+    "a promise of slices": (
+        {"forward": forward_with(lambda self, x, y, back: (y - y.mean(axis=0), back)), "per_sample": True},
+        "per_sample",
+        "samples depend on each other, but per_sample = True",
+    ),
+    "numbers that are not saved": (
+        {"build": _draws_outside, "forward": _state_outside},
+        "saving",
+        "predicts something else once saved and loaded; keep numbers in a Buffer",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_what_is_wrong_is_found(fault):
+    methods, name, said = WRONG[fault]
+    error = checked(spoiled(**methods)())
+    failures = {check.name: check.found for check in error.check.failures}
+    assert name in failures
+    assert said in failures[name]
+    assert f"  {name}: " in str(error)
+    assert "checks:" in str(error)
+    assert str(error.check).count("WRONG") == len(failures)
+
+
+@pytest.mark.parametrize("promise", ["can_skip_input_gradient", "can_apply_relu"])
+def test_broken_promises(promise):
+    class Wrong(Scale):
+        locals()[promise] = True
+
+        def forward(self, x, *, train, input_gradient=True, relu=False):
+            y, backward = Scale.forward(self, x, train=train)
+            return y, backward if input_gradient else (lambda dy: None)
+
+    names = [check.name for check in checked(Wrong()).check.failures]
+    assert names == [promise]
+
+
+def test_random_streams_that_are_buffers_are_right():
+    class Noise(Layer):
+        def build(self, input_shape, generator):
+            self.stream = Buffer(rng.new_state(generator), on_host=True)
+            return input_shape
+
+        def forward(self, x, *, train):
+            if not train:
+                return x, lambda dy: dy
+            mask = rng.draw_mask(self.backend, self.stream.value, x.shape, 0.5)
+            return x * mask, lambda dy: dy * mask
+
+    assert not gpucnn.check_layer(Noise(), (7,)).failures
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((Scale, SHAPE), r"check_layer takes a Layer object, not <class .*Scale'>; pass an object: MyLayer"),
+        ((Scale(), 5), r"input_shape must be the shape of one sample without the batch, such as \(8, 8, 3\), not 5"),
+        ((Scale(), (5, 0)), "input_shape must be the shape of one sample"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        gpucnn.check_layer(*arguments)
+
+
+@pytest.mark.parametrize("x", [np.zeros((1, 5, 4, 3)), np.zeros((4, 5, 4))])
+def test_inputs_that_do_not_fit(x):
+    with pytest.raises(ConfigurationError, match="expected at least two samples of shape"):
+        gpucnn.check_layer(Scale(), SHAPE, x=x)
+
+
+def test_an_error_of_layers_is_one_of_gpucnns_and_an_assertion():
+    assert issubclass(LayerError, gpucnn.GpucnnError)
+    assert issubclass(LayerError, AssertionError)
+
+
+# --- in a model -------------------------------------------------------------------------------
+
+
+def test_a_model_names_a_layer_that_breaks_its_promise():
+    wrong = spoiled(**WRONG["another shape than promised"][0])
+    model = gpucnn.Model([layers.ReLU(), wrong(name="mine"), layers.Flatten()], SHAPE)
+    message = (
+        r"mine: its forward returned shape \(2, 5, 4, 3\) where its build promised \(2, 5, 4, 7\); gpucnn.check_layer"
+    )
+    with pytest.raises(gpucnn.ShapeError, match=message):
+        model.predict(np.zeros((2, *SHAPE), "float32"))
+
+
+def test_a_model_names_a_layer_whose_way_back_is_wrong():
+    wrong = spoiled(**WRONG["dx in another shape"][0])
+    network = [layers.Conv2D(3, 1), wrong(name="mine"), layers.Flatten(), layers.Dense(2), layers.Softmax()]
+    model = gpucnn.Model(network, SHAPE).compile("sgd")
+    message = (
+        r"mine: its way back returned shape \(2, 1, 4, 3\) for inputs of shape \(2, 5, 4, 3\); dx must have theirs"
+    )
+    with pytest.raises(gpucnn.ShapeError, match=message):
+        model.train_on_batch(np.zeros((2, *SHAPE), "float32"), [0, 1])
