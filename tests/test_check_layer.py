@@ -229,7 +229,7 @@ WRONG = {
     "a wrong dx": (
         {"forward": forward_with(lambda self, x, y, back: (y, lambda dy: -back(dy)))},
         "gradients",
-        "dx is wrong at (0, 0, 0, ",
+        ": the way back says ",
     ),
     "a wrong gradient of a weight": (
         {"forward": forward_with(lambda self, x, y, back: (y, lambda dy: (back(dy), self.weight.grad.__imul__(2))[0]))},

@@ -315,5 +315,5 @@ def test_faults_of_files(fault, tmp_path):
 
 def test_one_class_folder_offers_its_parent(tmp_path):
     folder = pictures(tmp_path / "animals")
-    with pytest.raises(DataError, match=re.escape(f"pass {folder}")):
+    with pytest.raises(DataError, match=re.escape(f"pass its parent {folder}")):
         datasets.image_folder(folder / "cats")

@@ -186,6 +186,12 @@ FORMATS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def pictures_of_some_megapixels(monkeypatch):
+    """What a picture may take in memory is Pillow's limit of pixels, which is lowered so that the bound can be tried."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2**21)
+
+
 @pytest.fixture(scope="module")
 def wholes(tmp_path_factory):
     return {form.name: form.whole(tmp_path_factory.mktemp(form.name)) for form in FORMATS}

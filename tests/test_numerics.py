@@ -33,7 +33,7 @@ def regression(backend="numpy", jit=True, **options):
     """Return a model of squared errors, whose gradients overflow where inputs are huge."""
     network = [layers.Dense(5, name="first"), layers.Dense(1, name="second")]
     model = gpucnn.Model(network, (3,), seed=2, backend=backend)
-    return model.compile(optimizers.SGD(1e-3, **options), "mse", [], jit=jit)
+    return model.compile(optimizers.SGD(1e-3, **options), "mean_squared_error", [], jit=jit)
 
 
 def fit(model, x, y, **options):
@@ -51,7 +51,7 @@ def test_a_gradient_that_overflows(backend):
     model = regression(HERE[backend]())
     message = (
         r"second: the gradient of its weight holds (NaN|infinity) at step 3, on the way backward; the weights are "
-        r"those before this step\. a lower learning rate or the optimizer's clip_norm often helps; "
+        r"those before this step\. A lower learning rate or the optimizer's clip_norm often helps; "
         r"fit\(check_numerics=False\) goes on regardless"
     )
     with pytest.raises(NumericError, match=message) as caught:
@@ -90,7 +90,7 @@ def test_steps_are_counted_over_all_epochs():
 
 def test_within_blocks_the_path_is_named():
     block = layers.Residual([layers.Dense(3, name="inside")], name="block")
-    model = gpucnn.Model([block, layers.Dense(1)], (3,), backend="numpy").compile(optimizers.SGD(1e-3), "mse", [])
+    model = gpucnn.Model([block, layers.Dense(1)], (3,), backend="numpy").compile(optimizers.SGD(1e-3), "mean_squared_error", [])
     model.parameters()["block.main.inside.weight"].value = np.full((3, 3), 1e20, "float32")
     x, y = data()
     x[np.arange(16) != BAD] = 0
@@ -113,7 +113,7 @@ def test_on_two_threads():
 def test_random_streams_stay_where_the_step_left_them():
     """Finding the layer repeats the step with the same mask, and draws no further one."""
     network = [layers.Dense(5), layers.Dropout(0.5), layers.Dense(1)]
-    model = gpucnn.Model(network, (3,), seed=2, backend="numpy").compile(optimizers.SGD(1e-3), "mse", [])
+    model = gpucnn.Model(network, (3,), seed=2, backend="numpy").compile(optimizers.SGD(1e-3), "mean_squared_error", [])
     stream = next(buffer for buffer in model.network.buffers().values() if buffer.on_host)
     with pytest.raises(NumericError, match="at step 3"):
         fit(model, *data())
@@ -128,7 +128,7 @@ def test_it_goes_on_regardless_if_asked():
 
 
 def test_large_gradients_whose_sum_overflows_are_no_fault():
-    model = gpucnn.Model([layers.Dense(1)], (2,), backend="numpy").compile(optimizers.SGD(1e-38), "mse", [])
+    model = gpucnn.Model([layers.Dense(1)], (2,), backend="numpy").compile(optimizers.SGD(1e-38), "mean_squared_error", [])
     model.parameters()["dense.weight"].value = np.zeros((2, 1), "float32")
     model.fit(np.full((1, 2), 2e38, "float32"), [[-0.5]], batch_size=1, verbose=0)
     assert model.state_dict()["dense.weight"].ravel() == pytest.approx([-2.0, -2.0])

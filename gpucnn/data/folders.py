@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsIndex
@@ -148,7 +149,9 @@ def open_image(path: Path) -> Iterator["Image.Image"]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as file:
+            # from memory: of a file on the disk a decoder asks for as many bytes as a damaged length says, and gets room
+            # for all of them before there are any
+            with Image.open(BytesIO(path.read_bytes()), formats=_FORMATS) as file:
                 yield file
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gpucnn.model import Model
 
 NEVER = 2**62  # the number of a step that is never made
-REMEDY = "a lower learning rate or the optimizer's clip_norm often helps; fit(check_numerics=False) goes on regardless"
+REMEDY = "A lower learning rate or the optimizer's clip_norm often helps; fit(check_numerics=False) goes on regardless"
 
 
 class Watch:
@@ -69,7 +69,7 @@ class Watch:
             raise NumericError(
                 f"the gradients hold NaN or infinity since step {number:,} of the optimizer, and so do the weights; "
                 "the last checkpoint, if there is one, is from before it. "
-                f"compile(…, jit=False) names the layer where it begins; {REMEDY}",
+                f"compile(…, jit=False) names the layer where it begins. {REMEDY}",
                 step=number,
             )
 
