@@ -193,10 +193,10 @@ class Model:
         What rests is laid out as before, so that an optimizer and averages keep what they hold of it.
         """
         parameters, changed = self.parameters(), False
-        for group, paths in zip(self.optimizer.groups, self._groups[1:], strict=True):
+        for paths, resting in zip(self._groups, self.optimizer.rest(epoch), strict=True):
             for path in paths:
-                changed |= parameters[path].resting != group.rests(epoch)
-                parameters[path].resting = group.rests(epoch)
+                changed |= parameters[path].resting != resting
+                parameters[path].resting = resting
         if changed:
             self._note_trained()
         return changed

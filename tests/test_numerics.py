@@ -90,7 +90,9 @@ def test_steps_are_counted_over_all_epochs():
 
 def test_within_blocks_the_path_is_named():
     block = layers.Residual([layers.Dense(3, name="inside")], name="block")
-    model = gpucnn.Model([block, layers.Dense(1)], (3,), backend="numpy").compile(optimizers.SGD(1e-3), "mean_squared_error", [])
+    model = gpucnn.Model([block, layers.Dense(1)], (3,), backend="numpy").compile(
+        optimizers.SGD(1e-3), "mean_squared_error", []
+    )
     model.parameters()["block.main.inside.weight"].value = np.full((3, 3), 1e20, "float32")
     x, y = data()
     x[np.arange(16) != BAD] = 0
@@ -128,7 +130,9 @@ def test_it_goes_on_regardless_if_asked():
 
 
 def test_large_gradients_whose_sum_overflows_are_no_fault():
-    model = gpucnn.Model([layers.Dense(1)], (2,), backend="numpy").compile(optimizers.SGD(1e-38), "mean_squared_error", [])
+    model = gpucnn.Model([layers.Dense(1)], (2,), backend="numpy").compile(
+        optimizers.SGD(1e-38), "mean_squared_error", []
+    )
     model.parameters()["dense.weight"].value = np.zeros((2, 1), "float32")
     model.fit(np.full((1, 2), 2e38, "float32"), [[-0.5]], batch_size=1, verbose=0)
     assert model.state_dict()["dense.weight"].ravel() == pytest.approx([-2.0, -2.0])

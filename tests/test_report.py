@@ -656,7 +656,7 @@ def watched(model, test_set):
         if values:
             small.parameters()["dense.weight"].value[0, 0] = np.nan
         watch = DefectWatch((test_set[0][:50], test_set[1][:50]), every=2)
-        small.fit(*test_set, epochs=2, batch_size=10, callbacks=[watch], verbose=0)
+        small.fit(*test_set, epochs=2, batch_size=10, callbacks=[watch], check_numerics=False, verbose=0)
         reports.append(watch.report())
     return reports
 

@@ -92,6 +92,21 @@ def test_recorded_steps_are_recorded_anew(dtype):
         assert not watch.gradients[1].any()
 
 
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_with_muon(which):
+    """Its own groups and the other optimizer's; with `fixed_norm` even a rate of 0 would move the weights."""
+    watch, (x, y) = Watch(), data()
+    groups = {"first": [Group("first", epochs=1)], "second": []}
+    other = optimizers.SGD(0.1, groups=[Group("*.bias", epochs=1)])
+    muon = optimizers.Muon(0.1, groups=groups[which], other=other, fixed_norm=True)
+    model = first_rests(Group("first"))
+    model.compile(muon).fit(x, y, epochs=3, batch_size=16, callbacks=[watch], verbose=0)
+    once, twice = watch.weights[0], watch.weights[2]
+    resting = ["first.bias", "conv2d.bias", "dense.bias", *(["first.weight"] if which == "first" else [])]
+    for path, array in once.items():
+        assert (array == twice[path]).all() == (path in resting), path
+
+
 def test_on_two_threads():
     x, y = data(128)
     gpucnn.set_num_threads(2)

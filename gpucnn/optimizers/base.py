@@ -47,6 +47,7 @@ class Optimizer(Configurable, family="optimizer"):
         self.weight_decay = check_decay(weight_decay)
         self.groups = check_groups(groups)
         self.clip_norm, self.clip_value = _limit(clip_norm, "clip_norm"), _limit(clip_value, "clip_value")
+        self._resting = [False] * (len(self.groups) + 1)  # of the parts of the flat buffer, which are not updated
         self.steps = 0
         self.slots: dict[str, Array] = {}
         self._values: Array = None
@@ -119,6 +120,11 @@ class Optimizer(Configurable, family="optimizer"):
         rate = self.rate_at(epoch, epochs)
         return [rate, *(rate * group.factor_at(epoch, epochs) for group in self.groups)]
 
+    def rest(self, epoch: float | None) -> list[bool]:
+        """Leave out the parts of the flat buffer whose groups' epochs are over; None wakes all. Return which rest."""
+        self._resting = [False, *(group.rests(epoch) for group in self.groups)]
+        return self._resting
+
     def update(
         self,
         backend: Backend,
@@ -163,8 +169,8 @@ class Optimizer(Configurable, family="optimizer"):
         self, backend: Backend, values: Array, gradients: Array, rates: Sequence[Number], number: int | Array
     ) -> None:
         """Update one part of the buffer after another, each with its rate and weight decay."""
-        for part, rate, decay in zip(self._layout.ranges, rates, self._decays(), strict=True):
-            if part.start < part.stop:
+        for part, rate, decay, rests in zip(self._layout.ranges, rates, self._decays(), self._resting, strict=True):
+            if part.start < part.stop and not rests:
                 slots = {name: slot[part] for name, slot in self.slots.items()}
                 self._update(backend, values[part], gradients[part], slots, rate, decay, number)
 

@@ -113,6 +113,10 @@ class Muon(Optimizer):
         """Return the learning rates of Muon's own parts of the flat buffer, and then those of the other optimizer."""
         return [*super().rates_at(epoch, epochs), *self._other.rates_at(epoch, epochs)]
 
+    def rest(self, epoch: float | None) -> list[bool]:
+        """Leave out parts of both optimizers."""
+        return [*super().rest(epoch), *self._other.rest(epoch)]
+
     def as_rates(self, rate: Rates) -> Sequence[Number]:
         """Return the rates of all parts; where only Muon's is given, the other optimizer takes its highest."""
         return rate if isinstance(rate, Sequence) else [*super().as_rates(rate), *self._other.rates_at()]
@@ -121,8 +125,9 @@ class Muon(Optimizer):
         self, backend: Backend, values: Array, gradients: Array, rates: Sequence[Number], number: int | Array
     ) -> None:
         own = len(self.groups) + 1
-        for part, rate, decay in zip(self._layout.ranges[:own], rates[:own], self._decays(), strict=True):
-            if part.start < part.stop:
+        own_parts = zip(self._layout.ranges[:own], rates[:own], self._decays(), self._resting, strict=True)
+        for part, rate, decay, rests in own_parts:
+            if part.start < part.stop and not rests:
                 steps = self._orthogonal_steps(backend, values, gradients, part)
                 backend.sgd_update(
                     values[part],
