@@ -188,7 +188,7 @@ FORMATS = [
 
 @pytest.fixture(autouse=True)
 def pictures_of_some_megapixels(monkeypatch):
-    """What a picture may take in memory is Pillow's limit of pixels, which is lowered so that the bound can be tried."""
+    """What a picture may take in memory is Pillow's limit of pixels, lowered here so that the bound can be tried."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2**21)
 
 

@@ -149,8 +149,8 @@ def open_image(path: Path) -> Iterator["Image.Image"]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # from memory: of a file on the disk a decoder asks for as many bytes as a damaged length says, and gets room
-            # for all of them before there are any
+            # from memory: of a file on the disk a decoder may ask for as many bytes as a damaged length says, and
+            # gets room for all of them before there are any
             with Image.open(BytesIO(path.read_bytes()), formats=_FORMATS) as file:
                 yield file
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
