@@ -67,12 +67,14 @@ FAULTS = (
         "gpucnn/layers/norm.py",
         "variance * (count / (count - 1))",
         "variance",
+        ("tests/test_model.py",),
     ),
     Fault(
         "exchanged: running momentum",
         "gpucnn/layers/norm.py",
         "running.value += (1.0 - self.momentum) * batch",
         "running.value += self.momentum * batch",
+        ("tests/test_model.py",),
     ),
     Fault(
         "dropped: epsilon in evaluation",
@@ -206,7 +208,13 @@ FAULTS = (
         "return x.sum(axis=tuple(range(x.ndim - 1)))",
         "return x.sum(axis=tuple(range(1, x.ndim)))[: x.shape[-1]]",
     ),
-    Fault("dropped: uint8 counts as 0 … 255", BASE, 'floats / 255.0 if x.dtype == "uint8" else floats', "floats"),
+    Fault(
+        "dropped: uint8 counts as 0 … 255",
+        BASE,
+        'floats / 255.0 if x.dtype == "uint8" else floats',
+        "floats",
+        ("tests/test_faults.py",),
+    ),
     Fault(
         "exchanged: channels of a convolution",
         BASE,

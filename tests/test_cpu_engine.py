@@ -155,8 +155,10 @@ def test_winograd(method, name, batch, monkeypatch):
     monkeypatch.setattr(convolution, "WINOGRAD_WEIGHT_PRODUCT", 1)
     force(monkeypatch, method)
     expected = all_three(PORTABLE, name)
-    for block in (winograd.BLOCK, 1):
+    in_slices = 0 if batch == 17 else winograd.WHOLE  # of the images
+    for block, whole in ((winograd.BLOCK, winograd.WHOLE), (1, in_slices)):
         monkeypatch.setattr(winograd, "BLOCK", block)
+        monkeypatch.setattr(winograd, "WHOLE", whole)
         monkeypatch.setattr(winograd_1d, "BLOCK", block)
         for what, actual in all_three(ENGINE, name, "float32").items():
             assert_l2_close(actual, expected[what], 1e-5, f"{what} in blocks of {block} bytes")

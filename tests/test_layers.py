@@ -207,3 +207,33 @@ def test_repr_is_the_call_that_makes_it(case):
 def test_channels_that_cannot_be_padded(numbers):
     with pytest.raises(ConfigurationError, match="must be a number of channels, at least 0"):
         layers.PadChannels(*numbers)
+
+
+@pytest.mark.parametrize("batch", [2, 9])
+def test_of_equal_elements_the_first_wins(backend, batch):
+    """Black margins and flat skies are full of them, and backends are to agree on them."""
+    layer = layers.MaxPool2D(2)
+    layer.build_once((4, 6, 3), None)
+    layer.to(backend, "float32")
+    x = np.repeat(np.arange(batch * 12, dtype="float32").reshape(batch, 2, 2, 3), 2, axis=1)
+    x = np.repeat(x, 3, axis=2)  # windows of one number, and windows of two in pairs
+    dy = spread_out((batch, 2, 3, 3), seed=1).astype("float32")
+    _, backward = layer.forward(backend.from_host(x), train=True)
+    dx = backend.to_host(backward(backend.from_host(dy)))
+    expected = np.zeros_like(dx)
+    for n, oh, ow, c in np.ndindex(*dy.shape):
+        window = x[n, 2 * oh : 2 * oh + 2, 2 * ow : 2 * ow + 2, c]
+        i, j = divmod(int(np.argmax(window)), 2)  # the first of the largest
+        expected[n, 2 * oh + i, 2 * ow + j, c] = dy[n, oh, ow, c]
+    assert np.array_equal(dx, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_softmax_of_huge_logits(backend, dtype):
+    layer = layers.Softmax()
+    layer.build_once((3,), None)
+    layer.to(backend, dtype)
+    logits = np.array([[1e4, -1e4, 0.0], [5e3, 5e3, -5e3], [-1e4, -1e4, -1e4]], dtype)
+    y, _ = layer.forward(backend.from_host(logits), train=False)
+    expected = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [1 / 3, 1 / 3, 1 / 3]]
+    assert backend.to_host(y) == pytest.approx(np.array(expected), abs=1e-6)
