@@ -138,6 +138,35 @@ def test_rows_serve_every_geometry(name, batch, monkeypatch):
         assert_l2_close(actual, expected[what], TOLERANCE["float64"], what)
 
 
+@pytest.mark.parametrize("name", [name for name, (*_, w, _groups) in CONVOLUTIONS.items() if w.dilation == (1, 1)])
+def test_strides_are_undone_by_residue(name):
+    """Whatever the number of channels: also the few for which windows are added back."""
+    N, image_size, C, F, window, _ = CONVOLUTIONS[name]
+    rng = np.random.default_rng(1)
+    weight, dy = rng.normal(size=(*window.size, C, F)), rng.normal(size=(N, *window.output_size(image_size), F))
+    found = rows.input_gradient_by_residue(order.batch_last(dy), weight, image_size, window)
+    expected = PORTABLE.conv2d_input_gradient(dy, weight, image_size, window)
+    assert_l2_close(order.batch_first(found), expected, TOLERANCE["float64"], "dx")
+
+
+def test_strides_of_any_size_are_undone_by_residue():
+    """Wider than the kernel, pixels that no window sees, and padding wider than the kernel, in small random shapes."""
+    rng, tried = np.random.default_rng(0), 0
+    for _ in range(300):
+        size, strides = (tuple(map(int, rng.integers(1, most, 2))) for most in (6, 5))
+        window = Window(size, strides, tuple((int(a), int(b)) for a, b in rng.integers(0, 4, (2, 2))))
+        image_size = tuple(map(int, rng.integers(1, 11, 2)))
+        if min(window.output_size(image_size)) < 1:
+            continue
+        C, F = map(int, rng.integers(1, 4, 2))
+        weight, dy = rng.normal(size=(*size, C, F)), rng.normal(size=(2, *window.output_size(image_size), F))
+        found = rows.input_gradient_by_residue(order.batch_last(dy), weight, image_size, window)
+        expected = PORTABLE.conv2d_input_gradient(dy, weight, image_size, window)
+        assert np.abs(order.batch_first(found) - expected).max() < 1e-11, (window, image_size)
+        tried += 1
+    assert tried > 200
+
+
 WINOGRAD_SERVES = [
     name
     for name, (*_, window, _groups) in CONVOLUTIONS.items()

@@ -15,7 +15,8 @@ bias itself. Groups of channels are taken one after another, by `depthwise` all 
 
 For stride 1 the input gradient is itself a convolution, of dy with the weight turned by half a turn, on the path of
 that one. Where it is not, or where `_turns` says that this would cost more, windows are added back: by `chunks` and
-`depthwise` themselves, by `rows` for all others; `depthwise` always does so. The weight gradient of `winograd-1d` is
+`depthwise` themselves, by `rows` for all others; `depthwise` always does so. With strides, without dilation and from 8
+channels on, `rows` convolves dy for each residue of the pixels instead. The weight gradient of `winograd-1d` is
 that of `winograd`, or with fewer than 16 channels, or 16 both in and out, that of `rows`; and with very many weights
 it is that of `chunks`.
 """
@@ -43,6 +44,7 @@ Array = Any
 # more than it costs
 WINOGRAD_1D_FEWEST, WINOGRAD_FEWEST, WINOGRAD_PRODUCT = 8, 16, 1536
 WINOGRAD_WEIGHT_FEWEST, WINOGRAD_WEIGHT_PRODUCT = 16, 512  # for its weight gradient, and the product of in and out
+RESIDUE_FEWEST = 8  # channels from which on strides are better undone by several convolutions of dy
 # weights in one product for each image that they meet; with more, reading them takes longer than using them
 MOST_WEIGHTS, MOST_WEIGHT_GRADIENTS = 8192, 2048
 
@@ -137,8 +139,11 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
             shape = (*window.padded_size(image_size), C, dy.shape[-1])
             _, inner_rows, inner_columns = window.interior(image_size)
             return np.ascontiguousarray(depthwise.input_gradient(dy, weight, shape, window)[inner_rows, inner_columns])
-        plain = window.strides == window.dilation == (1, 1)
-        of_path = rows.input_gradient_by_rows if plain else rows.input_gradient
+        of_path = rows.input_gradient
+        if window.dilation == (1, 1):
+            plain = window.strides == (1, 1)
+            of_residues = rows.input_gradient_by_residue if C // groups >= RESIDUE_FEWEST else rows.input_gradient
+            of_path = rows.input_gradient_by_rows if plain else of_residues
         dx = [of_path(dy[:, :, f], weight[..., f], image_size, window) for _, f in _groups(C, F, groups)]
         return dx[0] if groups == 1 else np.concatenate(dx, axis=2)
 

@@ -23,6 +23,7 @@ All arrays are (H, W, C, n) and one group of channels here; `convolution.py` cut
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,55 @@ def input_gradient_by_rows(dy: Array, weight: Array, image_size: tuple[int, int]
         for j in range(KW):
             dx[rows, j : j + OW].transpose(0, 2, 1, 3)[...] += shifts[:, j]
     return _inner(dx, image_size, window)
+
+
+def input_gradient_by_residue(dy: Array, weight: Array, image_size: tuple[int, int], window: Window) -> Array:
+    """Return dx (H, W, C, n) for strides without dilation: a convolution of dy for each residue of the pixels.
+
+    Along an axis with stride S, pixel r + S·q of the padded image is seen by the kernel's elements r, r + S, … alone,
+    and by outputs q, q − 1, …: that is a convolution with every S-th element, turned. Each pixel is written once, where
+    adding windows back reads and writes it once for each of the kernel's elements.
+    """
+    C, n = weight.shape[2], dy.shape[3]
+    dx = memory.empty((*image_size, C, n), dy.dtype)
+    down, across = (
+        [
+            _Residue.of(r, image_size[axis], dy.shape[axis], window.size[axis], stride, window.padding[axis][0])
+            for r in range(stride)
+        ]
+        for axis, stride in enumerate(window.strides)
+    )
+    for one in down:
+        for other in across:
+            out, part = dx[one.pixels, other.pixels], dy[one.outputs, other.outputs]
+            kernel = weight[one.elements, other.elements][::-1, ::-1].swapaxes(2, 3)
+            if not (out.size and part.size and kernel.size):
+                out[...] = 0  # no window sees them
+                continue
+            small = Window((kernel.shape[0], kernel.shape[1]), padding=(one.padding, other.padding))
+            for _ in convolve(np.ascontiguousarray(part), kernel, None, small, out):
+                pass
+    return dx
+
+
+@dataclass(frozen=True)
+class _Residue:
+    """Along one axis: the pixels of one residue, the kernel's elements that see them, and the outputs that do."""
+
+    pixels: slice
+    elements: slice
+    outputs: slice
+    padding: tuple[int, int]  # of the outputs, so that each pixel has as many as there are elements
+
+    @classmethod
+    def of(cls, residue: int, size: int, outputs: int, kernel: int, stride: int, before: int) -> "_Residue":
+        first = (residue - before) % stride
+        count, elements = len(range(first, size, stride)), len(range(residue, kernel, stride))
+        nearest = (first + before - residue) // stride  # the last output that sees the first pixel, and the last one's
+        last = nearest + count - 1
+        start, stop = max(0, nearest - (elements - 1)), max(0, min(outputs, last + 1))
+        padding = max(0, elements - 1 - nearest), max(0, last + 1 - outputs)
+        return cls(slice(first, size, stride), slice(residue, kernel, stride), slice(start, stop), padding)
 
 
 def _inner(padded: Array, image_size: tuple[int, int], window: Window) -> Array:
