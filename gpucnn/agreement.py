@@ -25,8 +25,8 @@ from rich.table import Table
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.data.batches import check_inputs, check_labels
 from gpucnn.errors import ConfigurationError
-from gpucnn.layers import Sequential
 from gpucnn.layers.base import Backward, Layer
+from gpucnn.layers.watching import watched
 from gpucnn.printing import PrintsAsTable
 from gpucnn.rng import host_generator
 
@@ -234,22 +234,11 @@ class _Recorder:
 def _record(model: "Model", backend: Backend, x: Any) -> list[_Call]:
     """Return every call of a layer that has none inside, in a training pass on a backend."""
     recorder = _Recorder(backend)
-    plans = {layer: layer._plan for layer in model.network.all_layers() if isinstance(layer, Sequential)}
-    watched = _leaves(model.network)
-    try:
-        for sequential in plans:
-            sequential._plan = sequential.one_by_one()  # each layer computes for itself
-        for path, layer in watched:
-            vars(layer)["forward"] = recorder.watch(layer, path)
+    with watched(model.network, recorder.watch):
         y, backward = model.network.forward(model.as_floats(backend.from_host(x)), train=True)
         # gradients as a mean loss gives them, whatever the model's loss is
         dy = host_generator(0, "parity").standard_normal(y.shape) / len(x)
         backward(backend.from_host(dy.astype(model.dtype)))
-    finally:
-        for _, layer in watched:
-            vars(layer).pop("forward", None)
-        for sequential, plan in plans.items():
-            sequential._plan = plan
     return recorder.calls
 
 
@@ -317,21 +306,6 @@ def _difference(
         ulps=largest / unit,
         allowed=max(tolerance, NOISE * noise) if np.isfinite(noise) else tolerance,
     )
-
-
-def _leaves(layer: Layer) -> list[tuple[str, Layer]]:
-    """Return the layers that have none inside, each once, with the path that leads to it."""
-    found: dict[int, tuple[str, Layer]] = {}
-
-    def visit(inside: Layer, path: str) -> None:
-        children = list(inside.children())
-        for name, child in children:
-            visit(child, f"{path}.{name}" if path else name)
-        if not children:
-            found.setdefault(id(inside), (path, inside))
-
-    visit(layer, "")
-    return list(found.values())
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def at_most(count: int) -> Iterator[None]:
     What a file says of a network is believed only as far as the file holds the weights of one: a word of it could ask
     for more memory than there is.
     """
-    token = _left.set([count])
+    token = _left.set([count, count])
     try:
         yield
     finally:
@@ -39,7 +39,8 @@ def _admit(shape: tuple[int, ...]) -> None:
         left[0] -= math.prod(shape)
         if left[0] < 0:
             raise ConfigurationError(
-                f"an array of shape {shape} is asked for, and with it there are more elements than there should be"
+                f"an array of shape {shape} is asked for, and with it more than the {left[1]:,} elements there are; "
+                "was the description edited?"
             )
 
 

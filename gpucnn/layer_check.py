@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gpucnn.agreement import parity
+from gpucnn.arguments import checked_shape
 from gpucnn.backends import Backend, get_backend
 from gpucnn.backends.strict import StrictBackend
 from gpucnn.checkpoint import load
@@ -132,12 +133,7 @@ class _Subject:
         if not isinstance(layer, Layer):
             hint = "; pass an object: MyLayer(…)" if isinstance(layer, type) else ""
             raise ConfigurationError(f"check_layer takes a Layer object, not {layer!r}{hint}")
-        sides = input_shape if isinstance(input_shape, list | tuple) else ()
-        if not sides or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
-            raise ConfigurationError(
-                f"input_shape must be the shape of one sample without the batch, such as (8, 8, 3), not {input_shape!r}"
-            )
-        self.layer, self.input_shape, self.seed = layer, tuple(sides), seed
+        self.layer, self.input_shape, self.seed = layer, checked_shape(input_shape), seed
         self.random = host_generator(seed, "layer check")
         self.x = self.random.standard_normal((BATCH, *self.input_shape)) if x is None else np.asarray(x, "float64")
         if self.x.shape[1:] != self.input_shape or len(self.x) < 2:
@@ -321,7 +317,7 @@ def _adds_gradients(subject: _Subject) -> str:
     twin.load_state_dict(subject.state)  # the same random draws again
     twice = subject.run(twin)
     for what, array in once.items():
-        if what.startswith("the gradient") and not np.allclose(twice[what], 2 * array, rtol=1e-9, atol=1e-12):
+        if what.startswith("the gradient") and not _same(twice[what], 2 * array):
             raise _Wrong(f"{what} is not twice as large after two passes; use add_grad, which adds, not an assignment")
     return "two passes add up" if len(once) > 2 else ""
 
@@ -332,7 +328,7 @@ def _skips_input_gradient(subject: _Subject) -> str:
         return ""
     whole, part = subject.run(subject.twin()), subject.run(subject.twin(), input_gradient=False)
     for what, array in whole.items():
-        if what != "dx" and (what not in part or not np.allclose(part[what], array, rtol=1e-9, atol=1e-12)):
+        if what != "dx" and (what not in part or not _same(part[what], array)):
             raise _Wrong(f"{what} is another with input_gradient=False, or missing; only dx may be left out")
     return "all else is the same"
 
@@ -345,7 +341,7 @@ def _applies_relu(subject: _Subject) -> str:
     dy = subject.dy(tuple(plain.shape))
     wanted = subject.run(subject.twin(), dy=dy * (plain > 0)) | {"y": np.maximum(plain, 0)}
     for what, array in subject.run(subject.twin(), dy=dy, relu=True).items():
-        if not np.allclose(array, wanted[what], rtol=1e-9, atol=1e-12):
+        if not _same(array, wanted[what]):
             raise _Wrong(f"{what} with relu=True is not what the layer and then a ReLU give")
     return "as a ReLU behind it"
 
@@ -356,7 +352,7 @@ def _takes_slices(subject: _Subject) -> str:
         return ""
     whole = subject.twin().forward(subject.x, train=False)[0]
     parts = [subject.twin().forward(part, train=False)[0] for part in (subject.x[:1], subject.x[1:])]
-    if not np.allclose(np.concatenate(parts), whole, rtol=1e-9, atol=1e-12):
+    if not _same(np.concatenate(parts), whole):
         raise _Wrong("samples depend on each other, but per_sample = True says that the batch may come in slices")
     return "slices give what the batch gives"
 
@@ -373,7 +369,7 @@ def _keeps_off_the_host(subject: _Subject) -> str:
             "with it"
         ) from error
     for what, array in subject.run(subject.twin()).items():
-        if not np.allclose(found[what], array, rtol=1e-9, atol=1e-12):
+        if not _same(found[what], array):
             raise _Wrong(f"{what} is another on a pretended device")
     return "no array of the host met one of the device"
 
@@ -425,6 +421,11 @@ CHECKS: tuple[tuple[str, Callable[[_Subject], str]], ...] = (
     ("parity", _agrees),
     ("saving", _is_saved),
 )
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Tell whether two arrays of float64 are the same but for rounding."""
+    return bool(np.allclose(a, b, rtol=1e-9, atol=1e-12))
 
 
 def _where(error: BaseException) -> str:

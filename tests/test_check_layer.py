@@ -305,7 +305,7 @@ def test_random_streams_that_are_buffers_are_right():
     ("arguments", "message"),
     [
         ((Scale, SHAPE), r"check_layer takes a Layer object, not <class .*Scale'>; pass an object: MyLayer"),
-        ((Scale(), 5), r"input_shape must be the shape of one sample without the batch, such as \(8, 8, 3\), not 5"),
+        ((Scale(), 5), "input_shape must be the shape of one sample, such as .*, not 5"),
         ((Scale(), (5, 0)), "input_shape must be the shape of one sample"),
     ],
 )

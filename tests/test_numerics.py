@@ -231,6 +231,7 @@ def test_the_command_says_where_and_keeps_what_was_good(tmp_path):
     result = CliRunner().invoke(app, ["train", *options, "--learning-rate", "1e36", "--run-dir", str(run)])
     assert isinstance(result.exception, NumericError)
     message = str(result.exception)
+    assert result.exception.layer.startswith("dense")
     assert re.search(r"dense\S*: .* holds (NaN|infinity) at step \d+, on the way (forward|backward)", message)
     assert message.endswith("is good. `gpucnn show histograms` draws what it came to")
     (kept,) = run.glob("checkpoint-*.safetensors")

@@ -185,7 +185,8 @@ def _train(asked: dict[str, Any], run_dir: Path | None, resume: bool) -> None:
     except NumericError as error:
         watch.save(folder)
         saved = f"; {keeper.files()[-1]}, saved {place_of(keeper.files()[-1])}, is good" if keeper.files() else ""
-        raise NumericError(f"{error}{saved}. `gpucnn show histograms` draws what it came to") from error
+        message = f"{error}{saved}. `gpucnn show histograms` draws what it came to"
+        raise NumericError(message, error.step, error.layer, error.direction) from error
     settings |= {"best": keeper.best, "test": model.evaluate(x_test, y_test)}
     _write_run(folder, model, history, settings, (snapshots, watch))
     keeper.clear()

@@ -1,7 +1,7 @@
 """NaN and infinity in a training: noticed before they reach the weights, and traced to where they arose.
 
 Gradients are looked at between the way back and the update, by their sum, which one bad element spoils. Where arrays
-lie on the host this costs a thousandth of a step, and the training ends there, with the weights of before. On a device
+lie on the host this costs one or two thousandths of a step, and the training ends there, with the weights of before. On a device
 the sums are only noted, and read when the epoch is over or a checkpoint is due: which step was the first is known then,
 but the weights are lost, and only the last checkpoint holds good ones. A model compiled with `jit=False` reads them at
 each step.
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpucnn.backends import Array
 from gpucnn.errors import NumericError
-from gpucnn.layers import Sequential
 from gpucnn.layers.base import Backward, Layer
+from gpucnn.layers.watching import watched
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -104,12 +104,8 @@ def origin(model: "Model", inputs: Array, labels: Array) -> tuple[str, str, str]
             kind = "NaN" if bool(backend.xp.isnan(array).any()) else "infinity"
             found.append((label, direction, f"{what} holds {kind}"))
 
-    layers = [layer for layer in model.network.all_layers() if not list(layer.children())]
-    labels_of = {id(layer): path for path, layer in _paths(model.network)}
-    plans = {layer: layer._plan for layer in model.network.all_layers() if isinstance(layer, Sequential)}
-
-    def watched(layer: Layer) -> Any:
-        forward, label = layer.forward, labels_of[id(layer)]
+    def watch(layer: Layer, label: str) -> Any:
+        forward = layer.forward
 
         def looking(x: Array, **options: Any) -> tuple[Array, Backward]:
             for path, parameter in layer.parameters().items():
@@ -129,23 +125,6 @@ def origin(model: "Model", inputs: Array, labels: Array) -> tuple[str, str, str]
 
         return looking
 
-    try:
-        for sequential in plans:
-            sequential._plan = sequential.one_by_one()
-        for layer in layers:
-            vars(layer)["forward"] = watched(layer)
+    with watched(model.network, watch):
         model.loss_and_gradients(inputs, labels, in_slices=False)
-    finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)
-        for sequential, plan in plans.items():
-            sequential._plan = plan
     return found[0] if found else ("", "backward", "a gradient holds NaN or infinity")
-
-
-def _paths(layer: Layer, path: str = "") -> Any:
-    """Yield every layer inside with the path that leads to it."""
-    for name, child in layer.children():
-        inside = f"{path}.{name}" if path else name
-        yield inside, child
-        yield from _paths(child, inside)

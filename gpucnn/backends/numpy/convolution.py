@@ -140,10 +140,10 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
             _, inner_rows, inner_columns = window.interior(image_size)
             return np.ascontiguousarray(depthwise.input_gradient(dy, weight, shape, window)[inner_rows, inner_columns])
         of_path = rows.input_gradient
-        if window.dilation == (1, 1):
-            plain = window.strides == (1, 1)
-            of_residues = rows.input_gradient_by_residue if C // groups >= RESIDUE_FEWEST else rows.input_gradient
-            of_path = rows.input_gradient_by_rows if plain else of_residues
+        if window.dilation == window.strides == (1, 1):
+            of_path = rows.input_gradient_by_rows
+        elif window.dilation == (1, 1) and C // groups >= RESIDUE_FEWEST:
+            of_path = rows.input_gradient_by_residue
         dx = [of_path(dy[:, :, f], weight[..., f], image_size, window) for _, f in _groups(C, F, groups)]
         return dx[0] if groups == 1 else np.concatenate(dx, axis=2)
 
