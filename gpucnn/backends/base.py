@@ -51,6 +51,7 @@ class Backend:
     #: whether a model may compute in float16 here, with parameters and statistics in float32
     half_precision = False
     on_host = True  # whether reading an array costs nothing
+    folds_norms = False  # whether inference multiplies a convolution's weight by what the batch norm behind it would
 
     # --- the two ways across ------------------------------------------------------------------
 

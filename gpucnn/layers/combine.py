@@ -9,6 +9,8 @@ from gpucnn.config import snake_case
 from gpucnn.errors import ConfigurationError, OutOfMemory, ShapeError
 from gpucnn.layers.activation import ReLU
 from gpucnn.layers.base import Backward, Layer, Shape
+from gpucnn.layers.conv import Conv2D
+from gpucnn.layers.norm import BatchNorm
 from gpucnn.layers.pool import MaxPool2D
 
 BEFORE = "the layer before it"  # stands in messages of shapes that do not meet
@@ -69,7 +71,7 @@ class Sequential(Layer):
             if not type(layer).__module__.startswith("gpucnn."):
                 self._promised.setdefault(id(layer), set()).add(shape)
         self.note_trained()
-        self._plan = _planned(self.layers)
+        self._plan, self._inference_plan = _planned(self.layers), _planned(self.layers, inference=True)
         return shape
 
     def note_trained(self) -> None:
@@ -86,7 +88,8 @@ class Sequential(Layer):
         as soon as it has passed that layer.
         """
         ways_back: list[tuple[str, Backward]] = []
-        for layer, options, goes_back in self.steps(input_gradient):
+        plan = self._inference_plan if self.backend.folds_norms and not train else self._plan
+        for layer, options, goes_back in self.steps(input_gradient, plan):
             given = x
             try:
                 x, way_back = layer.forward(given, train=train, **options)
@@ -123,9 +126,12 @@ class Sequential(Layer):
         """
         wanted = input_gradient
         for place, options in self._plan if plan is None else plan:
-            layer = self.layers[place]
+            layer, trained = self.layers[place], self._trained[place]
+            if "norm" in options:
+                trained = trained or self._trained[options["norm"]]
+                options = options | {"norm": self.layers[options["norm"]]}
             skips = not wanted and layer.can_skip_input_gradient
-            wanted = wanted or self._trained[place]
+            wanted = wanted or trained
             yield layer, options | {"input_gradient": False} if skips else options, wanted
 
     def one_by_one(self) -> Plan:
@@ -176,12 +182,13 @@ def _kept_promise(layer: Layer, promised: set[Shape], x: Array, y: Array, way_ba
     return checked
 
 
-def _planned(layers: list[Layer]) -> Plan:
+def _planned(layers: list[Layer], inference: bool = False) -> Plan:
     """Return the places of the layers in the order in which they compute, with options for their forward passes.
 
     Two neighbours are told of each other here, and nowhere else. A ReLU before a max pooling changes places with it:
-    the largest element is the same either way, so are all gradients, and fewer elements are left to cut off. And a
-    layer that can apply the ReLU behind it does.
+    the largest element is the same either way, so are all gradients, and fewer elements are left to cut off. A layer
+    that can apply the ReLU behind it does. And for inference a convolution takes in the batch norm behind it, whose
+    place is then one of its options.
     """
     order = list(range(len(layers)))
     for first, second in pairwise(range(len(layers))):
@@ -189,9 +196,11 @@ def _planned(layers: list[Layer]) -> Plan:
             order[first], order[second] = second, first
     plan: Plan = []
     for place in order:
-        before = plan[-1] if plan else None
-        if type(layers[place]) is ReLU and before and layers[before[0]].can_apply_relu and not before[1]:
-            plan[-1] = before[0], {"relu": True}
+        layer, (before, taken) = layers[place], plan[-1] if plan else (None, {})
+        if before is not None and type(layer) is ReLU and layers[before].can_apply_relu and "relu" not in taken:
+            plan[-1] = before, taken | {"relu": True}
+        elif inference and before is not None and (type(layers[before]), type(layer), taken) == (Conv2D, BatchNorm, {}):
+            plan[-1] = before, {"norm": place}
         else:
             plan.append((place, {}))
     return plan

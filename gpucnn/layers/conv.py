@@ -8,6 +8,7 @@ from gpucnn.errors import ShapeError
 from gpucnn.initializers import Initializer
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.geometry import Padding, check_padding, fit_window, image_shape, pair, positive
+from gpucnn.layers.norm import BatchNorm
 
 
 class Conv2D(Layer):
@@ -79,9 +80,20 @@ class Conv2D(Layer):
         return (*self.window.output_size((H, W)), F)
 
     def forward(
-        self, x: Array, *, train: bool, input_gradient: bool = True, relu: bool = False
+        self,
+        x: Array,
+        *,
+        train: bool,
+        input_gradient: bool = True,
+        relu: bool = False,
+        norm: BatchNorm | None = None,
     ) -> tuple[Array, Backward]:
-        """Return y and the way back, which returns None for dx without `input_gradient`."""
+        """Return y and the way back, which returns None for dx without `input_gradient`.
+
+        With `norm`, y is what inference makes of it in that layer.
+        """
+        if norm is not None:
+            return self._forward_with(norm, x, input_gradient, relu)
         backend, weight, bias, window = self.backend, self.weight, self.bias, self.window
         y = backend.conv2d(x, weight.value, bias.value if bias else None, window, self.groups, relu)
 
@@ -99,6 +111,24 @@ class Conv2D(Layer):
             if not input_gradient:
                 return None
             return backend.conv2d_input_gradient(dy, weight.value, x.shape[1:3], window, self.groups)
+
+        return y, backward
+
+    def _forward_with(self, norm: BatchNorm, x: Array, input_gradient: bool, relu: bool) -> tuple[Array, Backward]:
+        """Return the norm's y and the way back through both layers.
+
+        In inference a norm multiplies each channel by a factor and adds a level. The weight can be multiplied instead,
+        which spares a pass over the images. The way back, which few want, computes both again, each for itself.
+        """
+        factor, level = norm.factor_and_level()
+        if self.bias:
+            level = level + factor * self.bias.value
+        y = self.backend.conv2d(x, self.weight.value * factor, level, self.window, self.groups, relu)
+
+        def backward(dy: Array) -> Array:
+            own, own_backward = self.forward(x, train=False, input_gradient=input_gradient)
+            _, norm_backward = norm.forward(own, train=False, relu=relu)
+            return own_backward(norm_backward(dy))
 
         return y, backward
 

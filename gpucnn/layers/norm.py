@@ -79,10 +79,17 @@ class BatchNorm(Layer):
 
         return y, backward
 
+    def factor_and_level(self) -> tuple[Array, Array]:
+        """Return what inference multiplies each channel by, and then adds to it: both (C,)."""
+        factor = self.scale.value / self._running_deviation()
+        return factor, self.shift.value - self.running_mean.value * factor
+
+    def _running_deviation(self) -> Array:
+        return self.backend.xp.sqrt(self.running_var.value + self.epsilon)
+
     def _by_running_statistics(self, x: Array, relu: bool) -> tuple[Array, Backward]:
-        backend, deviation = self.backend, self.backend.xp.sqrt(self.running_var.value + self.epsilon)
-        factor = self.scale.value / deviation
-        y = backend.scale_and_shift(x, factor, self.shift.value - self.running_mean.value * factor, relu)
+        backend, deviation, (factor, level) = self.backend, self._running_deviation(), self.factor_and_level()
+        y = backend.scale_and_shift(x, factor, level, relu)
 
         def backward(dy: Array) -> Array:
             if relu:

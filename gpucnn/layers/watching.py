@@ -14,19 +14,20 @@ def watched(network: Layer, watch: Callable[[Layer, str], Any]) -> Iterator[None
 
     Meanwhile no layer takes over what is its neighbour's, such as a ReLU.
     """
-    plans = {layer: layer._plan for layer in network.all_layers() if isinstance(layer, Sequential)}
+    sequentials = [layer for layer in network.all_layers() if isinstance(layer, Sequential)]
+    plans = {layer: (layer._plan, layer._inference_plan) for layer in sequentials}
     leaves = _leaves(network)
     try:
         for sequential in plans:
-            sequential._plan = sequential.one_by_one()
+            sequential._plan = sequential._inference_plan = sequential.one_by_one()
         for path, layer in leaves:
             vars(layer)["forward"] = watch(layer, path)
         yield
     finally:
         for _, layer in leaves:
             vars(layer).pop("forward", None)
-        for sequential, plan in plans.items():
-            sequential._plan = plan
+        for sequential, kept in plans.items():
+            sequential._plan, sequential._inference_plan = kept
 
 
 def _leaves(layer: Layer) -> list[tuple[str, Layer]]:

@@ -17,6 +17,7 @@ class NumpyBackend(Backend):
     """NumPy on the CPU: images lie with the batch innermost, and a team of threads shares the batch."""
 
     name = "numpy"
+    folds_norms = True
 
     def working(self, as_team: bool, allow_tf32: bool = False) -> AbstractContextManager[None]:
         """Hold BLAS to one thread if a team of threads shares the work, else to the number that was set."""

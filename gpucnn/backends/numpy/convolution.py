@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import chunks, depthwise, memory, norm, rows, winograd, winograd_1d
+from gpucnn.backends.numpy import chunks, depthwise, elementwise, memory, norm, rows, winograd, winograd_1d
 from gpucnn.backends.numpy.order import (
     batch_first,
     batch_innermost,
@@ -90,7 +90,7 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups:
         y = memory.empty((*window.output_size(x.shape[:2]), F, x.shape[-1]), x.dtype)
         for part in _finished_blocks(name, x, weight, bias, window, groups, y):
             if relu:
-                np.maximum(part, 0, out=part)
+                elementwise.cut_off(part, part)
         return y
 
     return _by_slices(image_slices(N, _images_at_once(name, x, F, window)), convolved, batch_last(x))

@@ -15,6 +15,7 @@ from gpucnn.backends.numpy.order import batch_first, batch_innermost, batch_last
 Array = Any
 
 BLOCK = 1 << 18  # numbers at once
+ZEROS = 1 << 13
 GELU_BLOCK = 1 << 16  # the same where twenty operations pass over a block: it stays in the second-level cache
 
 # Φ(x) = ½ + ½·tanh(x·P(x²)) to 3e-8, coefficients of P from the lowest on: the fit of least greatest error up to 5.6;
@@ -26,8 +27,23 @@ def relu(x: Array) -> Array:
     """Return max(x, 0)."""
     row, (flat,) = _alike(x)
     y = memory.empty(flat.shape, x.dtype)
-    np.maximum(flat, 0, out=y)
+    cut_off(flat, y)
     return row(y)
+
+
+def cut_off(x: Array, out: Array) -> None:
+    """Write max(x, 0) to out, which has the shape of x; x itself may be given.
+
+    NumPy's `maximum` takes half as long with a row of zeros as with the number 0, if the row is no shorter than the
+    buffer of 8192 numbers in which it would repeat it.
+    """
+    if not (x.flags.c_contiguous and out.flags.c_contiguous):
+        np.maximum(x, 0, out=out)
+        return
+    x, out = x.reshape(-1), out.reshape(-1)
+    whole = len(x) // ZEROS * ZEROS
+    np.maximum(x[:whole].reshape(-1, ZEROS), scratch.zeros(ZEROS, x.dtype), out=out[:whole].reshape(-1, ZEROS))
+    np.maximum(x[whole:], 0, out=out[whole:])
 
 
 def relu_gradient(dy: Array, y: Array) -> Array:
@@ -47,7 +63,7 @@ def add(a: Array, b: Array, relu: bool) -> Array:
     for part in blocks(len(y), 1, BLOCK):
         np.add(a_flat[part], b_flat[part], out=y[part])
         if relu:
-            np.maximum(y[part], 0, out=y[part])
+            cut_off(y[part], y[part])
     return row(y)
 
 

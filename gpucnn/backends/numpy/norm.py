@@ -2,7 +2,7 @@
 
 An array is looked at as a matrix of long rows, in the order in which it lies in memory:
 
-    batch innermost     (H·W, C·N)       each channel's number stands N times in a row
+    batch innermost     (H·W/t, t·C·N)   each channel's number stands N times in a row, and all that t times
     channels innermost  (N·H, W·C)       the C numbers stand W times, one after another
     features            (N, C)
 
@@ -13,16 +13,18 @@ the array's own precision, are added up in float64.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import memory, scratch, threads
+from gpucnn.backends.numpy import elementwise, memory, scratch, threads
 from gpucnn.backends.numpy.order import batch_first, batch_innermost, blocks, pixels
 
 Array = Any
 
 CHUNK = 1 << 17  # numbers at once: two arrays of so many stay in a core's second-level cache
+WIDE = 1 << 14  # numbers of a row at least: shorter ones NumPy copies to its buffer of 8192 before it repeats them
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class LongRows:
         """Return how the engine keeps x (…, C)."""
         N, C = len(x), x.shape[-1]
         if x.ndim == 4 and batch_innermost(N):
-            return cls(x.shape, C, N, 1)
+            return cls(x.shape, C, N, _pixels_a_row(x.shape[1] * x.shape[2], C * N))
         return cls(x.shape, C, 1, x.shape[-2] if x.ndim > 2 else 1)
 
     def matrix(self, x: Array) -> Array:
@@ -136,7 +138,7 @@ def _scaled(matrix: Array, scale_row: Array, shift_row: Array, relu: bool) -> Ar
         out = np.multiply(matrix[part], scale_row, out=y[part])
         out += shift_row
         if relu:
-            np.maximum(out, 0, out=out)
+            elementwise.cut_off(out, out)
     return y
 
 
@@ -173,6 +175,13 @@ def _statistics(rows: LongRows, matrix: Array) -> tuple[Array, Array]:
 def _centred(part: Array, row: Array) -> Array:
     """Return rows less a row of means, in the scratch."""
     return np.subtract(part, row, out=scratch.take("centred", part.shape, part.dtype))
+
+
+@lru_cache(maxsize=1024)
+def _pixels_a_row(pixels: int, a_pixel: int) -> int:
+    """Return how many pixels, each of so many numbers, make a wide row that is no chunk yet; 1 if no number fits."""
+    at_least, at_most = -(-WIDE // a_pixel), CHUNK // (2 * a_pixel)
+    return next((count for count in range(at_least, at_most + 1) if pixels % count == 0), 1)
 
 
 def _chunks(matrix: Array) -> Iterator[slice]:

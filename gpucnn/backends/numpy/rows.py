@@ -14,7 +14,8 @@ The weight gradient sums over pixels and images, so there these two lie innermos
     by_channel[h, c] = x[h, :, c]                     (W·n) numbers in a row for each h and c
 
 The rows of the image that a kernel sees are KH·C such runs, and a step to the right is a shift by n numbers: the
-gradient of kernel column j is one product of (KH·C, OW·n), shifted by j·n, with dy (OW·n, F), for each output row.
+gradient of kernel column j is one product of (KH·C, OW·n), shifted by j·n, with dy (OW·n, F), for each output row. With
+a stride S the pixels 0, S, 2S, … are laid first in a run, then 1, S + 1, …: what a column sees lies side by side again.
 
 The input gradient adds back what each pixel of dy meant for its window; for stride 1 without dilation the kernel's rows
 are added up within the product. Often it is a convolution of dy instead (see `convolution.py`).
@@ -36,6 +37,7 @@ Array = Any
 
 BLOCK = 1 << 21  # bytes of lowered rows at once: about what a core's second-level cache holds
 SMALL = 8e5  # multiplications of one product: up to this size OpenBLAS takes its path without packing
+MANY_FILTERS = 32  # from which on they are laid side by side for the weight gradient
 LEAST = 4  # pixels whose products are added up by one product at least; with fewer, packing costs less
 
 
@@ -65,19 +67,16 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
     small = int(SMALL / (KH * C * F * n))
     width = small if LEAST <= small < OW else OW  # pixels that one product adds up
     a_row = max(OW * F * n, KW * KH * C * F)  # of the copy of dy, and of the products
-    for rows in _row_blocks(x, window, gathered=window.strides[1] > 1, least=a_row):
-        count = rows.stop - rows.start
-        seen = _windows_by_channel(x, window, rows)
-        dy_rows = scratch.take("output", (count, F, OW, n), dy.dtype)
-        dy_rows[...] = dy[rows].transpose(0, 2, 1, 3)
-        dy_rows = dy_rows.reshape(count, 1, 1, F, OW * n)
-        products = scratch.take("products", (*seen.shape[:4], F), x.dtype)  # (count, KW, 1, KH·C, F)
-        for start in range(0, OW, width):
-            part = slice(start * n, min(start + width, OW) * n)  # of the pixels of a row, and the images
-            np.matmul(seen[..., part], dy_rows[..., part].swapaxes(-1, -2), out=products)
-            total += products.reshape(count, KW, -1).sum(axis=0)
+    for rows in _row_blocks(x, window, gathered=False, least=a_row):
+        dy_rows = _pixels_by_filter(dy[rows])[:, None, None]
+        for columns, seen in _windows_by_channel(x, window, rows):
+            products = scratch.take("products", (*seen.shape[:4], F), x.dtype)  # (rows, columns, 1, KH·C, F)
+            for start in range(0, OW, width):
+                part = slice(start * n, min(start + width, OW) * n)  # of the pixels of a row, and the images
+                np.matmul(seen[..., part], dy_rows[..., part, :], out=products)
+                total[columns] += products.reshape(*seen.shape[:2], -1).sum(axis=0)
         if bias:
-            dbias += (dy_rows.reshape(count * F, OW * n) @ ones).reshape(count, F).sum(axis=0)
+            dbias += (ones @ dy_rows[:, 0, 0]).sum(axis=0)
     return total.reshape(KW, KH, C, F).transpose(1, 0, 2, 3), dbias.astype(x.dtype) if bias else None
 
 
@@ -209,29 +208,50 @@ def _windows(x: Array, window: Window, rows: slice, with_ones: bool) -> Array:
     return gathered.reshape(count, OW, KW * height, n)
 
 
-def _windows_by_channel(x: Array, window: Window, rows: slice) -> Array:
-    """Return what the kernel sees in a block of output rows, all its rows at once if these are neighbours.
+def _pixels_by_filter(dy: Array) -> Array:
+    """Return rows of dy (rows, OW, F, n) as matrices (rows, OW·n, F).
 
-    That is a view (rows, KW, 1, KH·C, OW·n), or with dilation (rows, KW, KH, C, OW·n).
+    Many filters are laid side by side, which takes longer than to lay pixels so, but multiplies faster.
+    """
+    count, OW, F, n = dy.shape
+    if F < MANY_FILTERS:
+        by_filter = scratch.take("output", (count, F, OW, n), dy.dtype)
+        by_filter[...] = dy.transpose(0, 2, 1, 3)
+        return by_filter.reshape(count, F, OW * n).swapaxes(1, 2)
+    by_image = scratch.take("output", (count, OW, n, F), dy.dtype)
+    np.copyto(by_image.swapaxes(2, 3), dy)
+    return by_image.reshape(count, OW * n, F)
+
+
+def _windows_by_channel(x: Array, window: Window, rows: slice) -> Iterator[tuple[slice, Array]]:
+    """Yield what some of the kernel's columns see in a block of output rows, and which columns those are.
+
+    That is a view (rows, columns, 1, KH·C, OW·n), or with dilation (rows, columns, KH, C, OW·n). Without a stride it is
+    all columns at once. With one, each column sees pixels of one residue, which are laid side by side.
     """
     H, W, C, n = x.shape
     (KH, KW), (SH, SW), (DH, DW) = window.size, window.strides, window.dilation
     (top, _), (left, _) = window.padding
     count, OW = rows.stop - rows.start, window.output_size((H, W))[1]
-    height, width = SH * (count - 1) + window.extent[0], window.padded_size((H, W))[1]
-    by_channel = scratch.take("input", (height, C, width, n), x.dtype)
-    by_channel[:, :, :left], by_channel[:, :, left + W :] = 0, 0
-    _copy_rows(x.transpose(0, 2, 1, 3), by_channel[:, :, left : left + W], rows.start * SH - top, 1)
-    shape = (count, KW, 1, KH * C, OW * n) if DH == 1 else (count, KW, KH, C, OW * n)
-    row, channel, pixel, item = by_channel.strides
+    height, width = SH * (count - 1) + window.extent[0], -(-window.padded_size((H, W))[1] // SW)
+    by_channel = scratch.take("input", (height, C, SW, width, n), x.dtype)
+    for residue in range(SW):
+        first, last = (min(max(0, -(-(edge - residue) // SW)), width) for edge in (left, left + W))
+        line = by_channel[:, :, residue]
+        line[:, :, :first], line[:, :, last:] = 0, 0
+        image = x[:, residue + SW * first - left :: SW][:, : last - first].transpose(0, 2, 1, 3)
+        _copy_rows(image, line[:, :, first:last], rows.start * SH - top, 1)
+    shape = (
+        (count, KW if SW == 1 else 1, 1, KH * C, OW * n) if DH == 1 else (count, KW if SW == 1 else 1, KH, C, OW * n)
+    )
+    row, channel, of_residue, pixel, item = by_channel.strides
+    strides = (SH * row, DW * pixel, DH * row, channel, item)
     if SW == 1:
-        return strided(by_channel, shape, (SH * row, DW * pixel, DH * row, channel, item))
-    # the pixels that a kernel column sees do not lie side by side: they are gathered, a copy for each column
-    apart = scratch.take("sums", (KW, height, C, OW, n), x.dtype)
-    for j in range(KW):
-        apart[j] = by_channel[:, :, j * DW : j * DW + SW * (OW - 1) + 1 : SW]
-    column, row, channel, _, item = apart.strides
-    return strided(apart, shape, (SH * row, column, DH * row, channel, item))
+        yield slice(0, KW), strided(by_channel, shape, strides)
+        return
+    for column in range(KW):
+        step, residue = divmod(column * DW, SW)
+        yield slice(column, column + 1), strided(by_channel, shape, strides, residue * of_residue + step * pixel)
 
 
 def _copy_rows(image: Array, out: Array, first: int, step: int) -> None:

@@ -41,6 +41,14 @@ def take(purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
     return view
 
 
+@lru_cache(maxsize=256)
+def zeros(count: int, dtype: Any) -> Array:
+    """Return a vector of zeros, which nobody may write to."""
+    vector = np.zeros(count, dtype)
+    vector.flags.writeable = False
+    return vector
+
+
 def forget() -> None:
     """Return this thread's buffers to the system."""
     _mine.largest, _mine.views = {}, {}
