@@ -40,6 +40,7 @@ BLOCK = 5 << 19  # bytes of V or M at once
 WHOLE = 19 << 18  # the same where one tile of all images takes more, but none of their pixels need be copied then
 SUMS = 1 << 19  # bytes of products that are added up at once: they are read again from the second-level cache
 FEWEST_FILTERS = 16  # of one product
+MANY_FILTERS = 64  # from which on they are laid side by side for the weight gradient
 SMALL = 6e5  # multiplications of one product: up to this size OpenBLAS takes its path without packing
 G_BOTH = np.kron(G, G).astype(np.float32)  # (36, 9): down and across at once
 G_BOTH_T = np.ascontiguousarray(G_BOTH.T)
@@ -88,18 +89,18 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
     dU, dbias = np.zeros((POSITIONS, C * F), x.dtype), np.zeros(F)
     most = SUMS // (C * F * x.itemsize)  # matrices (C, F)
     for block in _blocks(x, dy, window):
-        V, dM = _transformed_input(x, block), _transformed_gradient(dy, block)
+        V, dM = _transformed_input(x, block), _transformed_gradient(dy, block, C)
         tiles = V.shape[1]
         step = max(1, min(POSITIONS, most // tiles))
         ones = scratch.ones(tiles, x.dtype)
         for start in range(0, POSITIONS, step):
             part = slice(start, min(start + step, POSITIONS))
             shape = part.stop - start, tiles, C, F
-            products = np.matmul(V[part], dM[part].transpose(0, 1, 3, 2), out=scratch.take("sums", shape, x.dtype))
+            products = np.matmul(V[part], dM[part], out=scratch.take("sums", shape, x.dtype))
             products = products.reshape(*shape[:2], C * F)
             dU[part] += products[:, 0] if tiles == 1 else ones @ products
         if bias:
-            dbias += dM[BIAS_AT].sum(axis=(0, 2))
+            dbias += dM[BIAS_AT].sum(axis=(0, 1))
     return (G_BOTH_T @ dU).reshape(3, 3, C, F), dbias.astype(x.dtype) if bias else None
 
 
@@ -119,10 +120,15 @@ def _transformed_input(x: Array, block: Block) -> Array:
     return V.reshape(POSITIONS, -1, run // n, n)
 
 
-def _transformed_gradient(dy: Array, block: Block) -> Array:
-    """Return dM (36, tiles, F, n) = A dy Aᵀ of a block, the way back of `_put_output`, in the scratch."""
+def _transformed_gradient(dy: Array, block: Block, channels: int) -> Array:
+    """Return dM (36, tiles, n, F) = A dy Aᵀ of a block, the way back of `_put_output`, in the scratch."""
     down, across, n = block.down, block.across, _count(block.images)
-    made = _in_rows(block.made(dy), "sums")
+    made, turned = block.made(dy), dy.shape[2] >= MANY_FILTERS and channels * dy.shape[2] * n <= SMALL
+    if turned:  # the filters are laid side by side: this takes a while, but such small products are faster
+        by_image = scratch.take("sums", (*made.shape[:2], n, dy.shape[2]), dy.dtype)
+        np.copyto(by_image.swapaxes(2, 3), made)
+        made = by_image
+    made = _in_rows(made, "sums")
     width, run = made.shape[1:]
     lines = scratch.take("lines", (down.count, SEEN, width, run), dy.dtype)
     for alike in down.made:
@@ -132,7 +138,7 @@ def _transformed_gradient(dy: Array, block: Block) -> Array:
     by_tile = dM.transpose(2, 0, 3, 1, 4)  # (rows of tiles, 6, tiles, 6, run)
     for alike in across.made:
         np.matmul(alike.matrix.T, alike.of(lines, 2), out=by_tile[:, :, alike.tiles])
-    return dM.reshape(POSITIONS, -1, run // n, n)
+    return dM.reshape(POSITIONS, -1, n, run // n) if turned else dM.reshape(POSITIONS, -1, run // n, n).swapaxes(2, 3)
 
 
 def _put_output(M: Array, out: Array, block: Block) -> None:
