@@ -36,6 +36,7 @@ from gpucnn.backends.window import Window
 Array = Any
 
 BLOCK = 1 << 21  # bytes of lowered rows at once: about what a core's second-level cache holds
+GRADIENT_BLOCK = 5 << 18  # bytes of what the weight gradient lays anew at once
 SMALL = 8e5  # multiplications of one product: up to this size OpenBLAS takes its path without packing
 MANY_FILTERS = 32  # from which on they are laid side by side for the weight gradient
 LEAST = 4  # pixels whose products are added up by one product at least; with fewer, packing costs less
@@ -66,8 +67,9 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
     dbias, ones = np.zeros(F), scratch.ones(OW * n, x.dtype)
     small = int(SMALL / (KH * C * F * n))
     width = small if LEAST <= small < OW else OW  # pixels that one product adds up
-    a_row = max(OW * F * n, KW * KH * C * F)  # of the copy of dy, and of the products
-    for rows in _row_blocks(x, window, gathered=False, least=a_row):
+    of_image = window.strides[0] * window.padded_size(x.shape[:2])[1] * C * n
+    a_row = max(of_image, OW * F * n, KW * KH * C * F)  # of the copies of x and of dy, and of the products
+    for rows in blocks(len(dy), a_row * x.itemsize, GRADIENT_BLOCK):
         dy_rows = _pixels_by_filter(dy[rows])[:, None, None]
         for columns, seen in _windows_by_channel(x, window, rows):
             products = scratch.take("products", (*seen.shape[:4], F), x.dtype)  # (rows, columns, 1, KH·C, F)
@@ -265,13 +267,10 @@ def _copy_rows(image: Array, out: Array, first: int, step: int) -> None:
         out[above:inside] = image[first + above * step : first + (inside - 1) * step + 1 : step]
 
 
-def _row_blocks(x: Array, window: Window, gathered: bool, least: int = 0) -> Iterator[slice]:
-    """Cut the output rows into blocks of which the scratch can hold each copy.
-
-    The largest decides: the lowered rows; with `gathered`, what each kernel column sees of them; `least` numbers.
-    """
+def _row_blocks(x: Array, window: Window, gathered: bool) -> Iterator[slice]:
+    """Cut the output rows into blocks of which the scratch can hold the lowered rows, and what is gathered of them."""
     H, W, C, n = x.shape
     OH, OW = window.output_size((H, W))
-    KW, lowered = window.size[1], max(window.size[0], window.strides[0])  # rows of the image a row of output
-    a_row = max(window.padded_size((H, W))[1] * lowered * C * n, KW * lowered * OW * C * n if gathered else 0, least)
+    KH, KW = window.size
+    a_row = max(window.padded_size((H, W))[1] * KH * C * n, KW * KH * OW * C * n if gathered else 0)
     return blocks(OH, a_row * x.itemsize, BLOCK)
