@@ -63,6 +63,11 @@ CONVOLUTIONS = {
     "many_weights_stride": (8, (5, 4), 100, 100, Window((3, 3), (2, 2), SAME3), 1),
     "winograd_large_batch": (131, (5, 5), 24, 24, Window((3, 3), padding=SAME3), 1),
     "shrinking": (17, (7, 8), 3, 4, Window((5, 4), padding=((1, 0), (0, 0))), 1),
+    "many_filters": (17, (7, 9), 6, 34, Window((5, 5), padding=SAME5), 1),
+    "many_filters_stride": (18, (9, 10), 5, 40, Window((3, 3), (2, 2), SAME3), 1),
+    "many_filters_wide_stride": (16, (10, 11), 9, 33, Window((2, 5), (3, 3), ((0, 1), (2, 1))), 1),
+    "many_filters_stride_and_dilation": (16, (11, 12), 3, 32, Window((3, 3), (2, 3), SAME5, (2, 2)), 1),
+    "winograd_many_filters": (17, (6, 7), 24, 64, Window((3, 3), padding=SAME3), 1),
     "depthwise": (18, (6, 7), 8, 8, Window((3, 3), padding=SAME3), 8),
     "depthwise_multiplied": (18, (6, 7), 3, 6, Window((3, 2), (2, 1), SAME3, (1, 2)), 3),
     "depthwise_stride": (18, (6, 7), 8, 8, Window((3, 3), (2, 2), SAME3), 8),
@@ -322,8 +327,10 @@ def test_a_nan_passes_through_the_pool():
 @every_dtype
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("shape", [(20, 7, 8, 5), (3, 7, 8, 5), (20, 7, 8, 40), (50, 6), (4, 3)], ids=str)
-def test_batch_norm(shape, relu, dtype, monkeypatch):
-    monkeypatch.setattr(norm, "CHUNK", 1 << 8)
+@pytest.mark.parametrize("wide", [1, 300])
+def test_batch_norm(shape, relu, wide, dtype, monkeypatch):
+    monkeypatch.setattr(norm, "CHUNK", 1 << 8 if wide == 1 else 1 << 12)
+    monkeypatch.setattr(norm, "WIDE", wide)
     rng = np.random.default_rng(0)
     x, dy = rng.normal(10.0, 2.0, shape), rng.normal(size=shape)  # a mean far from 0 must not cost digits
     scale, shift = rng.normal(size=shape[-1]), rng.normal(size=shape[-1])
@@ -343,6 +350,13 @@ def test_batch_norm(shape, relu, dtype, monkeypatch):
             assert_l2_close(ours, theirs, tolerance, what)
 
 
+def test_rows_of_batch_norm_are_wide_but_no_whole_image():
+    """Several pixels make a row where they divide the image; a prime number of them is not made one row."""
+    for shape, pixels in (((16, 8, 8, 64), 16), ((16, 8, 8, 8), 1), ((64, 16, 16, 16), 16), ((64, 16, 16, 512), 1)):
+        assert norm.LongRows.of(np.empty(shape, "float32")).tile == pixels, shape
+    assert norm.LongRows.of(np.empty((16, 1, 4001, 16), "float32")).tile == 1
+
+
 def test_a_mean_far_from_zero_costs_the_scale_s_gradient_no_digits():
     rng = np.random.default_rng(0)
     x, dy = rng.normal(1000.0, 1.0, (64, 16, 8, 3)).astype("float32"), rng.normal(size=(64, 16, 8, 3)).astype("float32")
@@ -352,6 +366,22 @@ def test_a_mean_far_from_zero_costs_the_scale_s_gradient_no_digits():
     _, _, variance, kept = ENGINE.batch_norm(x, ones.astype("float32"), zeros.astype("float32"), 1e-3)
     actual = ENGINE.batch_norm_gradient(dy, kept, variance, ones.astype("float32"), 1e-3)[1]
     assert_l2_close(actual, dscale, 1e-4, "dscale")
+
+
+@every_dtype
+@pytest.mark.parametrize("count", [1, elementwise.ZEROS - 1, elementwise.ZEROS, 2 * elementwise.ZEROS + 3])
+def test_cutting_off_below_zero(count, dtype):
+    x = np.random.default_rng(0).normal(size=count).astype(dtype)
+    x[-1] = np.nan
+    expected, kept, y = np.maximum(x, 0), x.copy(), np.empty_like(x)
+    elementwise.cut_off(x, y)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(x, kept)
+    elementwise.cut_off(x, x)
+    np.testing.assert_array_equal(x, expected)
+    part = np.stack([kept, kept], axis=1)  # a part of an array, which is not contiguous
+    elementwise.cut_off(part[:, 0], part[:, 0])
+    np.testing.assert_array_equal(part, np.stack([expected, kept], axis=1))
 
 
 @every_dtype

@@ -84,6 +84,48 @@ def test_which_neighbours_are_told_of_each_other():
     assert plan(L.Conv2D(4, 3), MyReLU(), L.MaxPool2D(2)) == [(0, alone), (1, alone), (2, alone)]
 
 
+def test_inference_folds_a_norm_into_the_convolution_before_it():
+    def plan(*made):
+        network = L.Sequential(list(made))
+        network.build_once((8, 8, 3), host_generator(0, "weights"))
+        return network._inference_plan
+
+    conv = L.Conv2D(4, 3)
+    assert plan(conv, L.BatchNorm(), L.ReLU(), L.Conv2D(4, 3)) == [(0, {"norm": 1, "relu": True}), (3, {})]
+    assert plan(L.Conv2D(4, 3), L.BatchNorm(), L.ReLU(), L.MaxPool2D(2)) == [(0, {"norm": 1}), (3, {"relu": True})]
+    assert plan(L.Conv2D(4, 3), L.ReLU(), L.BatchNorm()) == [(0, {"relu": True}), (2, {})]
+    assert plan(L.Conv2D(4, 3), L.BatchNorm(), L.BatchNorm()) == [(0, {"norm": 1}), (2, {})]
+    assert plan(L.BatchNorm(), L.ReLU()) == [(0, {"relu": True})]
+
+    class Mine(L.BatchNorm):
+        pass
+
+    assert plan(L.Conv2D(4, 3), Mine()) == [(0, {}), (1, {})]
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_a_folded_norm_sees_what_was_changed_since(use_bias):
+    """Weights, statistics and freezing of both layers count at each call, and neither layer is changed by it."""
+    model = gpucnn.Model([L.Conv2D(6, 3, use_bias=use_bias), L.BatchNorm(), L.ReLU()], (8, 8, 3), backend="numpy")
+    conv, norm, relu = model.layers
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(70, 8, 8, 3)).astype("float32")
+
+    def one_by_one():
+        y = x
+        for layer in (conv, norm, relu):
+            y = layer.forward(y, train=False)[0]
+        return y
+
+    for change in ("nothing", "scale", "shift", "running_mean", "running_var", "weight", *["bias"] * use_bias):
+        if change != "nothing":
+            holder = getattr(conv if change in ("weight", "bias") else norm, change)
+            holder.value[...] = rng.uniform(0.5, 2.0, holder.value.shape)
+        before = model.state_dict()
+        np.testing.assert_allclose(model.predict(x), one_by_one(), rtol=1e-4, atol=1e-5, err_msg=change)
+        assert all(np.array_equal(value, before[path]) for path, value in model.state_dict().items())
+
+
 def test_a_training_step_lets_go_of_what_it_has_passed():
     network = L.Sequential([L.Dense(8), L.Tanh(), L.Dense(8)])
     network.build_once((8,), host_generator(0, "weights"))

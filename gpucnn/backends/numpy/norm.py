@@ -41,7 +41,7 @@ class LongRows:
         """Return how the engine keeps x (…, C)."""
         N, C = len(x), x.shape[-1]
         if x.ndim == 4 and batch_innermost(N):
-            return cls(x.shape, C, N, _pixels_a_row(x.shape[1] * x.shape[2], C * N))
+            return cls(x.shape, C, N, _divisor(x.shape[1] * x.shape[2], -(-WIDE // (C * N)), CHUNK // (2 * C * N)))
         return cls(x.shape, C, 1, x.shape[-2] if x.ndim > 2 else 1)
 
     def matrix(self, x: Array) -> Array:
@@ -178,10 +178,9 @@ def _centred(part: Array, row: Array) -> Array:
 
 
 @lru_cache(maxsize=1024)
-def _pixels_a_row(pixels: int, a_pixel: int) -> int:
-    """Return how many pixels, each of so many numbers, make a wide row that is no chunk yet; 1 if no number fits."""
-    at_least, at_most = -(-WIDE // a_pixel), CHUNK // (2 * a_pixel)
-    return next((count for count in range(at_least, at_most + 1) if pixels % count == 0), 1)
+def _divisor(number: int, at_least: int, at_most: int) -> int:
+    """Return the smallest divisor of a number within limits, 1 if there is none."""
+    return next((divisor for divisor in range(at_least, at_most + 1) if number % divisor == 0), 1)
 
 
 def _chunks(matrix: Array) -> Iterator[slice]:
