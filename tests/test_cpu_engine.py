@@ -92,16 +92,19 @@ def convolution_arrays(name, dtype="float64"):
 
 
 def all_three(backend, name, dtype="float64"):
-    """y, dweight, dbias and dx."""
+    """y, dweight, dbias and dx, and those of them that are computed at once."""
     (H, W), window, groups = CONVOLUTIONS[name][1], *CONVOLUTIONS[name][4:]
     x, weight, bias, dy = convolution_arrays(name, dtype)
     dweight, dbias = backend.conv2d_parameter_gradients(x, dy, window, groups)
     assert backend.conv2d_parameter_gradients(x, dy, window, groups, bias=False)[1] is None
+    assert backend.conv2d_gradients(x, dy, weight, window, groups, bias=False)[1] is None
+    at_once = backend.conv2d_gradients(x, dy, weight, window, groups)
     return {
         "y": backend.conv2d(x, weight, bias, window, groups),
         "dweight": dweight,
         "dbias": dbias,
         "dx": backend.conv2d_input_gradient(dy, weight, (H, W), window, groups),
+        **dict(zip(("dweight at once", "dbias at once", "dx at once"), at_once, strict=True)),
     }
 
 
@@ -216,6 +219,7 @@ def test_small_buffers_change_nothing(name, monkeypatch):
     expected = all_three(PORTABLE, name)
     for module in (chunks, rows, winograd, winograd_1d, depthwise):
         monkeypatch.setattr(module, "CHUNK" if module is chunks else "BLOCK", 1 << 8)
+    monkeypatch.setattr(rows, "GRADIENT_BLOCK", 1 << 8)
     monkeypatch.setattr(rows, "SMALL", 4e3)
     monkeypatch.setattr(rows, "LEAST", 1)
     monkeypatch.setattr(order, "AT_ONCE", 3)

@@ -243,6 +243,13 @@ class Backend:
         dcolumns = outputs[0] if groups == 1 else self.xp.concatenate(outputs, axis=-1)
         return self.col2im(dcolumns, image_size, window)
 
+    def conv2d_gradients(
+        self, x: Array, dy: Array, weight: Array, window: Window, groups: int = 1, bias: bool = True
+    ) -> tuple[Array, Array | None, Array]:
+        """Return dweight, dbias with `bias`, and dx, for a layer that wants them all: they may share work."""
+        dweight, dbias = self.conv2d_parameter_gradients(x, dy, window, groups, bias)
+        return dweight, dbias, self.conv2d_input_gradient(dy, weight, x.shape[1:3], window, groups)
+
     # --- products of features -----------------------------------------------------------------
 
     def dense(self, x: Array, weight: Array, bias: Array | None) -> Array:

@@ -101,16 +101,20 @@ class Conv2D(Layer):
             if relu:
                 dy = backend.relu_gradient(dy, y)
             bias_learns = bias is not None and bias.learns
-            if weight.learns:
+            dweight, dbias, dx = None, None, None
+            if weight.learns and input_gradient:
+                dweight, dbias, dx = backend.conv2d_gradients(x, dy, weight.value, window, self.groups, bias_learns)
+            elif weight.learns:
                 dweight, dbias = backend.conv2d_parameter_gradients(x, dy, window, self.groups, bias_learns)
+            else:
+                dbias = backend.channel_sums(dy) if bias_learns else None
+                if input_gradient:
+                    dx = backend.conv2d_input_gradient(dy, weight.value, x.shape[1:3], window, self.groups)
+            if weight.learns:
                 weight.add_grad(dweight)
-            elif bias_learns:
-                dbias = backend.channel_sums(dy)
             if bias and bias_learns:
                 bias.add_grad(dbias)
-            if not input_gradient:
-                return None
-            return backend.conv2d_input_gradient(dy, weight.value, x.shape[1:3], window, self.groups)
+            return dx
 
         return y, backward
 

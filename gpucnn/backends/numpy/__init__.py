@@ -74,6 +74,12 @@ class NumpyBackend(Backend):
         """Return dx (N, H, W, C) from dy (N, OH, OW, F) and weight (KH, KW, C/groups, F)."""
         return convolution.input_gradient(dy, weight, image_size, window, groups)
 
+    def conv2d_gradients(
+        self, x: Array, dy: Array, weight: Array, window: Window, groups: int = 1, bias: bool = True
+    ) -> tuple[Array, Array | None, Array]:
+        """Return dweight, dbias with `bias`, and dx, which share work where they can."""
+        return convolution.gradients(x, dy, weight, window, groups, bias)
+
     def max_pool2d(self, x: Array, window: Window, relu: bool = False) -> tuple[Array, Any]:
         """Take the largest element of each window: (N, H, W, C) → y (N, OH, OW, C), and what the gradient needs."""
         return pooling.largest(x, window, relu)

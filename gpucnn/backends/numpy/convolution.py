@@ -151,6 +151,37 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
     return _by_slices(image_slices(len(dy), rows.BLOCK // a_row_of_windows), gradient, batch_last(dy))
 
 
+def gradients(
+    x: Array, dy: Array, weight: Array, window: Window, groups: int, bias: bool
+) -> tuple[Array, Array | None, Array]:
+    """Return dweight, dbias with `bias`, and dx: `parameter_gradients` and `input_gradient` at once.
+
+    Where dx is a convolution of dy by one of Winograd's methods, dy is transformed for it. The gradient of the weight
+    of that convolution, which is the turned weight, is what x means for it, and sees the same of dy.
+    """
+    (N, H, W, C), F = x.shape, dy.shape[-1]
+    turned = window.turned()
+    name = path(turned, N, F, C, groups, dy.dtype)
+    of_path = {"winograd": winograd, "winograd-1d": winograd_1d}.get(name)
+    turns = groups == 1 and _turns(window, (H, W), dy.shape[1:3])
+    if of_path is None or not turns or _path_of_weight_gradient(name, N, F, C) == "chunks":
+        own = parameter_gradients(x, dy, window, groups, bias)
+        return *own, input_gradient(dy, weight, (H, W), window, groups)
+    turned_weight, of_turned = weight[::-1, ::-1].swapaxes(2, 3), np.zeros((*window.size, F, C), dy.dtype)
+    dbias = norm.channel_sums(dy) if bias else None
+    x, dy = batch_last(x), batch_last(dy)
+    slices = image_slices(N, _images_at_once(name, batch_first(dy), C, turned))
+    dx = memory.empty(x.shape, dy.dtype)
+    for images in slices:
+        out = dx if len(slices) == 1 else memory.empty((H, W, C, images.stop - images.start), dy.dtype)
+        of_turned += of_path.convolve_with_gradient(
+            image_slice(dy, images), turned_weight, image_slice(x, images), turned, out
+        )
+        if out is not dx:
+            dx[..., images] = out
+    return of_turned[::-1, ::-1].swapaxes(2, 3), dbias, batch_first(dx)
+
+
 def _by_slices(slices: list[slice], function: Callable[[Array], Array], array: Array) -> Array:
     """Return what a function makes of contiguous slices of images of an array (…, N), joined, as (N, …)."""
     if len(slices) == 1:

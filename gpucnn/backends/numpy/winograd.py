@@ -66,16 +66,12 @@ class Block:
 
 def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: Array) -> Iterator[Array]:
     """Fill out (OH, OW, F, N) from x (H, W, C, N), weight (3, 3, C, F) and bias (F,); yield each finished block."""
-    C, F = weight.shape[2:]
     blocks = _blocks(x, out, window)
-    parts = _filter_parts(F, C * _count(blocks[0].images))
-    U = (G_BOTH @ weight.transpose(0, 1, 3, 2).reshape(9, F * C)).reshape(POSITIONS, 1, parts, F // parts, C)
+    U = _transformed_weight(weight, _count(blocks[0].images))
     for block in blocks:
-        V = _transformed_input(x, block)
-        M = scratch.take("output", (*V.shape[:2], parts, F // parts, V.shape[3]), x.dtype)
-        np.matmul(U, V[:, :, None], out=M)
+        M = _multiplied(U, _transformed_input(x, block))
         if bias is not None:
-            M[BIAS_AT] += bias.reshape(parts, F // parts, 1)
+            M[BIAS_AT] += bias.reshape(*U.shape[2:4], 1)
         _put_output(M, out, block)
         yield block.made(out)
 
@@ -87,21 +83,58 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
     """
     C, F = x.shape[2], dy.shape[2]
     dU, dbias = np.zeros((POSITIONS, C * F), x.dtype), np.zeros(F)
-    most = SUMS // (C * F * x.itemsize)  # matrices (C, F)
     for block in _blocks(x, dy, window):
         V, dM = _transformed_input(x, block), _transformed_gradient(dy, block, C)
-        tiles = V.shape[1]
-        step = max(1, min(POSITIONS, most // tiles))
-        ones = scratch.ones(tiles, x.dtype)
-        for start in range(0, POSITIONS, step):
-            part = slice(start, min(start + step, POSITIONS))
-            shape = part.stop - start, tiles, C, F
-            products = np.matmul(V[part], dM[part], out=scratch.take("sums", shape, x.dtype))
-            products = products.reshape(*shape[:2], C * F)
-            dU[part] += products[:, 0] if tiles == 1 else ones @ products
+        _add_products(V, dM, dU)
         if bias:
             dbias += dM[BIAS_AT].sum(axis=(0, 1))
-    return (G_BOTH_T @ dU).reshape(3, 3, C, F), dbias.astype(x.dtype) if bias else None
+    return _weight_of(dU, C, F), dbias.astype(x.dtype) if bias else None
+
+
+def convolve_with_gradient(x: Array, weight: Array, dy: Array, window: Window, out: Array) -> Array:
+    """Fill out (OH, OW, F, N) as `convolve` does; return what dy, such an array, means for the weight, (3, 3, C, F).
+
+    Both see the same of x, which is transformed once.
+    """
+    C, F = weight.shape[2:]
+    blocks = _blocks(x, out, window)
+    U, dU = _transformed_weight(weight, _count(blocks[0].images)), np.zeros((POSITIONS, C * F), x.dtype)
+    for block in blocks:
+        V = _transformed_input(x, block)
+        _add_products(V, _transformed_gradient(dy, block, C), dU)
+        _put_output(_multiplied(U, V), out, block)
+    return _weight_of(dU, C, F)
+
+
+def _transformed_weight(weight: Array, images: int) -> Array:
+    """Return U (36, 1, parts, F/parts, C) of a weight (3, 3, C, F), for products with so many images."""
+    C, F = weight.shape[2:]
+    parts = _filter_parts(F, C * images)
+    return (G_BOTH @ weight.transpose(0, 1, 3, 2).reshape(9, F * C)).reshape(POSITIONS, 1, parts, F // parts, C)
+
+
+def _multiplied(U: Array, V: Array) -> Array:
+    """Return M (36, tiles, parts, F/parts, n), in the scratch."""
+    M = scratch.take("output", (*V.shape[:2], *U.shape[2:4], V.shape[3]), V.dtype)
+    return np.matmul(U, V[:, :, None], out=M)
+
+
+def _add_products(V: Array, dM: Array, dU: Array) -> None:
+    """Add V (36, tiles, C, n) @ dM (36, tiles, n, F), added up over the tiles, to dU (36, C·F)."""
+    (_, tiles, C, _), F = V.shape, dM.shape[3]
+    step = max(1, min(POSITIONS, SUMS // (C * F * V.itemsize) // tiles))  # positions at once
+    ones = scratch.ones(tiles, V.dtype)
+    for start in range(0, POSITIONS, step):
+        part = slice(start, min(start + step, POSITIONS))
+        shape = part.stop - start, tiles, C, F
+        products = np.matmul(V[part], dM[part], out=scratch.take("sums", shape, V.dtype))
+        products = products.reshape(*shape[:2], C * F)
+        dU[part] += products[:, 0] if tiles == 1 else ones @ products
+
+
+def _weight_of(dU: Array, channels: int, filters: int) -> Array:
+    """Return the weight's gradient Gᵀ dU G, (3, 3, C, F)."""
+    return (G_BOTH_T @ dU).reshape(3, 3, channels, filters)
 
 
 def _transformed_input(x: Array, block: Block) -> Array:
