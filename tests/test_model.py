@@ -388,11 +388,11 @@ def test_batch_norm_on_a_batch_of_one_is_refused():
 def test_the_first_layer_leaves_out_the_gradient_nobody_wants(monkeypatch):
     asked = []
     backend = gpucnn.get_backend("numpy")
-    original = type(backend).conv2d_input_gradient
+    original = type(backend).conv2d_gradients  # the kernel of who wants the input's gradient too
     monkeypatch.setattr(
         type(backend),
-        "conv2d_input_gradient",
-        lambda self, dy, *rest: asked.append(dy.shape) or original(self, dy, *rest),
+        "conv2d_gradients",
+        lambda self, x, dy, *rest: asked.append(dy.shape) or original(self, x, dy, *rest),
     )
     x, y = stripes(8)
     model = small_model(backend=backend)

@@ -77,8 +77,9 @@ class NumpyBackend(Backend):
     def conv2d_gradients(
         self, x: Array, dy: Array, weight: Array, window: Window, groups: int = 1, bias: bool = True
     ) -> tuple[Array, Array | None, Array]:
-        """Return dweight, dbias with `bias`, and dx, which share work where they can."""
-        return convolution.gradients(x, dy, weight, window, groups, bias)
+        """Return dweight, dbias with `bias`, and dx, at once where they share work."""
+        shared = convolution.shared_gradients(x, dy, weight, window, groups, bias)
+        return shared or super().conv2d_gradients(x, dy, weight, window, groups, bias)
 
     def max_pool2d(self, x: Array, window: Window, relu: bool = False) -> tuple[Array, Any]:
         """Take the largest element of each window: (N, H, W, C) → y (N, OH, OW, C), and what the gradient needs."""

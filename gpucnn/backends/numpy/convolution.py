@@ -151,10 +151,10 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
     return _by_slices(image_slices(len(dy), rows.BLOCK // a_row_of_windows), gradient, batch_last(dy))
 
 
-def gradients(
+def shared_gradients(
     x: Array, dy: Array, weight: Array, window: Window, groups: int, bias: bool
-) -> tuple[Array, Array | None, Array]:
-    """Return dweight, dbias with `bias`, and dx: `parameter_gradients` and `input_gradient` at once.
+) -> tuple[Array, Array | None, Array] | None:
+    """Return dweight, dbias with `bias`, and dx, if their path computes them at once; else None.
 
     Where dx is a convolution of dy by one of Winograd's methods, dy is transformed for it. The gradient of the weight
     of that convolution, which is the turned weight, is what x means for it, and sees the same of dy.
@@ -165,8 +165,7 @@ def gradients(
     of_path = {"winograd": winograd, "winograd-1d": winograd_1d}.get(name)
     turns = groups == 1 and _turns(window, (H, W), dy.shape[1:3])
     if of_path is None or not turns or _path_of_weight_gradient(name, N, F, C) == "chunks":
-        own = parameter_gradients(x, dy, window, groups, bias)
-        return *own, input_gradient(dy, weight, (H, W), window, groups)
+        return None
     turned_weight, of_turned = weight[::-1, ::-1].swapaxes(2, 3), np.zeros((*window.size, F, C), dy.dtype)
     dbias = norm.channel_sums(dy) if bias else None
     x, dy = batch_last(x), batch_last(dy)

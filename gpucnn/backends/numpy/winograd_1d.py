@@ -17,6 +17,7 @@ overlap: so the sum over the kernel's rows and the channels is one stacked produ
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,15 +31,30 @@ Array = Any
 
 KERNEL = 3  # rows of the kernel
 BLOCK = 5 << 19  # bytes of V or M at once
+LEAST_ROWS = 8  # of a block, else it takes fewer tiles across: each block transforms two rows more than it makes
 MANY_FILTERS = 32  # from which on they are laid side by side for the weight gradient
 BIAS_AT = 1  # Aᵀ spreads this position of a tile evenly over the tile's 4 outputs
 
 
+@dataclass(frozen=True)
+class Block:
+    """What is taken through the scratch at once: some rows of the output, and some tiles across."""
+
+    rows: slice
+    across: Stretch
+
+    def made(self, y: Array) -> Array:
+        """Return what the tiles make of y (OH, OW, F, n), (rows, width, F, n): a view."""
+        return y[self.rows, self.across.output]
+
+
 def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: Array) -> Iterator[Array]:
     """Fill out (OH, OW, F, n) from x (H, W, C, n), weight (3, 3, C, F) and bias (F,); yield each finished block."""
-    across, U = _tiles(x, window, out), _transformed_weight(weight)
-    for rows, seen in _blocks(x, window, out):
-        yield _convolved(seen, U, bias, across, out[rows])
+    U = _transformed_weight(weight)
+    for block, seen in _blocks(x, window, out):
+        part = block.made(out)
+        _put_output(_multiplied(seen, U, bias), block, part)
+        yield part
 
 
 def convolve_with_gradient(x: Array, weight: Array, dy: Array, window: Window, out: Array) -> Array:
@@ -49,12 +65,11 @@ def convolve_with_gradient(x: Array, weight: Array, dy: Array, window: Window, o
 
         dU (6, 3·C, F) = V as (tiles, 6, rows, 3·C, n) @ dM as (tiles, 6, rows, n, F)
     """
-    across, U = _tiles(x, window, out), _transformed_weight(weight)
-    C, F = weight.shape[2:]
+    U, (C, F) = _transformed_weight(weight), weight.shape[2:]
     dU = np.zeros((SEEN, 1, KERNEL * C * F), x.dtype)
-    for rows, seen in _blocks(x, window, out):
-        _convolved(seen, U, None, across, out[rows])
-        dM = _transformed_gradient(dy[rows], across)
+    for block, seen in _blocks(x, window, out):
+        _put_output(_multiplied(seen, U, None), block, block.made(out))
+        dM = _transformed_gradient(block.made(dy), block)
         tiles, _, count = seen.shape[:3]
         products = scratch.take("sums", (SEEN, tiles, count, KERNEL * C, F), x.dtype)
         np.matmul(seen, dM, out=products.transpose(1, 0, 2, 3, 4))
@@ -69,11 +84,6 @@ def row_bytes(width: int, pixel: int) -> int:
     return -(-width // TILE) * SEEN * pixel
 
 
-def _tiles(x: Array, window: Window, out: Array) -> Stretch:
-    """Return the tiles of a row of the output."""
-    return stretch(0, -(-out.shape[1] // TILE), x.shape[1], out.shape[1], window.padding[1][0])
-
-
 def _transformed_weight(weight: Array) -> Array:
     """Return U (6, 1, F, 3·C) of a weight (3, 3, C, F)."""
     C, F = weight.shape[2:]
@@ -81,51 +91,62 @@ def _transformed_weight(weight: Array) -> Array:
     return (G.astype(weight.dtype) @ by_column).reshape(SEEN, 1, F, KERNEL * C)
 
 
-def _blocks(x: Array, window: Window, out: Array) -> Iterator[tuple[slice, Array]]:
-    """Yield blocks of output rows, and what the kernel sees there: V as (tiles, 6, rows, 3·C, n), in the scratch."""
-    (OH, OW, F, n), C, across = out.shape, x.shape[2], _tiles(x, window, out)
-    pixels = x[:, across.image].reshape(len(x), -1, C * n)
-    views = [(alike, alike.of(pixels, 1)) for alike in across.seen]  # (H, tiles, ≤ 6, C·n)
-    rows_at_once = max(1, BLOCK // row_bytes(OW, max(C, F) * n * x.itemsize))
-    for rows in equal_parts(OH, -(-OH // rows_at_once)):
-        count = rows.stop - rows.start
-        V = scratch.take("input", (across.count, SEEN, count + KERNEL - 1, C * n), x.dtype)
-        _transform(views, rows.start - window.padding[0][0], V)
-        tile, position, row, item = V.strides
-        yield rows, strided(V, (across.count, SEEN, count, KERNEL * C, n), (tile, position, row, n * item, item))
+def _blocks(x: Array, window: Window, out: Array) -> Iterator[tuple[Block, Array]]:
+    """Yield blocks of the output, and what the kernel sees for each: V as (tiles, 6, rows, 3·C, n), in the scratch."""
+    (OH, OW, F, n), (_, W, C, _) = out.shape, x.shape
+    (top, _), (left, _) = window.padding
+    a_tile = row_bytes(TILE, max(C, F) * n * x.itemsize)
+    tiles = -(-OW // TILE)
+    tiles_at_once = max(1, min(tiles, BLOCK // (LEAST_ROWS * a_tile)))
+    rows_at_once = max(1, BLOCK // (tiles_at_once * a_tile))
+    for some in equal_parts(tiles, -(-tiles // tiles_at_once)):
+        across = stretch(some.start, some.stop, W, OW, left)
+        pixels = x[:, across.image]
+        pixels = pixels.reshape(*pixels.shape[:2], C * n)
+        views = [(alike, alike.of(pixels, 1)) for alike in across.seen]  # (H, tiles, ≤ 6, C·n)
+        for rows in equal_parts(OH, -(-OH // rows_at_once)):
+            count = rows.stop - rows.start
+            V = scratch.take("input", (across.count, SEEN, count + KERNEL - 1, C * n), x.dtype)
+            _transform(views, rows.start - top, V)
+            tile, position, row, item = V.strides
+            shape, strides = (across.count, SEEN, count, KERNEL * C, n), (tile, position, row, n * item, item)
+            yield Block(rows, across), strided(V, shape, strides)
 
 
-def _convolved(seen: Array, U: Array, bias: Array | None, across: Stretch, part: Array) -> Array:
-    """Fill some output rows (rows, OW, F, n) from what the kernel sees there; returns them."""
-    tiles, _, count = seen.shape[:3]
-    _, OW, F, n = part.shape
-    M = np.matmul(U, seen, out=scratch.take("output", (tiles, SEEN, count, F, n), part.dtype))
+def _multiplied(seen: Array, U: Array, bias: Array | None) -> Array:
+    """Return M (tiles, 6, rows, F, n), in the scratch, with the bias of the output."""
+    M = scratch.take("output", (*seen.shape[:3], U.shape[2], seen.shape[4]), seen.dtype)
+    np.matmul(U, seen, out=M)
     if bias is not None:
         M[:, BIAS_AT] += bias[:, None]
-    by_row = M.reshape(tiles, SEEN, count, F * n).transpose(2, 0, 1, 3)
-    made = part.reshape(count, OW, F * n)
-    for alike in across.made:
+    return M
+
+
+def _put_output(M: Array, block: Block, part: Array) -> None:
+    """Write Aᵀ M, for M (tiles, 6, rows, F, n), to what the block makes, (rows, width, F, n)."""
+    tiles, _, count, F, n = M.shape
+    by_row, made = M.reshape(tiles, SEEN, count, F * n).transpose(2, 0, 1, 3), part.reshape(*part.shape[:2], F * n)
+    for alike in block.across.made:
         np.matmul(alike.matrix, by_row[:, alike.tiles], out=alike.of(made, 1))
-    return part
 
 
-def _transformed_gradient(dy: Array, across: Stretch) -> Array:
-    """Return dM (tiles, 6, rows, n, F) = A dy of some rows of dy (rows, OW, F, n), in the scratch.
+def _transformed_gradient(dy: Array, block: Block) -> Array:
+    """Return dM (tiles, 6, rows, n, F) = A dy of what a block makes, dy (rows, width, F, n), in the scratch.
 
     Many filters are laid side by side before: this takes a while, but such products are faster.
     """
-    count, OW, F, n = dy.shape
+    count, width, F, n = dy.shape
     many = F >= MANY_FILTERS
     if many:
-        by_image = scratch.take("lines", (count, OW, n, F), dy.dtype)
+        by_image = scratch.take("lines", (count, width, n, F), dy.dtype)
         np.copyto(by_image.swapaxes(2, 3), dy)
         dy = by_image
-    made = dy.reshape(count, OW, F * n)
-    dM = scratch.take("output", (across.count, SEEN, count, F * n), dy.dtype)
+    made = dy.reshape(count, width, F * n)
+    dM = scratch.take("output", (block.across.count, SEEN, count, F * n), dy.dtype)
     by_row = dM.transpose(2, 0, 1, 3)
-    for alike in across.made:
+    for alike in block.across.made:
         np.matmul(alike.matrix.T, alike.of(made, 1), out=by_row[:, alike.tiles])
-    shape = (across.count, SEEN, count)
+    shape = (block.across.count, SEEN, count)
     return dM.reshape(*shape, n, F) if many else dM.reshape(*shape, F, n).swapaxes(3, 4)
 
 
