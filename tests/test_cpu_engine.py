@@ -424,6 +424,16 @@ def test_scratch_is_used_again_and_bounded():
     assert 1 << 20 < scratch.held() <= 16 << 20
 
 
+@pytest.mark.parametrize(("batch", "side", "channels"), [(8, 64, 38), (16, 32, 32), (512, 16, 64)])
+def test_both_gradients_at_once_keep_to_the_scratch(batch, side, channels):
+    """Few images leave room for many tiles, each of which has products of its own."""
+    x, dy = (np.ones((batch, side, side, channels), "float32") for _ in range(2))
+    window = Window((3, 3), padding=SAME3)
+    scratch.forget()
+    ENGINE.conv2d_gradients(x, dy, np.ones((3, 3, channels, channels), "float32"), window)
+    assert 0 < scratch.held() <= 16 << 20
+
+
 def test_memory_is_used_again_only_when_nobody_refers_to_it():
     shape = (3, 1 << 15)
     array = memory.empty(shape, np.float32)

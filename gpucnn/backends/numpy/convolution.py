@@ -18,7 +18,8 @@ that one. Where it is not, or where `_turns` says that this would cost more, win
 `depthwise` themselves, by `rows` for all others; `depthwise` always does so. With strides, without dilation and from 8
 channels on, `rows` convolves dy for each residue of the pixels instead. The weight gradient of `winograd-1d` is
 that of `winograd`, or with fewer than 16 channels, or 16 both in and out, that of `rows`; and with very many weights
-it is that of `chunks`.
+it is that of `chunks`. Who wants both gradients of a convolution by one of Winograd's methods gets them at once
+(`shared_gradients`), from one transform of dy.
 """
 
 import os

@@ -67,7 +67,7 @@ def convolve_with_gradient(x: Array, weight: Array, dy: Array, window: Window, o
     """
     U, (C, F) = _transformed_weight(weight), weight.shape[2:]
     dU = np.zeros((SEEN, 1, KERNEL * C * F), x.dtype)
-    for block, seen in _blocks(x, window, out):
+    for block, seen in _blocks(x, window, out, SEEN * KERNEL * C * F * x.itemsize):
         _put_output(_multiplied(seen, U, None), block, block.made(out))
         dM = _transformed_gradient(block.made(dy), block)
         tiles, _, count = seen.shape[:3]
@@ -91,11 +91,14 @@ def _transformed_weight(weight: Array) -> Array:
     return (G.astype(weight.dtype) @ by_column).reshape(SEEN, 1, F, KERNEL * C)
 
 
-def _blocks(x: Array, window: Window, out: Array) -> Iterator[tuple[Block, Array]]:
-    """Yield blocks of the output, and what the kernel sees for each: V as (tiles, 6, rows, 3·C, n), in the scratch."""
+def _blocks(x: Array, window: Window, out: Array, products: int = 0) -> Iterator[tuple[Block, Array]]:
+    """Yield blocks of the output, and what the kernel sees for each: V as (tiles, 6, rows, 3·C, n), in the scratch.
+
+    A block is so small that V, M, and so many bytes of products for each tile fit.
+    """
     (OH, OW, F, n), (_, W, C, _) = out.shape, x.shape
     (top, _), (left, _) = window.padding
-    a_tile = row_bytes(TILE, max(C, F) * n * x.itemsize)
+    a_tile = max(row_bytes(TILE, max(C, F) * n * x.itemsize), products)
     tiles = -(-OW // TILE)
     tiles_at_once = max(1, min(tiles, BLOCK // (LEAST_ROWS * a_tile)))
     rows_at_once = max(1, BLOCK // (tiles_at_once * a_tile))
