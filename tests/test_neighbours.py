@@ -1,4 +1,4 @@
-"""What layers do for their neighbours in a `Sequential`: nothing that changes a number."""
+"""What layers do for their neighbours in a `Sequential`: nothing that changes a number beyond its rounding."""
 
 import gc
 import weakref

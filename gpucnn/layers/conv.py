@@ -100,18 +100,17 @@ class Conv2D(Layer):
         def backward(dy: Array) -> Array:
             if relu:
                 dy = backend.relu_gradient(dy, y)
-            bias_learns = bias is not None and bias.learns
-            dweight, dbias, dx = None, None, None
-            if weight.learns and input_gradient:
-                dweight, dbias, dx = backend.conv2d_gradients(x, dy, weight.value, window, self.groups, bias_learns)
-            elif weight.learns:
-                dweight, dbias = backend.conv2d_parameter_gradients(x, dy, window, self.groups, bias_learns)
+            bias_learns, dx = bias is not None and bias.learns, None
+            if weight.learns:
+                if input_gradient:
+                    dweight, dbias, dx = backend.conv2d_gradients(x, dy, weight.value, window, self.groups, bias_learns)
+                else:
+                    dweight, dbias = backend.conv2d_parameter_gradients(x, dy, window, self.groups, bias_learns)
+                weight.add_grad(dweight)
             else:
                 dbias = backend.channel_sums(dy) if bias_learns else None
                 if input_gradient:
                     dx = backend.conv2d_input_gradient(dy, weight.value, x.shape[1:3], window, self.groups)
-            if weight.learns:
-                weight.add_grad(dweight)
             if bias and bias_learns:
                 bias.add_grad(dbias)
             return dx

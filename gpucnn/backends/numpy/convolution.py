@@ -169,8 +169,8 @@ def shared_gradients(
         return None
     turned_weight, of_turned = weight[::-1, ::-1].swapaxes(2, 3), np.zeros((*window.size, F, C), dy.dtype)
     dbias = norm.channel_sums(dy) if bias else None
+    slices = image_slices(N, _images_at_once(name, dy, C, turned))
     x, dy = batch_last(x), batch_last(dy)
-    slices = image_slices(N, _images_at_once(name, batch_first(dy), C, turned))
     dx = memory.empty(x.shape, dy.dtype)
     for images in slices:
         out = dx if len(slices) == 1 else memory.empty((H, W, C, images.stop - images.start), dy.dtype)
@@ -202,8 +202,7 @@ def _images_at_once(name: str, x: Array, filters: int, window: Window) -> int:
     if name == "winograd":
         return N  # it takes slices of them itself
     if name == "winograd-1d":
-        a_row_of_tiles = winograd_1d.row_bytes(window.output_size((H, W))[1], numbers)
-        return int(winograd_1d.BLOCK // a_row_of_tiles)
+        return int(winograd_1d.BLOCK // winograd_1d.tile_bytes(numbers))
     a_lowered_row = window.padded_size((H, W))[1] * max(window.size[0] * C, filters) * x.itemsize
     return int(rows.BLOCK // a_lowered_row)
 

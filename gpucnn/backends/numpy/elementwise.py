@@ -15,8 +15,8 @@ from gpucnn.backends.numpy.order import batch_first, batch_innermost, batch_last
 Array = Any
 
 BLOCK = 1 << 18  # numbers at once
-ZEROS = 1 << 13
 GELU_BLOCK = 1 << 16  # the same where twenty operations pass over a block: it stays in the second-level cache
+ZEROS = 1 << 13  # numbers of a row of zeros: as many as NumPy's buffer for what it repeats has
 
 # Φ(x) = ½ + ½·tanh(x·P(x²)) to 3e-8, coefficients of P from the lowest on: the fit of least greatest error up to 5.6;
 # beyond that P goes on growing, and tanh is 1 within float32
@@ -34,8 +34,8 @@ def relu(x: Array) -> Array:
 def cut_off(x: Array, out: Array) -> None:
     """Write max(x, 0) to out, which has the shape of x; x itself may be given.
 
-    NumPy's `maximum` takes half as long with a row of zeros as with the number 0, if the row is no shorter than the
-    buffer of 8192 numbers in which it would repeat it.
+    NumPy's `maximum` takes half as long with a row of zeros as with the number 0, if the row fills its buffer: a
+    shorter one is repeated there first.
     """
     if not (x.flags.c_contiguous and out.flags.c_contiguous):
         np.maximum(x, 0, out=out)

@@ -243,9 +243,7 @@ def _windows_by_channel(x: Array, window: Window, rows: slice) -> Iterator[tuple
         line[:, :, :first], line[:, :, last:] = 0, 0
         image = x[:, residue + SW * first - left :: SW][:, : last - first].transpose(0, 2, 1, 3)
         _copy_rows(image, line[:, :, first:last], rows.start * SH - top, 1)
-    shape = (
-        (count, KW if SW == 1 else 1, 1, KH * C, OW * n) if DH == 1 else (count, KW if SW == 1 else 1, KH, C, OW * n)
-    )
+    shape = (count, KW if SW == 1 else 1, *((1, KH * C) if DH == 1 else (KH, C)), OW * n)
     row, channel, of_residue, pixel, item = by_channel.strides
     strides = (SH * row, DW * pixel, DH * row, channel, item)
     if SW == 1:

@@ -6,7 +6,8 @@ the input, G for the weight, A for the output, applied across the image alone, n
     output tile = Aᵀ Σ_i [ (G · row i of the weight) ⊙ (Bᵀ · what row i of the kernel sees) ]
 
 For few channels this beats the two-dimensional method, which halves the multiplications again but transforms twice as
-much. The batch lies innermost, (H, W, C, n), and a block of rows is transformed at once. In
+much. The batch lies innermost, (H, W, C, n), and a block is transformed at once: some rows, and all tiles across, or
+some of them where these are so large that few rows would be left. In
 
     V (tiles, 6, rows + 2, C, n)
 
@@ -14,6 +15,8 @@ the three rows that a kernel sees lie one behind another, as one matrix (3·C, n
 overlap: so the sum over the kernel's rows and the channels is one stacked product over such views, without a copy,
 
     M (tiles, 6, rows, F, n) = U (6, 1, F, 3·C) @ V as (tiles, 6, rows, 3·C, n)
+
+The gradient of the weight is a product of the same V with the transformed gradient of the output.
 """
 
 from collections.abc import Iterator
@@ -79,9 +82,9 @@ def convolve_with_gradient(x: Array, weight: Array, dy: Array, window: Window, o
     return dweight.reshape(KERNEL, KERNEL, C, F).swapaxes(0, 1)
 
 
-def row_bytes(width: int, pixel: int) -> int:
-    """Return how many bytes a row of so many pixels takes in V or in M, a pixel having so many bytes."""
-    return -(-width // TILE) * SEEN * pixel
+def tile_bytes(pixel: int) -> int:
+    """Return how many bytes a tile takes in V or in M, a pixel having so many bytes."""
+    return SEEN * pixel
 
 
 def _transformed_weight(weight: Array) -> Array:
@@ -98,7 +101,7 @@ def _blocks(x: Array, window: Window, out: Array, products: int = 0) -> Iterator
     """
     (OH, OW, F, n), (_, W, C, _) = out.shape, x.shape
     (top, _), (left, _) = window.padding
-    a_tile = max(row_bytes(TILE, max(C, F) * n * x.itemsize), products)
+    a_tile = max(tile_bytes(max(C, F) * n * x.itemsize), products)
     tiles = -(-OW // TILE)
     tiles_at_once = max(1, min(tiles, BLOCK // (LEAST_ROWS * a_tile)))
     rows_at_once = max(1, BLOCK // (tiles_at_once * a_tile))
