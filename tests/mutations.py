@@ -274,7 +274,7 @@ FAULTS = (
     Fault(
         "handed out twice: memory in use",
         f"{NUMPY}/memory.py",
-        "if blocks[place].references() == UNUSED:",
+        "if not blocks[place].in_use():",
         "if True:",
         ("tests/test_team.py", "tests/test_cpu_engine.py", "tests/test_model.py"),
     ),

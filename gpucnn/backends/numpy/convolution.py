@@ -158,7 +158,8 @@ def shared_gradients(
     """Return dweight, dbias with `bias`, and dx, if their path computes them at once; else None.
 
     Where dx is a convolution of dy by one of Winograd's methods, dy is transformed for it. The gradient of the weight
-    of that convolution, which is the turned weight, is what x means for it, and sees the same of dy.
+    of that convolution, which is the turned weight, is what x means for it, and sees the same of dy. It takes as many
+    tiles as dx, where the path of the weight gradient takes those of dy: without padding these can be much fewer.
     """
     (N, H, W, C), F = x.shape, dy.shape[-1]
     turned = window.turned()
@@ -166,6 +167,8 @@ def shared_gradients(
     of_path = {"winograd": winograd, "winograd-1d": winograd_1d}.get(name)
     turns = groups == 1 and _turns(window, (H, W), dy.shape[1:3])
     if of_path is None or not turns or _path_of_weight_gradient(name, N, F, C) == "chunks":
+        return None
+    if of_path.tiles_of((H, W)) > of_path.tiles_of(dy.shape[1:3]):
         return None
     turned_weight, of_turned = weight[::-1, ::-1].swapaxes(2, 3), np.zeros((*window.size, F, C), dy.dtype)
     dbias = norm.channel_sums(dy) if bias else None

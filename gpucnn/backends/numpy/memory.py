@@ -2,21 +2,22 @@
 
 Filling 32 MB that the system has just handed out takes several times as long as filling 32 MB that were used before,
 and a training step frees and wants the same sizes over and over. So the memory of large arrays is kept, and handed out
-again when nobody refers to it any more: an array that is made here is a view of its block, as is every view of the
-array, and so the block's reference count tells when the last of them has gone. Nothing needs to be given back.
+again when nobody refers to it any more. An array that is made here is a view of its block, every view of the array
+keeps the array, and the block watches the array with a weak reference. Nothing needs to be given back.
 
     _Block.memory   [ up to 63 bytes | cache line: the array …… | the rest ]
-         ▲ ▲
-         │ └── an array made here ◀── its views           referred to: the block is in use
-         └──── the list of blocks of this size            by that alone: it may be handed out anew
+       │     ▲
+       │     └── an array made here ◀── its views
+       └ ─ ─ ─ ─ ▶ weakly: while the array lives the block is in use, and then it may be handed out anew
 
 Every block begins on a cache line. NumPy's own large arrays begin 16 bytes behind one, so that each of the widest
 vector instructions, which take a whole line, touches two: whole training steps are then a twelfth slower.
 """
 
 import math
-import sys
 import threading
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,26 +31,32 @@ _blocks: dict[int, list["_Block"]] = {}  # by size in bytes
 _requests = 0
 
 
+class _Memory(np.ndarray[Any, Any]):
+    """Bytes, of a type of their own.
+
+    Among arrays of one type NumPy lets a view refer to the one that owns the memory; so it refers to the array made
+    here, and not past that to these.
+    """
+
+
 class _Block:
-    """Some memory that begins on a cache line at `start`, and when it was last wanted."""
+    """Some memory that begins on a cache line at `start`, the array made of it last, and when that was."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.memory = np.empty(size + CACHE_LINE, np.uint8)
+        self.memory = _Memory((size + CACHE_LINE,), np.uint8)
         self.start = -self.memory.ctypes.data % CACHE_LINE
         self.wanted = 0
+        self._array: Callable[[], Any] = lambda: None
 
     def array(self, shape: tuple[int, ...], dtype: Any) -> "np.ndarray[Any, Any]":
-        """Return an array on this memory."""
-        return np.ndarray(shape, dtype, self.memory, self.start)
+        """Return an array on this memory, which is in use as long as the array or a view of it lives."""
+        array: np.ndarray[Any, Any] = np.ndarray(shape, dtype, self.memory, self.start)
+        self._array = weakref.ref(array)
+        return array
 
-    def references(self) -> int:
-        return sys.getrefcount(self.memory)
-
-
-COUNTS = hasattr(sys, "getrefcount") and getattr(sys, "_is_gil_enabled", lambda: True)()
-# what a block counts that nobody refers to: how many that is differs among Pythons
-UNUSED = _Block(1).references() if COUNTS else 0
+    def in_use(self) -> bool:
+        return self._array() is not None
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> "np.ndarray[Any, Any]":
@@ -57,14 +64,14 @@ def empty(shape: tuple[int, ...], dtype: Any) -> "np.ndarray[Any, Any]":
     global _requests
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
-    if size < SMALLEST or not COUNTS:
+    if size < SMALLEST:
         return np.empty(shape, dtype)
     rounded = _round_up(size)
     with _lock:
         _requests += 1
         blocks = _blocks.setdefault(rounded, [])
         for place in range(len(blocks) - 1, -1, -1):  # the last one wanted first: it may still be in the cache
-            if blocks[place].references() == UNUSED:
+            if not blocks[place].in_use():
                 block = blocks.pop(place)
                 break
         else:
@@ -98,10 +105,10 @@ def release() -> None:
     """Return all memory that nobody refers to."""
     with _lock:
         for blocks in _blocks.values():
-            blocks[:] = [block for block in blocks if block.references() > UNUSED]
+            blocks[:] = [block for block in blocks if block.in_use()]
 
 
 def _forget() -> None:
     """Return what nobody has wanted for long."""
     for blocks in _blocks.values():
-        blocks[:] = [b for b in blocks if b.wanted > _requests - FORGET_AFTER or b.references() > UNUSED]
+        blocks[:] = [b for b in blocks if b.wanted > _requests - FORGET_AFTER or b.in_use()]

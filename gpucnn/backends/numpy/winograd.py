@@ -106,6 +106,11 @@ def convolve_with_gradient(x: Array, weight: Array, dy: Array, window: Window, o
     return _weight_of(dU, C, F)
 
 
+def tiles_of(size: tuple[int, int]) -> int:
+    """Return how many tiles make an output (OH, OW)."""
+    return -(-size[0] // TILE) * -(-size[1] // TILE)
+
+
 def _transformed_weight(weight: Array, images: int) -> Array:
     """Return U (36, 1, parts, F/parts, C) of a weight (3, 3, C, F), for products with so many images."""
     C, F = weight.shape[2:]

@@ -82,6 +82,11 @@ def convolve_with_gradient(x: Array, weight: Array, dy: Array, window: Window, o
     return dweight.reshape(KERNEL, KERNEL, C, F).swapaxes(0, 1)
 
 
+def tiles_of(size: tuple[int, int]) -> int:
+    """Return how many tiles make an output (OH, OW)."""
+    return size[0] * -(-size[1] // TILE)
+
+
 def tile_bytes(pixel: int) -> int:
     """Return how many bytes a tile takes in V or in M, a pixel having so many bytes."""
     return SEEN * pixel
