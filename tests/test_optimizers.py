@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from gpucnn import optimizers, schedules
+from gpucnn.backends import get_backend
 from gpucnn.errors import ConfigurationError
+from gpucnn.optimizers.base import SWEEP
 
 START = [1.0, -2.0, 0.5]
 GRADIENTS = [[0.1, -0.2, 0.3], [0.4, 0.0, -0.1], [-0.3, 0.2, 0.2]]
@@ -65,6 +67,22 @@ def test_three_steps(row, backend, dtype, tolerance):
     assert moved.dtype == dtype
     assert moved == pytest.approx(np.array(expected), rel=tolerance, abs=tolerance)
     assert optimizer.steps == 3
+
+
+@pytest.mark.parametrize("name", ["portable", "numpy"])
+@pytest.mark.parametrize(("optimizer", "slot"), [("sgd", "velocity"), ("adam", "mean")])
+def test_a_velocity_without_gradients_comes_to_rest(optimizer, slot, name):
+    """0.9 of the smallest numbers there are rounds to themselves, so that it would never reach 0 by itself."""
+    backend = get_backend(name)
+    optimizer = optimizers.SGD(RATE, momentum=0.9) if optimizer == "sgd" else optimizers.Adam(RATE)
+    values, gradients = np.ones(3, np.float32), np.array([1, 0, 0], np.float32)
+    optimizer.reset(backend, values)
+    for _ in range(4 * SWEEP):
+        optimizer.update(backend, values, gradients, RATE)
+        gradients[:] = [0, 0, 1e-37]  # the last is small, but it is a normal number
+    assert optimizer.slots[slot][0] == 0
+    assert optimizer.slots[slot][2] > 9e-38
+    assert np.isfinite(values).all()
 
 
 def test_every_optimizer_has_a_row():

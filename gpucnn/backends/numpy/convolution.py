@@ -23,7 +23,8 @@ it is that of `chunks`. Who wants both gradients of a convolution by one of Wino
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,7 @@ def shared_gradients(
     return of_turned[::-1, ::-1].swapaxes(2, 3), dbias, batch_first(dx)
 
 
-def _by_slices(slices: list[slice], function: Callable[[Array], Array], array: Array) -> Array:
+def _by_slices(slices: Sequence[slice], function: Callable[[Array], Array], array: Array) -> Array:
     """Return what a function makes of contiguous slices of images of an array (…, N), joined, as (N, …)."""
     if len(slices) == 1:
         return batch_first(function(array))
@@ -243,6 +244,7 @@ def _padded(x: Array, window: Window) -> Array:
     return padded
 
 
-def _groups(channels: int, filters: int, groups: int) -> list[tuple[slice, slice]]:
+@lru_cache(maxsize=1024)
+def _groups(channels: int, filters: int, groups: int) -> tuple[tuple[slice, slice], ...]:
     """Return the channels and the filters of each group."""
-    return list(zip(equal_parts(channels, groups), equal_parts(filters, groups), strict=True))
+    return tuple(zip(equal_parts(channels, groups), equal_parts(filters, groups), strict=True))

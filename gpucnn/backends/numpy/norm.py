@@ -11,7 +11,6 @@ over thousands of numbers. Sums are products with a vector of ones, the fastest 
 the array's own precision, are added up in float64.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -156,7 +155,7 @@ def _statistics(rows: LongRows, matrix: Array) -> tuple[Array, Array]:
     digits of a small variance. The parts of several threads are joined as Chan, Golub, LeVeque, "Updating formulae and
     a pairwise algorithm for computing sample variances" (1979) do.
     """
-    C, first = rows.channels, next(_chunks(matrix))
+    C, first = rows.channels, _chunks(matrix)[0]
     pivot = (rows.sums(matrix[first]) / (matrix[first].size // C)).astype(matrix.dtype)
     pivot_row, sums = rows.wide(pivot), np.zeros((2, C))
     for part in _chunks(matrix):
@@ -183,6 +182,6 @@ def _divisor(number: int, at_least: int, at_most: int) -> int:
     return next((divisor for divisor in range(at_least, at_most + 1) if number % divisor == 0), 1)
 
 
-def _chunks(matrix: Array) -> Iterator[slice]:
+def _chunks(matrix: Array) -> tuple[slice, ...]:
     """Cut the rows into parts of at most CHUNK numbers."""
     return blocks(len(matrix), matrix.shape[1], CHUNK)

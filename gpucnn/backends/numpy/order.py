@@ -12,7 +12,7 @@ NumPy's elementwise functions keep the order of what they are given, so images a
 network, and where a layer of the user's own returns them in another order, and nowhere else.
 """
 
-from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -71,19 +71,21 @@ def strided(array: Array, shape: tuple[int, ...], strides: tuple[int, ...], offs
     return np.ndarray(shape, array.dtype, array, offset, strides)
 
 
-def blocks(rows: int, a_row: int, most: int) -> Iterator[slice]:
+@lru_cache(maxsize=4096)
+def blocks(rows: int, a_row: int, most: int) -> tuple[slice, ...]:
     """Cut rows, each taking `a_row` (bytes, say), into blocks that take at most so much, but of one row at least."""
     step = max(1, most // max(1, a_row))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+    return tuple(slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def equal_parts(length: int, parts: int) -> list[slice]:
+@lru_cache(maxsize=4096)
+def equal_parts(length: int, parts: int) -> tuple[slice, ...]:
     """Cut a length into so many parts of nearly the same size."""
-    return [slice(length * k // parts, length * (k + 1) // parts) for k in range(parts)]
+    return tuple(slice(length * k // parts, length * (k + 1) // parts) for k in range(parts))
 
 
-def image_slices(batch: int, most: int) -> list[slice]:
+@lru_cache(maxsize=4096)
+def image_slices(batch: int, most: int) -> tuple[slice, ...]:
     """Cut a batch into slices of at most so many images, but never of fewer than the engine keeps innermost.
 
     Slices of more than `LINE` images begin on a cache line: on a multiple of `LINE`, where the batch does.
@@ -93,7 +95,7 @@ def image_slices(batch: int, most: int) -> list[slice]:
         return equal_parts(batch, count)
     step = most // LINE * LINE
     lines = equal_parts(-(-batch // LINE), -(-batch // step))
-    return [slice(part.start * LINE, min(part.stop * LINE, batch)) for part in lines]
+    return tuple(slice(part.start * LINE, min(part.stop * LINE, batch)) for part in lines)
 
 
 def image_slice(array: Array, images: slice) -> Array:

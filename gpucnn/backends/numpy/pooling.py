@@ -10,7 +10,6 @@ switches: its gradient compares again, which costs less than writing them. A ReL
 Where windows do not overlap, each gradient is written once, through such a view; else it is added place by place.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -128,7 +127,7 @@ def _factor(image_size: tuple[int, int], window: Window, like: Array) -> Array:
     return (1.0 / window.real_counts(np, image_size)).astype(like.dtype)
 
 
-def _row_blocks(windows: Array) -> Iterator[slice]:
+def _row_blocks(windows: Array) -> tuple[slice, ...]:
     """Cut output rows into blocks by what their windows see (G, OH, KH, OW, KW, run)."""
     return blocks(windows.shape[1], windows[:, :1].nbytes, BLOCK)
 

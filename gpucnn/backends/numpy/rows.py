@@ -265,7 +265,7 @@ def _copy_rows(image: Array, out: Array, first: int, step: int) -> None:
         out[above:inside] = image[first + above * step : first + (inside - 1) * step + 1 : step]
 
 
-def _row_blocks(x: Array, window: Window, gathered: bool) -> Iterator[slice]:
+def _row_blocks(x: Array, window: Window, gathered: bool) -> tuple[slice, ...]:
     """Cut the output rows into blocks of which the scratch can hold the lowered rows, and what is gathered of them."""
     H, W, C, n = x.shape
     OH, OW = window.output_size((H, W))

@@ -82,7 +82,7 @@ def slices(batch: int, work: float) -> list[slice]:
         return [slice(0, batch)]
     least = FEW_IMAGES if work * FEW_IMAGES >= MUCH_WORK * batch else LEAST_IMAGES
     count = max(1, min(num_threads(), batch // least, int(work / LEAST_WORK)))
-    return equal_parts(batch, count)
+    return list(equal_parts(batch, count))
 
 
 class Team:
