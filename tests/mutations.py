@@ -237,6 +237,13 @@ FAULTS = (
         ("tests/test_cpu_engine.py",),
     ),
     Fault(
+        "lost: what a row of the kernel adds",
+        f"{NUMPY}/kernel_rows.py",
+        "                made += into\n",
+        "                pass\n",
+        ("tests/test_cpu_engine.py",),
+    ),
+    Fault(
         "dropped: the last slice of images",
         f"{NUMPY}/winograd.py",
         "for images in slices for down, across in tiles",
@@ -277,6 +284,13 @@ FAULTS = (
         "if not blocks[place].in_use():",
         "if True:",
         ("tests/test_team.py", "tests/test_cpu_engine.py", "tests/test_model.py"),
+    ),
+    Fault(
+        "never at rest: velocities too small to matter",
+        "gpucnn/optimizers/base.py",
+        "if backend.on_host and self.steps % SWEEP == 0:",
+        "if False:",
+        ("tests/test_optimizers.py",),
     ),
     Fault(
         "same draws: each slice draws the first's mask",

@@ -18,6 +18,7 @@ from gpucnn.backends.numpy import (
     convolution,
     depthwise,
     elementwise,
+    kernel_rows,
     memory,
     norm,
     order,
@@ -146,9 +147,54 @@ def test_rows_serve_every_geometry(name, batch, monkeypatch):
         assert_l2_close(actual, expected[what], TOLERANCE["float64"], what)
 
 
+KERNEL_ROWS_SERVE = [
+    name for name, (*_, window, groups) in CONVOLUTIONS.items() if groups == 1 and kernel_rows.serves(window)
+]
+
+
+@pytest.mark.parametrize("batch", [1, 17, 131])
+@pytest.mark.parametrize("name", KERNEL_ROWS_SERVE)
+def test_kernel_rows(name, batch, monkeypatch):
+    """Every geometry that a product for each row of the kernel can serve, in large blocks and the smallest."""
+    monkeypatch.setitem(CONVOLUTIONS, name, (batch, *CONVOLUTIONS[name][1:]))
+    expected = all_three(PORTABLE, name)
+    force(monkeypatch, "kernel-rows")
+    monkeypatch.setattr(convolution, "_turns", lambda *geometry: False)  # dx would be of other geometry
+    for block in (kernel_rows.BLOCK, 1):
+        monkeypatch.setattr(kernel_rows, "BLOCK", block)
+        for dtype in ("float32", "float64"):
+            for what, actual in all_three(ENGINE, name, dtype).items():
+                assert_l2_close(actual, expected[what], TOLERANCE[dtype], f"{what} in blocks of {block} bytes")
+
+
+def test_kernel_rows_of_any_size():
+    """Rows of the kernel that see padding alone, images smaller than the kernel, in small random shapes."""
+    rng, tried = np.random.default_rng(1), 0
+    for _ in range(400):
+        size, strides = (tuple(map(int, rng.integers(1, most, 2))) for most in (6, 5))
+        down, across = ((int(a), int(b)) for a, b in (rng.integers(0, 7, 2), rng.integers(0, size[1], 2)))
+        window = Window(size, strides, (down, across), (int(rng.integers(1, 3)), 1))
+        image_size = tuple(map(int, rng.integers(1, 11, 2)))
+        if min(window.output_size(image_size)) < 1:
+            continue
+        C, F = map(int, rng.integers(1, 4, 2))
+        x, weight, bias = rng.normal(size=(2, *image_size, C)), rng.normal(size=(*size, C, F)), rng.normal(size=F)
+        y = np.full((*window.output_size(image_size), F, 2), np.nan)
+        for _ in kernel_rows.convolve(order.batch_last(x), weight, bias, window, y):
+            pass
+        expected = PORTABLE.conv2d(x, weight, bias, window)
+        assert np.abs(order.batch_first(y) - expected).max() < 1e-11, (window, image_size)
+        tried += 1
+    assert tried > 250
+
+
+@pytest.mark.parametrize(
+    "pays", [kernel_rows.pays, lambda window, *sizes: kernel_rows.serves(window), lambda *a: False]
+)
 @pytest.mark.parametrize("name", [name for name, (*_, w, _groups) in CONVOLUTIONS.items() if w.dilation == (1, 1)])
-def test_strides_are_undone_by_residue(name):
-    """Whatever the number of channels: also the few for which windows are added back."""
+def test_strides_are_undone_by_residue(name, pays, monkeypatch):
+    """Whatever the number of channels: also the few for which windows are added back; whatever path it takes."""
+    monkeypatch.setattr(kernel_rows, "pays", pays)
     N, image_size, C, F, window, _ = CONVOLUTIONS[name]
     rng = np.random.default_rng(1)
     weight, dy = rng.normal(size=(*window.size, C, F)), rng.normal(size=(N, *window.output_size(image_size), F))
@@ -217,9 +263,10 @@ def test_winograd_cuts_many_filters_into_small_products():
 def test_small_buffers_change_nothing(name, monkeypatch):
     """Work cut as finely as it can be: row by row, image by image, pixel by pixel."""
     expected = all_three(PORTABLE, name)
-    for module in (chunks, rows, winograd, winograd_1d, depthwise):
+    for module in (chunks, rows, kernel_rows, winograd, winograd_1d, depthwise):
         monkeypatch.setattr(module, "CHUNK" if module is chunks else "BLOCK", 1 << 8)
     monkeypatch.setattr(rows, "GRADIENT_BLOCK", 1 << 8)
+    monkeypatch.setattr(rows, "PRODUCTS", 1 << 8)
     monkeypatch.setattr(rows, "SMALL", 4e3)
     monkeypatch.setattr(rows, "LEAST", 1)
     monkeypatch.setattr(order, "AT_ONCE", 3)
@@ -246,10 +293,11 @@ def test_which_path_a_convolution_takes(monkeypatch):
 
     plain = Window((3, 3))
     assert path(plain, 16, 64, 64) == path(plain, 8, 16, 96) == path(plain, 8, 96, 16) == "winograd"
-    assert path(plain, 16, 64, 64, dtype="float64") == path(plain, 16, 16, 16, dtype="float64") == "rows"
+    assert path(plain, 16, 64, 64, dtype="float64") == path(plain, 16, 16, 16, dtype="float64") == "kernel-rows"
     assert path(plain, 7, 64, 64) == path(plain, 7, 16, 16) == "chunks"
     assert path(plain, 128, 15, 200) == path(plain, 128, 8, 8) == path(plain, 128, 64, 64, groups=2) == "winograd-1d"
-    assert path(plain, 128, 7, 200) == path(plain, 128, 200, 7) == path(plain, 128, 64, 64, groups=16) == "rows"
+    assert path(plain, 128, 7, 200) == path(plain, 128, 64, 64, groups=16) == "rows"
+    assert path(plain, 128, 200, 7) == "kernel-rows"
     assert path(plain, 16, 256, 512) == path(plain, 16, 512, 4096, groups=4) == "winograd"
     assert (
         path(plain, 16, 256, 513)
@@ -260,13 +308,20 @@ def test_which_path_a_convolution_takes(monkeypatch):
     )
     assert path(Window((4, 4)), 16, 64, 128) == "rows"
     assert path(Window((4, 4)), 16, 64, 129) == path(Window((4, 4)), 15, 64, 128) == "chunks"
+    assert path(Window((4, 4)), 8, 128, 128) == "kernel-rows"
+    assert path(Window((4, 4)), 8, 128, 129) == "chunks"
     assert path(plain, 128, 64, 64, groups=64) == "depthwise"
     assert path(plain, 128, 1, 64) == "rows"
-    assert path(Window((3, 3), (2, 2)), 128, 64, 64) == "rows"
-    assert path(Window((3, 3), dilation=(2, 2)), 128, 64, 64) == "rows"
-    assert path(Window((5, 5)), 128, 64, 64) == "rows"
+    strided, wide = Window((3, 3), (2, 2)), Window((5, 5))
+    assert path(strided, 128, 64, 64) == path(strided, 128, 8, 24) == "kernel-rows"
+    assert path(strided, 128, 7, 7) == path(strided, 128, 8, 25) == path(strided, 128, 64, 64, groups=2) == "rows"
+    assert path(wide, 128, 64, 64) == path(wide, 128, 64, 80) == path(wide, 128, 5, 5) == "kernel-rows"
+    assert path(wide, 128, 64, 81) == path(wide, 128, 4, 4) == "rows"
+    assert path(Window((3, 3), dilation=(2, 1)), 128, 64, 64) == "kernel-rows"
+    assert path(Window((3, 3), dilation=(1, 2)), 128, 64, 64) == "rows"
+    assert path(Window((3, 3), (2, 2), ((0, 0), (3, 0))), 128, 64, 64) == "rows"
     monkeypatch.setenv("GPUCNN_WINOGRAD", "0")
-    assert path(plain, 16, 64, 64) == path(plain, 16, 32, 32) == "rows"
+    assert path(plain, 16, 64, 64) == path(plain, 16, 32, 32) == "kernel-rows"
 
 
 def test_images_stay_with_the_batch_innermost():

@@ -6,6 +6,7 @@
 | `depthwise`   | a group for each channel                                   | elementwise, no products           |
 | `winograd`    | 3×3, stride 1, no dilation, float32, in times out 1536     | a quarter of the multiplications   |
 | `winograd-1d` | the same with fewer, from 8 channels on                    | half of the multiplications        |
+| `kernel-rows` | strides or large kernels, with enough channels             | a product a kernel row, no copies  |
 | `rows`        | every other geometry                                       | one product over overlapping views |
 
 The first rule that fits counts; channels are those of a group, the fewer of in and out, which `winograd` wants 16 of.
@@ -16,10 +17,10 @@ bias itself. Groups of channels are taken one after another, by `depthwise` all 
 For stride 1 the input gradient is itself a convolution, of dy with the weight turned by half a turn, on the path of
 that one. Where it is not, or where `_turns` says that this would cost more, windows are added back: by `chunks` and
 `depthwise` themselves, by `rows` for all others; `depthwise` always does so. With strides, without dilation and from 8
-channels on, `rows` convolves dy for each residue of the pixels instead. The weight gradient of `winograd-1d` is
-that of `winograd`, or with fewer than 16 channels, or 16 both in and out, that of `rows`; and with very many weights
-it is that of `chunks`. Who wants both gradients of a convolution by one of Winograd's methods gets them at once
-(`shared_gradients`), from one transform of dy.
+channels on, `rows` convolves dy for each residue of the pixels instead. The weight gradient of `kernel-rows` is that of
+`rows`; that of `winograd-1d` is that of `winograd`, or with fewer than 16 channels, or 16 both in and out, that of
+`rows`; and with very many weights it is that of `chunks`. Who wants both gradients of a convolution by one of
+Winograd's methods gets them at once (`shared_gradients`), from one transform of dy.
 """
 
 import os
@@ -29,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import chunks, depthwise, elementwise, memory, norm, rows, winograd, winograd_1d
+from gpucnn.backends.numpy import chunks, depthwise, elementwise, kernel_rows, memory, norm, rows, winograd, winograd_1d
 from gpucnn.backends.numpy.order import (
     batch_first,
     batch_innermost,
@@ -51,6 +52,11 @@ RESIDUE_FEWEST = 8  # channels from which on strides are better undone by severa
 MOST_WEIGHTS, MOST_WEIGHT_GRADIENTS = 8192, 2048
 
 
+PATHS: dict[str, Any] = {
+    "winograd": winograd, "winograd-1d": winograd_1d, "kernel-rows": kernel_rows, "rows": rows
+}  # fmt: skip
+
+
 def path(window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
     """Return the name of the path that a convolution takes, and its gradients as a rule."""
     if not batch_innermost(batch):
@@ -62,6 +68,8 @@ def path(window: Window, batch: int, channels: int, filters: int, groups: int, d
     if plain and min(C, F) >= WINOGRAD_1D_FEWEST and dtype == np.float32 and winograd_allowed():
         both_ways = min(C, F) >= WINOGRAD_FEWEST and C * F >= WINOGRAD_PRODUCT
         name, weights = ("winograd", C * F) if both_ways else ("winograd-1d", 3 * C * F)
+    elif groups == 1 and kernel_rows.pays(window, C, F):
+        name, weights = "kernel-rows", window.size[1] * C * F
     else:
         name, weights = "rows", window.area * C * F
     return name if weights <= MOST_WEIGHTS * batch else "chunks"
@@ -73,6 +81,8 @@ def _path_of_weight_gradient(name: str, batch: int, channels: int, filters: int)
     if name == "winograd-1d":
         enough = min(channels, filters) >= WINOGRAD_WEIGHT_FEWEST and product >= WINOGRAD_WEIGHT_PRODUCT
         name = "winograd" if enough else "rows"
+    if name == "kernel-rows":
+        name = "rows"
     return "chunks" if name == "winograd" and product > MOST_WEIGHT_GRADIENTS * batch else name
 
 
@@ -207,6 +217,8 @@ def _images_at_once(name: str, x: Array, filters: int, window: Window) -> int:
         return N  # it takes slices of them itself
     if name == "winograd-1d":
         return int(winograd_1d.BLOCK // winograd_1d.tile_bytes(numbers))
+    if name == "kernel-rows":
+        return int(rows.BLOCK // (W * filters * x.itemsize))
     a_lowered_row = window.padded_size((H, W))[1] * max(window.size[0] * C, filters) * x.itemsize
     return int(rows.BLOCK // a_lowered_row)
 
@@ -229,7 +241,7 @@ def _finished_blocks(
     if name == "depthwise":
         yield from depthwise.convolve(_padded(x, window), weight, bias, window, y)
         return
-    of_path = {"winograd": winograd, "winograd-1d": winograd_1d, "rows": rows}[name].convolve
+    of_path = PATHS[name].convolve
     for c, f in _groups(x.shape[2], weight.shape[-1], groups):
         yield from of_path(x[:, :, c], weight[..., f], None if bias is None else bias[f], window, y[:, :, f])
 

@@ -29,13 +29,14 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import memory, scratch
+from gpucnn.backends.numpy import kernel_rows, memory, scratch
 from gpucnn.backends.numpy.order import blocks, strided
 from gpucnn.backends.window import Window
 
 Array = Any
 
 BLOCK = 1 << 21  # bytes of lowered rows at once: about what a core's second-level cache holds
+PRODUCTS = 1 << 19  # bytes of products that are added up at once
 GRADIENT_BLOCK = 5 << 18  # bytes of what the weight gradient lays anew at once
 SMALL = 8e5  # multiplications of one product: up to this size OpenBLAS takes its path without packing
 MANY_FILTERS = 32  # from which on they are laid side by side for the weight gradient
@@ -61,6 +62,8 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: A
 
 def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tuple[Array, Array | None]:
     """Return dweight (KH, KW, C, F) and, with `bias`, dbias (F,) from x (H, W, C, n) and dy (OH, OW, F, n)."""
+    if window.area == 1 and window.padding == ((0, 0), (0, 0)):
+        return _gradients_by_pixel(x, dy, window, bias)
     (_, OW, F, n), C = dy.shape, x.shape[2]
     KH, KW = window.size
     total = np.zeros((KW, KH * C * F), x.dtype)
@@ -80,6 +83,23 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
         if bias:
             dbias += (ones @ dy_rows[:, 0, 0]).sum(axis=0)
     return total.reshape(KW, KH, C, F).transpose(1, 0, 2, 3), dbias.astype(x.dtype) if bias else None
+
+
+def _gradients_by_pixel(x: Array, dy: Array, window: Window, bias: bool) -> tuple[Array, Array | None]:
+    """Return what `parameter_gradients` does for a kernel of 1×1: a product for each pixel, and nothing is copied."""
+    (OH, OW, F, _), C = dy.shape, x.shape[2]
+    seen = x[:: window.strides[0], :: window.strides[1]]
+    total, dbias = np.zeros(C * F, x.dtype), np.zeros(F)
+    for rows in blocks(OH, OW * C * F * x.itemsize, PRODUCTS):
+        for columns in blocks(OW, C * F * x.itemsize, PRODUCTS):
+            part = dy[rows, columns]
+            products = scratch.take("products", (*part.shape[:2], C, F), x.dtype)
+            np.matmul(seen[rows, columns], part.swapaxes(2, 3), out=products)
+            products = products.reshape(-1, C * F)
+            total += scratch.ones(len(products), x.dtype) @ products
+            if bias:
+                dbias += part.sum(axis=(0, 1, 3))
+    return total.reshape(1, 1, C, F), dbias.astype(x.dtype) if bias else None
 
 
 def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window: Window) -> Array:
@@ -147,7 +167,8 @@ def input_gradient_by_residue(dy: Array, weight: Array, image_size: tuple[int, i
                 out[...] = 0  # no window sees them
                 continue
             small = Window((kernel.shape[0], kernel.shape[1]), padding=(one.padding, other.padding))
-            for _ in convolve(np.ascontiguousarray(part), kernel, None, small, out):
+            convolved = kernel_rows.convolve if kernel_rows.pays(small, *kernel.shape[2:]) else convolve
+            for _ in convolved(np.ascontiguousarray(part), kernel, None, small, out):
                 pass
     return dx
 
