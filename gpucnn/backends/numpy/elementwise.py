@@ -43,7 +43,8 @@ def cut_off(x: Array, out: Array) -> None:
     x, out = x.reshape(-1), out.reshape(-1)
     whole = len(x) // ZEROS * ZEROS
     np.maximum(x[:whole].reshape(-1, ZEROS), scratch.zeros(ZEROS, x.dtype), out=out[:whole].reshape(-1, ZEROS))
-    np.maximum(x[whole:], 0, out=out[whole:])
+    if whole < len(x):
+        np.maximum(x[whole:], 0, out=out[whole:])
 
 
 def relu_gradient(dy: Array, y: Array) -> Array:

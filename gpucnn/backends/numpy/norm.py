@@ -57,15 +57,19 @@ class LongRows:
 
     def wide(self, numbers: Array) -> Array:
         """Return a number for each channel (C,) as a row."""
-        return np.tile(np.repeat(numbers, self.repeat), self.tile)
+        return np.broadcast_to(numbers[:, None], (self.tile, self.channels, self.repeat)).reshape(-1)
 
     def sums(self, part: Array) -> Array:
-        """Return the sums of some rows over each channel (C,), in float64."""
+        """Return sums of some rows over each channel (…, C), of which `total` makes one."""
         if self.repeat == 1:
             columns = part.reshape(-1, self.channels)
-            return (scratch.ones(len(columns), part.dtype) @ columns).astype(np.float64)
-        each = part.reshape(-1, self.repeat) @ scratch.ones(self.repeat, part.dtype)
-        return each.reshape(-1, self.channels).sum(axis=0, dtype=np.float64)
+            return (scratch.ones(len(columns), part.dtype) @ columns)[None]
+        return (part.reshape(-1, self.repeat) @ scratch.ones(self.repeat, part.dtype)).reshape(-1, self.channels)
+
+
+def total(sums: list[Array]) -> Array:
+    """Return the total of many sums over each channel (…, C), (C,), in float64."""
+    return np.concatenate(sums).sum(axis=0, dtype=np.float64)
 
 
 def forward(x: Array, scale: Array, shift: Array, epsilon: float, relu: bool) -> tuple[Array, Array, Array]:
@@ -112,7 +116,7 @@ def _gradient_sums(rows: LongRows, x: Array, dy: Array, y: Array | None, mean: A
 
     All but the sums (2, C) are matrices of rows. Without y, dy itself is returned.
     """
-    mean_row, sums = rows.wide(mean), np.zeros((2, rows.channels))
+    mean_row, of_masked, of_product = rows.wide(mean), [], []
     masked = dy if y is None else memory.empty(dy.shape, dy.dtype)
     for part in _chunks(x):
         if y is not None:
@@ -120,8 +124,9 @@ def _gradient_sums(rows: LongRows, x: Array, dy: Array, y: Array | None, mean: A
             np.multiply(dy[part], positive, out=masked[part])
         product = _centred(x[part], mean_row)
         product *= masked[part]
-        sums += rows.sums(masked[part]), rows.sums(product)
-    return masked, sums
+        of_masked.append(rows.sums(masked[part]))
+        of_product.append(rows.sums(product))
+    return masked, np.stack([total(of_masked), total(of_product)])
 
 
 def scale_and_shift(x: Array, scale: Array, shift: Array, relu: bool) -> Array:
@@ -145,7 +150,7 @@ def channel_sums(x: Array) -> Array:
     """Return the sum of each channel of x (…, C), (C,), of this thread's samples."""
     rows = LongRows.of(x)
     matrix = rows.matrix(x)
-    return sum((rows.sums(matrix[part]) for part in _chunks(matrix)), np.zeros(rows.channels)).astype(x.dtype)
+    return total([rows.sums(matrix[part]) for part in _chunks(matrix)]).astype(x.dtype)
 
 
 def _statistics(rows: LongRows, matrix: Array) -> tuple[Array, Array]:
@@ -156,15 +161,15 @@ def _statistics(rows: LongRows, matrix: Array) -> tuple[Array, Array]:
     a pairwise algorithm for computing sample variances" (1979) do.
     """
     C, first = rows.channels, _chunks(matrix)[0]
-    pivot = (rows.sums(matrix[first]) / (matrix[first].size // C)).astype(matrix.dtype)
-    pivot_row, sums = rows.wide(pivot), np.zeros((2, C))
+    pivot = (total([rows.sums(matrix[first])]) / (matrix[first].size // C)).astype(matrix.dtype)
+    pivot_row, of_centred, of_squares = rows.wide(pivot), [], []
     for part in _chunks(matrix):
         centred = _centred(matrix[part], pivot_row)
-        of_centred = rows.sums(centred)
-        sums += of_centred, rows.sums(np.multiply(centred, centred, out=centred))
-    count = matrix.size // C
-    own_squares = sums[1] - sums[0] * sums[0] / count  # of x less this thread's own mean
-    parts = threads.gather((count, pivot + sums[0] / count, own_squares))
+        of_centred.append(rows.sums(centred))
+        of_squares.append(rows.sums(np.multiply(centred, centred, out=centred)))
+    count, centred_sum = matrix.size // C, total(of_centred)
+    own_squares = total(of_squares) - centred_sum * centred_sum / count  # of x less this thread's own mean
+    parts = threads.gather((count, pivot + centred_sum / count, own_squares))
     whole_count = sum(count for count, _, _ in parts)
     mean = sum(count * mean for count, mean, _ in parts) / whole_count
     variance = sum(squares + count * (own - mean) ** 2 for count, own, squares in parts) / whole_count
