@@ -2,6 +2,8 @@
 
     python -m benchmarks.cpu                                  all nets, batches 32, 128, 512, one and two threads
     python -m benchmarks.cpu --nets lenet --batches 128 --threads 2 --rounds 5
+    python -m benchmarks.cpu --no-avx512                      all subjects as on a processor without AVX-512
+    python -m benchmarks.cpu --python python3.13t             gpucnn on a free-threaded Python as one more subject
 
 Every subject runs in a process of its own, in an environment without the variables that hold BLAS to an older
 instruction set, with BLAS and PyTorch given the same number of threads. The subjects take turns, so that a machine
@@ -34,6 +36,13 @@ PEERS = {  # name → subject, additions to the environment
     "torch_tuned": ("torch", TUNED),
     "torch_channels_last_tuned": ("torch_channels_last", TUNED),
 }
+NO_AVX512 = {
+    "OPENBLAS_CORETYPE": "Haswell",
+    "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
 PORTABLE_UP_TO = 128  # images a batch: its columns for larger ones are gigabytes
 RESULTS = Path(__file__).parent / "results"
 
@@ -41,14 +50,15 @@ RESULTS = Path(__file__).parent / "results"
 class Subject:
     """A child process that is warm and waits for its turn."""
 
-    def __init__(self, name, net, batch, threads, coretype=None):
+    def __init__(self, name, net, batch, threads, held=None, python=None):
         kind, additions = PEERS.get(name, (name, {}))
         environment = {key: value for key, value in os.environ.items() if key not in HELD_BACK} | additions
+        environment |= held or {}
         for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "GPUCNN_NUM_THREADS"):
             environment[variable] = str(threads)
-        if coretype:
-            environment["OPENBLAS_CORETYPE"] = coretype
-        command = [sys.executable, "-m", "benchmarks.subject", kind, net, str(batch), str(threads)]
+        if python:
+            environment["PYTHON_GIL"] = "0"
+        command = [python or sys.executable, "-m", "benchmarks.subject", kind, net, str(batch), str(threads)]
         self.process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
@@ -72,12 +82,14 @@ class Subject:
         self.process.wait()
 
 
-def measure(net, batch, threads, rounds, calls, coretype=None):
+def measure(net, batch, threads, rounds, calls, held=None, python=None):
     """Time every peer on one net; return a row a peer: medians, minima (ms) and peak memory (MB)."""
     names = [name for name in PEERS if name != "portable" or batch <= PORTABLE_UP_TO]
     if net == "lenet" and batch == 32 and threads == 1:
         names.append("naive")
-    subjects = {name: Subject(name, net, batch, threads, coretype) for name in names}
+    subjects = {name: Subject(name, net, batch, threads, held) for name in names}
+    if python:
+        subjects["gpucnn_free_threaded"] = Subject("gpucnn", net, batch, threads, held, python)
     try:
         for what in ("infer", "train"):
             for name, subject in subjects.items():
@@ -126,6 +138,12 @@ def table(results):
             f"| {ours['infer_median_ms']:.2f} | {ratio(rows, 'infer'):.2f} | {ours['train_mb']:.0f} | {torch_mb:.0f} |"
         )
     for result in results:
+        if "gpucnn_free_threaded" in result["peers"]:
+            rows = result["peers"]
+            ratios = (f"{ratio(rows, what, 'gpucnn_free_threaded'):.2f}" for what in ("train", "infer"))
+            where = f"{result['net']}, {result['batch']} images, {result['threads']} threads"
+            lines += ["", f"Free-threaded, {where}: {', '.join(ratios)} of tuned torch, training and inference."]
+    for result in results:
         if "naive" in result["peers"]:
             times = result["peers"]["naive"]["train_median_ms"] / result["peers"]["gpucnn"]["train_median_ms"]
             lines += ["", f"The naive peer needs {times:,.0f} times as long for a LeNet step of 32 images as gpucnn."]
@@ -165,16 +183,28 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=5, help="calls of each subject a round")
     parser.add_argument("--coretype", help="force an OPENBLAS_CORETYPE, such as Haswell, on every subject")
+    parser.add_argument(
+        "--no-avx512", action="store_true", help="hold every subject to what a processor without it has"
+    )
+    parser.add_argument(
+        "--python", help="a free-threaded Python that has NumPy and what gpucnn needs, to be tried as well"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "cpu.json")
     options = parser.parse_args()
+    held = NO_AVX512 if options.no_avx512 else {"OPENBLAS_CORETYPE": options.coretype} if options.coretype else {}
     results = []
     for net in options.nets:
         for batch in options.batches:
             for threads in options.threads:
-                peers = measure(net, batch, threads, options.rounds, options.calls, options.coretype)
+                peers = measure(net, batch, threads, options.rounds, options.calls, held, options.python)
                 results.append({"net": net, "batch": batch, "threads": threads, "peers": peers})
                 print(table(results[-1:]).splitlines()[2], flush=True)
-    settings = {"rounds": options.rounds, "calls": options.calls, "coretype": options.coretype}
+    settings = {
+        "rounds": options.rounds,
+        "calls": options.calls,
+        "coretype": options.coretype,
+        "no_avx512": options.no_avx512,
+    }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     written = {"machine": machine(), "settings": settings, "results": results}
     options.output.write_text(json.dumps(written, indent=1) + "\n")
