@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+import gpucnn.backends.numpy
 from gpucnn import optimizers, schedules
 from gpucnn.backends import get_backend
 from gpucnn.errors import ConfigurationError
@@ -67,6 +68,22 @@ def test_three_steps(row, backend, dtype, tolerance):
     assert moved.dtype == dtype
     assert moved == pytest.approx(np.array(expected), rel=tolerance, abs=tolerance)
     assert optimizer.steps == 3
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_engine_updates_part_by_part_with_the_same_bits(row, monkeypatch):
+    monkeypatch.setattr(gpucnn.backends.numpy, "UPDATED_AT_ONCE", 7)
+    rng = np.random.default_rng(0)
+    start, steps = rng.normal(size=23).astype("float32"), rng.normal(size=(3, 23)).astype("float32")
+    ends = []
+    for name in ("portable", "numpy"):
+        optimizer, values = type(ROWS[row][0]).from_config(ROWS[row][0].config()), start.copy()
+        optimizer.reset(get_backend(name), values)
+        for gradients in steps:
+            optimizer.update(get_backend(name), values, gradients, RATE)
+        ends.append((values, *optimizer.slots.values()))
+    for portable, engine in zip(*ends, strict=True):
+        assert portable.tobytes() == engine.tobytes()
 
 
 @pytest.mark.parametrize("name", ["portable", "numpy"])

@@ -7,10 +7,12 @@ from typing import Any, TypeVar
 
 from gpucnn.backends.base import Array, Backend
 from gpucnn.backends.numpy import convolution, elementwise, memory, norm, pooling, rotation, threads
+from gpucnn.backends.numpy.order import blocks
 from gpucnn.backends.placement import Placement
 from gpucnn.backends.window import Window
 
 T = TypeVar("T")
+UPDATED_AT_ONCE = 1 << 16  # numbers of the flat parameter buffer
 
 
 class NumpyBackend(Backend):
@@ -138,6 +140,17 @@ class NumpyBackend(Backend):
     def add(self, a: Array, b: Array, relu: bool = False) -> Array:
         """Return a + b, and what is negative set to 0 with `relu`."""
         return elementwise.add(a, b, relu)
+
+    def sgd_update(self, values: Array, gradients: Array, velocity: Array | None, **settings: Any) -> None:
+        """Step down the gradient, a part after another that stays in the cache with all that is made of it."""
+        for part in blocks(len(values), 1, UPDATED_AT_ONCE):
+            own_velocity = None if velocity is None else velocity[part]
+            super().sgd_update(values[part], gradients[part], own_velocity, **settings)
+
+    def adam_update(self, values: Array, gradients: Array, mean: Array, square: Array, **settings: Any) -> None:
+        """Step by the running mean over the root of the running square, likewise a part after another."""
+        for part in blocks(len(values), 1, UPDATED_AT_ONCE):
+            super().adam_update(values[part], gradients[part], mean[part], square[part], **settings)
 
     def gather(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:
         """Return samples of a data set x (P, …), picked by number (N,) or slice, as floats; bytes become 0 … 1."""
