@@ -43,6 +43,15 @@ class Columns:
     first: int  # the first pixel that the first of the windows sees
 
 
+@dataclass(frozen=True)
+class KernelRow:
+    """A row of the kernel, the rows of the output for which it sees the image, and the first one that it sees."""
+
+    number: int
+    outputs: slice
+    first: int
+
+
 def serves(window: Window) -> bool:
     """Tell whether each window sees pixels that lie side by side in each row of the image, and at least one of them."""
     return window.dilation[1] == 1 and max(window.padding[1]) < window.size[1]
@@ -66,52 +75,48 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: A
     kernel = weight.transpose(0, 3, 1, 2).reshape(-1, F, KW * C)
     columns = _columns(W, OW, KW, window.strides[1], window.padding[1][0])
     for block in blocks(OH, OW * F * n * x.itemsize, BLOCK):
-        part, begun = out[block], False
-        for i, rows in _kernel_rows(window, H, block.start, block.stop):
-            if not begun and rows != block:
-                part[...] = 0
-                begun = True
-            made = part[rows.start - block.start : rows.stop - block.start]
-            into = scratch.take("sums", made.shape, x.dtype) if begun else made
-            _multiply(x, kernel[i], columns, window, rows.start * window.strides[0] + _shift(window, i), into)
-            if begun:
-                made += into
-            begun = True
-        if not begun:
+        part, rows = out[block], _kernel_rows(window, H, block.start, block.stop)
+        if rows and rows[0].outputs == block:
+            _multiply(x, kernel, rows[0], columns, window, part)
+            rows = rows[1:]
+        else:
             part[...] = 0
+        for row in rows:
+            count = row.outputs.stop - row.outputs.start
+            term = scratch.take("sums", (count, OW, F, n), x.dtype)
+            _multiply(x, kernel, row, columns, window, term)
+            out[row.outputs] += term
         if bias is not None:
             part += bias[:, None]
         yield part
 
 
-def _multiply(x: Array, kernel: Array, columns: tuple[Columns, ...], window: Window, first: int, out: Array) -> None:
-    """Write what one row of the kernel (F, KW·C) makes of x's rows from `first` on to out (rows, OW, F, n)."""
+def _multiply(
+    x: Array, kernel: Array, row: KernelRow, columns: tuple[Columns, ...], window: Window, out: Array
+) -> None:
+    """Write what one row of the kernel (KH, F, KW·C) makes of x to out (rows, OW, F, n)."""
     _, W, C, n = x.shape
     (SH, SW), item = window.strides, x.itemsize
     pixel = C * n * item
     line = W * pixel
     for some in columns:
-        a, b = some.elements.start * C, some.elements.stop * C
-        shape = len(out), some.outputs.stop - some.outputs.start, b - a, n
-        seen = strided(x, shape, (SH * line, SW * pixel, n * item, item), first * line + some.first * pixel)
-        np.matmul(kernel[:, a:b], seen, out=out[:, some.outputs])
-
-
-def _shift(window: Window, i: int) -> int:
-    """Return the row of the image that row i of the kernel sees for the first output."""
-    return i * window.dilation[0] - window.padding[0][0]
+        elements = slice(some.elements.start * C, some.elements.stop * C)
+        shape = len(out), some.outputs.stop - some.outputs.start, elements.stop - elements.start, n
+        seen = strided(x, shape, (SH * line, SW * pixel, n * item, item), row.first * line + some.first * pixel)
+        np.matmul(kernel[row.number, :, elements], seen, out=out[:, some.outputs])
 
 
 @lru_cache(maxsize=1024)
-def _kernel_rows(window: Window, height: int, start: int, stop: int) -> list[tuple[int, slice]]:
-    """Return the kernel's rows, and for which of some output rows each sees the image: the fullest first."""
-    stride, inside = window.strides[0], []
-    for i in range(window.size[0]):
-        shift = _shift(window, i)
-        first, last = max(start, -(shift // stride)), min(stop, (height - 1 - shift) // stride + 1)
+def _kernel_rows(window: Window, height: int, start: int, stop: int) -> tuple[KernelRow, ...]:
+    """Return the kernel's rows that see the image for some rows of the output: first one that does so for the most."""
+    (KH, _), (SH, _), (DH, _), top = window.size, window.strides, window.dilation, window.padding[0][0]
+    rows = []
+    for number in range(KH):
+        shift = number * DH - top  # the row of the image that it sees for the first row of the output
+        first, last = max(start, -(shift // SH)), min(stop, (height - 1 - shift) // SH + 1)
         if first < last:
-            inside.append((i, slice(first, last)))
-    return sorted(inside, key=lambda row: row[1].start - row[1].stop)
+            rows.append(KernelRow(number, slice(first, last), first * SH + shift))
+    return tuple(sorted(rows, key=lambda row: row.outputs.start - row.outputs.stop))
 
 
 @lru_cache(maxsize=1024)
