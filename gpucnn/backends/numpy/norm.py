@@ -55,9 +55,11 @@ class LongRows:
         N, H, W, C = self.shape
         return batch_first(matrix.reshape(H, W, C, N))
 
-    def wide(self, numbers: Array) -> Array:
-        """Return a number for each channel (C,) as a row."""
-        return np.broadcast_to(numbers[:, None], (self.tile, self.channels, self.repeat)).reshape(-1)
+    def wide(self, numbers: Array, purpose: str) -> Array:
+        """Return a number for each channel (C,) as a row, in the scratch."""
+        row = scratch.take(purpose, (self.tile, self.channels, self.repeat), numbers.dtype)
+        row[...] = numbers[:, None]
+        return row.reshape(-1)
 
     def sums(self, part: Array) -> Array:
         """Return sums of some rows over each channel (…, C), of which `total` makes one."""
@@ -78,7 +80,7 @@ def forward(x: Array, scale: Array, shift: Array, epsilon: float, relu: bool) ->
     matrix = rows.matrix(x)
     mean, variance = _statistics(rows, matrix)
     factor = scale / np.sqrt(variance + epsilon)
-    y = _scaled(matrix, rows.wide(factor), rows.wide(shift - mean * factor), relu)
+    y = _scaled(matrix, rows.wide(factor, "factor"), rows.wide(shift - mean * factor, "shift"), relu)
     return rows.restore(y), mean, variance
 
 
@@ -100,7 +102,8 @@ def gradient(
     factor = scale * inverse
     slope = -factor * inverse * dscale / count
     level = -factor * dshift / count - slope * mean
-    factor_row, slope_row, level_row = (rows.wide(n.astype(x.dtype)) for n in (factor, slope, level))
+    numbers = {"factor": factor, "slope": slope, "shift": level}
+    factor_row, slope_row, level_row = (rows.wide(n.astype(x.dtype), purpose) for purpose, n in numbers.items())
     dx = masked if y is not None else memory.empty(matrix.shape, matrix.dtype)
     for part in _chunks(matrix):
         from_statistics = scratch.take("centred", matrix[part].shape, x.dtype)
@@ -116,7 +119,7 @@ def _gradient_sums(rows: LongRows, x: Array, dy: Array, y: Array | None, mean: A
 
     All but the sums (2, C) are matrices of rows. Without y, dy itself is returned.
     """
-    mean_row, of_masked, of_product = rows.wide(mean), [], []
+    mean_row, of_masked, of_product = rows.wide(mean, "mean"), [], []
     masked = dy if y is None else memory.empty(dy.shape, dy.dtype)
     for part in _chunks(x):
         if y is not None:
@@ -132,7 +135,7 @@ def _gradient_sums(rows: LongRows, x: Array, dy: Array, y: Array | None, mean: A
 def scale_and_shift(x: Array, scale: Array, shift: Array, relu: bool) -> Array:
     """Return scale·x + shift, cut off below 0 with `relu`."""
     rows = LongRows.of(x)
-    return rows.restore(_scaled(rows.matrix(x), rows.wide(scale), rows.wide(shift), relu))
+    return rows.restore(_scaled(rows.matrix(x), rows.wide(scale, "factor"), rows.wide(shift, "shift"), relu))
 
 
 def _scaled(matrix: Array, scale_row: Array, shift_row: Array, relu: bool) -> Array:
@@ -162,7 +165,7 @@ def _statistics(rows: LongRows, matrix: Array) -> tuple[Array, Array]:
     """
     C, first = rows.channels, _chunks(matrix)[0]
     pivot = (total([rows.sums(matrix[first])]) / (matrix[first].size // C)).astype(matrix.dtype)
-    pivot_row, of_centred, of_squares = rows.wide(pivot), [], []
+    pivot_row, of_centred, of_squares = rows.wide(pivot, "mean"), [], []
     for part in _chunks(matrix):
         centred = _centred(matrix[part], pivot_row)
         of_centred.append(rows.sums(centred))

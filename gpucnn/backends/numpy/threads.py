@@ -7,12 +7,14 @@ batch, as batch norm does for its mean, the members meet: each gives its part, a
                  slice 0 ──conv──┐ meet ┌──norm──relu──…──▶ outputs of slice 0
                  slice 1 ──conv──┘      └──norm──relu──…──▶ outputs of slice 1
 
-How a batch is cut depends on its size, the network's work and the number of threads alone, and parts are added in
-order: the same number of threads gives the same bits. BLAS is held to one thread meanwhile.
+How a batch is cut depends on its size, the network's work and the number of threads alone (and on whether Python is
+free-threaded), and parts are added in order: the same number of threads gives the same bits. BLAS is held to one thread
+meanwhile.
 """
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +26,20 @@ from gpucnn.errors import ConfigurationError
 
 T = TypeVar("T")
 
-# What a slice must hold to be worth a thread of its own; below, a second thread costs more than it brings. At least 50
-# million floating-point operations forward, and 32 images, so that products have long rows, or 16 if these 16 images
-# are 300 million operations.
-LEAST_WORK, MUCH_WORK = 5e7, 3e8
-LEAST_IMAGES, FEW_IMAGES = 32, 16
+FREE = not getattr(sys, "_is_gil_enabled", lambda: True)()  # whether Python is free-threaded
+
+
+def least_worth_a_thread(free: bool) -> tuple[float, int]:
+    """Return what a slice must hold to be worth a thread of its own: floating-point operations forward, and images.
+
+    Below, a second thread costs more than it brings: products get short rows, and threads wait for each other around
+    each short call if Python has its lock.
+    """
+    return (1e7, 16) if free else (5e7, 32)
+
+
+LEAST_WORK, LEAST_IMAGES = least_worth_a_thread(FREE)
+MUCH_WORK, FEW_IMAGES = 3e8, 16  # so few images are enough in any case if they are so many operations
 
 _chosen: int | None = None
 _one_team = threading.Lock()  # works at a time: the workers of two, half of each started, would wait for ever
