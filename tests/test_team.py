@@ -77,8 +77,8 @@ def test_less_is_worth_a_thread_where_python_has_no_lock(free, count, monkeypatc
     gpucnn.set_num_threads(2)
     for name, least in zip(("LEAST_WORK", "LEAST_IMAGES"), threads.least_worth_a_thread(free), strict=True):
         monkeypatch.setattr(threads, name, least)
-    assert len(ENGINE.slices(32, 2e7)) == len(ENGINE.slices(63, 9e7)) == count
-    assert len(ENGINE.slices(31, 1e9)) == len(ENGINE.slices(1000, 1.9e7)) == 1
+    assert len(ENGINE.slices(32, 4e7)) == len(ENGINE.slices(63, 9e7)) == count
+    assert len(ENGINE.slices(31, 1e9)) == len(ENGINE.slices(1000, 3.9e7)) == 1
     assert len(ENGINE.slices(64, 1e8)) == len(ENGINE.slices(32, 6e8)) == 2
 
 

@@ -35,7 +35,7 @@ def least_worth_a_thread(free: bool) -> tuple[float, int]:
     Below, a second thread costs more than it brings: products get short rows, and threads wait for each other around
     each short call if Python has its lock.
     """
-    return (1e7, 16) if free else (5e7, 32)
+    return (2e7, 16) if free else (5e7, 32)
 
 
 LEAST_WORK, LEAST_IMAGES = least_worth_a_thread(FREE)
