@@ -531,6 +531,17 @@ def test_memory_is_used_again_only_when_nobody_refers_to_it(held_by):
     assert len({array.ctypes.data for array in held}) == 4
 
 
+def test_long_rows_of_the_kernel_keep_to_the_scratch():
+    """A row of the output of all images would be 8 MB; some of the images are taken at a time."""
+    window, x = Window((3, 3), (2, 2), SAME3), np.ones((512, 4, 64, 64), "float32")
+    assert convolution.path(window, 512, 64, 128, 1, x.dtype) == "kernel-rows"
+    scratch.forget()
+    y = ENGINE.conv2d(x, np.ones((3, 3, 64, 128), "float32"), None, window)
+    assert 0 < scratch.held() <= 4 << 20
+    assert np.all(y[:, 1, 1:] == 9 * 64)
+    assert np.all(y[:, 0, 0] == 4 * 64)
+
+
 def test_memory_begins_on_a_cache_line():
     for count in (1 << 16, 70_001, 1 << 20):
         assert memory.empty((count,), np.float32).ctypes.data % 64 == 0

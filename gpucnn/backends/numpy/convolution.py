@@ -218,7 +218,7 @@ def _images_at_once(name: str, x: Array, filters: int, window: Window) -> int:
     if name == "winograd-1d":
         return int(winograd_1d.BLOCK // winograd_1d.tile_bytes(numbers))
     if name == "kernel-rows":
-        return int(rows.BLOCK // (W * filters * x.itemsize))
+        return int(kernel_rows.ROW // (window.output_size((H, W))[1] * filters * x.itemsize))
     a_lowered_row = window.padded_size((H, W))[1] * max(window.size[0] * C, filters) * x.itemsize
     return int(rows.BLOCK // a_lowered_row)
 

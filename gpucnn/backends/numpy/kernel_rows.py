@@ -31,6 +31,7 @@ from gpucnn.backends.window import Window
 Array = Any
 
 BLOCK = 1 << 19  # bytes of output at once: it, and what is added to it, stay in a core's second-level cache
+ROW = 3 << 20  # bytes of a row of the output at most; where it would be more, some of the images are taken at a time
 LEAST = 24  # numbers that a row of the kernel sees; products of fewer are slow
 
 
