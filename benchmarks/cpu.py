@@ -205,6 +205,8 @@ def main():
         "coretype": options.coretype,
         "no_avx512": options.no_avx512,
     }
+    if options.python:
+        settings["free_threaded"] = subprocess.check_output([options.python, "-VV"], text=True).strip()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     written = {"machine": machine(), "settings": settings, "results": results}
     options.output.write_text(json.dumps(written, indent=1) + "\n")

@@ -271,7 +271,8 @@ def test_a_failing_layer_ends_the_step_for_all():
 
 
 def test_how_a_batch_is_cut(monkeypatch):
-    monkeypatch.undo()  # the thresholds as they are
+    for name, least in zip(("LEAST_WORK", "LEAST_IMAGES"), threads.least_worth_a_thread(free=False), strict=True):
+        monkeypatch.setattr(threads, name, least)
 
     def sizes(batch, work_of_an_image, count):
         gpucnn.set_num_threads(count)

@@ -51,10 +51,8 @@ RESIDUE_FEWEST = 8  # channels from which on strides are better undone by severa
 # weights in one product for each image that they meet; with more, reading them takes longer than using them
 MOST_WEIGHTS, MOST_WEIGHT_GRADIENTS = 8192, 2048
 
-
-PATHS: dict[str, Any] = {
-    "winograd": winograd, "winograd-1d": winograd_1d, "kernel-rows": kernel_rows, "rows": rows
-}  # fmt: skip
+# those that share one signature
+PATHS: dict[str, Any] = {"winograd": winograd, "winograd-1d": winograd_1d, "kernel-rows": kernel_rows, "rows": rows}
 
 
 def path(window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
