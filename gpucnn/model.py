@@ -227,7 +227,7 @@ class Model:
         """
         with self.computing(len(x)):
             inputs = self.as_floats(self.backend.from_host(x))
-            y, network_backward = self._sliced.forward(self.backend, inputs, train=train)
+            y, network_backward = self._sliced.forward(self.backend, inputs, train=train, repeat=self.jit and not train)
 
         def backward(dy: Array) -> Array:
             with self.computing(len(x)):
@@ -261,6 +261,12 @@ class Model:
             while fits > 1 and fits * each > 0.8 * total:
                 fits //= 2
         return message + (f"; a batch_size of {fits} should fit" if fits else "; one sample is too much for it")
+
+    def release(self) -> None:
+        """Let go of memory that is kept for later: of passes that were recorded, and what the backend keeps."""
+        for sliced in (self._sliced, self._sliced_trunk):
+            sliced.repeats.forget()
+        self.backend.release()
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -456,7 +462,7 @@ class Model:
             self.zero_grad()
             if in_slices:
                 outputs, network_backward = self._sliced_trunk.forward(
-                    self.backend, x, train=True, input_gradient=False
+                    self.backend, x, train=True, input_gradient=False, repeat=self.jit
                 )
             else:
                 outputs, network_backward = self._trunk.forward(x, train=True, input_gradient=False)
@@ -470,7 +476,7 @@ class Model:
     def score(self, x: Array, labels: Array) -> tuple[Array, Array]:
         """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""
         with self.computing(len(x)):
-            outputs, _ = self._sliced_trunk.forward(self.backend, x, train=False)
+            outputs, _ = self._sliced_trunk.forward(self.backend, x, train=False, repeat=self.jit)
             exact = outputs.astype(self.state_dtype, copy=False)
             return self._loss_of(exact, labels)[0], exact
 
@@ -525,7 +531,7 @@ class Model:
         total = 0.0
         with self.computing(len(x)):
             for view, weight in views.of(self.backend, x, self.dtype):
-                outputs, _ = network.forward(self.backend, view, train=False)
+                outputs, _ = network.forward(self.backend, view, train=False, repeat=self.jit)
                 total = total + weight * outputs.astype(self.state_dtype, copy=False)
             return last.forward(total, train=False)[0] if isinstance(last, Softmax) and not logits else total
 

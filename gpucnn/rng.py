@@ -33,11 +33,15 @@ def draw_bits(backend: Backend, state: "np.ndarray[Any, Any]", shape: tuple[int,
 
     A thread that works on a slice of the batch draws what the whole batch's draw holds for its samples.
     """
-    key, counter = int(state[0]), int(state[1])
-    state[1] += np.uint64(1)
-    a_sample = math.prod(shape[1:])
-    start = backend.samples_before() * a_sample
-    return backend.random_bits(key, counter, shape[0] * a_sample, start).reshape(shape)
+
+    def draw() -> Array:
+        key, counter = int(state[0]), int(state[1])
+        state[1] += np.uint64(1)
+        a_sample = math.prod(shape[1:])
+        start = backend.samples_before() * a_sample
+        return backend.random_bits(key, counter, shape[0] * a_sample, start).reshape(shape)
+
+    return backend.each_time(draw)
 
 
 def draw_mask(backend: Backend, state: "np.ndarray[Any, Any]", shape: tuple[int, ...], probability: float) -> Array:

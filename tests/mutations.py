@@ -28,6 +28,7 @@ BASE, NUMPY = "gpucnn/backends/base.py", "gpucnn/backends/numpy"
 CUDA = "gpucnn/backends/cupy/kernels"
 KERNELS = ("tests/test_layers.py", "tests/test_cpu_engine.py", "tests/test_losses.py", "tests/test_optimizers.py")
 TEAM = ("tests/test_team.py", "tests/test_trust.py")
+RECORDING = ("tests/test_recording.py",)
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ FAULTS = (
     ),
     Fault(
         "handed out twice: memory in use",
-        f"{NUMPY}/memory.py",
+        f"{NUMPY}/arena.py",
         "if not blocks[place].in_use():",
         "if True:",
         ("tests/test_team.py", "tests/test_cpu_engine.py", "tests/test_model.py"),
@@ -301,10 +302,60 @@ FAULTS = (
     ),
     Fault(
         "lost: gradients of the second thread",
-        "gpucnn/training/slices.py",
+        "gpucnn/training/replicas.py",
         "parameter.add_grad(twin.grad)",
         "pass",
         TEAM,
+    ),
+    # passes that are recorded and repeated
+    Fault(
+        "of yesterday: weights as they were when a pass was recorded",
+        "gpucnn/training/repeats.py",
+        "parameter.rebind(recorder.seen(value), ",
+        "parameter.rebind(value, ",
+        RECORDING,
+    ),
+    Fault(
+        "of yesterday: dropout draws once and for all",
+        f"{NUMPY}/recording.py",
+        "    return noting.result_of(_unrecorded(function))",
+        "    return noting.copy_of(_unrecorded(function)())",
+        RECORDING,
+    ),
+    Fault(
+        "not noted: arrays that are converted",
+        f"{NUMPY}/traced.py",
+        'noting.note(np.copyto, plain(copy), own, casting="unsafe")',
+        "pass",
+        RECORDING,
+    ),
+    Fault(
+        "not noticed: a recorded pass of another network",
+        "gpucnn/training/repeats.py",
+        "for way in ways) and self._fingerprint.is_true()",
+        "for way in ways)",
+        RECORDING,
+    ),
+    Fault(
+        "not met: threads that repeat a batch norm",
+        f"{NUMPY}/threads.py",
+        "    noting.note(_meet_again)",
+        "    pass",
+        RECORDING,
+    ),
+    Fault(
+        "overwritten: outputs of an earlier repeat",
+        "gpucnn/training/repeats.py",
+        "return parts[0].copy() if len(parts) == 1 else",
+        "return parts[0] if len(parts) == 1 else",
+        RECORDING,
+    ),
+    Fault(
+        "in use for ever: memory of what was noted",
+        f"{NUMPY}/traced.py",
+        "return np.asarray(_Place(value, maker if maker.base is None else maker.base))",
+        "return value.view(np.ndarray)",
+        RECORDING,
     ),
     # CUDA kernels, compiled for the host
     Fault(

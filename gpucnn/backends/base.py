@@ -42,6 +42,27 @@ class Feed:
         raise NotImplementedError(f"{type(self).__name__} brings nothing across")
 
 
+class Recorder:
+    """Records what functions do with arrays, so that it can be repeated with other numbers at less cost."""
+
+    gave_up = ""  # why what was recorded must not be repeated, if so
+
+    def record(self, function: Callable[..., Array], *arrays: Array) -> tuple[Array, Callable[..., Array]]:
+        """Return what a function returns for arrays, and a function that returns the same for others, faster.
+
+        What it returns lies where it lay before, so it is to be copied before the next time.
+        """
+        raise NotImplementedError(f"{type(self).__name__} records nothing")
+
+    def seen(self, array: Array) -> Array:
+        """Return an array in the same memory; what a function reads and writes is noticed if it is such an array."""
+        raise NotImplementedError(f"{type(self).__name__} records nothing")
+
+    def unseen(self, array: Array) -> Array:
+        """Return such an array as it was."""
+        raise NotImplementedError(f"{type(self).__name__} records nothing")
+
+
 class Backend:
     """Arrays on the host, and every kernel as the textbook writes it."""
 
@@ -125,6 +146,20 @@ class Backend:
     def room_to_record(self) -> Iterator[None]:
         """Give memory of its own to a step that is to be recorded; held around the first time it is made."""
         yield
+
+    # --- passes recorded while they are made, and repeated: an engine may ----------------------
+
+    def recorder(self) -> Recorder | None:
+        """Return one who records what functions of arrays compute, on one thread; None where nobody can."""
+        return None
+
+    def choices(self) -> Any:
+        """Return what decides, besides shapes and types, how kernels compute: while it stays, recordings serve."""
+        return None
+
+    def each_time(self, draw: Callable[[], Array]) -> Array:
+        """Return what a function draws, which does so again whenever what is computed here and now is repeated."""
+        return draw()
 
     # --- looking at time ----------------------------------------------------------------------
 

@@ -136,11 +136,15 @@ class Layer(Configurable, family="layer"):
     #: depends on that sample alone, or a kernel joins the slices, and nothing but parameters and buffers is written to
     per_sample = False
 
+    #: whether a pass may be recorded and repeated: true where `forward` and its way back do the same with arrays of one
+    #: shape each time, decide nothing by their numbers, and draw random ones by `gpucnn.rng` alone
+    recordable = False
+
     def __init_subclass__(cls, **options: Any) -> None:
-        """Take the three as said of this very `forward`: one that was written anew must say them again."""
+        """Take the four as said of this very `forward`: one that was written anew must say them again."""
         super().__init_subclass__(**options)
         if "forward" in vars(cls):
-            for promise in ("can_skip_input_gradient", "can_apply_relu", "per_sample"):
+            for promise in ("can_skip_input_gradient", "can_apply_relu", "per_sample", "recordable"):
                 if promise not in vars(cls):
                     setattr(cls, promise, False)
 

@@ -27,7 +27,7 @@ class Sequential(Layer):
     """
 
     can_skip_input_gradient = True
-    per_sample = True
+    per_sample = recordable = True
 
     def __init__(self, layers: list[Layer] | tuple[Layer, ...], *, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -109,10 +109,7 @@ class Sequential(Layer):
 
         def walk_once(dy: Array) -> None:
             if len(ways_back) < stations:
-                raise ConfigurationError(
-                    f"{self.label}: the way back of a training step was walked already, and lets go of what it passes; "
-                    "call forward again, or forward with input_gradient=True for a way that can be walked often"
-                )
+                raise walked_already(self.label)
             while ways_back:
                 dy = _walk(*ways_back.pop(), dy)
 
@@ -146,6 +143,14 @@ class Sequential(Layer):
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
+
+
+def walked_already(label: str) -> ConfigurationError:
+    """Return the error of who walks the way back of a training step a second time."""
+    return ConfigurationError(
+        f"{label}: the way back of a training step was walked already, and lets go of what it passes; "
+        "call forward again, or forward with input_gradient=True for a way that can be walked often"
+    )
 
 
 def _walk(label: str, way_back: Backward, dy: Array) -> Array:
@@ -224,7 +229,7 @@ class Residual(Layer):
     """
 
     can_apply_relu = True
-    per_sample = True
+    per_sample = recordable = True
 
     def __init__(
         self, main: Layer | list[Layer], shortcut: Layer | list[Layer] | None = None, *, name: str | None = None

@@ -37,7 +37,7 @@ class Conv2D(Layer):
 
     can_skip_input_gradient = True
     can_apply_relu = True
-    per_sample = True
+    per_sample = recordable = True
 
     def __init__(
         self,

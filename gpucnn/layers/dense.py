@@ -28,7 +28,7 @@ class Dense(Layer):
     """
 
     can_skip_input_gradient = True
-    per_sample = True
+    per_sample = recordable = True
 
     def __init__(
         self,

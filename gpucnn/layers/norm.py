@@ -30,7 +30,7 @@ class BatchNorm(Layer):
     """
 
     can_apply_relu = True
-    per_sample = True
+    per_sample = recordable = True
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, *, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -116,7 +116,7 @@ class Normalization(Layer):
         ShapeError          not one number, nor one for each channel
     """
 
-    per_sample = True
+    per_sample = recordable = True
 
     def __init__(self, mean: Any = None, deviation: Any = None, *, name: str | None = None) -> None:
         super().__init__(name=name)

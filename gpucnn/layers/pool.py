@@ -57,7 +57,7 @@ class MaxPool2D(_Pool2D):
     """
 
     can_apply_relu = True
-    per_sample = True
+    per_sample = recordable = True
 
     def forward(self, x: Array, *, train: bool, relu: bool = False) -> tuple[Array, Backward]:
         """Return y and the way back, which sends dy to the winners alone."""
@@ -82,7 +82,7 @@ class AveragePool2D(_Pool2D):
         ShapeError  the window does not fit the image, or padding is as large as the window
     """
 
-    per_sample = True
+    per_sample = recordable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the way back, which shares dy equally."""
@@ -99,7 +99,7 @@ class GlobalAveragePool2D(Layer):
         y  (N, C)
     """
 
-    per_sample = True
+    per_sample = recordable = True
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Keep the channels."""

@@ -26,7 +26,7 @@ def by_parts(model: "Model", count: int, size: int, function: Callable[[slice], 
             if part.stop - part.start == 1:
                 raise
             size = (part.stop - part.start + 1) // 2
-            model.backend.release()
+            model.release()
         else:
             start = part.stop
     return results

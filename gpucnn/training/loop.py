@@ -72,7 +72,7 @@ class Training:
         finally:
             self.model.fitting, self.model.numerics = False, None
             self.model.rest(None)
-            self.model.backend.release()
+            self.model.release()
 
     @property
     def a_step_follows(self) -> bool:

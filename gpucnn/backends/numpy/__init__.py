@@ -6,7 +6,18 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from gpucnn.backends.base import Array, Backend
-from gpucnn.backends.numpy import convolution, elementwise, memory, norm, pooling, rotation, threads
+from gpucnn.backends.numpy import (
+    convolution,
+    elementwise,
+    memory,
+    norm,
+    order,
+    pooling,
+    recording,
+    rotation,
+    scratch,
+    threads,
+)
 from gpucnn.backends.numpy.order import blocks
 from gpucnn.backends.placement import Placement
 from gpucnn.backends.window import Window
@@ -44,6 +55,18 @@ class NumpyBackend(Backend):
     def whole_batch(self, samples: int) -> int:
         """Return how many samples the batch has of which this thread works on some."""
         return threads.whole_batch(samples)
+
+    def recorder(self) -> recording.Recorder:
+        """Return one who records what a thread asks of NumPy."""
+        return recording.Recorder(order.lay, order.room, scratch.given_away)
+
+    def choices(self) -> Any:
+        """Return whether Winograd's methods may be taken."""
+        return convolution.winograd_allowed()
+
+    def each_time(self, draw: Callable[[], Array]) -> Array:
+        """Return what a function draws, which is called again in each repeat."""
+        return recording.each_time(draw)
 
     def circumstances(self) -> dict[str, Any]:
         """Return also the number of threads, by which a batch is cut, and what computes products and convolutions."""

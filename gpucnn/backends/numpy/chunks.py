@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from gpucnn.backends.base import column_groups, filter_groups, kernel_groups
 from gpucnn.backends.numpy import memory, scratch
-from gpucnn.backends.numpy.order import blocks, equal_parts
+from gpucnn.backends.numpy.order import blocks, contiguous, equal_parts
 from gpucnn.backends.window import Window
 
 Array = Any
@@ -29,7 +29,7 @@ WIDE = 4  # so many chunks at once where the kernel is as large, lest it be read
 
 def convolve(x: Array, weight: Array, bias: Array | None, window: Window, groups: int, relu: bool) -> Array:
     """Return y (N, OH, OW, F) of x (N, H, W, C) and weight (KH, KW, C/groups, F)."""
-    x, F = np.ascontiguousarray(x), weight.shape[-1]
+    x, F = contiguous(x), weight.shape[-1]
     y = memory.empty((len(x), *window.output_size(x.shape[1:3]), F), x.dtype)
     kernels = kernel_groups(weight, groups)
     for images, rows, columns in _columns(x, window, _chunk(weight)):
@@ -47,9 +47,9 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, groups
 
 def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
     """Return dweight (KH, KW, C/groups, F): the sum over all chunks of columns (…, KH·KW·C)ᵀ @ dy (…, F)."""
-    x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
+    x, dy = contiguous(x), contiguous(dy)
     F, C = dy.shape[-1], x.shape[-1]
-    total = np.zeros((window.area * C // groups, F), x.dtype)
+    total = memory.zeros((window.area * C // groups, F), x.dtype)
     for images, rows, columns in _columns(x, window, _chunk(total)):
         of_groups = filter_groups(dy[images, rows].reshape(-1, F), groups)
         for rows_of_group, dy_group, filters in zip(
@@ -61,7 +61,7 @@ def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
 
 def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int) -> Array:
     """Return dx (N, H, W, C): the columns' gradients dy @ kernelᵀ, added back window by window in a fixed order."""
-    dy, F = np.ascontiguousarray(dy), dy.shape[-1]
+    dy, F = contiguous(dy), dy.shape[-1]
     N, OH, OW = dy.shape[:3]
     C = weight.shape[2] * groups
     dx = memory.empty((N, *image_size, C), dy.dtype)

@@ -35,6 +35,7 @@ from gpucnn.backends.numpy.order import (
     batch_first,
     batch_innermost,
     batch_last,
+    contiguous,
     equal_parts,
     image_slice,
     image_slices,
@@ -148,7 +149,7 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
         if name == "depthwise":
             shape = (*window.padded_size(image_size), C, dy.shape[-1])
             _, inner_rows, inner_columns = window.interior(image_size)
-            return np.ascontiguousarray(depthwise.input_gradient(dy, weight, shape, window)[inner_rows, inner_columns])
+            return contiguous(depthwise.input_gradient(dy, weight, shape, window)[inner_rows, inner_columns])
         of_path = rows.input_gradient
         if window.dilation == window.strides == (1, 1):
             of_path = rows.input_gradient_by_rows
@@ -179,7 +180,7 @@ def shared_gradients(
         return None
     if of_path.tiles_of((H, W)) > of_path.tiles_of(dy.shape[1:3]):
         return None
-    turned_weight, of_turned = weight[::-1, ::-1].swapaxes(2, 3), np.zeros((*window.size, F, C), dy.dtype)
+    turned_weight, of_turned = weight[::-1, ::-1].swapaxes(2, 3), memory.zeros((*window.size, F, C), dy.dtype)
     dbias = norm.channel_sums(dy) if bias else None
     slices = image_slices(N, _images_at_once(name, dy, C, turned))
     x, dy = batch_last(x), batch_last(dy)

@@ -40,7 +40,7 @@ def convolve(padded: Array, weight: Array, bias: Array | None, window: Window, o
 def weight_gradient(padded: Array, dy: Array, window: Window) -> Array:
     """Return dweight (KH, KW, 1, F) from padded images (H, W, C, n) and dy (OH, OW, F, n)."""
     dy = _by_channel(dy, padded)
-    sums = np.zeros((window.area, *dy.shape[2:]), dy.dtype)
+    sums = memory.zeros((window.area, *dy.shape[2:]), dy.dtype)
     for rows in blocks(len(dy), dy[0].nbytes, BLOCK):
         part = dy[rows]
         term = scratch.take("term", part.shape, part.dtype)

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpucnn.backends.base import INV_SQRT_2PI
 from gpucnn.backends.numpy import memory, scratch
-from gpucnn.backends.numpy.order import batch_first, batch_innermost, batch_last, blocks
+from gpucnn.backends.numpy.order import batch_first, batch_innermost, batch_last, blocks, contiguous
 
 Array = Any
 
@@ -110,6 +110,6 @@ def _alike(*arrays: Array) -> tuple[Callable[[Array], Array], list[Array]]:
     """Return arrays of one shape as long rows in one order, and the function that gives such a row the shape back."""
     shape = arrays[0].shape
     if len(shape) != 4 or not batch_innermost(shape[0]):
-        return (lambda row: row.reshape(shape)), [np.ascontiguousarray(array).reshape(-1) for array in arrays]
+        return (lambda row: row.reshape(shape)), [contiguous(array).reshape(-1) for array in arrays]
     N, H, W, C = shape
     return (lambda row: batch_first(row.reshape(H, W, C, N))), [batch_last(array).reshape(-1) for array in arrays]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy import elementwise, memory, scratch, threads
-from gpucnn.backends.numpy.order import batch_first, batch_innermost, blocks, pixels
+from gpucnn.backends.numpy.order import batch_first, batch_innermost, blocks, contiguous, pixels
 
 Array = Any
 
@@ -45,7 +45,7 @@ class LongRows:
 
     def matrix(self, x: Array) -> Array:
         """Return x as a matrix of rows; a copy only where it lies otherwise."""
-        lying = pixels(x) if x.ndim == 4 else np.ascontiguousarray(x)
+        lying = pixels(x) if x.ndim == 4 else contiguous(x)
         return lying.reshape(-1, self.tile * self.channels * self.repeat)
 
     def restore(self, matrix: Array) -> Array:

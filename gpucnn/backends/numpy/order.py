@@ -15,8 +15,6 @@ network, and where a layer of the user's own returns them in another order, and 
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from gpucnn.backends.numpy import memory
 
 Array = Any
@@ -37,9 +35,22 @@ def batch_last(x: Array) -> Array:
     if lying.flags.c_contiguous:
         return lying
     y = memory.empty(lying.shape, x.dtype)
-    for images in blocks(len(x), 1, AT_ONCE):
-        y[..., images] = lying[..., images]
+    lay(x, batch_first(y))
     return y
+
+
+def room(x: Array) -> Array:
+    """Return room for an array (N, …) as the engine keeps it."""
+    if x.ndim != 4 or not batch_innermost(len(x)):
+        return memory.empty(x.shape, x.dtype)
+    N, H, W, C = x.shape
+    return batch_first(memory.empty((H, W, C, N), x.dtype))
+
+
+def lay(x: Array, place: Array) -> None:
+    """Copy an array (N, …) to a place of its shape, some images at a time."""
+    for images in blocks(len(x), 1, AT_ONCE) if x.ndim == 4 else (slice(None),):
+        place[images] = x[images]
 
 
 def batch_first(x: Array) -> Array:
@@ -50,7 +61,7 @@ def batch_first(x: Array) -> Array:
 def pixels(x: Array) -> Array:
     """Return x (N, H, W, C) as it lies in the engine's memory: (1, H, W, C·N), or (N, H, W, C) with few images."""
     if not batch_innermost(len(x)):
-        return np.ascontiguousarray(x)
+        return contiguous(x)
     N, H, W, C = x.shape
     return batch_last(x).reshape(1, H, W, C * N)
 
@@ -63,12 +74,17 @@ def images(pixels: Array, batch: int) -> Array:
     return batch_first(pixels.reshape(H, W, run // batch, batch))
 
 
+def contiguous(array: Array) -> Array:
+    """Return an array whose numbers lie in the order of its axes: itself, or a copy."""
+    return array if array.flags.c_contiguous else array.copy()
+
+
 def strided(array: Array, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> Array:
     """Return another view of a contiguous array's memory, from so many bytes on.
 
     NumPy's own `as_strided` takes ten times as long to make one.
     """
-    return np.ndarray(shape, array.dtype, array, offset, strides)
+    return type(array)(shape, array.dtype, array, offset, strides)
 
 
 @lru_cache(maxsize=4096)
@@ -100,4 +116,4 @@ def image_slices(batch: int, most: int) -> tuple[slice, ...]:
 
 def image_slice(array: Array, images: slice) -> Array:
     """Return some images of an array (…, N) as a contiguous one: itself where these are all."""
-    return np.ascontiguousarray(array[..., images])
+    return contiguous(array[..., images])

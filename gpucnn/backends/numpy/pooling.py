@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy import memory, scratch
-from gpucnn.backends.numpy.order import blocks, images, pixels, strided
+from gpucnn.backends.numpy.order import blocks, contiguous, images, pixels, strided
+from gpucnn.backends.numpy.recording import as_one
 from gpucnn.backends.window import Window
 
 Array = Any
@@ -47,13 +48,11 @@ def largest_gradient(dy: Array, kept: Kept, image_size: tuple[int, int], window:
     for rows in _row_blocks(windows):
         won = scratch.take("won", windows[:, rows].shape, np.bool_)
         np.equal(windows[:, rows], _for_each_window(y[:, rows]), out=won)
-        winners = y[:, rows].size
+        positive = None
         if relu:
             positive = np.greater(y[:, rows], 0, out=scratch.take("positive", y[:, rows].shape, np.bool_))
             won &= _for_each_window(positive)
-            winners = np.count_nonzero(positive)
-        if np.count_nonzero(won) > winners:
-            _first_alone(won)
+        _first_alone(won, positive)
         _give(dpadded, window, rows, dy_pixels, won)
     return images(_interior(dpadded, image_size, window), len(dy))
 
@@ -93,8 +92,16 @@ def _for_each_window(y: Array) -> Array:
     return y[:, :, None, :, None]
 
 
-def _first_alone(won: Array) -> None:
-    """Leave of several elements of a window that won the first, in won (G, rows, KH, OW, KW, run)."""
+@as_one
+def _first_alone(won: Array, positive: Array | None) -> None:
+    """Leave of several elements of a window that won the first, in won (G, rows, KH, OW, KW, run).
+
+    Only windows count whose largest element is positive, if these are given (G, rows, OW, run).
+    """
+    G, rows, _, OW, _, run = won.shape
+    winners = G * rows * OW * run if positive is None else np.count_nonzero(positive)
+    if np.count_nonzero(won) <= winners:
+        return
     taken = np.zeros_like(won[:, :, 0, :, 0])
     for i in range(won.shape[2]):
         for j in range(won.shape[4]):
@@ -146,7 +153,7 @@ def _padded(x: Array, window: Window, fill: float) -> Array:
 
 def _interior(padded: Array, image_size: tuple[int, int], window: Window) -> Array:
     """Return padded pixels without their padding."""
-    return padded if window.padding == ((0, 0), (0, 0)) else np.ascontiguousarray(padded[window.interior(image_size)])
+    return padded if window.padding == ((0, 0), (0, 0)) else contiguous(padded[window.interior(image_size)])
 
 
 def _gradient_of(padded_shape: tuple[int, ...], dy: Array, window: Window) -> Array:

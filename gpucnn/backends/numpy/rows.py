@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy import kernel_rows, memory, scratch
-from gpucnn.backends.numpy.order import blocks, strided
+from gpucnn.backends.numpy.order import blocks, contiguous, strided
 from gpucnn.backends.window import Window
 
 Array = Any
@@ -49,7 +49,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: A
     The bias is the weight of one more row of numbers in each window, all ones.
     """
     KH, KW, C, F = weight.shape
-    kernel = np.zeros((F, KW, KH * C + (bias is not None)), weight.dtype)
+    kernel = memory.zeros((F, KW, KH * C + (bias is not None)), weight.dtype)
     kernel[:, :, : KH * C] = weight.transpose(3, 1, 0, 2).reshape(F, KW, KH * C)
     if bias is not None:
         kernel[:, 0, -1] = bias
@@ -66,8 +66,8 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
         return _gradients_by_pixel(x, dy, window, bias)
     (_, OW, F, n), C = dy.shape, x.shape[2]
     KH, KW = window.size
-    total = np.zeros((KW, KH * C * F), x.dtype)
-    dbias, ones = np.zeros(F), scratch.ones(OW * n, x.dtype)
+    total = memory.zeros((KW, KH * C * F), x.dtype)
+    dbias, ones = memory.zeros((F,), np.float64), scratch.ones(OW * n, x.dtype)
     small = int(SMALL / (KH * C * F * n))
     width = small if LEAST <= small < OW else OW  # pixels that one product adds up
     of_image = window.strides[0] * window.padded_size(x.shape[:2])[1] * C * n
@@ -89,7 +89,7 @@ def _gradients_by_pixel(x: Array, dy: Array, window: Window, bias: bool) -> tupl
     """Return what `parameter_gradients` does for a kernel of 1×1: a product for each pixel, and nothing is copied."""
     (OH, OW, F, _), C = dy.shape, x.shape[2]
     seen = x[:: window.strides[0], :: window.strides[1]]
-    total, dbias = np.zeros(C * F, x.dtype), np.zeros(F)
+    total, dbias = memory.zeros((C * F,), x.dtype), memory.zeros((F,), np.float64)
     for rows in blocks(OH, OW * C * F * x.itemsize, PRODUCTS):
         for columns in blocks(OW, C * F * x.itemsize, PRODUCTS):
             part = dy[rows, columns]
@@ -128,7 +128,7 @@ def input_gradient_by_rows(dy: Array, weight: Array, image_size: tuple[int, int]
     _, OW, F, n = dy.shape
     KH, KW, C, _ = weight.shape
     height, width = window.padded_size(image_size)
-    kernel = np.ascontiguousarray(weight[::-1].transpose(1, 2, 0, 3)).reshape(KW * C, KH * F)
+    kernel = contiguous(weight[::-1].transpose(1, 2, 0, 3)).reshape(KW * C, KH * F)
     dx = memory.zeros((height, width, C, n), dy.dtype)
     for rows in blocks(height, max(KW * C, F) * OW * n * dy.itemsize, BLOCK):
         count = rows.stop - rows.start
@@ -168,7 +168,7 @@ def input_gradient_by_residue(dy: Array, weight: Array, image_size: tuple[int, i
                 continue
             small = Window((kernel.shape[0], kernel.shape[1]), padding=(one.padding, other.padding))
             convolved = kernel_rows.convolve if kernel_rows.pays(small, *kernel.shape[2:]) else convolve
-            for _ in convolved(np.ascontiguousarray(part), kernel, None, small, out):
+            for _ in convolved(contiguous(part), kernel, None, small, out):
                 pass
     return dx
 
@@ -196,7 +196,7 @@ class _Residue:
 def _inner(padded: Array, image_size: tuple[int, int], window: Window) -> Array:
     """Return padded images (H, W, C, n) without their padding."""
     _, rows, columns = window.interior(image_size)
-    return np.ascontiguousarray(padded[rows, columns])
+    return contiguous(padded[rows, columns])
 
 
 def _windows(x: Array, window: Window, rows: slice, with_ones: bool) -> Array:

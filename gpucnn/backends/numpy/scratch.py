@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy.memory import aligned
+from gpucnn.backends.numpy.traced import recorder
 
 Array = Any
 
@@ -31,6 +32,9 @@ _mine = _Buffers()
 
 def take(purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
     """Return an uninitialised array that is valid until the same thread takes one for the same purpose."""
+    noting = recorder()
+    if noting is not None:
+        return noting.scratch(purpose, shape, dtype)
     view = _mine.views.get((purpose, shape, dtype))
     if view is None:
         kind, size = np.dtype(dtype).char, math.prod(shape)
@@ -49,9 +53,15 @@ def zeros(count: int, dtype: Any) -> Array:
     return vector
 
 
+def given_away() -> dict[tuple[str, str], Array]:
+    """Return this thread's buffers, by purpose and kind of number, for somebody else; the thread has none any more."""
+    given, _mine.largest, _mine.views = _mine.largest, {}, {}
+    return given
+
+
 def forget() -> None:
     """Return this thread's buffers to the system."""
-    _mine.largest, _mine.views = {}, {}
+    given_away()
 
 
 @lru_cache(maxsize=256)

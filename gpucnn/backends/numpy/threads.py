@@ -22,6 +22,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from gpucnn.backends.numpy.order import equal_parts
+from gpucnn.backends.numpy.traced import recorder
 from gpucnn.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -134,6 +135,10 @@ class Team:
         self._barrier.wait()
         return list(parts)
 
+    def wait(self) -> None:
+        """Wait for all other members."""
+        self._barrier.wait()
+
     def call_off(self) -> None:
         """Let nobody wait for a member that will not come."""
         self._barrier.abort()
@@ -168,10 +173,21 @@ def together(tasks: Sequence[Callable[[], T]], slices: Sequence[slice]) -> list[
     return Team(slices).run(tasks)
 
 
-def gather(part: Any) -> list[Any]:
+def gather(part: tuple[Any, ...]) -> list[Any]:
     """Return the parts that all members of this thread's team give, in order; the part alone where there is none."""
-    member = getattr(_this_thread, "member", None)
-    return [part] if member is None else member.gather(part)
+    member, noting = getattr(_this_thread, "member", None), recorder()
+    if member is None:
+        return [part]
+    if noting is None:
+        return member.gather(part)
+    parts = member.gather(tuple(map(noting.left, part)))
+    noting.note(_meet_again)
+    return parts
+
+
+def _meet_again() -> None:
+    """Wait for the other members of this thread's team; what they leave lies where it did when this was recorded."""
+    _this_thread.member.team.wait()
 
 
 def samples_before() -> int:

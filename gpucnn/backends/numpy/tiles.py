@@ -59,7 +59,7 @@ class Alike:
         if array.flags.c_contiguous:
             return strided(array, shape, strides, self.start * size)
         # some of the channels, or of the columns: NumPy's own way is slower, but takes what is not contiguous
-        return as_strided(array[(slice(None),) * axis + (slice(self.start, None),)], shape, strides)
+        return as_strided(array[(slice(None),) * axis + (slice(self.start, None),)], shape, strides, subok=True)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import scratch
+from gpucnn.backends.numpy import memory, scratch
 from gpucnn.backends.numpy.order import image_slices
 from gpucnn.backends.numpy.tiles import A_T, SEEN, TILE, G, Stretch, cut
 from gpucnn.backends.window import Window
@@ -82,7 +82,7 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
     Both from x (H, W, C, N) and dy (OH, OW, F, N). One position of dM is the sum over each tile of dy.
     """
     C, F = x.shape[2], dy.shape[2]
-    dU, dbias = np.zeros((POSITIONS, C * F), x.dtype), np.zeros(F)
+    dU, dbias = memory.zeros((POSITIONS, C * F), x.dtype), memory.zeros((F,), np.float64)
     for block in _blocks(x, dy, window):
         V, dM = _transformed_input(x, block), _transformed_gradient(dy, block, C)
         _add_products(V, dM, dU)
@@ -98,7 +98,7 @@ def convolve_with_gradient(x: Array, weight: Array, dy: Array, window: Window, o
     """
     C, F = weight.shape[2:]
     blocks = _blocks(x, out, window)
-    U, dU = _transformed_weight(weight, _count(blocks[0].images)), np.zeros((POSITIONS, C * F), x.dtype)
+    U, dU = _transformed_weight(weight, _count(blocks[0].images)), memory.zeros((POSITIONS, C * F), x.dtype)
     for block in blocks:
         V = _transformed_input(x, block)
         _add_products(V, _transformed_gradient(dy, block, C), dU)

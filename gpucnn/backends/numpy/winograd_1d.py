@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import scratch
+from gpucnn.backends.numpy import memory, scratch
 from gpucnn.backends.numpy.order import equal_parts, strided
 from gpucnn.backends.numpy.tiles import SEEN, TILE, Alike, G, Stretch, stretch
 from gpucnn.backends.window import Window
@@ -69,7 +69,7 @@ def convolve_with_gradient(x: Array, weight: Array, dy: Array, window: Window, o
         dU (6, 3·C, F) = V as (tiles, 6, rows, 3·C, n) @ dM as (tiles, 6, rows, n, F)
     """
     U, (C, F) = _transformed_weight(weight), weight.shape[2:]
-    dU = np.zeros((SEEN, 1, KERNEL * C * F), x.dtype)
+    dU = memory.zeros((SEEN, 1, KERNEL * C * F), x.dtype)
     for block, seen in _blocks(x, window, out, SEEN * KERNEL * C * F * x.itemsize):
         _put_output(_multiplied(seen, U, None), block, block.made(out))
         dM = _transformed_gradient(block.made(dy), block)

@@ -1,0 +1,188 @@
+"""What a pass asks of NumPy, recorded as a list of calls and repeated without the Python between them.
+
+A pass through a network makes the same calls each time, on arrays of the same shapes: only the numbers differ. So they
+are noted while a pass is made; later passes make the same calls again, in the same memory, which is the recorder's own:
+
+    recorded    layers ─▶ kernels ─▶ geometry, views, … ─▶ np.matmul(U, V, out=M)        a note of matmul, U, V and M
+    repeated                                               np.matmul(U, V, out=M)        for call in calls: call()
+
+While a thread records, all that changes from pass to pass is `Traced`: arrays that hand what is asked of them on to
+NumPy, and note it. A note holds plain arrays in the same memory. They do not say that it is in use: whether it is, and
+whether the arena may hand it out again, depends on the lives of what the pass itself made, as in any other pass.
+
+    a view, Traced ──▶ an array, Traced, whose life its block watches ──▶ the block's memory ◀── a plain array of a note
+
+Recording changes nothing of what is computed. Where something cannot be noted, because Python decides by a number, say,
+the recorder gives up: the pass goes on as it would have, and nothing is recorded.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from typing import Any
+
+import numpy as np
+
+from gpucnn.backends import base
+from gpucnn.backends.numpy.arena import Arena, Block
+from gpucnn.backends.numpy.traced import Traced, plain, plained, recorder, this_thread
+
+Array = Any
+
+
+class Recorder(base.Recorder):
+    """Records functions of arrays on one thread at a time, and holds the memory that their repeats work in."""
+
+    def __init__(
+        self,
+        lay: Callable[[Array, Array], None],
+        room: Callable[[Array], Array],
+        buffers: Callable[[], dict[tuple[str, str], Array]],
+    ) -> None:
+        """Take how arrays enter the backend, which room they need there, and what gives a thread's own buffers away."""
+        self.gave_up = ""
+        self._lay, self._room, self._buffers = lay, room, buffers
+        self._calls: list[Callable[[], Any]] = []
+        self._arena = Arena()
+        self._scratch: dict[tuple[str, str], Array] = {}
+        self._errors: Any = {}
+
+    def record(self, function: Callable[..., Array], *arrays: Array) -> tuple[Array, Callable[..., Array]]:
+        """Return what a function returns for arrays, and a function that returns the same for others, faster."""
+        self._calls, self._errors = [], np.geterr()
+        for key, buffer in self._buffers().items():
+            if key not in self._scratch or self._scratch[key].size < buffer.size:
+                self._scratch[key] = self.seen(buffer)
+        this_thread.recorder = self
+        try:
+            given = [self._room(array) for array in arrays]
+            for array, place in zip(arrays, given, strict=True):
+                self._lay(array, plain(place))
+            result = function(*given)
+            if not isinstance(result, Traced | None):
+                self.give_up("the result was made in a way that is not noted")
+        finally:
+            this_thread.recorder = None
+        return plain(result), _Repeat(self._lay, [plain(place) for place in given], self._calls, plain(result))
+
+    def seen(self, array: Array) -> Array:
+        """Return an array as one of which is noted what is done with it, in the same memory."""
+        return array.view(Traced)
+
+    def unseen(self, array: Array) -> Array:
+        """Return such an array as it was."""
+        return plain(array)
+
+    def held(self) -> int:
+        """Return the bytes of the memory that the repeats work in."""
+        return sum(block.size for blocks in self._arena.blocks.values() for block in blocks)
+
+    def give_up(self, why: str) -> None:
+        """Say that what is computed cannot be repeated; the first reason counts."""
+        self.gave_up = self.gave_up or why
+
+    # --- for those who compute ----------------------------------------------------------------
+
+    def note(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Note a call, of arrays that are plain."""
+        call, errors = partial(function, *arguments, **options), np.geterr()
+        self._calls.append(call if errors == self._errors else partial(_with_errors, errors, call))
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+        """Return an uninitialised array."""
+        return self._arena.empty(tuple(shape), dtype, Traced)
+
+    def scratch(self, purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return an uninitialised array that is valid until one is asked for with the same purpose."""
+        key, size = (purpose, np.dtype(dtype).char), math.prod(shape)
+        if key not in self._scratch or self._scratch[key].size < size:
+            self._scratch[key] = Block(size * np.dtype(dtype).itemsize).array((size,), dtype, Traced)
+        return self._scratch[key][:size].reshape(shape)
+
+    def result_of(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Return what a call returns, a fresh array, and note that it is to be copied there."""
+        result = function(*arguments, **options)
+        if not isinstance(result, np.ndarray | np.generic):
+            self.give_up(f"{function} returned {type(result).__name__}, not an array")
+            return result
+        copy = self.copy_of(result)
+        target = plain(copy)
+        self.note(lambda: np.copyto(target, function(*arguments, **options)))
+        return copy
+
+    def copy_of(self, result: Any) -> Array:
+        """Return a copy of an array, or a number, that lies as it does."""
+        array = np.asarray(result)
+        axes = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+        copy = self.empty([array.shape[axis] for axis in axes], array.dtype)
+        copy = copy.transpose(np.argsort(axes)) if axes else copy
+        plain(copy)[...] = array
+        return copy
+
+    def left(self, value: Any) -> Any:
+        """Return a copy of an array in memory of its own, for other threads to read; other values as they are."""
+        if not isinstance(value, np.ndarray):
+            return value
+        own = np.array(plain(value))
+        self.note(np.copyto, own, plain(value))
+        return own.view(Traced)
+
+
+class _Repeat:
+    """What was recorded of a function, made again with other numbers."""
+
+    def __init__(
+        self, lay: Callable[[Array, Array], None], given: list[Array], calls: list[Callable[[], Any]], result: Array
+    ) -> None:
+        self._lay, self._given, self._calls, self._result = lay, given, calls, result
+
+    def __call__(self, *arrays: Array) -> Array:
+        """Return the result for arrays like those that it was recorded with; the next repeat overwrites it."""
+        for array, place in zip(arrays, self._given, strict=True):
+            self._lay(array, place)
+        for call in self._calls:
+            call()
+        return self._result
+
+
+def each_time(function: Callable[[], Array]) -> Array:
+    """Return what a function returns, which is called again in each repeat."""
+    noting = recorder()
+    if noting is None:
+        return function()
+    return noting.result_of(_unrecorded(function))
+
+
+def as_one(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a function that writes to arrays it is given one call of a recording; it may decide by numbers then."""
+
+    @wraps(function)
+    def noted(*arguments: Any) -> None:
+        noting = recorder()
+        if noting is None:
+            function(*arguments)
+            return
+        _unrecorded(function)(*plained(arguments))
+        noting.note(function, *plained(arguments))
+
+    return noted
+
+
+def _unrecorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function during which this thread does not record."""
+
+    def call(*arguments: Any) -> Any:
+        before = recorder()
+        this_thread.recorder = None
+        try:
+            return function(*arguments)
+        finally:
+            this_thread.recorder = before
+
+    return call
+
+
+def _with_errors(errors: Any, call: Callable[[], Any]) -> None:
+    """Make a call with NumPy's warnings as they were set where it was recorded."""
+    with np.errstate(**errors):
+        call()

@@ -1,0 +1,198 @@
+"""Passes that are recorded while they are made, and then repeated without the layers' own Python.
+
+A training makes the same pass thousands of times, on batches of one shape. What the layers decide, and how the kernels
+cut their work, comes out the same each time, and takes longer than the computing where images are small; and threads
+wait for each other to do it, since one at a time holds Python's lock. So a pass like the one before it is recorded by
+the backend, slice by slice, and those after it are repeats:
+
+    pass 1    made          the layers' text, kernel after kernel
+    pass 2    recorded      the same, and each slice's recorder notes what is asked of the backend
+    pass 3 …  repeated      what was noted, with new inputs, in memory of its own
+
+A recorded pass serves as long as the network holds the same layers, attributes and arrays, frozen or not, and the batch
+has the same shape. Only layers that say `recordable` are recorded. What a repeat computes is the same to the bit.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from gpucnn.backends import Array, Backend
+from gpucnn.backends.base import Recorder
+from gpucnn.layers.base import Backward, Layer
+from gpucnn.layers.combine import walked_already
+from gpucnn.training.passes import Pass
+from gpucnn.training.replicas import Fingerprint, Replica
+
+_one_at_a_time = threading.Lock()  # to be recorded: parameters are not what they are meanwhile
+
+
+class RecordedPass(Pass):
+    """A pass that records each slice the first time it is made, and repeats it from then on."""
+
+    def __init__(self, backend: Backend, network: Layer, slices: Sequence[slice], **options: Any) -> None:
+        super().__init__(backend, network, [Replica(network) for _ in slices[1:]], slices, **options)
+        self._recorders: list[Recorder] = [backend.recorder() for _ in slices]  # type: ignore[misc]
+        self._fingerprint = Fingerprint(network)
+        self._repeats: dict[str, list[Any]] = {"forward": [None] * len(slices), "backward": [None] * len(slices)}
+        self._walked = False
+        self.lock = threading.Lock()
+
+    @property
+    def gave_up(self) -> str:
+        """Why the pass cannot be repeated; "" if it can."""
+        return next((recorder.gave_up for recorder in self._recorders if recorder.gave_up), "")
+
+    def serves(self) -> bool:
+        """Tell whether all of it was recorded, and the network is still the same."""
+        ways = ["forward", "backward"] if self._options["train"] else ["forward"]
+        return all(None not in self._repeats[way] for way in ways) and self._fingerprint.is_true()
+
+    def forward(self, x: Array) -> tuple[Array, Backward]:
+        """Return the network's output for x and the way back; one of inference makes the pass again, as it comes."""
+        self._walked = False
+        with self._being_recorded("forward"):
+            y, backward = super().forward(x)
+        if self._options["train"]:
+            return y, backward
+
+        def as_it_comes(dy: Array) -> Array:
+            made = Pass(self._backend, self.networks[0], self._replicas, self._slices, **self._options)
+            return made.forward(x)[1](dy)
+
+        return y, as_it_comes
+
+    def backward(self, dy: Array) -> Array:
+        """Add to the parameters' gradients; returns nothing.
+
+        Raises:
+            ConfigurationError: it was walked already since the last forward pass.
+        """
+        if self._walked:
+            raise walked_already(self.networks[0].label)
+        self._walked = True
+        with self._being_recorded("backward"):
+            super().backward(dy)
+        self._ways_back = [None] * len(self._slices)
+
+    def _forward(self, number: int, x: Array) -> Array:
+        return self._recorded("forward", super()._forward, number, x)
+
+    def _backward(self, number: int, dy: Array) -> Array:
+        return self._recorded("backward", super()._backward, number, dy)
+
+    def _recorded(self, way: str, function: Any, number: int, array: Array) -> Array:
+        """Return what a function of a slice's number and an array returns: record it, or repeat it."""
+        repeat = self._repeats[way][number]
+        if repeat is not None:
+            return repeat(array)
+        result, self._repeats[way][number] = self._recorders[number].record(partial(function, number), array)
+        return result
+
+    def _joined(self, parts: list[Array]) -> Array:
+        """Return results joined, or copied: they lie where the next repeat writes its own."""
+        return parts[0].copy() if len(parts) == 1 else super()._joined(parts)
+
+    @contextmanager
+    def _being_recorded(self, way: str) -> Iterator[None]:
+        """Let the recorders see what is done with the networks' parameters and buffers, if that is still to record."""
+        if None not in self._repeats[way]:
+            yield
+            return
+        with _one_at_a_time:
+            undo = [_seen(network, recorder) for network, recorder in zip(self.networks, self._recorders, strict=True)]
+            try:
+                yield
+            finally:
+                for one in undo:
+                    one()
+
+
+def _seen(network: Layer, recorder: Recorder) -> Any:
+    """Put arrays that a recorder notices in the place of a network's; return what puts them back."""
+    parameters = [(parameter, parameter.value, parameter.grad) for parameter in network.parameters().values()]
+    buffers = [(buffer, buffer.value) for buffer in network.buffers().values() if not buffer.on_host]
+    for parameter, value, grad in parameters:
+        parameter.rebind(recorder.seen(value), None if grad is None else recorder.seen(grad))
+    for buffer, value in buffers:
+        buffer.rebind(recorder.seen(value))
+
+    def put_back() -> None:
+        for parameter, value, grad in parameters:
+            made = grad is None and parameter.grad is not None
+            parameter.rebind(value, recorder.unseen(parameter.grad) if made else grad)
+        for buffer, value in buffers:
+            buffer.rebind(value)
+
+    return put_back
+
+
+class Repeats:
+    """What was recorded of a network: one pass of training, one of inference."""
+
+    def __init__(self, network: Layer) -> None:
+        self._network = network
+        self._allowed = all(layer.recordable for layer in network.all_layers())
+        self.gave_up = ""  # why nothing is recorded any more, if so
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what was recorded, and of the memory that repeats need."""
+        self._passes: dict[bool, tuple[Any, RecordedPass]] = {}
+        self._last: dict[bool, Any] = {}  # what the last pass was like, by whether it trained
+        self._alike: dict[bool, int] = {}  # how many passes like it there were
+        self._wanted: dict[bool, int] = {}  # how many there must have been: each one that serves no more doubles it
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out, of a copy, what was recorded of the network that it is a copy of."""
+        return {"_network": self._network, "_allowed": self._allowed, "gave_up": self.gave_up}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.forget()
+
+    def forward(
+        self, backend: Backend, x: Array, slices: Sequence[slice], options: dict[str, Any]
+    ) -> tuple[Array, Backward] | None:
+        """Return the output for x and the way back, if the pass was recorded or can be now; else None."""
+        train = options["train"]
+        if not self._allowed or self.gave_up or (train and options.get("input_gradient", True)):
+            return None
+        kind = (x.shape, str(x.dtype), str(slices), backend.choices(), backend)
+        recorded = self._recorded(kind, train) or self._to_record(kind, train, backend, slices, options)
+        self._last[train] = kind
+        if recorded is None or not recorded.lock.acquire(blocking=False):  # another thread predicts
+            return None
+        try:
+            return recorded.forward(x)
+        finally:
+            recorded.lock.release()
+
+    def _recorded(self, kind: Any, train: bool) -> RecordedPass | None:
+        """Return the recorded pass of a kind, if there is one that serves."""
+        of_kind, recorded = self._passes.get(train, (None, None))
+        if recorded is None:
+            return None
+        self.gave_up = recorded.gave_up
+        if recorded.gave_up or not recorded.serves():
+            del self._passes[train]
+            self._wanted[train] = 2 * self._wanted.get(train, 1)
+            self._alike[train] = 0
+            return None
+        return recorded if of_kind == kind else None
+
+    def _to_record(
+        self, kind: Any, train: bool, backend: Backend, slices: Sequence[slice], options: dict[str, Any]
+    ) -> RecordedPass | None:
+        """Return a pass that will record itself, if there were enough of the kind before it; else None."""
+        alike = self._alike.get(train, 0) if self._last.get(train) == kind else 0
+        self._alike[train] = alike + 1
+        if self.gave_up or alike < self._wanted.get(train, 1) or backend.recorder() is None:
+            return None
+        self._passes.pop(train, None)
+        backend.release()
+        recorded = RecordedPass(backend, self._network, slices, **options)
+        self._passes[train] = kind, recorded
+        return recorded
