@@ -16,7 +16,6 @@ from safetensors.numpy import load_file, save_file
 
 import gpucnn
 from gpucnn import Checkpoints, callbacks, layers, losses, optimizers, trees
-from gpucnn.backends.numpy import threads
 from gpucnn.backends.strict import StrictBackend
 from gpucnn.callbacks import Callback, EarlyStopping, LookAhead, MovingAverage
 from gpucnn.data.augment import AlternatingFlip, Flip, Translate
@@ -385,7 +384,6 @@ def test_many_differences_are_not_all_named():
     ("change", "message"),
     [
         ("threads", "threads was 1 and is 2"),
-        ("lock", "free-threaded was .* and is "),
         ("version", r'gpucnn was "0.1.0" and is "0.2.0"'),
         ("winograd", "Winograd was true and is false"),
         ("backend", 'backend was "numpy" and is "strict"'),
@@ -398,8 +396,6 @@ def test_other_circumstances_are_said(tmp_path, monkeypatch, change, message):
         backend = "numpy"
         if change == "threads":
             gpucnn.set_num_threads(2)
-        elif change == "lock":
-            monkeypatch.setattr(threads, "FREE", not threads.FREE)
         elif change == "version":
             monkeypatch.setattr(gpucnn, "__version__", "0.2.0")
         elif change == "winograd":

@@ -72,16 +72,6 @@ def test_the_same_threads_give_the_same_bits(kind, count):
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 
-@pytest.mark.parametrize(("free", "count"), [(False, 1), (True, 2)])
-def test_less_is_worth_a_thread_where_python_has_no_lock(free, count, monkeypatch):
-    gpucnn.set_num_threads(2)
-    for name, least in zip(("LEAST_WORK", "LEAST_IMAGES"), threads.least_worth_a_thread(free), strict=True):
-        monkeypatch.setattr(threads, name, least)
-    assert len(ENGINE.slices(32, 4e7)) == len(ENGINE.slices(63, 9e7)) == count
-    assert len(ENGINE.slices(31, 1e9)) == len(ENGINE.slices(1000, 3.9e7)) == 1
-    assert len(ENGINE.slices(64, 1e8)) == len(ENGINE.slices(32, 6e8)) == 2
-
-
 def test_the_batch_is_really_shared():
     """Both threads are at work at the same time, each with its part."""
     gpucnn.set_num_threads(2)
@@ -271,8 +261,7 @@ def test_a_failing_layer_ends_the_step_for_all():
 
 
 def test_how_a_batch_is_cut(monkeypatch):
-    for name, least in zip(("LEAST_WORK", "LEAST_IMAGES"), threads.least_worth_a_thread(free=False), strict=True):
-        monkeypatch.setattr(threads, name, least)
+    monkeypatch.undo()  # the limits as they are
 
     def sizes(batch, work_of_an_image, count):
         gpucnn.set_num_threads(count)
@@ -286,12 +275,11 @@ def test_how_a_batch_is_cut(monkeypatch):
     assert sizes(128, lenet, 1) == [128]
     assert sizes(129, lenet, 2) == [64, 65]
     assert sizes(512, lenet, 4) == [128] * 4
-    assert sizes(64, lenet, 2) == [64]  # too little work
-    assert sizes(128, lenet, 8) == [64, 64]
-    assert sizes(63, 1e7, 2) == [63]  # much work, but short products
-    assert sizes(64, 1e7, 2) == [32, 32]
-    assert sizes(32, vgg, 2) == [16, 16]  # so much work that they may be short
-    assert sizes(31, vgg, 2) == [31]
+    assert sizes(64, lenet, 2) == [32, 32]
+    assert sizes(32, lenet, 2) == [32]  # too little work
+    assert sizes(128, lenet, 8) == [25, 26, 25, 26, 26]  # not enough for eight
+    assert sizes(32, vgg, 2) == [16, 16]
+    assert sizes(31, vgg, 2) == [31]  # much work, but short products
     assert sizes(128, 0, 2) == [128]  # no products at all
 
 

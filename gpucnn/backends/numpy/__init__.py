@@ -70,7 +70,7 @@ class NumpyBackend(Backend):
 
     def circumstances(self) -> dict[str, Any]:
         """Return also the number of threads, by which a batch is cut, and what computes products and convolutions."""
-        own = {"threads": threads.num_threads(), "free-threaded": threads.FREE, "BLAS": threads.blas_in_words()}
+        own = {"threads": threads.num_threads(), "BLAS": threads.blas_in_words()}
         return {**super().circumstances(), **own, "Winograd": convolution.winograd_allowed()}
 
     def release(self) -> None:

@@ -7,14 +7,12 @@ batch, as batch norm does for its mean, the members meet: each gives its part, a
                  slice 0 ──conv──┐ meet ┌──norm──relu──…──▶ outputs of slice 0
                  slice 1 ──conv──┘      └──norm──relu──…──▶ outputs of slice 1
 
-How a batch is cut depends on its size, the network's work and the number of threads alone (and on whether Python is
-free-threaded), and parts are added in order: the same number of threads gives the same bits. BLAS is held to one thread
-meanwhile.
+How a batch is cut depends on its size, the network's work and the number of threads alone, and parts are added in
+order: the same number of threads gives the same bits. BLAS is held to one thread meanwhile.
 """
 
 import contextlib
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,20 +25,9 @@ from gpucnn.errors import ConfigurationError
 
 T = TypeVar("T")
 
-FREE = not getattr(sys, "_is_gil_enabled", lambda: True)()  # whether Python is free-threaded
-
-
-def least_worth_a_thread(free: bool) -> tuple[float, int]:
-    """Return what a slice must hold to be worth a thread of its own: floating-point operations forward, and images.
-
-    Below, a second thread costs more than it brings: products get short rows, and threads wait for each other around
-    each short call if Python has its lock.
-    """
-    return (2e7, 16) if free else (5e7, 32)
-
-
-LEAST_WORK, LEAST_IMAGES = least_worth_a_thread(FREE)
-MUCH_WORK, FEW_IMAGES = 3e8, 16  # so few images are enough in any case if they are so many operations
+# what a slice must hold to be worth a thread of its own: floating-point operations forward, and images; below, products
+# get short rows, and threads wait for each other around each short call
+LEAST_WORK, LEAST_IMAGES = 2e7, 16
 
 _chosen: int | None = None
 _one_team = threading.Lock()  # works at a time: the workers of two, half of each started, would wait for ever
@@ -92,8 +79,7 @@ def slices(batch: int, work: float) -> list[slice]:
     """Cut a batch that costs `work` floating-point operations forward into a slice a thread; one if it is too small."""
     if hasattr(_this_thread, "member"):
         return [slice(0, batch)]
-    least = FEW_IMAGES if work * FEW_IMAGES >= MUCH_WORK * batch else LEAST_IMAGES
-    count = max(1, min(num_threads(), batch // least, int(work / LEAST_WORK)))
+    count = max(1, min(num_threads(), batch // LEAST_IMAGES, int(work / LEAST_WORK)))
     return list(equal_parts(batch, count))
 
 

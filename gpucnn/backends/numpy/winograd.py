@@ -36,7 +36,7 @@ from gpucnn.backends.window import Window
 Array = Any
 
 POSITIONS = SEEN * SEEN
-BLOCK = 5 << 19  # bytes of V or M at once
+BLOCK = 1 << 20  # bytes of V or M at once
 WHOLE = 19 << 18  # the same where one tile of all images takes more, but none of their pixels need be copied then
 SUMS = 1 << 19  # bytes of products that are added up at once: they are read again from the second-level cache
 FEWEST_FILTERS = 16  # of one product

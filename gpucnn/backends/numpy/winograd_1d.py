@@ -33,8 +33,8 @@ from gpucnn.backends.window import Window
 Array = Any
 
 KERNEL = 3  # rows of the kernel
-BLOCK = 5 << 19  # bytes of V or M at once
-LEAST_ROWS = 8  # of a block, else it takes fewer tiles across: each block transforms two rows more than it makes
+BLOCK = 1 << 19  # bytes of V or M at once
+LEAST_ROWS = 16  # of a block, else it takes fewer tiles across: each block transforms two rows more than it makes
 MANY_FILTERS = 32  # from which on they are laid side by side for the weight gradient
 BIAS_AT = 1  # Aᵀ spreads this position of a tile evenly over the tile's 4 outputs
 
