@@ -26,7 +26,7 @@ from gpucnn.backends import Backend, get_backend
 from gpucnn.backends.strict import StrictBackend
 from gpucnn.checkpoint import load
 from gpucnn.errors import BackendUnavailable, ConfigurationError, GpucnnError, LayerError, ShapeError
-from gpucnn.layers.base import Layer, Shape
+from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.model import Model
 from gpucnn.printing import PrintsAsTable
 from gpucnn.rng import host_generator
@@ -77,8 +77,8 @@ def check_layer(layer: Layer, input_shape: Shape, *, x: Any = None, seed: int = 
 
     Tried are its description and its shapes, its dtypes, its gradients against central differences in float64, that
     gradients add up, that inputs stay as they are, that a run repeats bit for bit, evaluation, what it promises
-    (`per_sample`, `can_skip_input_gradient`, `can_apply_relu`), that its arrays never mix with the host's, its numbers
-    on every backend of this machine, and that a saved model with it comes back.
+    (`per_sample`, `recordable`, `can_skip_input_gradient`, `can_apply_relu`), that its arrays never mix with the
+    host's, its numbers on every backend of this machine, and that a saved model with it comes back.
 
     Arguments
         layer        the layer, built or not; it stays as it is
@@ -357,6 +357,51 @@ def _takes_slices(subject: _Subject) -> str:
     return "slices give what the batch gives"
 
 
+class _Passes(Layer):
+    """Add a parameter of 0 to x, whose gradient shows that of x."""
+
+    per_sample = recordable = True
+
+    def build(self, input_shape: Shape, rng: Any) -> Shape:
+        self.shift = Parameter(np.zeros(input_shape))
+        return input_shape
+
+    def forward(self, x: Any, *, train: bool) -> tuple[Any, Backward]:
+        def backward(dy: Any) -> Any:
+            self.shift.add_grad(dy.sum(axis=0))
+            return dy
+
+        return x + self.shift.value, backward
+
+
+def _is_recorded(subject: _Subject) -> str:
+    """Check what `recordable` promises: repeats of a recorded pass give what the layer gives, with other inputs."""
+    if not subject.layer.recordable:
+        return ""
+    x = np.concatenate([subject.x] * (1 + 16 // len(subject.x)))
+    made = Model([_Passes(), subject.twin()], subject.input_shape, backend="numpy", dtype="float64")
+    repeated = Model([_Passes(), subject.twin()], subject.input_shape, backend="numpy", dtype="float64")
+    for step in range(4):
+        given, results = np.roll(x, step, axis=0) * (1 + 0.1 * step), []
+        for model in (made, repeated):
+            model.zero_grad()
+            y, way_back = model.training_pass(given, repeat=model is repeated)
+            way_back(subject.dy(tuple(y.shape)))
+            results.append({"y": y, "a gradient": model.flat_gradients().copy()} | model.state_dict())
+        if reason := model.gave_up:
+            raise _Wrong(
+                f"{reason}, but recordable = True says that a pass can be repeated without its Python; decide by "
+                "shapes alone, and compute with what belongs to arrays"
+            )
+        for what, array in results[0].items():
+            if not np.array_equal(array, results[1][what], equal_nan=True):
+                raise _Wrong(
+                    f"{what} of a recorded pass that is repeated is not what the layer gives, but recordable = True; "
+                    "what changes from pass to pass must be in arrays, and drawn by gpucnn.rng"
+                )
+    return "a recorded pass repeats the same bits"
+
+
 def _keeps_off_the_host(subject: _Subject) -> str:
     """Check on a pretended device that arrays of the host and the device never meet."""
     backend = StrictBackend()
@@ -417,6 +462,7 @@ CHECKS: tuple[tuple[str, Callable[[_Subject], str]], ...] = (
     ("can_skip_input_gradient", _skips_input_gradient),
     ("can_apply_relu", _applies_relu),
     ("per_sample", _takes_slices),
+    ("recordable", _is_recorded),
     ("device", _keeps_off_the_host),
     ("parity", _agrees),
     ("saving", _is_saved),

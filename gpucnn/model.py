@@ -461,9 +461,7 @@ class Model:
         with self.computing(len(x)):
             self.zero_grad()
             if in_slices:
-                outputs, network_backward = self._sliced_trunk.forward(
-                    self.backend, x, train=True, input_gradient=False, repeat=self.jit
-                )
+                outputs, network_backward = self.training_pass(x, repeat=self.jit)
             else:
                 outputs, network_backward = self._trunk.forward(x, train=True, input_gradient=False)
             exact = outputs.astype(self.state_dtype, copy=False)
@@ -472,6 +470,18 @@ class Model:
             if scale != 1.0:
                 self._flat.gradients *= 1.0 / scale
         return loss, exact
+
+    def training_pass(self, x: Array, *, repeat: bool) -> tuple[Array, Backward]:
+        """Return the outputs for device floats and the way back, which leaves the gradients in the parameters.
+
+        With a fused softmax the outputs are logits. With `repeat` the pass may be recorded, or repeat one that was.
+        """
+        return self._sliced_trunk.forward(self.backend, x, train=True, input_gradient=False, repeat=repeat)
+
+    @property
+    def gave_up(self) -> str:
+        """Why no passes of training are recorded and repeated any more; "" if nothing stands in the way."""
+        return self._sliced_trunk.repeats.gave_up
 
     def score(self, x: Array, labels: Array) -> tuple[Array, Array]:
         """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""

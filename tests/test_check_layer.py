@@ -82,7 +82,7 @@ def test_the_packages_own_layers_pass(case):
 
 def test_promises_are_tried_where_they_are_made():
     names = [check.name for check in gpucnn.check_layer(layers.Conv2D(2, 3), SHAPE).checks]
-    assert {"can_skip_input_gradient", "can_apply_relu", "per_sample"} <= set(names)
+    assert {"can_skip_input_gradient", "can_apply_relu", "per_sample", "recordable"} <= set(names)
 
 
 def test_a_built_layer_keeps_its_weights():
@@ -173,6 +173,15 @@ def _draws_outside(self, input_shape, rng):
     return input_shape
 
 
+def _decides(self, x, *, train):
+    return (x, lambda dy: dy) if x.sum() > 0 else (2 * x, lambda dy: 2 * dy)
+
+
+def _counts(self, x, *, train):
+    factor = 1.0 + next(NUMBERS)
+    return factor * x, lambda dy: factor * dy
+
+
 WRONG = {
     "an argument that is not kept": (
         {"__init__": _no_attribute},
@@ -252,6 +261,16 @@ WRONG = {
         {"forward": forward_with(lambda self, x, y, back: (y - y.mean(axis=0), back)), "per_sample": True},
         "per_sample",
         "samples depend on each other, but per_sample = True",
+    ),
+    "a promise of repeats, but Python decides": (
+        {"forward": _decides, "recordable": True},
+        "recordable",
+        "__bool__ is not noted, but recordable = True says that a pass can be repeated",
+    ),
+    "a promise of repeats, but Python counts": (
+        {"forward": _counts, "recordable": True},
+        "recordable",
+        "y of a recorded pass that is repeated is not what the layer gives, but recordable = True",
     ),
     "numbers that are not saved": (
         {"build": _draws_outside, "forward": _state_outside},

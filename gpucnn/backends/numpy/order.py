@@ -35,22 +35,9 @@ def batch_last(x: Array) -> Array:
     if lying.flags.c_contiguous:
         return lying
     y = memory.empty(lying.shape, x.dtype)
-    lay(x, batch_first(y))
+    for images in blocks(len(x), 1, AT_ONCE):
+        y[..., images] = lying[..., images]
     return y
-
-
-def room(x: Array) -> Array:
-    """Return room for an array (N, …) as the engine keeps it."""
-    if x.ndim != 4 or not batch_innermost(len(x)):
-        return memory.empty(x.shape, x.dtype)
-    N, H, W, C = x.shape
-    return batch_first(memory.empty((H, W, C, N), x.dtype))
-
-
-def lay(x: Array, place: Array) -> None:
-    """Copy an array (N, …) to a place of its shape, some images at a time."""
-    for images in blocks(len(x), 1, AT_ONCE) if x.ndim == 4 else (slice(None),):
-        place[images] = x[images]
 
 
 def batch_first(x: Array) -> Array:

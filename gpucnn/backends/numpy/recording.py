@@ -33,15 +33,10 @@ Array = Any
 class Recorder(base.Recorder):
     """Records functions of arrays on one thread at a time, and holds the memory that their repeats work in."""
 
-    def __init__(
-        self,
-        lay: Callable[[Array, Array], None],
-        room: Callable[[Array], Array],
-        buffers: Callable[[], dict[tuple[str, str], Array]],
-    ) -> None:
-        """Take how arrays enter the backend, which room they need there, and what gives a thread's own buffers away."""
+    def __init__(self, buffers: Callable[[], dict[tuple[str, str], Array]]) -> None:
+        """Take what gives a thread's own buffers away, by purpose and kind of number."""
         self.gave_up = ""
-        self._lay, self._room, self._buffers = lay, room, buffers
+        self._buffers = buffers
         self._calls: list[Callable[[], Any]] = []
         self._arena = Arena()
         self._scratch: dict[tuple[str, str], Array] = {}
@@ -55,15 +50,13 @@ class Recorder(base.Recorder):
                 self._scratch[key] = self.seen(buffer)
         this_thread.recorder = self
         try:
-            given = [self._room(array) for array in arrays]
-            for array, place in zip(arrays, given, strict=True):
-                self._lay(array, plain(place))
+            given = [self.copy_of(array) for array in arrays]
             result = function(*given)
             if not isinstance(result, Traced | None):
                 self.give_up("the result was made in a way that is not noted")
         finally:
             this_thread.recorder = None
-        return plain(result), _Repeat(self._lay, [plain(place) for place in given], self._calls, plain(result))
+        return plain(result), _Repeat([plain(place) for place in given], self._calls, plain(result))
 
     def seen(self, array: Array) -> Array:
         """Return an array as one of which is noted what is done with it, in the same memory."""
@@ -131,15 +124,13 @@ class Recorder(base.Recorder):
 class _Repeat:
     """What was recorded of a function, made again with other numbers."""
 
-    def __init__(
-        self, lay: Callable[[Array, Array], None], given: list[Array], calls: list[Callable[[], Any]], result: Array
-    ) -> None:
-        self._lay, self._given, self._calls, self._result = lay, given, calls, result
+    def __init__(self, given: list[Array], calls: list[Callable[[], Any]], result: Array) -> None:
+        self._given, self._calls, self._result = given, calls, result
 
     def __call__(self, *arrays: Array) -> Array:
         """Return the result for arrays like those that it was recorded with; the next repeat overwrites it."""
         for array, place in zip(arrays, self._given, strict=True):
-            self._lay(array, place)
+            np.copyto(place, array)
         for call in self._calls:
             call()
         return self._result
