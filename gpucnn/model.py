@@ -291,7 +291,8 @@ class Model:
         Arguments:
             jit: on a GPU, `fit` records a training step once and repeats it as a whole, which costs one launch instead
                 of one for each kernel. A step must not change from one to the next then by anything that Python
-                decides: turn it off for a layer of one's own that does so. The numbers are the same either way.
+                decides: turn it off for a layer of one's own that does so. On the CPU passes are recorded and repeated
+                if all layers say `recordable`. The numbers are the same either way.
 
         Raises:
             ConfigurationError: an unknown name, a loss that does not fit the last layer, or a group of the optimizer

@@ -11,7 +11,6 @@ from gpucnn.backends.numpy import (
     elementwise,
     memory,
     norm,
-    order,
     pooling,
     recording,
     rotation,
