@@ -551,26 +551,26 @@ def test_memory_begins_on_a_cache_line():
 
 
 def test_a_training_that_ends_gives_its_memory_back(monkeypatch):
-    monkeypatch.setattr(memory, "_arena", arena.Arena())
+    monkeypatch.setattr(memory, "arena", arena.Arena())
     model = gpucnn.Model([L.Conv2D(8, 3), L.ReLU(), L.Flatten(), L.Dense(10), L.Softmax()], (16, 16, 3), backend=ENGINE)
     model.compile()
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(64, 16, 16, 3)).astype("float32"), rng.integers(0, 10, 64)
     model.train_on_batch(x, y)
-    assert sum(map(len, memory._arena.blocks.values())) > 0
+    assert sum(map(len, memory.arena.blocks.values())) > 0
     kept = memory.empty((1 << 20,), np.float32)
     model.fit(x, y, verbose=0)
-    assert sum(map(len, memory._arena.blocks.values())) == 1
+    assert sum(map(len, memory.arena.blocks.values())) == 1
     kept[...] = 1
 
 
 def test_memory_that_is_not_wanted_goes_back(monkeypatch):
-    monkeypatch.setattr(memory, "_arena", arena.Arena(forget_after=10))
+    monkeypatch.setattr(memory, "arena", arena.Arena(forget_after=10))
     memory.empty((1 << 20,), np.uint8)
     kept = memory.empty((1 << 21,), np.uint8)
     for size in range(20):
         memory.empty(((1 << 22) + (size << 19),), np.uint8)
-    assert (1 << 20) not in {block.size for blocks in memory._arena.blocks.values() for block in blocks}
+    assert (1 << 20) not in {block.size for blocks in memory.arena.blocks.values() for block in blocks}
     kept[...] = 7
     assert kept.sum() == 7 * kept.size
 

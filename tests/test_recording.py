@@ -10,7 +10,7 @@ import pytest
 import gpucnn
 from gpucnn import layers as L
 from gpucnn.backends import Backend, get_backend
-from gpucnn.backends.numpy import order, recording, scratch, threads
+from gpucnn.backends.numpy import arena, order, recording, scratch, threads
 from gpucnn.backends.numpy.recording import Recorder, Traced, as_one, each_time, plain
 from gpucnn.data.augment import Flip, Translate
 from gpucnn.errors import ConfigurationError, NumericError
@@ -123,7 +123,7 @@ FUNCTIONS = {
 
 
 def recorder():
-    return Recorder(scratch.given_away)
+    return Recorder(arena.Arena(), scratch.given_away)
 
 
 def numbers(seed, batch=16):

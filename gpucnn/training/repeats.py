@@ -192,7 +192,6 @@ class Repeats:
         if self.gave_up or alike < self._wanted.get(train, 1) or backend.recorder() is None:
             return None
         self._passes.pop(train, None)
-        backend.release()
         recorded = RecordedPass(backend, self._network, slices, **options)
         self._passes[train] = kind, recorded
         return recorded

@@ -57,7 +57,7 @@ class NumpyBackend(Backend):
 
     def recorder(self) -> recording.Recorder:
         """Return one who records what a thread asks of NumPy."""
-        return recording.Recorder(scratch.given_away)
+        return recording.Recorder(memory.arena, scratch.given_away)
 
     def choices(self) -> Any:
         """Return whether Winograd's methods may be taken."""

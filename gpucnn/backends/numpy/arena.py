@@ -55,11 +55,14 @@ class Block:
 
 
 class Arena:
-    """Blocks by size in bytes. One not wanted for `forget_after` requests goes when a new one has to be made."""
+    """Blocks by size in bytes. One not wanted for `forget_after` requests goes when a new one has to be made.
 
-    def __init__(self, forget_after: float = math.inf) -> None:
+    Before it makes one it takes over a block of its `source`, if there is one that is not in use.
+    """
+
+    def __init__(self, forget_after: float = math.inf, source: "Arena | None" = None) -> None:
         self.blocks: dict[int, list[Block]] = {}
-        self._forget_after, self._requests = forget_after, 0
+        self._forget_after, self._requests, self._source = forget_after, 0, source
         self._lock = threading.Lock()
 
     def empty(self, shape: tuple[int, ...], dtype: Any, kind: type = np.ndarray) -> Array:
@@ -67,17 +70,28 @@ class Arena:
         size = _round_up(math.prod(shape) * np.dtype(dtype).itemsize)
         with self._lock:
             self._requests += 1
-            blocks = self.blocks.setdefault(size, [])
-            for place in range(len(blocks) - 1, -1, -1):  # the last one wanted first: it may still be in the cache
-                if not blocks[place].in_use():
-                    block = blocks.pop(place)
-                    break
-            else:
+            block = self._free(size)
+            if block is None and self._source is not None:
+                block = self._source.given_away(size)
+            if block is None:
                 self._forget()
                 block = Block(size)
-            blocks.append(block)
+            self.blocks.setdefault(size, []).append(block)
             block.wanted = self._requests
             return block.array(shape, dtype, kind)
+
+    def given_away(self, size: int) -> Block | None:
+        """Return a block of a size that is not in use, and belongs to the caller from now on, if there is one."""
+        with self._lock:
+            return self._free(size)
+
+    def _free(self, size: int) -> Block | None:
+        """Take out a block of a size that is not in use, the last one wanted first: it may still be in the cache."""
+        blocks = self.blocks.get(size, [])
+        for place in range(len(blocks) - 1, -1, -1):
+            if not blocks[place].in_use():
+                return blocks.pop(place)
+        return None
 
     def release(self) -> None:
         """Return all memory that nobody refers to to the system."""

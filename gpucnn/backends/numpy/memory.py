@@ -18,7 +18,7 @@ Array = Any
 SMALLEST = 1 << 16  # bytes; the allocator keeps smaller ones by itself
 FORGET_AFTER = 4096  # requests; a block not wanted for longer goes back to the system when a new one has to be made
 
-_arena = Arena(FORGET_AFTER)
+arena = Arena(FORGET_AFTER)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -28,7 +28,7 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
         return noting.empty(shape, dtype)
     dtype = np.dtype(dtype)
     small = math.prod(shape) * dtype.itemsize < SMALLEST
-    return np.empty(shape, dtype) if small else _arena.empty(shape, dtype)
+    return np.empty(shape, dtype) if small else arena.empty(shape, dtype)
 
 
 def aligned(count: int, dtype: Any) -> Array:
@@ -46,4 +46,4 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
 
 def release() -> None:
     """Return all memory that nobody refers to."""
-    _arena.release()
+    arena.release()

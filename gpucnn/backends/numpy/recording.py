@@ -33,12 +33,15 @@ Array = Any
 class Recorder(base.Recorder):
     """Records functions of arrays on one thread at a time, and holds the memory that their repeats work in."""
 
-    def __init__(self, buffers: Callable[[], dict[tuple[str, str], Array]]) -> None:
-        """Take what gives a thread's own buffers away, by purpose and kind of number."""
+    def __init__(self, source: Arena, buffers: Callable[[], dict[tuple[str, str], Array]]) -> None:
+        """Take whose free memory may be taken over, and what gives a thread's own buffers away.
+
+        What was computed before, as it came, needed as much, and needs it no more.
+        """
         self.gave_up = ""
         self._buffers = buffers
         self._calls: list[Callable[[], Any]] = []
-        self._arena = Arena()
+        self._arena = Arena(source=source)
         self._scratch: dict[tuple[str, str], Array] = {}
         self._errors: Any = {}
 
