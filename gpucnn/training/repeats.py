@@ -38,7 +38,6 @@ class RecordedPass(Pass):
         self._fingerprint = Fingerprint(network)
         self._repeats: dict[str, list[Any]] = {"forward": [None] * len(slices), "backward": [None] * len(slices)}
         self._walked = False
-        self.lock = threading.Lock()
 
     @property
     def gave_up(self) -> str:
@@ -136,6 +135,7 @@ class Repeats:
         self._network = network
         self._allowed = all(layer.recordable for layer in network.all_layers())
         self.gave_up = ""  # why nothing is recorded any more, if so
+        self._locks = {train: threading.Lock() for train in (False, True)}
         self.forget()
 
     def forget(self) -> None:
@@ -151,6 +151,7 @@ class Repeats:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self._locks = {train: threading.Lock() for train in (False, True)}
         self.forget()
 
     def forward(
@@ -160,15 +161,15 @@ class Repeats:
         train = options["train"]
         if not self._allowed or self.gave_up or (train and options.get("input_gradient", True)):
             return None
-        kind = (x.shape, str(x.dtype), str(slices), backend.choices(), backend)
-        recorded = self._recorded(kind, train) or self._to_record(kind, train, backend, slices, options)
-        self._last[train] = kind
-        if recorded is None or not recorded.lock.acquire(blocking=False):  # another thread predicts
+        if not self._locks[train].acquire(blocking=False):  # another thread predicts, and its memory is one
             return None
         try:
-            return recorded.forward(x)
+            kind = (x.shape, str(x.dtype), str(slices), backend.choices(), backend)
+            recorded = self._recorded(kind, train) or self._to_record(kind, train, backend, slices, options)
+            self._last[train] = kind
+            return None if recorded is None else recorded.forward(x)
         finally:
-            recorded.lock.release()
+            self._locks[train].release()
 
     def _recorded(self, kind: Any, train: bool) -> RecordedPass | None:
         """Return the recorded pass of a kind, if there is one that serves."""
@@ -177,7 +178,7 @@ class Repeats:
             return None
         self.gave_up = recorded.gave_up
         if recorded.gave_up or not recorded.serves():
-            del self._passes[train]
+            self._passes.pop(train, None)
             self._wanted[train] = 2 * self._wanted.get(train, 1)
             self._alike[train] = 0
             return None
