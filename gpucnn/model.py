@@ -307,7 +307,9 @@ class Model:
             check_last_layer(last, loss)
             if isinstance(last, Softmax):
                 self._trunk = self._without_last()  # the softmax is computed with the loss, as one kernel
-        self._sliced_trunk = self._sliced if self._trunk is self.network else Sliced(self._trunk)
+        self._sliced_trunk = self._sliced
+        if self._trunk is not self.network:
+            self._sliced_trunk = Sliced(self._trunk, self._sliced.repeats.room)
         self.jit = bool(jit)
         self.loss = loss
         self.loss.backend = self.backend

@@ -2,15 +2,33 @@
 
 import copy
 import gc
+import inspect
 import threading
 
 import numpy as np
 import pytest
 
 import gpucnn
+from benchmarks.nets import gpucnn_model
 from gpucnn import layers as L
 from gpucnn.backends import Backend, get_backend
-from gpucnn.backends.numpy import arena, order, recording, scratch, threads
+from gpucnn.backends.numpy import (
+    arena,
+    chunks,
+    convolution,
+    depthwise,
+    elementwise,
+    kernel_rows,
+    norm,
+    order,
+    pooling,
+    recording,
+    rows,
+    scratch,
+    threads,
+    winograd,
+    winograd_1d,
+)
 from gpucnn.backends.numpy.recording import Recorder, Traced, as_one, each_time, plain
 from gpucnn.data.augment import Flip, Translate
 from gpucnn.errors import ConfigurationError, NumericError
@@ -137,7 +155,7 @@ def numbers(seed, batch=16):
 def test_a_repeat_is_what_the_function_returns(name, batch):
     function, own = FUNCTIONS[name], recorder()
     first, repeat = own.record(function, numbers(0, batch))
-    assert own.gave_up == ""
+    assert repeat.gave_up == ""
     assert type(first) is np.ndarray
     for seed, result in ((0, first.copy()), (1, repeat(numbers(1, batch)).copy()), (2, repeat(numbers(2, batch)))):
         expected = np.asarray(function(numbers(seed, batch)))
@@ -167,6 +185,18 @@ def past_it(x):
     return np.asarray(y) * 2
 
 
+def into_its_own(x):
+    y = np.empty(x.shape, x.dtype)
+    np.add(x, 1, out=y)
+    return x + y * 2
+
+
+def copied_into_its_own(x):
+    y = np.empty(x.shape, x.dtype)
+    np.copyto(y, x)
+    return x + y * 2
+
+
 UNNOTED = {
     "decides by a number": (decides, "__bool__"),
     "takes a number": (lambda x: x * float(x.sum()), "__float__"),
@@ -175,6 +205,8 @@ UNNOTED = {
     "sorts": (sorts, "sort"),
     "adds at places": (adds_at, "at is not noted"),
     "two results": (lambda x: np.modf(x)[0], "modf"),
+    "an array of its own": (into_its_own, "written to that is not noted"),
+    "a copy of its own": (copied_into_its_own, "written to that is not noted"),
     "past it": (past_it, "the result was made"),
     "a method nobody wrote out": (
         lambda x: x.compress([True, False, True], axis=0) + 1,
@@ -187,8 +219,8 @@ UNNOTED = {
 def test_what_cannot_be_noted_is_given_up_and_computed_all_the_same(name):
     function, why = UNNOTED[name]
     own = recorder()
-    result, _ = own.record(function, numbers(0))
-    assert why in own.gave_up
+    result, repeat = own.record(function, numbers(0))
+    assert why in repeat.gave_up
     np.testing.assert_array_equal(result, function(numbers(0)))
 
 
@@ -260,6 +292,16 @@ def test_traced_arrays_are_plain_ones_where_nobody_records():
     traced[0] = 5
     assert (x[0] == 5).all()
     assert float(traced.sum()) == float(x.sum())
+
+
+KERNELS = (chunks, convolution, depthwise, elementwise, kernel_rows, norm, pooling, rows, winograd, winograd_1d)
+
+
+@pytest.mark.parametrize("module", KERNELS, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_kernels_take_memory_where_a_recorder_gives_it(module):
+    text = inspect.getsource(module)
+    for untraced in ("np.zeros(", "np.empty(", "np.ascontiguousarray(", "np.asarray("):
+        assert untraced not in text, f"{untraced}…) makes arrays of which nothing is noted; see memory.py and order.py"
 
 
 # --- layers and networks ----------------------------------------------------------------------
@@ -345,6 +387,17 @@ def test_named_networks_repeat_the_same_bits(name, count):
     train(models, 4, shape, 32)
     assert repeats(models[0])
     assert len({model.predict(batch_of(9, shape)[0]).tobytes() for model in models}) == 1
+
+
+@pytest.mark.parametrize("batch", [128, 512])
+def test_the_scratch_of_a_recorded_vgg_stays_below_16_megabytes_a_thread(batch):
+    gpucnn.set_num_threads(2)
+    model = gpucnn_model("vgg", ENGINE)
+    for step in range(2):
+        model.step(*batch_of(step, (32, 32, 3), batch), 0.01)
+    recorded = model._sliced_trunk.repeats._passes[True][1]
+    for recorder in recorded._recorders:
+        assert 1 << 20 < sum(buffer.nbytes for buffer in recorder._scratch.values()) < 16 << 20
 
 
 def test_float64_is_recorded_too():
@@ -575,6 +628,51 @@ def test_the_way_back_of_a_training_step_is_walked_once():
     backward(np.ones((32, 3), "float32"))
     with pytest.raises(ConfigurationError, match="walked already"):
         backward(np.ones((32, 3), "float32"))
+
+
+def test_one_way_back_at_a_time():
+    model, _ = alike(small, SHAPE)
+    for step in range(2):
+        model.train_on_batch(*batch_of(step, SHAPE))
+    _, first = model.training_pass(batch_of(0, SHAPE)[0], repeat=True)
+    _, second = model.training_pass(batch_of(1, SHAPE)[0], repeat=True)
+    with pytest.raises(ConfigurationError, match="walked already"):
+        first(np.ones((32, 3), "float32"))
+    second(np.ones((32, 3), "float32"))
+
+
+def test_inference_between_the_two_halves_of_a_step():
+    models = alike(small, SHAPE)
+    train(models, 3, SHAPE)
+    x = batch_of(5, SHAPE)[0]
+    for model in models:
+        for _ in range(3):
+            expected = model.forward(x)[0]
+    results = []
+    for model in models:
+        model.zero_grad()
+        _, way_back = model.training_pass(batch_of(1, SHAPE)[0], repeat=model.jit)
+        between = model.forward(x)[0]
+        assert not np.array_equal(between, expected)  # the running statistics went on
+        way_back(np.ones((32, 3), "float32"))
+        results.append((between.tobytes(), model.flat_gradients().tobytes(), model.forward(x)[0].tobytes()))
+    assert results[0] == results[1]
+    assert repeats(models[0])
+
+
+def test_training_and_inference_share_their_memory():
+    model, _ = alike(small, SHAPE)
+    for step in range(3):
+        model.train_on_batch(*batch_of(step, SHAPE))
+    recorder = model._sliced_trunk.repeats._passes[True][1]._recorders[0]
+    held = recorder.held()
+    for step in range(3):
+        model.forward(batch_of(step, SHAPE)[0])
+        model.train_on_batch(*batch_of(step, SHAPE))
+    assert repeats(model)
+    assert repeats(model, train=False)
+    assert model._sliced.repeats._passes[False][1]._recorders[0] is recorder
+    assert recorder.held() < 1.2 * held
 
 
 def test_a_fingerprint_notices_arrays_and_attributes():

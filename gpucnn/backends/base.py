@@ -42,16 +42,28 @@ class Feed:
         raise NotImplementedError(f"{type(self).__name__} brings nothing across")
 
 
-class Recorder:
-    """Records what functions do with arrays, so that it can be repeated with other numbers at less cost."""
+class Repeat:
+    """What a function did with arrays, to be repeated with other numbers."""
 
-    gave_up = ""  # why what was recorded must not be repeated, if so
+    gave_up = ""  # why it cannot be repeated, if so
 
-    def record(self, function: Callable[..., Array], *arrays: Array) -> tuple[Array, Callable[..., Array]]:
-        """Return what a function returns for arrays, and a function that returns the same for others, faster.
+    def __call__(self, *arrays: Array) -> Array:
+        """Return what the function returns for arrays like those that it was recorded with.
 
-        What it returns lies where it lay before, so it is to be copied before the next time.
+        What is returned lies where it lay before, so it is to be copied before the recorder's memory is used again.
         """
+        raise NotImplementedError(f"{type(self).__name__} repeats nothing")
+
+
+class Recorder:
+    """Records what functions do with arrays, so that it can be repeated with other numbers at less cost.
+
+    All repeats work in the same memory, so what one of them leaves there is gone with the next, but for what a function
+    that was recorded later has got of one that was recorded earlier.
+    """
+
+    def record(self, function: Callable[..., Array], *arrays: Array) -> tuple[Array, Repeat]:
+        """Return what a function returns for arrays, and its repeat."""
         raise NotImplementedError(f"{type(self).__name__} records nothing")
 
     def seen(self, array: Array) -> Array:
@@ -60,6 +72,10 @@ class Recorder:
 
     def unseen(self, array: Array) -> Array:
         """Return such an array as it was."""
+        raise NotImplementedError(f"{type(self).__name__} records nothing")
+
+    def renounce(self) -> None:
+        """Leave the memory to the repeats that there are; those to come get their own."""
         raise NotImplementedError(f"{type(self).__name__} records nothing")
 
 

@@ -29,20 +29,47 @@ from gpucnn.training.replicas import Fingerprint, Replica
 _one_at_a_time = threading.Lock()  # to be recorded: parameters are not what they are meanwhile
 
 
+class Room:
+    """What the recordings of a network share: memory, one for each slice, which one pass at a time makes use of."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.training: object | None = None  # stands for a pass whose way back is still to be walked
+        self._recorders: dict[Any, Recorder] = {}
+
+    def recorder(self, backend: Backend, number: int) -> Recorder:
+        """Return who records a slice on a backend, in the same memory each time."""
+        recorder = self._recorders.get((backend, number))
+        if recorder is None:
+            recorder = backend.recorder()
+            assert recorder is not None
+            self._recorders[backend, number] = recorder
+        return recorder
+
+    def renounce(self) -> None:
+        """Leave the memory to the recordings that there are, because one of them is let go of."""
+        for recorder in self._recorders.values():
+            recorder.renounce()
+
+    def __reduce__(self) -> Any:
+        """Begin a copy empty."""
+        return Room, ()
+
+
 class RecordedPass(Pass):
     """A pass that records each slice the first time it is made, and repeats it from then on."""
 
-    def __init__(self, backend: Backend, network: Layer, slices: Sequence[slice], **options: Any) -> None:
+    def __init__(self, room: Room, backend: Backend, network: Layer, slices: Sequence[slice], **options: Any) -> None:
         super().__init__(backend, network, [Replica(network) for _ in slices[1:]], slices, **options)
-        self._recorders: list[Recorder] = [backend.recorder() for _ in slices]  # type: ignore[misc]
+        self._room, self._recorders = room, [room.recorder(backend, number) for number in range(len(slices))]
         self._fingerprint = Fingerprint(network)
         self._repeats: dict[str, list[Any]] = {"forward": [None] * len(slices), "backward": [None] * len(slices)}
-        self._walked = False
 
     @property
     def gave_up(self) -> str:
         """Why the pass cannot be repeated; "" if it can."""
-        return next((recorder.gave_up for recorder in self._recorders if recorder.gave_up), "")
+        repeats = [repeat for way in self._repeats.values() for repeat in way if repeat is not None]
+        return next((repeat.gave_up for repeat in repeats if repeat.gave_up), "")
 
     def serves(self) -> bool:
         """Tell whether all of it was recorded, and the network is still the same."""
@@ -51,11 +78,11 @@ class RecordedPass(Pass):
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
         """Return the network's output for x and the way back; one of inference makes the pass again, as it comes."""
-        self._walked = False
         with self._being_recorded("forward"):
-            y, backward = super().forward(x)
+            y, _ = super().forward(x)
         if self._options["train"]:
-            return y, backward
+            self._room.training = this = object()
+            return y, partial(self._walk, this)
 
         def as_it_comes(dy: Array) -> Array:
             made = Pass(self._backend, self.networks[0], self._replicas, self._slices, **self._options)
@@ -63,18 +90,18 @@ class RecordedPass(Pass):
 
         return y, as_it_comes
 
-    def backward(self, dy: Array) -> Array:
-        """Add to the parameters' gradients; returns nothing.
+    def _walk(self, this: object, dy: Array) -> None:
+        """Walk the way back of a pass, which adds to the parameters' gradients.
 
         Raises:
-            ConfigurationError: it was walked already since the last forward pass.
+            ConfigurationError: it was walked already, or another pass of training was begun.
         """
-        if self._walked:
+        if self._room.training is not this:
             raise walked_already(self.networks[0].label)
-        self._walked = True
         with self._being_recorded("backward"):
-            super().backward(dy)
+            self.backward(dy)
         self._ways_back = [None] * len(self._slices)
+        self._room.training = None
 
     def _forward(self, number: int, x: Array) -> Array:
         return self._recorded("forward", super()._forward, number, x)
@@ -131,11 +158,11 @@ def _seen(network: Layer, recorder: Recorder) -> Any:
 class Repeats:
     """What was recorded of a network: one pass of training, one of inference."""
 
-    def __init__(self, network: Layer) -> None:
+    def __init__(self, network: Layer, room: Room | None = None) -> None:
         self._network = network
         self._allowed = all(layer.recordable for layer in network.all_layers())
         self.gave_up = ""  # why nothing is recorded any more, if so
-        self._locks = {train: threading.Lock() for train in (False, True)}
+        self.room = Room() if room is None else room
         self.forget()
 
     def forget(self) -> None:
@@ -144,14 +171,15 @@ class Repeats:
         self._last: dict[bool, Any] = {}  # what the last pass was like, by whether it trained
         self._alike: dict[bool, int] = {}  # how many passes like it there were
         self._wanted: dict[bool, int] = {}  # how many there must have been: each one that serves no more doubles it
+        self.room.training = None
+        self.room.renounce()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out, of a copy, what was recorded of the network that it is a copy of."""
-        return {"_network": self._network, "_allowed": self._allowed, "gave_up": self.gave_up}
+        return {"_network": self._network, "_allowed": self._allowed, "gave_up": self.gave_up, "room": self.room}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._locks = {train: threading.Lock() for train in (False, True)}
         self.forget()
 
     def forward(
@@ -161,15 +189,17 @@ class Repeats:
         train = options["train"]
         if not self._allowed or self.gave_up or (train and options.get("input_gradient", True)):
             return None
-        if not self._locks[train].acquire(blocking=False):  # another thread predicts, and its memory is one
+        if not self.room.lock.acquire(blocking=False):  # another thread computes there
             return None
         try:
+            if self.room.training is not None and not train:  # what its way back needs would be overwritten
+                return None
             kind = (x.shape, str(x.dtype), str(slices), backend.choices(), backend)
             recorded = self._recorded(kind, train) or self._to_record(kind, train, backend, slices, options)
             self._last[train] = kind
             return None if recorded is None else recorded.forward(x)
         finally:
-            self._locks[train].release()
+            self.room.lock.release()
 
     def _recorded(self, kind: Any, train: bool) -> RecordedPass | None:
         """Return the recorded pass of a kind, if there is one that serves."""
@@ -178,7 +208,7 @@ class Repeats:
             return None
         self.gave_up = recorded.gave_up
         if recorded.gave_up or not recorded.serves():
-            self._passes.pop(train, None)
+            self._let_go(train)
             self._wanted[train] = 2 * self._wanted.get(train, 1)
             self._alike[train] = 0
             return None
@@ -192,7 +222,12 @@ class Repeats:
         self._alike[train] = alike + 1
         if self.gave_up or alike < self._wanted.get(train, 1) or backend.recorder() is None:
             return None
-        self._passes.pop(train, None)
-        recorded = RecordedPass(backend, self._network, slices, **options)
+        self._let_go(train)
+        recorded = RecordedPass(self.room, backend, self._network, slices, **options)
         self._passes[train] = kind, recorded
         return recorded
+
+    def _let_go(self, train: bool) -> None:
+        """Let go of a recorded pass, if there is one, and of memory that no other one needs."""
+        if self._passes.pop(train, None) is not None:
+            self.room.renounce()

@@ -17,17 +17,18 @@ from typing import Any
 from gpucnn.backends import Array, Backend
 from gpucnn.layers.base import Backward, Layer
 from gpucnn.training.passes import Pass
-from gpucnn.training.repeats import Repeats
+from gpucnn.training.repeats import Repeats, Room
 from gpucnn.training.replicas import Replica
 
 
 class Sliced:
     """A network that takes a batch in slices where the backend wants it so and every layer allows it."""
 
-    def __init__(self, network: Layer) -> None:
+    def __init__(self, network: Layer, room: Room | None = None) -> None:
+        """Take the network, and the room for what is recorded of it, if it shares that with another."""
         self.network = network
         self.can_slice = all(layer.per_sample for layer in network.all_layers())
-        self.repeats = Repeats(network)
+        self.repeats = Repeats(network, room)
         self._flops = network.total_flops()
         self._replicas: list[Replica] = []
 

@@ -38,16 +38,16 @@ class Recorder(base.Recorder):
 
         What was computed before, as it came, needed as much, and needs it no more.
         """
-        self.gave_up = ""
+        self._gave_up = ""
         self._buffers = buffers
         self._calls: list[Callable[[], Any]] = []
         self._arena = Arena(source=source)
         self._scratch: dict[tuple[str, str], Array] = {}
         self._errors: Any = {}
 
-    def record(self, function: Callable[..., Array], *arrays: Array) -> tuple[Array, Callable[..., Array]]:
-        """Return what a function returns for arrays, and a function that returns the same for others, faster."""
-        self._calls, self._errors = [], np.geterr()
+    def record(self, function: Callable[..., Array], *arrays: Array) -> tuple[Array, base.Repeat]:
+        """Return what a function returns for arrays, and its repeat."""
+        self._calls, self._errors, self._gave_up = [], np.geterr(), ""
         for key, buffer in self._buffers().items():
             if key not in self._scratch or self._scratch[key].size < buffer.size:
                 self._scratch[key] = self.seen(buffer)
@@ -59,7 +59,8 @@ class Recorder(base.Recorder):
                 self.give_up("the result was made in a way that is not noted")
         finally:
             this_thread.recorder = None
-        return plain(result), _Repeat([plain(place) for place in given], self._calls, plain(result))
+        repeat = Repeat([plain(place) for place in given], self._calls, plain(result), self._gave_up)
+        return plain(result), repeat
 
     def seen(self, array: Array) -> Array:
         """Return an array as one of which is noted what is done with it, in the same memory."""
@@ -69,13 +70,17 @@ class Recorder(base.Recorder):
         """Return such an array as it was."""
         return plain(array)
 
+    def renounce(self) -> None:
+        """Leave the memory to the repeats that there are; those to come get their own."""
+        self._arena.release()
+
     def held(self) -> int:
         """Return the bytes of the memory that the repeats work in."""
         return sum(block.size for blocks in self._arena.blocks.values() for block in blocks)
 
     def give_up(self, why: str) -> None:
         """Say that what is computed cannot be repeated; the first reason counts."""
-        self.gave_up = self.gave_up or why
+        self._gave_up = self._gave_up or why
 
     # --- for those who compute ----------------------------------------------------------------
 
@@ -124,14 +129,14 @@ class Recorder(base.Recorder):
         return own.view(Traced)
 
 
-class _Repeat:
-    """What was recorded of a function, made again with other numbers."""
+class Repeat(base.Repeat):
+    """The calls that were noted of a function, made again with other numbers."""
 
-    def __init__(self, given: list[Array], calls: list[Callable[[], Any]], result: Array) -> None:
-        self._given, self._calls, self._result = given, calls, result
+    def __init__(self, given: list[Array], calls: list[Callable[[], Any]], result: Array, gave_up: str) -> None:
+        self._given, self._calls, self._result, self.gave_up = given, calls, result, gave_up
 
     def __call__(self, *arrays: Array) -> Array:
-        """Return the result for arrays like those that it was recorded with; the next repeat overwrites it."""
+        """Copy the arrays to where they lay when it was recorded, and make the calls."""
         for array, place in zip(arrays, self._given, strict=True):
             np.copyto(place, array)
         for call in self._calls:

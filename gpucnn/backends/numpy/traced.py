@@ -41,6 +41,8 @@ class Traced(np.ndarray[Any, Any]):
         if noting is not None and (method == "at" or ufunc.nout > 1):
             noting.give_up(f"{ufunc.__name__}.{method} is not noted")
             noting = None
+        if noting is not None and out is not None:
+            _check_noted(out[0], noting)
         if out is not None:
             result, targets = out if ufunc.nout > 1 else out[0], plained(out)
             function(*inputs, out=targets, **options)
@@ -60,6 +62,7 @@ class Traced(np.ndarray[Any, Any]):
         if noting is None or func in OF_SHAPES:
             return func(*arguments, **options)
         if func is np.copyto or options.get("out") is not None:
+            _check_noted(args[0] if func is np.copyto else kwargs["out"], noting)
             func(*arguments, **options)
             noting.note(func, *arguments, **options)
             return kwargs.get("out")
@@ -190,6 +193,12 @@ def _maker(array: Array) -> Array:
         made = holder if isinstance(holder, Traced) else made
         holder = getattr(holder, "base", None)  # an array, or what NumPy's functions put between two of them
     return made
+
+
+def _check_noted(out: Array, noting: Any) -> None:
+    """Let the recorder give up if an array that is written to is not traced: what is read of it would not be noted."""
+    if not isinstance(out, Traced):
+        noting.give_up("an array was written to that is not noted")
 
 
 def plained(value: Any) -> Any:

@@ -43,7 +43,7 @@ FEWEST_FILTERS = 16  # of one product
 MANY_FILTERS = 64  # from which on they are laid side by side for the weight gradient
 SMALL = 6e5  # multiplications of one product: up to this size OpenBLAS takes its path without packing
 G_BOTH = np.kron(G, G).astype(np.float32)  # (36, 9): down and across at once
-G_BOTH_T = np.ascontiguousarray(G_BOTH.T)
+G_BOTH_T = G_BOTH.T.copy()
 BIAS_AT = 1 * SEEN + 1  # Aᵀ spreads this position of a tile evenly over the tile's 16 outputs
 
 
