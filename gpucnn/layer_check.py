@@ -388,7 +388,7 @@ def _is_recorded(subject: _Subject) -> str:
             y, way_back = model.training_pass(given, repeat=model is repeated)
             way_back(subject.dy(tuple(y.shape)))
             results.append({"y": y, "a gradient": model.flat_gradients().copy()} | model.state_dict())
-        if reason := model.gave_up:
+        if reason := model.why_not_repeated:
             raise _Wrong(
                 f"{reason}, but recordable = True says that a pass can be repeated without its Python; decide by "
                 "shapes alone, and compute with what belongs to arrays"

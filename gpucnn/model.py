@@ -482,8 +482,8 @@ class Model:
         return self._sliced_trunk.forward(self.backend, x, train=True, input_gradient=False, repeat=repeat)
 
     @property
-    def gave_up(self) -> str:
-        """Why no passes of training are recorded and repeated any more; "" if nothing stands in the way."""
+    def why_not_repeated(self) -> str:
+        """Why passes of training are not recorded and repeated any more; "" if nothing stands in the way."""
         return self._sliced_trunk.repeats.gave_up
 
     def score(self, x: Array, labels: Array) -> tuple[Array, Array]:

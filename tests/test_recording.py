@@ -3,6 +3,7 @@
 import copy
 import gc
 import inspect
+import os
 import threading
 
 import numpy as np
@@ -434,31 +435,31 @@ CHANGES = {
     "freeze": lambda model: model.freeze("conv2d.weight"),
     "an attribute": lambda model: setattr(model.layers[4], "rate", 0.6),
     "momentum": lambda model: setattr(model.layers[1], "momentum", 0.5),
-    "a state": lambda model: model.load_state_dict({k: v * 0.5 for k, v in model.state_dict().items()}),
+    "a state": lambda model: model.load_state_dict(halved(model.state_dict())),
     "values": lambda model: setattr(model.layers[0].bias, "value", np.full(8, 0.5, "float32")),
     "another optimizer": lambda model: model.compile("adam", jit=model.jit),
     "another dtype": lambda model: model.to(ENGINE, "float64"),
     "another backend and back": lambda model: model.to(Backend()).to(ENGINE),
-    "another layer": lambda model: model.layers.__setitem__(2, model.layers[2].__class__()),
-    "no Winograd": None,
+    "another layer": lambda model: model.layers.__setitem__(2, L.LeakyReLU(0.5).to(ENGINE)),
+    "no Winograd": lambda model: os.environ.__setitem__("GPUCNN_WINOGRAD", "0"),
 }
+
+
+def halved(state):
+    return state | {path: array * 0.5 for path, array in state.items() if path.endswith("weight")}
 
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_changes_between_steps_are_noticed(what, monkeypatch):
-    models = alike(small, SHAPE)
+    monkeypatch.setenv("GPUCNN_WINOGRAD", "1")  # and so put back afterwards
+    models = alike(lambda: [*small()[:5], L.Conv2D(8, 3, padding="same"), *small()[5:]], SHAPE)
+    assert models[0].layers[5].method(32) == "winograd-1d"
     train(models, 4, SHAPE)
+    assert repeats(models[0])
     for model in models:
-        if what == "no Winograd":
-            monkeypatch.setenv("GPUCNN_WINOGRAD", "0")
-        elif what == "a state":
-            state = model.state_dict()
-            state["conv2d.weight"] *= 0.5
-            model.load_state_dict(state)
-        else:
-            CHANGES[what](model)
-        model.layers[2].to(ENGINE)
+        CHANGES[what](model)
     train(models, 5, SHAPE, start=4)
+    assert repeats(models[0])
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -74,10 +74,6 @@ class Recorder:
         """Return such an array as it was."""
         raise NotImplementedError(f"{type(self).__name__} records nothing")
 
-    def renounce(self) -> None:
-        """Leave the memory to the repeats that there are; those to come get their own."""
-        raise NotImplementedError(f"{type(self).__name__} records nothing")
-
 
 class Backend:
     """Arrays on the host, and every kernel as the textbook writes it."""

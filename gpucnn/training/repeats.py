@@ -46,10 +46,9 @@ class Room:
             self._recorders[backend, number] = recorder
         return recorder
 
-    def renounce(self) -> None:
-        """Leave the memory to the recordings that there are, because one of them is let go of."""
-        for recorder in self._recorders.values():
-            recorder.renounce()
+    def forget(self) -> None:
+        """Leave the memory to the recordings that there are, with which it goes; those to come get their own."""
+        self.training, self._recorders = None, {}
 
     def __reduce__(self) -> Any:
         """Begin a copy empty."""
@@ -171,8 +170,7 @@ class Repeats:
         self._last: dict[bool, Any] = {}  # what the last pass was like, by whether it trained
         self._alike: dict[bool, int] = {}  # how many passes like it there were
         self._wanted: dict[bool, int] = {}  # how many there must have been: each one that serves no more doubles it
-        self.room.training = None
-        self.room.renounce()
+        self.room.forget()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out, of a copy, what was recorded of the network that it is a copy of."""
@@ -230,4 +228,4 @@ class Repeats:
     def _let_go(self, train: bool) -> None:
         """Let go of a recorded pass, if there is one, and of memory that no other one needs."""
         if self._passes.pop(train, None) is not None:
-            self.room.renounce()
+            self.room.forget()

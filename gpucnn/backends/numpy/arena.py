@@ -101,8 +101,6 @@ class Arena:
 
     def _forget(self) -> None:
         """Return what nobody has wanted for long."""
-        if math.isinf(self._forget_after):
-            return
         for blocks in self.blocks.values():
             blocks[:] = [b for b in blocks if b.wanted > self._requests - self._forget_after or b.in_use()]
 

@@ -62,7 +62,10 @@ def images(pixels: Array, batch: int) -> Array:
 
 
 def contiguous(array: Array) -> Array:
-    """Return an array whose numbers lie in the order of its axes: itself, or a copy."""
+    """Return an array whose numbers lie in the order of its axes: itself, or a copy.
+
+    NumPy's own `ascontiguousarray` copies past a recorder.
+    """
     return array if array.flags.c_contiguous else array.copy()
 
 

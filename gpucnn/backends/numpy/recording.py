@@ -70,10 +70,6 @@ class Recorder(base.Recorder):
         """Return such an array as it was."""
         return plain(array)
 
-    def renounce(self) -> None:
-        """Leave the memory to the repeats that there are; those to come get their own."""
-        self._arena.release()
-
     def held(self) -> int:
         """Return the bytes of the memory that the repeats work in."""
         return sum(block.size for blocks in self._arena.blocks.values() for block in blocks)
