@@ -149,7 +149,8 @@ def walked_already(label: str) -> ConfigurationError:
     """Return the error of who walks the way back of a training step a second time, or after the next has begun."""
     return ConfigurationError(
         f"{label}: the way back of a training step was walked already, and lets go of what it passes, "
-        "or another step was begun; call forward again, or forward with input_gradient=True for a way that can be walked often"
+        "or another step was begun; call forward again, or forward with input_gradient=True for a way that can be "
+        "walked often"
     )
 
 
