@@ -107,6 +107,19 @@ def test_with_cupy_but_no_gpu_auto_says_why_once_and_cupy_raises(with_cupy_but_n
         backends.get_backend("cupy:1")
 
 
+def test_what_cupy_says_at_length_is_told_in_short(monkeypatch, forgetful, with_cupy_but_no_gpu):
+    def refuses(device):
+        raise ImportError("\nlibcublasLt.so.13: no such file" + ", no such file" * 100 + "\n  listdir('/usr'):\n")
+
+    monkeypatch.setitem(sys.modules, "gpucnn.backends.cupy", types.SimpleNamespace(CupyBackend=refuses))
+    with pytest.raises(BackendUnavailable) as caught:
+        backends.get_backend("cupy")
+    assert "no kernel runs on GPU 0 (ImportError: libcublasLt.so.13: no such file, no such" in str(caught.value)
+    assert "…); see that `nvidia-smi` lists the GPU" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
 def test_the_strict_backend_refuses_host_arrays():
     """The instrument itself: what crosses the wall without `from_host` or `to_host` must raise."""
     backend = StrictBackend()

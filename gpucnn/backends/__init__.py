@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import textwrap
 from collections.abc import Iterator
 from contextvars import ContextVar
 from importlib.util import find_spec
@@ -93,9 +94,14 @@ def _make_cupy(name: str) -> Backend:
     except Exception as error:  # CuPy has many ways to say that a GPU does not work; all mean the same here
         raise BackendUnavailable(
             f"backend {name!r}: CuPy is installed, but no kernel runs on GPU {device} "
-            f"({type(error).__name__}: {error}); see that `nvidia-smi` lists the GPU and that the CuPy wheel fits its "
-            'driver (`gpucnn doctor` says which one does), or use backend="numpy"'
+            f"({type(error).__name__}: {_in_short(error)}); see that `nvidia-smi` lists the GPU and that the CuPy wheel "
+            'fits its driver (`gpucnn doctor` says which one does), or use backend="numpy"'
         ) from error
+
+
+def _in_short(error: Exception) -> str:
+    """Return the first line of what an error says; CuPy lists whole folders behind it where a library is missing."""
+    return textwrap.shorten(str(error).strip().partition("\n")[0], 300, placeholder=" …")
 
 
 def _device_number(name: str) -> int:
