@@ -94,8 +94,8 @@ def _make_cupy(name: str) -> Backend:
     except Exception as error:  # CuPy has many ways to say that a GPU does not work; all mean the same here
         raise BackendUnavailable(
             f"backend {name!r}: CuPy is installed, but no kernel runs on GPU {device} "
-            f"({type(error).__name__}: {_in_short(error)}); see that `nvidia-smi` lists the GPU and that the CuPy wheel "
-            'fits its driver (`gpucnn doctor` says which one does), or use backend="numpy"'
+            f"({type(error).__name__}: {_in_short(error)}); see that `nvidia-smi` lists the GPU and that the CuPy "
+            'wheel fits its driver (`gpucnn doctor` says which one does), or use backend="numpy"'
         ) from error
 
 
