@@ -52,6 +52,7 @@ def colour_model():
         ],
         (8, 8, 3),
         name="colours",
+        backend="numpy",
     )
 
 

@@ -214,7 +214,7 @@ def test_drawings_and_photographs_are_read(run, trained, drawn, rng):
 
 
 def test_an_image_of_the_models_size_is_taken_as_it_is(run, trained, drawn):
-    model = gpucnn.load(trained / "model.safetensors", backend="numpy")
+    model = gpucnn.load(trained / "model.safetensors")
     moved = np.roll(drawn[0][0], 3, axis=1)
     Image.fromarray(moved).save("digit.png")
     expected = model.predict(moved[None, ..., None])[0]
