@@ -1,9 +1,11 @@
 """The CUDA kernels of `kernels/*.cu`: compiled when first used, and launched over elements or over rows of channels.
 
-All files are one source, compiled by NVRTC once for each type of number and each width of access; CuPy keeps what was
-compiled in a folder, so that this is done once a machine. Every launch returns at once: the GPU works on its own.
+NVRTC compiles a file when one of its kernels is asked for, once for each type of number and each width of access; CuPy
+keeps what was compiled in a folder, so that this is done once a machine. Every launch returns at once: the GPU works on
+its own.
 """
 
+import re
 from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
@@ -24,11 +26,13 @@ MOST_ELEMENTS = 2**31  # of one launch: kernels count in 32 bits, which is what 
 NULL = np.uintp(0)
 
 
-def source() -> str:
-    """Return the text of all kernels."""
+@cache
+def sources() -> dict[str, str]:
+    """Return, for each kernel by name, the text that it is compiled from: its file, behind what all files share."""
     folder = files("gpucnn.backends.cupy") / "kernels"
-    texts = sorted((file.name, file.read_text("utf-8")) for file in folder.iterdir() if file.name.endswith(".cu"))
-    return "\n".join([(folder / "common.cuh").read_text("utf-8"), *(text for _, text in texts)])
+    shared = (folder / "common.cuh").read_text("utf-8")
+    texts = [shared + file.read_text("utf-8") for file in folder.iterdir() if file.name.endswith(".cu")]
+    return {name: text for text in texts for name in re.findall(r"__global__ void (\w+)\(", text)}
 
 
 def options(itemsize: int, width: int) -> tuple[str, ...]:
@@ -37,13 +41,13 @@ def options(itemsize: int, width: int) -> tuple[str, ...]:
 
 
 @cache
-def _module(itemsize: int, width: int) -> Any:
-    return cupy.RawModule(code=source(), options=options(itemsize, width))
+def _module(text: str, itemsize: int, width: int) -> Any:
+    return cupy.RawModule(code=text, options=options(itemsize, width))
 
 
 @cache
 def _function(name: str, itemsize: int, width: int) -> Any:
-    return _module(itemsize, width).get_function(name)
+    return _module(sources()[name], itemsize, width).get_function(name)
 
 
 def working_dtype(dtype: Any) -> Any:

@@ -4,8 +4,6 @@
 // of partial sums (parts, …, C). Second stage: the lines are added up in double precision, in order. Threads of a warp
 // read neighbouring channels throughout.
 
-#define THREADS 256
-
 // Write WIDTH sums of each threadIdx.x over the block's rows to `to`, this thread's place in a line.
 __device__ inline void write_partial(const work* sums, work* to, bool mine, double* shared) {
     for (int k = 0; k < WIDTH; k++) {

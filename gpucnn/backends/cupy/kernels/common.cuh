@@ -31,6 +31,8 @@ struct real {  // IEEE half precision by two instructions, so that no header of 
 typedef float work;
 #endif
 
+#define THREADS 256  // of a block, as gpucnn/backends/cupy/kernels.py launches them
+
 #define NOTHING ((work)log(0.0))  // −∞, which every number is larger than; NVRTC knows no INFINITY
 
 // WIDTH neighbouring elements, loaded and stored by one instruction.

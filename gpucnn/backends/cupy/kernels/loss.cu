@@ -1,7 +1,6 @@
 // Softmax and its cross-entropy over matrices (N, K). threadIdx.y goes over the classes of one row, threadIdx.x and
 // blockIdx.x over rows, so that `add_up` adds up a row.
 
-#define THREADS 256
 #define MY_ROW (blockIdx.x * blockDim.x + threadIdx.x)
 #define MY_CLASSES(k) unsigned k = threadIdx.y; k < K; k += blockDim.y
 
