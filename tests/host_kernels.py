@@ -77,7 +77,7 @@ class HostModule:
         typedefs = {name: " ".join(type_.split()) for type_, name in TYPEDEF.findall(text)}
         self.kernels = {name: parse_parameters(parameters, typedefs) for name, parameters in KERNEL.findall(text)}
         self._width = int(dict(option.split("=", 1) for option in macros if "=" in option).get("-DWIDTH", 1))
-        in_step = _functions_with_a_barrier(text)
+        in_step = functions_with_a_barrier(text)
         wrappers = "".join(
             f'extern "C" __attribute__((visibility("default"))) const char* host_{name}(const unsigned* grid, '
             f"const unsigned* block, void** args) {{ return host::launch<{name}>(grid, block, args, "
@@ -213,7 +213,7 @@ def _parse_parameter(text, typedefs):
     return Parameter(text, dtype, pointer, constant, packed=pointer and declared == "real")
 
 
-def _functions_with_a_barrier(text):
+def functions_with_a_barrier(text):
     """Return the names of all functions that call __syncthreads, themselves or through others."""
     calls = {}
     for match in FUNCTION.finditer(text):

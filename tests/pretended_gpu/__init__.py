@@ -1,0 +1,1 @@
+"""The real CuPy on a pretended GPU: see run.py."""
