@@ -68,8 +68,7 @@ class BatchNorm(Layer):
             )
         y, mean, variance, kept = backend.batch_norm(x, scale.value, shift.value, self.epsilon, relu)
         for running, batch in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
-            running.value *= self.momentum
-            running.value += (1.0 - self.momentum) * batch
+            backend.blend(running.value, batch, 1.0 - self.momentum)
 
         def backward(dy: Array) -> Array:
             dx, dscale, dshift = backend.batch_norm_gradient(dy, kept, variance, scale.value, self.epsilon)
