@@ -5,8 +5,8 @@
     python -m benchmarks.gpu --only conv,nets             some sections
     python -m benchmarks.gpu --only training              trains three networks for real
 
-Sections: repeat (are two trainings the same, bit for bit?), memory, first_use (seconds to the first training step of a
-new process), workspace (how large the columns' room should be), conv, nets, training.
+Sections: repeat (are two trainings the same, bit for bit?), memory, first_use (seconds until a new process
+has fitted two batches), workspace (how large the columns' room should be), conv, nets, training.
 
 Both libraries compute in one process and take turns; each run is many calls between two events of the GPU, so that
 starting them is overlapped as in real use. "Recorded" is a CUDA graph on either side, in which launches cost nothing.
@@ -271,7 +271,7 @@ def memory(bench, precision, batch):
 
 
 def first_use(bench, warm):
-    """Measure new processes from their start to the end of LeNet's first training step, their kernels not yet compiled.
+    """Measure new processes from their start until LeNet has fitted two batches, their kernels not yet compiled.
 
     Then some more, which find them compiled.
     """
@@ -287,7 +287,7 @@ def first_use(bench, warm):
 
 
 def _first_step_of_a_process(backend, folder):
-    """Return seconds since the start of a process until it has its backend, and until its first step is done."""
+    """Return seconds since the start of a process until it has its backend, and until its first steps are done."""
     command = [sys.executable, "-c", f"from benchmarks.gpu import first_step; first_step({backend!r})"]
     started = time.time()
     answer = subprocess.run(
@@ -299,16 +299,14 @@ def _first_step_of_a_process(backend, folder):
 
 
 def first_step(name):
-    """Make LeNet's first training step; print when the backend was there and when the step was done."""
+    """Fit LeNet to two batches, one as it comes and one recorded; print when the backend was there and when all was."""
     from benchmarks.nets import gpucnn_model
 
     backend = get_backend(name)
     times = {"backend": time.time()}
-    model = gpucnn_model("lenet", backend)
-    generator = np.random.default_rng(0)
-    x, y = generator.random((128, *image_of("lenet")), np.float32), generator.integers(0, 10, 128)
-    model.step(backend.from_host(x), backend.from_host(y), 0.01)
-    backend.synchronize()
+    generator, count = np.random.default_rng(0), 256
+    x, y = generator.integers(0, 256, (count, *image_of("lenet"))).astype(np.uint8), generator.integers(0, 10, count)
+    gpucnn_model("lenet", backend).fit(x, y, batch_size=128, verbose=0)
     print(json.dumps(times | {"step": time.time()}))
 
 
@@ -516,7 +514,7 @@ TABLES = {  # section → heading, and columns: a heading, where the number stan
         "recorded=gpucnn_graph.gpu_mb:,.0f | torch=torch.gpu_mb:,.0f | torch's arrays=torch.arrays_mb:,.0f",
     ),
     "first_use": (
-        "From the start of a process to the end of LeNet's first step, s",
+        "From the start of a process until LeNet has fitted two batches, s",
         "kernels not compiled=cold_s:.2f | until the backend=cold_backend_s:.2f | "
         "compiled=warm_s:.2f | then until the backend=warm_backend_s:.2f",
     ),

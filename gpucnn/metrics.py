@@ -29,7 +29,8 @@ class Accuracy(Metric):
     def total(self, y: Array, labels: Array) -> Array:
         """Return the number of right answers in the batch."""
         classes = labels.argmax(axis=1) if labels.ndim == 2 else labels
-        return (y.argmax(axis=1) == classes).sum()
+        right = y.argmax(axis=1) == classes
+        return right.astype("int64").sum()  # CuPy sums numbers at once, but compiles for seconds to sum booleans
 
 
 class Totals:

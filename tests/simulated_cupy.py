@@ -30,6 +30,7 @@ TOTAL_MEMORY = 2**34
 PACKAGE = "gpucnn.backends.cupy"
 PRODUCTS = {"matmul", "imatmul", "dot", "vdot", "inner", "tensordot", "einsum"}  # CuPy does them with its own cuBLAS
 WAITING = {"nonzero", "flatnonzero", "argwhere", "unique", "allclose", "array_equal"}  # their results' shape is read
+OF_BOOLEANS = {"sum", "any", "all", "count_nonzero"}
 READING = {"item", "tolist", "tobytes"}
 
 
@@ -466,12 +467,14 @@ class Simulation:
         limit   the largest allocation, in bytes, that there is memory for; None for any
 
     Counters: `reads` to the host, `frees` of a pool, `launches` of each kernel from Python, `graph_launches`;
-    `ranges` lists the names of the NVTX ranges that were opened.
+    `sums_of_booleans`, for which CuPy compiles a kernel with the headers of CUB, two seconds long. `ranges` lists the
+    names of the NVTX ranges that were opened.
     """
 
     def __init__(self, limit=None):
         self.limit, self.reads, self.frees, self.graph_launches = limit, 0, 0, 0
         self.launches, self.ranges, self._open_ranges = {}, [], []
+        self.sums_of_booleans = 0
         self._live = weakref.WeakValueDictionary()  # memory by its address
         self._streams, self._local = 0, threading.local()
         self.ndarray = self._own(SimulatedArray, "ndarray")
@@ -605,6 +608,7 @@ class Simulation:
             args = [self.unwrap(argument) for argument in args]
             kwargs = {name: self.unwrap(argument) for name, argument in kwargs.items()}
             operands = arrays_in([*args, *kwargs.values()])
+            self.sums_of_booleans += name in OF_BOOLEANS and operands[0].dtype == bool
 
             def compute():
                 with np.errstate(all="ignore"):  # a GPU warns of nothing

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import gpucnn
+from gpucnn import callbacks, losses, optimizers
 from gpucnn import layers as L
-from gpucnn import losses, optimizers
 from gpucnn.backends import Backend
 from gpucnn.backends.window import Window
 from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Rotate, Translate
@@ -455,6 +455,17 @@ def test_data_that_does_not_fit_is_fed_in_batches(gpu, rng, monkeypatch, jit, sh
         assert fed_history[what] == history[what], what
     for path, value in fed.state_dict().items():
         assert np.array_equal(value, held.state_dict()[path]), path
+
+
+def test_nothing_sums_booleans(simulated, rng):
+    """For such a sum CuPy compiles seconds long with the headers of CUB; a sum of numbers it brings along."""
+    data, average = images_and_labels(rng), callbacks.MovingAverage(0.9)
+    before = simulated.simulation.sums_of_booleans
+    model, _ = fitted(simulated, data, "sgd", validation_data=data, callbacks=[average])
+    model.fit(*data, epochs=1, batch_size=16, verbose=0, callbacks=[average])
+    model.evaluate(*data)
+    model.predict(data[0])
+    assert simulated.simulation.sums_of_booleans == before
 
 
 def test_callbacks_may_change_what_a_recorded_step_reads(gpu, rng):

@@ -389,7 +389,7 @@ def test_the_tables_of_a_made_up_result():
     assert gpu.table(result).splitlines() == [
         "2026-12-01, A GPU, driver 13000, runtime 13000, cupy 14.2.0, numpy 2.5.2, python 3.12.3; medians of 7 runs.",
         "",
-        "## From the start of a process to the end of LeNet's first step, s",
+        "## From the start of a process until LeNet has fitted two batches, s",
         "",
         "| kernels not compiled | until the backend | compiled | then until the backend |",
         "|---|---|---|---|",

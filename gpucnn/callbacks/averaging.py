@@ -55,7 +55,8 @@ class _Average(Callback, Configurable, family="average"):
             return False
         if model.flat_state() is not self._arrays:
             return False
-        return all(bool((now == then).all()) for now, then in zip(self._arrays, self._averages, strict=True))
+        pairs = zip(self._arrays, self._averages, strict=True)
+        return not any(int((now != then).astype("int64").sum()) for now, then in pairs)
 
     def on_epoch_begin(self, model: "Model", epoch: int) -> None:
         """Put the raw weights back, for the steps."""
