@@ -73,8 +73,8 @@ FAULTS = (
     Fault(
         "exchanged: running momentum",
         "gpucnn/layers/norm.py",
-        "running.value += (1.0 - self.momentum) * batch",
-        "running.value += self.momentum * batch",
+        "backend.blend(running.value, batch, 1.0 - self.momentum)",
+        "backend.blend(running.value, batch, self.momentum)",
         ("tests/test_model.py",),
     ),
     Fault(
