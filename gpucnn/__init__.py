@@ -28,6 +28,7 @@ from gpucnn.errors import (
     LayerError,
     NumericError,
     OutOfMemory,
+    RecordingWarning,
     ShapeError,
 )
 from gpucnn.model import Model
@@ -53,6 +54,7 @@ __all__ = [
     "Model",
     "NumericError",
     "OutOfMemory",
+    "RecordingWarning",
     "ShapeError",
     "callbacks",
     "check_layer",

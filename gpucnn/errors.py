@@ -35,6 +35,10 @@ class CheckpointWarning(UserWarning):
     """A training goes on, but a checkpoint could not be written or read, or its last bits may differ."""
 
 
+class RecordingWarning(UserWarning):
+    """A training goes on, but more slowly: its steps cannot be recorded and repeated."""
+
+
 class NumericError(GpucnnError, FloatingPointError):
     """A training came to NaN or infinity: in which `step` (from 1, over all epochs), `layer` and `direction`.
 

@@ -289,10 +289,10 @@ class Model:
         """Choose how the model is trained; objects or their names. Returns the model.
 
         Arguments:
-            jit: on a GPU, `fit` records a training step once and repeats it as a whole, which costs one launch instead
-                of one for each kernel. A step must not change from one to the next then by anything that Python
-                decides: turn it off for a layer of one's own that does so. On the CPU passes are recorded and repeated
-                if all layers say `recordable`. The numbers are the same either way.
+            jit: what a training asks of the backend is recorded once and then repeated, if all layers say `recordable`:
+                on a GPU by `fit`, a whole step as one launch instead of one for each kernel, and on the CPU passes
+                without the layers' Python. The numbers are the same either way; `why_not_repeated` says what stood in
+                the way. Losses and metrics of one's own must not decide anything in Python, or this be turned off.
 
         Raises:
             ConfigurationError: an unknown name, a loss that does not fit the last layer, or a group of the optimizer
@@ -483,8 +483,12 @@ class Model:
 
     @property
     def why_not_repeated(self) -> str:
-        """Why passes of training are not recorded and repeated any more; "" if nothing stands in the way."""
+        """Why passes of training are not recorded and repeated, or not any more; "" if nothing stands in the way."""
         return self._sliced_trunk.repeats.gave_up
+
+    def give_up_repeating(self, reason: str) -> None:
+        """Record nothing any more, for a reason that `why_not_repeated` returns from now on."""
+        self._sliced_trunk.repeats.gave_up = reason
 
     def score(self, x: Array, labels: Array) -> tuple[Array, Array]:
         """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""

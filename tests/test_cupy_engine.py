@@ -487,6 +487,71 @@ def test_callbacks_may_change_what_a_recorded_step_reads(gpu, rng):
     assert not np.array_equal(untouched.state_dict()["dense.weight"], eager.state_dict()["dense.weight"])
 
 
+LOOKS = {
+    "reads": lambda backend, x: float(x.sum()),
+    "waits": lambda backend, x: backend.synchronize(),
+    "multiplies": lambda backend, x: backend.xp.matmul(x, x.T),
+}
+
+
+def with_a_layer_of_ones_own(backend, look, promises, jit=True):
+    """A compiled network in the middle of which a layer does what a recorded step cannot hold."""
+
+    class Own(L.Layer):
+        recordable = promises
+
+        def forward(self, x, *, train):
+            look(self.backend, x)
+            return x, lambda dy: dy
+
+    try:
+        layers = [L.Flatten(), L.Dense(8), L.Dropout(0.3), Own(name="own"), L.Dense(4), L.Softmax()]
+        return gpucnn.Model(layers, (12, 12, 2), backend=backend).compile(OPTIMIZERS["adam"](), jit=jit)
+    finally:
+        L.Layer.registry.pop("Own")
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_step_that_cannot_be_recorded_is_made_as_it_comes(gpu, rng, look):
+    """Nothing was done when it is noticed, so random streams and counts are those of steps made one by one."""
+    data = images_and_labels(rng)
+    model, eager = (with_a_layer_of_ones_own(gpu, LOOKS[look], True, jit) for jit in (True, False))
+    with pytest.warns(gpucnn.RecordingWarning, match=r"cannot be recorded .* backend\.dense .* jit=False") as caught:
+        history = model.fit(*data, epochs=2, batch_size=16, verbose=0)
+    assert len(caught) == 1
+    assert model.why_not_repeated
+    expected = eager.fit(*data, epochs=2, batch_size=16, verbose=0)
+    model.fit(*data, batch_size=16, verbose=0)  # and does not try again
+    eager.fit(*data, batch_size=16, verbose=0)
+    assert history.history["loss"] == expected.history["loss"]
+    assert history.history["accuracy"] == expected.history["accuracy"]
+    assert model.optimizer.steps == eager.optimizer.steps == 15
+    for path, value in model.state_dict().items():
+        assert np.array_equal(value, eager.state_dict()[path]), path
+
+
+def test_errors_of_our_own_are_not_taken_for_a_step_that_cannot_be_recorded(gpu, rng):
+    calls = []
+
+    def look(backend, x):
+        calls.append(x)
+        if len(calls) == 2:
+            raise gpucnn.DataError("of our own")
+
+    with pytest.raises(gpucnn.DataError, match="of our own"):
+        with_a_layer_of_ones_own(gpu, look, True).fit(*images_and_labels(rng), batch_size=16, verbose=0)
+    assert len(calls) == 2
+
+
+def test_a_layer_that_does_not_promise_it_is_not_recorded(gpu, rng):
+    """Otherwise each repeat would do what Python decided in the step that was recorded."""
+    calls = []
+    model = with_a_layer_of_ones_own(gpu, lambda backend, x: calls.append(x.shape), False)
+    model.fit(*images_and_labels(rng, 64), batch_size=16, verbose=0)
+    assert len(calls) == 4
+    assert model.why_not_repeated == "layers that do not say recordable = True: own"
+
+
 def test_recording_wants_room_first(gpu):
     with pytest.raises(RuntimeError, match="room_to_record"):
         gpu.recording(lambda: None, {})

@@ -513,7 +513,7 @@ def test_a_layer_that_promises_nothing_is_not_recorded():
     model = gpucnn.Model([Counts(), *small()], SHAPE, backend=ENGINE).compile()
     for step in range(5):
         model.train_on_batch(*batch_of(step, SHAPE))
-    assert not repeats(model)
+    assert model.why_not_repeated == "layers that do not say recordable = True: counts"
     assert model.layers[0].count == 5
 
 

@@ -159,8 +159,9 @@ class Repeats:
 
     def __init__(self, network: Layer, room: Room | None = None) -> None:
         self._network = network
-        self._allowed = all(layer.recordable for layer in network.all_layers())
-        self.gave_up = ""  # why nothing is recorded any more, if so
+        silent = [layer.label for layer in network.all_layers() if not layer.recordable]
+        # why nothing is recorded, or not any more
+        self.gave_up = f"layers that do not say recordable = True: {', '.join(silent)}" if silent else ""
         self.room = Room() if room is None else room
         self.forget()
 
@@ -174,7 +175,7 @@ class Repeats:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out, of a copy, what was recorded of the network that it is a copy of."""
-        return {"_network": self._network, "_allowed": self._allowed, "gave_up": self.gave_up, "room": self.room}
+        return {"_network": self._network, "gave_up": self.gave_up, "room": self.room}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -185,7 +186,7 @@ class Repeats:
     ) -> tuple[Array, Backward] | None:
         """Return the output for x and the way back, if the pass was recorded or can be now; else None."""
         train = options["train"]
-        if not self._allowed or self.gave_up or (train and options.get("input_gradient", True)):
+        if self.gave_up or (train and options.get("input_gradient", True)):
             return None
         if not self.room.lock.acquire(blocking=False):  # another thread computes there
             return None

@@ -5,6 +5,7 @@ samples, the learning rates, the number of the step, lies in arrays on the devic
 what Python itself counts is moved on by what it moved in the step that was recorded.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from gpucnn.backends import Array
 from gpucnn.backends.base import Feed
 from gpucnn.backends.placement import Placement
 from gpucnn.data.augment import Augmentation, Placing, words_of
+from gpucnn.errors import GpucnnError, RecordingWarning
 from gpucnn.optimizers.base import Rates
 from gpucnn.training.numerics import Watch
 
@@ -90,7 +92,11 @@ class Steps:
 
 
 class RecordedSteps(Steps):
-    """Steps of which all but the first are one recorded step, repeated; a last, smaller batch is made as it comes."""
+    """Steps of which all but the first are one recorded step, repeated; a last, smaller batch is made as it comes.
+
+    Where the step cannot be recorded, because of what a layer or a loss of the user's own does, that is said once, and
+    all steps are made as they come.
+    """
 
     def __init__(
         self,
@@ -126,7 +132,7 @@ class RecordedSteps(Steps):
 
     def make(self, part: slice, rate: Rates) -> None:
         """Make the step on one part of the order: the first one is made, the second recorded, the others repeated."""
-        if part.stop - part.start < self._batch_size:
+        if part.stop - part.start < self._batch_size or self.model.why_not_repeated:
             super().make(part, rate)
             return
         assert self._order is not None
@@ -138,10 +144,10 @@ class RecordedSteps(Steps):
         self._number[...] = self.model.optimizer.steps + 1
         if self._change is None:
             self._first()
-        elif self._recorded is None:
-            self._record(self._change)
-        else:
+        elif self._recorded is not None:
             self._repeat(self._change)
+        elif not self._record(self._change):
+            super().make(part, rate)
 
     def _whole_step(self) -> None:
         x, picked = (self._x, self._picked) if self._fed_inputs is None else (self._fed_inputs, slice(None))
@@ -153,10 +159,31 @@ class RecordedSteps(Steps):
             self._whole_step()
         self._change = {what: count - before[what] for what, count in self._counts.read().items()}
 
-    def _record(self, change: dict[Any, int]) -> None:
+    def _record(self, change: dict[Any, int]) -> bool:
+        """Record a step and make it; return whether it could be recorded. If not, nothing was done."""
         self._recorded_at = self._counts.read()
-        self._recorded = self.model.backend.recording(self._whole_step, self._counts.strides(change))
-        self._recorded(0)  # recording has computed nothing, but Python has counted
+        try:
+            recorded = self.model.backend.recording(self._whole_step, self._counts.strides(change))
+        except GpucnnError:
+            raise
+        except Exception as error:  # CuPy and CUDA have many ways to say that a graph cannot hold this
+            self._counts.put_back(self._recorded_at)
+            self._give_up(error)
+            return False
+        self._recorded = recorded
+        recorded(0)  # recording has computed nothing, but Python has counted
+        return True
+
+    def _give_up(self, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        self.model.give_up_repeating(reason)
+        warnings.warn(
+            "the training step cannot be recorded and repeated, so its kernels are launched one by one, which takes "
+            f"longer ({reason}); in layers and losses of your own multiply with backend.dense and read nothing from "
+            "the device, or choose compile(…, jit=False)",
+            RecordingWarning,
+            stacklevel=2,
+        )
 
     def _repeat(self, change: dict[Any, int]) -> None:
         self._recorded(self._counts.repeats(self._recorded_at, change))
@@ -183,6 +210,12 @@ class _Counts:
         for state in self._streams:
             state[1] += change[int(state[0])]
 
+    def put_back(self, before: dict[Any, int]) -> None:
+        """Count from there again."""
+        self._totals.samples, self._optimizer.steps = before["samples"], before["steps"]
+        for state in self._streams:
+            state[1] = before[int(state[0])]
+
     def strides(self, change: dict[Any, int]) -> dict[int, int]:
         """Return by how much a step moves on the counter of each stream."""
         return {key: change[key] for key in change if not isinstance(key, str)}
@@ -200,7 +233,7 @@ def make_steps(
     augment: Sequence[Augmentation] = (),
     check_numerics: bool = True,
 ) -> Steps:
-    """Return the steps of a training: recorded ones where the backend can, the model wants it, and it pays."""
-    enough = len(data[0]) >= 2 * batch_size
-    kind = RecordedSteps if model.backend.can_record and model.jit and enough else Steps
+    """Return the steps of a training: recorded ones where backend and layers can, the model wants it, and it pays."""
+    can, enough = model.backend.can_record and not model.why_not_repeated, len(data[0]) >= 2 * batch_size
+    kind = RecordedSteps if can and model.jit and enough else Steps
     return kind(model, data, batch_size, augment, check_numerics)

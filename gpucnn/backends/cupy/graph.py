@@ -6,7 +6,7 @@ graph, so nobody else can be given them.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import cupy
 import numpy as np
@@ -52,9 +52,11 @@ class Recording:
             memory.stream.begin_capture()
             try:
                 step()
-            finally:
-                graph = memory.stream.end_capture()
-        self._graph = graph
+            except BaseException:
+                with suppress(Exception):  # that the capture was spoilt, which is known
+                    memory.stream.end_capture()
+                raise
+            self._graph = memory.stream.end_capture()
 
     def __call__(self, repeat: int) -> None:
         """Launch the step in the current stream; it runs after all that was started there before."""
