@@ -87,6 +87,7 @@ class Model:
         self._optimizer: Optimizer | None = None
         self._trunk = self.network
         self._sliced = self._sliced_trunk = Sliced(self.network)
+        self._gave_up_steps = ""  # why no whole steps are recorded
         self._groups = [list(self.parameters())]
         self.epochs_seen = 0
         self.stop_training = False
@@ -132,6 +133,7 @@ class Model:
         target, dtype = get_backend(backend), self.dtype if dtype is None else check_dtype(dtype)
         check_precision(dtype, target)
         source, self.backend, self.dtype = self.backend, target, dtype
+        self._gave_up_steps = ""
         self.network.to(self.backend, self.state_dtype)
         self._flatten()
         if self.loss is not None:
@@ -310,7 +312,7 @@ class Model:
         self._sliced_trunk = self._sliced
         if self._trunk is not self.network:
             self._sliced_trunk = Sliced(self._trunk, self._sliced.repeats.room)
-        self.jit = bool(jit)
+        self.jit, self._gave_up_steps = bool(jit), ""
         self.loss = loss
         self.loss.backend = self.backend
         self.metrics = [Metric.get(metric) for metric in listed(metrics, "metrics")]
@@ -484,11 +486,11 @@ class Model:
     @property
     def why_not_repeated(self) -> str:
         """Why passes of training are not recorded and repeated, or not any more; "" if nothing stands in the way."""
-        return self._sliced_trunk.repeats.gave_up
+        return self._gave_up_steps or self._sliced_trunk.repeats.gave_up
 
     def give_up_repeating(self, reason: str) -> None:
-        """Record nothing any more, for a reason that `why_not_repeated` returns from now on."""
-        self._sliced_trunk.repeats.gave_up = reason
+        """Record no step any more on this backend, for a reason that `why_not_repeated` returns from now on."""
+        self._gave_up_steps = reason
 
     def score(self, x: Array, labels: Array) -> tuple[Array, Array]:
         """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""

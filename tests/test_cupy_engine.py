@@ -528,6 +528,7 @@ def test_a_step_that_cannot_be_recorded_is_made_as_it_comes(gpu, rng, look):
     assert model.optimizer.steps == eager.optimizer.steps == 15
     for path, value in model.state_dict().items():
         assert np.array_equal(value, eager.state_dict()[path]), path
+    assert not model.to("numpy").why_not_repeated
 
 
 def test_errors_of_our_own_are_not_taken_for_a_step_that_cannot_be_recorded(gpu, rng):
