@@ -15,7 +15,7 @@ import gpucnn
 from gpucnn import __main__
 from gpucnn.data.images import is_dark_on_light, read_image
 from gpucnn.data.synthetic import synthetic_digits
-from gpucnn.errors import DataError
+from gpucnn.errors import BackendUnavailable, DataError
 
 doctor_module = importlib.import_module("gpucnn.cli.doctor")  # the package's `doctor` is the command
 
@@ -268,6 +268,20 @@ def test_doctor_names_the_command_for_a_gpu_without_cupy(monkeypatch):
     assert found["CuPy"][1] == "an NVIDIA GPU is here, but CuPy is not: pip install 'gpucnn\\[cuda13]'"
     monkeypatch.setattr(doctor_module, "cuda_driver_version", lambda: (12, 4))
     assert "cuda12" in {what: remedy for what, _, remedy in doctor_module._gpu()}["CuPy"]
+
+
+def test_doctor_says_in_short_why_the_probe_failed(monkeypatch):
+    def refuses(name):
+        raise BackendUnavailable("backend 'cupy'") from ImportError("libcublasLt.so.13: no such file\n  listdir:\n")
+
+    monkeypatch.setattr(doctor_module, "cuda_driver_version", lambda: (13, 0))
+    monkeypatch.setattr(doctor_module, "_cupy_version", lambda: "14.2.0")
+    monkeypatch.setattr(doctor_module, "get_backend", refuses)
+    found = {what: (text, remedy) for what, text, remedy in doctor_module._gpu()}
+    assert found["GPU"] == (
+        "the probe failed: libcublasLt.so.13: no such file",
+        "CuPy and the driver do not fit each other: pip install 'gpucnn\\[cuda13]'",
+    )
 
 
 def blas_found(monkeypatch, kernels, threads=2, flags=()):

@@ -13,7 +13,7 @@ from gpucnn.backends.numpy import NumpyBackend
 from gpucnn.backends.window import Window
 from gpucnn.errors import BackendUnavailable, ConfigurationError
 
-__all__ = ["Array", "Backend", "NumpyBackend", "Window", "auto_choice", "get_backend", "use_backend"]
+__all__ = ["Array", "Backend", "NumpyBackend", "Window", "auto_choice", "get_backend", "in_short", "use_backend"]
 
 NAMES = (
     'there are "auto", "numpy", "cupy", "cupy:N" for the GPU of number N, and "portable" for the kernels\' plain text'
@@ -94,12 +94,12 @@ def _make_cupy(name: str) -> Backend:
     except Exception as error:  # CuPy has many ways to say that a GPU does not work; all mean the same here
         raise BackendUnavailable(
             f"backend {name!r}: CuPy is installed, but no kernel runs on GPU {device} "
-            f"({type(error).__name__}: {_in_short(error)}); see that `nvidia-smi` lists the GPU and that the CuPy "
+            f"({type(error).__name__}: {in_short(error)}); see that `nvidia-smi` lists the GPU and that the CuPy "
             'wheel fits its driver (`gpucnn doctor` says which one does), or use backend="numpy"'
         ) from error
 
 
-def _in_short(error: Exception) -> str:
+def in_short(error: BaseException) -> str:
     """Return the first line of what an error says; CuPy lists whole folders behind it where a library is missing."""
     return textwrap.shorten(str(error).strip().partition("\n")[0], 300, placeholder=" …")
 

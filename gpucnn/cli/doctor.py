@@ -11,7 +11,7 @@ from importlib import metadata
 from rich.text import Text
 
 from gpucnn import datasets
-from gpucnn.backends import get_backend
+from gpucnn.backends import get_backend, in_short
 from gpucnn.backends.numpy.threads import num_threads, usable_cores
 from gpucnn.cli.common import console
 from gpucnn.errors import BackendUnavailable, ConfigurationError
@@ -147,7 +147,7 @@ def _gpu() -> Iterator[Finding]:
     except BackendUnavailable as error:
         no_driver = "if this machine has an NVIDIA GPU, install NVIDIA's driver, until `nvidia-smi` lists the GPU"
         remedy = f"CuPy and the driver do not fit each other: {install}" if driver else no_driver
-        yield "GPU", f"the probe failed: {error.__cause__ or error}", remedy
+        yield "GPU", f"the probe failed: {in_short(error.__cause__ or error)}", remedy
 
 
 def cuda_driver_version() -> tuple[int, int] | None:
