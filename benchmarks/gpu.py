@@ -5,8 +5,8 @@
     python -m benchmarks.gpu --only conv,nets             some sections
     python -m benchmarks.gpu --only training              trains three networks for real
 
-Sections: repeat (are two trainings the same, bit for bit?), memory, first_use (seconds until a new process
-has fitted two batches), workspace (how large the columns' room should be), conv, nets, training.
+Sections: repeat (are two trainings the same, bit for bit?), memory, first_use (seconds until a new process has fitted
+two batches), workspace (how large the columns' room should be), conv, nets, training.
 
 Both libraries compute in one process and take turns; each run is many calls between two events of the GPU, so that
 starting them is overlapped as in real use. "Recorded" is a CUDA graph on either side, in which launches cost nothing.
@@ -276,7 +276,7 @@ def first_use(bench, warm):
     Then some more, which find them compiled.
     """
     with tempfile.TemporaryDirectory() as folder:
-        cold, *others = [_first_step_of_a_process(bench.child, folder) for _ in range(1 + warm)]
+        cold, *others = [_first_steps_of_a_process(bench.child, folder) for _ in range(1 + warm)]
     return {
         "cold_s": cold["step"],
         "cold_backend_s": cold["backend"],
@@ -286,19 +286,19 @@ def first_use(bench, warm):
     }
 
 
-def _first_step_of_a_process(backend, folder):
+def _first_steps_of_a_process(backend, folder):
     """Return seconds since the start of a process until it has its backend, and until its first steps are done."""
-    command = [sys.executable, "-c", f"from benchmarks.gpu import first_step; first_step({backend!r})"]
+    command = [sys.executable, "-c", f"from benchmarks.gpu import first_steps; first_steps({backend!r})"]
     started = time.time()
     answer = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "CUPY_CACHE_DIR": folder}, capture_output=True, text=True, timeout=120
     )
     if answer.returncode:
-        raise RuntimeError(f"a first step in a new process failed:\n{answer.stderr}")
+        raise RuntimeError(f"the first steps of a new process failed:\n{answer.stderr}")
     return {what: at - started for what, at in json.loads(answer.stdout.splitlines()[-1]).items()}
 
 
-def first_step(name):
+def first_steps(name):
     """Fit LeNet to two batches, one as it comes and one recorded; print when the backend was there and when all was."""
     from benchmarks.nets import gpucnn_model
 

@@ -100,7 +100,7 @@ def _make_cupy(name: str) -> Backend:
 
 
 def in_short(error: BaseException) -> str:
-    """Return the first line of what an error says; CuPy lists whole folders behind it where a library is missing."""
+    """Return the first line of what an error says: CuPy lists whole folders where a library is missing."""
     return textwrap.shorten(str(error).strip().partition("\n")[0], 300, placeholder=" …")
 
 

@@ -56,7 +56,7 @@ class _Average(Callback, Configurable, family="average"):
         if model.flat_state() is not self._arrays:
             return False
         pairs = zip(self._arrays, self._averages, strict=True)
-        return not any(int((now != then).astype("int64").sum()) for now, then in pairs)
+        return not any(int((now != then).astype("int64").sum()) for now, then in pairs)  # numbers: see Accuracy.total
 
     def on_epoch_begin(self, model: "Model", epoch: int) -> None:
         """Put the raw weights back, for the steps."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpucnn import rng
-from gpucnn.backends import Array
+from gpucnn.backends import Array, in_short
 from gpucnn.backends.base import Feed
 from gpucnn.backends.placement import Placement
 from gpucnn.data.augment import Augmentation, Placing, words_of
@@ -175,7 +175,7 @@ class RecordedSteps(Steps):
         return True
 
     def _give_up(self, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {in_short(error)}"
         self.model.give_up_repeating(reason)
         warnings.warn(
             "the training step cannot be recorded and repeated, so its kernels are launched one by one, which takes "

@@ -16,7 +16,7 @@ import numpy as np
 from gpucnn.backends.base import Array
 
 WORKSPACE = 32 * 2**20  # bytes; what NVIDIA recommends for Hopper
-TYPES = {"f": 0, "d": 1, "e": 2}  # cudaDataType_t by NumPy's letter; its name takes ten times as long to ask for
+TYPES = {"f": 0, "d": 1, "e": 2}  # cudaDataType_t by NumPy's letter, since Python puts a dtype's name together anew
 COMPUTE_FLOAT32, COMPUTE_FLOAT64, COMPUTE_TF32 = 68, 70, 77  # cublasComputeType_t
 DEFAULT_ALGORITHM = -1
 ALLOCATION_FAILED = 3  # cublasStatus_t
