@@ -28,21 +28,22 @@ HOST_EDGE = (
 # who may import whom: a part may import itself and what stands here for it
 ALLOWED = {
     "errors": set(),
+    "checks": {"errors"},
     "files": {"errors"},
     "trees": {"errors"},
-    "backends": {"errors"},
-    "config": {"errors"},
-    "rng": {"backends"},
-    "initializers": {"config", "errors"},
-    "data": {"backends", "config", "errors"},  # the last two for augmentation, which a backend carries out
-    "datasets": {"data", "errors"},
-    "layers": {"backends", "config", "errors", "initializers", "rng"},
-    "losses": {"backends", "config", "errors"},
-    "metrics": {"backends", "config"},
-    "schedules": {"config", "errors"},
+    "backends": {"checks", "errors"},
+    "config": {"checks", "errors"},
+    "rng": {"checks", "backends"},
+    "initializers": {"checks", "config", "errors"},
+    "data": {"checks", "backends", "config", "errors"},  # the last two for augmentation, which a backend carries out
+    "datasets": {"checks", "data", "errors"},
+    "layers": {"checks", "backends", "config", "errors", "initializers", "rng"},
+    "losses": {"checks", "backends", "config", "errors"},
+    "metrics": {"checks", "backends", "config"},
+    "schedules": {"checks", "config", "errors"},
     "patterns": {"errors"},
     "layout": set(),
-    "optimizers": {"backends", "config", "errors", "layout", "patterns", "schedules"},
+    "optimizers": {"checks", "backends", "config", "errors", "layout", "patterns", "schedules"},
 }
 
 

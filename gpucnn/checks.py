@@ -1,0 +1,93 @@
+"""Checks of arguments: integers, numbers, flags and words, each with one rule and one message for the whole package.
+
+NumPy's numbers are numbers; bools, strings and arrays are not. What is returned is Python's own type, so that a
+setting that was checked can be saved, compared and shown.
+"""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from gpucnn.errors import ConfigurationError
+
+
+def is_integer(value: Any) -> bool:
+    """Return whether a value is an integer, of Python or of NumPy; a bool is not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a real number, of Python or of NumPy; a bool is not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def integer(value: Any, name: str, minimum: int | None = None, maximum: int | None = None) -> int:
+    """Return an integer within its range, both ends included, as Python's int.
+
+    Raises:
+        ConfigurationError: not an integer, or out of range.
+    """
+    if is_integer(value):
+        number = int(value)
+        if (minimum is None or number >= minimum) and (maximum is None or number <= maximum):
+            return number
+    if minimum == 1 and maximum is None:
+        wanted = "a positive integer"
+    elif minimum is not None and maximum is not None:
+        wanted = f"an integer from {minimum} to {maximum}"
+    else:
+        wanted = "an integer" + ("" if minimum is None else f" of at least {minimum}")
+        wanted += "" if maximum is None else f" of at most {maximum}"
+    raise ConfigurationError(f"{name} must be {wanted}, not {value!r}")
+
+
+def number(
+    value: Any,
+    name: str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+) -> float:
+    """Return a finite number within its range, as Python's int or float.
+
+    Arguments:
+        minimum, maximum: the ends of the range where they are allowed themselves.
+        above, below: the ends where they are not.
+
+    Raises:
+        ConfigurationError: not a number, NaN or infinite, or out of range.
+    """
+    if is_number(value):
+        found: float = int(value) if is_integer(value) else float(value)
+        if (
+            math.isfinite(found)
+            and (minimum is None or found >= minimum)
+            and (maximum is None or found <= maximum)
+            and (above is None or found > above)
+            and (below is None or found < below)
+        ):
+            return found
+    ends = [
+        f"{word} {end}"
+        for word, end in (("at least", minimum), ("above", above), ("at most", maximum), ("below", below))
+        if end is not None
+    ]
+    wanted = f"a number that is {' and '.join(ends)}" if ends else "a finite number"
+    raise ConfigurationError(f"{name} must be {wanted}, not {value!r}")
+
+
+def flag(value: Any, name: str) -> bool:
+    """Return True or False, or raise ConfigurationError: 1, "yes" and a number put in the wrong place are not flags."""
+    if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):  # NumPy's own is no subclass of Python's
+        return bool(value)
+    raise ConfigurationError(f"{name} must be True or False, not {value!r}")
+
+
+def one_of(value: Any, name: str, choices: Sequence[str]) -> str:
+    """Return one of several words, or raise ConfigurationError with the words that there are."""
+    if isinstance(value, str) and value in choices:
+        return value
+    raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
