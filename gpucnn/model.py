@@ -25,6 +25,7 @@ from gpucnn.metrics import Metric, Totals
 from gpucnn.optimizers import Optimizer
 from gpucnn.optimizers.base import Rates
 from gpucnn.patterns import check_patterns, matched
+from gpucnn.text import for_output
 from gpucnn.training.checkpoints import Checkpoints, check_checkpoints
 from gpucnn.training.evaluation import by_parts, evaluate
 from gpucnn.training.history import History
@@ -594,11 +595,10 @@ class Model:
 
         Below it stands how many parameters are trained, and how many are frozen.
         """
-        from rich.console import Console
-
+        from gpucnn.printing import PlainConsole
         from gpucnn.profiling import summary_table
 
-        Console().print(summary_table(self))
+        PlainConsole().print(summary_table(self))
 
     def profile(self, x: Any, y: Any, *, repeats: int = 10) -> "Profile":
         """Time every layer's forward and backward pass on a batch; returns a table that prints itself."""
@@ -614,7 +614,7 @@ class Model:
         save(self, path)
 
     def __repr__(self) -> str:
-        return (
+        return for_output(
             f"<Model {self.name!r}: {len(self.layers)} layers, {self.input_shape} → {self.output_shape}, "
             f"{sum(p.size for p in self.parameters().values()):,} parameters, {self.dtype} on {self.backend.name}>"
         )

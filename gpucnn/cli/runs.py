@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gpucnn import reproduction
 from gpucnn.backends import get_backend
-from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console
+from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console, say, working
 from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
 from gpucnn.files import write_whole
-from gpucnn.printing import duration
+from gpucnn.printing import Part, duration, narrow_table
 from gpucnn.run_folder import STATISTICS
 from gpucnn.training.checkpoints import Checkpoints
 from gpucnn.training.snapshots import Snapshots
@@ -45,8 +44,8 @@ def runs(
     made = make_runs(entry.network, count, folder, backend=backend, epochs=epochs, dtype=dtype, on_defect=on_defect)
     text = made.text(include_defects)
     write_whole(made.path.with_suffix(".txt"), text.encode())
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"every run in {made.path}, averages in {made.path.with_suffix('.txt')}", soft_wrap=True)
+    console.print(text, soft_wrap=True)
+    say(f"every run in {made.path}, averages in {made.path.with_suffix('.txt')}")
 
 
 def make_runs(
@@ -79,7 +78,7 @@ def make_runs(
     made = Runs(folder / STATISTICS, settings)
     missing = made.missing(count)
     if len(missing) < count:
-        console.print(f"{count - len(missing)} of {count} runs are in {made.path} already", soft_wrap=True)
+        say(f"{count - len(missing)} of {count} runs are in {made.path} already")
     if missing and data is None:
         data = reproduction.load_data(name)
 
@@ -100,14 +99,14 @@ def make_runs(
         if seed == 0:
             options["callbacks"] = [Snapshots(folder)]
         said = f"{name}, seed {seed}: {missing.index(seed) + 1} of {len(missing)}"
-        with nullcontext() if long else console.status(said):
+        with nullcontext() if long else working(said):
             if on_defect == "restart":
                 model, history, record = reproduction.run_until_good(name, seed, data, **options)
             else:
                 model, history, record = reproduction.run(name, seed, data, on_defect=on_defect, **options)
-        console.print(_in_a_line(seed, record), soft_wrap=True, highlight=False)
+        say(*_in_a_line(seed, record))
         if long:
-            console.print(_times(record), soft_wrap=True, highlight=False)
+            say(_times(record))
         if seed == 0:
             model.save(folder / MODEL)
             history.save(folder / HISTORY)
@@ -121,14 +120,14 @@ def make_runs(
     return made
 
 
-def _in_a_line(seed: int, record: Record) -> str:
-    numbers = record["numbers"]
+def _in_a_line(seed: int, record: Record) -> list[Part]:
+    """Return a run's numbers, in parts of a line."""
+    numbers, defect = record["numbers"], record["defect"]
     epochs = " → ".join(f"{100 * share:.2f}" for share in shortened(numbers["training accuracy"]))
-    line = f"seed {seed}: {epochs} %, test [bold]{100 * numbers['test accuracy']:.2f} %[/], "
-    line += f"{numbers['seconds, in all']:.1f} s"
-    if record.get("restarts"):
-        line += f", after {len(record['restarts'])} restarts"
-    return line + (f"  [red]{record['defect']['kind']}[/]: {record['defect']['detail']}" if record["defect"] else "")
+    restarts = f", after {len(record['restarts'])} restarts" if record.get("restarts") else ""
+    parts: list[Part] = [f"seed {seed}: {epochs} %, test ", (f"{100 * numbers['test accuracy']:.2f} %", "bold")]
+    parts.append(f", {numbers['seconds, in all']:.1f} s{restarts}")
+    return parts + ([(f"  {defect['kind']}", "red"), f": {defect['detail']}"] if defect else [])
 
 
 def _times(record: Record) -> str:
@@ -149,9 +148,9 @@ def shortened(values: list[float], most: int = 5) -> list[float]:
     return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
 
 
-def table(title: str, headings: list[str]) -> Table:
+def table(title: str, headings: list[str], caption: str | None = None) -> Table:
     """Return an empty table whose first column is left-aligned, the others right."""
-    made = Table(title=title, box=SIMPLE_HEAD)
+    made = narrow_table(title, caption)
     for place, heading in enumerate(headings):
-        made.add_column(heading, justify="left" if place == 0 else "right", no_wrap=place == 0)
+        made.add_column(heading, justify="left" if place == 0 else "right", no_wrap=True)
     return made

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import numpy  # noqa: TID251 (its version goes into the run's settings; no array is made)
 import typer
-from rich.markup import escape
 
 from gpucnn import __version__, networks, rng
 from gpucnn.callbacks import EarlyStopping
@@ -18,12 +17,12 @@ from gpucnn.cli.common import (
     HISTORY,
     MODEL,
     RUNS,
-    console,
     describe,
     describe_backend,
     load_data,
     load_data_or_digits,
     run_config,
+    say,
     warnings_shown,
 )
 from gpucnn.data.batches import check_epochs
@@ -94,7 +93,7 @@ def train(
         if "test" in settings:
             Checkpoints(folder).clear()  # where it was killed between its last two breaths
             score = f"test accuracy {100 * settings['test']['accuracy']:.2f} %"
-            console.print(f"{folder}: this run is finished ({score}); there is nothing to resume", soft_wrap=True)
+            say(f"{folder}: this run is finished ({score}); there is nothing to resume")
             return
         given = {name: value for name, value in asked.items() if name in BY_MACHINE and _is_given(context, name)}
         _train(asked | settings | given, folder, resume=True)
@@ -162,7 +161,7 @@ def _train(asked: dict[str, Any], run_dir: Path | None, resume: bool) -> None:
     keeper = Checkpoints(folder, every_seconds=asked["checkpoint_every"])
     _print_head(model, dataset, folder, asked["backend"])
     if resume and keeper.files():
-        console.print(f"  resumed   {place_of(keeper.files()[-1])}")
+        say(f"  resumed   {place_of(keeper.files()[-1])}")
     snapshots = Snapshots()  # written with the rest, after the model: a full disk shall not cost the training
     watch = DefectWatch((x_train[:PROBE], y_train[:PROBE]))
     patience = asked["early_stopping"]
@@ -180,7 +179,7 @@ def _train(asked: dict[str, Any], run_dir: Path | None, resume: bool) -> None:
             )
     except KeyboardInterrupt:
         saved = f", saved {place_of(keeper.files()[-1])}" if keeper.files() else ""
-        console.print(f"[bold yellow]interrupted{saved}[/]; go on with: {_resuming(folder)}", soft_wrap=True)
+        say((f"interrupted{saved}", "bold yellow"), f"; go on with: {_resuming(folder)}")
         raise typer.Exit(130) from None
     except NumericError as error:
         watch.save(folder)
@@ -272,13 +271,10 @@ def _with_rate(schedule: Schedule | float, rate: float) -> Schedule | float:
 def _print_head(model: Model, dataset: Dataset, folder: Path, asked: str) -> None:
     count = sum(parameter.size for parameter in model.parameters().values())
     (x_train, _), (x_test, _) = dataset
-    console.print(f"  network   {model.name}, {count:,} parameters")
-    console.print(
-        f"  data      {describe(dataset)}: {len(x_train):,} training and {len(x_test):,} test images; {dataset.source}",
-        soft_wrap=True,
-    )
-    console.print(f"  backend   {describe_backend(model, asked)}", soft_wrap=True)
-    console.print(f"  run       {folder}", soft_wrap=True)
+    say(f"  network   {model.name}, {count:,} parameters")
+    say(f"  data      {describe(dataset)}: {len(x_train):,} training and {len(x_test):,} test images; {dataset.source}")
+    say(f"  backend   {describe_backend(model, asked)}")
+    say(f"  run       {folder}")
 
 
 def _write_config(folder: Path, settings: dict[str, Any]) -> None:
@@ -308,18 +304,14 @@ def _write_run(
 
 def _print_result(folder: Path, settings: dict[str, Any], dataset: Dataset, watch: DefectWatch) -> None:
     scores, best = settings["test"], settings["best"]
-    console.print(f"  saved     {folder / MODEL}", soft_wrap=True)
+    say(f"  saved     {folder / MODEL}")
     if best is not None:
-        words = f"epoch {best['epoch'] + 1}, validation accuracy {100 * best['value']:.2f} %"
-        console.print(f"  best      {words}: {folder / BEST}", soft_wrap=True)
+        say(f"  best      epoch {best['epoch'] + 1}, validation accuracy {100 * best['value']:.2f} %: {folder / BEST}")
     if watch.defect is not None:
-        console.print(f"[bold yellow]defect: {escape(str(watch.defect))}[/]", soft_wrap=True)
-        console.print(
-            "  another --seed or a lower --learning-rate may help; `gpucnn show histograms` draws what it came to",
-            style="dim",
-            soft_wrap=True,
-        )
-    console.print(
-        f"[bold]test accuracy {100 * scores['accuracy']:.2f} %[/] "
-        f"(loss {scores['loss']:.4f}) on {len(dataset[1][0]):,} images ({describe(dataset)})"
+        say((f"defect: {watch.defect}", "bold yellow"))
+        remedy = "another --seed or a lower --learning-rate may help; `gpucnn show histograms` draws what it came to"
+        say((f"  {remedy}", "dim"))
+    say(
+        (f"test accuracy {100 * scores['accuracy']:.2f} %", "bold"),
+        f" (loss {scores['loss']:.4f}) on {len(dataset[1][0]):,} images ({describe(dataset)})",
     )
