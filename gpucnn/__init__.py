@@ -30,6 +30,7 @@ from gpucnn.errors import (
     OutOfMemory,
     RecordingWarning,
     ShapeError,
+    ThreadWarning,
 )
 from gpucnn.model import Model
 from gpucnn.training.checkpoints import Checkpoints
@@ -56,6 +57,7 @@ __all__ = [
     "OutOfMemory",
     "RecordingWarning",
     "ShapeError",
+    "ThreadWarning",
     "callbacks",
     "check_layer",
     "datasets",

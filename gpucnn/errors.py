@@ -39,6 +39,10 @@ class RecordingWarning(UserWarning):
     """A training goes on, but more slowly: its steps cannot be recorded and repeated."""
 
 
+class ThreadWarning(UserWarning):
+    """The CPU engine computes on fewer threads than it should, because the system starts no more."""
+
+
 class NumericError(GpucnnError, FloatingPointError):
     """A training came to NaN or infinity: in which `step` (from 1, over all epochs), `layer` and `direction`.
 
