@@ -26,8 +26,10 @@ from gpucnn.optimizers import Optimizer
 from gpucnn.optimizers.base import Rates
 from gpucnn.patterns import check_patterns, matched
 from gpucnn.training.checkpoints import Checkpoints, check_checkpoints
+from gpucnn.training.claims import Claim, trains
 from gpucnn.training.evaluation import by_parts, evaluate
 from gpucnn.training.history import History
+from gpucnn.training.interruption import whole_step
 from gpucnn.training.loop import Training, to_device
 from gpucnn.training.refresh import refresh_statistics
 from gpucnn.training.slices import Sliced
@@ -91,7 +93,7 @@ class Model:
         self._groups = [list(self.parameters())]
         self.epochs_seen = 0
         self.stop_training = False
-        self.fitting = False
+        self.claim: Claim | None = None  # what trains it
         self.numerics: Watch | None = None  # looks at gradients while a fit goes on
         self.fault: NumericError | None = None  # what ended the last fit
         self.progress = 0.0, 1.0  # the epoch that a fit has come to, with its fraction, and the number of epochs
@@ -128,8 +130,10 @@ class Model:
         """Move weights and the optimizer's state to another backend, and compute in another dtype; returns the model.
 
         Raises:
-            ConfigurationError: a model of float16 is moved to a backend that does not compute in it.
+            ConfigurationError: a model of float16 is moved to a backend that does not compute in it, or a training
+                goes on.
         """
+        self.check_not_training("moved")
         target, dtype = get_backend(backend), self.dtype if dtype is None else check_dtype(dtype)
         check_precision(dtype, target)
         source, self.backend, self.dtype = self.backend, target, dtype
@@ -177,17 +181,24 @@ class Model:
         return self._set_frozen(what, frozen=False)
 
     def _set_frozen(self, what: tuple[str | Layer, ...], frozen: bool) -> "Model":
-        if self.fitting:
-            raise ConfigurationError(
-                "parameters cannot be frozen or unfrozen while fit goes on: its steps may be recorded; do it between "
-                "two fits, or give the optimizer a Group whose rate is a schedule that falls to 0"
-            )
+        self.check_not_training(
+            "frozen or unfrozen", ", or give the optimizer a Group whose rate is a schedule that falls to 0"
+        )
         for parameter in self._parameters_of(what):
             parameter.frozen = frozen
         self._flatten()
         if self._optimizer is not None:
             self._optimizer.move(self.backend, self.backend, self._flat.values, self._flat.layout)
         return self
+
+    def check_not_training(self, what: str, remedy: str = "") -> None:
+        """Refuse what steps that go on, and may be recorded, would not follow, such as to be "moved"."""
+        claim = self.claim
+        if claim is not None and claim.holds and (claim.steps or not claim.here):
+            raise ConfigurationError(
+                f"the model cannot be {what} while {claim.method} goes on: its steps may be recorded; do it before or "
+                f"after it{remedy}"
+            )
 
     def rest(self, epoch: int | None) -> bool:
         """Let the parameters of groups rest whose epochs are over, or wake all with None; tell whether any changed.
@@ -241,7 +252,8 @@ class Model:
     def computing(self, batch: int) -> Iterator[None]:
         """Hold the backend's context around passes of so many samples; say what helps where memory runs out."""
         try:
-            with self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32):
+            working = self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32)
+            with whole_step, working:
                 yield
         except MemoryError as error:
             if isinstance(error, OutOfMemory) and error.explained:
@@ -297,9 +309,10 @@ class Model:
                 the way. Losses and metrics of one's own must not decide anything in Python, or this be turned off.
 
         Raises:
-            ConfigurationError: an unknown name, a loss that does not fit the last layer, or a group of the optimizer
-                that no parameter belongs to.
+            ConfigurationError: an unknown name, a loss that does not fit the last layer, a group of the optimizer that
+                no parameter belongs to, or a training goes on.
         """
+        self.check_not_training("compiled")
         loss = copy.copy(Loss.get(loss))  # a copy: its backend is this model's
         last = self.layers[-1]
         optimizer = Optimizer.get(optimizer)
@@ -330,6 +343,7 @@ class Model:
             )
         return self._optimizer
 
+    @trains(within=False)
     def fit(
         self,
         x: Any,
@@ -422,6 +436,7 @@ class Model:
                     f"batches of {size:,} leave a last one of {last:,}; choose another batch_size"
                 )
 
+    @trains(within=True)
     def train_on_batch(self, x: Any, y: Any) -> Array:
         """Make one step on a batch of host data; return its mean loss, still on the device.
 
