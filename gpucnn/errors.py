@@ -27,6 +27,14 @@ class ConfigurationError(GpucnnError, ValueError):
     """An argument, or the order of two calls, makes no sense."""
 
 
+class ArgumentError(ConfigurationError, TypeError):
+    """A call has an argument too many, or lacks one."""
+
+
+class UnknownNameError(ConfigurationError, AttributeError):
+    """An attribute that does not exist is set, or a name is asked for that a module does not have."""
+
+
 class CheckpointError(GpucnnError, ValueError):
     """A saved model cannot be written, read, or made to fit."""
 

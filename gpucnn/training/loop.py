@@ -151,6 +151,8 @@ class Training:
             if self.step and model.stop_training:
                 break
             rates = model.optimizer.rates_at(self.epoch + part.start / count, self.epochs)
+            if model.bind():
+                steps.forget()
             steps.make(part, rates)
             self.learning_rate = rates[0]
             model.progress = min(self.epoch + part.stop / count, self.epochs), self.epochs
