@@ -37,9 +37,9 @@ ALLOWED = {
     "initializers": {"checks", "config", "errors"},
     "data": {"checks", "backends", "config", "errors"},  # the last two for augmentation, which a backend carries out
     "datasets": {"checks", "data", "errors"},
-    "layers": {"checks", "backends", "config", "errors", "initializers", "rng"},
+    "layers": {"checks", "backends", "config", "data", "errors", "initializers", "rng"},
     "losses": {"checks", "backends", "config", "errors"},
-    "metrics": {"checks", "backends", "config"},
+    "metrics": {"checks", "backends", "config", "data", "errors"},
     "schedules": {"checks", "config", "errors"},
     "patterns": {"errors"},
     "layout": set(),

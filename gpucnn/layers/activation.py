@@ -47,8 +47,13 @@ class Sigmoid(Layer):
     per_sample = recordable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y, by way of tanh, which cannot overflow, and the way back."""
-        y = 0.5 * self.backend.xp.tanh(0.5 * x) + 0.5
+        """Return y, exact down to the smallest numbers, and the backward function.
+
+        The power never overflows: it is exp(x) on the negative side, exp(−x) on the positive one.
+        """
+        xp = self.backend.xp
+        power = xp.exp(-xp.abs(x))
+        y = xp.where(x < 0, power, 1.0).astype(x.dtype, copy=False) / (1.0 + power)
         return y, lambda dy: dy * y * (1.0 - y)
 
 
