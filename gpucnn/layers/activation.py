@@ -47,13 +47,12 @@ class Sigmoid(Layer):
     per_sample = recordable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y, exact down to the smallest numbers, and the backward function.
+        """Return y, whose small numbers have all their digits, and the backward function.
 
-        The power never overflows: it is exp(x) on the negative side, exp(−x) on the positive one.
+        Below the logarithm of the smallest normal number y stays there, so the power cannot overflow.
         """
         xp = self.backend.xp
-        power = xp.exp(-xp.abs(x))
-        y = xp.where(x < 0, power, 1.0).astype(x.dtype, copy=False) / (1.0 + power)
+        y = 1.0 / (1.0 + xp.exp(-xp.maximum(x, 0.99 * math.log(xp.finfo(x.dtype).tiny))))
         return y, lambda dy: dy * y * (1.0 - y)
 
 
