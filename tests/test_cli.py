@@ -310,7 +310,7 @@ def test_doctor_counts_threads_against_cores(monkeypatch):
         "gpucnn is set to 5 threads on 2 usable cores, which slows all of them: set GPUCNN_NUM_THREADS=2",
     )
     monkeypatch.setenv("GPUCNN_NUM_THREADS", "all")
-    assert "expected a positive number of threads, not 'all'" in doctor_module._engine()[2]
+    assert "GPUCNN_NUM_THREADS must be a positive integer, not 'all'" in doctor_module._engine()[2]
     monkeypatch.setenv("GPUCNN_NUM_THREADS", "2")
     assert doctor_module._engine()[2] == ""
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from gpucnn import __version__, datasets
 from gpucnn.backends import get_backend, in_short
-from gpucnn.backends.numpy.threads import num_threads, usable_cores
+from gpucnn.backends.numpy.cores import usable_cores
+from gpucnn.backends.numpy.threads import num_threads
 from gpucnn.cli.common import say
 from gpucnn.errors import BackendUnavailable, ConfigurationError
 
