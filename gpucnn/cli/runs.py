@@ -81,6 +81,8 @@ def make_runs(
         say(f"{count - len(missing)} of {count} runs are in {made.path} already")
     if missing and data is None:
         data = reproduction.load_data(name)
+    if missing and reproduction.by_name(name).long:
+        say("  the test images are scored after each epoch, as in what was published")
 
     def checkpoints_of(seed: int) -> Checkpoints:
         return Checkpoints(folder / f"seed-{seed}")
@@ -110,7 +112,8 @@ def make_runs(
         if seed == 0:
             model.save(folder / MODEL)
             history.save(folder / HISTORY)
-            write_whole(folder / CONFIG, (json.dumps(settings | {"seed": seed, "data": data.name}) + "\n").encode())
+            kept = settings | {"seed": seed, "data": data.name, "validate_on_test": long}
+            write_whole(folder / CONFIG, (json.dumps(kept) + "\n").encode())
         return record
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy  # noqa: TID251 (its version goes into the run's settings; no array is made)
 import typer
 
-from gpucnn import __version__, networks, rng
+from gpucnn import __version__, networks
 from gpucnn.callbacks import EarlyStopping
 from gpucnn.cli.common import (
     CONFIG,
@@ -25,13 +25,15 @@ from gpucnn.cli.common import (
     say,
     warnings_shown,
 )
+from gpucnn.cli.parts import checked, parts_of
 from gpucnn.data.batches import check_epochs
-from gpucnn.datasets import Dataset, Split
+from gpucnn.datasets import Dataset
 from gpucnn.errors import CheckpointError, ConfigurationError, NumericError
 from gpucnn.files import PART, remove_parts, write_whole
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
 from gpucnn.reproduction import PROBE
+from gpucnn.run_folder import validated_on_test
 from gpucnn.schedules import Schedule
 from gpucnn.training.checkpoints import BEST, Checkpoints, place_of
 from gpucnn.training.defects import DefectWatch
@@ -55,14 +57,22 @@ def train(
     dtype: Annotated[str, typer.Option(help="float32, float64, or float16 on a GPU.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and dropout.")] = 0,
     validate: Annotated[
-        bool, typer.Option("--validate", help="Score the test images after each epoch, and keep the best model.")
+        bool,
+        typer.Option(
+            "--validate", help="Hold out a tenth of the training images, score them after each epoch, keep the best."
+        ),
     ] = False,
     hold_out: Annotated[
         float | None,
-        typer.Option(
-            min=0.001, max=0.9, help="Validate on this share of the training images instead, and leave it out."
-        ),
+        typer.Option(min=0.001, max=0.9, help="Validate on this share of the training images, of each class."),
     ] = None,
+    validate_on_test: Annotated[
+        bool,
+        typer.Option(
+            "--validate-on-test",
+            help="Validate on the test images, as many published figures did: then they choose the best model, too.",
+        ),
+    ] = False,
     early_stopping: Annotated[
         int | None,
         typer.Option(
@@ -87,6 +97,7 @@ def train(
         name: context.params[name] for name in names if name in context.params and name not in ("run_dir", "resume")
     }
     asked["data_dir"] = None if data_dir is None else str(data_dir.absolute())
+    asked = checked(asked)
     if resume:
         folder, settings = _to_resume(context, run_dir)
         remove_parts(folder)
@@ -124,7 +135,8 @@ def _to_resume(context: typer.Context, folder: Path | None) -> tuple[Path, dict[
             f"--resume takes the settings from {folder / CONFIG}; leave out {words}, or begin another run with another "
             "--run-dir"
         )
-    return folder, settings | {"data": {"synthetic_digits": "synthetic"}.get(settings["data"], settings["data"])}
+    data = {"synthetic_digits": "synthetic"}.get(settings["data"], settings["data"])
+    return folder, settings | {"data": data, "validate_on_test": validated_on_test(settings)}
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -136,21 +148,22 @@ def _train(asked: dict[str, Any], run_dir: Path | None, resume: bool) -> None:
     """Train by options that are complete, those of a new run or those of one that goes on, and leave its folder."""
     make = networks.by_name(asked["network"])
     dataset = _data_for(make, asked["data"], None if asked["data_dir"] is None else Path(asked["data_dir"]))
-    (x_train, y_train), (x_test, y_test) = dataset
-    shape, classes = x_train.shape[1:], len(dataset.class_names)
+    parts = parts_of(dataset, asked)
+    images, labels = parts.training
+    shape, classes = images.shape[1:], len(dataset.class_names)
     model = make(asked["seed"], asked["backend"], input_shape=shape, classes=classes, dtype=asked["dtype"])
     model.class_names = dataset.class_names
     assert model.recipe is not None
     if model.recipe.data != dataset.name:
-        _adapt(model, x_train)
+        _adapt(model, images)
     if asked["learning_rate"] is not None:
         model.optimizer.learning_rate = _with_rate(model.optimizer.learning_rate, asked["learning_rate"])
-    training, validation = _validation(dataset, asked)
     folder = run_dir if resume else make_run_folder(run_dir, f"{model.name}-{dataset.name.replace('_', '-')}")
     assert folder is not None
     settings: dict[str, Any] = asked | {
         "data": dataset.name if asked["data"] is None else asked["data"],
         "source": dataset.source,
+        "images": parts.counts,
         "epochs": check_epochs(asked["epochs"] or model.recipe.epochs),
         "batch_size": asked["batch_size"] or model.recipe.batch_size,
         "optimizer": model.optimizer.config(),
@@ -159,20 +172,22 @@ def _train(asked: dict[str, Any], run_dir: Path | None, resume: bool) -> None:
     }
     _write_config(folder, settings)
     keeper = Checkpoints(folder, every_seconds=asked["checkpoint_every"])
-    _print_head(model, dataset, folder, asked["backend"])
+    _print_head(model, f"{describe(dataset)}: {parts}; {dataset.source}", folder, asked["backend"])
     if resume and keeper.files():
         say(f"  resumed   {place_of(keeper.files()[-1])}")
     snapshots = Snapshots()  # written with the rest, after the model: a full disk shall not cost the training
-    watch = DefectWatch((x_train[:PROBE], y_train[:PROBE]))
+    step = max(len(images) // PROBE, 1)  # so that all classes are watched, also where they stand one after another
+    watch = DefectWatch((images[::step][:PROBE], labels[::step][:PROBE]))
     patience = asked["early_stopping"]
     stopping = [] if patience is None else [EarlyStopping("val_accuracy", patience)]
     try:
         with warnings_shown():
             history = model.fit(
-                *training,
+                images,
+                labels,
                 epochs=settings["epochs"],
                 batch_size=settings["batch_size"],
-                validation_data=validation,
+                validation_data=parts.validation,
                 callbacks=[snapshots, watch, *stopping],
                 checkpoints=keeper,
                 resume=resume,
@@ -186,23 +201,10 @@ def _train(asked: dict[str, Any], run_dir: Path | None, resume: bool) -> None:
         saved = f"; {keeper.files()[-1]}, saved {place_of(keeper.files()[-1])}, is good" if keeper.files() else ""
         message = f"{error}{saved}. `gpucnn show histograms` draws what it came to"
         raise NumericError(message, error.step, error.layer, error.direction) from error
-    settings |= {"best": keeper.best, "test": model.evaluate(x_test, y_test)}
+    settings |= {"best": keeper.best, "test": model.evaluate(*parts.test)}
     _write_run(folder, model, history, settings, (snapshots, watch))
     keeper.clear()
-    _print_result(folder, settings, dataset, watch)
-
-
-def _validation(dataset: Dataset, asked: dict[str, Any]) -> tuple[Split, Split | None]:
-    """Return what is trained on, and what is scored after each epoch: test images, some held out, or none."""
-    (x, y), test = dataset
-    if asked["hold_out"] is None:
-        return (x, y), test if asked["validate"] or asked["early_stopping"] else None
-    order = rng.host_generator(asked["seed"], "hold out").permutation(len(x))
-    count = min(max(round(asked["hold_out"] * len(x)), 1), len(x) - 1)
-    held, left = order[:count], order[count:]
-    held.sort()
-    left.sort()
-    return (x[left], y[left]), (x[held], y[held])
+    _print_result(folder, settings, f"{len(parts.test[0]):,} images ({describe(dataset)})", watch)
 
 
 def _resuming(folder: Path) -> str:
@@ -268,11 +270,10 @@ def _with_rate(schedule: Schedule | float, rate: float) -> Schedule | float:
     return Schedule.from_config({**schedule.config(), "rate": rate})
 
 
-def _print_head(model: Model, dataset: Dataset, folder: Path, asked: str) -> None:
+def _print_head(model: Model, data: str, folder: Path, asked: str) -> None:
     count = sum(parameter.size for parameter in model.parameters().values())
-    (x_train, _), (x_test, _) = dataset
     say(f"  network   {model.name}, {count:,} parameters")
-    say(f"  data      {describe(dataset)}: {len(x_train):,} training and {len(x_test):,} test images; {dataset.source}")
+    say(f"  data      {data}")
     say(f"  backend   {describe_backend(model, asked)}")
     say(f"  run       {folder}")
 
@@ -302,16 +303,17 @@ def _write_run(
         ) from error
 
 
-def _print_result(folder: Path, settings: dict[str, Any], dataset: Dataset, watch: DefectWatch) -> None:
+def _print_result(folder: Path, settings: dict[str, Any], tested: str, watch: DefectWatch) -> None:
     scores, best = settings["test"], settings["best"]
     say(f"  saved     {folder / MODEL}")
     if best is not None:
-        say(f"  best      epoch {best['epoch'] + 1}, validation accuracy {100 * best['value']:.2f} %: {folder / BEST}")
+        scored = "test accuracy, by which it was chosen," if settings["validate_on_test"] else "validation accuracy"
+        say(f"  best      epoch {best['epoch'] + 1}, {scored} {100 * best['value']:.2f} %: {folder / BEST}")
     if watch.defect is not None:
         say((f"defect: {watch.defect}", "bold yellow"))
         remedy = "another --seed or a lower --learning-rate may help; `gpucnn show histograms` draws what it came to"
         say((f"  {remedy}", "dim"))
     say(
         (f"test accuracy {100 * scores['accuracy']:.2f} %", "bold"),
-        f" (loss {scores['loss']:.4f}) on {len(dataset[1][0]):,} images ({describe(dataset)})",
+        f" (loss {scores['loss']:.4f}) on {tested}",
     )
