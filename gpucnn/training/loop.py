@@ -171,7 +171,7 @@ class Training:
     def _obey(self, keeper: Checkpoints, steps: Steps) -> None:
         """End the training here if the user has pressed Ctrl-C, with a checkpoint of now."""
         if self._interruption is not None and self._interruption.asked:
-            keeper.save(self, steps)
+            keeper.save(self, steps, interrupted=True)
             raise KeyboardInterrupt
 
     def _seconds_of_epochs(self) -> list[float]:
