@@ -175,7 +175,7 @@ class Training:
     def _obey(self, keeper: Checkpoints, steps: Steps) -> None:
         """End the training here if that was asked for, by Ctrl-C or SIGTERM, with a checkpoint of now."""
         if self._interruption is not None and self._interruption.asked:
-            keeper.save(self, steps)
+            keeper.save(self, steps, interrupted=True)
             raise self._interruption.error()
 
     def _seconds_of_epochs(self) -> list[float]:
