@@ -172,9 +172,9 @@ class Optimizer(Configurable, family="optimizer"):
         """
         if not self.serves(values):
             raise ConfigurationError(
-                f"this {type(self).__name__} keeps its state for another model, which was compiled with it since, or for "
-                "other arrays; make an optimizer of its own for each model, and call model.apply_gradients() rather "
-                "than the update itself"
+                f"this {type(self).__name__} keeps its state for another model, which was compiled with it since, or "
+                "for other arrays; make an optimizer of its own for each model, and call model.apply_gradients() "
+                "rather than the update itself"
             )
         self._keep_slots(backend)
         self.steps += 1
