@@ -23,6 +23,7 @@ from gpucnn.errors import (
     CheckpointWarning,
     ConfigurationError,
     DataError,
+    DataWarning,
     DTypeError,
     GpucnnError,
     LayerError,
@@ -30,6 +31,7 @@ from gpucnn.errors import (
     OutOfMemory,
     RecordingWarning,
     ShapeError,
+    ThreadWarning,
 )
 from gpucnn.hints import no_such_class
 from gpucnn.model import Model
@@ -50,6 +52,7 @@ __all__ = [
     "ConfigurationError",
     "DTypeError",
     "DataError",
+    "DataWarning",
     "GpucnnError",
     "LayerError",
     "Model",
@@ -57,6 +60,7 @@ __all__ = [
     "OutOfMemory",
     "RecordingWarning",
     "ShapeError",
+    "ThreadWarning",
     "callbacks",
     "check_layer",
     "datasets",

@@ -155,18 +155,21 @@ def parity(
         reference  what to test against; without it NumPy for a GPU, and the kernels' portable text for NumPy
 
     Raises
-        ConfigurationError  y is given, but the model is not compiled
+        ConfigurationError  y is given, but the model is not compiled; or a training goes on
         ShapeError, DTypeError, DataError  data that the model cannot take
     """
+    model.check_not_training("moved to another backend and back, as parity does,")
     tested = model.backend if backend is None else get_backend(backend)
     if reference is None:
         reference = "portable" if tested.name in ("numpy", "portable") else "numpy"
     against = get_backend(reference)
-    x = check_inputs(x, model.input_shape)
+    x = check_inputs(x, model.input_shape, dtype=model.dtype)
     if y is not None:
         if model.loss is None:
             raise ConfigurationError("parity was given labels, but the model has no loss; call model.compile first")
-        y = check_labels(y, len(x), model.output_shape, model.loss.of_classes)
+        y = check_labels(
+            y, len(x), model.output_shape, model.loss, dtype=model.state_dtype, input_shape=model.input_shape
+        )
     dtype, exact = model.dtype, model.state_dtype
     with _as_it_was(model) as state:
         model.to(against, exact)

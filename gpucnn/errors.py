@@ -39,12 +39,20 @@ class CheckpointError(GpucnnError, ValueError):
     """A saved model cannot be written, read, or made to fit."""
 
 
+class DataWarning(UserWarning):
+    """Data are taken as they are, but their scale can hardly be meant: says what was seen, and what would fit."""
+
+
 class CheckpointWarning(UserWarning):
     """A training goes on, but a checkpoint could not be written or read, or its last bits may differ."""
 
 
 class RecordingWarning(UserWarning):
     """A training goes on, but more slowly: its steps cannot be recorded and repeated."""
+
+
+class ThreadWarning(UserWarning):
+    """The CPU engine computes on fewer threads than it should, because the system starts no more."""
 
 
 class NumericError(GpucnnError, FloatingPointError):
