@@ -3,9 +3,10 @@
 import copy
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from gpucnn import rng
 from gpucnn.arguments import check_dtype, check_last_layer, check_precision, checked_shape, listed
@@ -36,6 +37,20 @@ if TYPE_CHECKING:
     from gpucnn.networks import Recipe
     from gpucnn.profiling import Profile
     from gpucnn.training.numerics import Watch
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def on_device(verb: Callable[Concatenate["Model", Given], Result]) -> Callable[Concatenate["Model", Given], Result]:
+    """Let a verb of a model work on its backend's device, and leave the calling thread on the one it was on."""
+
+    @wraps(verb)
+    def call(model: "Model", *args: Given.args, **options: Given.kwargs) -> Result:
+        with model.backend.on_device():
+            return verb(model, *args, **options)
+
+    return call
 
 
 class Model:
@@ -115,6 +130,7 @@ class Model:
         """Return host copies of every parameter and buffer by path; moves nothing."""
         return self.network.state_dict()
 
+    @on_device
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; raises CheckpointError where it does not fit."""
         self.network.load_state_dict(state)
@@ -139,9 +155,11 @@ class Model:
         if self.loss is not None:
             self.loss.backend = self.backend
         if self._optimizer is not None:
-            self._optimizer.move(source, self.backend, self._flat.values, self._flat.layout)
+            with target.on_device():
+                self._optimizer.move(source, self.backend, self._flat.values, self._flat.layout)
         return self
 
+    @on_device
     def _flatten(self) -> None:
         """Lay all parameters, gradients and buffers in flat arrays, anew."""
         self._flat = FlatState(self.network, self.backend, self.state_dtype, self._groups)
@@ -176,6 +194,7 @@ class Model:
         """Train parameters again that were frozen; takes what `freeze` takes, and returns the model."""
         return self._set_frozen(what, frozen=False)
 
+    @on_device
     def _set_frozen(self, what: tuple[str | Layer, ...], frozen: bool) -> "Model":
         if self.fitting:
             raise ConfigurationError(
@@ -249,14 +268,10 @@ class Model:
             raise OutOfMemory(self._what_fits(error, batch), getattr(error, "layer", ""), explained=True) from error
 
     def _what_fits(self, error: MemoryError, batch: int) -> str:
-        """Return a message: where memory ran out, what was asked for, what there is, and a batch that should fit.
-
-        A layer is taken to hold its output and, on the way back, as much again.
-        """
+        """Return a message: where memory ran out, what was asked for, what there is, and a batch that should fit."""
         where = getattr(error, "layer", "") or self.name
         message = f"{where}: out of memory on {self.backend.name} at a batch of {batch}: {str(error).rstrip('.')}"
-        outputs = sum(math.prod(layer.output_shape or ()) for layer in self.network.all_layers())
-        each, memory, fits = 2 * outputs * self._flat.values.itemsize, self.backend.memory(), batch // 2
+        each, memory, fits = self.bytes_of_a_sample(), self.backend.memory(), batch // 2
         if memory is not None:
             free, total = memory
             message += f"; {free / 1e6:,.0f} of {total / 1e6:,.0f} MB are free"
@@ -264,12 +279,18 @@ class Model:
                 fits //= 2
         return message + (f"; a batch_size of {fits} should fit" if fits else "; one sample is too much for it")
 
+    def bytes_of_a_sample(self) -> int:
+        """Return about how much memory a step takes for each sample: all outputs, and all their gradients."""
+        outputs = sum(math.prod(layer.output_shape or ()) for layer in self.network.all_layers())
+        return 2 * outputs * int(self._flat.values.itemsize)
+
     def release(self) -> None:
         """Let go of memory that is kept for later: of passes that were recorded, and what the backend keeps."""
         for sliced in (self._sliced, self._sliced_trunk):
             sliced.repeats.forget()
         self.backend.release()
 
+    @on_device
     def zero_grad(self) -> None:
         """Forget all gradients."""
         self._flat.gradients[...] = 0
@@ -280,6 +301,7 @@ class Model:
 
     # --- training -----------------------------------------------------------------------------
 
+    @on_device
     def compile(
         self,
         optimizer: Optimizer | str = "sgd",
@@ -330,6 +352,7 @@ class Model:
             )
         return self._optimizer
 
+    @on_device
     def fit(
         self,
         x: Any,
@@ -422,6 +445,7 @@ class Model:
                     f"batches of {size:,} leave a last one of {last:,}; choose another batch_size"
                 )
 
+    @on_device
     def train_on_batch(self, x: Any, y: Any) -> Array:
         """Make one step on a batch of host data; return its mean loss, still on the device.
 
@@ -430,9 +454,10 @@ class Model:
         rates = self.optimizer.rates_at()
         x, y = self._checked(x, y)
         with self.computing(len(x)):
-            inputs, labels = to_device(self, (x, y))
+            ((inputs, labels),) = to_device(self, (x, y))
             return self.step(self.as_floats(inputs), labels, rates)[0]
 
+    @on_device
     def step(self, x: Array, labels: Array, learning_rate: Rates, number: Array | None = None) -> tuple[Array, Array]:
         """Make one step on device arrays; return the mean loss and the outputs before the step.
 
@@ -454,6 +479,7 @@ class Model:
         """Return all gradients as one flat array: a view."""
         return self._flat.gradients
 
+    @on_device
     def loss_and_gradients(self, x: Array, labels: Array, *, in_slices: bool = True) -> tuple[Array, Array]:
         """Return what `step` does, and leave the gradients in the parameters, without an update.
 
@@ -506,11 +532,12 @@ class Model:
             return self.loss.on_logits(outputs, labels)
         return self.loss(outputs, labels)
 
+    @on_device
     def evaluate(self, x: Any, y: Any, *, batch_size: int = 256, views: Views | str | None = None) -> dict[str, float]:
         """Return {"loss": …, "accuracy": …} over host data; `views` are those of `predict`."""
         _ = self.optimizer
         chosen, size = check_views(views, self.input_shape), check_batch_size(batch_size)
-        inputs, labels = to_device(self, self._checked(x, y))
+        ((inputs, labels),) = to_device(self, self._checked(x, y))
         if chosen is None:
             return evaluate(self, (inputs, labels), size)
         totals = self.new_totals()
@@ -523,6 +550,7 @@ class Model:
         by_parts(self, len(labels), size, score)
         return totals.read()
 
+    @on_device
     def predict(self, x: Any, *, batch_size: int = 256, views: Views | str | None = None) -> Any:
         """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16.
 
@@ -560,6 +588,7 @@ class Model:
         trunk.build_once(self.input_shape, None)
         return trunk
 
+    @on_device
     def refresh_statistics(self, x: Any, *, batch_size: int = 128) -> "Model":
         """Compute the running statistics of all batch norms anew, by host data (N, *input_shape); returns the model.
 
@@ -600,6 +629,7 @@ class Model:
 
         Console().print(summary_table(self))
 
+    @on_device
     def profile(self, x: Any, y: Any, *, repeats: int = 10) -> "Profile":
         """Time every layer's forward and backward pass on a batch; returns a table that prints itself."""
         from gpucnn.profiling import profile
@@ -607,6 +637,7 @@ class Model:
         x, y = self._checked(x, y)
         return profile(self, x, y, repeats)
 
+    @on_device
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, architecture and training settings to a safetensors file; `gpucnn.load` reads it."""
         from gpucnn.checkpoint import save
