@@ -178,10 +178,10 @@ def _train(asked: dict[str, Any], run_dir: Path | None, resume: bool) -> None:
                 checkpoints=keeper,
                 resume=resume,
             )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
         saved = f", saved {place_of(keeper.files()[-1])}" if keeper.files() else ""
         console.print(f"[bold yellow]interrupted{saved}[/]; go on with: {_resuming(folder)}", soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else int(error.code or 0)) from None
     except NumericError as error:
         watch.save(folder)
         saved = f"; {keeper.files()[-1]}, saved {place_of(keeper.files()[-1])}, is good" if keeper.files() else ""
