@@ -193,14 +193,16 @@ def parity(
     dtype, exact = model.dtype, model.state_dtype
     with _as_it_was(model) as state:
         model.to(against, exact)
-        calls = _record(model, against, x)
+        with against.on_device():
+            calls = _record(model, against, x)
         for call in calls:  # what float16 cannot tell apart is the same for the reference too, in a max pooling, say
             call.x, call.dy = (None if a is None else a.astype(dtype, copy=False) for a in (call.x, call.dy))
 
         def results_of(backend: Backend, dtype: str) -> dict[int, Results]:
             model.to(backend, dtype)
             model.load_state_dict(state)
-            return _results(model, calls, x, y)
+            with backend.on_device():
+                return _results(model, calls, x, y)
 
         ours, theirs = results_of(tested, dtype), results_of(against, exact)
         others = results_of(against, _other(exact))
@@ -372,4 +374,5 @@ def _as_it_was(model: "Model") -> Iterator[dict[str, Any]]:
         model.zero_grad()
         model._optimizer = optimizer
         if optimizer is not None:
-            optimizer.move(backend, backend, model._flat.values)
+            with backend.on_device():
+                optimizer.move(backend, backend, model._flat.values)
