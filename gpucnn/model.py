@@ -42,6 +42,7 @@ from gpucnn.training.evaluation import by_parts, evaluate
 from gpucnn.training.history import History
 from gpucnn.training.interruption import whole_step
 from gpucnn.training.loop import Training, to_device
+from gpucnn.training.memory import with_advice
 from gpucnn.training.refresh import refresh_statistics
 from gpucnn.training.scale import warn_of_scale
 from gpucnn.training.slices import Sliced
@@ -334,7 +335,7 @@ class Model(Closed):
 
     @contextmanager
     def computing(self, batch: int) -> Iterator[None]:
-        """Hold the backend's context around passes of so many samples; say what helps where memory runs out."""
+        """Hold the backend's context around passes of so many samples; say where memory runs out."""
         try:
             working = self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32)
             with whole_step, working:
@@ -342,19 +343,16 @@ class Model(Closed):
         except MemoryError as error:
             if isinstance(error, OutOfMemory) and error.explained:
                 raise
-            raise OutOfMemory(self._what_fits(error, batch), getattr(error, "layer", ""), explained=True) from error
+            message = self._where_memory_ended(error, batch)
+            raise OutOfMemory(message, getattr(error, "layer", ""), explained=True) from error
 
-    def _what_fits(self, error: MemoryError, batch: int) -> str:
-        """Return a message: where memory ran out, what was asked for, what there is, and a batch that should fit."""
-        where = getattr(error, "layer", "") or self.name
+    def _where_memory_ended(self, error: MemoryError, batch: int) -> str:
+        """Return a message: where memory ran out, what was asked for, and what there is."""
+        where, memory = getattr(error, "layer", "") or self.name, self.backend.memory()
         message = f"{where}: out of memory on {self.backend.name} at a batch of {batch}: {str(error).rstrip('.')}"
-        each, memory, fits = self.bytes_of_a_sample(), self.backend.memory(), batch // 2
         if memory is not None:
-            free, total = memory
-            message += f"; {free / 1e6:,.0f} of {total / 1e6:,.0f} MB are free"
-            while fits > 1 and fits * each > 0.8 * total:
-                fits //= 2
-        return message + (f"; a batch_size of {fits} should fit" if fits else "; one sample is too much for it")
+            message += f"; {memory[0] / 1e6:,.0f} of {memory[1] / 1e6:,.0f} MB are free"
+        return message
 
     def bytes_of_a_sample(self) -> int:
         """Return about how much memory a step takes for each sample: all outputs, and all their gradients."""
@@ -563,9 +561,12 @@ class Model(Closed):
         """
         rates = self.optimizer.rates_at()
         x, y = self._checked(x, y)
-        with self.computing(len(x)):
-            ((inputs, labels),) = to_device(self, (x, y))
-            return self.step(self.as_floats(inputs), labels, rates)[0]
+        try:
+            with self.computing(len(x)):
+                ((inputs, labels),) = to_device(self, (x, y))
+                return self.step(self.as_floats(inputs), labels, rates)[0]
+        except MemoryError as error:
+            raise with_advice(self, (x, y), len(x), error) from error
 
     @on_device
     def step(self, x: Array, labels: Array, learning_rate: Rates, number: Array | None = None) -> tuple[Array, Array]:
