@@ -155,9 +155,10 @@ def parity(
         reference  what to test against; without it NumPy for a GPU, and the kernels' portable text for NumPy
 
     Raises
-        ConfigurationError  y is given, but the model is not compiled
+        ConfigurationError  y is given, but the model is not compiled; or a training goes on
         ShapeError, DTypeError, DataError  data that the model cannot take
     """
+    model.check_not_training("moved to another backend and back, as parity does,")
     tested = model.backend if backend is None else get_backend(backend)
     if reference is None:
         reference = "portable" if tested.name in ("numpy", "portable") else "numpy"

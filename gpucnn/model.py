@@ -5,29 +5,33 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from gpucnn import rng
+from gpucnn import checks, rng
 from gpucnn.arguments import check_dtype, check_last_layer, check_precision, checked_shape, listed
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.backends.base import as_floats
 from gpucnn.callbacks import Callback
+from gpucnn.config import Closed
 from gpucnn.data.augment import Augmentation, check_augmentations, data_shape
 from gpucnn.data.batches import check_batch_size, check_epochs, check_inputs, check_labels, join
 from gpucnn.data.views import Views, check_views
 from gpucnn.errors import ConfigurationError, NumericError, OutOfMemory, ShapeError
-from gpucnn.flat import FlatState
+from gpucnn.flat import FlatState, check_placed, check_same_layers, check_shared_dtype
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.combine import Sequential
+from gpucnn.layout import Layout
 from gpucnn.losses import CategoricalCrossEntropy, Loss
 from gpucnn.metrics import Metric, Totals
 from gpucnn.optimizers import Optimizer
 from gpucnn.optimizers.base import Rates
 from gpucnn.patterns import check_patterns, matched
 from gpucnn.training.checkpoints import Checkpoints, check_checkpoints
+from gpucnn.training.claims import Claim, trains
 from gpucnn.training.evaluation import by_parts, evaluate
 from gpucnn.training.history import History
+from gpucnn.training.interruption import whole_step
 from gpucnn.training.loop import Training, to_device
 from gpucnn.training.refresh import refresh_statistics
 from gpucnn.training.slices import Sliced
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
     from gpucnn.training.numerics import Watch
 
 
-class Model:
+class Model(Closed):
     """A network with its weights, and after `compile` with its loss and optimizer.
 
     Arguments
@@ -53,10 +57,23 @@ class Model:
 
     Inputs are (N, *input_shape), uint8 or floats: uint8 pixels 0 … 255 count as 0 … 1, floats as they are.
 
+    Models that are made of the same layers, such as `Model([*base.layers[:-2], Dense(2), Softmax()], …)`, share their
+    weights, whichever trains; they need the same backend and dtype. `copy.deepcopy` makes weights of its own.
+
     Raises
         ShapeError, ConfigurationError  a layer does not fit the one before it, or an argument makes no sense
         BackendUnavailable              a backend was named that this machine does not have
     """
+
+    changed_by: ClassVar[dict[str, str]] = {
+        "backend": "call model.to(backend)",
+        "dtype": "call model.to(backend, dtype)",
+        "optimizer": "call model.compile(optimizer=…)",
+        "layers": "make a new Model of the layers, which shares their weights",
+        "network": "make a new Model of the layers, which shares their weights",
+        "input_shape": "make a new Model",
+        "output_shape": "make a new Model",
+    }
 
     def __init__(
         self,
@@ -69,19 +86,22 @@ class Model:
         allow_tf32: bool | None = None,
         name: str = "model",
     ) -> None:
+        vars(self)["_settled"] = False
         check_dtype(dtype)
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise ConfigurationError(f"seed must be an integer of at least 0, not {seed!r}")
+        self.seed = checks.integer(seed, "seed", minimum=0)
         self.network = layers if isinstance(layers, Sequential) else Sequential(layers)
         if not self.network.layers:
             raise ConfigurationError("a model needs at least one layer; got an empty list")
         self.input_shape = checked_shape(input_shape)
-        self.seed, self.dtype, self.name = seed, dtype, name
-        self.allow_tf32 = os.environ.get("GPUCNN_TF32") == "1" if allow_tf32 is None else bool(allow_tf32)
+        self.dtype, self.name = dtype, name
+        self.allow_tf32 = (
+            os.environ.get("GPUCNN_TF32") == "1" if allow_tf32 is None else checks.flag(allow_tf32, "allow_tf32")
+        )
         self.jit = True
         self.backend = get_backend(backend)
         check_precision(dtype, self.backend)
-        self.output_shape = self.network.build_once(self.input_shape, rng.host_generator(seed, "weights"))
+        self.output_shape = self.network.build_once(self.input_shape, rng.host_generator(self.seed, "weights"))
+        check_shared_dtype(self.network, self.state_dtype)
         self.loss: Loss | None = None
         self.metrics: list[Metric] = []
         self._optimizer: Optimizer | None = None
@@ -91,7 +111,7 @@ class Model:
         self._groups = [list(self.parameters())]
         self.epochs_seen = 0
         self.stop_training = False
-        self.fitting = False
+        self.claim: Claim | None = None  # what trains it
         self.numerics: Watch | None = None  # looks at gradients while a fit goes on
         self.fault: NumericError | None = None  # what ended the last fit
         self.progress = 0.0, 1.0  # the epoch that a fit has come to, with its fraction, and the number of epochs
@@ -99,6 +119,7 @@ class Model:
         self.class_names: list[str] | None = None
         self.recipe: Recipe | None = None
         self.to(self.backend)
+        self._settled = True
 
     # --- the network --------------------------------------------------------------------------
 
@@ -128,31 +149,66 @@ class Model:
         """Move weights and the optimizer's state to another backend, and compute in another dtype; returns the model.
 
         Raises:
-            ConfigurationError: a model of float16 is moved to a backend that does not compute in it.
+            ConfigurationError: a model of float16 is moved to a backend that does not compute in it, or a training
+                goes on.
         """
+        self.check_not_training("moved")
         target, dtype = get_backend(backend), self.dtype if dtype is None else check_dtype(dtype)
         check_precision(dtype, target)
-        source, self.backend, self.dtype = self.backend, target, dtype
+        source = self.backend
+        vars(self).update(backend=target, dtype=dtype)
         self._gave_up_steps = ""
         self.network.to(self.backend, self.state_dtype)
-        self._flatten()
         if self.loss is not None:
             self.loss.backend = self.backend
-        if self._optimizer is not None:
-            self._optimizer.move(source, self.backend, self._flat.values, self._flat.layout)
+        self._lay(source)
         return self
 
-    def _flatten(self) -> None:
-        """Lay all parameters, gradients and buffers in flat arrays, anew."""
+    def _lay(self, source: Backend | None = None) -> None:
+        """Lay all parameters, gradients and buffers in flat arrays, anew; the optimizer follows, from `source`."""
+        before = vars(self).get("_flat")
         self._flat = FlatState(self.network, self.backend, self.state_dtype, self._groups)
         self._note_trained()
+        if before is not None and self._optimizer is not None and self._optimizer.serves(before.values):
+            self._optimizer.move(source or self.backend, self.backend, self._flat.values, self._flat.layout)
+
+    def bind(self) -> bool:
+        """See that the layers' state lies in this model's flat arrays; return whether it had to be laid anew.
+
+        It does not where another model of the same layers has laid it in its own, or a parameter was replaced.
+        Values, gradients and the optimizer's state stay what they are.
+
+        Raises:
+            ConfigurationError: the layers were moved to another backend or dtype, or others took their places.
+        """
+        if self._flat.is_bound():
+            return False
+        self._check_layers()
+        before = self._flat.layout
+        self._lay()
+        if self._flat.layout == before:
+            self._flat.layout = before  # the very one, for who goes by it
+        return True
+
+    def _check_layers(self) -> None:
+        """Refuse layers that were changed or moved since the model was made, as `bind` does; change nothing."""
+        if not self._flat.is_bound():
+            check_same_layers(self.network, self._flat.layout)
+            remedy = f"model.to({self.backend.name!r}, {self.dtype!r})"
+            check_placed(self.network, self.backend, self.state_dtype, remedy)
 
     def flat_state(self) -> list[Array]:
         """Return all parameters that are not frozen and all buffers of floats, each as one flat array: views.
 
-        The list is the same one until the model is moved, compiled, frozen or unfrozen.
+        The list is the same one until the state is laid anew: by `to`, `compile` and `freeze`, and where the layers are
+        shared with another model.
         """
+        self.bind()
         return self._flat.averaged
+
+    def flat_layout(self) -> Layout:
+        """Return where each parameter lies in the flat arrays; a new object where that is settled anew."""
+        return self._flat.layout
 
     # --- what is trained ----------------------------------------------------------------------
 
@@ -160,7 +216,7 @@ class Model:
         """Leave parameters as they are in every training from now on, until `unfreeze`; returns the model.
 
         No optimizer, weight decay or average of weights moves them, and their gradients are left out. The statistics
-        of a batch norm go on being collected.
+        of a batch norm go on being collected. Models that share a parameter share whether it is frozen.
 
         Arguments:
             what: patterns such as "conv2d.weight" or "*.bias", names of layers ("conv2d", "residual.*") or layers
@@ -177,17 +233,23 @@ class Model:
         return self._set_frozen(what, frozen=False)
 
     def _set_frozen(self, what: tuple[str | Layer, ...], frozen: bool) -> "Model":
-        if self.fitting:
-            raise ConfigurationError(
-                "parameters cannot be frozen or unfrozen while fit goes on: its steps may be recorded; do it between "
-                "two fits, or give the optimizer a Group whose rate is a schedule that falls to 0"
-            )
+        self.check_not_training(
+            "frozen or unfrozen", ", or give the optimizer a Group whose rate is a schedule that falls to 0"
+        )
+        self.bind()
         for parameter in self._parameters_of(what):
             parameter.frozen = frozen
-        self._flatten()
-        if self._optimizer is not None:
-            self._optimizer.move(self.backend, self.backend, self._flat.values, self._flat.layout)
+        self.bind()
         return self
+
+    def check_not_training(self, what: str, remedy: str = "") -> None:
+        """Refuse what steps that go on, and may be recorded, would not follow, such as to be "moved"."""
+        claim = self.claim
+        if claim is not None and claim.holds and (claim.steps or not claim.here):
+            raise ConfigurationError(
+                f"the model cannot be {what} while {claim.method} goes on: its steps may be recorded; do it before or "
+                f"after it{remedy}"
+            )
 
     def rest(self, epoch: int | None) -> bool:
         """Let the parameters of groups rest whose epochs are over, or wake all with None; tell whether any changed.
@@ -225,8 +287,12 @@ class Model:
     def forward(self, x: Any, *, train: bool = False) -> tuple[Array, Backward]:
         """Return the network's output for x and the way back; arrays of the model's backend, or host arrays.
 
-        The way back adds to the parameters' gradients; `zero_grad` forgets them.
+        The way back adds to the parameters' gradients, and `apply_gradients` trains by them; `zero_grad` forgets them.
         """
+        if train:
+            self.bind()
+        else:
+            self._check_layers()
         with self.computing(len(x)):
             inputs = self.as_floats(self.backend.from_host(x))
             y, network_backward = self._sliced.forward(self.backend, inputs, train=train, repeat=self.jit and not train)
@@ -241,7 +307,8 @@ class Model:
     def computing(self, batch: int) -> Iterator[None]:
         """Hold the backend's context around passes of so many samples; say what helps where memory runs out."""
         try:
-            with self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32):
+            working = self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32)
+            with whole_step, working:
                 yield
         except MemoryError as error:
             if isinstance(error, OutOfMemory) and error.explained:
@@ -270,8 +337,29 @@ class Model:
             sliced.repeats.forget()
         self.backend.release()
 
+    def apply_gradients(self) -> None:
+        """Make a step of the optimizer by the gradients that ways back have added up, and forget them.
+
+        For losses and trainings of one's own, also through several models:
+
+            y, backward = model.forward(x, train=True)
+            dx = backward(2 * (y - target) / y.size)
+            model.apply_gradients()
+
+        A schedule has no end to measure by here, so the step is made at its highest rate.
+
+        Raises:
+            ConfigurationError: the model is not compiled, or its optimizer serves another model since.
+        """
+        rates = self.optimizer.rates_at()
+        self.bind()
+        with self.computing(1):
+            self.optimizer.update(self.backend, self._flat.values, self._flat.gradients, rates)
+            self.zero_grad()
+
     def zero_grad(self) -> None:
         """Forget all gradients."""
+        self.bind()
         self._flat.gradients[...] = 0
 
     def as_floats(self, x: Array) -> Array:
@@ -297,9 +385,11 @@ class Model:
                 the way. Losses and metrics of one's own must not decide anything in Python, or this be turned off.
 
         Raises:
-            ConfigurationError: an unknown name, a loss that does not fit the last layer, or a group of the optimizer
-                that no parameter belongs to.
+            ConfigurationError: an unknown name, a loss that does not fit the last layer, a group of the optimizer that
+                no parameter belongs to, or a training goes on.
         """
+        self.check_not_training("compiled")
+        self._check_layers()
         loss = copy.copy(Loss.get(loss))  # a copy: its backend is this model's
         last = self.layers[-1]
         optimizer = Optimizer.get(optimizer)
@@ -312,12 +402,13 @@ class Model:
         self._sliced_trunk = self._sliced
         if self._trunk is not self.network:
             self._sliced_trunk = Sliced(self._trunk, self._sliced.repeats.room)
-        self.jit, self._gave_up_steps = bool(jit), ""
+        self.jit, self._gave_up_steps = checks.flag(jit, "jit"), ""
         self.loss = loss
         self.loss.backend = self.backend
         self.metrics = [Metric.get(metric) for metric in listed(metrics, "metrics")]
-        self._optimizer, self._groups = optimizer, groups
-        self._flatten()
+        self._optimizer, self._groups = None, groups
+        self._lay()
+        self._optimizer = optimizer
         self._optimizer.reset(self.backend, self._flat.values, self._flat.layout)
         return self
 
@@ -330,6 +421,7 @@ class Model:
             )
         return self._optimizer
 
+    @trains(within=False)
     def fit(
         self,
         x: Any,
@@ -377,6 +469,7 @@ class Model:
             NumericError: gradients that are not finite; says where, which way and in which step.
         """
         _ = self.optimizer  # refuses a model that is not compiled before any work is done
+        self.bind()
         epochs = check_epochs(self._default("epochs", 1) if epochs is None else epochs)
         if validation_data is not None and not (
             isinstance(validation_data, list | tuple) and len(validation_data) == 2
@@ -422,6 +515,7 @@ class Model:
                     f"batches of {size:,} leave a last one of {last:,}; choose another batch_size"
                 )
 
+    @trains(within=True)
     def train_on_batch(self, x: Any, y: Any) -> Array:
         """Make one step on a batch of host data; return its mean loss, still on the device.
 
@@ -441,6 +535,7 @@ class Model:
         from 1, as arrays () of one.
         """
         optimizer = self.optimizer
+        self.bind()
         with self.computing(len(x)):
             if self.numerics is not None:
                 self.numerics.begin_step()
@@ -452,6 +547,7 @@ class Model:
 
     def flat_gradients(self) -> Array:
         """Return all gradients as one flat array: a view."""
+        self.bind()
         return self._flat.gradients
 
     def loss_and_gradients(self, x: Array, labels: Array, *, in_slices: bool = True) -> tuple[Array, Array]:
@@ -464,7 +560,7 @@ class Model:
         """
         scale = 2.0 ** math.ceil(math.log2(len(x))) if self.dtype == "float16" else 1.0
         with self.computing(len(x)):
-            self.zero_grad()
+            self.zero_grad()  # which binds
             if in_slices:
                 outputs, network_backward = self.training_pass(x, repeat=self.jit)
             else:
@@ -494,6 +590,7 @@ class Model:
 
     def score(self, x: Array, labels: Array) -> tuple[Array, Array]:
         """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""
+        self._check_layers()
         with self.computing(len(x)):
             outputs, _ = self._sliced_trunk.forward(self.backend, x, train=False, repeat=self.jit)
             exact = outputs.astype(self.state_dtype, copy=False)
@@ -548,6 +645,7 @@ class Model:
         if isinstance(last, Softmax):
             network = self._sliced_trunk if self._trunk is not self.network else Sliced(self._without_last())
         total = 0.0
+        self._check_layers()
         with self.computing(len(x)):
             for view, weight in views.of(self.backend, x, self.dtype):
                 outputs, _ = network.forward(self.backend, view, train=False, repeat=self.jit)

@@ -193,6 +193,10 @@ class SimulatedArray(DeviceArray):
     """An array on the simulated GPU: always a view of registered memory, so it never turns into another one."""
 
     __slots__ = ("_memory",)
+
+    def __deepcopy__(self, memo):
+        return self.copy()
+
     simulation = None
 
     def __init__(self, shape, dtype=float, memptr=None, strides=None, order="C"):

@@ -134,15 +134,16 @@ def test_killed_while_the_results_are_written(digits, uninterrupted, tmp_path, f
     assert_same_run(folder, uninterrupted[0])
 
 
-def test_ctrl_c_finishes_the_step_and_saves_it(digits, uninterrupted, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves_it(digits, uninterrupted, tmp_path, number):
     """With checkpoints a minute apart, so that the one that counts is that of the interruption."""
     folder = tmp_path / "run"
     process = start(digits, folder, "--checkpoint-every", "60")
     wait_for(lambda: Checkpoints(folder).files(), process)
     time.sleep(0.2)  # some steps
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     shown = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, shown
+    assert process.returncode == 128 + number, shown
     newest = Checkpoints(folder).files()[-1]
     assert newest.name > "checkpoint-00000-000000"
     place = place_of(newest)

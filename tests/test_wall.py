@@ -32,18 +32,19 @@ ALLOWED = {
     "files": {"errors"},
     "trees": {"errors"},
     "backends": {"checks", "errors"},
-    "config": {"checks", "errors"},
+    "hints": {"errors"},
+    "config": {"checks", "errors", "hints"},
     "rng": {"checks", "backends"},
     "initializers": {"checks", "config", "errors"},
     "data": {"checks", "backends", "config", "errors"},  # the last two for augmentation, which a backend carries out
     "datasets": {"checks", "data", "errors"},
-    "layers": {"checks", "backends", "config", "errors", "initializers", "rng"},
+    "layers": {"checks", "backends", "config", "errors", "hints", "initializers", "rng"},
     "losses": {"checks", "backends", "config", "errors"},
     "metrics": {"checks", "backends", "config"},
     "schedules": {"checks", "config", "errors"},
     "patterns": {"errors"},
     "layout": set(),
-    "optimizers": {"checks", "backends", "config", "errors", "layout", "patterns", "schedules"},
+    "optimizers": {"checks", "backends", "config", "errors", "hints", "layout", "patterns", "schedules"},
 }
 
 

@@ -81,6 +81,16 @@ class Backend:
     name = "portable"
     xp: ModuleType | Any = np
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Backend":
+        """Return the backend itself: models that are copies of each other compute on the same."""
+        return self
+
+    def __reduce__(self) -> Any:
+        """Be pickled by name, and found in the other process as the backend of that name there."""
+        from gpucnn.backends import get_backend
+
+        return get_backend, (self.name,)
+
     #: whether a model may compute in float16 here, with parameters and statistics in float32
     half_precision = False
     on_host = True  # whether reading an array costs nothing

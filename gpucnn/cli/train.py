@@ -226,15 +226,14 @@ def _train(asked: dict[str, Any], model: Model, dataset: Dataset, keeper: Checkp
                 checkpoints=keeper,
                 resume=resume,
             )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
         if keeper.elsewhere is not None:
             folder, keeper = keeper.elsewhere, Checkpoints(keeper.elsewhere)
             _write_config(folder, settings)
         saved = f", saved {place_of(keeper.files()[-1])}" if keeper.files() else ""
-        console.print(
-            f"[bold yellow]interrupted{saved}[/]; go on with: {escape(how_to_resume(folder))}", soft_wrap=True
-        )
-        raise typer.Exit(130) from None
+        how = escape(how_to_resume(folder))
+        console.print(f"[bold yellow]interrupted{saved}[/]; go on with: {how}", soft_wrap=True)
+        raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else int(error.code or 0)) from None
     except NumericError as error:
         watch.save(folder)
         saved = f"; {keeper.files()[-1]}, saved {place_of(keeper.files()[-1])}, is good" if keeper.files() else ""

@@ -206,10 +206,10 @@ def not_finite(model: "Model", probe: tuple[Any, Any]) -> tuple[str, str, str] |
         if not _finite(values):
             return path.rpartition(".")[0], "backward", f"its {path.rpartition('.')[2]} is not finite"
     x = model.as_floats(backend.from_host(probe[0]))
-    for _, layer in model.network.children():
+    for name, layer in model.network.children():
         x, _ = layer.forward(x, train=False)
         if not _finite(backend.to_host(x)):
-            return layer.label, "forward", "its output is not finite"
+            return name, "forward", "its output is not finite"
     return None
 
 
@@ -224,11 +224,11 @@ def _activity(model: "Model", x: Any) -> tuple[Any, dict[str, float]]:
     """
     backend, dead = model.backend, {}
     x = model.as_floats(backend.from_host(x))
-    for _, layer in model.network.children():
+    for name, layer in model.network.children():
         x, _ = layer.forward(x, train=False)
         if isinstance(layer, ReLU):
             fires = backend.to_host((x > 0).any(axis=tuple(range(x.ndim - 1))))
-            dead[layer.label] = 1.0 - float(fires.mean())
+            dead[name] = 1.0 - float(fires.mean())
     return backend.to_host(x), dead
 
 

@@ -60,7 +60,9 @@ class Training:
 
     def run(self) -> History:
         """Train, and return what every epoch gave."""
-        self.model.fitting, self.model.fault = True, None
+        self.model.fault = None
+        if self.model.claim is not None:
+            self.model.claim.steps = True
         try:
             with self.model.backend.fixed() if self.deterministic else nullcontext():
                 return self._run()
@@ -70,7 +72,7 @@ class Training:
                 callback.on_fit_interrupted(self.model)
             raise
         finally:
-            self.model.fitting, self.model.numerics = False, None
+            self.model.numerics = None
             self.model.rest(None)
             self.model.release()
 
@@ -149,6 +151,8 @@ class Training:
             if self.step and model.stop_training:
                 break
             rates = model.optimizer.rates_at(self.epoch + part.start / count, self.epochs)
+            if model.bind():
+                steps.forget()
             steps.make(part, rates)
             self.learning_rate = rates[0]
             model.progress = min(self.epoch + part.stop / count, self.epochs), self.epochs
@@ -169,10 +173,10 @@ class Training:
         return logs | so_far | {"learning_rate": self.learning_rate} | times
 
     def _obey(self, keeper: Checkpoints, steps: Steps) -> None:
-        """End the training here if the user has pressed Ctrl-C, with a checkpoint of now."""
+        """End the training here if that was asked for, by Ctrl-C or SIGTERM, with a checkpoint of now."""
         if self._interruption is not None and self._interruption.asked:
             keeper.save(self, steps, interrupted=True)
-            raise KeyboardInterrupt
+            raise self._interruption.error()
 
     def _seconds_of_epochs(self) -> list[float]:
         """Return what each epoch so far has taken, with its validation."""

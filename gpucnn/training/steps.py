@@ -51,7 +51,7 @@ class Steps:
         self._order = None if order is None else self.model.backend.from_host(order)
 
     def forget(self) -> None:
-        """Take up that a step computes something else from now on, because other parameters learn."""
+        """Take up that a step computes something else from now on: other parameters learn, or arrays are others."""
 
     def make(self, part: slice, rate: Rates) -> None:
         """Make the step on one part of the order, at one learning rate or at those of the optimizer's groups."""
