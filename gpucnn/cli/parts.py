@@ -16,6 +16,7 @@ HELD_OUT = 0.1  # of the training images, for validation, where nothing else is 
 class Parts:
     """Images with their labels; `validation` are training images that were held out, or (`on_test`) the test images."""
 
+    dataset: Dataset
     training: Split
     validation: Split | None
     test: Split
@@ -53,8 +54,8 @@ def parts_of(dataset: Dataset, asked: dict[str, Any]) -> Parts:
     """Return the parts of a data set, by options that `checked` returned: the same for the same seed."""
     (x, y), test = dataset
     if validated_on_test(asked):
-        return Parts((x, y), test, test, True)
+        return Parts(dataset, (x, y), test, test, True)
     if asked["hold_out"] is None:
-        return Parts((x, y), None, test, False)
+        return Parts(dataset, (x, y), None, test, False)
     held = stratified(y, asked["hold_out"], rng.host_generator(asked["seed"], "hold out"))
-    return Parts((x[~held], y[~held]), (x[held], y[held]), test, False)
+    return Parts(dataset, (x[~held], y[~held]), (x[held], y[held]), test, False)

@@ -10,11 +10,12 @@ from rich.table import Table
 
 from gpucnn import reproduction
 from gpucnn.backends import get_backend
+from gpucnn.checkpoint import content
 from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console, say, working
 from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
-from gpucnn.files import write_whole
+from gpucnn.files import FolderLock, explained, make_folder, remove_parts, user_path, write_into
 from gpucnn.printing import Part, duration, narrow_table
 from gpucnn.run_folder import STATISTICS
 from gpucnn.training.checkpoints import Checkpoints
@@ -40,12 +41,23 @@ def runs(
 ) -> None:
     """Train a recipe many times; runs that are there already are not made again, so it can be interrupted."""
     entry = reproduction.by_name(name)
-    folder = output or RUNS / f"{entry.network}-statistics"
-    made = make_runs(entry.network, count, folder, backend=backend, epochs=epochs, dtype=dtype, on_defect=on_defect)
-    text = made.text(include_defects)
-    write_whole(made.path.with_suffix(".txt"), text.encode())
-    console.print(text, soft_wrap=True)
-    say(f"every run in {made.path}, averages in {made.path.with_suffix('.txt')}")
+    folder = user_path(output) if output else RUNS / f"{entry.network}-statistics"
+    with being_written(folder):
+        made = make_runs(entry.network, count, folder, backend=backend, epochs=epochs, dtype=dtype, on_defect=on_defect)
+        averages = made.write_text(include_defects)
+    console.print(made.text(include_defects), soft_wrap=True)
+    say(f"every run in {made.path}, averages in {averages}")
+
+
+def being_written(folder: Path) -> FolderLock:
+    """Return the lock of a folder of runs, which is made if it is not there.
+
+    Raises:
+        ConfigurationError: it cannot be made.
+    """
+    with explained(folder, ConfigurationError):
+        make_folder(folder)
+    return FolderLock(folder)
 
 
 def make_runs(
@@ -60,6 +72,8 @@ def make_runs(
     data: Dataset | None = None,
 ) -> Runs:
     """Make the runs that are missing in a folder, and say how each came out; the first one's model is kept.
+
+    Nobody else may write into the folder meanwhile, which must be there.
 
     Raises:
         ConfigurationError: `on_defect` is no word that is known.
@@ -110,13 +124,14 @@ def make_runs(
         if long:
             say(_times(record))
         if seed == 0:
-            model.save(folder / MODEL)
-            history.save(folder / HISTORY)
-            kept = settings | {"seed": seed, "data": data.name, "validate_on_test": long}
-            write_whole(folder / CONFIG, (json.dumps(kept) + "\n").encode())
+            described = json.dumps(settings | {"seed": seed, "data": data.name, "validate_on_test": long}) + "\n"
+            with explained(folder / MODEL):
+                write_into(folder, MODEL, content(model))
+                write_into(folder, HISTORY, history.content())
+                write_into(folder, CONFIG, described.encode())
         return record
 
-    folder.mkdir(parents=True, exist_ok=True)
+    remove_parts(folder)
     made.make(count, run)
     for record in made.records:
         checkpoints_of(record["seed"]).clear()  # the record is kept by now; the best model of a long run stays
