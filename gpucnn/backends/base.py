@@ -74,6 +74,10 @@ class Recorder:
         """Return such an array as it was."""
         raise NotImplementedError(f"{type(self).__name__} records nothing")
 
+    def knows(self, array: Array) -> bool:
+        """Tell whether an array is one that this recorder gave or saw made."""
+        raise NotImplementedError(f"{type(self).__name__} records nothing")
+
 
 class Backend:
     """Arrays on the host, and every kernel as the textbook writes it."""

@@ -210,14 +210,18 @@ class Layer(Configurable, family="layer"):
         return self.output_shape
 
     def children(self) -> Iterator[tuple[str, "Layer"]]:
-        """Yield the layers inside this one with the names that lead to them, in order of definition."""
+        """Yield the layers inside this one with the names that lead to them, in order of definition.
+
+        One in a list goes by its label where no other one does, else by its place: `blocks.1`.
+        """
+        taken = {name: value for name, value in vars(self).items() if isinstance(value, Layer)}
         for name, value in vars(self).items():
-            if isinstance(value, Layer):
-                yield name, value
-            elif isinstance(value, list | tuple):
-                yield from ((item.label, item) for item in value if isinstance(item, Layer))
-            elif isinstance(value, dict):
-                yield from ((f"{name}.{key}", item) for key, item in value.items() if isinstance(item, Layer))
+            in_list = isinstance(value, list | tuple)
+            for path, item in _held_in(name, value):
+                if not isinstance(item, Layer):
+                    continue
+                by_label = in_list and path.count(".") == 1 and taken.setdefault(item.label, item) is item
+                yield item.label if by_label else path, item
 
     def _walk(self, kind: type, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
         """Yield what of `kind` this layer and its children hold, each once, by path."""
@@ -225,8 +229,9 @@ class Layer(Configurable, family="layer"):
             return
         seen.add(id(self))
         for name, value in vars(self).items():
-            if isinstance(value, kind):
-                yield path + name, value
+            for place, held in _held_in(name, value):
+                if isinstance(held, kind):
+                    yield path + place, held
         for name, child in self.children():
             yield from child._walk(kind, f"{path}{name}.", seen)
 
@@ -293,6 +298,18 @@ class Layer(Configurable, family="layer"):
             on_host = isinstance(holder, Buffer) and holder.on_host
             array = state[path] if on_host else self.backend.from_host(state[path])
             holder.value[...] = array.astype(holder.value.dtype)
+
+
+def _held_in(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what of a network an attribute holds, also in lists and dictionaries at any depth, by path: `weights.0`."""
+    if isinstance(value, Layer | Parameter | Buffer):
+        yield path, value
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _held_in(f"{path}.{number}", item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _held_in(f"{path}.{key}", item)
 
 
 def _move(array: Array, source: Backend, target: Backend, dtype: str | None) -> Array:
