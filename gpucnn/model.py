@@ -3,33 +3,47 @@
 import copy
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
-from gpucnn import rng
-from gpucnn.arguments import check_dtype, check_last_layer, check_precision, checked_shape, listed
+from gpucnn import checks, rng
+from gpucnn.arguments import (
+    check_dtype,
+    check_last_layer,
+    check_nothing_shown,
+    check_pair,
+    check_precision,
+    check_verbose,
+    checked_shape,
+)
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.backends.base import as_floats
-from gpucnn.callbacks import Callback
+from gpucnn.callbacks import Callback, check_callbacks
+from gpucnn.config import Closed
 from gpucnn.data.augment import Augmentation, check_augmentations, data_shape
 from gpucnn.data.batches import check_batch_size, check_epochs, check_inputs, check_labels, join
 from gpucnn.data.views import Views, check_views
-from gpucnn.errors import ConfigurationError, NumericError, OutOfMemory, ShapeError
-from gpucnn.flat import FlatState
+from gpucnn.errors import ConfigurationError, DataError, NumericError, OutOfMemory, ShapeError
+from gpucnn.flat import FlatState, check_placed, check_same_layers, check_shared_dtype
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.combine import Sequential
-from gpucnn.losses import CategoricalCrossEntropy, Loss
-from gpucnn.metrics import Metric, Totals
+from gpucnn.layout import Layout
+from gpucnn.losses import CategoricalCrossEntropy, Loss, MeanSquaredError, chosen_loss
+from gpucnn.metrics import Accuracy, Metric, Totals, chosen_metrics
 from gpucnn.optimizers import Optimizer
 from gpucnn.optimizers.base import Rates
 from gpucnn.patterns import check_patterns, matched
 from gpucnn.training.checkpoints import Checkpoints, check_checkpoints
+from gpucnn.training.claims import Claim, trains
 from gpucnn.training.evaluation import by_parts, evaluate
 from gpucnn.training.history import History
+from gpucnn.training.interruption import whole_step
 from gpucnn.training.loop import Training, to_device
 from gpucnn.training.refresh import refresh_statistics
+from gpucnn.training.scale import warn_of_scale
 from gpucnn.training.slices import Sliced
 
 if TYPE_CHECKING:
@@ -37,8 +51,22 @@ if TYPE_CHECKING:
     from gpucnn.profiling import Profile
     from gpucnn.training.numerics import Watch
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
-class Model:
+
+def on_device(verb: Callable[Concatenate["Model", Given], Result]) -> Callable[Concatenate["Model", Given], Result]:
+    """Let a verb of a model work on its backend's device, and leave the calling thread on the one it was on."""
+
+    @wraps(verb)
+    def call(model: "Model", *args: Given.args, **options: Given.kwargs) -> Result:
+        with model.backend.on_device():
+            return verb(model, *args, **options)
+
+    return call
+
+
+class Model(Closed):
     """A network with its weights, and after `compile` with its loss and optimizer.
 
     Arguments
@@ -53,10 +81,23 @@ class Model:
 
     Inputs are (N, *input_shape), uint8 or floats: uint8 pixels 0 … 255 count as 0 … 1, floats as they are.
 
+    Models that are made of the same layers, such as `Model([*base.layers[:-2], Dense(2), Softmax()], …)`, share their
+    weights, whichever trains; they need the same backend and dtype. `copy.deepcopy` makes weights of its own.
+
     Raises
         ShapeError, ConfigurationError  a layer does not fit the one before it, or an argument makes no sense
         BackendUnavailable              a backend was named that this machine does not have
     """
+
+    changed_by: ClassVar[dict[str, str]] = {
+        "backend": "call model.to(backend)",
+        "dtype": "call model.to(backend, dtype)",
+        "optimizer": "call model.compile(optimizer=…)",
+        "layers": "make a new Model of the layers, which shares their weights",
+        "network": "make a new Model of the layers, which shares their weights",
+        "input_shape": "make a new Model",
+        "output_shape": "make a new Model",
+    }
 
     def __init__(
         self,
@@ -69,21 +110,25 @@ class Model:
         allow_tf32: bool | None = None,
         name: str = "model",
     ) -> None:
+        vars(self)["_settled"] = False
         check_dtype(dtype)
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise ConfigurationError(f"seed must be an integer of at least 0, not {seed!r}")
+        self.seed = checks.integer(seed, "seed", minimum=0)
         self.network = layers if isinstance(layers, Sequential) else Sequential(layers)
         if not self.network.layers:
             raise ConfigurationError("a model needs at least one layer; got an empty list")
         self.input_shape = checked_shape(input_shape)
-        self.seed, self.dtype, self.name = seed, dtype, name
-        self.allow_tf32 = os.environ.get("GPUCNN_TF32") == "1" if allow_tf32 is None else bool(allow_tf32)
+        self.dtype, self.name = dtype, name
+        self.allow_tf32 = (
+            os.environ.get("GPUCNN_TF32") == "1" if allow_tf32 is None else checks.flag(allow_tf32, "allow_tf32")
+        )
         self.jit = True
         self.backend = get_backend(backend)
         check_precision(dtype, self.backend)
-        self.output_shape = self.network.build_once(self.input_shape, rng.host_generator(seed, "weights"))
+        self.output_shape = self.network.build_once(self.input_shape, rng.host_generator(self.seed, "weights"))
+        check_shared_dtype(self.network, self.state_dtype)
         self.loss: Loss | None = None
         self.metrics: list[Metric] = []
+        self.chooses_metrics = False  # whether the first data decide which metrics mean something
         self._optimizer: Optimizer | None = None
         self._trunk = self.network
         self._sliced = self._sliced_trunk = Sliced(self.network)
@@ -91,14 +136,16 @@ class Model:
         self._groups = [list(self.parameters())]
         self.epochs_seen = 0
         self.stop_training = False
-        self.fitting = False
+        self.claim: Claim | None = None  # what trains it
         self.numerics: Watch | None = None  # looks at gradients while a fit goes on
         self.fault: NumericError | None = None  # what ended the last fit
         self.progress = 0.0, 1.0  # the epoch that a fit has come to, with its fraction, and the number of epochs
         self.averaged_by: Callback | None = None  # who has put averages in the place of the weights
         self.class_names: list[str] | None = None
+        self.warned_of_scale = False
         self.recipe: Recipe | None = None
         self.to(self.backend)
+        self._settled = True
 
     # --- the network --------------------------------------------------------------------------
 
@@ -115,6 +162,7 @@ class Model:
         """Return host copies of every parameter and buffer by path; moves nothing."""
         return self.network.state_dict()
 
+    @on_device
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; raises CheckpointError where it does not fit."""
         self.network.load_state_dict(state)
@@ -128,31 +176,67 @@ class Model:
         """Move weights and the optimizer's state to another backend, and compute in another dtype; returns the model.
 
         Raises:
-            ConfigurationError: a model of float16 is moved to a backend that does not compute in it.
+            ConfigurationError: a model of float16 is moved to a backend that does not compute in it, or a training
+                goes on.
         """
+        self.check_not_training("moved")
         target, dtype = get_backend(backend), self.dtype if dtype is None else check_dtype(dtype)
         check_precision(dtype, target)
-        source, self.backend, self.dtype = self.backend, target, dtype
+        source = self.backend
+        vars(self).update(backend=target, dtype=dtype)
         self._gave_up_steps = ""
         self.network.to(self.backend, self.state_dtype)
-        self._flatten()
         if self.loss is not None:
             self.loss.backend = self.backend
-        if self._optimizer is not None:
-            self._optimizer.move(source, self.backend, self._flat.values, self._flat.layout)
+        self._lay(source)
         return self
 
-    def _flatten(self) -> None:
-        """Lay all parameters, gradients and buffers in flat arrays, anew."""
+    @on_device
+    def _lay(self, source: Backend | None = None) -> None:
+        """Lay all parameters, gradients and buffers in flat arrays, anew; the optimizer follows, from `source`."""
+        before = vars(self).get("_flat")
         self._flat = FlatState(self.network, self.backend, self.state_dtype, self._groups)
         self._note_trained()
+        if before is not None and self._optimizer is not None and self._optimizer.serves(before.values):
+            self._optimizer.move(source or self.backend, self.backend, self._flat.values, self._flat.layout)
+
+    def bind(self) -> bool:
+        """See that the layers' state lies in this model's flat arrays; return whether it had to be laid anew.
+
+        It does not where another model of the same layers has laid it in its own, or a parameter was replaced.
+        Values, gradients and the optimizer's state stay what they are.
+
+        Raises:
+            ConfigurationError: the layers were moved to another backend or dtype, or others took their places.
+        """
+        if self._flat.is_bound():
+            return False
+        self._check_layers()
+        before = self._flat.layout
+        self._lay()
+        if self._flat.layout == before:
+            self._flat.layout = before  # the very one, for who goes by it
+        return True
+
+    def _check_layers(self) -> None:
+        """Refuse layers that were changed or moved since the model was made, as `bind` does; change nothing."""
+        if not self._flat.is_bound():
+            check_same_layers(self.network, self._flat.layout)
+            remedy = f"model.to({self.backend.name!r}, {self.dtype!r})"
+            check_placed(self.network, self.backend, self.state_dtype, remedy)
 
     def flat_state(self) -> list[Array]:
         """Return all parameters that are not frozen and all buffers of floats, each as one flat array: views.
 
-        The list is the same one until the model is moved, compiled, frozen or unfrozen.
+        The list is the same one until the state is laid anew: by `to`, `compile` and `freeze`, and where the layers are
+        shared with another model.
         """
+        self.bind()
         return self._flat.averaged
+
+    def flat_layout(self) -> Layout:
+        """Return where each parameter lies in the flat arrays; a new object where that is settled anew."""
+        return self._flat.layout
 
     # --- what is trained ----------------------------------------------------------------------
 
@@ -160,7 +244,7 @@ class Model:
         """Leave parameters as they are in every training from now on, until `unfreeze`; returns the model.
 
         No optimizer, weight decay or average of weights moves them, and their gradients are left out. The statistics
-        of a batch norm go on being collected.
+        of a batch norm go on being collected. Models that share a parameter share whether it is frozen.
 
         Arguments:
             what: patterns such as "conv2d.weight" or "*.bias", names of layers ("conv2d", "residual.*") or layers
@@ -176,18 +260,25 @@ class Model:
         """Train parameters again that were frozen; takes what `freeze` takes, and returns the model."""
         return self._set_frozen(what, frozen=False)
 
+    @on_device
     def _set_frozen(self, what: tuple[str | Layer, ...], frozen: bool) -> "Model":
-        if self.fitting:
-            raise ConfigurationError(
-                "parameters cannot be frozen or unfrozen while fit goes on: its steps may be recorded; do it between "
-                "two fits, or give the optimizer a Group whose rate is a schedule that falls to 0"
-            )
+        self.check_not_training(
+            "frozen or unfrozen", ", or give the optimizer a Group whose rate is a schedule that falls to 0"
+        )
+        self.bind()
         for parameter in self._parameters_of(what):
             parameter.frozen = frozen
-        self._flatten()
-        if self._optimizer is not None:
-            self._optimizer.move(self.backend, self.backend, self._flat.values, self._flat.layout)
+        self.bind()
         return self
+
+    def check_not_training(self, what: str, remedy: str = "") -> None:
+        """Refuse what steps that go on, and may be recorded, would not follow, such as to be "moved"."""
+        claim = self.claim
+        if claim is not None and claim.holds and (claim.steps or not claim.here):
+            raise ConfigurationError(
+                f"the model cannot be {what} while {claim.method} goes on: its steps may be recorded; do it before or "
+                f"after it{remedy}"
+            )
 
     def rest(self, epoch: int | None) -> bool:
         """Let the parameters of groups rest whose epochs are over, or wake all with None; tell whether any changed.
@@ -225,8 +316,12 @@ class Model:
     def forward(self, x: Any, *, train: bool = False) -> tuple[Array, Backward]:
         """Return the network's output for x and the way back; arrays of the model's backend, or host arrays.
 
-        The way back adds to the parameters' gradients; `zero_grad` forgets them.
+        The way back adds to the parameters' gradients, and `apply_gradients` trains by them; `zero_grad` forgets them.
         """
+        if train:
+            self.bind()
+        else:
+            self._check_layers()
         with self.computing(len(x)):
             inputs = self.as_floats(self.backend.from_host(x))
             y, network_backward = self._sliced.forward(self.backend, inputs, train=train, repeat=self.jit and not train)
@@ -241,7 +336,8 @@ class Model:
     def computing(self, batch: int) -> Iterator[None]:
         """Hold the backend's context around passes of so many samples; say what helps where memory runs out."""
         try:
-            with self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32):
+            working = self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32)
+            with whole_step, working:
                 yield
         except MemoryError as error:
             if isinstance(error, OutOfMemory) and error.explained:
@@ -249,14 +345,10 @@ class Model:
             raise OutOfMemory(self._what_fits(error, batch), getattr(error, "layer", ""), explained=True) from error
 
     def _what_fits(self, error: MemoryError, batch: int) -> str:
-        """Return a message: where memory ran out, what was asked for, what there is, and a batch that should fit.
-
-        A layer is taken to hold its output and, on the way back, as much again.
-        """
+        """Return a message: where memory ran out, what was asked for, what there is, and a batch that should fit."""
         where = getattr(error, "layer", "") or self.name
         message = f"{where}: out of memory on {self.backend.name} at a batch of {batch}: {str(error).rstrip('.')}"
-        outputs = sum(math.prod(layer.output_shape or ()) for layer in self.network.all_layers())
-        each, memory, fits = 2 * outputs * self._flat.values.itemsize, self.backend.memory(), batch // 2
+        each, memory, fits = self.bytes_of_a_sample(), self.backend.memory(), batch // 2
         if memory is not None:
             free, total = memory
             message += f"; {free / 1e6:,.0f} of {total / 1e6:,.0f} MB are free"
@@ -264,14 +356,41 @@ class Model:
                 fits //= 2
         return message + (f"; a batch_size of {fits} should fit" if fits else "; one sample is too much for it")
 
+    def bytes_of_a_sample(self) -> int:
+        """Return about how much memory a step takes for each sample: all outputs, and all their gradients."""
+        outputs = sum(math.prod(layer.output_shape or ()) for layer in self.network.all_layers())
+        return 2 * outputs * int(self._flat.values.itemsize)
+
     def release(self) -> None:
         """Let go of memory that is kept for later: of passes that were recorded, and what the backend keeps."""
         for sliced in (self._sliced, self._sliced_trunk):
             sliced.repeats.forget()
         self.backend.release()
 
+    def apply_gradients(self) -> None:
+        """Make a step of the optimizer by the gradients that ways back have added up, and forget them.
+
+        For losses and trainings of one's own, also through several models:
+
+            y, backward = model.forward(x, train=True)
+            dx = backward(2 * (y - target) / y.size)
+            model.apply_gradients()
+
+        A schedule has no end to measure by here, so the step is made at its highest rate.
+
+        Raises:
+            ConfigurationError: the model is not compiled, or its optimizer serves another model since.
+        """
+        rates = self.optimizer.rates_at()
+        self.bind()
+        with self.computing(1):
+            self.optimizer.update(self.backend, self._flat.values, self._flat.gradients, rates)
+            self.zero_grad()
+
+    @on_device
     def zero_grad(self) -> None:
         """Forget all gradients."""
+        self.bind()
         self._flat.gradients[...] = 0
 
     def as_floats(self, x: Array) -> Array:
@@ -280,44 +399,53 @@ class Model:
 
     # --- training -----------------------------------------------------------------------------
 
+    @on_device
     def compile(
         self,
         optimizer: Optimizer | str = "sgd",
         loss: Loss | str = "categorical_crossentropy",
-        metrics: Sequence[Metric | str] = ("accuracy",),
+        metrics: Sequence[Metric | str] | str | None = "auto",
         *,
         jit: bool = True,
     ) -> "Model":
         """Choose how the model is trained; objects or their names. Returns the model.
 
         Arguments:
+            metrics: what is measured besides the loss: a list of metrics or their names; None or [] for nothing. "auto"
+                is the accuracy where labels are classes, or 0 and 1, and nothing for a regression; the first data that
+                the model is fitted or evaluated with decide where the loss does not.
             jit: what a training asks of the backend is recorded once and then repeated, if all layers say `recordable`:
                 on a GPU by `fit`, a whole step as one launch instead of one for each kernel, and on the CPU passes
                 without the layers' Python. The numbers are the same either way; `why_not_repeated` says what stood in
                 the way. Losses and metrics of one's own must not decide anything in Python, or this be turned off.
 
         Raises:
-            ConfigurationError: an unknown name, a loss that does not fit the last layer, or a group of the optimizer
-                that no parameter belongs to.
+            ConfigurationError: an unknown name, a loss that does not fit the last layer, two metrics of one name, a
+                group of the optimizer that no parameter belongs to, or a training goes on.
         """
-        loss = copy.copy(Loss.get(loss))  # a copy: its backend is this model's
+        self.check_not_training("compiled")
+        self._check_layers()
+        loss = copy.copy(chosen_loss(loss))  # a copy: its backend is this model's
+        chooses = isinstance(metrics, str) and metrics == "auto"
+        chosen = chosen_metrics(["accuracy"] * loss.of_classes if chooses else metrics)
         last = self.layers[-1]
         optimizer = Optimizer.get(optimizer)
         groups = optimizer.split({path: parameter.shape for path, parameter in self.parameters().items()})
         self._trunk = self.network
         if isinstance(loss, CategoricalCrossEntropy):
-            check_last_layer(last, loss)
+            check_last_layer(self.layers, self.output_shape, loss)
             if isinstance(last, Softmax):
                 self._trunk = self._without_last()  # the softmax is computed with the loss, as one kernel
         self._sliced_trunk = self._sliced
         if self._trunk is not self.network:
             self._sliced_trunk = Sliced(self._trunk, self._sliced.repeats.room)
-        self.jit, self._gave_up_steps = bool(jit), ""
+        self.jit, self._gave_up_steps = checks.flag(jit, "jit"), ""
         self.loss = loss
         self.loss.backend = self.backend
-        self.metrics = [Metric.get(metric) for metric in listed(metrics, "metrics")]
-        self._optimizer, self._groups = optimizer, groups
-        self._flatten()
+        self.metrics, self.chooses_metrics = chosen, chooses
+        self._optimizer, self._groups = None, groups
+        self._lay()
+        self._optimizer = optimizer
         self._optimizer.reset(self.backend, self._flat.values, self._flat.layout)
         return self
 
@@ -330,10 +458,12 @@ class Model:
             )
         return self._optimizer
 
+    @trains(within=False)
+    @on_device
     def fit(
         self,
         x: Any,
-        y: Any,
+        y: Any = None,
         *,
         epochs: float | None = None,
         batch_size: int | None = None,
@@ -347,7 +477,10 @@ class Model:
         deterministic: bool = True,
         verbose: bool | int | str = "auto",
     ) -> History:
-        """Train on host data: x (N, *input_shape) uint8 or floats, y class numbers (N,) or targets.
+        """Train on host data: x (N, *input_shape) uint8 or floats, y class numbers (N,) or targets; return the history.
+
+        Arrays of any library, lists and tables are taken. uint8 counts as 0 … 1 in images, as inputs and as targets;
+        bools count as 0 and 1. Class numbers may be given for each position of an image, (N, H, W).
 
         A named network comes with a recipe, which also prepares the model before its first epoch and adds callbacks
         where it needs them.
@@ -368,7 +501,8 @@ class Model:
             deterministic: stay with the number of threads that the CPU engine has at the beginning, by which a batch is
                 cut and sums are ordered: the same seed, data, versions and number give the same bits. False lets
                 `set_num_threads` take effect between steps. A GPU's results repeat either way.
-            verbose: "auto" shows a bar on a terminal and a line an epoch elsewhere; 1 lines; 0 nothing.
+            verbose: "auto" shows a bar on a terminal and a line an epoch elsewhere; True, 1 or 2 lines; False or 0
+                nothing.
 
         Raises:
             ShapeError, DTypeError, DataError: data or labels that the model cannot take.
@@ -377,19 +511,17 @@ class Model:
             NumericError: gradients that are not finite; says where, which way and in which step.
         """
         _ = self.optimizer  # refuses a model that is not compiled before any work is done
+        self.bind()
         epochs = check_epochs(self._default("epochs", 1) if epochs is None else epochs)
-        if validation_data is not None and not (
-            isinstance(validation_data, list | tuple) and len(validation_data) == 2
-        ):
-            kind = type(validation_data).__name__
-            raise ConfigurationError(f"validation_data must be a pair (x, y), not {kind}; pass (x_test, y_test)")
-        for callback in listed(callbacks, "callbacks"):
-            if not isinstance(callback, Callback):
-                raise ConfigurationError(f"callbacks must be Callback objects; {callback!r} is none")
+        check_pair(validation_data, "validation_data")
+        check_callbacks(callbacks)
         keeper, source = check_checkpoints(checkpoints, resume)
         wanted = self._default("augment", ()) if augment is None else augment
         augmentations = check_augmentations(wanted, self.input_shape, x)
         data = self._checked(x, y, shape=data_shape(augmentations, self.input_shape, x))
+        validation = None if validation_data is None else self._checked(*validation_data, pair="validation_data")
+        self._suit_metrics([pair[1] for pair in (data, validation) if pair is not None])
+        warn_of_scale(self, data[0], "x", whole=True)
         size = check_batch_size(self._default("batch_size", 128) if batch_size is None else batch_size)
         self._check_batches(len(data[0]), size)
         if self.recipe is not None:
@@ -401,15 +533,15 @@ class Model:
             data=data,
             epochs=epochs,
             batch_size=size,
-            validation_data=None if validation_data is None else self._checked(*validation_data, what="validation "),
+            validation_data=validation,
             callbacks=callbacks,
-            shuffle=shuffle,
+            shuffle=checks.flag(shuffle, "shuffle"),
             augment=augmentations,
             checkpoints=keeper,
             resume=source,
-            check_numerics=bool(check_numerics),
-            deterministic=bool(deterministic),
-            verbose=verbose,
+            check_numerics=checks.flag(check_numerics, "check_numerics"),
+            deterministic=checks.flag(deterministic, "deterministic"),
+            verbose=check_verbose(verbose),
         ).run()
 
     def _check_batches(self, count: int, size: int) -> None:
@@ -422,6 +554,8 @@ class Model:
                     f"batches of {size:,} leave a last one of {last:,}; choose another batch_size"
                 )
 
+    @trains(within=True)
+    @on_device
     def train_on_batch(self, x: Any, y: Any) -> Array:
         """Make one step on a batch of host data; return its mean loss, still on the device.
 
@@ -430,9 +564,10 @@ class Model:
         rates = self.optimizer.rates_at()
         x, y = self._checked(x, y)
         with self.computing(len(x)):
-            inputs, labels = to_device(self, (x, y))
+            ((inputs, labels),) = to_device(self, (x, y))
             return self.step(self.as_floats(inputs), labels, rates)[0]
 
+    @on_device
     def step(self, x: Array, labels: Array, learning_rate: Rates, number: Array | None = None) -> tuple[Array, Array]:
         """Make one step on device arrays; return the mean loss and the outputs before the step.
 
@@ -441,6 +576,7 @@ class Model:
         from 1, as arrays () of one.
         """
         optimizer = self.optimizer
+        self.bind()
         with self.computing(len(x)):
             if self.numerics is not None:
                 self.numerics.begin_step()
@@ -452,8 +588,10 @@ class Model:
 
     def flat_gradients(self) -> Array:
         """Return all gradients as one flat array: a view."""
+        self.bind()
         return self._flat.gradients
 
+    @on_device
     def loss_and_gradients(self, x: Array, labels: Array, *, in_slices: bool = True) -> tuple[Array, Array]:
         """Return what `step` does, and leave the gradients in the parameters, without an update.
 
@@ -464,7 +602,7 @@ class Model:
         """
         scale = 2.0 ** math.ceil(math.log2(len(x))) if self.dtype == "float16" else 1.0
         with self.computing(len(x)):
-            self.zero_grad()
+            self.zero_grad()  # which binds
             if in_slices:
                 outputs, network_backward = self.training_pass(x, repeat=self.jit)
             else:
@@ -492,8 +630,9 @@ class Model:
         """Record no step any more on this backend, for a reason that `why_not_repeated` returns from now on."""
         self._gave_up_steps = reason
 
-    def score(self, x: Array, labels: Array) -> tuple[Array, Array]:
+    def _score(self, x: Array, labels: Array) -> tuple[Array, Array]:
         """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""
+        self._check_layers()
         with self.computing(len(x)):
             outputs, _ = self._sliced_trunk.forward(self.backend, x, train=False, repeat=self.jit)
             exact = outputs.astype(self.state_dtype, copy=False)
@@ -506,11 +645,29 @@ class Model:
             return self.loss.on_logits(outputs, labels)
         return self.loss(outputs, labels)
 
-    def evaluate(self, x: Any, y: Any, *, batch_size: int = 256, views: Views | str | None = None) -> dict[str, float]:
-        """Return {"loss": …, "accuracy": …} over host data; `views` are those of `predict`."""
+    @on_device
+    def evaluate(
+        self, x: Any, y: Any = None, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0
+    ) -> dict[str, float]:
+        """Return {"loss": …, "accuracy": …} over host data, a dictionary by name: `scores["accuracy"]`.
+
+        Who wants them side by side writes `loss, accuracy = model.evaluate(x, y).values()`.
+
+        Arguments:
+            views: those of `predict`.
+            verbose: 0, False or "auto"; nothing is shown.
+
+        Raises:
+            ShapeError, DTypeError, DataError: data or labels that the model cannot take.
+            ConfigurationError: the model is not compiled, an argument makes no sense, or a metric means nothing here.
+        """
         _ = self.optimizer
+        check_nothing_shown(verbose, "evaluate")
         chosen, size = check_views(views, self.input_shape), check_batch_size(batch_size)
-        inputs, labels = to_device(self, self._checked(x, y))
+        x, y = self._checked(x, y)
+        self._suit_metrics([y])
+        warn_of_scale(self, x, "x", whole=True)
+        ((inputs, labels),) = to_device(self, (x, y))
         if chosen is None:
             return evaluate(self, (inputs, labels), size)
         totals = self.new_totals()
@@ -523,7 +680,8 @@ class Model:
         by_parts(self, len(labels), size, score)
         return totals.read()
 
-    def predict(self, x: Any, *, batch_size: int = 256, views: Views | str | None = None) -> Any:
+    @on_device
+    def predict(self, x: Any, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0) -> Any:
         """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16.
 
         No more than `batch_size` samples are in the network at once, and fewer where memory does not suffice.
@@ -531,8 +689,11 @@ class Model:
         Arguments:
             views: a `gpucnn.data.views.Views`, or "mirror" or "mirror-shift": the network sees several views of each
                 image, and its outputs are averaged; where it ends with a softmax, the logits before it.
+            verbose: 0, False or "auto"; nothing is shown.
         """
-        x, size = check_inputs(x, self.input_shape), check_batch_size(batch_size)
+        check_nothing_shown(verbose, "predict")
+        x, size = check_inputs(x, self.input_shape, dtype=self.dtype), check_batch_size(batch_size)
+        warn_of_scale(self, x, "x", whole=False)
         chosen = check_views(views, self.input_shape)
 
         def outputs(part: slice) -> Any:
@@ -548,6 +709,7 @@ class Model:
         if isinstance(last, Softmax):
             network = self._sliced_trunk if self._trunk is not self.network else Sliced(self._without_last())
         total = 0.0
+        self._check_layers()
         with self.computing(len(x)):
             for view, weight in views.of(self.backend, x, self.dtype):
                 outputs, _ = network.forward(self.backend, view, train=False, repeat=self.jit)
@@ -560,6 +722,7 @@ class Model:
         trunk.build_once(self.input_shape, None)
         return trunk
 
+    @on_device
     def refresh_statistics(self, x: Any, *, batch_size: int = 128) -> "Model":
         """Compute the running statistics of all batch norms anew, by host data (N, *input_shape); returns the model.
 
@@ -572,17 +735,35 @@ class Model:
 
         Source: Izmailov, Podoprikhin, Garipov, Vetrov, Wilson, "Averaging weights leads to wider optima" (2018).
         """
-        refresh_statistics(self, check_inputs(x, self.input_shape), check_batch_size(batch_size))
+        refresh_statistics(self, check_inputs(x, self.input_shape, dtype=self.dtype), check_batch_size(batch_size))
         return self
 
     def new_totals(self) -> Totals:
         """Return empty sums of loss and metrics on the model's backend."""
         return Totals(self.backend, self.metrics)
 
-    def _checked(self, x: Any, y: Any, what: str = "", shape: Shape | None = None) -> tuple[Any, Any]:
-        x = check_inputs(x, self.input_shape if shape is None else shape, f"{what}x")
-        of_classes = self.loss is not None and self.loss.of_classes
-        return x, check_labels(y, len(x), self.output_shape, of_classes, f"{what}y")
+    def _checked(self, x: Any, y: Any, pair: str = "", shape: Shape | None = None) -> tuple[Any, Any]:
+        """Return inputs and labels as checked arrays on the host; `pair` is the argument that holds both, if any."""
+        names = (f"{pair}[0]", f"{pair}[1]") if pair else ("x", "y")
+        if y is None:
+            raise DataError(
+                f"{names[1]} is missing; pass inputs and labels as two arrays. Loaders, generators and batches are to "
+                "be collected first, such as with np.concatenate, and a whole data set taken apart: x, y = data"
+            )
+        x = check_inputs(x, self.input_shape if shape is None else shape, names[0], self.dtype)
+        task = MeanSquaredError() if self.loss is None else self.loss
+        return x, check_labels(y, len(x), self.output_shape, task, names[1], self.state_dtype, self.input_shape)
+
+    def _suit_metrics(self, labels: Sequence[Any]) -> None:
+        """Choose the form of each metric for data sets with these labels; refuse one that means nothing for them."""
+        assert self.loss is not None
+        wanted = self.metrics or ([Accuracy()] if self.chooses_metrics else [])
+        try:
+            self.metrics = [metric.suited(self.loss, self.output_shape, labels) for metric in wanted]
+        except ConfigurationError:
+            if not self.chooses_metrics:
+                raise
+            self.metrics = []
 
     def _default(self, setting: str, otherwise: Any) -> Any:
         return otherwise if self.recipe is None else getattr(self.recipe, setting)
@@ -600,6 +781,7 @@ class Model:
 
         Console().print(summary_table(self))
 
+    @on_device
     def profile(self, x: Any, y: Any, *, repeats: int = 10) -> "Profile":
         """Time every layer's forward and backward pass on a batch; returns a table that prints itself."""
         from gpucnn.profiling import profile
@@ -607,6 +789,7 @@ class Model:
         x, y = self._checked(x, y)
         return profile(self, x, y, repeats)
 
+    @on_device
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, architecture and training settings to a safetensors file; `gpucnn.load` reads it."""
         from gpucnn.checkpoint import save

@@ -2,8 +2,8 @@
 
 import math
 
+from gpucnn import checks
 from gpucnn.backends import Array
-from gpucnn.errors import ConfigurationError
 from gpucnn.layers.base import Backward, Layer
 
 
@@ -28,12 +28,11 @@ class LeakyReLU(Layer):
     """
 
     per_sample = recordable = True
+    adjustable = ("slope",)
 
     def __init__(self, slope: float = 0.01, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        if not (isinstance(slope, int | float) and 0 <= slope < math.inf):
-            raise ConfigurationError(f"{self.label}: slope must be a finite number of at least 0, not {slope!r}")
-        self.slope = slope
+        self.slope = checks.number(slope, f"{self.label}: slope", minimum=0)
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Multiply by 1 or by the slope, there and back."""
@@ -47,8 +46,12 @@ class Sigmoid(Layer):
     per_sample = recordable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y, by way of tanh, which cannot overflow, and the way back."""
-        y = 0.5 * self.backend.xp.tanh(0.5 * x) + 0.5
+        """Return y, whose small numbers have all their digits, and the backward function.
+
+        Below the logarithm of the smallest normal number y stays there, so the power cannot overflow.
+        """
+        xp = self.backend.xp
+        y = 1.0 / (1.0 + xp.exp(-xp.maximum(x, 0.99 * math.log(xp.finfo(x.dtype).tiny))))
         return y, lambda dy: dy * y * (1.0 - y)
 
 

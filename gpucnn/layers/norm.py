@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
-from gpucnn import initializers
+from gpucnn import checks, initializers
 from gpucnn.backends import Array
+from gpucnn.data.arrays import channel_statistics
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
 from gpucnn.layers.base import Backward, Buffer, Layer, Parameter, Shape
 
@@ -31,15 +32,12 @@ class BatchNorm(Layer):
 
     can_apply_relu = True
     per_sample = recordable = True
+    adjustable = "momentum", "epsilon"
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        if not 0 <= momentum < 1:
-            raise ConfigurationError(f"{self.label}: momentum must be at least 0 and below 1, not {momentum!r}")
-        if not 0 < epsilon < math.inf:
-            raise ConfigurationError(f"{self.label}: epsilon must be a positive number, not {epsilon!r}")
-        self.momentum = momentum
-        self.epsilon = epsilon
+        self.momentum = checks.number(momentum, f"{self.label}: momentum", minimum=0, below=1)
+        self.epsilon = checks.number(epsilon, f"{self.label}: epsilon", above=0)
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Start with scale 1, shift 0 and the statistics of a standard distribution."""
@@ -129,22 +127,20 @@ class Normalization(Layer):
             raise ConfigurationError(f"{self.label}: deviation must be positive, not {deviation!r}")
 
     def adapt(self, data: Any) -> "Normalization":
-        """Take mean and deviation of each channel from host data (N, …, C); returns the layer.
+        """Take mean and deviation of each channel from host data (N, …, C), which count as in `fit`; returns the layer.
+
+        The data are read once, a part after another, so that any array will do, also one that is mapped from a file.
 
         Raises:
-            DataError: the data is empty or a channel is constant, so that it cannot be scaled.
+            ShapeError, DTypeError, DataError: data that `fit` refuses, or a constant channel, which cannot be scaled.
         """
-        if data.size == 0:
-            raise DataError(f"{self.label}: cannot adapt to empty data of shape {tuple(data.shape)}")
-        axes = tuple(range(data.ndim - 1))
-        mean, deviation = data.mean(axis=axes, dtype="float64"), data.std(axis=axes, dtype="float64")
+        mean, deviation = channel_statistics(data, "data")
         if not deviation.min() > 0:
             raise DataError(
                 f"{self.label}: channel {int(deviation.argmin())} of the data is constant, so it has no deviation to "
                 "divide by; leave it out, or pass mean and deviation yourself"
             )
-        scale = 255.0 if data.dtype == "uint8" else 1.0
-        self.mean, self.deviation = (mean / scale).tolist(), (deviation / scale).tolist()
+        vars(self).update(mean=mean.tolist(), deviation=deviation.tolist())
         if self.output_shape is not None:
             self._fill()
         return self
@@ -189,7 +185,7 @@ def _numbers(value: Any, what: str) -> Any:
         return None
     plain = value.tolist() if hasattr(value, "tolist") else value
     listed = plain if isinstance(plain, list | tuple) else [plain]
-    if not listed or not all(isinstance(n, int | float) and math.isfinite(n) for n in listed):
+    if not listed or not all(checks.is_number(n) and math.isfinite(n) for n in listed):
         raise ConfigurationError(f"{what} must be a finite number or a list of them, not {value!r}")
     return [float(n) for n in listed] if isinstance(plain, list | tuple) else float(plain)
 

@@ -15,13 +15,13 @@ has the same shape. Only layers that say `recordable` are recorded. What a repea
 the comparison finds another one, nothing is repeated any more, and a warning says so (see `comparison.py`).
 """
 
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from gpucnn import forks
 from gpucnn.backends import Array, Backend
 from gpucnn.backends.base import Recorder
 from gpucnn.errors import RecordingWarning
@@ -31,14 +31,29 @@ from gpucnn.training.comparison import Doubts, State, same_bits
 from gpucnn.training.passes import Pass
 from gpucnn.training.replicas import Fingerprint, Replica, is_array
 
-_one_at_a_time = threading.Lock()  # to be recorded: parameters are not what they are meanwhile
+_one_at_a_time = forks.lock()  # to be recorded: parameters are not what they are meanwhile
+_to_undo: list[Any] = []  # what puts them back
+
+
+def _put_back() -> str:
+    """Give layers their arrays back; return why what was recorded cannot be repeated, "" if it can."""
+    reasons: list[str] = []
+    while _to_undo:
+        reasons.append(_to_undo.pop()())
+    return next((reason for reason in reasons if reason), "")
+
+
+@forks.in_child
+def _put_back_in_child() -> None:
+    """Give a forked child its parameters back: nobody goes on there with what was being recorded."""
+    _put_back()
 
 
 class Room:
     """What the recordings of a network share: memory, one for each slice, which one pass at a time makes use of."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = forks.lock()
         self.training: object | None = None  # stands for a pass whose way back is still to be walked
         self._recorders: dict[Any, Recorder] = {}
 
@@ -205,19 +220,17 @@ class RecordedPass(Pass):
             yield
             return
         with _one_at_a_time:
-            undo = [_seen(network, recorder) for network, recorder in zip(self.networks, self._recorders, strict=True)]
             try:
+                for network, recorder in zip(self.networks, self._recorders, strict=True):
+                    _seen(network, recorder)
                 yield
             finally:
-                reasons = [put_back() for put_back in undo]
-                self._wrong = self._wrong or next(filter(None, reasons), "")
+                reason = _put_back()
+                self._wrong = self._wrong or reason
 
 
-def _seen(network: Layer, recorder: Recorder) -> Callable[[], str]:
-    """Put arrays that a recorder notices in the place of a network's; return what puts them back.
-
-    That returns in turn why what was recorded cannot be repeated: "" unless a layer has put others in their place.
-    """
+def _seen(network: Layer, recorder: Recorder) -> None:
+    """Put arrays that a recorder notices in the place of a network's, until they are put back."""
     parameters = [(parameter, parameter.value, parameter.grad) for parameter in network.parameters().values()]
     buffers = [(buffer, buffer.value) for buffer in network.buffers().values() if not buffer.on_host]
     attributes = [
@@ -228,20 +241,13 @@ def _seen(network: Layer, recorder: Recorder) -> Callable[[], str]:
     def seen(array: Array) -> Array:
         return traced.setdefault(id(array), recorder.seen(array))
 
-    for parameter, value, grad in parameters:
-        parameter.rebind(seen(value), None if grad is None else seen(grad))
-    for buffer, value in buffers:
-        buffer.rebind(seen(value))
-    for layer, name, value in attributes:
-        vars(layer)[name] = seen(value)
-
     def put_back() -> str:
         others: list[str] = []
 
         def own(now: Array | None, before: Array | None, what: str) -> Array | None:
             """Return what was there before, or a copy of what a layer has put there."""
-            if now is None or (before is not None and now is traced[id(before)]):
-                return before if now is not None else None
+            if now is None or now is before or (before is not None and now is traced.get(id(before))):
+                return None if now is None else before
             others.append(what)
             return recorder.unseen(now).copy() if is_array(now) else now
 
@@ -258,7 +264,13 @@ def _seen(network: Layer, recorder: Recorder) -> Callable[[], str]:
                 vars(layer)[name] = own(vars(layer)[name], value, f"the attribute {name} of {layer.label}")
         return f"{others[0]} got another array in a pass; write into the one it has: array[...] = …" if others else ""
 
-    return put_back
+    _to_undo.append(put_back)
+    for parameter, value, grad in parameters:
+        parameter.rebind(seen(value), None if grad is None else seen(grad))
+    for buffer, value in buffers:
+        buffer.rebind(seen(value))
+    for layer, name, value in attributes:
+        vars(layer)[name] = seen(value)
 
 
 class Repeats:
