@@ -131,8 +131,11 @@ class Backend:
 
         `as_team` says whether the passes run in slices, by `together`; `allow_tf32`, whether float32 products may
         round their factors to 10 bits where that is faster.
+
+        What underflows is 0, also where `np.seterr(all="raise")` was called: a share of a softmax, say, or a mean that
+        decays. All other errors of arithmetic are NumPy's as they were set.
         """
-        return nullcontext()
+        return np.errstate(under="ignore")
 
     def fixed(self) -> AbstractContextManager[None]:
         """Return a context in which this thread's work is cut and shared as it is at the beginning."""

@@ -1,7 +1,7 @@
 """The CPU backend: NumPy arrays in the host's memory, and the engine that computes faster than the portable text."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -42,9 +42,11 @@ class NumpyBackend(Backend):
         """NumPy; while this thread's pass is captured, with functions for making arrays that are seen."""
         return np if recorder() is None else namespace
 
-    def working(self, as_team: bool, allow_tf32: bool = False) -> AbstractContextManager[None]:
+    @contextmanager
+    def working(self, as_team: bool, allow_tf32: bool = False) -> Iterator[None]:
         """Hold BLAS to one thread if a team of threads shares the work, else to the number that was set."""
-        return blas.blas_threads(1 if as_team else threads.num_threads())
+        with super().working(as_team, allow_tf32), blas.blas_threads(1 if as_team else threads.num_threads()):
+            yield
 
     def fixed(self) -> AbstractContextManager[None]:
         """Stay with the number of threads, whatever is set meanwhile."""

@@ -298,7 +298,8 @@ def check(noting: Any, value: Any) -> None:
                 "ones as attributes of the layer"
             )
     elif isinstance(value, np.generic):
-        noting.give_up(f"a number of NumPy's, a {type(value).__name__}, is used; make it one of Python's by float(…) or int(…)")
+        kind = type(value).__name__
+        noting.give_up(f"a number of NumPy's, a {kind}, is used; make it one of Python's by float(…) or int(…)")
     elif isinstance(value, list | tuple):
         for item in value:
             check(noting, item)
