@@ -26,6 +26,7 @@ from gpucnn.data.batches import check_batch_size, check_epochs, check_inputs, ch
 from gpucnn.data.views import Views, check_views
 from gpucnn.errors import ConfigurationError, DataError, NumericError, OutOfMemory, ShapeError
 from gpucnn.flat import FlatState, check_placed, check_same_layers, check_shared_dtype
+from gpucnn.hints import hinted
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.combine import Sequential
@@ -84,6 +85,7 @@ class Model(Closed):
         "output_shape": "make a new Model",
     }
 
+    @hinted
     def __init__(
         self,
         layers: list[Layer] | Sequential,
@@ -379,6 +381,7 @@ class Model(Closed):
 
     # --- training -----------------------------------------------------------------------------
 
+    @hinted
     def compile(
         self,
         optimizer: Optimizer | str = "sgd",
@@ -438,6 +441,7 @@ class Model(Closed):
         return self._optimizer
 
     @trains(within=False)
+    @hinted
     def fit(
         self,
         x: Any,
@@ -620,6 +624,7 @@ class Model(Closed):
             return self.loss.on_logits(outputs, labels)
         return self.loss(outputs, labels)
 
+    @hinted
     def evaluate(
         self, x: Any, y: Any = None, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0
     ) -> dict[str, float]:
@@ -654,6 +659,7 @@ class Model(Closed):
         by_parts(self, len(labels), size, score)
         return totals.read()
 
+    @hinted
     def predict(self, x: Any, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0) -> Any:
         """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16.
 
