@@ -150,7 +150,9 @@ class Optimizer(Configurable, family="optimizer"):
             rate = self.rate_at(epoch, epochs)
             return [rate, *(rate * group.factor_at(epoch, epochs) for group in self.groups)]
         except ConfigurationError as error:
-            raise ConfigurationError(f"{error}, before step {self.steps + 1:,} of the optimizer") from None
+            raise ConfigurationError(
+                f"{error}; step {self.steps + 1:,} of the optimizer was not made, and the weights are those before it"
+            ) from None
 
     def rest(self, epoch: float | None) -> list[bool]:
         """Leave out the parts of the flat buffer whose groups' epochs are over; None wakes all. Return which rest."""
