@@ -12,8 +12,8 @@
 The first rule that fits counts; channels are those of a group, the fewer of in and out, which `winograd` wants 16 of.
 All but `chunks` keep the batch innermost, and get so many images at once that what they rearrange fits the scratch;
 they yield their output block by block, so that a ReLU is applied while a block is in the cache. Every path adds the
-bias itself. Groups of channels are taken one after another, by `depthwise` all at once. It takes fewer than 8 images one
-by one, as they lie.
+bias itself. Groups of channels are taken one after another, by `depthwise` all at once. It takes fewer than 8 images
+one by one, as they lie.
 
 For stride 1 the input gradient is itself a convolution, of dy with the weight turned by half a turn, on the path of
 that one. Where it is not, or where `_turns` says that this would cost more, windows are added back: by `chunks` and
