@@ -183,22 +183,26 @@ def parity(
     if reference is None:
         reference = "portable" if tested.name in ("numpy", "portable") else "numpy"
     against = get_backend(reference)
-    x = check_inputs(x, model.input_shape)
+    x = check_inputs(x, model.input_shape, dtype=model.dtype)
     if y is not None:
         if model.loss is None:
             raise ConfigurationError("parity was given labels, but the model has no loss; call model.compile first")
-        y = check_labels(y, len(x), model.output_shape, model.loss.of_classes)
+        y = check_labels(
+            y, len(x), model.output_shape, model.loss, dtype=model.state_dtype, input_shape=model.input_shape
+        )
     dtype, exact = model.dtype, model.state_dtype
     with _as_it_was(model) as state:
         model.to(against, exact)
-        calls = _record(model, against, x)
+        with against.on_device():
+            calls = _record(model, against, x)
         for call in calls:  # what float16 cannot tell apart is the same for the reference too, in a max pooling, say
             call.x, call.dy = (None if a is None else a.astype(dtype, copy=False) for a in (call.x, call.dy))
 
         def results_of(backend: Backend, dtype: str) -> dict[int, Results]:
             model.to(backend, dtype)
             model.load_state_dict(state)
-            return _results(model, calls, x, y)
+            with backend.on_device():
+                return _results(model, calls, x, y)
 
         ours, theirs = results_of(tested, dtype), results_of(against, exact)
         others = results_of(against, _other(exact))
@@ -370,4 +374,5 @@ def _as_it_was(model: "Model") -> Iterator[dict[str, Any]]:
         model.zero_grad()
         model._optimizer = optimizer
         if optimizer is not None:
-            optimizer.move(backend, backend, model._flat.values)
+            with backend.on_device():
+                optimizer.move(backend, backend, model._flat.values)
