@@ -85,7 +85,7 @@ def _describe(model: Model) -> dict[str, Any]:
         training = {
             "optimizer": model.optimizer.config(),
             "loss": model.loss.config(),
-            "metrics": [metric.config() for metric in model.metrics],
+            "metrics": "auto" if model.chooses_metrics else [metric.config() for metric in model.metrics],
         }
     return {
         "format": FORMAT,
@@ -161,10 +161,11 @@ def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Ba
     model.load_state_dict(state)
     training = described.get("training")
     if isinstance(training, dict):
+        metrics = training.get("metrics", [])
         model.compile(
             Optimizer.from_config(training.get("optimizer")),
             Loss.from_config(training.get("loss")),
-            [Metric.from_config(metric) for metric in training.get("metrics", [])],
+            "auto" if metrics == "auto" else [Metric.from_config(metric) for metric in metrics],
         )
     frozen = described.get("frozen", [])  # files of older versions say nothing
     if frozen:

@@ -39,6 +39,10 @@ class CheckpointError(GpucnnError, ValueError):
     """A saved model cannot be written, read, or made to fit."""
 
 
+class DataWarning(UserWarning):
+    """Data are taken as they are, but their scale can hardly be meant: says what was seen, and what would fit."""
+
+
 class CheckpointWarning(UserWarning):
     """A training goes on, but a checkpoint could not be written or read, or its last bits may differ."""
 

@@ -15,6 +15,7 @@ import numpy as np
 from gpucnn.backends import Array, Backend
 from gpucnn.backends.placement import BITS, ONE, Placement
 from gpucnn.config import Configurable
+from gpucnn.data.arrays import host_array
 from gpucnn.errors import ConfigurationError, ShapeError
 
 Numbers = dict[str, Any]  # the fields of a Placement
@@ -326,7 +327,8 @@ def data_shape(augmentations: Sequence[Augmentation], input_shape: tuple[int, ..
             f"{crop!r} makes images of {OH}x{OW}, but the model takes {input_shape[0]}x{input_shape[1]}; give both the "
             "same size"
         )
-    H, W = np.shape(x)[1:3] if np.ndim(x) == 4 else (OH, OW)
+    images = host_array(x, "x")
+    H, W = images.shape[1:3] if images.ndim == 4 else (OH, OW)
     return H, W, input_shape[2]
 
 

@@ -429,4 +429,5 @@ def _move(array: Array, source: Backend, target: Backend, dtype: str | None) -> 
     """Bring an array from one backend to another; a float array takes the dtype if one is given."""
     if source is not target:
         array = target.from_host(source.to_host(array))
-    return array.astype(dtype) if dtype is not None and array.dtype.kind == "f" else array
+    with target.on_device():
+        return array.astype(dtype) if dtype is not None and array.dtype.kind == "f" else array

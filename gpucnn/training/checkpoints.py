@@ -15,11 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpucnn import trees
-from gpucnn.callbacks.base import as_loss
-from gpucnn.checks import integer, number
+from gpucnn import checks, trees
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
 from gpucnn.files import FolderLock, elsewhere, make_folder, remove_parts, user_path, write_into
+from gpucnn.metrics import MODES, is_larger_better
 from gpucnn.training import state
 from gpucnn.trees import Tree
 
@@ -46,9 +45,9 @@ class Checkpoints:
         every_seconds  between two checkpoints; None: only by steps and epochs
         every_steps    between two checkpoints; then each end of an epoch is saved, too
         keep           how many of the newest checkpoints are kept
-        monitor        a key of the history, such as "val_loss": smaller is better, except for accuracies. None takes
-                       "val_accuracy", or "val_loss" where no accuracy is measured, and no best model is kept without
-                       validation data
+        monitor        a key of the history, such as "val_loss". None takes "val_accuracy", or "val_loss" where no
+                       accuracy is measured, and no best model is kept without validation data
+        mode           "min": smaller is better; "max": larger is better; "auto" asks the metric
 
     Afterwards `best` is None or {"monitor": …, "value": …, "epoch": …}, with epochs counted from 0.
 
@@ -64,18 +63,20 @@ class Checkpoints:
         every_steps: int | None = None,
         keep: int = 2,
         monitor: str | None = None,
+        mode: str = "auto",
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise ConfigurationError(f"checkpoints go into a folder, named by a string or a path, not {folder!r}")
         self.folder = user_path(folder)
         if every_seconds is not None:
-            every_seconds = number(every_seconds, "every_seconds", 0)
+            every_seconds = checks.number(every_seconds, "every_seconds", 0)
         if every_steps is not None:
-            every_steps = integer(every_steps, "every_steps", 1)
-        keep = integer(keep, "keep", 1)
+            every_steps = checks.integer(every_steps, "every_steps", 1)
+        keep = checks.integer(keep, "keep", 1)
         if monitor is not None and not isinstance(monitor, str):
             raise ConfigurationError(f'monitor must be a key of the history such as "val_loss", not {monitor!r}')
         self.every_seconds, self.every_steps, self.keep, self.monitor = every_seconds, every_steps, keep, monitor
+        self.mode = checks.one_of(mode, "mode", MODES)
         self.best: dict[str, Any] | None = None
         self.elsewhere: Path | None = None  # where an interrupted training was saved if not in the folder
         self._lock = FolderLock(self.folder)
@@ -127,6 +128,8 @@ class Checkpoints:
         """
         self._settings, self._circumstances = state.settings(training), state.circumstances(training)
         self._monitor = self._checked_monitor(training)
+        larger = self._monitor is not None and is_larger_better(self._monitor, training.model.metrics, self.mode)
+        self._sign = -1.0 if larger else 1.0
         self.best = None
         self._pending: tuple[dict[str, Any], bytes] | None = None
         self._whole: list[Path] = []
@@ -275,8 +278,8 @@ class Checkpoints:
         """Keep the model if the number is better than all before."""
         assert self._monitor is not None
         best = self._pending[0] if self._pending else self.best
-        least = math.inf if best is None else as_loss(self._monitor, best["value"])
-        if as_loss(self._monitor, value) < least:  # which no NaN is
+        least = math.inf if best is None else self._sign * best["value"]
+        if self._sign * value < least:  # which no NaN is
             from gpucnn.checkpoint import content
 
             named = {"monitor": self._monitor, "value": value, "epoch": training.epoch - 1}

@@ -205,11 +205,12 @@ def not_finite(model: "Model", probe: tuple[Any, Any]) -> tuple[str, str, str] |
         values = backend.to_host(parameter.value)
         if not _finite(values):
             return path.rpartition(".")[0], "backward", f"its {path.rpartition('.')[2]} is not finite"
-    x = model.as_floats(backend.from_host(probe[0]))
-    for name, layer in model.network.children():
-        x, _ = layer.forward(x, train=False)
-        if not _finite(backend.to_host(x)):
-            return name, "forward", "its output is not finite"
+    with backend.on_device():
+        x = model.as_floats(backend.from_host(probe[0]))
+        for name, layer in model.network.children():
+            x, _ = layer.forward(x, train=False)
+            if not _finite(backend.to_host(x)):
+                return name, "forward", "its output is not finite"
     return None
 
 

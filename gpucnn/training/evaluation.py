@@ -38,7 +38,7 @@ def evaluate(model: "Model", on_device: tuple[Any, Any], batch_size: int) -> dic
     totals = model.new_totals()
 
     def score(part: slice) -> None:
-        loss, outputs = model.score(model.as_floats(x[part]), y[part])
+        loss, outputs = model._score(model.as_floats(x[part]), y[part])
         totals.add(loss, outputs, y[part])
 
     by_parts(model, len(x), batch_size, score)
