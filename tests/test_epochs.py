@@ -11,6 +11,7 @@ from gpucnn import callbacks, networks, optimizers, schedules
 from gpucnn.cli import app
 from gpucnn.data.batches import check_epochs, steps_of
 from gpucnn.networks import Recipe
+from gpucnn.printing import PlainConsole
 from gpucnn.training import progress
 from tests.test_groups import assert_same_bits, simulated
 from tests.test_model import small_model, stripes
@@ -101,7 +102,7 @@ def test_what_is_shown(capsys, monkeypatch):
     small_model().fit(x, y, epochs=1.5, batch_size=10, verbose=1)
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["epoch 1/1.5", "epoch 1.5/1.5"]
     assert begun == ["epoch 1/1.5"] * 4 + ["epoch 1.5/1.5"] * 2
-    with progress.Bar() as bar:
+    with progress.Bar(PlainConsole()) as bar:
         bar.begin_epoch(9, 9.9, 45)
         task = bar.progress.tasks[-1]
         assert (task.fields["epoch"], task.total) == ("9.9/9.9", 45)
