@@ -81,7 +81,7 @@ class BackendUnavailable(GpucnnError, RuntimeError):
 class OutOfMemory(GpucnnError, MemoryError):
     """What a batch needs does not fit the memory; names the layer, as a path, that asked for too much.
 
-    `explained` tells whether the message says what would help.
+    `explained` tells whether the message says at which batch.
     """
 
     def __init__(self, message: str, layer: str = "", explained: bool = False) -> None:

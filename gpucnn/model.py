@@ -3,9 +3,10 @@
 import copy
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from gpucnn import checks, rng
 from gpucnn.arguments import (
@@ -42,6 +43,7 @@ from gpucnn.training.evaluation import by_parts, evaluate
 from gpucnn.training.history import History
 from gpucnn.training.interruption import whole_step
 from gpucnn.training.loop import Training, to_device
+from gpucnn.training.memory import with_advice
 from gpucnn.training.refresh import refresh_statistics
 from gpucnn.training.scale import warn_of_scale
 from gpucnn.training.slices import Sliced
@@ -50,6 +52,20 @@ if TYPE_CHECKING:
     from gpucnn.networks import Recipe
     from gpucnn.profiling import Profile
     from gpucnn.training.numerics import Watch
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def on_device(verb: Callable[Concatenate["Model", Given], Result]) -> Callable[Concatenate["Model", Given], Result]:
+    """Let a verb of a model work on its backend's device, and leave the calling thread on the one it was on."""
+
+    @wraps(verb)
+    def call(model: "Model", *args: Given.args, **options: Given.kwargs) -> Result:
+        with model.backend.on_device():
+            return verb(model, *args, **options)
+
+    return call
 
 
 class Model(Closed):
@@ -149,6 +165,7 @@ class Model(Closed):
         """Return host copies of every parameter and buffer by path; moves nothing."""
         return self.network.state_dict()
 
+    @on_device
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; raises CheckpointError where it does not fit."""
         self.network.load_state_dict(state)
@@ -177,6 +194,7 @@ class Model(Closed):
         self._lay(source)
         return self
 
+    @on_device
     def _lay(self, source: Backend | None = None) -> None:
         """Lay all parameters, gradients and buffers in flat arrays, anew; the optimizer follows, from `source`."""
         before = vars(self).get("_flat")
@@ -245,6 +263,7 @@ class Model(Closed):
         """Train parameters again that were frozen; takes what `freeze` takes, and returns the model."""
         return self._set_frozen(what, frozen=False)
 
+    @on_device
     def _set_frozen(self, what: tuple[str | Layer, ...], frozen: bool) -> "Model":
         self.check_not_training(
             "frozen or unfrozen", ", or give the optimizer a Group whose rate is a schedule that falls to 0"
@@ -318,7 +337,7 @@ class Model(Closed):
 
     @contextmanager
     def computing(self, batch: int) -> Iterator[None]:
-        """Hold the backend's context around passes of so many samples; say what helps where memory runs out."""
+        """Hold the backend's context around passes of so many samples; say where memory runs out."""
         try:
             working = self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32)
             with whole_step, working:
@@ -326,23 +345,21 @@ class Model(Closed):
         except MemoryError as error:
             if isinstance(error, OutOfMemory) and error.explained:
                 raise
-            raise OutOfMemory(self._what_fits(error, batch), getattr(error, "layer", ""), explained=True) from error
+            message = self._where_memory_ended(error, batch)
+            raise OutOfMemory(message, getattr(error, "layer", ""), explained=True) from error
 
-    def _what_fits(self, error: MemoryError, batch: int) -> str:
-        """Return a message: where memory ran out, what was asked for, what there is, and a batch that should fit.
-
-        A layer is taken to hold its output and, on the way back, as much again.
-        """
-        where = getattr(error, "layer", "") or self.name
+    def _where_memory_ended(self, error: MemoryError, batch: int) -> str:
+        """Return a message: where memory ran out, what was asked for, and what there is."""
+        where, memory = getattr(error, "layer", "") or self.name, self.backend.memory()
         message = f"{where}: out of memory on {self.backend.name} at a batch of {batch}: {str(error).rstrip('.')}"
-        outputs = sum(math.prod(layer.output_shape or ()) for layer in self.network.all_layers())
-        each, memory, fits = 2 * outputs * self._flat.values.itemsize, self.backend.memory(), batch // 2
         if memory is not None:
-            free, total = memory
-            message += f"; {free / 1e6:,.0f} of {total / 1e6:,.0f} MB are free"
-            while fits > 1 and fits * each > 0.8 * total:
-                fits //= 2
-        return message + (f"; a batch_size of {fits} should fit" if fits else "; one sample is too much for it")
+            message += f"; {memory[0] / 1e6:,.0f} of {memory[1] / 1e6:,.0f} MB are free"
+        return message
+
+    def bytes_of_a_sample(self) -> int:
+        """Return about how much memory a step takes for each sample: all outputs, and all their gradients."""
+        outputs = sum(math.prod(layer.output_shape or ()) for layer in self.network.all_layers())
+        return 2 * outputs * int(self._flat.values.itemsize)
 
     def release(self) -> None:
         """Let go of memory that is kept for later: of passes that were recorded, and what the backend keeps."""
@@ -350,6 +367,8 @@ class Model(Closed):
             sliced.repeats.forget()
         self.backend.release()
 
+    @trains(within=True)
+    @on_device
     def apply_gradients(self) -> None:
         """Make a step of the optimizer by the gradients that ways back have added up, and forget them.
 
@@ -370,6 +389,7 @@ class Model(Closed):
             self.optimizer.update(self.backend, self._flat.values, self._flat.gradients, rates)
             self.zero_grad()
 
+    @on_device
     def zero_grad(self) -> None:
         """Forget all gradients."""
         self.bind()
@@ -382,6 +402,7 @@ class Model(Closed):
     # --- training -----------------------------------------------------------------------------
 
     @hinted
+    @on_device
     def compile(
         self,
         optimizer: Optimizer | str = "sgd",
@@ -442,6 +463,7 @@ class Model(Closed):
 
     @trains(within=False)
     @hinted
+    @on_device
     def fit(
         self,
         x: Any,
@@ -537,6 +559,7 @@ class Model(Closed):
                 )
 
     @trains(within=True)
+    @on_device
     def train_on_batch(self, x: Any, y: Any) -> Array:
         """Make one step on a batch of host data; return its mean loss, still on the device.
 
@@ -544,10 +567,14 @@ class Model(Closed):
         """
         rates = self.optimizer.rates_at()
         x, y = self._checked(x, y)
-        with self.computing(len(x)):
-            inputs, labels = to_device(self, (x, y))
-            return self.step(self.as_floats(inputs), labels, rates)[0]
+        try:
+            with self.computing(len(x)):
+                ((inputs, labels),) = to_device(self, (x, y))
+                return self.step(self.as_floats(inputs), labels, rates)[0]
+        except MemoryError as error:
+            raise with_advice(self, (x, y), len(x), error) from error
 
+    @on_device
     def step(self, x: Array, labels: Array, learning_rate: Rates, number: Array | None = None) -> tuple[Array, Array]:
         """Make one step on device arrays; return the mean loss and the outputs before the step.
 
@@ -571,6 +598,7 @@ class Model(Closed):
         self.bind()
         return self._flat.gradients
 
+    @on_device
     def loss_and_gradients(self, x: Array, labels: Array, *, in_slices: bool = True) -> tuple[Array, Array]:
         """Return what `step` does, and leave the gradients in the parameters, without an update.
 
@@ -625,6 +653,7 @@ class Model(Closed):
         return self.loss(outputs, labels)
 
     @hinted
+    @on_device
     def evaluate(
         self, x: Any, y: Any = None, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0
     ) -> dict[str, float]:
@@ -646,7 +675,7 @@ class Model(Closed):
         x, y = self._checked(x, y)
         self._suit_metrics([y])
         warn_of_scale(self, x, "x", whole=True)
-        inputs, labels = to_device(self, (x, y))
+        ((inputs, labels),) = to_device(self, (x, y))
         if chosen is None:
             return evaluate(self, (inputs, labels), size)
         totals = self.new_totals()
@@ -660,6 +689,7 @@ class Model(Closed):
         return totals.read()
 
     @hinted
+    @on_device
     def predict(self, x: Any, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0) -> Any:
         """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16.
 
@@ -701,6 +731,7 @@ class Model(Closed):
         trunk.build_once(self.input_shape, None)
         return trunk
 
+    @on_device
     def refresh_statistics(self, x: Any, *, batch_size: int = 128) -> "Model":
         """Compute the running statistics of all batch norms anew, by host data (N, *input_shape); returns the model.
 
@@ -759,6 +790,7 @@ class Model(Closed):
 
         Console().print(summary_table(self))
 
+    @on_device
     def profile(self, x: Any, y: Any, *, repeats: int = 10) -> "Profile":
         """Time every layer's forward and backward pass on a batch; returns a table that prints itself."""
         from gpucnn.profiling import profile
@@ -766,6 +798,7 @@ class Model(Closed):
         x, y = self._checked(x, y)
         return profile(self, x, y, repeats)
 
+    @on_device
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, architecture and training settings to a safetensors file; `gpucnn.load` reads it."""
         from gpucnn.checkpoint import save
