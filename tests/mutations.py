@@ -91,7 +91,7 @@ FAULTS = (
     ),
     Fault(
         "assigned: gradients of a shared layer",
-        "gpucnn/layers/base.py",
+        "gpucnn/layers/state.py",
         "self.grad += gradient",
         "self.grad[...] = gradient",
     ),
