@@ -164,11 +164,13 @@ class Model(Closed):
 
     def state_dict(self) -> dict[str, Any]:
         """Return host copies of every parameter and buffer by path; moves nothing."""
+        self._check_layers()
         return self.network.state_dict()
 
     @on_device
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; raises CheckpointError where it does not fit."""
+        self._check_layers()
         self.network.load_state_dict(state)
 
     @property
@@ -368,6 +370,8 @@ class Model(Closed):
             sliced.repeats.forget()
         self.backend.release()
 
+    @trains(within=True)
+    @on_device
     def apply_gradients(self) -> None:
         """Make a step of the optimizer by the gradients that ways back have added up, and forget them.
 
