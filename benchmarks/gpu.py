@@ -235,7 +235,7 @@ def _trained(backend, precision, steps, batch, jit):
     model.compile(optimizers.SGD(0.05, momentum=0.9, nesterov=True), "categorical_crossentropy", jit=jit)
     generator, count = np.random.default_rng(0), 4 * batch
     images = generator.integers(0, 256, (count, 16, 16, 3), np.uint8), generator.integers(0, 10, count)
-    made = make_steps(model, to_device(model, images), batch)
+    made = make_steps(model, *to_device(model, images), batch)
     for step in range(steps):
         place = step * batch % count
         if place == 0:
@@ -498,7 +498,7 @@ def _cublas_version(backend):
     import ctypes
 
     version, cublas = ctypes.c_int(), backend._cublas
-    if cublas._library.cublasGetVersion_v2(cublas._handle, ctypes.byref(version)):
+    if cublas._library.cublasGetVersion_v2(cublas.handle.handle, ctypes.byref(version)):
         return None
     return version.value
 

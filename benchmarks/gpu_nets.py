@@ -92,9 +92,9 @@ class Ours:
             for _ in range(count):
                 call()
 
-        with self.backend.room_to_record():
+        with self.backend.room_to_record() as room:
             several()
-        repeat = self.backend.recording(several, {})
+        repeat = self.backend.recording(room, several, {})
         return lambda: repeat(0)
 
     def convolution(self, images, channels, side, precision):
@@ -133,7 +133,7 @@ class Ours:
     def step(self, net, batch, precision, recorded, width=64):
         """Return a function that makes the training's next step: as it comes, or recorded and repeated."""
         model = gpucnn_net(net, self.backend, precision, recorded, width)
-        steps = make_steps(model, to_device(model, data(net, batch)), batch)
+        steps = make_steps(model, *to_device(model, data(net, batch)), batch)
         if isinstance(steps, RecordedSteps) != recorded:
             raise RuntimeError(f"asked for recorded={recorded}, gpucnn chose {type(steps).__name__}")
         steps.begin_epoch(rng.shuffled_order(0, 0, BATCHES * batch))

@@ -31,7 +31,9 @@ from gpucnn.errors import (
     OutOfMemory,
     RecordingWarning,
     ShapeError,
+    ThreadWarning,
 )
+from gpucnn.hints import no_such_class
 from gpucnn.model import Model
 from gpucnn.training.checkpoints import Checkpoints
 
@@ -58,6 +60,7 @@ __all__ = [
     "OutOfMemory",
     "RecordingWarning",
     "ShapeError",
+    "ThreadWarning",
     "callbacks",
     "check_layer",
     "datasets",
@@ -86,4 +89,4 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("gpucnn.agreement").parity
     if name == "check_layer":
         return importlib.import_module("gpucnn.layer_check").check_layer
-    raise AttributeError(f"module 'gpucnn' has no attribute {name!r}")
+    raise no_such_class("gpucnn", name, __all__)

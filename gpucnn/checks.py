@@ -4,7 +4,7 @@ NumPy's numbers are numbers; bools, strings and arrays are not. What is returned
 setting that was checked can be saved, compared and shown.
 """
 
-import math
+import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -63,7 +63,7 @@ def number(
     if is_number(value):
         found: float = int(value) if is_integer(value) else float(value)
         if (
-            math.isfinite(found)
+            abs(found) <= sys.float_info.max
             and (minimum is None or found >= minimum)
             and (maximum is None or found <= maximum)
             and (above is None or found > above)

@@ -1,16 +1,22 @@
 """Objects that are their constructor arguments: their repr, their description as plain data, and the way back.
 
+A setting that is assigned later passes the constructor's checks again, and a name that does not exist is refused:
+what a user sets is obeyed or refused, never ignored.
+
 Layers, losses, optimizers, schedules and initializers all derive from `Configurable`. Every constructor argument
 becomes an attribute of the same name; in return `repr(layer)` is the call that makes it, `layer.config()` is plain
 data that fits into a JSON file, and `Layer.from_config(data)` makes the layer anew. A file can name only what is
 registered in the family it is read for: it never holds an import path.
 """
 
+import functools
 import inspect
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
-from gpucnn.errors import ConfigurationError
+from gpucnn.errors import ArgumentError, ConfigurationError, UnknownNameError
+from gpucnn.hints import REMEDIES, misfit, nearest
 
 SAME = "same"  # stands where the name of a class would, for an object that was described before
 MAX_DEPTH = 64  # of nested descriptions; far beyond any real network, far below Python's recursion limit
@@ -19,6 +25,38 @@ MAX_DEPTH = 64  # of nested descriptions; far beyond any real network, far below
 def snake_case(class_name: str) -> str:
     """Return the word users write for a class: `MaxPool2D` → `max_pool2d`, `ReLU` → `relu`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", class_name.replace("ReLU", "Relu")).lower()
+
+
+class Closed:
+    """Base of objects whose attributes are known: one that does not exist cannot be set, and the error names a remedy.
+
+    Names that begin with an underscore are the object's own affair, and users' own classes may have any. Where the
+    attributes are made in `__init__`, that says when it is through, by `_settled`.
+    """
+
+    #: attributes that are changed by a call, and which
+    changed_by: ClassVar[dict[str, str]] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if vars(self).get("_settled", True) and is_ours(self) and not name.startswith("_"):
+            if name in self.changed_by:
+                raise UnknownNameError(f"{type(self).__name__}.{name} cannot be set; {self.changed_by[name]}")
+            if not (name in vars(self) or hasattr(type(self), name)):
+                raise unknown_attribute(self, name)
+        super().__setattr__(name, value)
+
+
+def is_ours(held_by: object) -> bool:
+    """Tell whether an object is of a class of this package, not of a user's own."""
+    return type(held_by).__module__.startswith("gpucnn.")
+
+
+def unknown_attribute(held_by: object, name: str) -> UnknownNameError:
+    """Return the error for an attribute that an object does not have, with the one that was meant or a remedy."""
+    known = [word for word in (*vars(held_by), *dir(type(held_by))) if not word.startswith("_")]
+    near = "" if name in REMEDIES else nearest(name, known)
+    hint = REMEDIES.get(name) or (f"did you mean {near}?" if near else "nothing would look at it")
+    return UnknownNameError(f"{type(held_by).__name__} has no attribute {name!r} that could be set; {hint}")
 
 
 class Configurable:
@@ -32,9 +70,19 @@ class Configurable:
     family: ClassVar[str] = ""
     registry: ClassVar[dict[str, type[Any]]] = {}
 
+    #: attributes that another library would obey, which cannot be set on objects of users' own classes either
+    foreign: ClassVar[tuple[str, ...]] = ()
+
+    _signature: ClassVar[dict[str, inspect.Parameter]]
+
+    def __init__(self) -> None:
+        """Take no arguments, unless a class below does."""
+
     def __init_subclass__(cls, *, family: str = "", **options: Any) -> None:
         """Open a family, or register `cls` in the one it belongs to."""
         super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = _constructor(cls.__init__)  # type: ignore[method-assign]
         if family:
             cls.family, cls.registry = family, {}
             return
@@ -55,9 +103,32 @@ class Configurable:
 
     @classmethod
     def _arguments(cls) -> dict[str, inspect.Parameter]:
-        if cls.__init__ is object.__init__:
-            return {}
-        return dict(inspect.signature(cls).parameters)
+        """Return the arguments of the constructor by name."""
+        if "_signature" not in vars(cls):
+            cls._signature = dict(inspect.signature(cls).parameters)
+        return cls._signature
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if vars(self).get("_settled"):
+            value = self._admitted(name, value)
+        super().__setattr__(name, value)
+
+    def _admitted(self, name: str, value: Any) -> Any:
+        """Return what an attribute is set to once the object is made: a setting as the constructor would keep it.
+
+        Objects of users' own classes take any attribute but those that another library would obey.
+
+        Raises:
+            ConfigurationError: there is no such attribute, or the constructor would not take the value.
+        """
+        ours = is_ours(self)
+        if not (name in vars(self) or hasattr(type(self), name)):
+            if name in self.foreign or (ours and not name.startswith("_")):
+                raise unknown_attribute(self, name)
+        elif ours and name in self._arguments():
+            settings = {argument: getattr(self, argument) for argument in self._arguments()}
+            return getattr(type(self)(**settings | {name: value}), name)
+        return value
 
     def config(self, seen: dict[int, int] | None = None) -> dict[str, Any]:
         """Return this object as plain data: its class and the arguments that differ from their defaults.
@@ -126,7 +197,7 @@ class Configurable:
         kind = cls._look_up(value)
         try:
             new: Self = kind()
-        except TypeError:
+        except ArgumentError:
             call = f"{kind.__name__}({', '.join(kind.argument_names())})"
             raise ConfigurationError(f"the {cls.family} {value!r} needs arguments: pass {call} instead") from None
         return new
@@ -150,6 +221,32 @@ class Configurable:
             elif _as_plain(value, {}) != _as_plain(argument.default, {}):
                 shown.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _constructor(init: Callable[..., None]) -> Callable[..., None]:
+    """Return a class's `__init__` so that arguments that do not fit it are refused with a hint.
+
+    The outermost one, that of the object's own class, settles the object: see `Configurable._admitted`.
+    """
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        is_outermost = "_settled" not in vars(self)
+        vars(self)["_settled"] = False
+        try:
+            init(self, *args, **kwargs)
+        except TypeError as error:
+            wrong = misfit(type(self).__name__, init, (self, *args), kwargs)
+            if not wrong:
+                raise
+            raise ArgumentError(wrong) from error
+        if is_outermost:
+            vars(self)["_settled"] = True
+
+    return checked
+
+
+Configurable.__init__ = _constructor(Configurable.__init__)  # type: ignore[method-assign]
 
 
 def _as_plain(value: Any, seen: dict[int, int]) -> Any:

@@ -27,6 +27,14 @@ class ConfigurationError(GpucnnError, ValueError):
     """An argument, or the order of two calls, makes no sense."""
 
 
+class ArgumentError(ConfigurationError, TypeError):
+    """A call has an argument too many, or lacks one."""
+
+
+class UnknownNameError(ConfigurationError, AttributeError):
+    """An attribute that does not exist is set, or a name is asked for that a module does not have."""
+
+
 class CheckpointError(GpucnnError, ValueError):
     """A saved model cannot be written, read, or made to fit."""
 
@@ -41,6 +49,10 @@ class CheckpointWarning(UserWarning):
 
 class RecordingWarning(UserWarning):
     """A training goes on, but more slowly: its steps cannot be recorded and repeated."""
+
+
+class ThreadWarning(UserWarning):
+    """The CPU engine computes on fewer threads than it should, because the system starts no more."""
 
 
 class NumericError(GpucnnError, FloatingPointError):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import checks
 from gpucnn.config import Configurable
 from gpucnn.errors import ConfigurationError
 
@@ -47,13 +48,14 @@ def _admit(shape: tuple[int, ...]) -> None:
 class Initializer(Configurable, family="initializer"):
     """Makes the first values of a weight.
 
-    `fan_in` and `fan_out` are the numbers of inputs that feed one output, and of outputs that one input feeds.
+    `fan_in` is the number of inputs that feed one output. `fan_out` counts the outputs that one input feeds, for a
+    convolution KH·KW·F however many groups it has, as Keras and PyTorch count them.
     """
 
     def make(
-        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
+        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator, groups: int = 1
     ) -> "np.ndarray[Any, Any]":
-        """Return float64 values of `shape`, if so many may be made."""
+        """Return float64 values of `shape`, if so many may be made; the last axis is cut into `groups`."""
         _admit(shape)
         return self(shape, fan_in, fan_out, rng)
 
@@ -136,9 +138,9 @@ class Uniform(Initializer):
     """Uniform in [low, high)."""
 
     def __init__(self, low: float, high: float) -> None:
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        self.low, self.high = checks.number(low, "Uniform: low"), checks.number(high, "Uniform: high")
+        if not self.low < self.high:
             raise ConfigurationError(f"Uniform({low}, {high}): expected two finite numbers, low < high")
-        self.low, self.high = low, high
 
     def __call__(
         self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
@@ -166,10 +168,11 @@ class Dirac(Initializer):
         Initializer.get(rest)
         self.rest = rest
 
-    def __call__(
-        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
+    def make(
+        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator, groups: int = 1
     ) -> "np.ndarray[Any, Any]":
         """Draw all filters (KH, KW, C/groups, F), and put identities in place of the first of each group."""
+        _admit(shape)
         if len(shape) != 4:
             raise ConfigurationError(
                 f"{self!r} makes the weight of a convolution (KH, KW, C, F), not one of shape {shape}; choose another "
@@ -177,12 +180,17 @@ class Dirac(Initializer):
             )
         KH, KW, C, F = shape
         weight = Initializer.get(self.rest)(shape, fan_in, fan_out, rng)
-        a_group = fan_out // (KH * KW)  # filters
-        for first in range(0, F, a_group):
-            same = np.arange(min(C, a_group))
+        for first in range(0, F, F // groups):
+            same = np.arange(min(C, F // groups))
             weight[..., first + same] = 0.0
             weight[(KH - 1) // 2, (KW - 1) // 2, same, first + same] = 1.0  # "same" pads an odd pixel at the end
         return weight
+
+    def __call__(
+        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
+    ) -> "np.ndarray[Any, Any]":
+        """Return the filters of a convolution of one group."""
+        return self.make(shape, fan_in, fan_out, rng)
 
 
 class Zeros(Initializer):

@@ -3,9 +3,10 @@
 import copy
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from gpucnn import checks, rng
 from gpucnn.arguments import (
@@ -20,22 +21,26 @@ from gpucnn.arguments import (
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.backends.base import as_floats
 from gpucnn.callbacks import Callback, check_callbacks
+from gpucnn.config import Closed
 from gpucnn.data.augment import Augmentation, check_augmentations, data_shape
 from gpucnn.data.batches import check_batch_size, check_epochs, check_inputs, check_labels, join
 from gpucnn.data.views import Views, check_views
 from gpucnn.errors import ConfigurationError, DataError, NumericError, OutOfMemory, ShapeError
-from gpucnn.flat import FlatState
+from gpucnn.flat import FlatState, check_placed, check_same_layers, check_shared_dtype
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.combine import Sequential
+from gpucnn.layout import Layout
 from gpucnn.losses import CategoricalCrossEntropy, Loss, MeanSquaredError, chosen_loss
 from gpucnn.metrics import Accuracy, Metric, Totals, chosen_metrics
 from gpucnn.optimizers import Optimizer
 from gpucnn.optimizers.base import Rates
 from gpucnn.patterns import check_patterns, matched
 from gpucnn.training.checkpoints import Checkpoints, check_checkpoints
+from gpucnn.training.claims import Claim, trains
 from gpucnn.training.evaluation import by_parts, evaluate
 from gpucnn.training.history import History
+from gpucnn.training.interruption import whole_step
 from gpucnn.training.loop import Training, to_device
 from gpucnn.training.memory import with_advice
 from gpucnn.training.refresh import refresh_statistics
@@ -47,8 +52,22 @@ if TYPE_CHECKING:
     from gpucnn.profiling import Profile
     from gpucnn.training.numerics import Watch
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
-class Model:
+
+def on_device(verb: Callable[Concatenate["Model", Given], Result]) -> Callable[Concatenate["Model", Given], Result]:
+    """Let a verb of a model work on its backend's device, and leave the calling thread on the one it was on."""
+
+    @wraps(verb)
+    def call(model: "Model", *args: Given.args, **options: Given.kwargs) -> Result:
+        with model.backend.on_device():
+            return verb(model, *args, **options)
+
+    return call
+
+
+class Model(Closed):
     """A network with its weights, and after `compile` with its loss and optimizer.
 
     Arguments
@@ -63,10 +82,23 @@ class Model:
 
     Inputs are (N, *input_shape), uint8 or floats: uint8 pixels 0 … 255 count as 0 … 1, floats as they are.
 
+    Models that are made of the same layers, such as `Model([*base.layers[:-2], Dense(2), Softmax()], …)`, share their
+    weights, whichever trains; they need the same backend and dtype. `copy.deepcopy` makes weights of its own.
+
     Raises
         ShapeError, ConfigurationError  a layer does not fit the one before it, or an argument makes no sense
         BackendUnavailable              a backend was named that this machine does not have
     """
+
+    changed_by: ClassVar[dict[str, str]] = {
+        "backend": "call model.to(backend)",
+        "dtype": "call model.to(backend, dtype)",
+        "optimizer": "call model.compile(optimizer=…)",
+        "layers": "make a new Model of the layers, which shares their weights",
+        "network": "make a new Model of the layers, which shares their weights",
+        "input_shape": "make a new Model",
+        "output_shape": "make a new Model",
+    }
 
     def __init__(
         self,
@@ -79,19 +111,22 @@ class Model:
         allow_tf32: bool | None = None,
         name: str = "model",
     ) -> None:
+        vars(self)["_settled"] = False
         check_dtype(dtype)
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise ConfigurationError(f"seed must be an integer of at least 0, not {seed!r}")
+        self.seed = checks.integer(seed, "seed", minimum=0)
         self.network = layers if isinstance(layers, Sequential) else Sequential(layers)
         if not self.network.layers:
             raise ConfigurationError("a model needs at least one layer; got an empty list")
         self.input_shape = checked_shape(input_shape)
-        self.seed, self.dtype, self.name = seed, dtype, name
-        self.allow_tf32 = os.environ.get("GPUCNN_TF32") == "1" if allow_tf32 is None else bool(allow_tf32)
+        self.dtype, self.name = dtype, name
+        self.allow_tf32 = (
+            os.environ.get("GPUCNN_TF32") == "1" if allow_tf32 is None else checks.flag(allow_tf32, "allow_tf32")
+        )
         self.jit = True
         self.backend = get_backend(backend)
         check_precision(dtype, self.backend)
-        self.output_shape = self.network.build_once(self.input_shape, rng.host_generator(seed, "weights"))
+        self.output_shape = self.network.build_once(self.input_shape, rng.host_generator(self.seed, "weights"))
+        check_shared_dtype(self.network, self.state_dtype)
         self.loss: Loss | None = None
         self.metrics: list[Metric] = []
         self.chooses_metrics = False  # whether the first data decide which metrics mean something
@@ -102,7 +137,7 @@ class Model:
         self._groups = [list(self.parameters())]
         self.epochs_seen = 0
         self.stop_training = False
-        self.fitting = False
+        self.claim: Claim | None = None  # what trains it
         self.numerics: Watch | None = None  # looks at gradients while a fit goes on
         self.fault: NumericError | None = None  # what ended the last fit
         self.progress = 0.0, 1.0  # the epoch that a fit has come to, with its fraction, and the number of epochs
@@ -111,6 +146,7 @@ class Model:
         self.warned_of_scale = False
         self.recipe: Recipe | None = None
         self.to(self.backend)
+        self._settled = True
 
     # --- the network --------------------------------------------------------------------------
 
@@ -127,6 +163,7 @@ class Model:
         """Return host copies of every parameter and buffer by path; moves nothing."""
         return self.network.state_dict()
 
+    @on_device
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; raises CheckpointError where it does not fit."""
         self.network.load_state_dict(state)
@@ -140,31 +177,67 @@ class Model:
         """Move weights and the optimizer's state to another backend, and compute in another dtype; returns the model.
 
         Raises:
-            ConfigurationError: a model of float16 is moved to a backend that does not compute in it.
+            ConfigurationError: a model of float16 is moved to a backend that does not compute in it, or a training
+                goes on.
         """
+        self.check_not_training("moved")
         target, dtype = get_backend(backend), self.dtype if dtype is None else check_dtype(dtype)
         check_precision(dtype, target)
-        source, self.backend, self.dtype = self.backend, target, dtype
+        source = self.backend
+        vars(self).update(backend=target, dtype=dtype)
         self._gave_up_steps = ""
         self.network.to(self.backend, self.state_dtype)
-        self._flatten()
         if self.loss is not None:
             self.loss.backend = self.backend
-        if self._optimizer is not None:
-            self._optimizer.move(source, self.backend, self._flat.values, self._flat.layout)
+        self._lay(source)
         return self
 
-    def _flatten(self) -> None:
-        """Lay all parameters, gradients and buffers in flat arrays, anew."""
+    @on_device
+    def _lay(self, source: Backend | None = None) -> None:
+        """Lay all parameters, gradients and buffers in flat arrays, anew; the optimizer follows, from `source`."""
+        before = vars(self).get("_flat")
         self._flat = FlatState(self.network, self.backend, self.state_dtype, self._groups)
         self._note_trained()
+        if before is not None and self._optimizer is not None and self._optimizer.serves(before.values):
+            self._optimizer.move(source or self.backend, self.backend, self._flat.values, self._flat.layout)
+
+    def bind(self) -> bool:
+        """See that the layers' state lies in this model's flat arrays; return whether it had to be laid anew.
+
+        It does not where another model of the same layers has laid it in its own, or a parameter was replaced.
+        Values, gradients and the optimizer's state stay what they are.
+
+        Raises:
+            ConfigurationError: the layers were moved to another backend or dtype, or others took their places.
+        """
+        if self._flat.is_bound():
+            return False
+        self._check_layers()
+        before = self._flat.layout
+        self._lay()
+        if self._flat.layout == before:
+            self._flat.layout = before  # the very one, for who goes by it
+        return True
+
+    def _check_layers(self) -> None:
+        """Refuse layers that were changed or moved since the model was made, as `bind` does; change nothing."""
+        if not self._flat.is_bound():
+            check_same_layers(self.network, self._flat.layout)
+            remedy = f"model.to({self.backend.name!r}, {self.dtype!r})"
+            check_placed(self.network, self.backend, self.state_dtype, remedy)
 
     def flat_state(self) -> list[Array]:
         """Return all parameters that are not frozen and all buffers of floats, each as one flat array: views.
 
-        The list is the same one until the model is moved, compiled, frozen or unfrozen.
+        The list is the same one until the state is laid anew: by `to`, `compile` and `freeze`, and where the layers are
+        shared with another model.
         """
+        self.bind()
         return self._flat.averaged
+
+    def flat_layout(self) -> Layout:
+        """Return where each parameter lies in the flat arrays; a new object where that is settled anew."""
+        return self._flat.layout
 
     # --- what is trained ----------------------------------------------------------------------
 
@@ -172,7 +245,7 @@ class Model:
         """Leave parameters as they are in every training from now on, until `unfreeze`; returns the model.
 
         No optimizer, weight decay or average of weights moves them, and their gradients are left out. The statistics
-        of a batch norm go on being collected.
+        of a batch norm go on being collected. Models that share a parameter share whether it is frozen.
 
         Arguments:
             what: patterns such as "conv2d.weight" or "*.bias", names of layers ("conv2d", "residual.*") or layers
@@ -188,18 +261,25 @@ class Model:
         """Train parameters again that were frozen; takes what `freeze` takes, and returns the model."""
         return self._set_frozen(what, frozen=False)
 
+    @on_device
     def _set_frozen(self, what: tuple[str | Layer, ...], frozen: bool) -> "Model":
-        if self.fitting:
-            raise ConfigurationError(
-                "parameters cannot be frozen or unfrozen while fit goes on: its steps may be recorded; do it between "
-                "two fits, or give the optimizer a Group whose rate is a schedule that falls to 0"
-            )
+        self.check_not_training(
+            "frozen or unfrozen", ", or give the optimizer a Group whose rate is a schedule that falls to 0"
+        )
+        self.bind()
         for parameter in self._parameters_of(what):
             parameter.frozen = frozen
-        self._flatten()
-        if self._optimizer is not None:
-            self._optimizer.move(self.backend, self.backend, self._flat.values, self._flat.layout)
+        self.bind()
         return self
+
+    def check_not_training(self, what: str, remedy: str = "") -> None:
+        """Refuse what steps that go on, and may be recorded, would not follow, such as to be "moved"."""
+        claim = self.claim
+        if claim is not None and claim.holds and (claim.steps or not claim.here):
+            raise ConfigurationError(
+                f"the model cannot be {what} while {claim.method} goes on: its steps may be recorded; do it before or "
+                f"after it{remedy}"
+            )
 
     def rest(self, epoch: int | None) -> bool:
         """Let the parameters of groups rest whose epochs are over, or wake all with None; tell whether any changed.
@@ -237,8 +317,12 @@ class Model:
     def forward(self, x: Any, *, train: bool = False) -> tuple[Array, Backward]:
         """Return the network's output for x and the way back; arrays of the model's backend, or host arrays.
 
-        The way back adds to the parameters' gradients; `zero_grad` forgets them.
+        The way back adds to the parameters' gradients, and `apply_gradients` trains by them; `zero_grad` forgets them.
         """
+        if train:
+            self.bind()
+        else:
+            self._check_layers()
         with self.computing(len(x)):
             inputs = self.as_floats(self.backend.from_host(x))
             y, network_backward = self._sliced.forward(self.backend, inputs, train=train, repeat=self.jit and not train)
@@ -253,7 +337,8 @@ class Model:
     def computing(self, batch: int) -> Iterator[None]:
         """Hold the backend's context around passes of so many samples; say where memory runs out."""
         try:
-            with self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32):
+            working = self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32)
+            with whole_step, working:
                 yield
         except MemoryError as error:
             if isinstance(error, OutOfMemory) and error.explained:
@@ -269,14 +354,41 @@ class Model:
             message += f"; {memory[0] / 1e6:,.0f} of {memory[1] / 1e6:,.0f} MB are free"
         return message
 
+    def bytes_of_a_sample(self) -> int:
+        """Return about how much memory a step takes for each sample: all outputs, and all their gradients."""
+        outputs = sum(math.prod(layer.output_shape or ()) for layer in self.network.all_layers())
+        return 2 * outputs * int(self._flat.values.itemsize)
+
     def release(self) -> None:
         """Let go of memory that is kept for later: of passes that were recorded, and what the backend keeps."""
         for sliced in (self._sliced, self._sliced_trunk):
             sliced.repeats.forget()
         self.backend.release()
 
+    def apply_gradients(self) -> None:
+        """Make a step of the optimizer by the gradients that ways back have added up, and forget them.
+
+        For losses and trainings of one's own, also through several models:
+
+            y, backward = model.forward(x, train=True)
+            dx = backward(2 * (y - target) / y.size)
+            model.apply_gradients()
+
+        A schedule has no end to measure by here, so the step is made at its highest rate.
+
+        Raises:
+            ConfigurationError: the model is not compiled, or its optimizer serves another model since.
+        """
+        rates = self.optimizer.rates_at()
+        self.bind()
+        with self.computing(1):
+            self.optimizer.update(self.backend, self._flat.values, self._flat.gradients, rates)
+            self.zero_grad()
+
+    @on_device
     def zero_grad(self) -> None:
         """Forget all gradients."""
+        self.bind()
         self._flat.gradients[...] = 0
 
     def as_floats(self, x: Array) -> Array:
@@ -285,6 +397,7 @@ class Model:
 
     # --- training -----------------------------------------------------------------------------
 
+    @on_device
     def compile(
         self,
         optimizer: Optimizer | str = "sgd",
@@ -305,9 +418,11 @@ class Model:
                 the way. Losses and metrics of one's own must not decide anything in Python, or this be turned off.
 
         Raises:
-            ConfigurationError: an unknown name, a loss that does not fit the last layer, two metrics of one name, or a
-                group of the optimizer that no parameter belongs to.
+            ConfigurationError: an unknown name, a loss that does not fit the last layer, two metrics of one name, a
+                group of the optimizer that no parameter belongs to, or a training goes on.
         """
+        self.check_not_training("compiled")
+        self._check_layers()
         loss = copy.copy(chosen_loss(loss))  # a copy: its backend is this model's
         chooses = isinstance(metrics, str) and metrics == "auto"
         chosen = chosen_metrics(["accuracy"] * loss.of_classes if chooses else metrics)
@@ -322,12 +437,13 @@ class Model:
         self._sliced_trunk = self._sliced
         if self._trunk is not self.network:
             self._sliced_trunk = Sliced(self._trunk, self._sliced.repeats.room)
-        self.jit, self._gave_up_steps = bool(jit), ""
+        self.jit, self._gave_up_steps = checks.flag(jit, "jit"), ""
         self.loss = loss
         self.loss.backend = self.backend
         self.metrics, self.chooses_metrics = chosen, chooses
-        self._optimizer, self._groups = optimizer, groups
-        self._flatten()
+        self._optimizer, self._groups = None, groups
+        self._lay()
+        self._optimizer = optimizer
         self._optimizer.reset(self.backend, self._flat.values, self._flat.layout)
         return self
 
@@ -340,6 +456,8 @@ class Model:
             )
         return self._optimizer
 
+    @trains(within=False)
+    @on_device
     def fit(
         self,
         x: Any,
@@ -391,6 +509,7 @@ class Model:
             NumericError: gradients that are not finite; says where, which way and in which step.
         """
         _ = self.optimizer  # refuses a model that is not compiled before any work is done
+        self.bind()
         epochs = check_epochs(self._default("epochs", 1) if epochs is None else epochs)
         check_pair(validation_data, "validation_data")
         check_callbacks(callbacks)
@@ -433,6 +552,8 @@ class Model:
                     f"batches of {size:,} leave a last one of {last:,}; choose another batch_size"
                 )
 
+    @trains(within=True)
+    @on_device
     def train_on_batch(self, x: Any, y: Any) -> Array:
         """Make one step on a batch of host data; return its mean loss, still on the device.
 
@@ -442,11 +563,12 @@ class Model:
         x, y = self._checked(x, y)
         try:
             with self.computing(len(x)):
-                inputs, labels = to_device(self, (x, y))
+                ((inputs, labels),) = to_device(self, (x, y))
                 return self.step(self.as_floats(inputs), labels, rates)[0]
         except MemoryError as error:
             raise with_advice(self, (x, y), len(x), error) from error
 
+    @on_device
     def step(self, x: Array, labels: Array, learning_rate: Rates, number: Array | None = None) -> tuple[Array, Array]:
         """Make one step on device arrays; return the mean loss and the outputs before the step.
 
@@ -455,6 +577,7 @@ class Model:
         from 1, as arrays () of one.
         """
         optimizer = self.optimizer
+        self.bind()
         with self.computing(len(x)):
             if self.numerics is not None:
                 self.numerics.begin_step()
@@ -466,8 +589,10 @@ class Model:
 
     def flat_gradients(self) -> Array:
         """Return all gradients as one flat array: a view."""
+        self.bind()
         return self._flat.gradients
 
+    @on_device
     def loss_and_gradients(self, x: Array, labels: Array, *, in_slices: bool = True) -> tuple[Array, Array]:
         """Return what `step` does, and leave the gradients in the parameters, without an update.
 
@@ -478,7 +603,7 @@ class Model:
         """
         scale = 2.0 ** math.ceil(math.log2(len(x))) if self.dtype == "float16" else 1.0
         with self.computing(len(x)):
-            self.zero_grad()
+            self.zero_grad()  # which binds
             if in_slices:
                 outputs, network_backward = self.training_pass(x, repeat=self.jit)
             else:
@@ -508,6 +633,7 @@ class Model:
 
     def _score(self, x: Array, labels: Array) -> tuple[Array, Array]:
         """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""
+        self._check_layers()
         with self.computing(len(x)):
             outputs, _ = self._sliced_trunk.forward(self.backend, x, train=False, repeat=self.jit)
             exact = outputs.astype(self.state_dtype, copy=False)
@@ -520,6 +646,7 @@ class Model:
             return self.loss.on_logits(outputs, labels)
         return self.loss(outputs, labels)
 
+    @on_device
     def evaluate(
         self, x: Any, y: Any = None, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0
     ) -> dict[str, float]:
@@ -541,7 +668,7 @@ class Model:
         x, y = self._checked(x, y)
         self._suit_metrics([y])
         warn_of_scale(self, x, "x", whole=True)
-        inputs, labels = to_device(self, (x, y))
+        ((inputs, labels),) = to_device(self, (x, y))
         if chosen is None:
             return evaluate(self, (inputs, labels), size)
         totals = self.new_totals()
@@ -554,6 +681,7 @@ class Model:
         by_parts(self, len(labels), size, score)
         return totals.read()
 
+    @on_device
     def predict(self, x: Any, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0) -> Any:
         """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16.
 
@@ -582,6 +710,7 @@ class Model:
         if isinstance(last, Softmax):
             network = self._sliced_trunk if self._trunk is not self.network else Sliced(self._without_last())
         total = 0.0
+        self._check_layers()
         with self.computing(len(x)):
             for view, weight in views.of(self.backend, x, self.dtype):
                 outputs, _ = network.forward(self.backend, view, train=False, repeat=self.jit)
@@ -594,6 +723,7 @@ class Model:
         trunk.build_once(self.input_shape, None)
         return trunk
 
+    @on_device
     def refresh_statistics(self, x: Any, *, batch_size: int = 128) -> "Model":
         """Compute the running statistics of all batch norms anew, by host data (N, *input_shape); returns the model.
 
@@ -652,6 +782,7 @@ class Model:
 
         Console().print(summary_table(self))
 
+    @on_device
     def profile(self, x: Any, y: Any, *, repeats: int = 10) -> "Profile":
         """Time every layer's forward and backward pass on a batch; returns a table that prints itself."""
         from gpucnn.profiling import profile
@@ -659,6 +790,7 @@ class Model:
         x, y = self._checked(x, y)
         return profile(self, x, y, repeats)
 
+    @on_device
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, architecture and training settings to a safetensors file; `gpucnn.load` reads it."""
         from gpucnn.checkpoint import save

@@ -210,7 +210,7 @@ def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:
         model.load_state_dict(kept)
         model.zero_grad()
     steps = model.network.steps(input_gradient=False, plan=model.network.one_by_one())
-    products = {layer.label: _products_back(layer, options, goes_back) for layer, options, goes_back in steps}
+    products = {name: _products_back(layer, options, goes_back) for name, layer, options, goes_back in steps}
     rows = [
         LayerTime(
             path=name,
@@ -241,11 +241,11 @@ def _timed_pass(model: "Model", x: Any, labels: Any, times: dict[str, list[float
     """Pass one batch forward and backward as a training step does; add each top-level layer's seconds to `times`."""
     ways_back = []
     network = model.network
-    for layer, options, goes_back in network.steps(input_gradient=False, plan=network.one_by_one()):
-        (x, backward), seconds = model.backend.timed(layer.label, partial(layer.forward, x, train=True, **options))
-        times.setdefault(layer.label, [0.0, 0.0])[0] += seconds
+    for name, layer, options, goes_back in network.steps(input_gradient=False, plan=network.one_by_one()):
+        (x, backward), seconds = model.backend.timed(name, partial(layer.forward, x, train=True, **options))
+        times.setdefault(name, [0.0, 0.0])[0] += seconds
         if goes_back:
-            ways_back.append((layer.label, backward))
+            ways_back.append((name, backward))
     dy = _loss_gradient(model, x, labels)
     for name, backward in reversed(ways_back):
         dy, seconds = model.backend.timed(f"{name} backward", partial(backward, dy))

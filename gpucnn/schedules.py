@@ -7,7 +7,9 @@ the number of epochs in all, before each step.
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
+from gpucnn import checks
 from gpucnn.config import Configurable
 from gpucnn.errors import ConfigurationError
 
@@ -115,7 +117,7 @@ class PiecewiseLinear(Schedule):
             return self.points[0][1]
         for (start, low), (end, high) in pairwise(self.points):
             if at <= end:
-                return low + (high - low) * (at - start) / (end - start)
+                return _between(at, start, low, end, high)
         return self.points[-1][1]
 
 
@@ -157,10 +159,8 @@ class OneCycle(Schedule):
 
     def __init__(self, rate: float, rise: float = 0.3, initial: float = 0.04, final: float = 0.0) -> None:
         self.rate = check_rate(rate)
-        if not 0 < rise < 1:
-            raise ConfigurationError(f"rise must be above 0 and below 1, not {rise!r}")
-        self.rise, self.initial, self.final = rise, check_rate(initial), check_rate(final)
-        self._line = PiecewiseLinear([(0, initial * rate), (rise, rate), (1, final * rate)], unit="training")
+        self.rise = checks.number(rise, "rise", above=0, below=1)
+        self.initial, self.final = check_rate(initial), check_rate(final)
 
     @property
     def peak(self) -> float:
@@ -169,15 +169,21 @@ class OneCycle(Schedule):
 
     def __call__(self, epoch: float, epochs: float) -> float:
         """Return the rate at this share of the training."""
-        return self._line(epoch, epochs)
+        share = min(epoch / epochs, 1.0)
+        if share <= self.rise:
+            return _between(share, 0.0, self.initial * self.rate, self.rise, self.rate)
+        return _between(share, self.rise, self.rate, 1.0, self.final * self.rate)
 
 
 class WarmUp(Schedule):
-    """Another schedule whose rate first grows from almost 0 over some epochs.
+    """First grow from almost 0 to the rate at which another schedule begins; that one has the rest of the training.
 
     Arguments
-        schedule  any schedule, or a constant rate
+        schedule  any schedule, or a constant rate; a `Cosine` reaches its rate when the warm-up is over, and falls from
+                  there to the end
         epochs    the length of the warm-up
+
+    Source: Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour" (2017).
     """
 
     def __init__(self, schedule: Schedule | float, epochs: float = 1.0) -> None:
@@ -190,8 +196,10 @@ class WarmUp(Schedule):
         return self.schedule.peak
 
     def __call__(self, epoch: float, epochs: float) -> float:
-        """Return the other schedule's rate, times the share of the warm-up that is done (at least 1 %)."""
-        return self.schedule(epoch, epochs) * min(max(epoch / self.epochs, 0.01), 1.0)
+        """Return the share of the first rate that is done, at least 1 %; then the other schedule's rate."""
+        if epoch < self.epochs:
+            return self.schedule(0.0, max(epochs - self.epochs, 1.0)) * max(epoch / self.epochs, 0.01)
+        return self.schedule(epoch - self.epochs, epochs - self.epochs)
 
 
 def as_schedule(rate: "Schedule | float") -> Schedule:
@@ -199,28 +207,57 @@ def as_schedule(rate: "Schedule | float") -> Schedule:
     return rate if isinstance(rate, Schedule) else Constant(rate)
 
 
-def check_rate(rate: float) -> float:
+def as_rate(rate: "Schedule | float") -> "Schedule | float":
+    """Return a schedule as it is, and a rate as `check_rate` does."""
+    return rate if isinstance(rate, Schedule) else check_rate(rate)
+
+
+def rate_of(rate: "Schedule | float", epoch: float | None, epochs: float) -> float:
+    """Return the rate at a point of the training, or the highest one where `epoch` is None.
+
+    Raises:
+        ConfigurationError: the schedule returns what is not a finite number of at least 0; says what, and when.
+    """
+    if not isinstance(rate, Schedule):
+        return check_rate(rate)
+    value = rate.peak if epoch is None else rate(epoch, epochs)
+    try:
+        return check_rate(value)
+    except ConfigurationError:
+        when = "as its peak" if epoch is None else f"at epoch {epoch:.4g} of {epochs:.4g}"
+        raise ConfigurationError(
+            f"{rate!r} gave {value!r} {when}, and a learning rate must be a finite number of at least 0; the weights "
+            "are those of before"
+        ) from None
+
+
+def check_rate(rate: Any) -> float:
     """Return a rate as a float, or raise ConfigurationError where it is not a finite number of at least 0."""
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
-        raise ConfigurationError(f"a learning rate must be a finite number of at least 0, not {rate!r}")
-    return float(rate)
+    return float(checks.number(rate, "a learning rate", minimum=0))
 
 
 def _checked_points(points: Sequence[Sequence[float]], least: int) -> list[list[float]]:
-    pairs = [tuple(point) if isinstance(point, list | tuple) else () for point in points]
-    if len(pairs) < least or any(len(p) != 2 for p in pairs) or any(b[0] <= a[0] for a, b in pairwise(pairs)):
+    pairs = [tuple(point) if isinstance(point, list | tuple) else () for point in _listed(points)]
+    numbers = [[checks.number(position, "a position") for position in pair[:1]] for pair in pairs]
+    if len(pairs) < least or any(len(p) != 2 for p in pairs) or any(b <= a for a, b in pairwise(numbers)):
         count = "at least two pairs" if least == 2 else "pairs"
         raise ConfigurationError(f"points must be {count} (position, rate) with growing positions, not {points!r}")
     return [[float(position), check_rate(rate)] for position, rate in pairs]
 
 
+def _between(at: float, start: float, low: float, end: float, high: float) -> float:
+    """Return the number at a place on the straight line through (start, low) and (end, high)."""
+    return low + (high - low) * (at - start) / (end - start)
+
+
+def _listed(points: Any) -> list[Any]:
+    plain = points.tolist() if hasattr(points, "tolist") else points
+    return list(plain) if isinstance(plain, list | tuple) else []
+
+
 def _checked_unit(unit: str) -> str:
-    if unit not in ("epochs", "training"):
-        raise ConfigurationError(f'unit must be "epochs" or "training", not {unit!r}')
-    return unit
+    return checks.one_of(unit, "unit", ("epochs", "training"))
 
 
-def _above_zero(value: float, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigurationError(f"{what} must be a finite number above 0, not {value!r}")
-    return float(value)
+def _above_zero(value: Any, what: str) -> float:
+    return float(checks.number(value, what, above=0))

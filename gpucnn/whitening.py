@@ -51,7 +51,8 @@ def whiten(target: Model | Conv2D, images: Any, *, epsilon: float = EPSILON) -> 
     covariance = _covariance(_seen(target, before, check_inputs(images, shape, "images")), convolution)
     filters = _filters(covariance, epsilon).reshape(convolution.weight.shape)
     dtype = convolution.weight.value.dtype
-    convolution.weight.value = convolution.backend.from_host(filters.astype(dtype))
+    with convolution.backend.on_device():
+        convolution.weight.value = convolution.backend.from_host(filters.astype(dtype))
     return convolution
 
 

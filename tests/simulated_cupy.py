@@ -27,6 +27,7 @@ from tests.host_kernels import compile_for_host
 
 ALIGNMENT = 512  # bytes, as CuPy's memory pool gives it
 TOTAL_MEMORY = 2**34
+MEMORY_ALLOCATION = 2  # cudaError_t
 PACKAGE = "gpucnn.backends.cupy"
 PRODUCTS = {"matmul", "imatmul", "dot", "vdot", "inner", "tensordot", "einsum"}  # CuPy does them with its own cuBLAS
 WAITING = {"nonzero", "flatnonzero", "argwhere", "unique", "allclose", "array_equal"}  # their results' shape is read
@@ -40,6 +41,10 @@ class OutOfMemoryError(MemoryError):
 
 class CUDARuntimeError(RuntimeError):
     """What the CUDA runtime would answer with an error code."""
+
+    def __init__(self, message, status=1):
+        super().__init__(message)
+        self.status = status
 
 
 class IllegalAddress(RuntimeError):
@@ -74,7 +79,7 @@ class Memory(np.ndarray):
         memory.guard = np.full(ALIGNMENT // signal.itemsize, signal).view(np.uint8)
         memory._set_guards()
         memory.garbage = 0xFF if dtype.kind == "f" else 0xA5  # NaN in every float type
-        memory.pool = weakref.ref(pool)
+        memory.pool, memory.gpu = weakref.ref(pool), pool.simulation.device
         memory.holders = 0  # arrays and pointers of the program, not those of a recorded graph
         memory.released = False  # handed back by its pool
         return memory
@@ -111,13 +116,13 @@ class Memory(np.ndarray):
         """Count an array or a pointer of the program."""
         self.holders += 1
         if self.holders == 1 and self.pool() is not None:
-            self.pool().count(self.length)
+            self.pool().count(self.length, self.gpu)
 
     def let_go(self):
         """Count one less; where none is left the bytes are the pool's again."""
         self.holders -= 1
         if self.holders == 0 and self.pool() is not None:
-            self.pool().count(-self.length)
+            self.pool().count(-self.length, self.gpu)
 
     def is_lost(self):
         """Tell whether a GPU's memory would be somebody else's by now, although a graph still uses it."""
@@ -153,36 +158,96 @@ class MemoryPointer:
         return MemoryPointer(self.mem, self._offset + offset)
 
 
+class Reservation:
+    """Bytes of a GPU that cudaMalloc gave, until they are freed or a pool has taken them."""
+
+    def __init__(self, size):
+        self.size, self.device = 0, self.simulation.device
+        self.simulation.reserve(size, self.device)
+        self.size = size
+
+    def take(self):
+        """Hand the bytes over."""
+        size, self.size = self.size, 0
+        return size
+
+    def hold(self):
+        """Nothing to count."""
+
+    let_go = hold
+
+    def __del__(self):
+        self.simulation.reserve(-self.size, self.device)
+
+
 class MemoryPool:
-    """Memory of one purpose; a graph may go on using what a pool of its own keeps, whether arrays hold it or not."""
+    """Memory of one purpose; a graph may go on using what a pool of its own keeps, whether arrays hold it or not.
+
+    It keeps what arrays let go of. Where the GPU has no more, it frees that and tries again, as CuPy's does.
+    """
 
     private = True
 
-    def __init__(self):
-        self._used = self._most = 0
+    def __init__(self, allocator=None):
+        self._allocator = allocator or (lambda size: MemoryPointer(self.simulation.reservation(size)))
+        self._lock = threading.RLock()
+        self._used, self._total = {}, {}  # bytes by device
 
-    def count(self, nbytes):
+    def __del__(self):
+        for device, total in self._total.items():
+            self.simulation.reserve(-total, device)
+
+    def count(self, nbytes, device):
         """Take note of bytes that arrays hold now, or hold no more."""
-        self._used += nbytes
-        self._most = max(self._most, self._used)
+        with self._lock:
+            self._used[device] = self._used.get(device, 0) + nbytes
+
+    def provide(self, size):
+        """See that so many bytes are there for an array.
+
+        Raises:
+            OutOfMemoryError: the GPU has not that much, even when all that nobody holds is freed.
+        """
+        for patience in (2, 1, 0):
+            try:
+                with self._lock:
+                    missing = self.used_bytes() + size - self.total_bytes()
+                    if missing > 0:
+                        self._add(self._allocator(missing).mem.take())
+                    return
+            except CUDARuntimeError as error:
+                if error.status != MEMORY_ALLOCATION:
+                    raise
+                if not patience:
+                    used = self.used_bytes()
+                    message = f"Out of memory allocating {size:,} bytes (allocated so far: {used:,} bytes)."
+                    raise OutOfMemoryError(message) from None
+                self.free_all_blocks()
+
+    def _add(self, nbytes):
+        device = self.simulation.device
+        self._total[device] = self._total.get(device, 0) + nbytes
 
     def malloc(self, size):
         return MemoryPointer(self.simulation.allocate_bytes(size, self))
 
     def used_bytes(self):
-        return self._used
+        return self._used.get(self.simulation.device, 0)
 
     def total_bytes(self):
-        return self._most
+        return self._total.get(self.simulation.device, 0)
 
     def free_bytes(self):
-        return self._most - self._used
+        return self.total_bytes() - self.used_bytes()
 
     def free_all_blocks(self, stream=None):
         self.simulation.frees += 1
-        self._most = self._used
+        with self._lock:
+            unused = self.free_bytes()
+            self._add(-unused)
+        self.simulation.reserve(-unused, self.simulation.device)
         for memory in self.simulation.memories():
-            if memory.pool() is self and memory.holders == 0:
+            if memory.pool() is self and memory.holders == 0 and memory.gpu == self.simulation.device:
                 memory.released = True
 
 
@@ -193,6 +258,10 @@ class SimulatedArray(DeviceArray):
     """An array on the simulated GPU: always a view of registered memory, so it never turns into another one."""
 
     __slots__ = ("_memory",)
+
+    def __deepcopy__(self, memo):
+        return self.copy()
+
     simulation = None
 
     def __init__(self, shape, dtype=float, memptr=None, strides=None, order="C"):
@@ -255,7 +324,7 @@ class SimulatedArray(DeviceArray):
 
     @property
     def device(self):
-        return self._owner.cupy.cuda.Device(0)
+        return self._owner.cupy.cuda.Device(self._memory.gpu)
 
     def get(self, stream=None, order="C", out=None, blocking=True):
         """Copy to the host."""
@@ -357,10 +426,12 @@ class Stream:
     """A stream of work; here all work is done at once, so only captures tell streams apart."""
 
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=0):
-        self.ptr = 0 if null else self.simulation.next_stream()
+        self.ptr, self.device_id = (0, -1) if null else (self.simulation.next_stream(), self.simulation.device)
         self.non_blocking, self.capture, self._outer = non_blocking, None, []
 
     def __enter__(self):
+        if self.device_id not in (-1, self.simulation.device):
+            raise RuntimeError(f"the stream belongs to device {self.device_id}, not to {self.simulation.device}")
         self._outer.append(self.simulation.stream)
         self.simulation.stream = self
         return self
@@ -420,23 +491,25 @@ class Event:
 
 
 class Device:
-    """The one GPU there is."""
+    """One of the GPUs; the context in which a thread works on it."""
 
     compute_capability = "90"
 
-    def __init__(self, device=0):
-        self.id = int(device)
-        if self.id != 0:
-            raise CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+    def __init__(self, device=None):
+        self.id = self.simulation.device if device is None else int(device)
+        if not 0 <= self.id < self.simulation.devices:
+            raise CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal", 101)
 
     def use(self):
+        self.simulation.device = self.id
         return self
 
     def __enter__(self):
-        return self
+        self.simulation.outer_devices.append(self.simulation.device)
+        return self.use()
 
     def __exit__(self, *_):
-        pass
+        self.simulation.device = self.simulation.outer_devices.pop()
 
     def synchronize(self):
         self.simulation.refuse_in_capture("waiting for the device")
@@ -461,17 +534,22 @@ class RawModule:
 
 
 class Simulation:
-    """One simulated GPU with its `cupy`, and what tests may ask of it.
+    """Simulated GPUs with their `cupy`, and what tests may ask of them.
 
     Arguments:
-        limit   the largest allocation, in bytes, that there is memory for; None for any
+        limit    the largest allocation, in bytes, that there is memory for; None for any
+        devices  how many GPUs there are
+
+    `capacity` is the memory of each GPU, in bytes; `reserved` tells how much of it is taken, by device.
 
     Counters: `reads` to the host, `frees` of a pool, `launches` of each kernel from Python, `graph_launches`;
     `sums_of_booleans`, for which CuPy compiles a kernel with the headers of CUB, two seconds long. `ranges` lists the
     names of the NVTX ranges that were opened.
     """
 
-    def __init__(self, limit=None):
+    def __init__(self, limit=None, devices=1):
+        self.devices, self.capacity = devices, TOTAL_MEMORY
+        self.reserved, self._lock = dict.fromkeys(range(devices), 0), threading.RLock()
         self.limit, self.reads, self.frees, self.graph_launches = limit, 0, 0, 0
         self.launches, self.ranges, self._open_ranges = {}, [], []
         self.sums_of_booleans = 0
@@ -479,6 +557,7 @@ class Simulation:
         self._streams, self._local = 0, threading.local()
         self.ndarray = self._own(SimulatedArray, "ndarray")
         self._stream_class, self._pool_class = self._own(Stream), self._own(MemoryPool)
+        self.reservation = self._own(Reservation)
         self._stream_class.null = self._stream_class(null=True)
         self._default_pool = self._pool_class()
         self._default_pool.private = False
@@ -489,7 +568,39 @@ class Simulation:
         """Return a class whose objects know this simulation."""
         return type(name or kind.__name__, (kind,), {"simulation": self, "__slots__": ()})
 
+    # --- devices
+
+    @property
+    def device(self):
+        """The number of the GPU that this thread works on."""
+        return getattr(self._local, "device", 0)
+
+    @device.setter
+    def device(self, device):
+        self._local.device = device
+
+    @property
+    def outer_devices(self):
+        """The GPUs that contexts of this thread go back to."""
+        return vars(self._local).setdefault("outer_devices", [])
+
+    def check_device(self, memories, what):
+        """Refuse to compute with what lies on another GPU."""
+        for memory in memories:
+            if memory.gpu != self.device:
+                raise ValueError(
+                    f"{what}: The device where the array resides ({memory.gpu}) is different from the current "
+                    f"device ({self.device}). Peer access is unavailable between these devices."
+                )
+
     # --- memory
+
+    def reserve(self, nbytes, device):
+        """Take bytes of a GPU, or give them back."""
+        with self._lock:
+            if self.reserved[device] + nbytes > self.capacity and nbytes > 0:
+                raise CUDARuntimeError("cudaErrorMemoryAllocation: out of memory", MEMORY_ALLOCATION)
+            self.reserved[device] += nbytes
 
     def memories(self):
         """Return all memory that is in use."""
@@ -497,6 +608,7 @@ class Simulation:
 
     def allocate_bytes(self, nbytes, pool=None, dtype=np.uint8):
         pool = pool or self.pool
+        pool.provide(nbytes)
         if self.limit is not None and nbytes > self.limit:
             used = pool.used_bytes()
             raise OutOfMemoryError(f"Out of memory allocating {nbytes:,} bytes (allocated so far: {used:,} bytes).")
@@ -540,11 +652,15 @@ class Simulation:
 
     @property
     def stream(self):
-        return getattr(self._local, "stream", None) or self._stream_class.null
+        return self._streams_of_thread.get(self.device, self._stream_class.null)
 
     @stream.setter
     def stream(self, stream):
-        self._local.stream = stream
+        self._streams_of_thread[self.device] = stream
+
+    @property
+    def _streams_of_thread(self):
+        return vars(self._local).setdefault("streams", {})
 
     def next_stream(self):
         self._streams += 1
@@ -622,6 +738,8 @@ class Simulation:
             result, fresh = compute(), []
             wrapped = self.wrap(result, fresh)
             in_place = result is None or any(result is operand for operand in operands)
+            if in_place or any(place is not None for place in fresh):
+                self.check_device(map(memory_of, operands), name)
             if capture and (in_place or any(place is not None for place in fresh)):
 
                 def repeat():
@@ -641,6 +759,7 @@ class Simulation:
         run = kernel.bind(grid, block, args, shared_mem)
         arrays = [argument._data for argument in args if isinstance(argument, DeviceArray)]
         written = [argument._data for argument in kernel.written(args)]
+        self.check_device(map(memory_of, arrays), kernel.name)
 
         def launch():
             run()
@@ -728,6 +847,7 @@ class Simulation:
             Device=self._own(Device),
             Event=self._own(Event),
             Graph=Graph,
+            Memory=self.reservation,
             MemoryPointer=MemoryPointer,
             MemoryPool=self._pool_class,
             Stream=self._stream_class,
@@ -749,10 +869,11 @@ class Simulation:
             CUDARuntimeError=CUDARuntimeError,
             deviceSynchronize=lambda: self.refuse_in_capture("waiting for the device"),
             driverGetVersion=lambda: 13000,
-            getDevice=lambda: 0,
-            getDeviceCount=lambda: 1,
+            errorMemoryAllocation=MEMORY_ALLOCATION,
+            getDevice=lambda: self.device,
+            getDeviceCount=lambda: self.devices,
             getDeviceProperties=lambda device: {**properties, "minor": 0, "warpSize": 32},
-            memGetInfo=lambda: (TOTAL_MEMORY - self._default_pool.total_bytes(), TOTAL_MEMORY),
+            memGetInfo=lambda: (self.capacity - self.reserved[self.device], self.capacity),
             runtimeGetVersion=lambda: 13000,
         )
 
@@ -785,7 +906,7 @@ class Simulation:
 
 # --- cuBLAS -------------------------------------------------------------------------------------
 
-SUCCESS, NOT_INITIALIZED, INVALID_VALUE, WRONG_STREAM, NOT_SUPPORTED = 0, 1, 7, 13, 15
+SUCCESS, NOT_INITIALIZED, INVALID_VALUE, WRONG_STREAM, INTERNAL_ERROR, NOT_SUPPORTED = 0, 1, 7, 13, 14, 15
 TYPES = {0: np.dtype(np.float32), 1: np.dtype(np.float64), 2: np.dtype(np.float16)}
 COMPUTE = {68: np.float32, 77: np.float32, 70: np.float64}  # cublasComputeType_t: 32F, 32F_FAST_TF32, 64F
 PRODUCT_TYPES = {68: {(0, 0), (2, 2), (2, 0)}, 77: {(0, 0)}, 70: {(1, 1)}}  # of the factors and of the product
@@ -806,7 +927,8 @@ class FakeCublas:
 
     def _Create(self, handle):
         number = 0xC0B1A5 + len(self._handles)
-        self._handles[number] = types.SimpleNamespace(stream=0, workspace=None, mode=0)
+        owner = self._simulation.device, threading.get_ident()  # who has set its stream last
+        self._handles[number] = types.SimpleNamespace(stream=0, workspace=None, mode=0, owner=owner)
         handle._obj.value = number
         return SUCCESS
 
@@ -816,6 +938,7 @@ class FakeCublas:
     def _SetStream(self, handle, stream):
         state = self._handles[plain(handle)]
         state.stream, state.workspace = plain(stream), None  # cuBLAS takes the workspace away
+        state.owner = state.owner[0], threading.get_ident()
         return SUCCESS
 
     def _SetWorkspace(self, handle, pointer, size):
@@ -840,6 +963,8 @@ class FakeCublas:
             return NOT_INITIALIZED
         if state.stream != self._simulation.stream.ptr:
             return WRONG_STREAM
+        if state.owner != (self._simulation.device, threading.get_ident()):
+            return INTERNAL_ERROR
         if compute not in COMPUTE or kinds[0] != kinds[1] or kinds[::2] not in PRODUCT_TYPES[compute]:
             return NOT_SUPPORTED
         if min(M, N, K) < 0 or not {a_turned, b_turned} <= {0, 1}:
@@ -870,6 +995,7 @@ class FakeCublas:
         if 0 in shape:
             return Memory.allocate(0, self._simulation.pool, dtype).array(shape, dtype)
         memory = self._simulation.find(address, ((columns - 1) * lead + rows) * dtype.itemsize)
+        self._simulation.check_device([memory], "cublasGemmEx")
         if address % dtype.itemsize:
             raise IllegalAddress(f"the address {address:#x} is not aligned for {dtype}")
         strides = (dtype.itemsize, lead * dtype.itemsize)
@@ -998,7 +1124,7 @@ def load_backend(simulation=None):
 
         def __init__(self, device=0):
             super().__init__(device)
-            self.name = "cupy (simulated)"
+            self.name = f"cupy{f':{device}' if device else ''} (simulated)"
 
         @property
         def reads(self):

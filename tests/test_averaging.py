@@ -264,14 +264,14 @@ def test_two_averages_at_once_are_refused():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MovingAverage(1.5), "decay must be a number from 0 to 1, or a schedule or function of such, not 1.5"),
+        (lambda: MovingAverage(1.5), "decay, or what a schedule .* at most 1, not 1.5"),
         (lambda: LookAhead(decay="fast"), "not 'fast'"),
         (lambda: LookAhead(decay=True), "not True"),
-        (lambda: LookAhead(0), "every must be a number of steps of at least 1, not 0"),
-        (lambda: MovingAverage(every=2.5), "every must be a number of steps of at least 1, not 2.5"),
-        (lambda: fit(small_model(), LookAhead(decay=schedules.Constant(2.0))), "decay must be .* not 2.0"),
-        (lambda: fit(small_model(), MovingAverage(lambda share: None)), "decay must be .* not None"),
-        (lambda: schedules.Power(1.0, 0), "power must be a finite number above 0, not 0"),
+        (lambda: LookAhead(0), "every must be a positive integer, not 0"),
+        (lambda: MovingAverage(every=2.5), "every must be a positive integer, not 2.5"),
+        (lambda: fit(small_model(), LookAhead(decay=schedules.Constant(2.0))), "decay, .* at most 1, not 2.0"),
+        (lambda: fit(small_model(), MovingAverage(lambda share: None)), "decay, .* at most 1, not None"),
+        (lambda: schedules.Power(1.0, 0), "power must be a number that is above 0, not 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, message):

@@ -153,7 +153,7 @@ def test_a_saved_model_keeps_its_limits(tmp_path):
 @pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan, "1", True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_limits_that_make_no_sense_are_refused(kind, what, value):
-    message = f"{what} must be a finite number above 0, or None for none, not {value!r}"
+    message = f"{what} must be a number that is above 0, not {value!r}"
     with pytest.raises(ConfigurationError, match=message):
         KINDS[kind](**{what: value})
 

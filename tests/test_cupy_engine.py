@@ -448,8 +448,7 @@ def test_data_that_does_not_fit_is_fed_in_batches(gpu, rng, monkeypatch, jit, sh
     held, history = fitted(gpu, data, "adam", **options)
     kept = gpu.xp.get_default_memory_pool().free_bytes  # counts as free, too
     monkeypatch.setattr(gpu.xp.cuda.runtime, "memGetInfo", lambda: (1.9 * data[0].nbytes - kept(), 2**30))
-    assert not hasattr(gpu.bring(data[0]), "ndim")
-    assert hasattr(gpu.bring(data[1]), "ndim")
+    assert [hasattr(brought, "ndim") for brought in gpu.bring(*data)] == [False, True]
     fed, fed_history = fitted(gpu, data, "adam", **options)
     for what in ("loss", "val_loss", "val_accuracy"):
         assert fed_history[what] == history[what], what
@@ -516,7 +515,7 @@ def test_a_step_that_cannot_be_recorded_is_made_as_it_comes(gpu, rng, look):
     """Nothing was done when it is noticed, so random streams and counts are those of steps made one by one."""
     data = images_and_labels(rng)
     model, eager = (with_a_layer_of_ones_own(gpu, LOOKS[look], True, jit) for jit in (True, False))
-    with pytest.warns(gpucnn.RecordingWarning, match=r"cannot be recorded .* backend\.dense .* jit=False") as caught:
+    with pytest.warns(gpucnn.RecordingWarning, match=r"cannot be captured .* backend\.dense .* jit=False") as caught:
         history = model.fit(*data, epochs=2, batch_size=16, verbose=0)
     assert len(caught) == 1
     assert model.why_not_repeated
@@ -551,11 +550,6 @@ def test_a_layer_that_does_not_promise_it_is_not_recorded(gpu, rng):
     model.fit(*images_and_labels(rng, 64), batch_size=16, verbose=0)
     assert len(calls) == 4
     assert model.why_not_repeated == "layers that do not say recordable = True: own"
-
-
-def test_recording_wants_room_first(gpu):
-    with pytest.raises(RuntimeError, match="room_to_record"):
-        gpu.recording(lambda: None, {})
 
 
 # --- half precision -----------------------------------------------------------------------------

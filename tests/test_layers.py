@@ -205,7 +205,7 @@ def test_repr_is_the_call_that_makes_it(case):
 
 @pytest.mark.parametrize("numbers", [(-1, 0), (0, 1.5), (True, 0)])
 def test_channels_that_cannot_be_padded(numbers):
-    with pytest.raises(ConfigurationError, match="must be a number of channels, at least 0"):
+    with pytest.raises(ConfigurationError, match="must be an integer of at least 0"):
         layers.PadChannels(*numbers)
 
 

@@ -59,9 +59,9 @@ def test_singular_values_are_pushed_towards_1(rng):
 
 OWN = {"conv2d.weight": (1.0, 0.1), "conv2d_1.weight": (0.5, 0.0)}  # the group's rate, weight decay
 MAKE = {
-    "plain": lambda **options: Muon(0.02, 0.0, False, other=SGD(0.1), iterations=3, **options),
-    "momentum": lambda **options: Muon(0.02, 0.9, False, other=SGD(0.1, momentum=0.9), **options),
-    "nesterov": lambda **options: Muon(0.02, 0.6, other=AdamW(0.1, weight_decay=0.3), iterations=3, **options),
+    "plain": lambda **options: Muon(0.02, momentum=0.0, nesterov=False, other=SGD(0.1), iterations=3, **options),
+    "momentum": lambda **options: Muon(0.02, momentum=0.9, nesterov=False, other=SGD(0.1, momentum=0.9), **options),
+    "nesterov": lambda **options: Muon(0.02, momentum=0.6, other=AdamW(0.1, weight_decay=0.3), iterations=3, **options),
     "fixed norm": lambda **options: Muon(
         schedules.OneCycle(0.24),
         0.6,
@@ -222,9 +222,9 @@ def test_a_saved_model_keeps_it(tmp_path):
         (lambda: Muon(other="sgd"), r"other must be an optimizer such as SGD\(0\.1\) or AdamW\(0\.001\), not 'sgd'"),
         (lambda: Muon(other=Muon()), r"not Muon\(\)"),
         (lambda: Muon(other=SGD(clip_norm=1.0)), r"limits gradients of its own; pass clip_norm and clip_value to Muon"),
-        (lambda: Muon(iterations=0), "iterations must be a positive integer, not 0; 3 to 5 are enough"),
+        (lambda: Muon(iterations=0), "iterations, of which 3 to 5 are enough, must be a positive integer, not 0"),
         (lambda: Muon(match=3), "match must be a pattern"),
-        (lambda: Muon(momentum=1.0), "momentum must be at least 0 and below 1, not 1.0"),
+        (lambda: Muon(momentum=1.0), "momentum must be a number that is at least 0 and below 1, not 1.0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, message):

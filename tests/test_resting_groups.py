@@ -163,9 +163,7 @@ def test_a_resumed_training_lets_them_rest(tmp_path):
 
 @pytest.mark.parametrize("epochs", [0, -1, 1.5, True, "3"])
 def test_epochs_that_are_no_number(epochs):
-    with pytest.raises(
-        ConfigurationError, match=r"a group's epochs must be a whole number of at least 1, or None, not"
-    ):
+    with pytest.raises(ConfigurationError, match=r"a group's epochs must be a positive integer, not"):
         Group("*", epochs=epochs)
 
 

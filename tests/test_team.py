@@ -2,6 +2,7 @@
 
 import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import gpucnn
 from gpucnn import layers as L
 from gpucnn.backends import Backend, get_backend
-from gpucnn.backends.numpy import scratch, threads
+from gpucnn.backends.numpy import blas, scratch, threads
 from gpucnn.backends.window import Window
 from gpucnn.errors import ConfigurationError, ShapeError
 from gpucnn.training import slices
@@ -139,7 +140,7 @@ def test_replicas_share_values_and_nothing_else():
         assert not np.shares_memory(buffer.value, model.network.buffers()[path].value)
     main = twin.layers[1].main.layers
     assert main[0] is main[3] is not model.layers[1].main.layers[0]
-    planned = [layer for layer, *_ in twin.steps(input_gradient=True)]
+    planned = [layer for _, layer, *_ in twin.steps(input_gradient=True)]
     assert all(any(layer is own for own in twin.layers) for layer in planned)
 
 
@@ -209,7 +210,7 @@ def test_replicas_follow_layers_that_are_exchanged_or_kept_in_a_dictionary():
     assert not replica.is_true()
     model.layers[1].by_name["a"] = kept
     assert replica.is_true()
-    model.network.layers[2] = L.ReLU()
+    list.__setitem__(model.network.layers, 2, L.ReLU())  # which users cannot do
     assert not replica.is_true()
 
 
@@ -285,7 +286,7 @@ def test_how_a_batch_is_cut(monkeypatch):
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "many", True])
 def test_a_number_of_threads_that_makes_no_sense_is_refused(value):
-    with pytest.raises(ConfigurationError, match="expected a positive number of threads, not"):
+    with pytest.raises(ConfigurationError, match="the number of threads must be a positive integer, not"):
         gpucnn.set_num_threads(value)
 
 
@@ -298,27 +299,109 @@ def test_the_number_of_threads(monkeypatch):
     assert threads.num_threads() == 2
     gpucnn.set_num_threads(None)
     monkeypatch.setenv("GPUCNN_NUM_THREADS", "few")
-    with pytest.raises(ConfigurationError, match="the environment variable GPUCNN_NUM_THREADS: expected"):
+    with pytest.raises(ConfigurationError, match="GPUCNN_NUM_THREADS must be a positive integer, not 'few'"):
         threads.num_threads()
 
 
-def test_blas_is_held_to_one_thread_in_a_step_and_given_back():
-    def blas_threads():
-        return {library["num_threads"] for library in threads._blas().info()}
+def in_another_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
 
-    gpucnn.set_num_threads(2)
-    with threads._blas().limit(limits=3):
-        first, second = threads.blas_threads(1), ENGINE.working(as_team=True)
-        first.__enter__()
-        with second:
-            assert blas_threads() == {1}
-            first.__exit__(None, None, None)  # the two overlap: the last to end gives BLAS its threads back
-            assert blas_threads() == {1}
-        assert blas_threads() == {3}
+
+class TestBlas:
+    """BLAS itself is asked, by the functions of the library: what threadpoolctl says of it is another matter."""
+
+    @staticmethod
+    def now():
+        shared, own = blas._libraries()
+        return {library.get() for library in (*shared, *own)}
+
+    @pytest.fixture(autouse=True)
+    def set(self):
+        """What sets BLAS' number of threads; it is given back after the test."""
+        libraries = [library for kind in blas._libraries() for library in kind]
+        before = [library.get() for library in libraries]
+
+        def to(count):
+            for library in libraries:
+                library.set(count)
+
+        to(3)
+        yield to
+        for library, count in zip(libraries, before, strict=True):
+            library.set(count)
+
+    def test_blas_is_held_to_one_thread_in_a_step_and_given_back(self, set):
+        gpucnn.set_num_threads(2)
+        with ENGINE.working(as_team=True):
+            assert self.now() == {1}
+            with ENGINE.working(as_team=False):
+                assert self.now() == {1}
+            assert self.now() == {1}
+        assert self.now() == {3}
         with ENGINE.working(as_team=False):
-            assert blas_threads() == {2}  # without a team they are BLAS' own
-    with threads._blas().limit(limits=1), ENGINE.working(as_team=False):
-        assert blas_threads() == {1}  # what the user set is not raised
+            assert self.now() == {2}  # without a team they are BLAS' own
+        set(1)
+        with ENGINE.working(as_team=False):
+            assert self.now() == {1}  # what the user set is not raised
+
+    def test_blas_is_held_in_every_thread(self):
+        """In whichever order threads come to it."""
+
+        def within():
+            with blas.blas_threads(1):
+                return self.now()
+
+        for _ in range(2):
+            assert within() == {1}
+            assert in_another_thread(within) == {1}
+        assert self.now() == in_another_thread(self.now) == {3}
+
+    def test_blas_is_given_back_after_blocks_of_two_threads_overlap(self):
+        inside, leave = threading.Event(), threading.Event()
+
+        def other():
+            with blas.blas_threads(1):
+                inside.set()
+                leave.wait(20)
+                return self.now()
+
+        with ThreadPoolExecutor(1) as pool:
+            with blas.blas_threads(1):
+                later = pool.submit(other)
+                assert inside.wait(20)
+            assert self.now() == {1}
+            leave.set()
+            assert later.result() == {1}
+        assert self.now() == in_another_thread(self.now) == {3}
+
+    def test_blas_of_openmp_is_held_for_each_thread(self, monkeypatch):
+        """There each thread has a number of its own, as OpenMP gives it."""
+
+        class OpenMP(threading.local):
+            internal_api, threading_layer, count = "openblas", "openmp", 4
+
+            def get_num_threads(self):
+                return self.count
+
+            def set_num_threads(self, count):
+                self.count = count
+
+        library = blas.Library(OpenMP())
+        assert library.of_thread
+        monkeypatch.setattr(blas, "_libraries", lambda: ([], [library]))
+
+        def within():
+            with blas.blas_threads(1):
+                return library.get(), in_another_thread(library.get)
+
+        assert within() == in_another_thread(within) == (1, 4)
+        with blas.blas_threads(1):
+            assert in_another_thread(within) == (1, 4)
+            assert library.get() == 1
+            member = threads.Member(threads.Team([slice(0, 1)]), 0, slice(0, 1))
+            assert in_another_thread(lambda: member.run(library.get)) == 1
+        assert library.get() == 4
 
 
 @pytest.mark.parametrize("batch", [128, 512])
@@ -335,7 +418,7 @@ def test_the_scratch_of_vgg_stays_below_16_megabytes_a_thread(batch, monkeypatch
             held.append(scratch.held())
 
     monkeypatch.setattr(threads.Member, "run", run_and_look)
-    threads._workers.cache_clear()  # new threads, that hold nothing yet
+    threads._workers.keep(0)  # new threads, that hold nothing yet
     scratch.forget()
     model = gpucnn_model("vgg", ENGINE)
     rng = np.random.default_rng(0)

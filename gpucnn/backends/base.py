@@ -81,6 +81,16 @@ class Backend:
     name = "portable"
     xp: ModuleType | Any = np
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Backend":
+        """Return the backend itself: models that are copies of each other compute on the same."""
+        return self
+
+    def __reduce__(self) -> Any:
+        """Be pickled by name, and found in the other process as the backend of that name there."""
+        from gpucnn.backends import get_backend
+
+        return get_backend, (self.name,)
+
     #: whether a model may compute in float16 here, with parameters and statistics in float32
     half_precision = False
     on_host = True  # whether reading an array costs nothing
@@ -96,9 +106,16 @@ class Backend:
         """Bring an array of the backend to the host, as a NumPy array."""
         return np.asarray(array)
 
-    def bring(self, data: Any) -> Array | Feed:
-        """Bring a data set (P, …) across for good; or return a feed that brings its batches as they are picked."""
-        return self.from_host(data)
+    def bring(self, *data: Any, step: int = 0) -> list[Array | Feed]:
+        """Bring data sets (P, …) across for good, or return feeds of some that bring batches as they are picked.
+
+        The first has the precedence where there is no room for all of them beside a step that takes `step` bytes.
+        """
+        return [self.from_host(one) for one in data]
+
+    def on_device(self) -> AbstractContextManager[Any]:
+        """Return a context in which this thread makes arrays, and computes with them, where this backend's lie."""
+        return nullcontext()
 
     def synchronize(self) -> None:
         """Wait until all work that was started is done (nothing to wait for on the host)."""
@@ -145,18 +162,18 @@ class Backend:
     #: whether `recording` records, so that repeating a step costs less than making it
     can_record = False
 
-    def recording(self, step: Callable[[], None], strides: dict[int, int]) -> Callable[[int], None]:
+    def recording(self, room: Any, step: Callable[[], None], strides: dict[int, int]) -> Callable[[int], None]:
         """Record what `step` does to the arrays of this backend; return a function that repeats it.
 
-        The step has been made at least once. It must read all that changes from one time to the next from arrays. Only
-        random streams go on by themselves: in repeat r, from 0, the stream of key k draws what it would have drawn at
-        a counter larger by r·strides[k]. The function is given r.
+        The step was made before, within the `room_to_record` that has given the room. It must read all that changes
+        from one time to the next from arrays. Only random streams go on by themselves: in repeat r, from 0, the stream
+        of key k draws what it would have drawn at a counter larger by r·strides[k]. The function is given r.
         """
         raise NotImplementedError(f"{self.name} records nothing")
 
     @contextmanager
-    def room_to_record(self) -> Iterator[None]:
-        """Give memory of its own to a step that is to be recorded; held around the first time it is made."""
+    def room_to_record(self) -> Iterator[Any]:
+        """Give memory of its own to a step that is to be recorded, for as long as somebody holds what is yielded."""
         yield
 
     # --- passes recorded while they are made, and repeated: an engine may ----------------------

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 Pair = tuple[int, int]
@@ -20,12 +19,12 @@ class Window:
     padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
     dilation: Pair = (1, 1)
 
-    @cached_property
+    @property
     def area(self) -> int:
         """The number of elements, KH·KW."""
         return self.size[0] * self.size[1]
 
-    @cached_property
+    @property
     def extent(self) -> Pair:
         """Rows and columns from the first to the last element, dilation included."""
         return (self.size[0] - 1) * self.dilation[0] + 1, (self.size[1] - 1) * self.dilation[1] + 1

@@ -8,13 +8,16 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from gpucnn import checks
 from gpucnn.backends import Array
 from gpucnn.callbacks.base import Callback
 from gpucnn.config import Configurable
-from gpucnn.errors import ConfigurationError
+from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.schedules import Schedule
+from gpucnn.trees import misfit
 
 if TYPE_CHECKING:
+    from gpucnn.layout import Layout
     from gpucnn.model import Model
 
 Decay = float | Schedule | Callable[[float], float]
@@ -29,13 +32,10 @@ class _Average(Callback, Configurable, family="average"):
     """
 
     def __init__(self, decay: Decay, every: int) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ConfigurationError(f"every must be a number of steps of at least 1, not {every!r}")
-        if not callable(decay):
-            _checked(decay)
-        self.decay, self.every = decay, every
+        self.every = checks.integer(every, "every", minimum=1)
+        self.decay = decay if callable(decay) else _checked(decay)
         self._model: weakref.ref[Model] | None = None
-        self._arrays: list[Array] = []
+        self._layout: Layout | None = None
         self._averages: list[Array] = []
         self._raw: list[Array] | None = None  # the model's own numbers, while it shows the averages
         self._steps = 0
@@ -45,23 +45,24 @@ class _Average(Callback, Configurable, family="average"):
         if self._goes_on(model):
             return
         self._model, self._steps, self._raw = weakref.ref(model), 0, None
-        self._arrays = model.flat_state()
-        self._averages = [array.copy() for array in self._arrays]
+        self._averages = [array.copy() for array in model.flat_state()]
+        self._layout = model.flat_layout()
         model.averaged_by = None
 
     def _goes_on(self, model: "Model") -> bool:
         """Tell whether the model is as an earlier fit left it."""
         if self._model is None or self._model() is not model or self._raw is None:
             return False
-        if model.flat_state() is not self._arrays:
+        arrays = model.flat_state()
+        if model.flat_layout() is not self._layout:
             return False
-        pairs = zip(self._arrays, self._averages, strict=True)
+        pairs = zip(arrays, self._averages, strict=True)
         return not any(int((now != then).astype("int64").sum()) for now, then in pairs)  # numbers: see Accuracy.total
 
     def on_epoch_begin(self, model: "Model", epoch: int) -> None:
         """Put the raw weights back, for the steps."""
         if self._raw is not None:
-            for array, raw in zip(self._arrays, self._raw, strict=True):
+            for array, raw in zip(self._arrays(model), self._raw, strict=True):
                 array[...] = raw
             self._raw = model.averaged_by = None
 
@@ -77,8 +78,9 @@ class _Average(Callback, Configurable, family="average"):
             raise ConfigurationError(
                 f"{self!r} and {model.averaged_by!r} both put averages in the place of the weights; pass one of them"
             )
-        self._raw, model.averaged_by = [array.copy() for array in self._arrays], self
-        for array, average in zip(self._arrays, self._averages, strict=True):
+        arrays = self._arrays(model)
+        self._raw, model.averaged_by = [array.copy() for array in arrays], self
+        for array, average in zip(arrays, self._averages, strict=True):
             array[...] = average
 
     def on_fit_interrupted(self, model: "Model") -> None:
@@ -93,19 +95,46 @@ class _Average(Callback, Configurable, family="average"):
         return {"averages": [to_host(array).copy() for array in self._averages], "raw": raw, "steps": self._steps}
 
     def load_state(self, model: "Model", state: dict[str, Any]) -> None:
-        """Go on from these averages; the model shows them if it did so then."""
-        from_host, raw = model.backend.from_host, state["raw"]
+        """Go on from these averages; the model shows them if it did so then.
+
+        Raises:
+            CheckpointError: they are not averages of this model.
+        """
+        from_host, raw, own = model.backend.from_host, state["raw"], self.state(model)["averages"]
+        if wrong := misfit(state["averages"], own, "averages") or (raw is not None and misfit(raw, own, "raw")):
+            raise CheckpointError(f"{type(self).__name__}: {wrong}")
         for average, saved in zip(self._averages, state["averages"], strict=True):
             average[...] = from_host(saved)
         self._raw = None if raw is None else [from_host(array) for array in raw]
         model.averaged_by = None if raw is None else self
         self._steps = state["steps"]
 
+    def _arrays(self, model: "Model") -> list[Array]:
+        """Return the model's flat arrays, which may lie elsewhere than a step ago.
+
+        Raises:
+            ConfigurationError: they lie otherwise than when the training began.
+        """
+        arrays, layout = model.flat_state(), model.flat_layout()
+        if layout is not self._layout:
+            if layout != self._layout or type(arrays[0]) is not type(self._averages[0]):
+                raise ConfigurationError(
+                    f"{self!r} averages other parameters than those that are trained by now: they were moved, frozen "
+                    "or unfrozen since the fit began, perhaps in another model of the same layers; do that between two "
+                    "fits"
+                )
+            self._layout = layout
+        return arrays
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the model to the original: a copy begins anew."""
+        return vars(self) | {"_model": None}
+
     def _average(self, model: "Model") -> None:
         raise NotImplementedError(f"{type(self).__name__} has no _average")
 
     def _move_averages(self, model: "Model", share: float) -> None:
-        for average, array in zip(self._averages, self._arrays, strict=True):
+        for average, array in zip(self._averages, self._arrays(model), strict=True):
             model.backend.blend(average, array, share)
 
     def _decay_at(self, epoch: float, epochs: float) -> float:
@@ -135,7 +164,7 @@ class MovingAverage(_Average):
 
     def __init__(self, decay: Decay = 0.999, every: int = 1, warm_up: bool = True) -> None:
         super().__init__(decay, every)
-        self.warm_up = warm_up
+        self.warm_up = checks.flag(warm_up, "warm_up")
 
     def _average(self, model: "Model") -> None:
         updates = self._steps // self.every - 1
@@ -168,14 +197,10 @@ class LookAhead(_Average):
 
     def _average(self, model: "Model") -> None:
         self._move_averages(model, 1.0 - self._decay_at(*model.progress))
-        for array, average in zip(self._arrays, self._averages, strict=True):
+        for array, average in zip(self._arrays(model), self._averages, strict=True):
             array[...] = average
 
 
 def _checked(decay: Any) -> float:
-    """Return a decay as a float, or raise ConfigurationError where it is no number from 0 to 1."""
-    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay <= 1:
-        raise ConfigurationError(
-            f"decay must be a number from 0 to 1, or a schedule or function of such, not {decay!r}"
-        )
-    return float(decay)
+    """Return a decay as a float, or raise ConfigurationError where it is not a number from 0 to 1."""
+    return float(checks.number(decay, "decay, or what a schedule or function of it returns,", minimum=0, maximum=1))

@@ -4,8 +4,9 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from gpucnn import checks
-from gpucnn.errors import ConfigurationError
+from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.metrics import MODES, is_larger_better
+from gpucnn.trees import misfit
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -147,7 +148,13 @@ class EarlyStopping(Callback):
         return {"best": self._best, "best_epoch": self.best_epoch, "weights": self._state}
 
     def load_state(self, model: "Model", state: dict[str, Any]) -> None:
-        """Compare with the best of before."""
+        """Compare with the best of before.
+
+        Raises:
+            CheckpointError: the weights are not those of this model.
+        """
+        if wrong := misfit(state["weights"], model.state_dict() if state["weights"] is not None else None, "weights"):
+            raise CheckpointError(f"EarlyStopping: {wrong}")
         self._best, self.best_epoch, self._state = state["best"], state["best_epoch"], state["weights"]
 
     def on_epoch_end(self, model: "Model", epoch: int, logs: dict[str, float]) -> None:

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from gpucnn import datasets
 from gpucnn.backends import get_backend, in_short
-from gpucnn.backends.numpy.threads import num_threads, usable_cores
+from gpucnn.backends.numpy.cores import usable_cores
+from gpucnn.backends.numpy.threads import num_threads
 from gpucnn.cli.common import console
 from gpucnn.errors import BackendUnavailable, ConfigurationError
 

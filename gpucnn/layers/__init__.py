@@ -5,6 +5,9 @@ Shape letters, in docstrings and code alike: `N` batch, `C` channels, `F` filter
 Images are (N, H, W, C). A gradient is `d` + its array: `dy`, `dx`, `dweight`.
 """
 
+from typing import Any
+
+from gpucnn.hints import no_such_class
 from gpucnn.layers.activation import GELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
 from gpucnn.layers.base import Buffer, Layer, Parameter
 from gpucnn.layers.combine import Residual, Sequential
@@ -38,3 +41,8 @@ __all__ = [
     "Softmax",
     "Tanh",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Say what a class of another library is called here."""
+    raise no_such_class("gpucnn.layers", name, __all__)

@@ -2,8 +2,8 @@
 
 import math
 
+from gpucnn import checks
 from gpucnn.backends import Array
-from gpucnn.errors import ConfigurationError
 from gpucnn.layers.base import Backward, Layer
 
 
@@ -28,12 +28,11 @@ class LeakyReLU(Layer):
     """
 
     per_sample = recordable = True
+    adjustable = ("slope",)
 
     def __init__(self, slope: float = 0.01, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        if not (isinstance(slope, int | float) and 0 <= slope < math.inf):
-            raise ConfigurationError(f"{self.label}: slope must be a finite number of at least 0, not {slope!r}")
-        self.slope = slope
+        self.slope = checks.number(slope, f"{self.label}: slope", minimum=0)
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Multiply by 1 or by the slope, there and back."""

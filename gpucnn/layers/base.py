@@ -5,29 +5,32 @@ What the way back needs is in its scope, so a layer keeps nothing between calls,
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from gpucnn.backends import Array, Backend, get_backend
-from gpucnn.config import Configurable, snake_case
+from gpucnn.config import Closed, Configurable, is_ours, snake_case
 from gpucnn.errors import CheckpointError, ConfigurationError, ShapeError
 
 Shape = tuple[int, ...]
 Backward = Callable[[Array], Array]
 
 
-class Parameter:
+class Parameter(Closed):
     """An array that is trained, and the gradient that backward passes add up.
 
     Both are born on the host in float64; `Layer.to` moves them. `value` can be assigned: the numbers are copied into
-    the array that is there, which may be a part of a larger buffer. A `frozen` one takes no gradient; `Model.freeze`
-    makes it so, and tells the optimizer. Nor does one that is `resting`, because the epochs of its `Group` are over.
+    the array that is there, which may be a part of a larger buffer. A `frozen` one takes no gradient, in all models
+    that share it; `Model.freeze` makes it so. Nor does one that is `resting`, because the epochs of its `Group` are
+    over.
     """
+
+    grad: Array | None = None
+    frozen = False
+    resting = False
+    of_a_model = False  # whether a model has laid it in its flat arrays, in the dtype of its weights
 
     def __init__(self, value: Array) -> None:
         self._value = value
-        self.grad: Array | None = None
-        self.frozen = False
-        self.resting = False
 
     @property
     def value(self) -> Array:
@@ -80,20 +83,29 @@ class Parameter:
         """Put other arrays in place of value and gradient, on another backend or inside a larger buffer."""
         self._value, self.grad = value, grad
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Return the value as a host array: what NumPy's functions see."""
+        return _host_array(self._value, dtype, copy)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the model to the original: a copy is of none."""
+        return {name: value for name, value in vars(self).items() if name != "of_a_model"}
+
     def __repr__(self) -> str:
         return f"Parameter(shape={self.shape}, dtype={self._value.dtype})"
 
 
-class Buffer:
+class Buffer(Closed):
     """An array that is kept and saved but not trained, such as running statistics.
 
     One with `on_host=True` stays in the host's memory whatever the backend, such as the state of a random stream.
     `value` can be assigned as that of a `Parameter`.
     """
 
+    on_host = False
+
     def __init__(self, value: Array, *, on_host: bool = False) -> None:
-        self._value = value
-        self.on_host = on_host
+        self._value, self.on_host = value, on_host
 
     @property
     def value(self) -> Array:
@@ -113,6 +125,10 @@ class Buffer:
     def rebind(self, value: Array) -> None:
         """Put another array in place, on another backend or inside a larger one."""
         self._value = value
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Return the value as a host array: what NumPy's functions see."""
+        return _host_array(self._value, dtype, copy)
 
     def __repr__(self) -> str:
         return f"Buffer(shape={tuple(self.value.shape)}, dtype={self.value.dtype})"
@@ -139,6 +155,11 @@ class Layer(Configurable, family="layer"):
     #: whether a pass may be recorded and repeated: true where `forward` and its way back do the same with arrays of one
     #: shape each time, decide nothing by their numbers, and draw random ones by `gpucnn.rng` alone
     recordable = False
+
+    #: settings that `forward` reads in each pass, so that they may be changed once the layer is built
+    adjustable: ClassVar[tuple[str, ...]] = ()
+
+    foreign = "trainable", "requires_grad"
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Take the four as said of this very `forward`: one that was written anew must say them again."""
@@ -198,8 +219,11 @@ class Layer(Configurable, family="layer"):
     def build_once(self, input_shape: Shape, rng: Any) -> Shape:
         """Build the layer where it stands first, and check that it fits where it stands again."""
         if self.output_shape is None:
+            vars(self)["_settled"] = False  # what build makes need not be there before
             self.output_shape = self.build(input_shape, rng)
             self.input_shape = input_shape
+            vars(self)["_settled"] = True
+            self._refuse_hidden_state()
         elif self.input_shape != input_shape and self.has_state():
             raise ShapeError(
                 f"{self.label}: was built for inputs of shape {self.input_shape} and cannot be used again for "
@@ -209,15 +233,56 @@ class Layer(Configurable, family="layer"):
             return self.build(input_shape, rng)
         return self.output_shape
 
+    def _admitted(self, name: str, value: Any) -> Any:
+        """Return what an attribute is set to; the state and the shape of a layer that is built stay what they are."""
+        held = vars(self).get(name)
+        if isinstance(held, Parameter | Buffer) or isinstance(value, Parameter | Buffer):
+            _check_replacement(f"{self.label}.{name}", held, value, self.output_shape is not None)
+            self._bring(value, held)
+        elif is_ours(self) and name in self._arguments() and name not in self.adjustable and self._is_settled(value):
+            raise ConfigurationError(
+                f"{self.label}: {name} cannot be changed any more, since the layer was made or built with it; make a "
+                "new layer, and a new Model of the layers"
+            )
+        return super()._admitted(name, value)
+
+    def _is_settled(self, value: Any) -> bool:
+        """Tell whether a setting can have this value only from the beginning."""
+        return self.output_shape is not None or any(True for _ in _layers_in(value))
+
+    def _bring(self, value: Any, held: Any) -> None:
+        """Bring a parameter or buffer to where the one is whose place it takes, and into its dtype."""
+
+        def brought(array: Array) -> Array:
+            return self.backend.from_host(array).astype(held.value.dtype, copy=False)
+
+        if isinstance(value, Parameter):
+            value.rebind(brought(value.value), None if value.grad is None else brought(value.grad))
+        elif not value.on_host:
+            value.rebind(brought(value.value))
+
+    def _refuse_hidden_state(self) -> None:
+        """Refuse parameters and layers that nobody would find: in a list of a list, or not as attributes."""
+        found = {id(item) for item in vars(self).values()} | {id(child) for _, child in self.children()}
+        for name, value in vars(self).items():
+            for item in _items_in(value):
+                if id(item) not in found:
+                    raise ConfigurationError(
+                        f"{self.label}: {name} holds a {type(item).__name__} where nobody would find it to train or "
+                        "save it; keep each parameter and buffer as an attribute of the layer, and layers inside as "
+                        "attributes, in a list or in a dictionary"
+                    )
+
     def children(self) -> Iterator[tuple[str, "Layer"]]:
         """Yield the layers inside this one with the names that lead to them, in order of definition."""
+        taken: dict[str, Layer] = {}
         for name, value in vars(self).items():
-            if isinstance(value, Layer):
-                yield name, value
-            elif isinstance(value, list | tuple):
-                yield from ((item.label, item) for item in value if isinstance(item, Layer))
-            elif isinstance(value, dict):
-                yield from ((f"{name}.{key}", item) for key, item in value.items() if isinstance(item, Layer))
+            for word, layer in _layers_in(value, name):
+                path, number = word, 0
+                while taken.setdefault(path, layer) is not layer:
+                    number += 1
+                    path = f"{word}_{number}"
+                yield path, layer
 
     def _walk(self, kind: type, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
         """Yield what of `kind` this layer and its children hold, each once, by path."""
@@ -250,15 +315,17 @@ class Layer(Configurable, family="layer"):
 
     def to(self, backend: "Backend | str", dtype: str | None = None) -> "Layer":
         """Move every array to a backend, and floats to a dtype; returns the layer."""
-        target = get_backend(backend)
-        for parameter in self.parameters().values():
-            value = _move(parameter.value, self.backend, target, dtype)
-            grad = None if parameter.grad is None else _move(parameter.grad, self.backend, target, dtype)
-            parameter.rebind(value, grad)
-        for buffer in self.buffers().values():
-            if not buffer.on_host:
-                buffer.rebind(_move(buffer.value, self.backend, target, dtype))
-        for layer in self.all_layers():
+        target, moved = get_backend(backend), set()
+        for layer in {id(layer): layer for layer in self.all_layers()}.values():
+            for held in vars(layer).values():
+                if id(held) in moved:  # two layers may hold the same
+                    continue
+                moved.add(id(held))
+                if isinstance(held, Parameter):
+                    grad = None if held.grad is None else _move(held.grad, layer.backend, target, dtype)
+                    held.rebind(_move(held.value, layer.backend, target, dtype), grad)
+                elif isinstance(held, Buffer) and not held.on_host:
+                    held.rebind(_move(held.value, layer.backend, target, dtype))
             layer.backend = target
         return self
 
@@ -295,8 +362,59 @@ class Layer(Configurable, family="layer"):
             holder.value[...] = array.astype(holder.value.dtype)
 
 
+def _layers_in(value: Any, name: str = "") -> Iterator[tuple[str, Layer]]:
+    """Yield the layers that an attribute holds, with what they are called."""
+    if isinstance(value, Layer):
+        yield name, value
+    elif isinstance(value, list | tuple):
+        yield from ((item.label, item) for item in value if isinstance(item, Layer))
+    elif isinstance(value, dict):
+        yield from ((f"{name}.{key}", item) for key, item in value.items() if isinstance(item, Layer))
+
+
+def _items_in(value: Any, depth: int = 0) -> Iterator[Any]:
+    """Yield the layers, parameters and buffers that lists and dictionaries hold, at any depth."""
+    if isinstance(value, list | tuple | dict) and depth < 8:
+        for item in value.values() if isinstance(value, dict) else value:
+            if isinstance(item, Layer | Parameter | Buffer):
+                yield item
+            yield from _items_in(item, depth + 1)
+
+
+def _check_replacement(path: str, held: Any, value: Any, is_built: bool) -> None:
+    """Refuse what cannot take the place of a parameter or buffer.
+
+    Raises:
+        ConfigurationError: it is of another kind, or there was none before; says how numbers are assigned.
+        ShapeError: it has another shape.
+    """
+    if held is None or not is_built:
+        raise ConfigurationError(
+            f"{path}: a {type(value).__name__} cannot be set from outside before or beside those that build makes; put "
+            "the layer into a Model first, and assign the parameter's .value, or make it in the layer's build"
+        )
+    if type(value) is not type(held):
+        raise ConfigurationError(
+            f"{path} is a {type(held).__name__}, and {type(value).__name__} cannot take its place; assign numbers with "
+            f"{path}.value = …, which are copied into it"
+        )
+    if tuple(value.value.shape) != tuple(held.value.shape):
+        raise ShapeError(
+            f"{path} has shape {tuple(held.value.shape)}, and one of shape {tuple(value.value.shape)} cannot take its "
+            "place"
+        )
+
+
+def _host_array(value: Array, dtype: Any, copy: bool | None) -> Any:
+    """Return an array of any backend on the host, as NumPy's protocol `__array__` wants it."""
+    host = value.get() if hasattr(value, "get") else value.__array__()
+    host = host if dtype is None else host.astype(dtype, copy=False)
+    return host.copy() if copy and host is value else host
+
+
 def _move(array: Array, source: Backend, target: Backend, dtype: str | None) -> Array:
     """Bring an array from one backend to another; a float array takes the dtype if one is given."""
     if source is not target:
         array = target.from_host(source.to_host(array))
-    return array.astype(dtype) if dtype is not None and array.dtype.kind == "f" else array
+    with target.on_device():
+        return array.astype(dtype) if dtype is not None and array.dtype.kind == "f" else array

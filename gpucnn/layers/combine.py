@@ -17,6 +17,28 @@ BEFORE = "the layer before it"  # stands in messages of shapes that do not meet
 Plan = list[tuple[int, dict[str, Any]]]  # places of layers in the order in which they compute, and options
 
 
+class Layers(list[Layer]):
+    """The layers of a network, in order: a list to read. Slices and sums are plain lists, for a network of their own.
+
+    Raises
+        ConfigurationError  it is changed: what was built of the layers would not notice
+    """
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise ConfigurationError(
+            "the layers of a network that is made cannot be changed; make a new one of them, such as "
+            "gpucnn.Model([*model.layers[:-2], layers.Dense(2), layers.Softmax()], model.input_shape), which shares "
+            "the weights"
+        )
+
+    append = extend = insert = remove = pop = clear = sort = reverse = _refuse
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
+
+    def __reduce__(self) -> Any:
+        """Be copied as a whole, not item by item."""
+        return Layers, (list(self),)
+
+
 class Sequential(Layer):
     """Pass x through layers in order, and dy back through them in reverse.
 
@@ -33,7 +55,7 @@ class Sequential(Layer):
         super().__init__(name=name)
         if not isinstance(layers, list | tuple):
             raise ConfigurationError(f"{self.label}: expected a list of layers, not {type(layers).__name__}")
-        self.layers = list(layers)
+        self.layers = Layers(layers)
         for place, layer in enumerate(self.layers):
             if not isinstance(layer, Layer):
                 hint = "; write it with brackets to make one" if isinstance(layer, type) else ""
@@ -41,21 +63,32 @@ class Sequential(Layer):
         self._name_layers()
 
     def _name_layers(self) -> None:
-        unique = {id(layer): layer for layer in self.layers}.values()
+        """Note what each layer is called here; one that stands in another network too may be called otherwise there."""
+        unique = {id(layer): layer for layer in self.layers}
+        names: dict[int, str] = {}
         taken: set[str] = set()
-        for layer in unique:
+        for key, layer in unique.items():
             if layer.name in taken:
                 raise ConfigurationError(f"{self.label}: two layers are named {layer.name!r}; names must differ")
             if layer.name:
                 taken.add(layer.name)
-        for layer in unique:
+                names[key] = layer.name
+        numbers: dict[str, int] = {}
+        for key, layer in unique.items():
             if layer.name is None:
                 word = snake_case(type(layer).__name__)
-                number = 0
+                number = numbers.get(word, 0)
                 while (name := f"{word}_{number}" if number else word) in taken:
                     number += 1
+                numbers[word] = number
                 taken.add(name)
                 layer.take_place_name(name)
+                names[key] = name
+        self._names = [names[id(layer)] for layer in self.layers]
+
+    def children(self) -> Iterator[tuple[str, Layer]]:
+        """Yield the layers in order, each with its name in this network."""
+        return zip(self._names, self.layers, strict=True)
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Build the layers one after another, each for the shape that the one before it returns."""
@@ -89,16 +122,16 @@ class Sequential(Layer):
         """
         ways_back: list[tuple[str, Backward]] = []
         plan = self._inference_plan if self.backend.folds_norms and not train else self._plan
-        for layer, options, goes_back in self.steps(input_gradient, plan):
+        for name, layer, options, goes_back in self.steps(input_gradient, plan):
             given = x
             try:
                 x, way_back = layer.forward(given, train=train, **options)
             except MemoryError as error:
-                raise OutOfMemory.at(layer.label, error) from error
+                raise OutOfMemory.at(name, error) from error
             if id(layer) in self._promised:
                 way_back = _kept_promise(layer, self._promised[id(layer)], given, x, way_back)
             if goes_back:
-                ways_back.append((layer.label, way_back))
+                ways_back.append((name, way_back))
 
         def backward(dy: Array) -> Array:
             for label, way_back in reversed(ways_back):
@@ -115,8 +148,10 @@ class Sequential(Layer):
 
         return x, backward if input_gradient else walk_once
 
-    def steps(self, input_gradient: bool, plan: Plan | None = None) -> Iterator[tuple[Layer, dict[str, Any], bool]]:
-        """Yield each layer that computes, the options of its forward pass, and whether the way back passes through it.
+    def steps(
+        self, input_gradient: bool, plan: Plan | None = None
+    ) -> Iterator[tuple[str, Layer, dict[str, Any], bool]]:
+        """Yield the name of each layer that computes, the layer, its options, and whether the way back passes it.
 
         Where nobody wants dx, the way back ends at the first layer that has parameters to be trained, and that layer
         leaves its own dx out if it can.
@@ -129,7 +164,7 @@ class Sequential(Layer):
                 options = options | {"norm": self.layers[options["norm"]]}
             skips = not wanted and layer.can_skip_input_gradient
             wanted = wanted or trained
-            yield layer, options | {"input_gradient": False} if skips else options, wanted
+            yield self._names[place], layer, options | {"input_gradient": False} if skips else options, wanted
 
     def one_by_one(self) -> Plan:
         """Return the plan in which every layer computes for itself, as a profile wants it."""

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from gpucnn import initializers
+from gpucnn import checks, initializers
 from gpucnn.backends import Array
 from gpucnn.errors import ShapeError
 from gpucnn.initializers import Initializer
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
-from gpucnn.layers.geometry import Padding, check_padding, fit_window, image_shape, pair, positive
+from gpucnn.layers.geometry import Padding, checked_padding, fit_window, image_shape, int_or_pair, pair
 from gpucnn.layers.norm import BatchNorm
 
 
@@ -53,14 +53,13 @@ class Conv2D(Layer):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.filters = positive(filters, f"{self.label}: filters")
-        self.kernel_size, self.strides, self.dilation = kernel_size, strides, dilation
-        for what in ("kernel_size", "strides", "dilation"):
-            pair(getattr(self, what), f"{self.label}: {what}")
-        check_padding(padding, f"{self.label}: padding")
-        self.padding = padding
-        self.groups = positive(groups, f"{self.label}: groups")
-        self.use_bias = bool(use_bias)
+        self.filters = checks.integer(filters, f"{self.label}: filters", minimum=1)
+        self.kernel_size = int_or_pair(kernel_size, f"{self.label}: kernel_size")
+        self.strides = int_or_pair(strides, f"{self.label}: strides")
+        self.padding = checked_padding(padding, f"{self.label}: padding")
+        self.dilation = int_or_pair(dilation, f"{self.label}: dilation")
+        self.groups = checks.integer(groups, f"{self.label}: groups", minimum=1)
+        self.use_bias = checks.flag(use_bias, f"{self.label}: use_bias")
         Initializer.get(weight_initializer)
         self.weight_initializer = weight_initializer
 
@@ -72,10 +71,9 @@ class Conv2D(Layer):
             raise ShapeError(f"{self.label}: groups={groups} must divide the {C} input channels and the {F} filters")
         size, strides, dilation = pair(self.kernel_size), pair(self.strides), pair(self.dilation)
         self.window = fit_window(self.label, (H, W), size, strides, self.padding, dilation)
-        area = self.window.area
-        fan_in, fan_out = area * C // groups, area * F // groups
+        fan_in, fan_out = self.window.area * C // groups, self.window.area * F
         initializer = Initializer.get(self.weight_initializer)
-        self.weight = Parameter(initializer.make((*size, C // groups, F), fan_in, fan_out, rng))
+        self.weight = Parameter(initializer.make((*size, C // groups, F), fan_in, fan_out, rng, groups))
         self.bias = Parameter(initializers.zeros((F,))) if self.use_bias else None
         return (*self.window.output_size((H, W)), F)
 

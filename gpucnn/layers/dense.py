@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from gpucnn import initializers
+from gpucnn import checks, initializers
 from gpucnn.backends import Array
 from gpucnn.errors import ShapeError
 from gpucnn.initializers import Initializer
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
-from gpucnn.layers.geometry import positive
 
 
 class Dense(Layer):
@@ -39,8 +38,8 @@ class Dense(Layer):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.units = positive(units, f"{self.label}: units")
-        self.use_bias = bool(use_bias)
+        self.units = checks.integer(units, f"{self.label}: units", minimum=1)
+        self.use_bias = checks.flag(use_bias, f"{self.label}: use_bias")
         Initializer.get(weight_initializer)
         self.weight_initializer = weight_initializer
 

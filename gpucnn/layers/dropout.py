@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from gpucnn import checks
 from gpucnn import rng as random
 from gpucnn.backends import Array
-from gpucnn.errors import ConfigurationError
 from gpucnn.layers.base import Backward, Buffer, Layer, Shape
 
 
@@ -21,14 +21,11 @@ class Dropout(Layer):
     """
 
     per_sample = recordable = True
+    adjustable = ("rate",)
 
     def __init__(self, rate: float, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        if not (isinstance(rate, int | float) and 0 <= rate < 1):
-            raise ConfigurationError(
-                f"{self.label}: rate must be at least 0 and below 1, not {rate!r}; it is the share that is dropped"
-            )
-        self.rate = rate
+        self.rate = checks.number(rate, f"{self.label}: rate, the share that is dropped,", minimum=0, below=1)
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Open the layer's own random stream."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from gpucnn import checks
 from gpucnn.backends import Window
 from gpucnn.backends.window import Pair
 from gpucnn.errors import ConfigurationError, ShapeError
@@ -15,31 +16,30 @@ def pair(value: Any, what: str = "a size", minimum: int = 1) -> Pair:
     Raises:
         ConfigurationError: anything else, or a number below the minimum.
     """
-    values = (value, value) if _is_int(value) else tuple(value) if isinstance(value, list | tuple) else ()
-    if len(values) != 2 or not all(_is_int(v) and v >= minimum for v in values):
+    values = (value, value) if checks.is_integer(value) else tuple(value) if isinstance(value, list | tuple) else ()
+    if len(values) != 2 or not all(checks.is_integer(v) and v >= minimum for v in values):
         raise ConfigurationError(f"{what} must be an integer of at least {minimum} or a pair of them, not {value!r}")
     return int(values[0]), int(values[1])
 
 
-def positive(value: Any, what: str) -> int:
-    """Return an int above 0, or raise ConfigurationError."""
-    if not _is_int(value) or value < 1:
-        raise ConfigurationError(f"{what} must be a positive integer, not {value!r}")
-    return int(value)
+def int_or_pair(value: Any, what: str, minimum: int = 1) -> int | Pair:
+    """Return an int, or a pair of ints as one, in the form in which it was written; raise as `pair` does."""
+    sides = pair(value, what, minimum)
+    return sides[0] if checks.is_integer(value) else sides
 
 
-def check_padding(padding: Any, what: str) -> None:
-    """Raise ConfigurationError unless `padding` has one of the forms that users may write."""
+def checked_padding(padding: Any, what: str) -> Padding:
+    """Return a padding in the form in which it was written; raise ConfigurationError where that is none."""
     if isinstance(padding, str):
         if padding not in ("valid", "same"):
             raise ConfigurationError(f'{what} must be "valid", "same" or numbers, not {padding!r}')
-    elif isinstance(padding, list | tuple) and any(isinstance(side, list | tuple) for side in padding):
+        return padding
+    if isinstance(padding, list | tuple) and any(isinstance(side, list | tuple) for side in padding):
         if len(padding) != 2:
             raise ConfigurationError(f"{what} must be ((top, bottom), (left, right)), not {padding!r}")
-        for side in padding:
-            pair(side, f"each side of {what}", minimum=0)
-    else:
-        pair(padding, what, minimum=0)
+        top_bottom, left_right = (pair(side, f"each side of {what}", minimum=0) for side in padding)
+        return top_bottom, left_right
+    return int_or_pair(padding, what, minimum=0)
 
 
 def image_shape(input_shape: tuple[int, ...], label: str) -> tuple[int, int, int]:
@@ -83,11 +83,5 @@ def _explicit_padding(padding: Any, axis: int, side: int, reach: int, stride: in
         outputs = -(-side // stride)
         total = max((outputs - 1) * stride + reach - side, 0)
         return total // 2, total - total // 2
-    if _is_int(padding):
-        return int(padding), int(padding)
-    given = padding[axis]
-    return (int(given), int(given)) if _is_int(given) else (int(given[0]), int(given[1]))
-
-
-def _is_int(value: Any) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool) and not hasattr(value, "shape")
+    given = padding if isinstance(padding, int) else padding[axis]
+    return (given, given) if isinstance(given, int) else (given[0], given[1])

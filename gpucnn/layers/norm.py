@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from gpucnn import initializers
+from gpucnn import checks, initializers
 from gpucnn.backends import Array
 from gpucnn.data.arrays import channel_statistics
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
@@ -32,15 +32,12 @@ class BatchNorm(Layer):
 
     can_apply_relu = True
     per_sample = recordable = True
+    adjustable = "momentum", "epsilon"
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        if not 0 <= momentum < 1:
-            raise ConfigurationError(f"{self.label}: momentum must be at least 0 and below 1, not {momentum!r}")
-        if not 0 < epsilon < math.inf:
-            raise ConfigurationError(f"{self.label}: epsilon must be a positive number, not {epsilon!r}")
-        self.momentum = momentum
-        self.epsilon = epsilon
+        self.momentum = checks.number(momentum, f"{self.label}: momentum", minimum=0, below=1)
+        self.epsilon = checks.number(epsilon, f"{self.label}: epsilon", above=0)
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Start with scale 1, shift 0 and the statistics of a standard distribution."""
@@ -143,7 +140,7 @@ class Normalization(Layer):
                 f"{self.label}: channel {int(deviation.argmin())} of the data is constant, so it has no deviation to "
                 "divide by; leave it out, or pass mean and deviation yourself"
             )
-        self.mean, self.deviation = mean.tolist(), deviation.tolist()
+        vars(self).update(mean=mean.tolist(), deviation=deviation.tolist())
         if self.output_shape is not None:
             self._fill()
         return self
@@ -188,7 +185,7 @@ def _numbers(value: Any, what: str) -> Any:
         return None
     plain = value.tolist() if hasattr(value, "tolist") else value
     listed = plain if isinstance(plain, list | tuple) else [plain]
-    if not listed or not all(isinstance(n, int | float) and math.isfinite(n) for n in listed):
+    if not listed or not all(checks.is_number(n) and math.isfinite(n) for n in listed):
         raise ConfigurationError(f"{what} must be a finite number or a list of them, not {value!r}")
     return [float(n) for n in listed] if isinstance(plain, list | tuple) else float(plain)
 

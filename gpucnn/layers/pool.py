@@ -5,7 +5,7 @@ from typing import Any
 from gpucnn.backends import Array
 from gpucnn.errors import ShapeError
 from gpucnn.layers.base import Backward, Layer, Shape
-from gpucnn.layers.geometry import Padding, check_padding, fit_window, image_shape, pair
+from gpucnn.layers.geometry import Padding, checked_padding, fit_window, image_shape, int_or_pair, pair
 
 
 class _Pool2D(Layer):
@@ -20,11 +20,9 @@ class _Pool2D(Layer):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        pair(pool_size, f"{self.label}: pool_size")
-        pair(pool_size if strides is None else strides, f"{self.label}: strides")
-        self.pool_size, self.strides = pool_size, strides
-        check_padding(padding, f"{self.label}: padding")
-        self.padding = padding
+        self.pool_size = int_or_pair(pool_size, f"{self.label}: pool_size")
+        self.strides = None if strides is None else int_or_pair(strides, f"{self.label}: strides")
+        self.padding = checked_padding(padding, f"{self.label}: padding")
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Fit the window to (H, W, C)."""

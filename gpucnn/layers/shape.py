@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
+from gpucnn import checks
 from gpucnn.backends import Array
-from gpucnn.errors import ConfigurationError
 from gpucnn.layers.base import Backward, Layer, Shape
 
 
@@ -42,12 +42,8 @@ class PadChannels(Layer):
 
     def __init__(self, before: int, after: int, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        for what, count in (("before", before), ("after", after)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                raise ConfigurationError(
-                    f"{self.label}: {what} must be a number of channels, at least 0, not {count!r}"
-                )
-        self.before, self.after = before, after
+        self.before = checks.integer(before, f"{self.label}: before", minimum=0)
+        self.after = checks.integer(after, f"{self.label}: after", minimum=0)
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Return the shape with more channels."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gpucnn.callbacks import LookAhead
+from gpucnn.callbacks import Callback, LookAhead
 from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Translate
 from gpucnn.initializers import Dirac, FanInUniform
 from gpucnn.layers import (
@@ -154,6 +154,10 @@ def _whitened(model: Model, images: Any) -> None:
     model.freeze("whitening.weight", "*.scale")
 
 
+def _airbench_callbacks() -> list[Callback]:
+    return [LookAhead(every=5, decay=Power(0.95**5, 3))]
+
+
 # for a mean loss; a loss summed over 1024 images takes 11.5 / (1024·(1 + 1 / (1 − 0.85))), and 1024 times this decay
 AIRBENCH_RATE = 11.5 / (1 + 1 / (1 - 0.85))
 AIRBENCH_DECAY = 0.0153 / 11.5
@@ -167,7 +171,7 @@ AIRBENCH_DECAY = 0.0153 / 11.5
         9.9,
         1024,
         augment=(AlternatingFlip(), Translate(2)),
-        callbacks=lambda: [LookAhead(every=5, decay=Power(0.95**5, 3))],
+        callbacks=_airbench_callbacks,
         prepare=_whitened,
     ),
     CategoricalCrossEntropy(label_smoothing=0.2),

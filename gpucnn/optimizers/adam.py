@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from gpucnn import checks
 from gpucnn.backends import Array, Backend
-from gpucnn.errors import ConfigurationError
 from gpucnn.optimizers.base import Number, Optimizer, check_share
 from gpucnn.optimizers.groups import Group
 from gpucnn.schedules import Schedule
@@ -28,20 +28,18 @@ class Adam(Optimizer):
     def __init__(
         self,
         learning_rate: Schedule | float = 0.001,
+        *,
         beta1: float = 0.9,
         beta2: float = 0.999,
         epsilon: float = 1e-8,
         weight_decay: float = 0.0,
-        *,
         groups: Sequence[Group] = (),
         clip_norm: float | None = None,
         clip_value: float | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, groups, clip_norm, clip_value)
         self.beta1, self.beta2 = check_share(beta1, "beta1"), check_share(beta2, "beta2")
-        if not epsilon > 0:
-            raise ConfigurationError(f"epsilon must be above 0, not {epsilon!r}")
-        self.epsilon = epsilon
+        self.epsilon = checks.number(epsilon, "epsilon", above=0)
 
     def slot_names(self) -> tuple[str, ...]:
         """Return both running averages."""
@@ -83,21 +81,21 @@ class AdamW(Adam):
     def __init__(
         self,
         learning_rate: Schedule | float = 0.001,
+        *,
         beta1: float = 0.9,
         beta2: float = 0.999,
         epsilon: float = 1e-8,
         weight_decay: float = 0.01,
-        *,
         groups: Sequence[Group] = (),
         clip_norm: float | None = None,
         clip_value: float | None = None,
     ) -> None:
         super().__init__(
             learning_rate,
-            beta1,
-            beta2,
-            epsilon,
-            weight_decay,
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=epsilon,
+            weight_decay=weight_decay,
             groups=groups,
             clip_norm=clip_norm,
             clip_value=clip_value,

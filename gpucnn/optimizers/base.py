@@ -1,15 +1,15 @@
 """`Optimizer`: the settings of an update and the slots it keeps; the arithmetic is a kernel of the backend."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+from gpucnn import checks
 from gpucnn.backends import Array, Backend
 from gpucnn.config import Configurable
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.layout import Layout, Shape
 from gpucnn.optimizers.groups import Group, check_decay, check_groups, split
-from gpucnn.schedules import Schedule, as_schedule
+from gpucnn.schedules import Schedule, as_rate, rate_of
 
 Number = float | Array  # a Python number, or an array () of one
 Rates = Number | Sequence[Number]  # the learning rate of everything, or one for each part of the flat buffer
@@ -35,6 +35,10 @@ class Optimizer(Configurable, family="optimizer"):
     """
 
     learning_rate: Schedule | float
+    foreign = ("lr",)
+
+    #: settings by which the parameters are laid out when a model is compiled
+    laid_by: ClassVar[tuple[str, ...]] = ("groups",)
 
     def __init__(
         self,
@@ -44,8 +48,7 @@ class Optimizer(Configurable, family="optimizer"):
         clip_norm: float | None = None,
         clip_value: float | None = None,
     ) -> None:
-        as_schedule(learning_rate)
-        self.learning_rate = learning_rate
+        self.learning_rate = as_rate(learning_rate)
         self.weight_decay = check_decay(weight_decay)
         self.groups = check_groups(groups)
         self.clip_norm, self.clip_value = _limit(clip_norm, "clip_norm"), _limit(clip_value, "clip_value")
@@ -54,6 +57,15 @@ class Optimizer(Configurable, family="optimizer"):
         self.slots: dict[str, Array] = {}
         self._values: Array = None
         self._layout = Layout.whole(0)
+
+    def _admitted(self, name: str, value: Any) -> Any:
+        """Return what an attribute is set to; how the parameters of a model are laid out is settled by `compile`."""
+        if name in self.laid_by and self._values is not None:
+            raise ConfigurationError(
+                f"{name} cannot be changed once a model is compiled with this {type(self).__name__}; compile it with a "
+                "new one"
+            )
+        return super()._admitted(name, value)
 
     def slot_names(self) -> tuple[str, ...]:
         """Return the names of the slots that the update keeps."""
@@ -69,10 +81,18 @@ class Optimizer(Configurable, family="optimizer"):
 
     def reset(self, backend: Backend, values: Array, layout: Layout | None = None) -> None:
         """Start anew for the flat parameter buffer `values` (P,), which lies as `layout` says: all slots 0."""
-        self.steps = 0
-        self.slots = {name: backend.xp.zeros_like(values) for name in self.slot_names()}
+        self.steps, self.slots = 0, {}
         self._values = values
         self._layout = layout or Layout.whole(len(values))
+        self._keep_slots(backend)
+
+    def _keep_slots(self, backend: Backend) -> None:
+        """Keep those slots that the update keeps with its settings of now; a new one begins at 0."""
+        if tuple(self.slots) != self.slot_names():
+            zeros = backend.xp.zeros_like
+            self.slots = {
+                name: self.slots[name] if name in self.slots else zeros(self._values) for name in self.slot_names()
+            }
 
     def move(self, source: Backend, target: Backend, values: Array, layout: Layout | None = None) -> None:
         """Follow the parameters, now the flat buffer `values` (P,), to another backend or into another layout."""
@@ -82,6 +102,10 @@ class Optimizer(Configurable, family="optimizer"):
             there = there.astype(values.dtype, copy=False)
             self.slots[name] = there if layout == self._layout else _laid_anew(target, there, self._layout, layout)
         self._values, self._layout = values, layout
+
+    def serves(self, values: Array) -> bool:
+        """Tell whether it keeps its state for this flat parameter buffer."""
+        return values is self._values
 
     def all_slots(self) -> dict[str, Array]:
         """Return every slot by its name, those of an optimizer inside this one too."""
@@ -114,8 +138,10 @@ class Optimizer(Configurable, family="optimizer"):
 
     def rate_at(self, epoch: float | None = None, epochs: float = 1.0) -> float:
         """Return the learning rate at a point of the training, or the highest one outside of any."""
-        schedule = as_schedule(self.learning_rate)
-        return float(schedule.peak if epoch is None else schedule(epoch, epochs))
+        try:
+            return rate_of(self.learning_rate, epoch, epochs)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{error}, before step {self.steps + 1:,} of the optimizer") from None
 
     def rates_at(self, epoch: float | None = None, epochs: float = 1.0) -> list[float]:
         """Return the learning rate of each part of the flat buffer, as `rate_at` does; the first is without a group."""
@@ -144,11 +170,13 @@ class Optimizer(Configurable, family="optimizer"):
         Raises:
             ConfigurationError: the optimizer serves another model by now.
         """
-        if values is not self._values:
+        if not self.serves(values):
             raise ConfigurationError(
-                f"this {type(self).__name__} keeps its state for another model since that was compiled with it; "
-                "make an optimizer of its own for each model"
+                f"this {type(self).__name__} keeps its state for another model, which was compiled with it since, or "
+                "for other arrays; make an optimizer of its own for each model, and call model.apply_gradients() "
+                "rather than the update itself"
             )
+        self._keep_slots(backend)
         self.steps += 1
         self._clip(backend, gradients[self._layout.trainable])
         number = self.steps if number is None else number
@@ -214,15 +242,9 @@ def _laid_anew(backend: Backend, slot: Array, old: Layout, new: Layout) -> Array
 
 
 def _limit(value: Any, what: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigurationError(f"{what} must be a finite number above 0, or None for none, not {value!r}")
-    return float(value)
+    return None if value is None else float(checks.number(value, what, above=0))
 
 
 def check_share(value: Any, what: str) -> float:
     """Return a number of at least 0 and below 1, or raise ConfigurationError."""
-    if not (isinstance(value, int | float) and 0 <= value < 1):
-        raise ConfigurationError(f"{what} must be at least 0 and below 1, not {value!r}")
-    return value
+    return checks.number(value, what, minimum=0, below=1)

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from gpucnn import checks
 from gpucnn.config import Configurable
 from gpucnn.errors import ConfigurationError
 from gpucnn.patterns import check_patterns, is_matched, matched
-from gpucnn.schedules import Schedule, as_schedule
+from gpucnn.schedules import Schedule, as_rate, rate_of
 
 
 class Group(Configurable, family="group"):
@@ -33,12 +34,17 @@ class Group(Configurable, family="group"):
     ) -> None:
         check_patterns(match, "a group's match")
         self.match = match
-        as_schedule(rate)
-        self.rate = rate
+        self.rate = as_rate(rate)
         self.weight_decay = None if weight_decay is None else check_decay(weight_decay)
-        if epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1):
-            raise ConfigurationError(f"a group's epochs must be a whole number of at least 1, or None, not {epochs!r}")
-        self.epochs = epochs
+        self.epochs = None if epochs is None else checks.integer(epochs, "a group's epochs", minimum=1)
+
+    def _admitted(self, name: str, value: Any) -> Any:
+        """Return what an attribute is set to; which parameters it is for is settled when a model is compiled."""
+        if name == "match":
+            raise ConfigurationError(
+                "which parameters a group is for cannot be changed; compile the model with a new Group and optimizer"
+            )
+        return super()._admitted(name, value)
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -53,8 +59,7 @@ class Group(Configurable, family="group"):
         """Return what the learning rate is multiplied by at a point of the training, or at most outside of any."""
         if self.rests(epoch):
             return 0.0
-        schedule = as_schedule(self.rate)
-        return float(schedule.peak if epoch is None else schedule(epoch, epochs))
+        return rate_of(self.rate, epoch, epochs)
 
 
 Group.registry[Group.__name__] = Group  # the only one of its family
@@ -68,10 +73,8 @@ def check_groups(groups: Any) -> tuple[Group, ...]:
 
 
 def check_decay(value: Any) -> float:
-    """Return a weight decay, or raise ConfigurationError where it is no number of at least 0."""
-    if not (isinstance(value, int | float) and value >= 0):
-        raise ConfigurationError(f"weight_decay must be a number of at least 0, not {value!r}")
-    return value
+    """Return a weight decay, or raise ConfigurationError where it is not a number of at least 0."""
+    return checks.number(value, "weight_decay", minimum=0)
 
 
 def split(paths: Sequence[str], groups: Sequence[Group]) -> list[list[str]]:

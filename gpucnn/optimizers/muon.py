@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from gpucnn import checks
 from gpucnn.backends import Array, Backend
 from gpucnn.errors import ConfigurationError
 from gpucnn.layout import Layout, Shape
@@ -47,10 +48,10 @@ class Muon(Optimizer):
     def __init__(
         self,
         learning_rate: Schedule | float = 0.02,
+        *,
         momentum: float = 0.95,
         nesterov: bool = True,
         weight_decay: float = 0.0,
-        *,
         other: Optimizer | None = None,
         match: str | Sequence[str] | None = None,
         iterations: int = 5,
@@ -61,7 +62,7 @@ class Muon(Optimizer):
     ) -> None:
         super().__init__(learning_rate, weight_decay, groups, clip_norm, clip_value)
         self.momentum = check_share(momentum, "momentum")
-        self.nesterov = nesterov
+        self.nesterov = checks.flag(nesterov, "nesterov")
         if other is not None and (not isinstance(other, Optimizer) or isinstance(other, Muon)):
             raise ConfigurationError(f"other must be an optimizer such as SGD(0.1) or AdamW(0.001), not {other!r}")
         if other is not None and (other.clip_norm or other.clip_value):
@@ -71,9 +72,10 @@ class Muon(Optimizer):
         self.other = other
         self._other = other or AdamW()
         self.match = None if match is None else check_patterns(match, "match")
-        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-            raise ConfigurationError(f"iterations must be a positive integer, not {iterations!r}; 3 to 5 are enough")
-        self.iterations, self.fixed_norm = iterations, bool(fixed_norm)
+        self.iterations = checks.integer(iterations, "iterations, of which 3 to 5 are enough,", minimum=1)
+        self.fixed_norm = checks.flag(fixed_norm, "fixed_norm")
+
+    laid_by = "groups", "other", "match"
 
     def slot_names(self) -> tuple[str, ...]:
         """Return the velocity, which the update without momentum does without."""

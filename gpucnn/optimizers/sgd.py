@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from gpucnn import checks
 from gpucnn.backends import Array, Backend
 from gpucnn.errors import ConfigurationError
 from gpucnn.optimizers.base import Number, Optimizer, check_share
@@ -26,18 +27,18 @@ class SGD(Optimizer):
     def __init__(
         self,
         learning_rate: Schedule | float = 0.01,
+        *,
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
-        *,
         groups: Sequence[Group] = (),
         clip_norm: float | None = None,
         clip_value: float | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, groups, clip_norm, clip_value)
         self.momentum = check_share(momentum, "momentum")
-        self.nesterov = nesterov
-        if nesterov and not momentum:
+        self.nesterov = checks.flag(nesterov, "nesterov")
+        if self.nesterov and not self.momentum:
             raise ConfigurationError("nesterov=True needs a momentum above 0, such as 0.9")
 
     def slot_names(self) -> tuple[str, ...]:

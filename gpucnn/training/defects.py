@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpucnn.callbacks import Callback
 from gpucnn.errors import CheckpointError, ConfigurationError
-from gpucnn.files import read_json, write_whole
+from gpucnn.files import explained, read_json, user_path, write_into
 from gpucnn.layers.activation import ReLU
 
 if TYPE_CHECKING:
@@ -108,7 +108,13 @@ class DefectWatch(Callback):
         return {**self.report(), "steps": self._steps, "best": self._best, "at_chance": self._at_chance}
 
     def load_state(self, model: "Model", state: dict[str, Any]) -> None:
-        """Go on watching."""
+        """Go on watching.
+
+        Raises:
+            CheckpointError: it is not what a watch keeps.
+        """
+        if not is_report(state):
+            raise CheckpointError("DefectWatch: not a defect, looks and histograms")
         self.defect = None if state["defect"] is None else Defect(**state["defect"])
         self.looks, self.histograms = state["looks"], state["histograms"]
         self._steps, self._best, self._at_chance = state["steps"], state["best"], state["at_chance"]
@@ -158,9 +164,10 @@ class DefectWatch(Callback):
         return {"defect": defect, "looks": self.looks, "histograms": self.histograms}
 
     def save(self, folder: str | Path) -> None:
-        """Write `defects.json` into a run folder."""
-        held = {"format": FORMAT, **self.report()}
-        write_whole(Path(folder) / DEFECTS, (json.dumps(held, indent=1) + "\n").encode())
+        """Write `defects.json` into a run folder; raises CheckpointError where it cannot be written."""
+        folder, held = user_path(folder), {"format": FORMAT, **self.report()}
+        with explained(folder / DEFECTS):
+            write_into(folder, DEFECTS, (json.dumps(held, indent=1) + "\n").encode())
 
 
 def load_report(folder: str | Path) -> dict[str, Any]:
@@ -169,7 +176,7 @@ def load_report(folder: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or it is damaged or of another version.
     """
-    file = Path(folder) / DEFECTS
+    file = user_path(folder) / DEFECTS
     try:
         held = read_json(file)
     except FileNotFoundError as error:
@@ -198,11 +205,12 @@ def not_finite(model: "Model", probe: tuple[Any, Any]) -> tuple[str, str, str] |
         values = backend.to_host(parameter.value)
         if not _finite(values):
             return path.rpartition(".")[0], "backward", f"its {path.rpartition('.')[2]} is not finite"
-    x = model.as_floats(backend.from_host(probe[0]))
-    for _, layer in model.network.children():
-        x, _ = layer.forward(x, train=False)
-        if not _finite(backend.to_host(x)):
-            return layer.label, "forward", "its output is not finite"
+    with backend.on_device():
+        x = model.as_floats(backend.from_host(probe[0]))
+        for name, layer in model.network.children():
+            x, _ = layer.forward(x, train=False)
+            if not _finite(backend.to_host(x)):
+                return name, "forward", "its output is not finite"
     return None
 
 
@@ -217,11 +225,11 @@ def _activity(model: "Model", x: Any) -> tuple[Any, dict[str, float]]:
     """
     backend, dead = model.backend, {}
     x = model.as_floats(backend.from_host(x))
-    for _, layer in model.network.children():
+    for name, layer in model.network.children():
         x, _ = layer.forward(x, train=False)
         if isinstance(layer, ReLU):
             fires = backend.to_host((x > 0).any(axis=tuple(range(x.ndim - 1))))
-            dead[layer.label] = 1.0 - float(fires.mean())
+            dead[name] = 1.0 - float(fires.mean())
     return backend.to_host(x), dead
 
 

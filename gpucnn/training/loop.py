@@ -7,7 +7,7 @@ add up on the device, and the epoch's sum is read when it is over.
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +61,9 @@ class Training:
 
     def run(self) -> History:
         """Train, and return what every epoch gave."""
-        self.model.fitting, self.model.fault = True, None
+        self.model.fault = None
+        if self.model.claim is not None:
+            self.model.claim.steps = True
         try:
             with self.model.backend.fixed() if self.deterministic else nullcontext():
                 return self._run()
@@ -73,7 +75,7 @@ class Training:
                 raise with_advice(self.model, self.data, self.batch_size, error) from error
             raise
         finally:
-            self.model.fitting, self.model.numerics = False, None
+            self.model.numerics = None
             self.model.rest(None)
             self.model.release()
 
@@ -105,9 +107,10 @@ class Training:
 
     def _train_epochs(self, found: Tree | None) -> History:
         model, keeper = self.model, self.checkpoints
-        steps = make_steps(model, to_device(model, self.data), self.batch_size, self.augment, self.check_numerics)
+        pairs = [self.data] if self.validation_data is None else [self.data, self.validation_data]
+        data, *validation = to_device(model, *pairs, batch_size=self.batch_size)
+        steps = make_steps(model, data, self.batch_size, self.augment, self.check_numerics)
         model.numerics = steps.watch
-        validation = None if self.validation_data is None else to_device(model, self.validation_data)
         model.stop_training = False
         for callback in self.callbacks:
             callback.on_fit_begin(model)
@@ -115,7 +118,8 @@ class Training:
             restore(self, steps, found)
         elif keeper is not None:
             keeper.first(self, steps)
-        with nullcontext() if keeper is None else Interruption() as interruption, make_progress(self.verbose) as bar:
+        interrupting = nullcontext() if keeper is None else Interruption()
+        with closing(steps), interrupting as interruption, make_progress(self.verbose) as bar:
             self._interruption = interruption
             while self.epoch < math.ceil(self.epochs) and (self.step or not model.stop_training):
                 parts = self._parts()
@@ -124,7 +128,7 @@ class Training:
                 steps.watch.check()
                 for callback in self.callbacks:
                     callback.on_epoch_trained(model, self.epoch)
-                logs |= self._validate(validation)
+                logs |= self._validate(*validation)
                 self.history.add(logs)
                 bar.end_epoch(logs)
                 for callback in self.callbacks:
@@ -144,14 +148,14 @@ class Training:
             for callback in self.callbacks:
                 callback.on_epoch_begin(model, self.epoch)
         started = time.perf_counter() - self.seconds
-        if model.rest(self.epoch):
-            steps.forget()
+        model.rest(self.epoch)
         if not self.step:
             steps.begin_epoch(self.order())
         for part in parts[self.step :]:
             if self.step and model.stop_training:
                 break
             rates = model.optimizer.rates_at(self.epoch + part.start / count, self.epochs)
+            model.bind()
             steps.make(part, rates)
             self.learning_rate = rates[0]
             model.progress = min(self.epoch + part.stop / count, self.epochs), self.epochs
@@ -172,10 +176,10 @@ class Training:
         return logs | so_far | {"learning_rate": self.learning_rate} | times
 
     def _obey(self, keeper: Checkpoints, steps: Steps) -> None:
-        """End the training here if the user has pressed Ctrl-C, with a checkpoint of now."""
+        """End the training here if that was asked for, by Ctrl-C or SIGTERM, with a checkpoint of now."""
         if self._interruption is not None and self._interruption.asked:
-            keeper.save(self, steps)
-            raise KeyboardInterrupt
+            keeper.save(self, steps, interrupted=True)
+            raise self._interruption.error()
 
     def _seconds_of_epochs(self) -> list[float]:
         """Return what each epoch so far has taken, with its validation."""
@@ -189,7 +193,7 @@ class Training:
         visited = sum(count * value for count, value in zip(self.samples, values, strict=True))
         return visited / sum(self.samples)
 
-    def _validate(self, validation: Pair | None) -> dict[str, float]:
+    def _validate(self, validation: Pair | None = None) -> dict[str, float]:
         if validation is None:
             return {}
         started = time.perf_counter()
@@ -198,6 +202,10 @@ class Training:
         return named | {"val_seconds": time.perf_counter() - started}
 
 
-def to_device(model: "Model", data: Pair) -> Pair:
-    """Bring inputs and labels across as they are: uint8 images stay uint8. Inputs that are too many become a feed."""
-    return model.backend.bring(data[0]), model.backend.from_host(data[1])
+def to_device(model: "Model", *data: Pair, batch_size: int = 0) -> list[Pair]:
+    """Bring pairs of inputs and labels across as they are: uint8 images stay uint8.
+
+    Inputs become a feed where they are too many to stay there together, beside a step on a batch of that size.
+    """
+    inputs = model.backend.bring(*(x for x, _ in data), step=batch_size * model.bytes_of_a_sample())
+    return [(x, model.backend.from_host(y)) for x, (_, y) in zip(inputs, data, strict=True)]

@@ -13,12 +13,12 @@ A recorded pass serves as long as the network holds the same layers, attributes 
 has the same shape. Only layers that say `recordable` are recorded. What a repeat computes is the same to the bit.
 """
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from gpucnn import forks
 from gpucnn.backends import Array, Backend
 from gpucnn.backends.base import Recorder
 from gpucnn.layers.base import Backward, Layer
@@ -26,14 +26,22 @@ from gpucnn.layers.combine import walked_already
 from gpucnn.training.passes import Pass
 from gpucnn.training.replicas import Fingerprint, Replica
 
-_one_at_a_time = threading.Lock()  # to be recorded: parameters are not what they are meanwhile
+_one_at_a_time = forks.lock()  # to be recorded: parameters are not what they are meanwhile
+_to_undo: list[Any] = []  # what puts them back
+
+
+@forks.in_child
+def _put_back() -> None:
+    """Give a forked child its parameters back: nobody goes on there with what was being recorded."""
+    while _to_undo:
+        _to_undo.pop()()
 
 
 class Room:
     """What the recordings of a network share: memory, one for each slice, which one pass at a time makes use of."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = forks.lock()
         self.training: object | None = None  # stands for a pass whose way back is still to be walked
         self._recorders: dict[Any, Recorder] = {}
 
@@ -127,22 +135,18 @@ class RecordedPass(Pass):
             yield
             return
         with _one_at_a_time:
-            undo = [_seen(network, recorder) for network, recorder in zip(self.networks, self._recorders, strict=True)]
             try:
+                for network, recorder in zip(self.networks, self._recorders, strict=True):
+                    _seen(network, recorder)
                 yield
             finally:
-                for one in undo:
-                    one()
+                _put_back()
 
 
-def _seen(network: Layer, recorder: Recorder) -> Any:
-    """Put arrays that a recorder notices in the place of a network's; return what puts them back."""
+def _seen(network: Layer, recorder: Recorder) -> None:
+    """Put arrays that a recorder notices in the place of a network's, until they are put back."""
     parameters = [(parameter, parameter.value, parameter.grad) for parameter in network.parameters().values()]
     buffers = [(buffer, buffer.value) for buffer in network.buffers().values() if not buffer.on_host]
-    for parameter, value, grad in parameters:
-        parameter.rebind(recorder.seen(value), None if grad is None else recorder.seen(grad))
-    for buffer, value in buffers:
-        buffer.rebind(recorder.seen(value))
 
     def put_back() -> None:
         for parameter, value, grad in parameters:
@@ -151,7 +155,11 @@ def _seen(network: Layer, recorder: Recorder) -> Any:
         for buffer, value in buffers:
             buffer.rebind(value)
 
-    return put_back
+    _to_undo.append(put_back)
+    for parameter, value, grad in parameters:
+        parameter.rebind(recorder.seen(value), None if grad is None else recorder.seen(grad))
+    for buffer, value in buffers:
+        buffer.rebind(recorder.seen(value))
 
 
 class Repeats:

@@ -1,25 +1,34 @@
 """One step after another: a batch is gathered, the model makes its step, the totals grow.
 
-On a backend that can record, a step is recorded once and then repeated. What changes from one step to the next, which
-samples, the learning rates, the number of the step, lies in arrays on the device that Python fills before each repeat;
-what Python itself counts is moved on by what it moved in the step that was recorded.
+On a backend that can, a step is captured once and then replayed. What changes from one step to the next, which samples,
+the learning rates, the number of the step, lies in arrays on the device that Python fills before each replay; what
+Python itself counts is moved on by what it moved in the step that was captured. All else that a step reads from Python,
+such as a dropout's rate or a momentum, is looked at before each replay: where it has changed, the captured step is
+dropped, and captured anew when the settings rest.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpucnn import rng
 from gpucnn.backends import Array, in_short
 from gpucnn.backends.base import Feed
 from gpucnn.backends.placement import Placement
+from gpucnn.config import Configurable
 from gpucnn.data.augment import Augmentation, Placing, words_of
-from gpucnn.errors import GpucnnError, RecordingWarning
-from gpucnn.optimizers.base import Rates
+from gpucnn.errors import GpucnnError, OutOfMemory, RecordingWarning
+from gpucnn.optimizers.base import Optimizer, Rates
+from gpucnn.optimizers.groups import Group
 from gpucnn.training.numerics import Watch
+from gpucnn.training.replicas import Fingerprint
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
+
+MOST_EAGER = 64  # steps between two captures, however often settings change
+PLAIN = (bool, int, float, str, type(None))  # settings that are compared by their values
+PASSED_ON = {Optimizer: ("learning_rate", "steps"), Group: ("rate",)}  # to each step, in arrays
 
 
 class Steps:
@@ -35,7 +44,7 @@ class Steps:
     ) -> None:
         self.watch = Watch(model, check_numerics)
         self.model, (self._x, self._y), self._batch_size = model, data, batch_size
-        self._augment = augment
+        self.augment = augment
         self.stream = rng.new_state(rng.host_generator(model.seed, "augment", model.epochs_seen))
         self._placing = self._prepare() if augment else None
         self.totals = model.new_totals()
@@ -50,8 +59,8 @@ class Steps:
         self._host_order = order
         self._order = None if order is None else self.model.backend.from_host(order)
 
-    def forget(self) -> None:
-        """Take up that a step computes something else from now on, because other parameters learn."""
+    def close(self) -> None:
+        """Free memory that only further steps would need."""
 
     def make(self, part: slice, rate: Rates) -> None:
         """Make the step on one part of the order, at one learning rate or at those of the optimizer's groups."""
@@ -75,7 +84,7 @@ class Steps:
 
     def _prepare(self) -> Placing:
         """Bring across what the augmentations need; the words that last are the seed's alone, whichever fit this is."""
-        model, augment = self.model, self._augment
+        model, augment = self.model, self.augment
         lasting, count = None, words_of(augment, lasting=True)
         if count:
             state = rng.new_state(rng.host_generator(model.seed, "augment for good"))
@@ -87,15 +96,20 @@ class Steps:
         """Draw how the images of a batch are augmented, by their places in the data set."""
         if self._placing is None:
             return None
-        words = rng.draw_bits(self.model.backend, self.stream, (N, words_of(self._augment)))
+        words = rng.draw_bits(self.model.backend, self.stream, (N, words_of(self.augment)))
         return self._placing.of(words, picked)
 
 
 class RecordedSteps(Steps):
-    """Steps of which all but the first are one recorded step, repeated; a last, smaller batch is made as it comes.
+    """Steps that are made once, then captured, and replayed from then on; a last, smaller batch is made eagerly.
 
-    Where the step cannot be recorded, because of what a layer or a loss of the user's own does, that is said once, and
-    all steps are made as they come.
+        step 1     eager      in memory of its own
+        step 2     captured   in the same memory, and launched
+        step 3 …   replayed   as long as the settings stay what they were
+
+    Where settings change between two steps, the next ones are eager again, twice as many before each new capture, so
+    that one which changes all the time costs no more than eager steps do. Where the step cannot be captured, because of
+    what a layer or a loss of the user's own does or for want of memory, that is said once, and all steps are eager.
     """
 
     def __init__(
@@ -112,13 +126,12 @@ class RecordedSteps(Steps):
         self._fed_inputs = (
             xp.zeros((batch_size, *self._x.shape[1:]), dtype=self._x.dtype) if isinstance(self._x, Feed) else None
         )
-        groups = len(model.optimizer.rates_at())
-        self._rates = [xp.zeros((), dtype=xp.float64) for _ in range(groups)]
+        self._rates: list[Array] = []
         self._number = xp.zeros((), dtype=xp.int64)
-        self._counts = _Counts(self)
-        self._change: dict[Any, int] | None = None  # of the counts, by one step
-        self._recorded: Any = None
-        self._recorded_at: dict[Any, int] = {}
+        self._eager, self._wanted = 0, 1  # steps since the settings changed, and so many before a capture
+        self._settings: _Settings | None = None  # of the last full step
+        self._warm: tuple[Any, _Counts] | None = None  # memory with a step's room, and what the step counts
+        self._replay: tuple[Any, _Counts] | None = None  # a captured step, and the same
 
     def begin_epoch(self, order: Any) -> None:
         """Begin to visit the samples in an order, which lies on the device in any case."""
@@ -126,104 +139,204 @@ class RecordedSteps(Steps):
         if self._order is None:
             self._order = self.model.backend.xp.arange(len(self._x))
 
-    def forget(self) -> None:
-        """Forget the recorded step; the next is the first again."""
-        self._change = self._recorded = None
+    def close(self) -> None:
+        """Free the captured step with its memory; the next step is the first again."""
+        self._warm = self._replay = self._settings = None
+        self._eager = 0
 
     def make(self, part: slice, rate: Rates) -> None:
-        """Make the step on one part of the order: the first one is made, the second recorded, the others repeated."""
+        """Make the step on one part of the order: eagerly, or by a capture, or by a replay."""
         if part.stop - part.start < self._batch_size or self.model.why_not_repeated:
             super().make(part, rate)
             return
+        if not self._settings_rest():
+            if self._warm or self._replay:
+                self._wanted = min(2 * self._wanted, MOST_EAGER)
+            self.close()
+        self._pass_on(part, rate)
+        if self._replay is not None:
+            replay, counts = self._replay
+            replay(counts.replays())
+            counts.move()
+        elif self._warm is None:
+            self._make_eagerly()
+        elif not self._capture(*self._warm):
+            super().make(part, rate)
+
+    def _settings_rest(self) -> bool:
+        """Tell whether nothing that a step reads from Python has changed since the last one."""
+        if self._settings is not None and not self._settings.are_true():
+            return False
+        return self._replay is None or self._replay[1].replays() >= 0
+
+    def _pass_on(self, part: slice, rate: Rates) -> None:
+        """Write what changes with each step where the step reads it."""
         assert self._order is not None
+        rates, xp = self.model.optimizer.as_rates(rate), self.model.backend.xp
+        if len(self._rates) != len(rates):
+            self._rates = [xp.zeros((), dtype=xp.float64) for _ in rates]
         self._picked[...] = self._order[part]
         if self._fed_inputs is not None:
             self._fed_inputs[...] = self._fed(part)
-        for place, number in zip(self._rates, self.model.optimizer.as_rates(rate), strict=True):
+        for place, number in zip(self._rates, rates, strict=True):
             place[...] = number
         self._number[...] = self.model.optimizer.steps + 1
-        if self._change is None:
-            self._first()
-        elif self._recorded is not None:
-            self._repeat(self._change)
-        elif not self._record(self._change):
-            super().make(part, rate)
 
     def _whole_step(self) -> None:
         x, picked = (self._x, self._picked) if self._fed_inputs is None else (self._fed_inputs, slice(None))
         self._step(x, picked, self._picked, self._rates, self._number)
 
-    def _first(self) -> None:
-        before = self._counts.read()
-        with self.model.backend.room_to_record():
+    def _make_eagerly(self) -> None:
+        """Make a step; the last one before a capture, in the memory that this will find."""
+        self._eager += 1
+        if self._eager < self._wanted:
             self._whole_step()
-        self._change = {what: count - before[what] for what, count in self._counts.read().items()}
+            self._settings = _Settings(self)
+            return
+        before, counts = _Settings(self), _Counts(self)
+        with self.model.backend.room_to_record() as room:
+            self._whole_step()
+        counts.end_step()
+        if before.are_true():
+            self._warm, self._settings = (room, counts), before
+        elif self._wanted == 1:  # what a layer makes when it is first used, perhaps
+            self.close()
+            self._wanted = 2
+        else:
+            self._give_up("a step changes attributes of layers, loss, optimizer or metrics, which a replay would not")
 
-    def _record(self, change: dict[Any, int]) -> bool:
-        """Record a step and make it; return whether it could be recorded. If not, nothing was done."""
-        self._recorded_at = self._counts.read()
+    def _capture(self, room: Any, counts: "_Counts") -> bool:
+        """Capture a step and make it; return whether it could be captured. If not, nothing was done."""
+        self._warm = None
+        counts.begin()
         try:
-            recorded = self.model.backend.recording(self._whole_step, self._counts.strides(change))
-        except GpucnnError:
-            raise
+            replay = self.model.backend.recording(room, self._whole_step, counts.strides())
+            replay(0)  # capturing has computed nothing, but Python has counted
         except Exception as error:  # CuPy and CUDA have many ways to say that a graph cannot hold this
-            self._counts.put_back(self._recorded_at)
-            self._give_up(error)
+            if isinstance(error, GpucnnError) and not isinstance(error, OutOfMemory):
+                raise
+            counts.put_back()
+            cause = error.__cause__ if isinstance(error, OutOfMemory) and error.__cause__ else error
+            self._give_up(f"{type(cause).__name__}: {in_short(cause)}")
             return False
-        self._recorded = recorded
-        recorded(0)  # recording has computed nothing, but Python has counted
+        self._replay = replay, counts
         return True
 
-    def _give_up(self, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {in_short(error)}"
+    def _give_up(self, reason: str) -> None:
+        self.close()
         self.model.give_up_repeating(reason)
         warnings.warn(
-            "the training step cannot be recorded and repeated, so its kernels are launched one by one, which takes "
+            "the training step cannot be captured and replayed, so its kernels are launched one by one, which takes "
             f"longer ({reason}); in layers and losses of your own multiply with backend.dense and read nothing from "
-            "the device, or choose compile(…, jit=False)",
+            "the device, choose a smaller batch where memory is short, or compile(…, jit=False)",
             RecordingWarning,
             stacklevel=2,
         )
 
-    def _repeat(self, change: dict[Any, int]) -> None:
-        self._recorded(self._counts.repeats(self._recorded_at, change))
-        self._counts.move(change)
+
+class _Settings:
+    """What a step has read from Python: the network's attributes and arrays, and the settings around it."""
+
+    def __init__(self, steps: RecordedSteps) -> None:
+        self._steps, self._network, self._around = steps, Fingerprint(steps.model.network), list(_around(steps))
+
+    def are_true(self) -> bool:
+        """Tell whether a step would read the same now."""
+        now = list(_around(self._steps))
+        return len(now) == len(self._around) and all(map(_is_same, now, self._around)) and self._network.is_true()
+
+
+def _around(steps: RecordedSteps) -> Iterator[Any]:
+    """Yield the settings and arrays that a step reads outside of its network."""
+    model = steps.model
+    yield from (model.network, model.backend, model.dtype, model.allow_tf32, model.numerics, model.flat_gradients())
+    for thing in (model.loss, model.optimizer, model.metrics, steps.augment):
+        yield from _inside(thing, set())
+
+
+def _inside(thing: Any, seen: set[int]) -> Iterator[Any]:
+    """Yield a setting, or those in an object with settings, a list or a dictionary."""
+    if isinstance(thing, list | tuple):
+        yield len(thing)
+        held: Iterator[Any] = iter(thing)
+    elif isinstance(thing, dict):
+        yield len(thing)
+        held = iter(thing.values())
+    else:
+        yield thing
+        if not isinstance(thing, Configurable) or id(thing) in seen:
+            return
+        passed_on = [name for kind, names in PASSED_ON.items() if isinstance(thing, kind) for name in names]
+        held = (value for name, value in vars(thing).items() if name not in passed_on)
+    seen.add(id(thing))
+    for value in held:
+        yield from _inside(value, seen)
+
+
+def _is_same(now: Any, then: Any) -> bool:
+    return now is then or (type(now) is type(then) and isinstance(now, PLAIN) and now == then)
 
 
 class _Counts:
-    """What Python counts in a step: samples, the optimizer's steps, and the draws of random streams."""
+    """What Python counts in a step: samples, the optimizer's steps, and the draws of random streams.
+
+    Made before a step, which `end_step` ends; then it knows by how much each count moves.
+    """
 
     def __init__(self, steps: Steps) -> None:
         self._totals, self._optimizer = steps.totals, steps.model.optimizer
         self._streams = [buffer.value for buffer in steps.model.network.buffers().values() if buffer.on_host]
         self._streams.append(steps.stream)
+        self._then, self._moved = self._read(), [0]
+        self._keys = [int(state[0]) for state in self._streams]
 
-    def read(self) -> dict[Any, int]:
-        """Return all counts; a stream's is by its key."""
-        counts: dict[Any, int] = {"samples": self._totals.samples, "steps": self._optimizer.steps}
-        return counts | {int(state[0]): int(state[1]) for state in self._streams}
+    def _read(self) -> list[int]:
+        return [self._totals.samples, self._optimizer.steps, *(int(state[1]) for state in self._streams)]
 
-    def move(self, change: dict[Any, int]) -> None:
+    def _write(self, counts: list[int]) -> None:
+        self._totals.samples, self._optimizer.steps = counts[:2]
+        for state, count in zip(self._streams, counts[2:], strict=True):
+            state[1] = count
+
+    def end_step(self) -> None:
+        """Take what has been counted since the beginning for what each step counts."""
+        self._moved = [now - then for now, then in zip(self._read(), self._then, strict=True)]
+
+    def begin(self) -> None:
+        """Count replays from here on: the next one is number 0."""
+        self._then = self._read()
+
+    def put_back(self) -> None:
+        """Count from where it began again."""
+        self._write(self._then)
+
+    def move(self) -> None:
         """Count on by one step."""
-        self._totals.samples += change["samples"]
-        self._optimizer.steps += change["steps"]
-        for state in self._streams:
-            state[1] += change[int(state[0])]
+        self._write([count + moved for count, moved in zip(self._read(), self._moved, strict=True)])
 
-    def put_back(self, before: dict[Any, int]) -> None:
-        """Count from there again."""
-        self._totals.samples, self._optimizer.steps = before["samples"], before["steps"]
-        for state in self._streams:
-            state[1] = before[int(state[0])]
+    def strides(self) -> dict[int, int]:
+        """Return by how much a step moves on the counter of each stream, by its key.
 
-    def strides(self, change: dict[Any, int]) -> dict[int, int]:
-        """Return by how much a step moves on the counter of each stream."""
-        return {key: change[key] for key in change if not isinstance(key, str)}
+        Raises:
+            RuntimeError: two streams have one key, but move on differently.
+        """
+        strides = dict(zip(self._keys, self._moved[2:], strict=True))
+        if [strides[key] for key in self._keys] != self._moved[2:]:
+            raise RuntimeError("two layers draw from random streams of one key, and not equally often")
+        return strides
 
-    def repeats(self, then: dict[Any, int], change: dict[Any, int]) -> int:
-        """Return how many steps the streams have gone on since then; steps that were not repeated count as well."""
-        now, strides = self.read(), self.strides(change)
-        return max([(now[key] - then[key]) // stride for key, stride in strides.items() if stride], default=0)
+    def replays(self) -> int:
+        """Return how many steps the streams have gone on since the beginning, those that were not replayed as well.
+
+        It is −1 where they have not gone on together, step by step, with the same keys.
+        """
+        if [int(state[0]) for state in self._streams] != self._keys:
+            return -1
+        gone = zip(self._read()[2:], self._then[2:], self._moved[2:], strict=True)
+        steps = {divmod(now - then, moved) for now, then, moved in gone if moved}
+        if len(steps) > 1 or any(rest for _, rest in steps):
+            return -1
+        return max((number for number, _ in steps), default=0)
 
 
 def make_steps(
@@ -233,7 +346,7 @@ def make_steps(
     augment: Sequence[Augmentation] = (),
     check_numerics: bool = True,
 ) -> Steps:
-    """Return the steps of a training: recorded ones where backend and layers can, the model wants it, and it pays."""
+    """Return the steps of a training: captured ones where backend and layers can, the model wants it, and it pays."""
     can, enough = model.backend.can_record and not model.why_not_repeated, len(data[0]) >= 2 * batch_size
     kind = RecordedSteps if can and model.jit and enough else Steps
     return kind(model, data, batch_size, augment, check_numerics)

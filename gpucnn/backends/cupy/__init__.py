@@ -4,7 +4,7 @@ Importing this module imports CuPy; nothing else in the package does.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import cupy
@@ -35,15 +35,14 @@ class CupyBackend(Backend):
     def __init__(self, device: int = 0) -> None:
         self.name = "cupy" if device == 0 else f"cupy:{device}"
         self.device = device
-        cupy.cuda.Device(device).use()
-        self._probe()
+        self._thread = graph.ThreadState()
+        self._cublas = Cublas()
+        self._convolution = Convolution(self._cublas, self._thread)
+        with self.on_device():
+            self._probe()
 
     def _probe(self) -> None:
         """Run a kernel and a product: CuPy imports without a driver, and cuBLAS may load where NVRTC is missing."""
-        self._cublas = Cublas()
-        self._convolution = Convolution(self._cublas)
-        self._repeats: graph.Repeats | None = None
-        self._memory: graph.Memory | None = None
         host = np.arange(12, dtype=np.float32).reshape(3, 4)
         product = self.to_host(self.dense(self.from_host(host), self.from_host(host.T.copy()), None))
         if not np.allclose(product, host @ host.T, rtol=1e-4):
@@ -53,21 +52,35 @@ class CupyBackend(Backend):
 
     # --- where arrays live ----------------------------------------------------------------------
 
+    def on_device(self) -> AbstractContextManager[Any]:
+        """Return a context in which this thread works on this backend's GPU; after it, on the one of before."""
+        return cupy.cuda.Device(self.device)
+
     def from_host(self, array: Any) -> Array:
         """Copy a host array to the GPU; an array that is there already is returned as it is."""
-        return cupy.asarray(array)
+        with self.on_device():
+            return cupy.asarray(array)
 
     def to_host(self, array: Array) -> "np.ndarray[Any, Any]":
         """Copy an array of the GPU to the host, waiting for it."""
-        return cupy.asnumpy(array)
+        with self.on_device():
+            return cupy.asnumpy(array)
 
-    def bring(self, data: Any) -> Array | Feed:
-        """Copy a data set to the GPU if it leaves room for a network there, else return a feed of its batches."""
-        return self.from_host(data) if isinstance(data, cupy.ndarray) or feed.fits(data) else feed.PinnedFeed(data)
+    def bring(self, *data: Any, step: int = 0) -> list[Array | Feed]:
+        """Copy data sets to the GPU that together leave room for a network there; return feeds for the others."""
+        with self.on_device():
+            left, brought = feed.room_for_data(step), list[Array | Feed]()
+            for one in data:
+                size = 0 if isinstance(one, cupy.ndarray) else one.nbytes
+                fits = size <= max(left, 0)
+                left -= size if fits else 0
+                brought.append(cupy.asarray(one) if fits else feed.PinnedFeed(one))
+            return brought
 
     def synchronize(self) -> None:
         """Wait until the GPU has done all work that was started."""
-        cupy.cuda.get_current_stream().synchronize()
+        with self.on_device():
+            cupy.cuda.get_current_stream().synchronize()
 
     def describe(self) -> str:
         """Return one line that names the GPU."""
@@ -80,54 +93,53 @@ class CupyBackend(Backend):
 
     def memory(self) -> tuple[int, int] | None:
         """Return the bytes that are free for arrays, those that CuPy keeps for later among them, and all."""
-        free, total = cupy.cuda.runtime.memGetInfo()
-        return free + cupy.get_default_memory_pool().free_bytes(), total
+        with self.on_device():
+            free, total = cupy.cuda.runtime.memGetInfo()
+            return free + cupy.get_default_memory_pool().free_bytes(), total
 
     def release(self) -> None:
         """Return what CuPy keeps for later to the GPU, for other programs."""
-        cupy.get_default_memory_pool().free_all_blocks()
+        with self.on_device():
+            cupy.get_default_memory_pool().free_all_blocks()
 
     @contextmanager
     def working(self, as_team: bool, allow_tf32: bool = False) -> Iterator[None]:
-        """Let float32 products round their factors to 10 bits within the context if `allow_tf32`."""
-        before, self._convolution.tf32 = self._convolution.tf32, allow_tf32
-        try:
-            yield
-        finally:
-            self._convolution.tf32 = before
+        """Work on this GPU, and let float32 products round their factors to 10 bits if `allow_tf32`."""
+        with self.on_device():
+            before, self._thread.tf32 = self._thread.tf32, allow_tf32
+            try:
+                yield
+            finally:
+                self._thread.tf32 = before
 
     def timed(self, label: str, call: Callable[[], T]) -> tuple[T, float]:
         """Return what a call returns and the seconds it took on the GPU; a range of its name for NVIDIA's profilers."""
-        started, ended = cupy.cuda.Event(), cupy.cuda.Event()
-        cupy.cuda.nvtx.RangePush(label)
-        started.record()
-        try:
-            result = call()
-        finally:
-            cupy.cuda.nvtx.RangePop()
-        ended.record()
-        ended.synchronize()
-        return result, cupy.cuda.get_elapsed_time(started, ended) / 1e3
+        with self.on_device():
+            started, ended = cupy.cuda.Event(), cupy.cuda.Event()
+            cupy.cuda.nvtx.RangePush(label)
+            started.record()
+            try:
+                result = call()
+            finally:
+                cupy.cuda.nvtx.RangePop()
+            ended.record()
+            ended.synchronize()
+            return result, cupy.cuda.get_elapsed_time(started, ended) / 1e3
 
-    # --- a step recorded once and repeated ------------------------------------------------------
+    # --- a step captured once and replayed ------------------------------------------------------
 
     @contextmanager
-    def room_to_record(self) -> Iterator[None]:
-        """Allocate from a pool of its own, which the recorded step then finds filled."""
-        self._memory = graph.Memory()
-        with self._memory.in_use():
-            yield
+    def room_to_record(self) -> Iterator[graph.Memory]:
+        """Allocate from a pool of its own, which the captured step then finds filled; yield what `recording` takes."""
+        with self.on_device():
+            memory = graph.Memory()
+            with memory.in_use(self._thread):
+                yield memory
 
-    def recording(self, step: Callable[[], None], strides: dict[int, int]) -> Callable[[int], None]:
+    def recording(self, room: Any, step: Callable[[], None], strides: dict[int, int]) -> Callable[[int], None]:
         """Capture what `step` does as a CUDA graph; return a function that launches it."""
-        if self._memory is None:
-            raise RuntimeError("make the step once within room_to_record() before it is recorded")
-        memory, self._memory = self._memory, None
-        self._repeats = graph.Repeats(strides)
-        try:
-            return graph.Recording(step, memory, self._repeats)
-        finally:
-            self._repeats = None
+        with self.on_device():
+            return graph.Recording(step, room, graph.Repeats(strides), self._thread, self._cublas.handle)
 
     # --- convolution and products ---------------------------------------------------------------
 
@@ -175,7 +187,7 @@ class CupyBackend(Backend):
         return dx
 
     def _multiply(self, a: Array, b: Array, out: Array) -> None:
-        self._cublas.multiply(a, b, out, tf32=self._convolution.tf32)
+        self._cublas.multiply(a, b, out, tf32=self._thread.tf32)
 
     # --- pooling --------------------------------------------------------------------------------
 
@@ -311,5 +323,6 @@ class CupyBackend(Backend):
 
     def random_bits(self, key: int, counter: int, count: int, start: int = 0) -> Array:
         """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter), 64 bits each."""
-        repeats, stride = (None, 0) if self._repeats is None else self._repeats.of(key)
+        now = self._thread.repeats
+        repeats, stride = (None, 0) if now is None else now.of(key)
         return elementwise.random_bits(key, counter, count, start, repeats, stride)

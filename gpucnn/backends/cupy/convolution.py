@@ -15,6 +15,7 @@ import numpy as np
 from gpucnn.backends.base import Array
 from gpucnn.backends.cupy import kernels
 from gpucnn.backends.cupy.cublas import Cublas
+from gpucnn.backends.cupy.graph import ThreadState
 from gpucnn.backends.cupy.kernels import NULL, geometry, plain, widest, working_dtype
 from gpucnn.backends.window import Window
 from gpucnn.errors import ConfigurationError
@@ -35,11 +36,10 @@ def _is_product(window: Window) -> bool:
 
 
 class Convolution:
-    """The three passes of a convolution, with the products of a cuBLAS handle."""
+    """The three passes of a convolution, with the products of cuBLAS."""
 
-    def __init__(self, cublas: Cublas) -> None:
-        self._cublas = cublas
-        self.tf32 = False
+    def __init__(self, cublas: Cublas, state: ThreadState) -> None:
+        self._cublas, self._state = cublas, state
         self.workspace = _workspace()
 
     def forward(self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int, relu: bool) -> Array:
@@ -105,7 +105,7 @@ class Convolution:
         return dx
 
     def _multiply(self, a: Array, b: Array, out: Array, add: bool = False) -> None:
-        self._cublas.multiply(a, b, out, add=add, tf32=self.tf32)
+        self._cublas.multiply(a, b, out, add=add, tf32=self._state.tf32)
 
     # --- windows as rows ----------------------------------------------------------------------
 
@@ -133,7 +133,8 @@ class Convolution:
         a_row = window.area * C
         an_image = OH * OW * a_row
         at_once = max(1, min(N, self.workspace // (an_image * np.dtype(dtype).itemsize)))
-        buffer = room(at_once, (OH * OW, groups, a_row // groups), dtype)
+        memory = self._state.memory
+        buffer = room(at_once, (OH * OW, groups, a_row // groups), dtype, {} if memory is None else memory.fitting)
         for start in range(0, N, len(buffer)):
             stop = min(start + len(buffer), N)
             columns = buffer[: stop - start].reshape(-1, groups, a_row // groups)
@@ -181,16 +182,25 @@ def _workspace() -> int:
     return int(megabytes * 1e6)
 
 
-def room(images: int, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Return an empty array (images, *shape), for half as many images where memory has no room, and so on."""
+def room(images: int, shape: tuple[int, ...], dtype: Any, fitting: dict[Any, int]) -> Array:
+    """Return an empty array (images, *shape), for half as many images where memory has no room, and so on.
+
+    For how many there was room is noted in `fitting`, and not more is tried for when the same is asked for again: a
+    captured step must take what the step before it took.
+    """
+    asked = images, shape, dtype
+    images = fitting.get(asked, images)
     while True:
         try:
-            return cupy.empty((images, *shape), dtype)
+            array = cupy.empty((images, *shape), dtype)
         except MemoryError:
             if images == 1:
                 raise
             cupy.get_default_memory_pool().free_all_blocks()
             images //= 2
+        else:
+            fitting[asked] = images
+            return array
 
 
 def add_bias(y: Array, bias: Array | None, relu: bool) -> None:

@@ -8,13 +8,14 @@ from cupyx import empty_pinned
 
 from gpucnn.backends.base import Array, Feed
 
-SHARE = 0.5  # of the free memory that a data set may take; the rest is for the network
+SHARE = 0.5  # of the free memory that data sets may take together; the rest is for the network
 
 
-def fits(data: "np.ndarray[Any, Any]") -> bool:
-    """Tell whether a data set leaves enough of the GPU's memory to the network."""
+def room_for_data(step: int) -> int:
+    """Return how many bytes data sets may take together, so that a step that takes `step` bytes still fits."""
     free, _ = cupy.cuda.runtime.memGetInfo()
-    return data.nbytes <= SHARE * (free + cupy.get_default_memory_pool().free_bytes())
+    free += cupy.get_default_memory_pool().free_bytes()
+    return int(min(SHARE * free, free - step))
 
 
 class PinnedFeed(Feed):

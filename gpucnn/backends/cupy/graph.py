@@ -1,33 +1,101 @@
 """A training step as one CUDA graph: launched as a whole, it does without a launch from Python for each kernel.
 
 Capturing records the very memory that kernels read and write. So the step is made once in a pool of memory of its own;
-recorded right after, it finds that pool filled and takes the same blocks again; and the pool is kept as long as the
-graph, so nobody else can be given them.
+captured right after, it finds that pool filled and takes the same blocks again; and the pool is kept as long as the
+graph, so nobody else can be given them. What arrays give back to the pool during the capture is still read and written
+by the part of the graph that came before, so from then on the pool may grow, but nothing of it may be freed.
 """
 
+import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import cupy
 import numpy as np
 
 from gpucnn.backends.base import Array
 
+_one_at_a_time = threading.RLock()  # to warm up or to capture, since only a whole process can stop collecting garbage
 
-class Memory:
-    """A pool of memory and a stream for one recorded step."""
+
+class ThreadState(threading.local):
+    """What belongs to the thread that computes: another one may be in the middle of another step."""
+
+    memory: "Memory | None" = None  # of the step that is warmed up or captured now
+    repeats: "Repeats | None" = None  # of the step that is captured now
+    tf32 = False  # whether float32 products may round their factors
+
+
+class Allocator:
+    """Allocates the memory of a pool, which may be sealed: then nothing of it is freed any more.
+
+    CuPy answers a failed cudaMalloc by freeing what no array of the pool holds, which a graph may use all the same. It
+    does so for an error of CUDA, but lets any other one pass; so that is what a sealed pool gets.
+    """
 
     def __init__(self) -> None:
-        self.pool = cupy.cuda.MemoryPool()
+        self.sealed = False
+        self.grown = 0  # bytes, since it was sealed
+
+    def __call__(self, size: int) -> Any:
+        """Return fresh memory, as CuPy's own function does."""
+        try:
+            memory = cupy.cuda.Memory(size)
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            if not self.sealed or error.status != cupy.cuda.runtime.errorMemoryAllocation:
+                raise
+            raise MemoryError(
+                f"there is no room for {size:,} bytes more than the step took before, when it was not captured"
+            ) from error
+        self.grown += size if self.sealed else 0
+        return cupy.cuda.MemoryPointer(memory, 0)
+
+
+class Memory:
+    """A pool of memory and a stream for one captured step, on the current GPU."""
+
+    def __init__(self) -> None:
+        cupy.get_default_memory_pool().free_all_blocks()  # what lies there unused is of no use to another pool
+        self.device = cupy.cuda.Device()
+        self._allocator = Allocator()
+        self.pool = cupy.cuda.MemoryPool(self._allocator)
         self.stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
+        self.fitting: dict[Any, int] = {}  # how much of what was asked for there was room for: see `room`
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Allocate from the pool, and work in the stream after all that was started before, and before what follows."""
+    def in_use(self, state: ThreadState) -> Iterator[None]:
+        """Allocate from the pool, and work in the stream after all that was started before, and before what follows.
+
+        No garbage is collected meanwhile: that could free memory, and destroy graphs, in the middle of a capture.
+        """
         cupy.cuda.get_current_stream().synchronize()
-        with cupy.cuda.using_allocator(self.pool.malloc), self.stream:
-            yield
+        with _one_at_a_time:
+            collects, state.memory = gc.isenabled(), self
+            gc.disable()
+            try:
+                with cupy.cuda.using_allocator(self.pool.malloc), self.stream:
+                    yield
+            finally:
+                state.memory = None
+                if collects:
+                    gc.enable()
         self.stream.synchronize()
+
+    @contextmanager
+    def sealed(self) -> Iterator[None]:
+        """Let nothing of the pool be freed any more, whose memory a graph uses that is captured in the context.
+
+        Raises:
+            RuntimeError: something was freed within the context.
+        """
+        gc.collect(1)  # what the step has left in cycles when it was made before would be missing
+        self._allocator.sealed, before = True, self.pool.total_bytes()
+        yield
+        expected, now = before + self._allocator.grown, self.pool.total_bytes()
+        if now != expected:
+            raise RuntimeError(f"{expected - now:,} bytes that the captured step may use were freed in the meantime")
 
 
 class Repeats:
@@ -43,12 +111,22 @@ class Repeats:
 
 
 class Recording:
-    """A captured step; called with the number of the repeat, it makes the step."""
+    """A captured step; called with the number of the repeat, it makes the step.
 
-    def __init__(self, step: Callable[[], None], memory: Memory, repeats: Repeats) -> None:
-        self._memory = memory  # whose blocks the graph reads and writes
-        self._repeats = repeats
-        with memory.in_use():
+    Arguments:
+        held: whatever else must live as long as the graph.
+
+    Raises:
+        MemoryError: the step needs more memory than there is, although it had enough when it was made before.
+        RuntimeError: memory that the graph may use was freed while it was captured.
+    """
+
+    def __init__(
+        self, step: Callable[[], None], memory: Memory, repeats: Repeats, state: ThreadState, held: Any
+    ) -> None:
+        self._memory, self._repeats, self._held = memory, repeats, held
+        with memory.sealed(), memory.in_use(state):
+            state.repeats = repeats
             memory.stream.begin_capture()
             try:
                 step()
@@ -56,9 +134,12 @@ class Recording:
                 with suppress(Exception):  # that the capture was spoilt, which is known
                     memory.stream.end_capture()
                 raise
+            finally:
+                state.repeats = None
             self._graph = memory.stream.end_capture()
 
     def __call__(self, repeat: int) -> None:
         """Launch the step in the current stream; it runs after all that was started there before."""
-        self._repeats.count.fill(repeat)
-        self._graph.launch()
+        with self._memory.device:
+            self._repeats.count.fill(repeat)
+            self._graph.launch()

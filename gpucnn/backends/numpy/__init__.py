@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from gpucnn.backends.base import Array, Backend
 from gpucnn.backends.numpy import (
+    blas,
     convolution,
     elementwise,
     memory,
@@ -33,7 +34,7 @@ class NumpyBackend(Backend):
 
     def working(self, as_team: bool, allow_tf32: bool = False) -> AbstractContextManager[None]:
         """Hold BLAS to one thread if a team of threads shares the work, else to the number that was set."""
-        return threads.blas_threads(1 if as_team else threads.num_threads())
+        return blas.blas_threads(1 if as_team else threads.num_threads())
 
     def fixed(self) -> AbstractContextManager[None]:
         """Stay with the number of threads, whatever is set meanwhile."""
@@ -69,7 +70,7 @@ class NumpyBackend(Backend):
 
     def circumstances(self) -> dict[str, Any]:
         """Return also the number of threads, by which a batch is cut, and what computes products and convolutions."""
-        own = {"threads": threads.num_threads(), "BLAS": threads.blas_in_words()}
+        own = {"threads": threads.num_threads(), "BLAS": blas.blas_in_words()}
         return {**super().circumstances(), **own, "Winograd": convolution.winograd_allowed()}
 
     def release(self) -> None:

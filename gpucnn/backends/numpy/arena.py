@@ -13,12 +13,13 @@ vector instructions, which take a whole line, touches two: whole training steps 
 """
 
 import math
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from gpucnn import forks
 
 Array = Any
 
@@ -63,7 +64,7 @@ class Arena:
     def __init__(self, forget_after: float = math.inf, source: "Arena | None" = None) -> None:
         self.blocks: dict[int, list[Block]] = {}
         self._forget_after, self._requests, self._source = forget_after, 0, source
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
 
     def empty(self, shape: tuple[int, ...], dtype: Any, kind: type = np.ndarray) -> Array:
         """Return an uninitialised array of a kind."""

@@ -14,14 +14,19 @@ order: the same number of threads gives the same bits. BLAS is held to one threa
 import contextlib
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import partial
 from typing import Any, TypeVar
 
+from gpucnn import forks
+from gpucnn.backends.numpy.blas import blas_threads
+from gpucnn.backends.numpy.cores import usable_cores
 from gpucnn.backends.numpy.order import equal_parts
-from gpucnn.backends.numpy.traced import recorder
-from gpucnn.errors import ConfigurationError
+from gpucnn.backends.numpy.traced import recorder, this_thread
+from gpucnn.backends.numpy.workers import Work, Workers
+from gpucnn.checks import integer
+from gpucnn.errors import ConfigurationError, ThreadWarning
 
 T = TypeVar("T")
 
@@ -29,11 +34,27 @@ T = TypeVar("T")
 # get short rows, and threads wait for each other around each short call
 LEAST_WORK, LEAST_IMAGES = 2e7, 16
 
+
+class _Thread(threading.local):
+    """What belongs to a thread: its place in a team, and the number of threads it stays with."""
+
+    member: "Member | None" = None
+    fixed: int | None = None
+
+
 _chosen: int | None = None
-_one_team = threading.Lock()  # works at a time: the workers of two, half of each started, would wait for ever
-_this_thread = threading.local()  # its `member` of a team, and `fixed`, the number of threads it stays with
-_blas_lock, _blas_depth = threading.Lock(), 0
-_blas_before: Any = None
+_most: int | None = None  # as many as the system let start, where that was fewer than wanted
+_one_team = forks.lock()  # works at a time: two would have twice as many threads as there are cores
+_this_thread = _Thread()
+_workers = Workers()
+
+
+@forks.in_child
+def _alone() -> None:
+    """Forget, in a forked child, the threads that are not there, and what its own had begun."""
+    _workers.forget()
+    _this_thread.member = _this_thread.fixed = None
+    this_thread.recorder = None
 
 
 def set_num_threads(count: int | None) -> None:
@@ -42,25 +63,35 @@ def set_num_threads(count: int | None) -> None:
     Raises:
         ConfigurationError: not a positive integer.
     """
-    global _chosen
-    _chosen = None if count is None else _positive(count, "set_num_threads")
+    global _chosen, _most
+    _chosen = None if count is None else integer(count, "the number of threads", 1)
+    _most = None
+    if _chosen is not None:
+        _workers.keep(_chosen - 1)
 
 
 def num_threads() -> int:
     """Return how many threads the CPU engine uses."""
-    fixed: int | None = getattr(_this_thread, "fixed", None)
-    if fixed is not None:
-        return fixed
-    if _chosen is not None:
-        return _chosen
-    named = os.environ.get("GPUCNN_NUM_THREADS")
-    return _positive(named, "the environment variable GPUCNN_NUM_THREADS") if named else usable_cores()
+    count = _this_thread.fixed or _chosen or _by_default()
+    return count if _most is None else min(count, _most)
+
+
+def _by_default() -> int:
+    """Return how many threads there are where none were chosen."""
+    named = os.environ.get("GPUCNN_NUM_THREADS", "").strip()
+    if not named:
+        return usable_cores()
+    if not named.isdecimal() or int(named) < 1:
+        raise ConfigurationError(
+            f"the environment variable GPUCNN_NUM_THREADS must be a positive integer, not {named!r}"
+        )
+    return int(named)
 
 
 @contextlib.contextmanager
 def fixed() -> Iterator[None]:
     """Stay with the number of threads in the block, for what this thread computes."""
-    before = getattr(_this_thread, "fixed", None)
+    before = _this_thread.fixed
     _this_thread.fixed = num_threads()
     try:
         yield
@@ -68,19 +99,32 @@ def fixed() -> Iterator[None]:
         _this_thread.fixed = before
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may use, which in a container can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def slices(batch: int, work: float) -> list[slice]:
     """Cut a batch that costs `work` floating-point operations forward into a slice a thread; one if it is too small."""
-    if hasattr(_this_thread, "member"):
+    if _this_thread.member is not None:
         return [slice(0, batch)]
     count = max(1, min(num_threads(), batch // LEAST_IMAGES, int(work / LEAST_WORK)))
-    return list(equal_parts(batch, count))
+    return list(equal_parts(batch, count if count == 1 else _startable(count)))
+
+
+def _startable(count: int) -> int:
+    """Return how many of so many threads there are, this one included; fewer where the system starts no more."""
+    global _most
+    there = 1 + _workers.ready(count - 1)
+    if there >= count:
+        return count
+    _most = there
+    warnings.warn(
+        f"the system starts no more threads than {there} of {count}, so the CPU engine computes on {there} from now "
+        "on, which takes longer and may change last bits; gpucnn.set_num_threads lets it try again",
+        ThreadWarning,
+        stacklevel=2,
+    )
+    return there
+
+
+class CalledOff(Exception):
+    """Another member of the team has failed."""
 
 
 class Team:
@@ -88,46 +132,74 @@ class Team:
 
     def __init__(self, slices: Sequence[slice]) -> None:
         self.slices, self.batch = slices, slices[-1].stop
-        self._barrier = threading.Barrier(len(slices))
         self._parts: tuple[list[Any], list[Any]] = [None] * len(slices), [None] * len(slices)
+        self._lock, self._arrived, self._called_off = threading.Lock(), 0, False
+        self._gates = [threading.Lock() for _ in slices]  # closed, each before a member; the last to come opens all
+        for gate in self._gates:
+            gate.acquire()
 
     def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """Run a task for each slice and return their results in order; the caller's thread is the first member.
 
         If a task fails, all others are called off and its error is raised.
         """
+        first, *others = [Member(self, rank, samples) for rank, samples in enumerate(self.slices)]
+        works = [Work(partial(member.run, task)) for member, task in zip(others, tasks[1:], strict=True)]
+        errors: list[BaseException] = []
+        results: list[T] = []
         with _one_team, blas_threads(1):
-            members = [Member(self, rank, samples) for rank, samples in enumerate(self.slices)]
-            waiting = [
-                _workers(len(tasks) - 1).submit(member.run, task)
-                for member, task in zip(members[1:], tasks[1:], strict=True)
-            ]
-            errors, results = [], []
-            for outcome in (lambda: members[0].run(tasks[0]), *(future.result for future in waiting)):
-                try:
-                    results.append(outcome())
-                except BaseException as error:
-                    self.call_off()  # also where the caller is interrupted while it waits
-                    errors.append(error)
-        if errors:
-            raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
-        return results
+            try:
+                _workers.give(works)
+                results.append(first.run(tasks[0]))
+            except BaseException as error:
+                self.call_off()
+                errors.append(error)
+            for work in works:
+                if work.given:
+                    try:
+                        results.append(work.result())
+                    except BaseException as error:  # also where the caller is interrupted while it waits
+                        self.call_off()
+                        errors.append(error)
+        if not errors:
+            return results
+        try:
+            raise next((error for error in errors if not isinstance(error, CalledOff)), errors[0])
+        finally:
+            errors.clear()  # an error holds this frame, and so all arrays that it had to do with
 
     def meet(self, rank: int, meeting: int, part: Any) -> list[Any]:
         """Leave a part at the team's n-th meeting, and return the parts of all members in order."""
         # two lists in turn: a fast member may come to its next meeting before a slow one has read this one's parts
         parts = self._parts[meeting % 2]
         parts[rank] = part
-        self._barrier.wait()
+        self.wait(rank)
         return list(parts)
 
-    def wait(self) -> None:
-        """Wait for all other members."""
-        self._barrier.wait()
+    def wait(self, rank: int) -> None:
+        """Wait for all other members.
+
+        Raises:
+            CalledOff: one of them failed.
+        """
+        with self._lock:
+            self._arrived = (self._arrived + 1) % len(self._gates)
+            last = self._arrived == 0
+        if last:
+            self._open_gates()
+        self._gates[rank].acquire()
+        if self._called_off:
+            raise CalledOff
 
     def call_off(self) -> None:
         """Let nobody wait for a member that will not come."""
-        self._barrier.abort()
+        self._called_off = True
+        self._open_gates()
+
+    def _open_gates(self) -> None:
+        for gate in self._gates:
+            with contextlib.suppress(RuntimeError):  # it is open already
+                gate.release()
 
 
 class Member:
@@ -141,17 +213,22 @@ class Member:
         """Run a task as this member."""
         _this_thread.member = self
         try:
-            return task()
+            with blas_threads(1):  # also where each thread has a number of its own
+                return task()
         except BaseException:
             self.team.call_off()
             raise
         finally:
-            del _this_thread.member
+            _this_thread.member = None
 
     def gather(self, part: Any) -> list[Any]:
         """Return what all members give, in order."""
         self._meetings += 1
         return self.team.meet(self.rank, self._meetings, part)
+
+    def wait(self) -> None:
+        """Wait for all other members."""
+        self.team.wait(self.rank)
 
 
 def together(tasks: Sequence[Callable[[], T]], slices: Sequence[slice]) -> list[T]:
@@ -161,7 +238,7 @@ def together(tasks: Sequence[Callable[[], T]], slices: Sequence[slice]) -> list[
 
 def gather(part: tuple[Any, ...]) -> list[Any]:
     """Return the parts that all members of this thread's team give, in order; the part alone where there is none."""
-    member, noting = getattr(_this_thread, "member", None), recorder()
+    member, noting = _this_thread.member, recorder()
     if member is None:
         return [part]
     if noting is None:
@@ -173,74 +250,17 @@ def gather(part: tuple[Any, ...]) -> list[Any]:
 
 def _meet_again() -> None:
     """Wait for the other members of this thread's team; what they leave lies where it did when this was recorded."""
-    _this_thread.member.team.wait()
+    assert _this_thread.member is not None
+    _this_thread.member.wait()
 
 
 def samples_before() -> int:
     """Return how many samples of the batch stand before those that this thread works on."""
-    member = getattr(_this_thread, "member", None)
+    member = _this_thread.member
     return 0 if member is None else member.samples.start
 
 
 def whole_batch(samples: int) -> int:
     """Return how many samples the batch has of which this thread works on some."""
-    member = getattr(_this_thread, "member", None)
+    member = _this_thread.member
     return samples if member is None else member.team.batch
-
-
-@contextlib.contextmanager
-def blas_threads(count: int) -> Iterator[None]:
-    """Hold BLAS to so many threads in the block, for all threads of the process, and give it back afterwards.
-
-    Blocks may be nested and overlap; the first decides. A model holds one around each step: switching more often would
-    leave BLAS' own threads spinning, for tens of milliseconds, on the cores that the team wants.
-    """
-    global _blas_depth, _blas_before
-    with _blas_lock:
-        if _blas_depth == 0:
-            blas = _blas()
-            most = max((library.num_threads for library in blas.lib_controllers), default=count)
-            _blas_before = blas.limit(limits=min(count, most))
-        _blas_depth += 1
-    try:
-        yield
-    finally:
-        with _blas_lock:
-            _blas_depth -= 1
-            if _blas_depth == 0:
-                _blas_before.restore_original_limits()
-
-
-@cache
-def _workers(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="gpucnn")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked child has no threads but its own
-
-
-@cache
-def _blas() -> Any:
-    """Return the switch for BLAS' own threads; finding the library takes a thousand times as long as switching."""
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController().select(user_api="blas")
-
-
-def blas_in_words() -> str:
-    """Return the kind, version and instruction set of the BLAS that NumPy multiplies with."""
-    for library in _blas().info():
-        if "numpy" in library["filepath"].lower():
-            return f"{library['internal_api']} {library['version']} {library.get('architecture', '')}".rstrip()
-    return "not recognised"
-
-
-def _positive(value: Any, who: str) -> int:
-    try:
-        count = int(value)
-    except (TypeError, ValueError):
-        count = 0
-    if count < 1 or isinstance(value, bool | float):
-        raise ConfigurationError(f"{who}: expected a positive number of threads, not {value!r}")
-    return count
