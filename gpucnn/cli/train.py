@@ -231,9 +231,8 @@ def _train(asked: dict[str, Any], model: Model, dataset: Dataset, keeper: Checkp
             folder, keeper = keeper.elsewhere, Checkpoints(keeper.elsewhere)
             _write_config(folder, settings)
         saved = f", saved {place_of(keeper.files()[-1])}" if keeper.files() else ""
-        console.print(
-            f"[bold yellow]interrupted{saved}[/]; go on with: {escape(how_to_resume(folder))}", soft_wrap=True
-        )
+        how = escape(how_to_resume(folder))
+        console.print(f"[bold yellow]interrupted{saved}[/]; go on with: {how}", soft_wrap=True)
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else int(error.code or 0)) from None
     except NumericError as error:
         watch.save(folder)
