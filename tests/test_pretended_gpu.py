@@ -113,7 +113,7 @@ for room in [2_600_000 - 50_000 * step for step in range(28)]:
         print("out of memory")
     del taken
 """
-    said = said_by(program)
+    said = said_by(program, PRETENDED_MEMORY="60000000")
     assert said[0] == "as ample captured"
     assert said[-1] == "out of memory"
     assert set(said) <= {"as ample captured", "out of memory"}, said

@@ -64,6 +64,10 @@ class Memory:
         self.stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
         self.fitting: dict[Any, int] = {}  # how much of what was asked for there was room for: see `room`
 
+    def __del__(self) -> None:
+        with suppress(Exception), self.device:  # at the end of the process nothing may be left to free it with
+            self.pool.free_all_blocks()  # a pool of CuPy's that goes does not
+
     @contextmanager
     def in_use(self, state: ThreadState) -> Iterator[None]:
         """Allocate from the pool, and work in the stream after all that was started before, and before what follows.
@@ -124,6 +128,7 @@ class Recording:
     def __init__(
         self, step: Callable[[], None], memory: Memory, repeats: Repeats, state: ThreadState, held: Any
     ) -> None:
+        self._graph: Any = None  # the first, so that it goes before the memory that it uses
         self._memory, self._repeats, self._held = memory, repeats, held
         with memory.sealed(), memory.in_use(state):
             state.repeats = repeats
