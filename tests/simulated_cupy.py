@@ -868,7 +868,6 @@ class Simulation:
             CUDARuntimeError=CUDARuntimeError,
             deviceSynchronize=lambda: self.refuse_in_capture("waiting for the device"),
             driverGetVersion=lambda: 13000,
-            errorMemoryAllocation=MEMORY_ALLOCATION,
             getDevice=lambda: self.device,
             getDeviceCount=lambda: self.devices,
             getDeviceProperties=lambda device: {**properties, "minor": 0, "warpSize": 32},

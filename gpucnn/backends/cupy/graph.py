@@ -17,6 +17,8 @@ import numpy as np
 
 from gpucnn.backends.base import Array
 
+MEMORY_ALLOCATION = 2  # cudaError_t
+
 _one_at_a_time = threading.RLock()  # to warm up or to capture, since only a whole process can stop collecting garbage
 
 
@@ -44,7 +46,7 @@ class Allocator:
         try:
             memory = cupy.cuda.Memory(size)
         except cupy.cuda.runtime.CUDARuntimeError as error:
-            if not self.sealed or error.status != cupy.cuda.runtime.errorMemoryAllocation:
+            if not self.sealed or error.status != MEMORY_ALLOCATION:
                 raise
             raise MemoryError(
                 f"there is no room for {size:,} bytes more than the step took before, when it was not captured"
