@@ -11,9 +11,11 @@ def main() -> None:
 
     try:
         app(prog_name="gpucnn")
-    except GpucnnError as error:
+    except (GpucnnError, OSError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
         errors.print(f"[bold red]{type(error).__name__}:[/]", end=" ")
-        errors.print(str(error), markup=False, soft_wrap=True)
+        errors.print(str(error) or "there is not enough memory", markup=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -8,14 +8,20 @@ gradients by √ε, so it is allowed more.
 
 How much two backends may differ is measured, not guessed: sums of many numbers that cancel, such as the gradient of a
 bias before a batch norm, have no correct digits to agree on. So the reference also computes every layer in the other
-precision (float64 for a model in float32), and the noise that this shows widens the tolerance where there is any. A
-model in float16 is compared with a reference in float32, which is the precision that its parameters have.
+precision (float64 for a model in float32), and the noise that this shows widens the tolerance where there is any. That
+is one way to round; another order of adding up has another error, which can be much larger than the reference's own.
+For a gradient, a sum of n terms t, it is some u·√n·√Σt², u being the precision: each of n roundings is one of a partial
+sum, and these are some √Σt² where signs change at random. √Σt² is what the reference computes with random signs of the
+numbers that come back. In the whole step the gradients of a layer are measured together, since one alone may cancel.
+A model in float16 is compared with a reference in float32, which is the precision that its parameters have.
+
+Source: Higham, Mary, "A new approach to probabilistic rounding error analysis" (2019).
 """
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +41,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-12}  # L2, relative to the reference
 NOISE = 10.0  # how many times the reference's own rounding error a difference may be
+DRAWS = 3  # of signs
+ROUNDINGS = 2.0  # how many times u·√n·√Σt² it may be: some seven times what sums one after another come to
 PRECISION = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
 
 Results = dict[str, Any]  # host arrays by what they are: "y", "dx", "gradient of weight", "running_mean", …
@@ -49,7 +57,7 @@ class Difference:
     what: str  # "y", "dx", "gradient of weight", …
     backward: bool
     largest: float  # |Δ| of the element that differs most
-    relative: float  # ‖Δ‖ / ‖reference‖
+    relative: float  # ‖Δ‖ / ‖reference‖; in the whole step, of all gradients of the layer
     ulps: float  # the largest |Δ| in units of the last place of the reference's largest number
     allowed: float  # for `relative`
 
@@ -97,14 +105,16 @@ class Parity(PrintsAsTable):
         before = ""
         for group in self._by_pass():
             worst = max(group, key=_severity)
+            relative, allowed = _told_apart(worst.relative, worst.allowed)
             mark = "same" if not worst.largest else "[green]ok[/]" if worst.agrees else "[red]DIFFERS[/]"
             table.add_row(
                 worst.layer if worst.layer != before else "",
                 worst.what.replace("gradient of ", "∂ ").replace("dx", "∂ x"),
                 str(len(group)),
-                *(f"{number:.1e}" if number else "0" for number in (worst.largest, worst.relative)),
+                f"{worst.largest:.1e}" if worst.largest else "0",
+                relative if worst.relative else "0",
                 f"{worst.ulps:,.1f}" if worst.ulps else "0",
-                f"{worst.allowed:.0e}",
+                allowed,
                 mark,
             )
             before = worst.layer
@@ -124,10 +134,20 @@ class Parity(PrintsAsTable):
             return f"all {len(self.differences)} arrays agree within their tolerances"
         failed = sum(not difference.agrees for difference in self.differences)
         kind = f" ({first.kind})" if first.kind else ""
+        relative, allowed = _told_apart(first.relative, first.allowed)
         return (
             f"{failed} of {len(self.differences)} arrays differ; the first is {first.what} of {first.layer}{kind}, "
-            f"off by {first.relative:.1e} where {first.allowed:.0e} is allowed"
+            f"off by {relative} where {allowed} is allowed"
         )
+
+
+def _told_apart(*numbers: float) -> list[str]:
+    """Return numbers with as many digits as show which is greater; at least two."""
+    for digits in range(1, 17):
+        written = [f"{number:.{digits}e}" for number in numbers]
+        if len(set(written)) == len(set(numbers)):
+            break
+    return written
 
 
 def _severity(difference: Difference) -> float:
@@ -163,11 +183,13 @@ def parity(
     if reference is None:
         reference = "portable" if tested.name in ("numpy", "portable") else "numpy"
     against = get_backend(reference)
-    x = check_inputs(x, model.input_shape)
+    x = check_inputs(x, model.input_shape, dtype=model.dtype)
     if y is not None:
         if model.loss is None:
             raise ConfigurationError("parity was given labels, but the model has no loss; call model.compile first")
-        y = check_labels(y, len(x), model.output_shape, model.loss.of_classes)
+        y = check_labels(
+            y, len(x), model.output_shape, model.loss, dtype=model.state_dtype, input_shape=model.input_shape
+        )
     dtype, exact = model.dtype, model.state_dtype
     with _as_it_was(model) as state:
         model.to(against, exact)
@@ -184,13 +206,14 @@ def parity(
 
         ours, theirs = results_of(tested, dtype), results_of(against, exact)
         others = results_of(against, _other(exact))
-    each = TOLERANCE[dtype]
-    stations = [*((call, each) for call in calls), (_WHOLE, math.sqrt(each * len(calls)))]
+        spreads = {number: _spread(model, call) for number, call in enumerate(calls)}  # in the other precision as well
     differences = [
-        _difference(call, what, ours[number][what], theirs[number][what], others[number][what], dtype, tolerance)
-        for number, (call, tolerance) in enumerate(stations)
+        difference
+        for number, call in enumerate((*calls, _WHOLE))
         if number in theirs
-        for what in theirs[number]
+        for difference in _differences(
+            call, ours[number], theirs[number], others[number], spreads.get(number, {}), dtype, len(calls)
+        )
     ]
     return Parity(tested.describe(), against.describe(), dtype, len(x), differences)
 
@@ -288,27 +311,54 @@ def _other(dtype: str) -> str:
     return "float32" if dtype == "float64" else "float64"
 
 
-def _difference(
-    call: _Call, what: str, ours: Any, theirs: Any, in_other_precision: Any, dtype: str, tolerance: float
-) -> Difference:
-    """Return how far `ours` is from `theirs`, and how far it may be, given the same in another precision."""
-    size = float(np.linalg.norm(theirs)) or 1.0
-    # the rounding error of float32, one of the two, scaled to the precision that is tested
-    noise = float(np.linalg.norm(in_other_precision - theirs)) / size
-    noise *= PRECISION[dtype] / PRECISION["float32"]
-    difference = ours - theirs
-    largest = float(np.abs(difference).max()) if difference.size else 0.0
-    unit = float(np.spacing(np.abs(theirs).max().astype(dtype))) if theirs.size else 1.0
-    return Difference(
-        layer=call.label,
-        kind=call.kind,
-        what=what,
-        backward=what == "dx" or what.startswith("gradient of "),
-        largest=largest,
-        relative=float(np.linalg.norm(difference)) / size,
-        ulps=largest / unit,
-        allowed=max(tolerance, NOISE * noise) if np.isfinite(noise) else tolerance,
-    )
+def _owner(what: str) -> str:
+    """Return of which layer an array of the whole step is."""
+    return what.rpartition(".")[0]
+
+
+def _spread(model: "Model", call: _Call) -> dict[str, float]:
+    """Return √n·√Σt² of each gradient of a call's parameters, a sum of n terms t, as a norm over its elements."""
+    if call.dy is None or call.layer is None or not call.layer.parameters():
+        return {}
+    generator, squares = host_generator(0, "parity signs"), dict[str, float]()
+    for _ in range(DRAWS):
+        signs = generator.integers(0, 2, call.dy.shape) * 2.0 - 1.0
+        for what, gradient in _result(model, replace(call, dy=call.dy * signs)).items():
+            if what.startswith("gradient of "):
+                terms = max(1, call.dy.size // gradient.size)
+                squares[what] = squares.get(what, 0.0) + terms * float((gradient**2).sum()) / DRAWS
+    return {what: math.sqrt(square) for what, square in squares.items()}
+
+
+def _differences(
+    call: _Call, ours: Results, theirs: Results, others: Results, spread: dict[str, float], dtype: str, layers: int
+) -> Iterator[Difference]:
+    """Yield how far a call's arrays, `ours`, are from `theirs`, and how far they may be.
+
+    That follows from those in the other precision, `others`, and from the spread of the gradients; in the whole step,
+    of so many layers, all gradients of a layer are one.
+    """
+    whole = call is _WHOLE
+    tolerance = math.sqrt(TOLERANCE[dtype] * layers) if whole else TOLERANCE[dtype]
+    for what, wanted in theirs.items():
+        together = [other for other in theirs if other == what or (whole and _owner(other) == _owner(what))]
+        size = math.hypot(*(float(np.linalg.norm(theirs[other])) for other in together)) or 1.0
+        # the rounding error of float32, one of the two, scaled to the precision that is tested
+        noise = NOISE * float(np.linalg.norm(others[what] - wanted)) / PRECISION["float32"]
+        noise = max(noise, ROUNDINGS * spread.get(what, 0.0)) * PRECISION[dtype] / size
+        difference = ours[what] - wanted
+        largest = float(np.abs(difference).max()) if difference.size else 0.0
+        unit = float(np.spacing(np.abs(wanted).max().astype(dtype))) if wanted.size else 1.0
+        yield Difference(
+            layer=call.label,
+            kind=call.kind,
+            what=what,
+            backward=what == "dx" or what.startswith("gradient of "),
+            largest=largest,
+            relative=float(np.linalg.norm(difference)) / size,
+            ulps=largest / unit,
+            allowed=max(tolerance, noise) if np.isfinite(noise) else tolerance,
+        )
 
 
 @contextmanager

@@ -10,14 +10,13 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from gpucnn.backends import Backend
 from gpucnn.data.augment import Augmentation
 from gpucnn.data.batches import check_batch_size, check_epochs
-from gpucnn.errors import CheckpointError, GpucnnError
-from gpucnn.files import write_whole
+from gpucnn.errors import CheckpointError, ConfigurationError, GpucnnError
+from gpucnn.files import explained, user_path, write_whole
 from gpucnn.initializers import at_most
 from gpucnn.layers import Sequential
 from gpucnn.layers.base import Layer
@@ -26,27 +25,34 @@ from gpucnn.metrics import Metric
 from gpucnn.model import Model
 from gpucnn.networks import Recipe
 from gpucnn.optimizers import Optimizer
+from gpucnn.trees import read_tensors
 
 FORMAT = 1
 KEY = "gpucnn"
+SUFFIX = ".safetensors"
+MOST_PLACES = 20_000  # of layers in a network that is read: a ResNet of a thousand layers has a quarter of them
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:
-    """Write a model's weights, architecture and training settings.
+    """Write a model's weights, architecture and training settings into a safetensors file.
 
-    The file is written beside its place and then renamed, so a crash leaves the old one or the new one, never half.
+    The file is written beside its place and then renamed, so a crash leaves the old one or the new one, never half. A
+    name without an ending gets `.safetensors`.
 
     Raises:
+        ConfigurationError: the name ends as those of other formats do.
         CheckpointError: the folder is missing or cannot be written.
     """
-    target = Path(path)
-    try:
+    target = user_path(path)
+    if os.path.isfile(target) or not os.path.exists(target):  # a device or a pipe has the name that it has
+        if target.suffix not in ("", SUFFIX):
+            raise ConfigurationError(
+                f"{target}: models are saved as safetensors, not as {target.suffix}; name it "
+                f"{target.with_suffix(SUFFIX)}"
+            )
+        target = target.with_name(target.name + SUFFIX) if target.name and not target.suffix else target
+    with explained(target):
         write_whole(target, content(model))
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write {target}: {error.strerror or error}; is there such a folder, may it be written, and is the "
-            "disk full?"
-        ) from error
 
 
 def content(model: Model) -> bytes:
@@ -61,7 +67,10 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "auto", dtype: s
     Raises:
         CheckpointError: the file is missing, damaged, foreign or does not fit itself; says which.
     """
-    described, state = _read(Path(path))
+    path = user_path(path)
+    if not path.suffix and not os.path.exists(path) and os.path.exists(f"{path}{SUFFIX}"):  # as `save` names it
+        path = Path(f"{path}{SUFFIX}")
+    described, state = _read(path)
     try:
         return _rebuild(described, state, backend, dtype)
     except CheckpointError as error:
@@ -76,7 +85,7 @@ def _describe(model: Model) -> dict[str, Any]:
         training = {
             "optimizer": model.optimizer.config(),
             "loss": model.loss.config(),
-            "metrics": [metric.config() for metric in model.metrics],
+            "metrics": "auto" if model.chooses_metrics else [metric.config() for metric in model.metrics],
         }
     return {
         "format": FORMAT,
@@ -105,20 +114,14 @@ def _describe_recipe(recipe: Recipe) -> dict[str, Any]:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the description and the arrays of a file, or say what is wrong with it."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
+    if os.path.isdir(path):
+        raise CheckpointError(f"{path}: is a folder; name the model's file in it, such as {path / ('model' + SUFFIX)}")
+    metadata, state = read_tensors(path)
+    if KEY not in metadata:
+        raise CheckpointError(f"{path}: holds arrays but no gpucnn model; was it saved by another program?")
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if KEY not in metadata:
-                raise CheckpointError(f"{path}: holds arrays but no gpucnn model; was it saved by another program?")
-            described = json.loads(metadata[KEY])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: is not a whole safetensors file ({error}); was it cut short?") from error
+        described = json.loads(metadata[KEY])
     except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path}: its description cannot be read ({error})") from error
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         found = described.get("format") if isinstance(described, dict) else described
@@ -129,10 +132,22 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return described, state
 
 
+def _places(layer: Layer, known: dict[int, int]) -> int:
+    """Return in how many places the layers of a network compute: one that stands twice counts twice."""
+    if id(layer) not in known:
+        known[id(layer)] = 1 + sum(_places(child, known) for _, child in layer.children())
+    return known[id(layer)]
+
+
 def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Backend, dtype: str | None) -> Model:
     network = Layer.from_config(described.get("network"))
     if not isinstance(network, Sequential):
         raise CheckpointError(f"describes a {type(network).__name__} where a Sequential was expected")
+    if (places := _places(network, {})) > MOST_PLACES:
+        raise CheckpointError(
+            f"describes layers that are passed in {places:,} places, and this gpucnn reads at most {MOST_PLACES:,}; "
+            "was the description edited?"
+        )
     input_shape = described.get("input_shape")
     with at_most(sum(array.size for array in state.values())):  # which is what the file holds
         model = Model(
@@ -146,10 +161,11 @@ def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Ba
     model.load_state_dict(state)
     training = described.get("training")
     if isinstance(training, dict):
+        metrics = training.get("metrics", [])
         model.compile(
             Optimizer.from_config(training.get("optimizer")),
             Loss.from_config(training.get("loss")),
-            [Metric.from_config(metric) for metric in training.get("metrics", [])],
+            "auto" if metrics == "auto" else [Metric.from_config(metric) for metric in metrics],
         )
     frozen = described.get("frozen", [])  # files of older versions say nothing
     if frozen:

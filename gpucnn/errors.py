@@ -39,6 +39,10 @@ class CheckpointError(GpucnnError, ValueError):
     """A saved model cannot be written, read, or made to fit."""
 
 
+class DataWarning(UserWarning):
+    """Data are taken as they are, but their scale can hardly be meant: says what was seen, and what would fit."""
+
+
 class CheckpointWarning(UserWarning):
     """A training goes on, but a checkpoint could not be written or read, or its last bits may differ."""
 
@@ -77,7 +81,7 @@ class BackendUnavailable(GpucnnError, RuntimeError):
 class OutOfMemory(GpucnnError, MemoryError):
     """What a batch needs does not fit the memory; names the layer, as a path, that asked for too much.
 
-    `explained` tells whether the message says what would help.
+    `explained` tells whether the message says at which batch.
     """
 
     def __init__(self, message: str, layer: str = "", explained: bool = False) -> None:

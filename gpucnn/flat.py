@@ -38,20 +38,13 @@ class FlatState:
             if parameter.grad is not None and not parameter.frozen:
                 grad[...] = backend.from_host(parameter.grad)
             parameter.rebind(value, grad)
-            parameter.of_a_model = True
+            parameter.of_a_model, parameter.frozen = True, parameter.frozen
         self.averaged = [self.values[self.layout.trainable], _flat_buffers(network, backend, dtype)]
-        self._parameters = [(p, p.value, p.grad, p.frozen) for p in parameters.values()]
-        self._buffers = [(buffer, buffer.value) for buffer in _floats(network).values()]
-        self._held, self._lists = list(_held(network)), list(_lists(network))
+        self._held = list(_held(network))
+        self._lists = list(_lists(network))
 
     def is_bound(self) -> bool:
         """Tell whether the network still holds the same objects, and these the views that were laid for them."""
-        for parameter, value, grad, frozen in self._parameters:
-            if parameter.value is not value or parameter.grad is not grad or parameter.frozen is not frozen:
-                return False
-        for buffer, value in self._buffers:
-            if buffer.value is not value:
-                return False
         for attributes, name, then in self._held:
             if attributes.get(name) is not then:
                 return False
@@ -59,8 +52,8 @@ class FlatState:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out, of a copy, all but what an optimizer goes by: the copied parameters are no views any more."""
-        lost: Held = {}, "", self.layout  # which is nowhere
-        return {"layout": self.layout, "values": self.values, "_parameters": [], "_buffers": [], "_held": [lost]}
+        nowhere: Held = {}, "", self.layout
+        return {"layout": self.layout, "values": self.values, "_held": [nowhere], "_lists": []}
 
 
 def check_placed(network: Layer, backend: Backend, dtype: str, remedy: str) -> None:
@@ -109,13 +102,20 @@ def check_same_layers(network: Layer, layout: Layout) -> None:
 
 
 def _held(network: Layer) -> Iterator[Held]:
-    """Yield all places where the layers of a network hold parameters, buffers and layers, and their backend."""
+    """Yield what must stay for the flat arrays to be the network's: by whom and as what it is held, and what it is.
+
+    These are the layers' parameters, buffers, layers inside and backends, and the arrays of parameters and buffers.
+    """
     for layer in {id(layer): layer for layer in network.all_layers()}.values():
         attributes = vars(layer)
         yield attributes, "backend", layer.backend
         for name, value in attributes.items():
             if isinstance(value, Parameter | Buffer | Layer | Layers):
                 yield attributes, name, value
+            if isinstance(value, Parameter):
+                yield from ((vars(value), what, vars(value)[what]) for what in ("_value", "grad", "frozen"))
+            elif isinstance(value, Buffer) and not value.on_host:
+                yield vars(value), "_value", value.value
             elif isinstance(value, dict):
                 yield from ((value, key, item) for key, item in value.items() if isinstance(item, Layer))
 

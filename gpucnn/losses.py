@@ -1,22 +1,34 @@
 """Losses: `loss, backward = loss(y, labels)`, one number for a batch and the way back to dy.
 
-The loss stays on the device, a 0-d array, until somebody prints it. It is the mean over the batch.
+The loss stays on the device, a 0-d array, until somebody prints it. It is the mean over the batch, and over positions
+where each sample has several, such as the pixels of a segmentation.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
+from gpucnn import checks
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.config import Configurable
 from gpucnn.errors import ConfigurationError
 
 LossBackward = Callable[..., Array]
 
+FLOOR = 1e-7  # of probabilities, so that neither their logarithm nor its slope runs away
+
 
 class Loss(Configurable, family="loss"):
-    """Base of every loss."""
+    """Base of every loss.
 
-    #: whether the labels are classes: integers (N,) or one-hot rows (N, K)
+    A loss of one's own gets the outputs y (N, …) and the labels as `fit` was given them: targets in the shape of the
+    outputs as floats, or integers (N,) untouched, unless one of these says that they are numbers of classes.
+    """
+
+    #: whether the labels are classes: their numbers (N,), or one-hot rows (N, K); checked against the K outputs
     of_classes = False
+    #: whether class numbers may stand for one-hot rows, though the targets can be any numbers
+    takes_classes = False
 
     def __init__(self) -> None:
         self.backend: Backend = get_backend("numpy")
@@ -27,11 +39,13 @@ class Loss(Configurable, family="loss"):
 
 
 class CategoricalCrossEntropy(Loss):
-    """The mean of −Σ t·log y over the batch, with t the one-hot label.
+    """The mean of −Σ t·log y over the batch and all positions, with t the one-hot label.
 
     Shapes
-        y       (N, K), probabilities, or logits with `from_logits`
-        labels  (N,), the numbers of the classes 0 … K − 1, or one-hot (N, K)
+        y       (N, K), or (N, H, W, K) for each position; probabilities, or logits with `from_logits`
+        labels  (N,) or (N, H, W), the numbers of the classes 0 … K − 1, or one-hot in the shape of y
+
+    Probabilities are divided by their sum, which is 1 after a softmax, and count as no less than 1e-7.
 
     Arguments
         label_smoothing  s: each label is mixed with the uniform distribution, t ← (1 − s)·t + s / K
@@ -44,10 +58,8 @@ class CategoricalCrossEntropy(Loss):
 
     def __init__(self, label_smoothing: float = 0.0, from_logits: bool = False) -> None:
         super().__init__()
-        if not (isinstance(label_smoothing, int | float) and 0 <= label_smoothing < 1):
-            raise ConfigurationError(f"label_smoothing must be at least 0 and below 1, not {label_smoothing!r}")
-        self.label_smoothing = label_smoothing
-        self.from_logits = from_logits
+        self.label_smoothing = checks.number(label_smoothing, "label_smoothing", 0, below=1)
+        self.from_logits = checks.flag(from_logits, "from_logits")
 
     def __call__(self, y: Array, labels: Array) -> tuple[Array, LossBackward]:
         """Return the loss of probabilities (or of logits with `from_logits`) and the way back."""
@@ -55,15 +67,22 @@ class CategoricalCrossEntropy(Loss):
             return self.on_logits(y, labels)
         xp = self.backend.xp
         targets = self._targets(y, labels)
-        safe = xp.maximum(y, xp.finfo(y.dtype).tiny)  # a probability that underflowed to 0 has a finite loss
-        N = len(y)
-        loss = -(targets * xp.log(safe)).sum() / N
-        return loss, lambda dloss=1.0: -targets / safe * (dloss / N)
+        total = xp.maximum(y.sum(axis=-1, keepdims=True), FLOOR)
+        safe = xp.maximum(y / total, FLOOR)
+        count = _positions(y)
+        loss = -(targets * xp.log(safe)).sum() / count
+
+        def backward(dloss: Any = 1.0) -> Array:
+            weights = targets.sum(axis=-1, keepdims=True)  # the sum in the denominator depends on each output
+            return (weights - targets / safe) / total * (dloss / count)
+
+        return loss, backward
 
     def on_logits(self, logits: Array, labels: Array) -> tuple[Array, LossBackward]:
         """Return the loss of softmax(logits) and the way back to the logits, as one stable kernel."""
-        loss, dlogits = self.backend.softmax_cross_entropy(logits, self._targets(logits, labels))
-        return loss, lambda dloss=1.0: dlogits * dloss
+        rows, targets = (a.reshape(_positions(logits), -1) for a in (logits, self._targets(logits, labels)))
+        loss, dlogits = self.backend.softmax_cross_entropy(rows, targets)
+        return loss, lambda dloss=1.0: dlogits.reshape(logits.shape) * dloss
 
     def _targets(self, y: Array, labels: Array) -> Array:
         targets = one_hot(self.backend, labels, y)
@@ -71,13 +90,21 @@ class CategoricalCrossEntropy(Loss):
         return targets * (1.0 - s) + s / y.shape[-1] if s else targets
 
 
+def _positions(y: Array) -> int:
+    """Return how many rows of K numbers y (N, …, K) has."""
+    return math.prod(y.shape[:-1])
+
+
 class MeanSquaredError(Loss):
     """The mean of (y − t)² over all elements of the batch.
 
     Shapes
         y       (N, …)
-        labels  as y; or the numbers of the classes (N,) where y is (N, K), which stand for one-hot rows
+        labels  as y; or the numbers of the classes (N,) where y is (N, K), which stand for one-hot rows, and likewise
+                (N, H, W) for (N, H, W, K)
     """
+
+    takes_classes = True
 
     def __call__(self, y: Array, labels: Array) -> tuple[Array, LossBackward]:
         """Return the loss and the way back."""
@@ -86,7 +113,23 @@ class MeanSquaredError(Loss):
 
 
 def one_hot(backend: Backend, labels: Array, y: Array) -> Array:
-    """Return labels in the shape and dtype of y (N, K): class numbers (N,) become one-hot rows."""
-    if labels.ndim == 1 and y.ndim == 2:
-        labels = labels[:, None] == backend.xp.arange(y.shape[1])
+    """Return labels in the shape and dtype of y (N, …, K): class numbers (N, …) become one-hot rows."""
+    if labels.ndim == y.ndim - 1:
+        labels = labels[..., None] == backend.xp.arange(y.shape[-1])
     return labels.astype(y.dtype, copy=False)
+
+
+def chosen_loss(loss: Any) -> Loss:
+    """Return a loss by itself or by its name, or raise ConfigurationError that says what a loss is."""
+    if not isinstance(loss, Loss | str):
+        written = getattr(loss, "__name__", type(loss).__name__)
+        remedy = (
+            f"pass an object, {written}()"
+            if isinstance(loss, type) and issubclass(loss, Loss)
+            else (
+                'pass a name such as "categorical_crossentropy", or an object of a class derived from '
+                "gpucnn.losses.Loss whose __call__(y, labels) returns the mean loss and its backward function"
+            )
+        )
+        raise ConfigurationError(f"loss must be a loss or its name, not {loss!r}; {remedy}")
+    return Loss.get(loss)

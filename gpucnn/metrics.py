@@ -1,36 +1,162 @@
 """Metrics: numbers for people. They are summed on the device and read to the host only when somebody looks."""
 
-from typing import Any
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from gpucnn import checks
 from gpucnn.backends import Array, Backend
 from gpucnn.config import Configurable
+from gpucnn.data.arrays import chunks, is_zero_one
+from gpucnn.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from gpucnn.losses import Loss
+
+#: keys of the history that are not metrics; less of each is better
+OTHER_KEYS = ("loss", "learning_rate", "seconds", "step_seconds")
+MODES = ("auto", "min", "max")
 
 
 class Metric(Configurable, family="metric"):
     """Base of every metric; `name` is its key in the history."""
 
     name = ""
+    #: whether larger numbers are better ones, which early stopping and the choice of the best model go by
+    larger_is_better: bool | None = None
 
     def total(self, y: Array, labels: Array) -> Array:
         """Return the sum of the metric over the samples of a batch, on the device."""
         raise NotImplementedError(f"{type(self).__name__} has no total")
 
+    def suited(self, loss: "Loss", output_shape: tuple[int, ...], labels: Sequence[Any]) -> "Metric":
+        """Return the metric in the form for data sets with these labels, checked and on the host, before any step.
+
+        Raises:
+            ConfigurationError: it means nothing for them.
+        """
+        return self
+
 
 class Accuracy(Metric):
-    """The share of samples whose largest output is the label's class.
+    """The share of right answers, in the form that outputs and labels call for.
 
     Shapes
-        y       (N, K), probabilities or logits
-        labels  (N,) class numbers, or one-hot (N, K)
+        y       (N, K), or (N, H, W, K) for each position; probabilities or logits
+        labels  class numbers (N,) or (N, H, W), one-hot rows in the shape of y, or 0 and 1 in the shape of y
+
+    Classes are right where the largest output is the label's. Where the labels are 0 and 1 but not one-hot, as for one
+    output (N, 1) or several tags a sample (N, K), each element counts for itself: above the threshold 0.5 (0 for the
+    logits of a loss that says `from_logits`) it stands for 1. Several positions or elements of a sample are averaged.
+    The form is chosen by the first data; a regression has none and is refused.
     """
 
     name = "accuracy"
+    larger_is_better = True
+    _threshold: float | None = None  # None: classes
 
     def total(self, y: Array, labels: Array) -> Array:
-        """Return the number of right answers in the batch."""
-        classes = labels.argmax(axis=1) if labels.ndim == 2 else labels
-        right = y.argmax(axis=1) == classes
-        return right.astype("int64").sum()  # CuPy sums numbers at once, but compiles for seconds to sum booleans
+        """Return the number of right answers in the batch, of samples with several the mean."""
+        if self._threshold is None:
+            classes = labels.argmax(axis=-1) if labels.ndim == y.ndim else labels
+            right = y.argmax(axis=-1) == classes
+        else:
+            right = (y > self._threshold) == (labels > 0.5)
+        total = right.astype("int64").sum()  # CuPy sums numbers at once, but compiles for seconds to sum booleans
+        return total if right.ndim == 1 else total * (len(y) / right.size)
+
+    def suited(self, loss: "Loss", output_shape: tuple[int, ...], labels: Sequence[Any]) -> "Metric":
+        """Return the accuracy of classes, or of single elements; that of elements stays, once chosen."""
+        elements = all(each.shape[1:] == output_shape and is_zero_one(each) for each in labels)
+        if elements and self._threshold is not None:
+            return self
+        chosen = copy.copy(self)
+        if loss.of_classes or all(_are_classes(each, output_shape) for each in labels):
+            chosen._threshold = None
+        elif elements:
+            chosen._threshold = 0.0 if getattr(loss, "from_logits", False) else 0.5
+        else:
+            outputs = ", ".join(["N", *map(str, output_shape)])
+            raise ConfigurationError(
+                f"accuracy means nothing for outputs ({outputs}) and targets that are neither classes nor 0 and 1, as "
+                "in a regression; leave it out: compile(…, metrics=[])"
+            )
+        return chosen
+
+
+def _are_classes(labels: Any, output_shape: tuple[int, ...]) -> bool:
+    """Return whether labels are numbers of the classes, or one-hot rows."""
+    K = output_shape[-1]
+    if K == 1:
+        return False
+    if labels.shape[1:] == output_shape[:-1]:
+        return labels.dtype.kind in "iu" and bool(labels.min() >= 0 and labels.max() < K)
+    return all(bool(((part == 0) | (part == 1)).all() and (part.sum(axis=-1) == 1).all()) for part in chunks(labels))
+
+
+def chosen_metrics(metrics: Any) -> list[Metric]:
+    """Return metrics by themselves or by their names.
+
+    Raises:
+        ConfigurationError: not a list, something that is not a metric, or names that the history cannot hold.
+    """
+    if metrics is None:
+        return []
+    if not isinstance(metrics, list | tuple):
+        raise ConfigurationError(f"metrics must be a list, not {metrics!r}; pass [{metrics!r}]")
+    chosen: list[Metric] = []
+    for metric in metrics:
+        if not isinstance(metric, Metric | str):
+            written = getattr(metric, "__name__", type(metric).__name__)
+            remedy = (
+                f"pass an object, {written}()"
+                if isinstance(metric, type) and issubclass(metric, Metric)
+                else (
+                    'pass a name such as "accuracy", or an object of a class derived from gpucnn.metrics.Metric whose '
+                    "total(y, labels) returns the sum over a batch"
+                )
+            )
+            raise ConfigurationError(f"each of metrics must be a metric or its name, not {metric!r}; {remedy}")
+        made = Metric.get(metric)
+        _check_name(made, [other.name for other in chosen])
+        chosen.append(made)
+    return chosen
+
+
+def _check_name(metric: Metric, others: list[str]) -> None:
+    name, kind = metric.name, type(metric).__name__
+    if not isinstance(name, str) or not name:
+        raise ConfigurationError(f"the metric {kind} has no name; give its class one, such as name = 'top_3'")
+    if name in OTHER_KEYS or name.startswith("val_") or name.endswith("_so_far"):
+        raise ConfigurationError(
+            f"the metric {kind} is named {name!r}, which the history keeps for numbers of its own "
+            f"({', '.join(OTHER_KEYS)}, val_…, …_so_far); give it another name"
+        )
+    if name in others:
+        raise ConfigurationError(f"two metrics are named {name!r}; leave one of them out, or give it another name")
+
+
+def is_larger_better(monitor: str, metrics: Sequence[Metric], mode: str = "auto") -> bool:
+    """Return whether larger numbers of a key of the history are better ones.
+
+    Arguments:
+        mode: "min" or "max", or "auto" to ask the metric; losses, times and rates are better the smaller they are.
+
+    Raises:
+        ConfigurationError: the metric does not say.
+    """
+    if checks.one_of(mode, "mode", MODES) != "auto":
+        return mode == "max"
+    key = monitor.removeprefix("val_").removesuffix("_so_far")
+    metric = next((metric for metric in metrics if metric.name == key), None)
+    if metric is None:  # a loss, or a key that there is not
+        return False
+    if metric.larger_is_better is None:
+        raise ConfigurationError(
+            f'nobody says whether a larger {monitor!r} is better; pass mode="max" or mode="min", or set '
+            f"larger_is_better in {type(metric).__name__}"
+        )
+    return metric.larger_is_better
 
 
 class Totals:

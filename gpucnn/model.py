@@ -9,22 +9,31 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from gpucnn import checks, rng
-from gpucnn.arguments import check_dtype, check_last_layer, check_precision, checked_shape, listed
+from gpucnn.arguments import (
+    check_dtype,
+    check_last_layer,
+    check_nothing_shown,
+    check_pair,
+    check_precision,
+    check_verbose,
+    checked_shape,
+)
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.backends.base import as_floats
-from gpucnn.callbacks import Callback
+from gpucnn.callbacks import Callback, check_callbacks
 from gpucnn.config import Closed
 from gpucnn.data.augment import Augmentation, check_augmentations, data_shape
 from gpucnn.data.batches import check_batch_size, check_epochs, check_inputs, check_labels, join
 from gpucnn.data.views import Views, check_views
-from gpucnn.errors import ConfigurationError, NumericError, OutOfMemory, ShapeError
+from gpucnn.errors import ConfigurationError, DataError, NumericError, OutOfMemory, ShapeError
 from gpucnn.flat import FlatState, check_placed, check_same_layers, check_shared_dtype
+from gpucnn.hints import hinted
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.combine import Sequential
 from gpucnn.layout import Layout
-from gpucnn.losses import CategoricalCrossEntropy, Loss
-from gpucnn.metrics import Metric, Totals
+from gpucnn.losses import CategoricalCrossEntropy, Loss, MeanSquaredError, chosen_loss
+from gpucnn.metrics import Accuracy, Metric, Totals, chosen_metrics
 from gpucnn.optimizers import Optimizer
 from gpucnn.optimizers.base import Rates
 from gpucnn.patterns import check_patterns, matched
@@ -34,7 +43,9 @@ from gpucnn.training.evaluation import by_parts, evaluate
 from gpucnn.training.history import History
 from gpucnn.training.interruption import whole_step
 from gpucnn.training.loop import Training, to_device
+from gpucnn.training.memory import with_advice
 from gpucnn.training.refresh import refresh_statistics
+from gpucnn.training.scale import warn_of_scale
 from gpucnn.training.slices import Sliced
 
 if TYPE_CHECKING:
@@ -90,6 +101,7 @@ class Model(Closed):
         "output_shape": "make a new Model",
     }
 
+    @hinted
     def __init__(
         self,
         layers: list[Layer] | Sequential,
@@ -119,6 +131,7 @@ class Model(Closed):
         check_shared_dtype(self.network, self.state_dtype)
         self.loss: Loss | None = None
         self.metrics: list[Metric] = []
+        self.chooses_metrics = False  # whether the first data decide which metrics mean something
         self._optimizer: Optimizer | None = None
         self._trunk = self.network
         self._sliced = self._sliced_trunk = Sliced(self.network)
@@ -132,6 +145,7 @@ class Model(Closed):
         self.progress = 0.0, 1.0  # the epoch that a fit has come to, with its fraction, and the number of epochs
         self.averaged_by: Callback | None = None  # who has put averages in the place of the weights
         self.class_names: list[str] | None = None
+        self.warned_of_scale = False
         self.recipe: Recipe | None = None
         self.to(self.backend)
         self._settled = True
@@ -323,7 +337,7 @@ class Model(Closed):
 
     @contextmanager
     def computing(self, batch: int) -> Iterator[None]:
-        """Hold the backend's context around passes of so many samples; say what helps where memory runs out."""
+        """Hold the backend's context around passes of so many samples; say where memory runs out."""
         try:
             working = self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32)
             with whole_step, working:
@@ -331,19 +345,16 @@ class Model(Closed):
         except MemoryError as error:
             if isinstance(error, OutOfMemory) and error.explained:
                 raise
-            raise OutOfMemory(self._what_fits(error, batch), getattr(error, "layer", ""), explained=True) from error
+            message = self._where_memory_ended(error, batch)
+            raise OutOfMemory(message, getattr(error, "layer", ""), explained=True) from error
 
-    def _what_fits(self, error: MemoryError, batch: int) -> str:
-        """Return a message: where memory ran out, what was asked for, what there is, and a batch that should fit."""
-        where = getattr(error, "layer", "") or self.name
+    def _where_memory_ended(self, error: MemoryError, batch: int) -> str:
+        """Return a message: where memory ran out, what was asked for, and what there is."""
+        where, memory = getattr(error, "layer", "") or self.name, self.backend.memory()
         message = f"{where}: out of memory on {self.backend.name} at a batch of {batch}: {str(error).rstrip('.')}"
-        each, memory, fits = self.bytes_of_a_sample(), self.backend.memory(), batch // 2
         if memory is not None:
-            free, total = memory
-            message += f"; {free / 1e6:,.0f} of {total / 1e6:,.0f} MB are free"
-            while fits > 1 and fits * each > 0.8 * total:
-                fits //= 2
-        return message + (f"; a batch_size of {fits} should fit" if fits else "; one sample is too much for it")
+            message += f"; {memory[0] / 1e6:,.0f} of {memory[1] / 1e6:,.0f} MB are free"
+        return message
 
     def bytes_of_a_sample(self) -> int:
         """Return about how much memory a step takes for each sample: all outputs, and all their gradients."""
@@ -388,36 +399,42 @@ class Model(Closed):
 
     # --- training -----------------------------------------------------------------------------
 
+    @hinted
     @on_device
     def compile(
         self,
         optimizer: Optimizer | str = "sgd",
         loss: Loss | str = "categorical_crossentropy",
-        metrics: Sequence[Metric | str] = ("accuracy",),
+        metrics: Sequence[Metric | str] | str | None = "auto",
         *,
         jit: bool = True,
     ) -> "Model":
         """Choose how the model is trained; objects or their names. Returns the model.
 
         Arguments:
+            metrics: what is measured besides the loss: a list of metrics or their names; None or [] for nothing. "auto"
+                is the accuracy where labels are classes, or 0 and 1, and nothing for a regression; the first data that
+                the model is fitted or evaluated with decide where the loss does not.
             jit: what a training asks of the backend is recorded once and then repeated, if all layers say `recordable`:
                 on a GPU by `fit`, a whole step as one launch instead of one for each kernel, and on the CPU passes
                 without the layers' Python. The numbers are the same either way; `why_not_repeated` says what stood in
                 the way. Losses and metrics of one's own must not decide anything in Python, or this be turned off.
 
         Raises:
-            ConfigurationError: an unknown name, a loss that does not fit the last layer, a group of the optimizer that
-                no parameter belongs to, or a training goes on.
+            ConfigurationError: an unknown name, a loss that does not fit the last layer, two metrics of one name, a
+                group of the optimizer that no parameter belongs to, or a training goes on.
         """
         self.check_not_training("compiled")
         self._check_layers()
-        loss = copy.copy(Loss.get(loss))  # a copy: its backend is this model's
+        loss = copy.copy(chosen_loss(loss))  # a copy: its backend is this model's
+        chooses = isinstance(metrics, str) and metrics == "auto"
+        chosen = chosen_metrics(["accuracy"] * loss.of_classes if chooses else metrics)
         last = self.layers[-1]
         optimizer = Optimizer.get(optimizer)
         groups = optimizer.split({path: parameter.shape for path, parameter in self.parameters().items()})
         self._trunk = self.network
         if isinstance(loss, CategoricalCrossEntropy):
-            check_last_layer(last, loss)
+            check_last_layer(self.layers, self.output_shape, loss)
             if isinstance(last, Softmax):
                 self._trunk = self._without_last()  # the softmax is computed with the loss, as one kernel
         self._sliced_trunk = self._sliced
@@ -426,7 +443,7 @@ class Model(Closed):
         self.jit, self._gave_up_steps = checks.flag(jit, "jit"), ""
         self.loss = loss
         self.loss.backend = self.backend
-        self.metrics = [Metric.get(metric) for metric in listed(metrics, "metrics")]
+        self.metrics, self.chooses_metrics = chosen, chooses
         self._optimizer, self._groups = None, groups
         self._lay()
         self._optimizer = optimizer
@@ -443,11 +460,12 @@ class Model(Closed):
         return self._optimizer
 
     @trains(within=False)
+    @hinted
     @on_device
     def fit(
         self,
         x: Any,
-        y: Any,
+        y: Any = None,
         *,
         epochs: float | None = None,
         batch_size: int | None = None,
@@ -461,7 +479,10 @@ class Model(Closed):
         deterministic: bool = True,
         verbose: bool | int | str = "auto",
     ) -> History:
-        """Train on host data: x (N, *input_shape) uint8 or floats, y class numbers (N,) or targets.
+        """Train on host data: x (N, *input_shape) uint8 or floats, y class numbers (N,) or targets; return the history.
+
+        Arrays of any library, lists and tables are taken. uint8 counts as 0 … 1 in images, as inputs and as targets;
+        bools count as 0 and 1. Class numbers may be given for each position of an image, (N, H, W).
 
         A named network comes with a recipe, which also prepares the model before its first epoch and adds callbacks
         where it needs them.
@@ -482,7 +503,8 @@ class Model(Closed):
             deterministic: stay with the number of threads that the CPU engine has at the beginning, by which a batch is
                 cut and sums are ordered: the same seed, data, versions and number give the same bits. False lets
                 `set_num_threads` take effect between steps. A GPU's results repeat either way.
-            verbose: "auto" shows a bar on a terminal and a line an epoch elsewhere; 1 lines; 0 nothing.
+            verbose: "auto" shows a bar on a terminal and a line an epoch elsewhere; True, 1 or 2 lines; False or 0
+                nothing.
 
         Raises:
             ShapeError, DTypeError, DataError: data or labels that the model cannot take.
@@ -493,18 +515,15 @@ class Model(Closed):
         _ = self.optimizer  # refuses a model that is not compiled before any work is done
         self.bind()
         epochs = check_epochs(self._default("epochs", 1) if epochs is None else epochs)
-        if validation_data is not None and not (
-            isinstance(validation_data, list | tuple) and len(validation_data) == 2
-        ):
-            kind = type(validation_data).__name__
-            raise ConfigurationError(f"validation_data must be a pair (x, y), not {kind}; pass (x_test, y_test)")
-        for callback in listed(callbacks, "callbacks"):
-            if not isinstance(callback, Callback):
-                raise ConfigurationError(f"callbacks must be Callback objects; {callback!r} is none")
+        check_pair(validation_data, "validation_data")
+        check_callbacks(callbacks)
         keeper, source = check_checkpoints(checkpoints, resume)
         wanted = self._default("augment", ()) if augment is None else augment
         augmentations = check_augmentations(wanted, self.input_shape, x)
         data = self._checked(x, y, shape=data_shape(augmentations, self.input_shape, x))
+        validation = None if validation_data is None else self._checked(*validation_data, pair="validation_data")
+        self._suit_metrics([pair[1] for pair in (data, validation) if pair is not None])
+        warn_of_scale(self, data[0], "x", whole=True)
         size = check_batch_size(self._default("batch_size", 128) if batch_size is None else batch_size)
         self._check_batches(len(data[0]), size)
         if self.recipe is not None:
@@ -516,15 +535,15 @@ class Model(Closed):
             data=data,
             epochs=epochs,
             batch_size=size,
-            validation_data=None if validation_data is None else self._checked(*validation_data, what="validation "),
+            validation_data=validation,
             callbacks=callbacks,
-            shuffle=shuffle,
+            shuffle=checks.flag(shuffle, "shuffle"),
             augment=augmentations,
             checkpoints=keeper,
             resume=source,
-            check_numerics=bool(check_numerics),
-            deterministic=bool(deterministic),
-            verbose=verbose,
+            check_numerics=checks.flag(check_numerics, "check_numerics"),
+            deterministic=checks.flag(deterministic, "deterministic"),
+            verbose=check_verbose(verbose),
         ).run()
 
     def _check_batches(self, count: int, size: int) -> None:
@@ -546,9 +565,12 @@ class Model(Closed):
         """
         rates = self.optimizer.rates_at()
         x, y = self._checked(x, y)
-        with self.computing(len(x)):
-            ((inputs, labels),) = to_device(self, (x, y))
-            return self.step(self.as_floats(inputs), labels, rates)[0]
+        try:
+            with self.computing(len(x)):
+                ((inputs, labels),) = to_device(self, (x, y))
+                return self.step(self.as_floats(inputs), labels, rates)[0]
+        except MemoryError as error:
+            raise with_advice(self, (x, y), len(x), error) from error
 
     @on_device
     def step(self, x: Array, labels: Array, learning_rate: Rates, number: Array | None = None) -> tuple[Array, Array]:
@@ -613,7 +635,7 @@ class Model(Closed):
         """Record no step any more on this backend, for a reason that `why_not_repeated` returns from now on."""
         self._gave_up_steps = reason
 
-    def score(self, x: Array, labels: Array) -> tuple[Array, Array]:
+    def _score(self, x: Array, labels: Array) -> tuple[Array, Array]:
         """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""
         self._check_layers()
         with self.computing(len(x)):
@@ -628,12 +650,30 @@ class Model(Closed):
             return self.loss.on_logits(outputs, labels)
         return self.loss(outputs, labels)
 
+    @hinted
     @on_device
-    def evaluate(self, x: Any, y: Any, *, batch_size: int = 256, views: Views | str | None = None) -> dict[str, float]:
-        """Return {"loss": …, "accuracy": …} over host data; `views` are those of `predict`."""
+    def evaluate(
+        self, x: Any, y: Any = None, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0
+    ) -> dict[str, float]:
+        """Return {"loss": …, "accuracy": …} over host data, a dictionary by name: `scores["accuracy"]`.
+
+        Who wants them side by side writes `loss, accuracy = model.evaluate(x, y).values()`.
+
+        Arguments:
+            views: those of `predict`.
+            verbose: 0, False or "auto"; nothing is shown.
+
+        Raises:
+            ShapeError, DTypeError, DataError: data or labels that the model cannot take.
+            ConfigurationError: the model is not compiled, an argument makes no sense, or a metric means nothing here.
+        """
         _ = self.optimizer
+        check_nothing_shown(verbose, "evaluate")
         chosen, size = check_views(views, self.input_shape), check_batch_size(batch_size)
-        ((inputs, labels),) = to_device(self, self._checked(x, y))
+        x, y = self._checked(x, y)
+        self._suit_metrics([y])
+        warn_of_scale(self, x, "x", whole=True)
+        ((inputs, labels),) = to_device(self, (x, y))
         if chosen is None:
             return evaluate(self, (inputs, labels), size)
         totals = self.new_totals()
@@ -646,8 +686,9 @@ class Model(Closed):
         by_parts(self, len(labels), size, score)
         return totals.read()
 
+    @hinted
     @on_device
-    def predict(self, x: Any, *, batch_size: int = 256, views: Views | str | None = None) -> Any:
+    def predict(self, x: Any, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0) -> Any:
         """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16.
 
         No more than `batch_size` samples are in the network at once, and fewer where memory does not suffice.
@@ -655,8 +696,11 @@ class Model(Closed):
         Arguments:
             views: a `gpucnn.data.views.Views`, or "mirror" or "mirror-shift": the network sees several views of each
                 image, and its outputs are averaged; where it ends with a softmax, the logits before it.
+            verbose: 0, False or "auto"; nothing is shown.
         """
-        x, size = check_inputs(x, self.input_shape), check_batch_size(batch_size)
+        check_nothing_shown(verbose, "predict")
+        x, size = check_inputs(x, self.input_shape, dtype=self.dtype), check_batch_size(batch_size)
+        warn_of_scale(self, x, "x", whole=False)
         chosen = check_views(views, self.input_shape)
 
         def outputs(part: slice) -> Any:
@@ -698,17 +742,35 @@ class Model(Closed):
 
         Source: Izmailov, Podoprikhin, Garipov, Vetrov, Wilson, "Averaging weights leads to wider optima" (2018).
         """
-        refresh_statistics(self, check_inputs(x, self.input_shape), check_batch_size(batch_size))
+        refresh_statistics(self, check_inputs(x, self.input_shape, dtype=self.dtype), check_batch_size(batch_size))
         return self
 
     def new_totals(self) -> Totals:
         """Return empty sums of loss and metrics on the model's backend."""
         return Totals(self.backend, self.metrics)
 
-    def _checked(self, x: Any, y: Any, what: str = "", shape: Shape | None = None) -> tuple[Any, Any]:
-        x = check_inputs(x, self.input_shape if shape is None else shape, f"{what}x")
-        of_classes = self.loss is not None and self.loss.of_classes
-        return x, check_labels(y, len(x), self.output_shape, of_classes, f"{what}y")
+    def _checked(self, x: Any, y: Any, pair: str = "", shape: Shape | None = None) -> tuple[Any, Any]:
+        """Return inputs and labels as checked arrays on the host; `pair` is the argument that holds both, if any."""
+        names = (f"{pair}[0]", f"{pair}[1]") if pair else ("x", "y")
+        if y is None:
+            raise DataError(
+                f"{names[1]} is missing; pass inputs and labels as two arrays. Loaders, generators and batches are to "
+                "be collected first, such as with np.concatenate, and a whole data set taken apart: x, y = data"
+            )
+        x = check_inputs(x, self.input_shape if shape is None else shape, names[0], self.dtype)
+        task = MeanSquaredError() if self.loss is None else self.loss
+        return x, check_labels(y, len(x), self.output_shape, task, names[1], self.state_dtype, self.input_shape)
+
+    def _suit_metrics(self, labels: Sequence[Any]) -> None:
+        """Choose the form of each metric for data sets with these labels; refuse one that means nothing for them."""
+        assert self.loss is not None
+        wanted = self.metrics or ([Accuracy()] if self.chooses_metrics else [])
+        try:
+            self.metrics = [metric.suited(self.loss, self.output_shape, labels) for metric in wanted]
+        except ConfigurationError:
+            if not self.chooses_metrics:
+                raise
+            self.metrics = []
 
     def _default(self, setting: str, otherwise: Any) -> Any:
         return otherwise if self.recipe is None else getattr(self.recipe, setting)

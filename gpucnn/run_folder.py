@@ -1,5 +1,10 @@
 """Run folders, as `gpucnn train` and `gpucnn runs` leave them: what lies in one, and the data it was trained on."""
 
+import contextlib
+import json
+import os
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +14,15 @@ from gpucnn.backends import Backend
 from gpucnn.checkpoint import load
 from gpucnn.datasets import Dataset
 from gpucnn.errors import CheckpointError, ConfigurationError
-from gpucnn.files import read_json
+from gpucnn.files import make_folder, read_json, user_path, write_into
 from gpucnn.model import Model
+from gpucnn.training.checkpoints import BEST
 from gpucnn.training.history import History
 
 RUNS = Path("runs")
 MODEL, HISTORY, CONFIG = "model.safetensors", "history.json", "config.json"
 STATISTICS = "runs.json"
+DATA_FOLDERS = "data-folders.json"  # that this account has trained on
 DATA_NAMES = "mnist, cifar10, synthetic, or images (with --data-dir)"
 
 
@@ -37,11 +44,11 @@ class Predicted:
     names: list[str]
 
 
-def find_model(where: Path | None) -> Path:
+def find_model(where: str | Path | None) -> Path:
     """Return a model's file from its own path, a run's folder, or (None) the newest run below `runs`.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or the run is not finished.
     """
     if where is None:
         found = sorted(RUNS.glob(f"*/{MODEL}"), key=lambda path: path.stat().st_mtime)
@@ -50,13 +57,43 @@ def find_model(where: Path | None) -> Path:
                 f"there is no {MODEL} in any folder below {RUNS}/; train one with `gpucnn train`, or name a run"
             )
         return found[-1]
-    path = where / MODEL if where.is_dir() else where
-    if not path.is_file():
+    where = user_path(where)
+    path = where / MODEL if os.path.isdir(where) else where
+    if not os.path.isfile(path):
+        if os.path.isdir(where) and is_unfinished(where):
+            best = f"; its best model so far is {where / BEST}" if os.path.isfile(where / BEST) else ""
+            raise CheckpointError(f"{where}: this run is not finished; go on with it by `{how_to_resume(where)}`{best}")
         raise CheckpointError(f"{path}: there is no such model; pass a run's folder or a .safetensors file")
     return path
 
 
-def open_model(where: Path | None, backend: str | Backend) -> tuple[Model, Path]:
+def is_unfinished(folder: Path) -> bool:
+    """Tell whether a folder holds a run of `gpucnn train` whose end is not written."""
+    settings = run_config(folder / MODEL)
+    return "network" in settings and "test" not in settings
+
+
+def how_to_resume(folder: Path) -> str:
+    """Return the command that goes on with a run."""
+    return f"gpucnn train --run-dir {shlex.quote(str(folder))} --resume"
+
+
+def beside(model_path: Path, name: str) -> Path:
+    """Return where a page or picture goes that nobody named a place for: beside the model, but not through a link.
+
+    Raises:
+        ConfigurationError: there is a symbolic link of that name, which a stranger may have laid there.
+    """
+    path = model_path.parent / name
+    if path.is_symlink():
+        raise ConfigurationError(
+            f"{path}: is a symbolic link to {os.readlink(path)}; name the file to write with --output, or remove the "
+            "link"
+        )
+    return path
+
+
+def open_model(where: str | Path | None, backend: str | Backend) -> tuple[Model, Path]:
     """Load a model as `find_model` finds it, and return it with its path."""
     path = find_model(where)
     return load(path, backend=backend), path
@@ -96,8 +133,51 @@ def read_history(model_path: Path) -> History:
     if not isinstance(found, dict) or not all(
         isinstance(v, list) and all(isinstance(number, int | float) for number in v) for v in found.values()
     ):
-        raise CheckpointError(f"{file}: is no history; expected a list of numbers, one an epoch, for each name")
+        raise CheckpointError(f"{file}: is not a history; expected a list of numbers, one an epoch, for each name")
     return History(found)
+
+
+def remember_data(folder: Path) -> None:
+    """Note for this account that it trains on the data of a folder, so that runs may name it."""
+    held = _remembered()
+    if (place := os.path.realpath(folder)) not in held:
+        with contextlib.suppress(OSError):  # then it has to be said again which data are meant
+            make_folder(_state_folder())
+            content = json.dumps([*(one for one in held if os.path.isdir(one)), place], indent=1) + "\n"
+            write_into(_state_folder(), DATA_FOLDERS, content.encode(errors="surrogateescape"))
+
+
+def _remembered() -> list[str]:
+    try:
+        held = read_json(_state_folder() / DATA_FOLDERS)
+    except (OSError, CheckpointError):
+        return []
+    return [str(place) for place in held] if isinstance(held, list) else []
+
+
+def _state_folder() -> Path:
+    """Return where an account keeps what programs remember."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "gpucnn"
+    chosen = os.environ.get("XDG_STATE_HOME", "")
+    return Path(chosen if os.path.isabs(chosen) else os.path.expanduser("~/.local/state")) / "gpucnn"
+
+
+def _recorded_folder(path: Path, settings: dict[str, Any]) -> Path | None:
+    """Return the folder of data that a run's settings name, if this account has trained on it.
+
+    Raises:
+        ConfigurationError: it has not: a stranger's run could name any folder of one's own.
+    """
+    if not settings.get("data_dir"):
+        return None
+    recorded = Path(str(settings["data_dir"]))
+    if os.path.realpath(recorded) not in _remembered():
+        raise ConfigurationError(
+            f"{path.parent}: its settings name the data in {recorded}, on which this account has not trained, so they "
+            f"are not read unasked; to have them read, pass --data-dir {shlex.quote(str(recorded))}"
+        )
+    return recorded
 
 
 def load_data(name: str, folder: Path | None, image_size: tuple[int, int] | None = None) -> Dataset:
@@ -113,17 +193,18 @@ def load_data(name: str, folder: Path | None, image_size: tuple[int, int] | None
     return datasets.mnist(folder) if name == "mnist" else datasets.cifar10(folder)
 
 
-def data_of(network: Model, path: Path, data: str | None, data_dir: Path | None) -> Dataset:
+def data_of(network: Model, path: Path, data: str | None, data_dir: str | Path | None) -> Dataset:
     """Return the data set that was asked for, or else the one that a model was trained on.
 
     Raises:
-        ConfigurationError: nobody says which.
+        ConfigurationError: nobody says which, or only a run that this account did not train says where.
     """
+    data_dir = None if data_dir is None else user_path(data_dir)
     if data is None:
         settings = run_config(path)
         data = settings.get("data") or (network.recipe.data if network.recipe else None)
         data = "synthetic" if data == "synthetic_digits" else data
-        data_dir = data_dir or (Path(str(settings["data_dir"])) if settings.get("data_dir") else None)
+        data_dir = data_dir or _recorded_folder(path, settings)
     if data is None:
         raise ConfigurationError(f"{path} does not say what it was trained on; name it with --data ({DATA_NAMES})")
     return load_data(str(data), data_dir, image_size=(network.input_shape[0], network.input_shape[1]))
@@ -145,7 +226,7 @@ def check_takes_images(network: Model, path: Path) -> None:
         raise ConfigurationError(f"{path}: takes inputs of shape {network.input_shape}, not grey or colour images")
 
 
-def predict_test_set(network: Model, path: Path, data: str | None, data_dir: Path | None) -> Predicted:
+def predict_test_set(network: Model, path: Path, data: str | None, data_dir: str | Path | None) -> Predicted:
     """Return what a model makes of the test set that was asked for, or of that of the data it was trained on.
 
     Raises:

@@ -7,6 +7,7 @@ is pickled: a file from a stranger holds numbers and words, and nothing else.
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from gpucnn.errors import CheckpointError
+
+# the types of a safetensors file that NumPy has, by their names there
+TYPES = {"BOOL", "U8", "I8", "U16", "I16", "F16", "U32", "I32", "F32", "U64", "I64", "F64"}
 
 Tree = Any  # dict with words as keys, list, str, int, float, bool, None, or a host array
 ARRAY = "array:"  # a dictionary with this key alone stands for the array that it names
@@ -36,12 +40,7 @@ def from_file(path: Path, key: str) -> Tree:
     Raises:
         CheckpointError: the file is missing, cut, altered, or holds something else.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: is not a whole file ({error}); was it cut short?") from error
+    metadata, arrays = read_tensors(path)
     text = metadata.get(key)
     if text is None:
         raise CheckpointError(f"{path}: holds no {key}; was it written by another program?")
@@ -51,6 +50,66 @@ def from_file(path: Path, key: str) -> Tree:
         return _with_arrays(json.loads(text), arrays)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path}: its description cannot be read ({error})") from error
+
+
+def misfit(found: Tree, like: Tree, path: str = "", depth: int = 100) -> str:
+    """Return in words where a tree that was read is not of the form of another, or "" where it is.
+
+    Arrays must have the same shape and kind of number, dictionaries the same keys, lists the same length; None in the
+    other tree stands for anything. What lies deeper than `depth` dictionaries and lists is not looked at.
+    """
+    pairs: list[tuple[str, Any, Any]] = []
+    if like is None:
+        fits = True
+    elif hasattr(like, "dtype"):
+        fits = hasattr(found, "dtype") and found.shape == like.shape and found.dtype.kind == like.dtype.kind
+    elif isinstance(like, dict):
+        fits = isinstance(found, dict) and (depth == 0 or found.keys() == like.keys())
+        pairs = [(f"{path}.{key}" if path else key, found[key], like[key]) for key in like] if fits and depth else []
+    elif isinstance(like, list | tuple):
+        fits = isinstance(found, list) and (depth == 0 or len(found) == len(like))
+        pairs = [(f"{path}.{place}", found[place], like[place]) for place in range(len(like))] if fits and depth else []
+    else:
+        numbers = isinstance(like, float) and not isinstance(found, bool)
+        fits = isinstance(found, int | float) if numbers else type(found) is type(like)
+    if not fits:
+        return f"{path or 'the whole'} is {_kind(found)} where {_kind(like)} was expected"
+    return next((wrong for name, one, other in pairs if (wrong := misfit(one, other, name, depth - 1))), "")
+
+
+def _kind(value: Tree) -> str:
+    """Return what a piece of a tree is, in a few words."""
+    if hasattr(value, "dtype"):
+        return f"an array of {value.dtype} of shape {value.shape}"
+    if isinstance(value, dict):
+        return f"a dictionary of {', '.join(value) or 'nothing'}"[:200]
+    return f"a list of {len(value)}" if isinstance(value, list | tuple) else f"{value!r:.40}"
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the metadata of a safetensors file, and its arrays by their names.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, or holds numbers of a type that NumPy does not have.
+    """
+    if not os.path.isfile(path):  # which an odd name does not stop
+        found = "is a folder" if os.path.isdir(path) else "is not a regular file"
+        what = found if os.path.exists(path) else "there is no such file"
+        raise CheckpointError(f"{path}: {what}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+            types = {name: file.get_slice(name).get_dtype() for name in names}
+            if foreign := next((name for name in names if types[name] not in TYPES), None):
+                raise CheckpointError(
+                    f"{path}: its tensor {foreign!r:.80} holds numbers of type {types[foreign]}, which gpucnn does not "
+                    "read; save it with F32, F16 or F64 instead"
+                )
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    except CheckpointError:
+        raise
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: is not a whole safetensors file ({error}); was it cut short?") from error
 
 
 def _without_arrays(value: Tree, path: str, arrays: dict[str, Any]) -> Any:

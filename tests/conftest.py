@@ -1,5 +1,8 @@
 """What all tests share: the backends of this machine, and `--backend`, which makes a missing one a failure."""
 
+import os
+import tempfile
+
 import numpy as np
 import pytest
 
@@ -36,6 +39,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="gpucnn-tests-")  # what commands remember of runs
     asked = config.getoption("--backend") or []
     for name in asked:
         if missing := why_missing(name):

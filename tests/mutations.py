@@ -173,7 +173,7 @@ FAULTS = (
     Fault(
         "stale: gradients of the step before",
         "gpucnn/model.py",
-        "            self.zero_grad()\n            if in_slices",
+        "            self.zero_grad()  # which binds\n            if in_slices",
         "            if in_slices",
         ("tests/test_model.py", "tests/test_team.py"),
     ),
@@ -400,8 +400,8 @@ FAULTS = (
     Fault(
         "off by one: the step's rate",
         "gpucnn/training/loop.py",
-        "self.epoch + part.start / count, self.epochs)\n            steps",
-        "self.epoch + part.stop / count, self.epochs)\n            steps",
+        "self.epoch + part.start / count, self.epochs)\n            if",
+        "self.epoch + part.stop / count, self.epochs)\n            if",
         ("tests/test_model.py", "tests/test_epochs.py", "tests/test_optimizers.py"),
     ),
     Fault(

@@ -23,15 +23,13 @@ INPUTS = [
     (np.zeros((4, 8, 6), "uint8"), ShapeError, r"x has shape \(4, 8, 6\), the model takes \(N, 8, 6, 3\)"),
     (np.zeros((4, 7, 6, 3), "uint8"), ShapeError, r"x has shape \(4, 7, 6, 3\)"),
     (np.float32(3.0), ShapeError, r"x has shape \(\)"),
-    (X.astype("int64"), DTypeError, r'x holds int64, .* pass uint8 pixels .* x\.astype\("uint8"\)'),
     (X.astype("complex64"), DTypeError, "x holds complex64"),
     (X.astype("U1"), DTypeError, "x holds <U1"),
-    (X.astype(bool), DTypeError, "x holds bool"),
     (X[:0], DataError, r"x is empty: shape \(0, 8, 6, 3\)"),
     (
         np.where(np.arange(X.size).reshape(X.shape) == 150, np.nan, 0.0),
         DataError,
-        r"x holds nan at index \(1, 0, 2, 0\), and 1 such values in all",
+        r"x holds nan at index \(1, 0, 2, 0\), and 1 such value in all",
     ),
     (
         np.where(np.arange(X.size).reshape(X.shape) % 3 > 0, np.array([np.inf, -np.inf, 0]), 0),
@@ -63,12 +61,16 @@ LABELS = [
     (np.int64(1), ShapeError, r"y has shape \(\) for 4 inputs"),
     (np.array([0, 1, 3, 5]), DataError, r"y\[2\] is 3, and 2 labels in all are outside 0 … 2; the model has 3 outputs"),
     (np.array([0, -1, 1, 1]), DataError, r"y\[1\] is -1, and 1 labels in all"),
-    (np.array([0, 1.5, 1, 1]), DTypeError, r"y holds float64, such as 1.5; class numbers must be integers 0 … 2"),
+    (
+        np.array([0, 1.5, 1, 1]),
+        DTypeError,
+        r"y holds float64; class numbers must be integers 0 … 2, and 1.5 is not one; for a regression",
+    ),
     (np.array([0.0, 1.0, 1.0, 1.0]), DTypeError, r"y holds float64; .* pass y\.astype\(int\)"),
     (np.array(["a", "b", "c", "a"]), DTypeError, "y holds <U1"),
     (Y[:, None], ShapeError, r"y has shape \(4, 1\); expected class numbers \(4,\) or targets \(4, 3\); pass y.ravel"),
     (np.eye(4)[Y], ShapeError, r"y has shape \(4, 4\); expected class numbers"),
-    (np.eye(3)[Y] * 2, DataError, r"y\[0\] is \[2.0, 0.0, 0.0\], which is no distribution over 3 classes"),
+    (np.eye(3)[Y] * 2, DataError, r"y\[0\] is \[2.0, 0.0, 0.0\], which is not a distribution over 3 classes"),
     (np.array([[1.0, 0, 0], [2.0, -1.0, 0], [0, 1, 0], [0, 1, 0]]), DataError, r"y\[1\] is \[2.0, -1.0, 0.0\]"),
 ]
 
@@ -93,9 +95,9 @@ def test_targets_of_text_are_refused():
 
 
 def test_validation_data_are_named():
-    with pytest.raises(ShapeError, match=r"validation x has shape \(4, 2\)"):
+    with pytest.raises(ShapeError, match=r"validation_data\[0\] has shape \(4, 2\)"):
         model().fit(X, Y, validation_data=(np.zeros((4, 2)), Y))
-    with pytest.raises(DataError, match=r"validation y\[0\] is 9"):
+    with pytest.raises(DataError, match=r"validation_data\[1\]\[0\] is 9"):
         model().fit(X, Y, validation_data=(X, np.full(4, 9)))
 
 

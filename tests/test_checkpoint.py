@@ -5,16 +5,17 @@ import os
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import gpucnn
-from gpucnn import checkpoint, layers, losses, networks, optimizers
+from gpucnn import layers, losses, networks, optimizers
 from gpucnn.errors import CheckpointError, ConfigurationError
 from tests.test_model import small_model, stripes
 
 
 def described(path):
-    with checkpoint.safe_open(path, framework="numpy") as file:
+    with safe_open(path, framework="numpy") as file:
         return json.loads(file.metadata()["gpucnn"])
 
 
@@ -103,14 +104,14 @@ def test_an_old_file_survives_a_failing_save(saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(CheckpointError, match=r"cannot write .*: No space left on device"):
+    with pytest.raises(CheckpointError, match=r"cannot write .* \(No space left on device\); make room"):
         small_model(seed=1).save(saved)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"cannot write .*nowhere.*is there such a folder"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*; the folder .*nowhere does not exist"):
         small_model().save(tmp_path / "nowhere" / "m.safetensors")
 
 
@@ -143,7 +144,7 @@ def test_files_that_are_no_model(tmp_path, saved):
         (lambda d: d["network"]["layers"][1].update(Layer="SGD"), "there is no layer named 'SGD'"),
         (lambda d: d["network"]["layers"][1].update(color="red"), "Conv2D takes no argument 'color'"),
         (lambda d: d["network"]["layers"][1].update(filters={"Layer": "ReLU"}), "filters must be a positive integer"),
-        (lambda d: d["network"]["layers"][1].pop("filters"), "missing 1 required positional argument: 'filters'"),
+        (lambda d: d["network"]["layers"][1].pop("filters"), "Conv2D needs filters: pass"),
         (lambda d: d["network"]["layers"][1].update(filters=2), r"conv2d\.weight: this network holds shape"),
         (lambda d: d["network"]["layers"].pop(1), r"not known here conv2d_1\.bias"),
         (

@@ -12,7 +12,7 @@ import gpucnn
 from gpucnn import datasets, layers, losses, optimizers
 from gpucnn.data.cifar import read_cifar10_batch
 from gpucnn.data.idx import read_idx, read_idx_pair
-from gpucnn.errors import ConfigurationError, DataError, DTypeError, GpucnnError, ShapeError
+from gpucnn.errors import ConfigurationError, DataError, DataWarning, DTypeError, GpucnnError, ShapeError
 
 HEAD = [layers.Flatten(), layers.Dense(3), layers.Softmax()]
 
@@ -101,7 +101,7 @@ MODEL_FAULTS = {
     "integers that are no pixels": (
         lambda: classifier().fit(X.astype("int64"), Y),
         DTypeError,
-        "x holds int64, which gpucnn cannot tell from pixels or features; pass uint8 pixels 0 … 255",
+        "whose scale cannot be told; uint8 pixels 0 … 255 count as 0 … 1, floats as they are: pass x.astype(",
     ),
     "words": (lambda: classifier().predict(np.full((4, 6, 6, 2), "a")), DTypeError, "x holds <U1"),
     "batch norm on a batch of one": (
@@ -131,7 +131,7 @@ MODEL_FAULTS = {
     "no data to validate": (
         lambda: classifier().fit(X, Y, validation_data=(X[:0], Y[:0]), verbose=0),
         DataError,
-        "validation x is empty",
+        "validation_data[0] is empty",
     ),
     "a batch of no samples": (
         lambda: classifier().fit(X, Y, batch_size=0),
@@ -142,7 +142,7 @@ MODEL_FAULTS = {
     "NaN by its index": (
         lambda: classifier().fit(np.where(np.arange(288).reshape(X.shape) == 100, np.nan, X), Y),
         DataError,
-        "x holds nan at index (1, 2, 2, 0), and 1 such values in all; a network cannot learn from NaN or infinity",
+        "x holds nan at index (1, 2, 2, 0), and 1 such value in all; a network cannot learn from NaN or infinity",
     ),
     "infinity in what is predicted": (
         lambda: classifier().predict(np.where(np.arange(288).reshape(X.shape) >= 287, -np.inf, X)),
@@ -163,12 +163,12 @@ MODEL_FAULTS = {
     "a label that is a fraction": (
         lambda: classifier().fit(X, np.array([0, 1.5, 2, 0])),
         DTypeError,
-        "y holds float64, such as 1.5; class numbers must be integers 0 … 2",
+        "y holds float64; class numbers must be integers 0 … 2, and 1.5 is not one",
     ),
     "rows that are no distribution": (
         lambda: classifier().fit(X, np.eye(3)[[0, 1, 2, 0]] * 2),
         DataError,
-        "y[0] is [2.0, 0.0, 0.0], which is no distribution over 3 classes",
+        "y[0] is [2.0, 0.0, 0.0], which is not a distribution over 3 classes",
     ),
 }
 
@@ -192,7 +192,8 @@ def test_float64_and_uint8_are_what_they_look_like():
     model = classifier()
     pixels = np.random.default_rng(0).integers(0, 256, X.shape, dtype=np.uint8)
     assert model.predict(pixels.astype("float64") / 255) == pytest.approx(model.predict(pixels), abs=1e-6)
-    assert model.predict(pixels.astype("float64")).dtype == "float32"
+    with pytest.warns(DataWarning, match=r"x holds floats from \d+ to 25\d, which count as they are"):
+        assert model.predict(pixels.astype("float64")).dtype == "float32"
 
 
 # --- files -------------------------------------------------------------------------------------

@@ -301,7 +301,7 @@ def test_early_stopping_says_what_it_misses():
 
 
 def test_a_patience_that_makes_no_sense_is_refused():
-    with pytest.raises(ConfigurationError, match="patience must be a positive number of epochs, not 0"):
+    with pytest.raises(ConfigurationError, match="patience must be a positive integer, not 0"):
         callbacks.EarlyStopping(patience=0)
 
 
@@ -498,7 +498,7 @@ def test_networks_that_cannot_be_are_refused(make, error, message):
 @pytest.mark.parametrize(
     ("last", "loss", "message"),
     [
-        (layers.Dense(3), losses.CategoricalCrossEntropy(), "whose outputs are no probabilities; add layers.Softmax"),
+        (layers.Dense(3), losses.CategoricalCrossEntropy(), "whose outputs are not probabilities; add layers.Softmax"),
         (
             layers.Softmax(),
             losses.CategoricalCrossEntropy(from_logits=True),
@@ -524,13 +524,13 @@ def test_a_model_that_is_not_compiled_says_so(verb):
     [
         (
             {"epochs": -1},
-            "epochs must be a number of at least 0, not -1; 2.5 visits every sample twice and half of them",
+            "epochs must be a number that is at least 0, not -1; 2.5 visits every sample twice and half of them",
         ),
-        ({"epochs": -0.5}, "epochs must be a number of at least 0, not -0.5"),
-        ({"epochs": math.inf}, "epochs must be a number of at least 0, not inf"),
-        ({"epochs": math.nan}, "epochs must be a number of at least 0, not nan"),
-        ({"epochs": True}, "epochs must be a number of at least 0, not True"),
-        ({"epochs": "3"}, "epochs must be a number of at least 0, not '3'"),
+        ({"epochs": -0.5}, "epochs must be a number that is at least 0, not -0.5"),
+        ({"epochs": math.inf}, "epochs must be a number that is at least 0, not inf"),
+        ({"epochs": math.nan}, "epochs must be a number that is at least 0, not nan"),
+        ({"epochs": True}, "epochs must be a number that is at least 0, not True"),
+        ({"epochs": "3"}, "epochs must be a number that is at least 0, not '3'"),
         ({"batch_size": 0}, "batch_size must be a positive integer, not 0"),
         ({"batch_size": 2.5}, "batch_size must be a positive integer, not 2.5"),
     ],
@@ -546,7 +546,7 @@ def test_fit_refuses_senseless_numbers(arguments, message):
     [
         ({"validation_data": np.zeros((4, 8, 8, 1))}, r"validation_data must be a pair \(x, y\), not ndarray"),
         ({"callbacks": callbacks.Callback()}, r"callbacks must be a list, not <.*Callback.*>; pass \["),
-        ({"callbacks": [print]}, "callbacks must be Callback objects; <built-in function print> is none"),
+        ({"callbacks": [print]}, "callbacks must be Callback objects, and <built-in function print> is not one"),
     ],
 )
 def test_fit_refuses_what_is_no_pair_and_no_callback(arguments, message):

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 import gpucnn
 from gpucnn import layers as L
+from gpucnn.agreement import Difference, Parity
 from gpucnn.backends import Backend, NumpyBackend
 from gpucnn.backends.strict import StrictBackend
 from gpucnn.cli import app
@@ -108,6 +109,42 @@ def test_numbers_that_cancel_are_not_held_against_a_backend():
     (bias,) = [d for d in result.differences if d.what == "gradient of bias"]
     assert result.agrees, str(result)
     assert bias.allowed > 1e-3
+
+
+def test_another_order_of_adding_up_is_not_held_against_a_backend():
+    """The worst order there is: one number after another; the error of the reference is less, and depends on BLAS."""
+
+    class OneByOne(NumpyBackend):
+        name = "one by one"
+
+        def conv2d_parameter_gradients(self, x, dy, window, groups=1, bias=True):
+            dweight, _ = super().conv2d_parameter_gradients(x, dy, window, groups, bias)
+            numbers = np.ascontiguousarray(dy.reshape(-1, dy.shape[-1]))
+            return dweight, np.cumsum(numbers, axis=0, dtype=dy.dtype)[-1]
+
+        def conv2d_gradients(self, x, dy, weight, window, groups=1, bias=True):
+            dx = self.conv2d_input_gradient(dy, weight, x.shape[1:3], window, groups)
+            return *self.conv2d_parameter_gradients(x, dy, window, groups, bias), dx
+
+    for seed, filters, reference in ((1, 1, "numpy"), (2, 3, "numpy"), (4, 1, "portable")):
+        x = np.random.default_rng(seed).normal(size=(32, 34, 34, 3)).astype("float32")
+        made = gpucnn.Model([L.Conv2D(filters, 3), L.BatchNorm()], (34, 34, 3), seed=seed, backend="numpy")
+        result = gpucnn.parity(made, x, backend=OneByOne(), reference=reference)
+        assert result.agrees, str(result)
+        assert not gpucnn.parity(made, x, backend=Broken("conv2d_gradients", moved_bias)).agrees
+
+
+def moved_bias(gradients):
+    dweight, dbias, dx = gradients
+    return dweight, dbias + 1e-3, dx
+
+
+def test_a_verdict_shows_which_number_is_greater():
+    near = Difference("conv2d", "Conv2D", "y", False, 1.0, 5.917, 1.0, 5.916)
+    verdict = Parity("one", "other", "float32", 16, [near]).verdict()
+    assert verdict.endswith("off by 5.917e+00 where 5.916e+00 is allowed")
+    far = Difference("conv2d", "Conv2D", "y", False, 1.0, 3.0, 1.0, 1e-5)
+    assert "off by 3.0e+00 where 1.0e-05 is allowed" in Parity("one", "other", "float32", 16, [far]).verdict()
 
 
 def test_nothing_is_changed():

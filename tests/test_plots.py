@@ -566,5 +566,5 @@ def test_names_that_cannot_be_written(tmp_path):
         plots.error(RUN, path=tmp_path / "a.bmp2")
     with pytest.raises(ConfigurationError, match=r"picture: pictures cannot be written as a name without ending"):
         plots.error(RUN, path=tmp_path / "picture")
-    with pytest.raises(ConfigurationError, match=r"cannot write .*a.png \(No such file or directory\); name a folder"):
+    with pytest.raises(ConfigurationError, match=r"cannot write .*a.png \(No such file or directory\); the folder"):
         plots.error(RUN, path=tmp_path / "nowhere" / "a.png")

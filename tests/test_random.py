@@ -141,7 +141,11 @@ def test_dirac_passes_the_channels_on(kernel, filters, groups):
 
 
 def test_dirac_begins_deep_networks_as_shallow_ones():
-    """Twenty plain convolutions, with no way around them, learn from the first epochs on; seeds differ by 0.2."""
+    """Twenty plain convolutions, with no way around them, learn from the first epochs on.
+
+    At a rate so low that the last bits of products do not decide: other kernels of BLAS move accuracies by 0.04, where
+    at 0.02 they move them by 0.1. Dirac reaches 0.65 to 0.78, He 0.08 to 0.25.
+    """
     accuracies = {"dirac": [], "he_normal": []}
     x, y = synthetic_digits(300, 0)
     for initializer, reached in accuracies.items():
@@ -151,7 +155,7 @@ def test_dirac_begins_deep_networks_as_shallow_ones():
                 network += [layers.Conv2D(8, 3, padding="same", weight_initializer=initializer), layers.ReLU()]
             network += [layers.Flatten(), layers.Dense(10), layers.Softmax()]
             model = gpucnn.Model(network, (28, 28, 1), seed=seed, backend="numpy")
-            model.compile(gpucnn.optimizers.SGD(0.02, momentum=0.9))
+            model.compile(gpucnn.optimizers.SGD(0.005, momentum=0.9))
             reached.append(model.fit(x, y, epochs=6, batch_size=30, verbose=0).history["accuracy"][-1])
     assert min(accuracies["dirac"]) > max(accuracies["he_normal"]) + 0.2, accuracies
 

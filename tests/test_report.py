@@ -26,10 +26,11 @@ from gpucnn.errors import CheckpointError, ConfigurationError, DataError, OutOfM
 from gpucnn.printing import duration
 from gpucnn.report import words
 from gpucnn.report.maps import choose
-from gpucnn.run_folder import Predicted
+from gpucnn.run_folder import Predicted, remember_data
 from gpucnn.training.defects import DefectWatch
 from gpucnn.training.snapshots import Snapshots, load_snapshots
 from gpucnn.training.statistics import Runs
+from gpucnn.trees import read_tensors
 from tests import test_cli
 
 run = test_cli.run
@@ -241,6 +242,7 @@ def coloured(tmp_path_factory):
     model.save(folder / "model.safetensors")
     settings = {"data": "images", "data_dir": str(data), "source": "<u>here</u>", "versions": {"<s>": "1"}}
     (folder / "config.json").write_text(json.dumps(settings))
+    remember_data(data)
     return folder
 
 
@@ -1115,7 +1117,7 @@ def test_folders_that_hold_no_run(run, folder, tmp_path):
     assert "there is no model.safetensors in any folder below runs/" in refused(run)
     file = folder / "model.safetensors"
     whole = file.read_bytes()
-    described = json.loads(gpucnn.checkpoint.safe_open(file, framework="numpy").metadata()["gpucnn"])
+    described = json.loads(read_tensors(file)[0]["gpucnn"])
     save_file(load_file(file), file, metadata={"gpucnn": json.dumps(described | {"format": 99})})
     assert "is of format 99, and this gpucnn reads format 1" in refused(run, folder)
     file.write_bytes(whole[:1000])
@@ -1128,8 +1130,8 @@ def test_folders_that_hold_no_run(run, folder, tmp_path):
     [
         ("config.json", "network: lenet", "config.json: cannot be read as JSON"),
         ("history.json", '{"loss": [1.0,', "history.json: cannot be read as JSON"),
-        ("history.json", "[1.0]", "history.json: is no history"),
-        ("snapshots.safetensors", "x", "is not a whole snapshots file"),
+        ("history.json", "[1.0]", "history.json: is not a history"),
+        ("snapshots.safetensors", "x", "is not a whole safetensors file"),
         ("runs.json", "{}", "runs.json: holds no runs that can be read"),
         ("runs.json", '{"format": 1, "settings": {}, "runs": [3]}', "its run 0 is 3, where a seed and numbers"),
     ],

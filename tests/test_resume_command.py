@@ -73,8 +73,15 @@ def held(folder):
     return contents
 
 
+def names(folder):
+    """Return what lies in a run's folder beside its last checkpoint."""
+    found = sorted(path.name for path in folder.iterdir())
+    assert sum(name.startswith("checkpoint-") for name in found) == 1
+    return [name for name in found if not name.startswith("checkpoint-")]
+
+
 def assert_same_run(folder, whole):
-    assert sorted(path.name for path in folder.iterdir()) == LEFT
+    assert names(folder) == LEFT
     ours, theirs = held(folder), held(whole)
     for name in LEFT:
         assert ours[name] == theirs[name], name
@@ -208,12 +215,13 @@ def test_resume_takes_the_settings_of_the_run(run, interrupted):
     settings = json.loads((interrupted / "config.json").read_text())
     assert (settings["epochs"], settings["batch_size"]) == (3, 100)
     assert len(json.loads((interrupted / "history.json").read_text())["loss"]) == 3
-    assert not Checkpoints(interrupted).files()
+    assert [place_of(file) for file in Checkpoints(interrupted).files()] == ["after 3 epochs"]
     before = held_names(interrupted)
     status, shown, errors = run("train", "--run-dir", "here", "--resume")
     assert (status, errors) == (0, "")
     accuracy = 100 * settings["test"]["accuracy"]
-    assert shown == f"here: this run is finished (test accuracy {accuracy:.2f} %); there is nothing to resume\n"
+    finished = f"here: this run is finished (test accuracy {accuracy:.2f} %); there is nothing to resume"
+    assert shown == f"{finished}; --epochs with more than 3 trains it on\n"
     assert held_names(interrupted) == before
     assert "is there already and not empty" in run("train", "--run-dir", "here")[2]
 
@@ -224,8 +232,8 @@ def test_resume_takes_the_settings_of_the_run(run, interrupted):
         (("--resume",), "--resume needs --run-dir, the folder of the run that was interrupted"),
         (("--resume", "--run-dir", "nowhere"), "--run-dir nowhere: holds no run that could be resumed (no config.json"),
         (
-            ("--resume", "--run-dir", "here", "--epochs", 5, "--batch-size", 100),
-            "--resume takes the settings from here/config.json; leave out --epochs, --batch-size, or begin another run",
+            ("--resume", "--run-dir", "here", "--seed", 5, "--batch-size", 100),
+            "--resume takes the settings from here/config.json; leave out --seed, --batch-size, or begin another run",
         ),
     ],
 )
@@ -260,20 +268,20 @@ def test_another_backend_is_taken_and_said(run, interrupted):
 
 
 def test_a_full_disk_in_the_middle_is_said_and_nothing_is_lost(run, digits, tmp_path, monkeypatch):
-    write, count = files.write_whole, []
+    write, count = files.write_into, []
 
-    def write_until_full(path, content):
-        count.append(path.name)
-        if len(count) in (3, 4) and path.name.startswith("checkpoint-"):
+    def write_until_full(folder, name, content):
+        count.append(name)
+        if len(count) in (3, 4) and name.startswith("checkpoint-"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, content)
+        write(folder, name, content)
 
     options = ("--data", "mnist", "--data-dir", digits, "--epochs", 4, "--batch-size", 500)
     monkeypatch.setattr(checkpoints, "MOST_COST", math.inf)
-    monkeypatch.setattr(checkpoints, "write_whole", write_until_full)
+    monkeypatch.setattr(checkpoints, "write_into", write_until_full)
     status, _, errors = run("train", *options, "--run-dir", "full")
     assert status == 0
-    assert errors.count("(No space left on device)") == 2
+    assert errors.count("(No space left on device)") == 1, "one warning for one reason"
     assert "the one before, is whole, and the training goes on" in errors
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
@@ -283,12 +291,12 @@ def test_a_full_disk_in_the_middle_is_said_and_nothing_is_lost(run, digits, tmp_
 
 
 def test_a_full_disk_at_the_end_leaves_the_training_to_be_resumed(run, digits, tmp_path, monkeypatch):
-    def full(path, content):
+    def full(folder, name, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     options = ("--data", "mnist", "--data-dir", digits, "--epochs", 1, "--batch-size", 500)
     with monkeypatch.context() as patched:
-        patched.setattr("gpucnn.checkpoint.write_whole", full)
+        patched.setattr("gpucnn.training.defects.write_into", full)
         status, _, errors = run("train", *options, "--run-dir", "here")
     assert status == 1
     assert "No space left on device" in errors
@@ -296,7 +304,7 @@ def test_a_full_disk_at_the_end_leaves_the_training_to_be_resumed(run, digits, t
     status, shown, errors = run("train", "--run-dir", "here", "--resume")
     assert (status, errors) == (0, "")
     assert "epoch 1/1" not in shown, "nothing is trained again"
-    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == [name for name in LEFT if "best" not in name]
+    assert names(tmp_path / "here") == [name for name in LEFT if "best" not in name]
 
 
 def test_early_stopping_and_held_out_images(run, digits, tmp_path):

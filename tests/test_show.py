@@ -14,6 +14,7 @@ import gpucnn
 from gpucnn import layers, plots
 from gpucnn.data.synthetic import synthetic_digits
 from gpucnn.training.snapshots import load_snapshots
+from gpucnn.trees import read_tensors
 from tests import test_cli
 
 run = test_cli.run
@@ -240,7 +241,7 @@ def test_an_empty_run_folder(run, what, tmp_path):
 @pytest.mark.parametrize("what", ["filters", "maps", "confusion", "mistakes"])
 def test_a_model_of_another_version(run, folder, what):
     file = folder / "model.safetensors"
-    described = json.loads(gpucnn.checkpoint.safe_open(file, framework="numpy").metadata()["gpucnn"])
+    described = json.loads(read_tensors(file)[0]["gpucnn"])
     save_file(load_file(file), file, metadata={"gpucnn": json.dumps(described | {"format": 99})})
     assert "is of format 99, and this gpucnn reads format 1; load it with the version" in refused(run, what, folder)
 
@@ -256,8 +257,8 @@ def test_settings_that_cannot_be_read(run, folder, what):
 def test_a_history_that_is_missing_or_damaged(run, folder):
     for content, message in (
         ('{"loss": [1.0,', "history.json: cannot be read as JSON (Expecting value"),
-        ('{"loss": ["low"]}', "history.json: is no history; expected a list of numbers"),
-        ("[1.0]", "history.json: is no history; expected a list of numbers"),
+        ('{"loss": ["low"]}', "history.json: is not a history; expected a list of numbers"),
+        ("[1.0]", "history.json: is not a history; expected a list of numbers"),
         ("{}", "the history holds no epoch to draw"),
     ):
         (folder / "history.json").write_text(content)

@@ -94,7 +94,7 @@ def test_weights_that_do_not_fit_twice_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True])
 def test_a_limit_is_a_number_of_bytes(limit):
-    with pytest.raises(ConfigurationError, match="limit must be a positive number of bytes, not"):
+    with pytest.raises(ConfigurationError, match="limit, in bytes, must be a positive integer, not"):
         Snapshots(limit=limit)
 
 
@@ -113,10 +113,12 @@ def test_files_that_are_no_snapshots(tmp_path):
         load_snapshots(file)
     for content in (b"", b"\0" * 40, b"<html>404</html>"):
         file.write_bytes(content)
-        with pytest.raises(CheckpointError, match="is not a whole snapshots file"):
+        with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
             load_snapshots(file)
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(CheckpointError, match=r"cannot write .*snapshots.safetensors: No such file or directory"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot write .*snapshots.safetensors .*; the folder .*nowhere does not exist"
+    ):
         fitted(1, folder=tmp_path / "nowhere")

@@ -28,19 +28,20 @@ HOST_EDGE = (
 # who may import whom: a part may import itself and what stands here for it
 ALLOWED = {
     "errors": set(),
+    "forks": set(),
     "checks": {"errors"},
     "files": {"errors"},
     "trees": {"errors"},
-    "backends": {"checks", "errors"},
+    "backends": {"checks", "errors", "forks"},
     "hints": {"errors"},
     "config": {"checks", "errors", "hints"},
     "rng": {"checks", "backends"},
     "initializers": {"checks", "config", "errors"},
     "data": {"checks", "backends", "config", "errors"},  # the last two for augmentation, which a backend carries out
     "datasets": {"checks", "data", "errors"},
-    "layers": {"checks", "backends", "config", "errors", "hints", "initializers", "rng"},
+    "layers": {"checks", "backends", "config", "data", "errors", "hints", "initializers", "rng"},
     "losses": {"checks", "backends", "config", "errors"},
-    "metrics": {"checks", "backends", "config"},
+    "metrics": {"checks", "backends", "config", "data", "errors"},
     "schedules": {"checks", "config", "errors"},
     "patterns": {"errors"},
     "layout": set(),

@@ -12,8 +12,9 @@ from gpucnn import checks
 from gpucnn.backends import Array
 from gpucnn.callbacks.base import Callback
 from gpucnn.config import Configurable
-from gpucnn.errors import ConfigurationError
+from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.schedules import Schedule
+from gpucnn.trees import misfit
 
 if TYPE_CHECKING:
     from gpucnn.layout import Layout
@@ -94,8 +95,14 @@ class _Average(Callback, Configurable, family="average"):
         return {"averages": [to_host(array).copy() for array in self._averages], "raw": raw, "steps": self._steps}
 
     def load_state(self, model: "Model", state: dict[str, Any]) -> None:
-        """Go on from these averages; the model shows them if it did so then."""
-        from_host, raw = model.backend.from_host, state["raw"]
+        """Go on from these averages; the model shows them if it did so then.
+
+        Raises:
+            CheckpointError: they are not averages of this model.
+        """
+        from_host, raw, own = model.backend.from_host, state["raw"], self.state(model)["averages"]
+        if wrong := misfit(state["averages"], own, "averages") or (raw is not None and misfit(raw, own, "raw")):
+            raise CheckpointError(f"{type(self).__name__}: {wrong}")
         for average, saved in zip(self._averages, state["averages"], strict=True):
             average[...] = from_host(saved)
         self._raw = None if raw is None else [from_host(array) for array in raw]

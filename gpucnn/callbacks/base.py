@@ -1,8 +1,13 @@
 """`Callback`: what else happens while a model is fitted; and `EarlyStopping`."""
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
-from gpucnn.errors import ConfigurationError
+from gpucnn import checks
+from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.hints import hinted
+from gpucnn.metrics import MODES, is_larger_better
+from gpucnn.trees import misfit
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -14,6 +19,12 @@ class Callback:
     `model` is the model that is fitted, `logs` the epoch's numbers as they go into the history. A callback ends the
     training early by setting `model.stop_training = True`.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse arguments that do not fit the constructor with a hint."""
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = hinted(cls.__init__)  # type: ignore[method-assign]
 
     def on_fit_begin(self, model: "Model") -> None:
         """Before the first epoch."""
@@ -53,31 +64,89 @@ class Callback:
         """
 
 
-def as_loss(monitor: str, value: float) -> float:
-    """Return a number of the history so that smaller is better, as it is but for accuracies."""
-    return -value if "accuracy" in monitor else value
+# what users of Keras write, and what it is called here
+OTHER_NAMES = {
+    "on_train_begin": "on_fit_begin",
+    "on_train_end": "on_fit_end",
+    "on_batch_end": "on_step_end",
+    "on_train_batch_end": "on_step_end",
+}
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Refuse what is not a list of callbacks, and methods that would never be called, or not as they are written.
+
+    Raises:
+        ConfigurationError: names the method, and what it is to look like.
+    """
+    if not isinstance(callbacks, list | tuple):
+        raise ConfigurationError(f"callbacks must be a list, not {callbacks!r}; pass [{callbacks!r}]")
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            hint = f"; pass an object: {callback.__name__}(…)" if isinstance(callback, type) else ""
+            raise ConfigurationError(f"callbacks must be Callback objects, and {callback!r} is not one{hint}")
+        for name in dir(callback):
+            if name.startswith("on_") and callable(getattr(callback, name)):
+                _check_method(callback, name)
+
+
+def _check_method(callback: Callback, name: str) -> None:
+    """Refuse a method that the training does not call, or whose arguments are not those it is called with."""
+    kind, called = type(callback).__name__, getattr(Callback, name, None)
+    if called is None:
+        known = ", ".join(sorted(method for method in vars(Callback) if method.startswith("on_")))
+        other = f"; here it is {OTHER_NAMES[name]}(self, model, …)" if name in OTHER_NAMES else ""
+        raise ConfigurationError(f"{kind} has a method {name}, which nothing calls{other}; there are {known}")
+    wanted = list(inspect.signature(called).parameters)[1:]
+    signature = inspect.signature(getattr(callback, name))
+    given = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    try:
+        signature.bind(*wanted)
+    except TypeError:
+        fits = False
+    else:
+        fits = not given or given[0] not in ("epoch", "batch", "step", "logs")
+    if not fits:
+        raise ConfigurationError(
+            f"{kind}.{name}({', '.join(['self', *given])}) is called with other arguments; write "
+            f"{name}({', '.join(['self', *wanted])})"
+        )
 
 
 class EarlyStopping(Callback):
     """Stop when a number has not become better for a while, and go back to the best weights.
 
     Arguments
-        monitor       a key of the history: smaller is better, except for accuracies
+        monitor       a key of the history
         patience      stop after this many epochs in a row without improvement
-        minimum       the change that counts as one
+        minimum       the change that counts as one, at least 0
         restore_best  load the weights of the best epoch when the training ends
+        mode          "min": smaller is better; "max": larger is better; "auto" asks the metric, and a loss is "min"
+
+    Raises
+        ConfigurationError  an argument makes no sense, an epoch does not give that number, or with "auto" the metric
+                            does not say which way is better
     """
 
     def __init__(
-        self, monitor: str = "val_loss", patience: int = 3, minimum: float = 0.0, restore_best: bool = True
+        self,
+        monitor: str = "val_loss",
+        patience: int = 3,
+        minimum: float = 0.0,
+        restore_best: bool = True,
+        *,
+        mode: str = "auto",
     ) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise ConfigurationError(f"patience must be a positive number of epochs, not {patience!r}")
-        self.monitor, self.patience, self.minimum, self.restore_best = monitor, patience, minimum, restore_best
+        if not isinstance(monitor, str):
+            raise ConfigurationError(f'monitor must be a key of the history such as "val_loss", not {monitor!r}')
+        self.monitor, self.patience = monitor, checks.integer(patience, "patience", 1)
+        self.minimum = checks.number(minimum, "minimum", 0)
+        self.restore_best, self.mode = checks.flag(restore_best, "restore_best"), checks.one_of(mode, "mode", MODES)
         self.best_epoch = -1
 
     def on_fit_begin(self, model: "Model") -> None:
         """Forget earlier trainings."""
+        self._sign = -1.0 if is_larger_better(self.monitor, model.metrics, self.mode) else 1.0
         self.best_epoch, self._best = -1, float("inf")
         self._state: dict[str, Any] | None = None
 
@@ -86,7 +155,13 @@ class EarlyStopping(Callback):
         return {"best": self._best, "best_epoch": self.best_epoch, "weights": self._state}
 
     def load_state(self, model: "Model", state: dict[str, Any]) -> None:
-        """Compare with the best of before."""
+        """Compare with the best of before.
+
+        Raises:
+            CheckpointError: the weights are not those of this model.
+        """
+        if wrong := misfit(state["weights"], model.state_dict() if state["weights"] is not None else None, "weights"):
+            raise CheckpointError(f"EarlyStopping: {wrong}")
         self._best, self.best_epoch, self._state = state["best"], state["best_epoch"], state["weights"]
 
     def on_epoch_end(self, model: "Model", epoch: int, logs: dict[str, float]) -> None:
@@ -96,7 +171,7 @@ class EarlyStopping(Callback):
                 f"EarlyStopping watches {self.monitor!r}, but an epoch gives only {', '.join(sorted(logs))}; "
                 "pass validation_data, or another monitor"
             )
-        value = as_loss(self.monitor, logs[self.monitor])
+        value = self._sign * logs[self.monitor]
         if value < self._best - self.minimum:
             self._best, self.best_epoch = value, epoch
             self._state = model.state_dict() if self.restore_best else None

@@ -8,9 +8,9 @@ import typer
 
 from gpucnn import reproduction
 from gpucnn.cli.common import RUNS, console
-from gpucnn.cli.runs import make_runs, table
+from gpucnn.cli.runs import being_written, make_runs, table
 from gpucnn.errors import ConfigurationError
-from gpucnn.files import write_whole
+from gpucnn.files import explained, user_path, write_into
 from gpucnn.printing import duration
 from gpucnn.reproduction import Reproduction
 from gpucnn.training.statistics import Runs, summary
@@ -72,20 +72,23 @@ def reproduce(
         return
     if not names:
         raise ConfigurationError('name a recipe, or "all"; `gpucnn reproduce --list` names them')
-    folder = output or RUNS / "reproduce"
+    folder = user_path(output) if output else RUNS / "reproduce"
     short = [name for name, entry in reproduction.REPRODUCTIONS.items() if not entry.long]
     chosen = short if names == ["all"] else [reproduction.by_name(name).network for name in names]
-    outcomes = []
-    for name in chosen:
-        console.print(f"[bold]{name}[/]")
-        made = make_runs(name, runs, folder / name, backend=backend, epochs=epochs, dtype=dtype)
-        outcomes.append(outcome(name, made))
+    with being_written(folder):
+        outcomes = []
+        for name in chosen:
+            console.print(f"[bold]{name}[/]")
+            with being_written(folder / name):
+                made = make_runs(name, runs, folder / name, backend=backend, epochs=epochs, dtype=dtype)
+            outcomes.append(outcome(name, made))
+        page = folder / "reproduction.md"
+        with explained(page):
+            write_into(folder, page.name, markdown(outcomes).encode())
     printed = table("published and reproduced", HEADINGS)
     for done in outcomes:
         printed.add_row(*done.cells(), style="" if done.reached else "yellow")
     console.print(printed)
-    page = folder / "reproduction.md"
-    write_whole(page, markdown(outcomes).encode())
     console.print(f"every run below {folder}, this table in {page}", soft_wrap=True)
 
 

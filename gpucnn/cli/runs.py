@@ -11,11 +11,12 @@ from rich.table import Table
 
 from gpucnn import reproduction
 from gpucnn.backends import get_backend
+from gpucnn.checkpoint import content
 from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console
 from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
-from gpucnn.files import write_whole
+from gpucnn.files import FolderLock, explained, make_folder, remove_parts, user_path, write_into
 from gpucnn.printing import duration
 from gpucnn.run_folder import STATISTICS
 from gpucnn.training.checkpoints import Checkpoints
@@ -41,12 +42,23 @@ def runs(
 ) -> None:
     """Train a recipe many times; runs that are there already are not made again, so it can be interrupted."""
     entry = reproduction.by_name(name)
-    folder = output or RUNS / f"{entry.network}-statistics"
-    made = make_runs(entry.network, count, folder, backend=backend, epochs=epochs, dtype=dtype, on_defect=on_defect)
-    text = made.text(include_defects)
-    write_whole(made.path.with_suffix(".txt"), text.encode())
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"every run in {made.path}, averages in {made.path.with_suffix('.txt')}", soft_wrap=True)
+    folder = user_path(output) if output else RUNS / f"{entry.network}-statistics"
+    with being_written(folder):
+        made = make_runs(entry.network, count, folder, backend=backend, epochs=epochs, dtype=dtype, on_defect=on_defect)
+        averages = made.write_text(include_defects)
+    console.print(made.text(include_defects), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"every run in {made.path}, averages in {averages}", soft_wrap=True)
+
+
+def being_written(folder: Path) -> FolderLock:
+    """Return the lock of a folder of runs, which is made if it is not there.
+
+    Raises:
+        ConfigurationError: it cannot be made.
+    """
+    with explained(folder, ConfigurationError):
+        make_folder(folder)
+    return FolderLock(folder)
 
 
 def make_runs(
@@ -61,6 +73,8 @@ def make_runs(
     data: Dataset | None = None,
 ) -> Runs:
     """Make the runs that are missing in a folder, and say how each came out; the first one's model is kept.
+
+    Nobody else may write into the folder meanwhile, which must be there.
 
     Raises:
         ConfigurationError: `on_defect` is no word that is known.
@@ -109,12 +123,14 @@ def make_runs(
         if long:
             console.print(_times(record), soft_wrap=True, highlight=False)
         if seed == 0:
-            model.save(folder / MODEL)
-            history.save(folder / HISTORY)
-            write_whole(folder / CONFIG, (json.dumps(settings | {"seed": seed, "data": data.name}) + "\n").encode())
+            described = json.dumps(settings | {"seed": seed, "data": data.name}) + "\n"
+            with explained(folder / MODEL):
+                write_into(folder, MODEL, content(model))
+                write_into(folder, HISTORY, history.content())
+                write_into(folder, CONFIG, described.encode())
         return record
 
-    folder.mkdir(parents=True, exist_ok=True)
+    remove_parts(folder)
     made.make(count, run)
     for record in made.records:
         checkpoints_of(record["seed"]).clear()  # the record is kept by now; the best model of a long run stays

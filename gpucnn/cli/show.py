@@ -17,7 +17,7 @@ from gpucnn.cli.common import (
     run_config,
 )
 from gpucnn.errors import ConfigurationError
-from gpucnn.run_folder import STATISTICS, check_takes_images, predict_test_set, read_history
+from gpucnn.run_folder import STATISTICS, beside, check_takes_images, predict_test_set, read_history
 from gpucnn.training.defects import DEFECTS, load_report
 from gpucnn.training.snapshots import load_snapshots
 from gpucnn.training.statistics import Runs
@@ -308,7 +308,7 @@ def _target(path: Path, output: Path | None, *words: str | None, also: tuple[str
         check_name(output, also)
         return output
     prefix = [] if path.name == MODEL else [path.stem]
-    return path.parent / f"{'-'.join([*prefix, *filter(None, words)])}.png"
+    return beside(path, f"{'-'.join([*prefix, *filter(None, words)])}.png")
 
 
 def _say(target: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from rich.markup import escape
 
 from gpucnn import __version__, networks, rng
 from gpucnn.callbacks import EarlyStopping
+from gpucnn.checkpoint import content
 from gpucnn.cli.common import (
     CONFIG,
     DATA_NAMES,
@@ -29,17 +29,28 @@ from gpucnn.cli.common import (
 from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset, Split
 from gpucnn.errors import CheckpointError, ConfigurationError, NumericError
-from gpucnn.files import PART, remove_parts, write_whole
+from gpucnn.files import (
+    PART,
+    FolderLock,
+    elsewhere,
+    explained,
+    make_folder,
+    remove_parts,
+    sync_folder,
+    user_path,
+    write_into,
+)
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
 from gpucnn.reproduction import PROBE
+from gpucnn.run_folder import how_to_resume, is_unfinished, remember_data
 from gpucnn.schedules import Schedule
 from gpucnn.training.checkpoints import BEST, Checkpoints, place_of
 from gpucnn.training.defects import DefectWatch
 from gpucnn.training.history import History
 from gpucnn.training.snapshots import Snapshots
 
-BY_MACHINE = ("run_dir", "resume", "backend", "data_dir")  # options that may be given where a run is resumed
+MAY_CHANGE = ("run_dir", "resume", "backend", "data_dir", "epochs")  # options that may be given with --resume
 
 
 def train(
@@ -75,7 +86,8 @@ def train(
     ] = 60.0,
     run_dir: Annotated[Path | None, typer.Option(help="A new folder. Default: one below runs/.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the unfinished run in --run-dir, by its own settings.")
+        bool,
+        typer.Option("--resume", help="Go on with the run in --run-dir, by its own settings; --epochs may be more."),
     ] = False,
 ) -> None:
     """Train a network, test it, and leave the model, its history, settings, snapshots and defects in a run folder.
@@ -87,45 +99,74 @@ def train(
     asked = {
         name: context.params[name] for name in names if name in context.params and name not in ("run_dir", "resume")
     }
-    asked["data_dir"] = None if data_dir is None else str(data_dir.absolute())
+    asked["data_dir"] = None if data_dir is None else str(user_path(data_dir).absolute())
+    folder = None if run_dir is None else user_path(run_dir)
     if resume:
-        folder, settings = _to_resume(context, run_dir)
-        remove_parts(folder)
-        if "test" in settings:
-            Checkpoints(folder).clear()  # where it was killed between its last two breaths
-            score = f"test accuracy {100 * settings['test']['accuracy']:.2f} %"
-            console.print(f"{folder}: this run is finished ({score}); there is nothing to resume", soft_wrap=True)
-            return
-        given = {name: value for name, value in asked.items() if name in BY_MACHINE and _is_given(context, name)}
-        _train(asked | settings | given, folder, resume=True)
+        if folder is None:
+            raise ConfigurationError("--resume needs --run-dir, the folder of the run that was interrupted")
+        given = {name: value for name, value in asked.items() if name in MAY_CHANGE and _is_given(context, name)}
+        every = (asked | _to_resume(context, folder))[
+            "checkpoint_every"
+        ]  # and no lock goes into what is no run's folder
+        with (keeper := Checkpoints(folder, every_seconds=every)).writing():
+            settings = _to_resume(context, folder)  # as nobody else changes them any more
+            remove_parts(folder)
+            if "test" in settings and not _is_longer(folder, settings, given.get("epochs")):
+                return
+            before = {name: value for name, value in settings.items() if name not in ("test", "best")}
+            settings = asked | before | given
+            _train(settings, *_prepared(settings), keeper, resume=True)
         return
-    if run_dir is not None:
-        check_unused(run_dir)
-    _train(asked, run_dir, resume=False)
+    if folder is not None:
+        check_unused(folder)
+    model, dataset = _prepared(asked)
+    folder = make_run_folder(folder, f"{model.name}-{dataset.name.replace('_', '-')}")
+    with (keeper := Checkpoints(folder, every_seconds=asked["checkpoint_every"])).writing():
+        check_unused(folder)  # once more, now that nobody else can write into it
+        _train(asked, model, dataset, keeper, resume=False)
 
 
-def _to_resume(context: typer.Context, folder: Path | None) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of a run that is to be resumed, and its settings.
+def _is_longer(folder: Path, settings: dict[str, Any], epochs: float | None) -> bool:
+    """Tell whether a run that is finished is to be trained on; if not, say that it is finished.
 
     Raises:
-        ConfigurationError: no folder, one without a run, or options that contradict the run's own.
+        ConfigurationError: it is, but the state that it would go on from is not kept.
     """
-    if folder is None:
-        raise ConfigurationError("--resume needs --run-dir, the folder of the run that was interrupted")
+    if epochs is None or epochs <= settings["epochs"]:
+        score = f"test accuracy {100 * settings['test']['accuracy']:.2f} %"
+        more = f"; --epochs with more than {settings['epochs']} trains it on"
+        console.print(
+            f"{folder}: this run is finished ({score}); there is nothing to resume{more}", soft_wrap=True, markup=False
+        )
+        return False
+    if not Checkpoints(folder).files():
+        raise ConfigurationError(
+            f"--run-dir {folder}: this run is finished, and its last checkpoint is not there to train it on from; "
+            "begin another with another --run-dir"
+        )
+    return True
+
+
+def _to_resume(context: typer.Context, folder: Path) -> dict[str, Any]:
+    """Return the settings of a run that is to be resumed.
+
+    Raises:
+        ConfigurationError: a folder without a run, or options that contradict the run's own.
+    """
     settings = run_config(folder / MODEL)
     if "network" not in settings:
         raise ConfigurationError(
             f"--run-dir {folder}: holds no run that could be resumed (no {CONFIG} of one); leave out --resume to "
             "begin one"
         )
-    given = [name for name in context.params if name not in BY_MACHINE and _is_given(context, name)]
+    given = [name for name in context.params if name not in MAY_CHANGE and _is_given(context, name)]
     if given:
         words = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ConfigurationError(
             f"--resume takes the settings from {folder / CONFIG}; leave out {words}, or begin another run with another "
             "--run-dir"
         )
-    return folder, settings | {"data": {"synthetic_digits": "synthetic"}.get(settings["data"], settings["data"])}
+    return settings | {"data": {"synthetic_digits": "synthetic"}.get(settings["data"], settings["data"])}
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -133,11 +174,11 @@ def _is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _train(asked: dict[str, Any], run_dir: Path | None, resume: bool) -> None:
-    """Train by options that are complete, those of a new run or those of one that goes on, and leave its folder."""
+def _prepared(asked: dict[str, Any]) -> tuple[Model, Dataset]:
+    """Return the model and the data that options ask for, which are those of a new run or of one that goes on."""
     make = networks.by_name(asked["network"])
     dataset = _data_for(make, asked["data"], None if asked["data_dir"] is None else Path(asked["data_dir"]))
-    (x_train, y_train), (x_test, y_test) = dataset
+    x_train = dataset[0][0]
     shape, classes = x_train.shape[1:], len(dataset.class_names)
     model = make(asked["seed"], asked["backend"], input_shape=shape, classes=classes, dtype=asked["dtype"])
     model.class_names = dataset.class_names
@@ -146,9 +187,15 @@ def _train(asked: dict[str, Any], run_dir: Path | None, resume: bool) -> None:
         _adapt(model, x_train)
     if asked["learning_rate"] is not None:
         model.optimizer.learning_rate = _with_rate(model.optimizer.learning_rate, asked["learning_rate"])
+    return model, dataset
+
+
+def _train(asked: dict[str, Any], model: Model, dataset: Dataset, keeper: Checkpoints, resume: bool) -> None:
+    """Train, test, and write everything into the folder of the checkpoints, into which nobody else writes."""
+    (x_train, y_train), (x_test, y_test) = dataset
+    folder = keeper.folder
+    assert model.recipe is not None
     training, validation = _validation(dataset, asked)
-    folder = run_dir if resume else make_run_folder(run_dir, f"{model.name}-{dataset.name.replace('_', '-')}")
-    assert folder is not None
     settings: dict[str, Any] = asked | {
         "data": dataset.name if asked["data"] is None else asked["data"],
         "source": dataset.source,
@@ -159,7 +206,8 @@ def _train(asked: dict[str, Any], run_dir: Path | None, resume: bool) -> None:
         "versions": {"gpucnn": __version__, "python": platform.python_version(), "numpy": numpy.__version__},
     }
     _write_config(folder, settings)
-    keeper = Checkpoints(folder, every_seconds=asked["checkpoint_every"])
+    if settings["data_dir"] is not None:
+        remember_data(Path(settings["data_dir"]))
     _print_head(model, dataset, folder, asked["backend"])
     if resume and keeper.files():
         console.print(f"  resumed   {place_of(keeper.files()[-1])}")
@@ -179,8 +227,12 @@ def _train(asked: dict[str, Any], run_dir: Path | None, resume: bool) -> None:
                 resume=resume,
             )
     except (KeyboardInterrupt, SystemExit) as error:
+        if keeper.elsewhere is not None:
+            folder, keeper = keeper.elsewhere, Checkpoints(keeper.elsewhere)
+            _write_config(folder, settings)
         saved = f", saved {place_of(keeper.files()[-1])}" if keeper.files() else ""
-        console.print(f"[bold yellow]interrupted{saved}[/]; go on with: {_resuming(folder)}", soft_wrap=True)
+        how = escape(how_to_resume(folder))
+        console.print(f"[bold yellow]interrupted{saved}[/]; go on with: {how}", soft_wrap=True)
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else int(error.code or 0)) from None
     except NumericError as error:
         watch.save(folder)
@@ -188,8 +240,8 @@ def _train(asked: dict[str, Any], run_dir: Path | None, resume: bool) -> None:
         message = f"{error}{saved}. `gpucnn show histograms` draws what it came to"
         raise NumericError(message, error.step, error.layer, error.direction) from error
     settings |= {"best": keeper.best, "test": model.evaluate(x_test, y_test)}
-    _write_run(folder, model, history, settings, (snapshots, watch))
-    keeper.clear()
+    _write_run(folder, keeper, model, history, settings, (snapshots, watch))
+    keeper.clear(keep=1)  # from which more epochs can go on
     _print_result(folder, settings, dataset, watch)
 
 
@@ -206,24 +258,24 @@ def _validation(dataset: Dataset, asked: dict[str, Any]) -> tuple[Split, Split |
     return (x[left], y[left]), (x[held], y[held])
 
 
-def _resuming(folder: Path) -> str:
-    return f"gpucnn train --run-dir {shlex.quote(str(folder))} --resume"
-
-
 def check_unused(folder: Path) -> None:
     """Refuse a run folder that holds a run: nothing is overwritten.
 
     Raises:
         ConfigurationError: it holds files; says how to go on with a run that is not finished.
     """
-    if not folder.exists() or (folder.is_dir() and all(path.name.endswith(PART) for path in folder.iterdir())):
+    if not folder.exists():
         return
-    settings = run_config(folder / MODEL) if folder.is_dir() else {}
-    if settings and "test" not in settings and Checkpoints(folder).files():
-        raise ConfigurationError(
-            f"--run-dir {folder}: holds an unfinished run, saved {place_of(Checkpoints(folder).files()[-1])}; go on "
-            "with --resume, or name a new folder"
-        )
+    if folder.is_dir():
+        names = [path.name for path in folder.iterdir()]
+        if all(name.endswith(PART) or name == FolderLock.NAME for name in names):
+            return
+        if is_unfinished(folder):
+            files = Checkpoints(folder).files()
+            saved = f"saved {place_of(files[-1])}" if files else "of which nothing is saved yet"
+            raise ConfigurationError(
+                f"--run-dir {folder}: holds an unfinished run, {saved}; go on with --resume, or name a new folder"
+            )
     raise ConfigurationError(f"--run-dir {folder}: is there already and not empty; name a new folder")
 
 
@@ -231,13 +283,15 @@ def make_run_folder(asked: Path | None, name: str) -> Path:
     """Make the folder of a run: the one asked for, or the next of `runs/NAME-1`, `runs/NAME-2` and so on."""
     try:
         if asked is not None:
-            asked.mkdir(parents=True, exist_ok=True)
+            make_folder(asked)
             return asked
+        make_folder(RUNS)
         number = 1
         while True:
             folder = RUNS / f"{name}-{number}"
             try:
-                folder.mkdir(parents=True)
+                folder.mkdir()
+                sync_folder(RUNS)
                 return folder
             except FileExistsError:
                 number += 1
@@ -282,28 +336,59 @@ def _print_head(model: Model, dataset: Dataset, folder: Path, asked: str) -> Non
 
 
 def _write_config(folder: Path, settings: dict[str, Any]) -> None:
-    write_whole(folder / CONFIG, (json.dumps(settings, indent=1) + "\n").encode())
+    with explained(folder / CONFIG):
+        write_into(folder, CONFIG, (json.dumps(settings, indent=1) + "\n").encode())
 
 
 def _write_run(
+    folder: Path,
+    keeper: Checkpoints,
+    model: Model,
+    history: History,
+    settings: dict[str, Any],
+    watchers: tuple[Snapshots, DefectWatch],
+) -> None:
+    """Write everything into the run's folder; where that cannot be, see that what was trained is not lost.
+
+    Raises:
+        CheckpointError: it could not be written there; says where it is.
+    """
+    try:
+        _write_results(folder, model, history, settings, watchers)
+    except CheckpointError as error:
+        if keeper.end_is_saved:
+            raise CheckpointError(
+                f"{error}; the training is over, and saved in its last checkpoint: make room, and "
+                f"`{how_to_resume(folder)}` writes what it came to"
+            ) from error
+        other = elsewhere(folder.name)
+        try:
+            if other is None:
+                raise error
+            _write_results(other, model, history, settings, watchers)
+        except CheckpointError as again:
+            raise CheckpointError(
+                f"{error}; nor could it be written anywhere else ({again}), and what was trained is lost"
+            ) from again
+        raise CheckpointError(
+            f"{error}; so the finished run, with its model, is in {other} instead: move it where you want it"
+        ) from error
+
+
+def _write_results(
     folder: Path,
     model: Model,
     history: History,
     settings: dict[str, Any],
     watchers: tuple[Snapshots, DefectWatch],
 ) -> None:
-    """Write everything into the run's folder; the settings with the test's scores come last: it is finished then."""
-    try:
-        model.save(folder / MODEL)
-        history.save(folder / HISTORY)
-        for watcher in watchers:
-            watcher.save(folder)
-        _write_config(folder, settings)
-    except (CheckpointError, OSError) as error:
-        raise CheckpointError(
-            f"{error}; the training is over, and saved in its last checkpoint: make room, and `{_resuming(folder)}` "
-            "writes what it came to"
-        ) from error
+    """Write a run that is over; the settings with the test's scores come last: it is finished then."""
+    with explained(folder / MODEL):
+        write_into(folder, MODEL, content(model))
+        write_into(folder, HISTORY, history.content())
+    for watcher in watchers:
+        watcher.save(folder)
+    _write_config(folder, settings)
 
 
 def _print_result(folder: Path, settings: dict[str, Any], dataset: Dataset, watch: DefectWatch) -> None:

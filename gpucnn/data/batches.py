@@ -5,123 +5,186 @@ A GPU wraps an index that is out of range and says nothing, so labels are looked
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from gpucnn import checks
+from gpucnn.data.arrays import HostArray, as_inputs, check_finite, check_kind, host_array, is_zero_one, named
 from gpucnn.errors import ConfigurationError, DataError, DTypeError, ShapeError
 
-HostArray = Any  # numpy.ndarray of any dtype
+
+class Task(Protocol):
+    """What a loss says of the labels that it takes (see `gpucnn.losses.Loss`)."""
+
+    of_classes: bool
+    takes_classes: bool
 
 
-def check_inputs(x: Any, input_shape: tuple[int, ...], what: str = "x") -> HostArray:
+def check_inputs(x: Any, input_shape: tuple[int, ...], what: str = "x", dtype: str = "float32") -> HostArray:
     """Return inputs (N, *input_shape) as an array of uint8 or of a float type.
+
+    uint8 counts as 0 … 1, bools as 0 and 1, floats as they are; so do integers, but for images, where they are refused.
+
+    Arguments:
+        what: the inputs as the user wrote them, for messages.
+        dtype: what the model computes in; numbers that it cannot hold are refused.
 
     Raises:
         ShapeError: another shape; a missing channel axis or channels first are recognised.
-        DTypeError: numbers that are neither uint8 pixels nor floats.
-        DataError: no samples, or a value that is not finite (named by its place).
+        DTypeError: what is not a number, or integers where images are expected.
+        DataError: no samples, or a value that is not finite or becomes so (named by its place).
     """
-    x = np.asarray(x)
+    given, x = x, host_array(x, what)
+    name = named(given, what)
     wanted = ", ".join(["N", *map(str, input_shape)])
     if x.shape[1:] != input_shape or x.ndim != len(input_shape) + 1:
-        raise ShapeError(f"{what} has shape {x.shape}, the model takes ({wanted}){_shape_remedy(x, input_shape, what)}")
-    if x.dtype != np.uint8 and x.dtype.kind != "f":
-        raise DTypeError(
-            f"{what} holds {x.dtype}, which gpucnn cannot tell from pixels or features; pass uint8 pixels 0 … 255 "
-            f'(they count as 0 … 1) or floats, such as {what}.astype("uint8") or {what}.astype("float32")'
-        )
+        raise ShapeError(f"{what} has shape {x.shape}, the model takes ({wanted}){_shape_remedy(x, input_shape, name)}")
     if len(x) == 0:
         raise DataError(f"{what} is empty: shape {x.shape}; expected at least one sample")
+    check_kind(x, what, name, pixels=len(input_shape) == 3)
+    x = as_inputs(x)
     if x.dtype.kind == "f":
-        _check_finite(x, what)
+        check_finite(x, what, dtype)
     return x
 
 
-def _check_finite(x: HostArray, what: str) -> None:
-    with np.errstate(invalid="ignore"):
-        total = x.sum(dtype=np.float64)  # one pass tells; the search for the place is for the rare case
-    if np.isfinite(total):
-        return
-    bad = np.argwhere(~np.isfinite(x))
-    if len(bad):
-        place = tuple(int(i) for i in bad[0])
-        raise DataError(
-            f"{what} holds {x[place]} at index {place}, and {len(bad):,} such values in all; a network cannot "
-            "learn from NaN or infinity: repair or leave out these samples"
-        )
-
-
-def _shape_remedy(x: HostArray, input_shape: tuple[int, ...], what: str) -> str:
+def _shape_remedy(x: HostArray, input_shape: tuple[int, ...], name: str) -> str:
     """Return the likely mistake behind a wrong shape, and what mends it; empty if none is known."""
     if x.shape == input_shape:
-        return f"; for a single sample pass {what}[None]"
+        return f"; for a single sample pass {name}[None]"
+    if x.shape[2:] == input_shape:
+        return f"; if these are batches pass np.concatenate({name})"
     if len(input_shape) != 3:
         return ""
     H, W, C = input_shape
     if x.shape[1:] == (H, W) and C == 1:
-        return f"; grey images need their channel axis: pass {what}[..., None]"
+        return f"; grey images need their channel axis: pass {name}[..., None]"
     if x.shape[1:] == (C, H, W):
-        return f"; this looks like channels first (N, C, H, W): pass np.moveaxis({what}, 1, -1)"
+        return f"; this looks like channels first (N, C, H, W): pass np.moveaxis({name}, 1, -1)"
     if x.ndim == 4 and x.shape[1:3] == (H, W):
         return f"; the images have {x.shape[3]} channels where the model was built for {C}"
     return ""
 
 
-def check_labels(y: Any, count: int, output_shape: tuple[int, ...], of_classes: bool, what: str = "y") -> HostArray:
-    """Return labels for `count` samples: class numbers int64 (N,), or float targets (N, *output_shape).
+def check_labels(
+    y: Any,
+    count: int,
+    output_shape: tuple[int, ...],
+    task: Task,
+    what: str = "y",
+    dtype: str = "float32",
+    input_shape: tuple[int, ...] = (),
+) -> HostArray:
+    """Return labels for `count` samples: class numbers int64 (N,) or (N, *positions), or targets (N, *output_shape).
+
+    Targets become floats of `dtype`. As for inputs, uint8 images count as 0 … 1; 0 and 1 stay what they are. A loss
+    that knows no classes gets integers (N,) as they are.
 
     Raises:
         ShapeError: another shape, or another number of samples.
-        DTypeError: class numbers that are not integers.
-        DataError: a class that the model does not have, or one-hot rows that do not add up to 1.
+        DTypeError: class numbers that are not integers, targets that are not numbers or whose scale cannot be told.
+        DataError: a class that the model does not have, rows that are no distribution, or a value that is not finite.
     """
-    y = np.asarray(y)
+    given, y = y, host_array(y, what)
+    name, K = named(given, what), output_shape[-1]
     if y.ndim == 0 or len(y) != count:
         raise ShapeError(f"{what} has shape {y.shape} for {count:,} inputs; expected one label an input, ({count}, …)")
-    K = output_shape[0] if len(output_shape) == 1 else 0
-    if y.ndim == 1 and K and (of_classes or K > 1):
-        return _check_class_numbers(y, K, what)
+    counted = task.of_classes or task.takes_classes
+    if counted and y.shape[1:] == output_shape[:-1] and (task.of_classes or K > 1):
+        return _check_class_numbers(y, K, what, name)
+    if not counted and y.ndim == 1 and y.dtype.kind in "iu" and math.prod(output_shape) > 1:
+        return y.astype(np.int64)
     if y.shape[1:] != output_shape:
-        remedy = f"; pass {what}.ravel()" if y.shape[1:] == (1,) and K > 1 else ""
-        remedy = f"; pass {what}[:, None]" if y.ndim == 1 and K == 1 else remedy
-        either = f"class numbers ({count},) or " if K > 1 else ""
-        raise ShapeError(f"{what} has shape {y.shape}; expected {either}targets {(count, *output_shape)}{remedy}")
+        raise _wrong_shape(y, output_shape, what, name, classes=counted and K > 1)
     if y.dtype.kind not in "iufb":
-        raise DTypeError(f"{what} holds {y.dtype}; expected numbers")
-    targets = y.astype(np.float64)
-    if of_classes and not (np.allclose(targets.sum(axis=-1), 1.0, atol=1e-3) and targets.min() >= 0):
-        row = int(np.argmax((np.abs(targets.sum(axis=-1) - 1.0) > 1e-3) | (targets.min(axis=-1) < 0)))
-        raise DataError(
-            f"{what}[{row}] is {targets[row].tolist()}, which is no distribution over {K} classes; a one-hot row "
-            "holds one 1 and zeros"
-        )
+        raise DTypeError(f"{what} holds {y.dtype}; expected numbers{_encoded(y, name)}")
+    if counted and y.dtype.kind == "f":  # another loss may mark by NaN what it leaves out
+        check_finite(y, what, dtype)
+    if task.of_classes or y.dtype.kind in "fb" or is_zero_one(y):
+        targets = y.astype(dtype)
+    else:
+        targets = _as_targets(y, what, name, output_shape, input_shape, dtype)
+    if task.of_classes:
+        _check_distributions(targets, what)
     return targets
 
 
-def _check_class_numbers(y: HostArray, classes: int, what: str) -> HostArray:
-    if y.dtype.kind not in "iu":
-        fraction = y.dtype.kind == "f" and y[~(y == np.floor(y))]
-        seen = f", such as {fraction[0]}" if fraction is not False and len(fraction) else ""
-        raise DTypeError(
-            f"{what} holds {y.dtype}{seen}; class numbers must be integers 0 … {classes - 1}: pass "
-            f"{what}.astype(int) if that is what they are"
-        )
-    wrong = np.flatnonzero((y < 0) | (y >= classes))
-    if len(wrong):
-        first = int(wrong[0])
+def _wrong_shape(y: HostArray, output_shape: tuple[int, ...], what: str, name: str, classes: bool) -> ShapeError:
+    expected = f"targets {(len(y), *output_shape)}"
+    remedy = ""
+    if y.shape[1:] == output_shape[:-1] and output_shape[-1] == 1:
+        remedy = f"; pass {name}[:, None]" if y.ndim == 1 else f"; pass {name}[..., None]"
+    if classes:
+        numbers = (len(y), *output_shape[:-1])
+        expected = f"class numbers {numbers} or {expected}"
+        if y.shape == (*numbers, 1):
+            remedy = f"; pass {name}.ravel()" if y.ndim == 2 else f"; pass {name}[..., 0]"
+    return ShapeError(f"{what} has shape {y.shape}; expected {expected}{remedy}")
+
+
+def _as_targets(
+    y: HostArray, what: str, name: str, output_shape: tuple[int, ...], input_shape: tuple[int, ...], dtype: str
+) -> HostArray:
+    """Return integers that are not just 0 and 1 as float targets: uint8 images count as 0 … 1, as inputs do."""
+    images = len(output_shape) == 3
+    if y.dtype != np.uint8:
+        check_kind(y, what, name, pixels=images)
+        return y.astype(dtype)
+    if images or output_shape == input_shape:
+        targets = y.astype(dtype)
+        targets /= 255.0
+        return targets
+    raise DTypeError(
+        f"{what} holds uint8 from {y.min()} to {y.max()}, which may be pixels or plain numbers; pass "
+        f'{name}.astype("float32") for the numbers as they are, or {name}.astype("float32") / 255 for pixels as 0 … 1'
+    )
+
+
+def _check_distributions(targets: HostArray, what: str) -> None:
+    """Refuse targets of which not every row (…, K) is at least 0 and adds up to 1, by the place of the first."""
+    wrong = ~((np.abs(targets.sum(axis=-1, dtype=np.float64) - 1.0) <= 1e-3) & (targets.min(axis=-1) >= 0))
+    if wrong.any():
+        place = np.argwhere(wrong)[0].tolist()
         raise DataError(
-            f"{what}[{first}] is {int(y[first])}, and {len(wrong):,} labels in all are outside 0 … {classes - 1}; the "
-            f"model has {classes} outputs: number the classes from 0, or give its last layer more units"
+            f"{what}{place} is {targets[tuple(place)].tolist()}, which is not a distribution over {targets.shape[-1]} "
+            "classes; a one-hot row holds one 1 and zeros"
+        )
+
+
+def _check_class_numbers(y: HostArray, classes: int, what: str, name: str) -> HostArray:
+    if y.dtype.kind == "b":
+        y = y.astype(np.int64)
+    if y.dtype.kind not in "iu":
+        raise DTypeError(f"{what} holds {y.dtype}; class numbers must be integers 0 … {classes - 1}{_encoded(y, name)}")
+    wrong = (y < 0) | (y >= classes)
+    if wrong.any():
+        place = np.argwhere(wrong)[0].tolist()
+        raise DataError(
+            f"{what}{place} is {int(y[tuple(place)])}, and {int(wrong.sum()):,} labels in all are outside 0 … "
+            f"{classes - 1}; the model has {classes} outputs: number the classes from 0, or give its last layer more "
+            "units"
         )
     return y.astype(np.int64)
 
 
+def _encoded(y: HostArray, name: str) -> str:
+    """Return what makes class numbers of labels that are not integers, where something does."""
+    if y.dtype.kind in "OUST" and len(y) and all(isinstance(label, str | bytes) for label in y.ravel()[:100]):
+        return f": encode them, classes, y = np.unique({name}, return_inverse=True)"
+    if y.dtype.kind == "f":
+        if np.isnan(y).any():
+            return "; NaN is not one: repair or leave out these samples"
+        fraction = y[y != np.floor(y)]
+        if len(fraction):
+            return f", and {fraction[0]} is not one; for a regression compile with a loss such as mean_squared_error"
+        return f": pass {name}.astype(int)"
+    return ""
+
+
 def check_batch_size(batch_size: Any) -> int:
     """Return a batch size, or raise ConfigurationError where it is not a positive integer."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ConfigurationError(f"batch_size must be a positive integer, not {batch_size!r}")
-    return int(batch_size)
+    return checks.integer(batch_size, "batch_size", 1)
 
 
 def batches(count: int, batch_size: int) -> Iterator[slice]:
@@ -131,14 +194,16 @@ def batches(count: int, batch_size: int) -> Iterator[slice]:
 
 
 def check_epochs(epochs: Any) -> float:
-    """Return how often data is to be visited, a whole number as an int, or raise ConfigurationError."""
-    is_number = isinstance(epochs, int | float) and not isinstance(epochs, bool)
-    if not is_number or not 0 <= epochs < math.inf:
-        raise ConfigurationError(
-            f"epochs must be a number of at least 0, not {epochs!r}; 2.5 visits every sample twice and half of them "
-            "once more"
-        )
-    return int(epochs) if epochs == int(epochs) else float(epochs)
+    """Return how often data is to be visited, a whole number as an int, or raise ConfigurationError.
+
+    A number that misses a whole one by a rounding, such as 0.1 · 30, is that one: no step is made for the rest.
+    """
+    try:
+        number = checks.number(epochs, "epochs", 0)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}; 2.5 visits every sample twice and half of them once more") from None
+    whole = round(number)
+    return whole if (whole and abs(number - whole) < 1e-6) or number == whole else number
 
 
 def steps_of(epoch: int, epochs: float, steps: int) -> int:

@@ -1,5 +1,7 @@
 """Functions of single elements, and softmax over the classes."""
 
+import math
+
 from gpucnn import checks
 from gpucnn.backends import Array
 from gpucnn.layers.base import Backward, Layer
@@ -44,8 +46,12 @@ class Sigmoid(Layer):
     per_sample = recordable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y, by way of tanh, which cannot overflow, and the way back."""
-        y = 0.5 * self.backend.xp.tanh(0.5 * x) + 0.5
+        """Return y, whose small numbers have all their digits, and the backward function.
+
+        Below the logarithm of the smallest normal number y stays there, so the power cannot overflow.
+        """
+        xp = self.backend.xp
+        y = 1.0 / (1.0 + xp.exp(-xp.maximum(x, 0.99 * math.log(xp.finfo(x.dtype).tiny))))
         return y, lambda dy: dy * y * (1.0 - y)
 
 

@@ -4,12 +4,15 @@ A layer's `forward` returns its output and the way back: a function from dy to d
 What the way back needs is in its scope, so a layer keeps nothing between calls, and one used twice is right.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.config import Closed, Configurable, is_ours, snake_case
 from gpucnn.errors import CheckpointError, ConfigurationError, ShapeError
+
+MOST_ELEMENTS = 1 << 40  # of one sample: more than any machine's memory
 
 Shape = tuple[int, ...]
 Backward = Callable[[Array], Array]
@@ -221,6 +224,11 @@ class Layer(Configurable, family="layer"):
         if self.output_shape is None:
             vars(self)["_settled"] = False  # what build makes need not be there before
             self.output_shape = self.build(input_shape, rng)
+            if max(math.prod(input_shape), math.prod(self.output_shape)) > MOST_ELEMENTS:
+                raise ShapeError(
+                    f"{self.label}: makes {self.output_shape} of {input_shape}, and no array holds more than "
+                    f"{MOST_ELEMENTS:,} numbers a sample; choose smaller ones"
+                )
             self.input_shape = input_shape
             vars(self)["_settled"] = True
             self._refuse_hidden_state()
@@ -308,10 +316,15 @@ class Layer(Configurable, family="layer"):
         return bool(self.parameters() or self.buffers())
 
     def all_layers(self) -> Iterator["Layer"]:
-        """Yield this layer and every layer inside it."""
-        yield self
-        for _, child in self.children():
-            yield from child.all_layers()
+        """Yield this layer and every layer inside it, each once."""
+        seen: set[int] = set()
+        waiting: list[Layer] = [self]
+        while waiting:
+            layer = waiting.pop()
+            if id(layer) not in seen:
+                seen.add(id(layer))
+                yield layer
+                waiting += [child for _, child in layer.children()][::-1]
 
     def to(self, backend: "Backend | str", dtype: str | None = None) -> "Layer":
         """Move every array to a backend, and floats to a dtype; returns the layer."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from gpucnn import checks, initializers
 from gpucnn.backends import Array
+from gpucnn.data.arrays import channel_statistics
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
 from gpucnn.layers.base import Backward, Buffer, Layer, Parameter, Shape
 
@@ -126,22 +127,20 @@ class Normalization(Layer):
             raise ConfigurationError(f"{self.label}: deviation must be positive, not {deviation!r}")
 
     def adapt(self, data: Any) -> "Normalization":
-        """Take mean and deviation of each channel from host data (N, …, C); returns the layer.
+        """Take mean and deviation of each channel from host data (N, …, C), which count as in `fit`; returns the layer.
+
+        The data are read once, a part after another, so that any array will do, also one that is mapped from a file.
 
         Raises:
-            DataError: the data is empty or a channel is constant, so that it cannot be scaled.
+            ShapeError, DTypeError, DataError: data that `fit` refuses, or a constant channel, which cannot be scaled.
         """
-        if data.size == 0:
-            raise DataError(f"{self.label}: cannot adapt to empty data of shape {tuple(data.shape)}")
-        axes = tuple(range(data.ndim - 1))
-        mean, deviation = data.mean(axis=axes, dtype="float64"), data.std(axis=axes, dtype="float64")
+        mean, deviation = channel_statistics(data, "data")
         if not deviation.min() > 0:
             raise DataError(
                 f"{self.label}: channel {int(deviation.argmin())} of the data is constant, so it has no deviation to "
                 "divide by; leave it out, or pass mean and deviation yourself"
             )
-        scale = 255.0 if data.dtype == "uint8" else 1.0
-        vars(self).update(mean=(mean / scale).tolist(), deviation=(deviation / scale).tolist())
+        vars(self).update(mean=mean.tolist(), deviation=deviation.tolist())
         if self.output_shape is not None:
             self._fill()
         return self

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpucnn import rng
+from gpucnn import checks, rng
 from gpucnn.backends import get_backend
+from gpucnn.data.arrays import host_array
 from gpucnn.data.augment import Augmentation, Placing, check_augmentations, words_of
 from gpucnn.errors import ConfigurationError, ShapeError
 from gpucnn.plots.canvas import ACROSS, GAP, draw_tiles, mark_rows, new_figure, plain, save
@@ -41,7 +42,7 @@ def augmented(
         ConfigurationError: no augmentation, or one that `fit` would refuse; or no epoch to be drawn.
         ShapeError: other images, none or more than can be seen, or images that cannot be changed so.
     """
-    images = np.asarray(images)
+    images = host_array(images, "images")
     _check(images, epochs)
     size = _result_size(augment, images.shape[1:3])
     listed = check_augmentations(augment, (*size, images.shape[3]), images)
@@ -66,8 +67,7 @@ def _check(images: Any, epochs: int) -> None:
             f"images have shape {images.shape}; expected 1 to {ACROSS} images (N, H, W, 1) or (N, H, W, 3), such as "
             "x_train[:10]"
         )
-    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
-        raise ConfigurationError(f"epochs must be an integer of at least 1, not {epochs!r}")
+    checks.integer(epochs, "epochs", minimum=1)
 
 
 def _result_size(augment: Any, image_size: tuple[int, int]) -> tuple[int, int]:

@@ -1,10 +1,12 @@
 """What all pictures share: colours, a figure, tiles side by side, and saving."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpucnn.errors import ConfigurationError
+from gpucnn.files import explained, user_path, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,18 +51,22 @@ def save(figure: "Figure", path: str | Path | None) -> "Figure":
         ConfigurationError: the ending is no format, or the file cannot be written.
     """
     if path is not None:
+        path = user_path(path)
         check_name(path)
-        try:
-            figure.savefig(path, dpi=DPI, bbox_inches="tight")
-        except OSError as error:
-            raise not_written(path, error) from error
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=DPI, bbox_inches="tight")
+        write(path, drawn)
     return figure
 
 
-def not_written(path: str | Path, error: OSError) -> ConfigurationError:
-    """Return the error that says why a picture could not be written."""
-    why = error.strerror or error
-    return ConfigurationError(f"cannot write {path} ({why}); name a folder that is there and may be written")
+def write(path: Path, drawn: io.BytesIO) -> None:
+    """Write a picture that was drawn into memory, whole or not at all.
+
+    Raises:
+        ConfigurationError: it cannot be written; says why.
+    """
+    with explained(path, ConfigurationError):
+        write_whole(path, drawn.getvalue())
 
 
 def plain(words: str) -> str:

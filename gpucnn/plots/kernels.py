@@ -1,5 +1,6 @@
 """The filters of convolutions: those of a model, and how they came to be."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpucnn.errors import ConfigurationError
+from gpucnn.files import user_path
 from gpucnn.model import Model
 from gpucnn.plots.canvas import (
     ACROSS,
@@ -16,10 +18,10 @@ from gpucnn.plots.canvas import (
     mark_columns,
     mark_rows,
     new_figure,
-    not_written,
     save,
     spread,
     tile_size,
+    write,
 )
 from gpucnn.training.snapshots import Snapshots, convolution_weights
 
@@ -147,8 +149,9 @@ def animate_filters(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
+    path = user_path(path)
     check_name(path, also=("gif",))
-    if Path(path).suffix.lower() != ".gif":
+    if path.suffix.lower() != ".gif":
         raise ConfigurationError(f"{path}: an animation is written as a GIF; name a file that ends with .gif")
     if not frames_per_second > 0:
         raise ConfigurationError(f"frames_per_second must be above 0, not {frames_per_second!r}")
@@ -171,10 +174,9 @@ def animate_filters(
         pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
     durations = [round(1000 / frames_per_second)] * len(pictures)
     durations[-1] = max(durations[-1], round(1000 * LAST_FRAME))
-    try:
-        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
-    except OSError as error:
-        raise not_written(path, error) from error
+    drawn = io.BytesIO()
+    pictures[0].save(drawn, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    write(path, drawn)
 
 
 def _weights(source: Model | Weights) -> dict[str, Any]:

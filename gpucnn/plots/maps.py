@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpucnn import checks
+from gpucnn.data.arrays import host_array
 from gpucnn.data.batches import check_inputs
 from gpucnn.errors import ConfigurationError
 from gpucnn.layers import Sequential, Softmax
@@ -48,9 +50,8 @@ def feature_maps(
         raise ConfigurationError(
             f"{model.name} takes inputs of shape {model.input_shape}, which are no images (H, W, C)"
         )
-    if most < 1:
-        raise ConfigurationError(f"most must be a positive number of maps, not {most!r}")
-    pixels = check_inputs(np.asarray(image)[None], model.input_shape, "image")
+    most = checks.integer(most, "most", minimum=1)
+    pixels = check_inputs(host_array(image, "image")[None], model.input_shape, "image", model.dtype)
     rows, outputs = [("input", pixels[0])], None
     for layer, values in layer_outputs(model, pixels):
         if values.ndim == 3:

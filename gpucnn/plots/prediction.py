@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpucnn.data.arrays import host_array
 from gpucnn.errors import ShapeError
 from gpucnn.plots.canvas import BLUE, GREY, new_figure, plain, save
 
@@ -33,11 +34,11 @@ def prediction(
     Raises:
         ShapeError: other shapes, or another number of names than of probabilities.
     """
-    image, probabilities = np.asarray(image), np.asarray(probabilities)
+    image, probabilities = host_array(image, "image"), host_array(probabilities, "probabilities")
     _check(image, probabilities, class_names)
     names = [f"class {k}" for k in range(len(probabilities))] if class_names is None else list(class_names)
     pictures = [("what the network sees", image)] if original is None else [
-        ("the image", np.asarray(original)),
+        ("the image", host_array(original, "original")),
         ("what the network sees", image),
     ]  # fmt: skip
     shown = np.sort(probabilities.argsort()[::-1][:MOST])

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpucnn.errors import ConfigurationError, DataError, ShapeError
+from gpucnn import checks
+from gpucnn.data.arrays import host_array
+from gpucnn.errors import DataError, ShapeError
 from gpucnn.plots.canvas import SMALL, new_figure, plain, save
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ def confusion_matrix(labels: Any, predictions: Any, classes: int | None = None) 
         ShapeError: not as many predictions as labels.
         DataError: a class number below 0 or from `classes` up.
     """
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    labels, predictions = host_array(labels, "labels"), host_array(predictions, "predictions")
     if predictions.ndim == 2:
         classes = classes or predictions.shape[1]
         predictions = predictions.argmax(axis=1)
@@ -59,7 +61,7 @@ def confusion(matrix: Any, class_names: Sequence[str] | None = None, *, path: st
     Raises:
         ShapeError: the matrix is not square, or the names are not as many.
     """
-    matrix = np.asarray(matrix)
+    matrix = host_array(matrix, "matrix")
     K = len(matrix) if matrix.ndim else 0
     if matrix.shape != (K, K) or K == 0:
         raise ShapeError(
@@ -116,9 +118,12 @@ def mistakes(
         ShapeError: the three do not go together.
         ConfigurationError: `count` is not positive.
     """
-    images, labels, probabilities = np.asarray(images), np.asarray(labels), np.asarray(probabilities)
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ConfigurationError(f"count must be a positive number of images, not {count!r}")
+    images, labels, probabilities = (
+        host_array(images, "images"),
+        host_array(labels, "labels"),
+        host_array(probabilities, "probabilities"),
+    )
+    count = checks.integer(count, "count", minimum=1)
     if images.ndim != 4 or images.shape[3] not in (1, 3) or probabilities.ndim != 2:
         raise ShapeError(
             f"images have shape {images.shape} and probabilities {probabilities.shape}; expected grey or coloured "

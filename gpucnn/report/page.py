@@ -13,8 +13,7 @@ from markupsafe import Markup
 
 from gpucnn.backends import Backend
 from gpucnn.errors import ConfigurationError, GpucnnError
-from gpucnn.files import write_whole
-from gpucnn.plots.canvas import not_written
+from gpucnn.files import explained, user_path, why_not_written, write_whole
 from gpucnn.report.answers import answers
 from gpucnn.report.defects import BOX, defects
 from gpucnn.report.facts import facts, final_scores, headline
@@ -24,7 +23,7 @@ from gpucnn.report.maps import maps
 from gpucnn.report.run import Run, open_run
 from gpucnn.report.statistics import statistics
 from gpucnn.report.training import training
-from gpucnn.run_folder import MODEL, Predicted, find_model, predict_test_set
+from gpucnn.run_folder import MODEL, Predicted, beside, find_model, predict_test_set
 
 REPORT = "report.html"
 IMAGES = 6  # test images that are shown on their way, unless others are asked for
@@ -52,13 +51,11 @@ def write(
         ConfigurationError: an argument makes no sense, or the page cannot be written.
         DataError: the data that were asked for cannot be had; where none were, the page says so.
     """
-    model = find_model(None if run is None else Path(run))
-    target = _target(model, None if path is None else Path(path))
+    model = find_model(run)
+    target = _target(model, None if path is None else user_path(path))
     page = render(model, data=data, data_dir=data_dir, backend=backend, images=images)
-    try:
-        write_whole(target, page.encode())
-    except OSError as error:
-        raise not_written(target, error) from error
+    with explained(target, ConfigurationError):
+        write_whole(target, page.encode(errors="replace"))
     return target
 
 
@@ -72,8 +69,8 @@ def render(
 ) -> str:
     """Return the report of a run as HTML; arguments and errors are those of `write`."""
     wanted = _checked(images)
-    opened = open_run(None if run is None else Path(run), backend)
-    on_test = _predicted(opened, data, None if data_dir is None else Path(data_dir))
+    opened = open_run(run, backend)
+    on_test = _predicted(opened, data, data_dir)
     scores = final_scores(opened, on_test)
     return _page(
         run=opened,
@@ -92,11 +89,11 @@ def render(
 def _target(model: Path, path: Path | None) -> Path:
     """Return where the page goes, and see before any work that it can go there."""
     if path is None:
-        path = model.parent / (REPORT if model.name == MODEL else f"{model.stem}-{REPORT}")
+        path = beside(model, REPORT if model.name == MODEL else f"{model.stem}-{REPORT}")
     if path.suffix.lower() not in (".html", ".htm"):
         raise ConfigurationError(f"{path}: a report is written as HTML; name a file that ends with .html")
     if not path.parent.is_dir():
-        raise not_written(path, FileNotFoundError(2, "No such file or directory"))
+        raise ConfigurationError(why_not_written(path, FileNotFoundError(2, "No such file or directory")))
     return path
 
 
@@ -111,7 +108,7 @@ def _checked(images: int | Sequence[int]) -> int | list[int]:
     return images if isinstance(images, int) else whole
 
 
-def _predicted(run: Run, data: str | None, data_dir: Path | None) -> Predicted | str:
+def _predicted(run: Run, data: str | None, data_dir: str | Path | None) -> Predicted | str:
     """Return what the model makes of the test set, or why that is not known; what was asked for must be had."""
     try:
         return predict_test_set(run.model, run.path, data, data_dir)

@@ -43,7 +43,7 @@ class Run:
         return {name: float(value) for name, value in test.items() if is_number(value)}
 
 
-def open_run(where: Path | None, backend: str | Backend) -> Run:
+def open_run(where: str | Path | None, backend: str | Backend) -> Run:
     """Read a run's folder, a model's file, or (None) the newest run below `runs`.
 
     Raises:

@@ -11,13 +11,14 @@ import platform
 import re
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpucnn import trees
-from gpucnn.callbacks.base import as_loss
+from gpucnn import checks, trees
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
-from gpucnn.files import FolderLock, remove_parts, write_whole
+from gpucnn.files import FolderLock, elsewhere, make_folder, remove_parts, user_path, write_into
+from gpucnn.metrics import MODES, is_larger_better
 from gpucnn.training import state
 from gpucnn.trees import Tree
 
@@ -44,9 +45,9 @@ class Checkpoints:
         every_seconds  between two checkpoints; None: only by steps and epochs
         every_steps    between two checkpoints; then each end of an epoch is saved, too
         keep           how many of the newest checkpoints are kept
-        monitor        a key of the history, such as "val_loss": smaller is better, except for accuracies. None takes
-                       "val_accuracy", or "val_loss" where no accuracy is measured, and no best model is kept without
-                       validation data
+        monitor        a key of the history, such as "val_loss". None takes "val_accuracy", or "val_loss" where no
+                       accuracy is measured, and no best model is kept without validation data
+        mode           "min": smaller is better; "max": larger is better; "auto" asks the metric
 
     Afterwards `best` is None or {"monitor": …, "value": …, "epoch": …}, with epochs counted from 0.
 
@@ -62,36 +63,58 @@ class Checkpoints:
         every_steps: int | None = None,
         keep: int = 2,
         monitor: str | None = None,
+        mode: str = "auto",
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise ConfigurationError(f"checkpoints go into a folder, named by a string or a path, not {folder!r}")
-        self.folder = Path(folder)
-        if every_seconds is not None and not (_is_number(every_seconds) and every_seconds >= 0):
-            raise ConfigurationError(f"every_seconds must be a number of at least 0, or None, not {every_seconds!r}")
-        for what, value in (("every_steps", every_steps), ("keep", keep)):
-            optional = what == "every_steps"
-            if not (optional and value is None) and not (_is_number(value) and isinstance(value, int) and value >= 1):
-                raise ConfigurationError(
-                    f"{what} must be an integer of at least 1{', or None' if optional else ''}, not {value!r}"
-                )
+        self.folder = user_path(folder)
+        if every_seconds is not None:
+            every_seconds = checks.number(every_seconds, "every_seconds", 0)
+        if every_steps is not None:
+            every_steps = checks.integer(every_steps, "every_steps", 1)
+        keep = checks.integer(keep, "keep", 1)
         if monitor is not None and not isinstance(monitor, str):
             raise ConfigurationError(f'monitor must be a key of the history such as "val_loss", not {monitor!r}')
         self.every_seconds, self.every_steps, self.keep, self.monitor = every_seconds, every_steps, keep, monitor
+        self.mode = checks.one_of(mode, "mode", MODES)
         self.best: dict[str, Any] | None = None
+        self.elsewhere: Path | None = None  # where an interrupted training was saved if not in the folder
         self._lock = FolderLock(self.folder)
+        self._end: Path | None = None
 
     # --- for who trains -----------------------------------------------------------------------
 
     def files(self) -> list[Path]:
         """Return the checkpoints in the folder, the newest last."""
-        if not self.folder.is_dir():
+        try:
+            names = [path for path in self.folder.iterdir() if path.is_file()]
+        except OSError:
             return []
-        found = {tuple(map(int, named.groups())): path for path in self.folder.iterdir() if (named := _named(path))}
+        found = {tuple(map(int, named.groups())): path for path in names if (named := _named(path))}
         return [found[position] for position in sorted(found)]
 
-    def clear(self) -> None:
-        """Remove all checkpoints, when nobody will resume the training; the best model stays."""
-        self._remove(keep=())
+    def clear(self, keep: int = 0) -> None:
+        """Remove all checkpoints but the newest `keep`, when nobody will resume the training; the best model stays."""
+        self._remove(keep=self.files()[len(self.files()) - keep :])
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only one who writes into the folder, from before a training to after it; it is made if need be.
+
+        Raises:
+            CheckpointError: it cannot be written.
+            ConfigurationError: another process is writing into it.
+        """
+        self._take_folder()
+        try:
+            yield
+        finally:
+            self.end()
+
+    @property
+    def end_is_saved(self) -> bool:
+        """Whether the newest checkpoint is that of the training's end, and lies in the folder."""
+        return self._end is not None and self._end.is_file()
 
     # --- for the training loop ----------------------------------------------------------------
 
@@ -105,15 +128,19 @@ class Checkpoints:
         """
         self._settings, self._circumstances = state.settings(training), state.circumstances(training)
         self._monitor = self._checked_monitor(training)
+        larger = self._monitor is not None and is_larger_better(self._monitor, training.model.metrics, self.mode)
+        self._sign = -1.0 if larger else 1.0
         self.best = None
         self._pending: tuple[dict[str, Any], bytes] | None = None
         self._whole: list[Path] = []
         self._cost, self._last, self._steps = 0.0, time.monotonic(), 0
+        self._end, self.elsewhere = None, None
+        self._failure: dict[str, int | None] = {}
         source = resume if isinstance(resume, Path) else self.folder
         new = not self.folder.exists()
         self._take_folder()
         try:
-            return self._begin(source, resume)
+            return self._begin(training, source, resume)
         except BaseException:
             self.end()
             if new:  # nothing is left of what was refused
@@ -124,24 +151,19 @@ class Checkpoints:
     def _take_folder(self) -> None:
         """Make the folder, and be the only one who writes into it."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            alone = self._lock.acquire()
+            make_folder(self.folder)
+            self._lock.__enter__()
         except OSError as error:
             raise self._no_place(error) from error
-        if not alone:
-            raise ConfigurationError(
-                f"{self.folder}: {self._lock.holder()} is writing a training into this folder; wait until it ends, or "
-                "name another folder"
-            )
 
     def end(self) -> None:
         """Let others write into the folder."""
         self._lock.release()
 
-    def _begin(self, source: Path, resume: bool | Path) -> Tree | None:
+    def _begin(self, training: "Training", source: Path, resume: bool | Path) -> Tree | None:
         if resume is False or source != self.folder:
             self._refuse_to_overwrite()
-        found = self._newest(source) if resume else None
+        found = self._newest(source, training) if resume else None
         if resume and found is None and resume is not True:
             raise CheckpointError(f"{source}: there is no checkpoint to resume from; was it written to another folder?")
         if found is not None:
@@ -174,18 +196,46 @@ class Checkpoints:
         if self.every_steps is not None or not training.a_step_follows or self._cost <= may_cost:
             self.save(training, steps)
 
-    def save(self, training: "Training", steps: "Steps") -> None:
-        """Write a checkpoint, and remove those that it makes superfluous; where it cannot be written, warn."""
+    def save(self, training: "Training", steps: "Steps", *, interrupted: bool = False) -> None:
+        """Write a checkpoint, and remove those that it makes superfluous; where it cannot be written, warn.
+
+        That of an interrupted training is written to another place then, which is named.
+        """
         try:
             self._write(training, steps)
         except OSError as error:
-            self._last, self._steps = time.monotonic(), 0
-            left = f"{self._whole[-1].name}, the one before, is whole" if self._whole else "there is none before it"
-            _warn(
-                f"the checkpoint {_place(training.epoch, training.step)} could not be written into {self.folder} "
-                f"({error.strerror or error}); {left}, and the training goes on; make room, or let the folder be "
-                "written, and the next one will be"
-            )
+            self._last, self._steps, self._end = time.monotonic(), 0, None
+            whole = [path for path in self._whole if path.is_file()]
+            left = f"{whole[-1].name}, the one before, is whole" if whole else "there is none before it"
+            place = f"the checkpoint {_place(training.epoch, training.step)} could not be written into {self.folder}"
+            if interrupted:
+                self._save_elsewhere(training, steps, f"{place} ({error.strerror or error})")
+            else:
+                self._warn_of_failure(
+                    "checkpoint",
+                    error,
+                    f"{place} ({error.strerror or error}); {left}, and the training goes on; make room, or let the "
+                    "folder be written, and the next one will be",
+                )
+
+    def _save_elsewhere(self, training: "Training", steps: "Steps", failed: str) -> None:
+        """Write a checkpoint into a new folder in another place, where that of the training cannot take it."""
+        self.elsewhere = elsewhere(self.folder.name)
+        try:
+            if self.elsewhere is None:
+                raise OSError("no place")
+            self._put(training, steps, self.elsewhere)
+        except OSError:
+            self.elsewhere = None
+            _warn(f"{failed}, nor into any other place; what was trained since the one before is lost")
+        else:
+            _warn(f"{failed}; it is saved in {self.elsewhere} instead: go on with resume={str(self.elsewhere)!r}")
+
+    def _warn_of_failure(self, what: str, error: OSError, message: str) -> None:
+        """Warn of a file that could not be written, once as long as it fails for the same reason."""
+        if self._failure.get(what, 0) != error.errno:
+            self._failure[what] = error.errno
+            _warn(message)
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -193,15 +243,22 @@ class Checkpoints:
         started = time.monotonic()
         steps.watch.check()  # a bad one would take the place of a good one
         self._write_best()
+        path = self._put(training, steps, self.folder)
+        self._whole = [*(other for other in self._whole if other != path), path][-self.keep :]
+        self._remove(keep=self._whole)
+        self._end = None if training.a_step_follows else path
+        self._failure.clear()
+        self._last, self._steps = time.monotonic(), 0
+        self._cost = self._last - started
+
+    def _put(self, training: "Training", steps: "Steps", folder: Path) -> Path:
+        """Write a checkpoint into a folder, and return its path."""
         head = {"format": FORMAT, "python": platform.python_version(), "best": self.best}
         known = {"settings": self._settings, "circumstances": self._circumstances}
         tree = {**head, **known, **state.gather(training, steps)}
-        path = self.folder / f"checkpoint-{training.epoch:05d}-{training.step:06d}.safetensors"
-        write_whole(path, trees.to_bytes(tree, KEY))
-        self._whole = [*(other for other in self._whole if other != path), path][-self.keep :]
-        self._remove(keep=self._whole)
-        self._last, self._steps = time.monotonic(), 0
-        self._cost = self._last - started
+        name = f"checkpoint-{training.epoch:05d}-{training.step:06d}.safetensors"
+        write_into(folder, name, trees.to_bytes(tree, KEY))
+        return folder / name
 
     def _no_place(self, error: OSError) -> CheckpointError:
         return CheckpointError(
@@ -221,8 +278,8 @@ class Checkpoints:
         """Keep the model if the number is better than all before."""
         assert self._monitor is not None
         best = self._pending[0] if self._pending else self.best
-        least = math.inf if best is None else as_loss(self._monitor, best["value"])
-        if as_loss(self._monitor, value) < least:  # which no NaN is
+        least = math.inf if best is None else self._sign * best["value"]
+        if self._sign * value < least:  # which no NaN is
             from gpucnn.checkpoint import content
 
             named = {"monitor": self._monitor, "value": value, "epoch": training.epoch - 1}
@@ -230,21 +287,23 @@ class Checkpoints:
         try:
             self._write_best()
         except OSError as error:
-            _warn(
+            self._warn_of_failure(
+                BEST,
+                error,
                 f"the best model so far could not be written to {self.folder / BEST} ({error.strerror or error}); the "
-                "training goes on with it in memory, and it is written as soon as there is room"
+                "training goes on with it in memory, and it is written as soon as there is room",
             )
 
     def _write_best(self) -> None:
         """Write the best model that waits to be written; only then does it count."""
         if self._pending is not None:
             named, content = self._pending
-            write_whole(self.folder / BEST, content)
+            write_into(self.folder, BEST, content)
             self.best, self._pending = named, None
 
     # --- reading ------------------------------------------------------------------------------
 
-    def _newest(self, folder: Path) -> Tree | None:
+    def _newest(self, folder: Path, training: "Training") -> Tree | None:
         """Return the newest whole checkpoint of a folder, and warn of newer ones that are damaged."""
         files = Checkpoints(folder).files()
         for path in reversed(files):
@@ -253,8 +312,9 @@ class Checkpoints:
             except CheckpointError as error:
                 _warn(f"{error} The checkpoint before it is tried.")
                 continue
-            self._check(path, tree)
-            self._whole = [path] if folder == self.folder else []
+            self._check(path, tree, training)
+            if folder == self.folder:
+                self._whole, self._end = [path], path if state.is_over(tree, training.epochs) else None
             return tree
         if files:
             raise CheckpointError(
@@ -263,23 +323,46 @@ class Checkpoints:
             )
         return None
 
-    def _check(self, path: Path, tree: Tree) -> None:
-        """Refuse a checkpoint of another training; warn where the same one goes on under other circumstances."""
+    def _check(self, path: Path, tree: Tree, training: "Training") -> None:
+        """Refuse a checkpoint of another training; warn where the same one goes on under other circumstances.
+
+        Another number of epochs is taken: it is what a training is lengthened by.
+        """
         found = tree.get("format") if isinstance(tree, dict) else None
         if found != FORMAT:
             raise CheckpointError(
                 f"{path}: is of format {found!r}, and this gpucnn reads {FORMAT}; resume it with the version that "
                 "wrote it"
             )
-        if others := list(state.differences(tree["settings"], self._settings)):
+        if not state.is_head(tree):
+            raise CheckpointError(f"{path}: is whole, but not a checkpoint of a training; was it edited?")
+        then = tree["settings"]["epochs"]
+        if others := list(state.differences(tree["settings"], self._settings | {"epochs": then})):
             raise CheckpointError(
                 f"{path}: is of another training: {state.in_words(others)}; pass what it was begun with to go on, or "
                 "another folder to begin anew"
             )
+        if then != training.epochs:
+            self._lengthen(path, tree, training)
         if changed := list(state.differences(tree["circumstances"], self._circumstances)):
             _warn(
                 f"the training goes on under other circumstances: {state.in_words(changed)}; its numbers may differ in "
                 "their last bits from those of one that was not interrupted"
+            )
+
+    def _lengthen(self, path: Path, tree: Tree, training: "Training") -> None:
+        """Take another number of epochs, if it is not over yet; say so where it comes to something else."""
+        then, position = tree["settings"]["epochs"], tree["position"]
+        if training.epochs < position["epoch"] + bool(position["step"]):
+            raise CheckpointError(
+                f"{path}: is {place_of(path)} of {then} already, so it cannot end with epochs={training.epochs}; pass "
+                "more, or another folder to begin anew"
+            )
+        if not state.same_so_far(training, tree, then):
+            _warn(
+                f"the training goes on to {training.epochs} epochs where it was to have {then}: as its schedules, or "
+                f"its cut last epoch, depend on that number, it will not be what {training.epochs} epochs from the "
+                "beginning come to"
             )
 
     def _refuse_to_overwrite(self) -> None:
@@ -296,11 +379,9 @@ class Checkpoints:
 
     def _checked_monitor(self, training: "Training") -> str | None:
         """Return the key that best models are chosen by, or None."""
-        own = ["loss", *(metric.name for metric in training.model.metrics)]
-        validation = [] if training.validation_data is None else [f"val_{key}" for key in own]
+        keys = state.measured(training)
         if self.monitor is None:
-            return next((key for key in ("val_accuracy", "val_loss") if key in validation), None)
-        keys = [*own, *(f"{key}_so_far" for key in own), *validation]
+            return next((key for key in ("val_accuracy", "val_loss") if key in keys), None)
         if self.monitor not in keys:
             raise ConfigurationError(
                 f"the best model is to be chosen by {self.monitor!r}, but an epoch gives only {', '.join(keys)}; pass "
@@ -320,7 +401,7 @@ def check_checkpoints(checkpoints: Any, resume: Any) -> "tuple[Checkpoints | Non
     """
     if isinstance(resume, str | os.PathLike):
         checkpoints = resume if checkpoints is None else checkpoints
-        resume = Path(resume)
+        resume = user_path(resume)
         if resume.is_file():
             raise ConfigurationError(f"resume={str(resume)!r} is a file; pass the folder that checkpoints lie in")
     elif not isinstance(resume, bool):
@@ -348,10 +429,6 @@ def _place(epoch: int, step: int) -> str:
 
 def _named(path: Path) -> "re.Match[str] | None":
     return NAME.fullmatch(path.name)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _warn(message: str) -> None:

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpucnn import checks
 from gpucnn.callbacks import Callback
 from gpucnn.errors import CheckpointError, ConfigurationError
-from gpucnn.files import read_json, write_whole
+from gpucnn.files import explained, read_json, user_path, write_into
 from gpucnn.layers.activation import ReLU
 
 if TYPE_CHECKING:
@@ -59,14 +60,11 @@ class DefectWatch(Callback):
     """
 
     def __init__(self, probe: tuple[Any, Any], *, every: int = 50, grace: int = 400, action: str = "flag") -> None:
-        if action not in ACTIONS:
-            raise ConfigurationError(f'action must be "flag" or "stop", not {action!r}')
+        self.action = checks.one_of(action, "action", ACTIONS)
         if len(probe) != 2 or len(probe[0]) != len(probe[1]) or not len(probe[0]):
             raise ConfigurationError("probe must be a pair of inputs and class numbers, as many of each, at least one")
-        for what, value in (("every", every), ("grace", grace)):
-            if not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"{what} must be a number of steps of at least 1, not {value!r}")
-        self.probe, self.every, self.grace, self.action = probe, every, grace, action
+        self.probe = probe
+        self.every, self.grace = checks.integer(every, "every", minimum=1), checks.integer(grace, "grace", minimum=1)
         self._model: weakref.ref[Model] | None = None
         self._forget()
 
@@ -108,7 +106,13 @@ class DefectWatch(Callback):
         return {**self.report(), "steps": self._steps, "best": self._best, "at_chance": self._at_chance}
 
     def load_state(self, model: "Model", state: dict[str, Any]) -> None:
-        """Go on watching."""
+        """Go on watching.
+
+        Raises:
+            CheckpointError: it is not what a watch keeps.
+        """
+        if not is_report(state):
+            raise CheckpointError("DefectWatch: not a defect, looks and histograms")
         self.defect = None if state["defect"] is None else Defect(**state["defect"])
         self.looks, self.histograms = state["looks"], state["histograms"]
         self._steps, self._best, self._at_chance = state["steps"], state["best"], state["at_chance"]
@@ -158,9 +162,10 @@ class DefectWatch(Callback):
         return {"defect": defect, "looks": self.looks, "histograms": self.histograms}
 
     def save(self, folder: str | Path) -> None:
-        """Write `defects.json` into a run folder."""
-        held = {"format": FORMAT, **self.report()}
-        write_whole(Path(folder) / DEFECTS, (json.dumps(held, indent=1) + "\n").encode())
+        """Write `defects.json` into a run folder; raises CheckpointError where it cannot be written."""
+        folder, held = user_path(folder), {"format": FORMAT, **self.report()}
+        with explained(folder / DEFECTS):
+            write_into(folder, DEFECTS, (json.dumps(held, indent=1) + "\n").encode())
 
 
 def load_report(folder: str | Path) -> dict[str, Any]:
@@ -169,7 +174,7 @@ def load_report(folder: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or it is damaged or of another version.
     """
-    file = Path(folder) / DEFECTS
+    file = user_path(folder) / DEFECTS
     try:
         held = read_json(file)
     except FileNotFoundError as error:

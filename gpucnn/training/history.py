@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpucnn.files import write_whole
+from gpucnn.files import explained, user_path, write_whole
 
 
 class History:
@@ -41,8 +41,13 @@ class History:
         return None
 
     def save(self, path: str | Path) -> None:
-        """Write the history as JSON."""
-        write_whole(Path(path), (json.dumps(self.history, indent=1) + "\n").encode())
+        """Write the history as JSON; raises CheckpointError where it cannot be written."""
+        with explained(target := user_path(path)):
+            write_whole(target, self.content())
+
+    def content(self) -> bytes:
+        """Return what `save` writes."""
+        return (json.dumps(self.history, indent=1) + "\n").encode()
 
     def __getitem__(self, key: str) -> list[float]:
         return self.history[key]

@@ -21,6 +21,7 @@ from gpucnn.training.checkpoints import Checkpoints
 from gpucnn.training.evaluation import evaluate
 from gpucnn.training.history import History
 from gpucnn.training.interruption import Interruption
+from gpucnn.training.memory import with_advice
 from gpucnn.training.progress import Silent, make_progress
 from gpucnn.training.state import restore
 from gpucnn.training.steps import Steps, make_steps
@@ -70,6 +71,8 @@ class Training:
             self.model.fault = error if isinstance(error, NumericError) else None
             for callback in self.callbacks:
                 callback.on_fit_interrupted(self.model)
+            if isinstance(error, MemoryError):
+                raise with_advice(self.model, self.data, self.batch_size, error) from error
             raise
         finally:
             self.model.numerics = None
@@ -175,7 +178,7 @@ class Training:
     def _obey(self, keeper: Checkpoints, steps: Steps) -> None:
         """End the training here if that was asked for, by Ctrl-C or SIGTERM, with a checkpoint of now."""
         if self._interruption is not None and self._interruption.asked:
-            keeper.save(self, steps)
+            keeper.save(self, steps, interrupted=True)
             raise self._interruption.error()
 
     def _seconds_of_epochs(self) -> list[float]:

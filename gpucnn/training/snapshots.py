@@ -4,14 +4,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
+from gpucnn import checks
 from gpucnn.callbacks import Callback
-from gpucnn.errors import CheckpointError, ConfigurationError
-from gpucnn.files import write_whole
+from gpucnn.errors import CheckpointError
+from gpucnn.files import explained, user_path, write_into
 from gpucnn.layers.base import Parameter
 from gpucnn.layers.conv import Conv2D
+from gpucnn.trees import misfit, read_tensors
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -42,10 +43,8 @@ class Snapshots(Callback):
     """
 
     def __init__(self, folder: str | Path | None = None, *, limit: int = LIMIT) -> None:
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise ConfigurationError(f"limit must be a positive number of bytes, not {limit!r}")
-        self.folder = None if folder is None else Path(folder)
-        self.limit = limit
+        self.folder = None if folder is None else user_path(folder)
+        self.limit = checks.integer(limit, "limit, in bytes,", minimum=1)
         self.epochs: Epochs = {}
         self.left_out: list[str] = []
 
@@ -69,7 +68,19 @@ class Snapshots(Callback):
         return {"epochs": epochs, "paths": self._paths, "left_out": self.left_out, **counts}
 
     def load_state(self, model: "Model", state: dict[str, Any]) -> None:
-        """Go on with the copies of before."""
+        """Go on with the copies of before.
+
+        Raises:
+            CheckpointError: they are not copies of this model's weights.
+        """
+        own = {path: model.backend.to_host(weight.value) for path, weight in convolution_weights(model).items()}
+        if not all(path in own for path in state["paths"]):
+            raise CheckpointError("Snapshots: paths names what is not a convolution of this model")
+        kept = {path: own[path] for path in state["paths"]}
+        if wrong := misfit(state["epochs"], dict.fromkeys(state["epochs"], kept), "epochs"):
+            raise CheckpointError(f"Snapshots: {wrong}")
+        if state["every"] < 1 or state["size"] < 0:
+            raise CheckpointError(f"Snapshots: every is {state['every']} and size {state['size']}")
         self.epochs = {int(epoch): kept for epoch, kept in state["epochs"].items()}
         self._paths, self.left_out = state["paths"], state["left_out"]
         self._first, self._every, self._size = state["first"], state["every"], state["size"]
@@ -93,13 +104,9 @@ class Snapshots(Callback):
         if not arrays:
             return
         described = json.dumps({"format": FORMAT, "paths": self._paths})  # the file itself sorts them by name
-        try:
-            write_whole(Path(folder) / SNAPSHOTS, to_bytes(arrays, metadata={KEY: described}))
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write {Path(folder) / SNAPSHOTS}: {error.strerror or error}; is there such a folder, may it "
-                "be written, and is the disk full?"
-            ) from error
+        folder = user_path(folder)
+        with explained(folder / SNAPSHOTS):
+            write_into(folder, SNAPSHOTS, to_bytes(arrays, metadata={KEY: described}))
 
     def _keep(self, model: "Model") -> None:
         """Keep the weights of now, the newest, and drop what the limit asks for."""
@@ -123,18 +130,18 @@ def load_snapshots(path: str | Path) -> Epochs:
     Raises:
         CheckpointError: there is none, or it is damaged or foreign; says which.
     """
-    file = Path(path) / SNAPSHOTS if Path(path).is_dir() else Path(path)
+    file = user_path(path)
+    file = file / SNAPSHOTS if file.is_dir() else file
     if not file.is_file():
         raise CheckpointError(
             f"{file}: there are no snapshots; `gpucnn train` writes them into its run folder, and so does "
             "fit(…, callbacks=[Snapshots(folder)])"
         )
+    metadata, arrays = read_tensors(file)
     try:
-        with safe_open(file, framework="numpy") as opened:
-            described = json.loads((opened.metadata() or {}).get(KEY, "null"))
-            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: is not a whole snapshots file ({error}); was it cut short?") from error
+        described = json.loads(metadata.get(KEY, "null"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: its description cannot be read ({error})") from error
     found = described.get("format") if isinstance(described, dict) else None
     if found != FORMAT:
         raise CheckpointError(

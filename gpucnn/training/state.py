@@ -7,13 +7,17 @@ the history, and the states of callbacks. What is a function of these alone, suc
 
 import inspect
 import json
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from gpucnn.callbacks import Callback
+from gpucnn.checks import is_integer, is_number
 from gpucnn.config import Configurable
+from gpucnn.data.batches import batches, steps_of
 from gpucnn.data.fingerprint import fingerprint
-from gpucnn.trees import Tree
+from gpucnn.errors import CheckpointError, GpucnnError
+from gpucnn.trees import Tree, misfit
 
 if TYPE_CHECKING:
     from gpucnn.training.loop import Training
@@ -73,6 +77,41 @@ def in_words(found: list[str]) -> str:
     return "; ".join(found[:MOST_SAID]) + (f"; and {more} more" if more > 0 else "")
 
 
+def is_head(tree: Tree) -> bool:
+    """Tell whether a tree says of which training it is, where in it, and which model is the best so far."""
+    parts = [tree.get(name) for name in ("settings", "circumstances", "position", "model", "optimizer")]
+    if not all(isinstance(part, dict) for part in parts):
+        return False
+    known, position, best = tree["settings"], tree["position"], tree.get("best")
+    return (
+        is_number(known.get("epochs"))
+        and all(is_integer(position.get(name)) and position[name] >= 0 for name in ("epoch", "step"))
+        and (best is None or not misfit(best, {"monitor": "", "value": 0.0, "epoch": 0}))
+    )
+
+
+def is_over(tree: Tree, epochs: float) -> bool:
+    """Tell whether a checkpoint is that of the end of a training of so many epochs."""
+    return bool(tree["model"].get("stop")) or tree["position"]["epoch"] >= math.ceil(epochs)
+
+
+def same_so_far(training: "Training", tree: Tree, epochs: float) -> bool:
+    """Tell whether a training of another number of epochs has made the same steps up to a checkpoint of one.
+
+    Everything but the schedules, of the learning rate and of averages, is the same whatever the number of epochs.
+    """
+    optimizer, count = training.model.optimizer, len(training.data[0])
+    last, step = tree["position"]["epoch"], tree["position"]["step"]
+    if epochs < last:  # the last epoch was cut
+        return False
+    if any(callable(getattr(callback, "decay", None)) for callback in training.callbacks):
+        return False
+    parts = list(batches(count, training.batch_size))
+    made = [(epoch, part.start) for epoch in range(last) for part in parts] + [(last, p.start) for p in parts[:step]]
+    points = [epoch + start / count for epoch, start in made]
+    return all(optimizer.rates_at(point, epochs) == optimizer.rates_at(point, training.epochs) for point in points)
+
+
 def gather(training: "Training", steps: "Steps") -> Tree:
     """Return the tree, with copies of all arrays on the host."""
     model, to_host = training.model, training.model.backend.to_host
@@ -107,7 +146,28 @@ def restore(training: "Training", steps: "Steps", tree: Tree) -> None:
 
     Within an epoch they are told that it begins as well, before their states are put back: one without a state finds
     what it makes for itself there.
+
+    Raises:
+        CheckpointError: the tree does not hold what this training keeps; the model is as it was.
     """
+    model = training.model
+    weights, counts = model.state_dict(), (model.epochs_seen, model.progress, model.optimizer.steps)
+    slots = model.optimizer.state_dict(model.backend)
+    try:
+        if wrong := _misfit(training, steps, tree):
+            raise CheckpointError(wrong)
+        _restore(training, steps, tree)
+    except (GpucnnError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        model.load_state_dict(weights)
+        model.optimizer.load_state_dict(model.backend, slots)
+        model.epochs_seen, model.progress, model.optimizer.steps = counts
+        raise CheckpointError(
+            f"the checkpoint is whole, but not of the form that this training saves: {error}; was it edited? "
+            "Begin anew in another folder"
+        ) from error
+
+
+def _restore(training: "Training", steps: "Steps", tree: Tree) -> None:
     model, held, position = training.model, tree["model"], tree["position"]
     training.epoch, training.step, training.seconds = position["epoch"], position["step"], position["seconds"]
     training.learning_rate = position["learning_rate"]
@@ -119,7 +179,7 @@ def restore(training: "Training", steps: "Steps", tree: Tree) -> None:
     for path, gradient in held.get("gradients", {}).items():
         model.parameters()[path].grad[...] = model.backend.from_host(gradient)  # type: ignore[index]
     model.epochs_seen, model.stop_training = held["epochs_seen"], held["stop"]
-    model.progress = held["progress"][0], held["progress"][1]
+    model.progress = held["progress"][0], training.epochs
     model.optimizer.steps = tree["optimizer"]["steps"]
     model.optimizer.load_state_dict(model.backend, tree["optimizer"]["slots"])
     steps.stream[...] = tree["augment"]
@@ -128,6 +188,51 @@ def restore(training: "Training", steps: "Steps", tree: Tree) -> None:
     if training.step:
         steps.begin_epoch(training.order())
         steps.totals.load_state(tree["totals"])
+
+
+def _misfit(training: "Training", steps: "Steps", tree: Tree) -> str:
+    """Return in words what of a tree is not of the form of what this training saves, or ""."""
+    own, varies = gather(training, steps), {"history": None, "samples": None, "totals": None, "callbacks": None}
+    parameters = training.model.parameters()
+    gradients = tree["model"].get("gradients", {})
+    own["model"]["gradients"] = {path: training.model.backend.to_host(parameters[path].value) for path in gradients}
+    fixed = {**own, **varies}
+    wrong = misfit({name: tree.get(name) for name in own} | {"model": {"gradients": {}} | tree["model"]}, fixed)
+    if not wrong and tree["position"]["step"]:
+        wrong = misfit(tree["totals"], steps.totals.state(), "totals")
+    if not wrong:  # callbacks look more closely for themselves
+        wrong = misfit(tree["callbacks"], own["callbacks"], "callbacks", depth=2)
+    return wrong or _wrong_numbers(training, tree)
+
+
+def measured(training: "Training") -> list[str]:
+    """Return what an epoch of a training gives: the keys of its history but for times and the learning rate."""
+    own = ["loss", *(metric.name for metric in training.model.metrics)]
+    validation = [] if training.validation_data is None else [f"val_{key}" for key in own]
+    return [*own, *(f"{key}_so_far" for key in own), *validation]
+
+
+def _wrong_numbers(training: "Training", tree: Tree) -> str:
+    """Return in words what of the counts of a tree cannot be, or ""."""
+    epoch, step = tree["position"]["epoch"], tree["position"]["step"]
+    whole = math.ceil(training.epochs)
+    most = steps_of(epoch, training.epochs, -(-len(training.data[0]) // training.batch_size)) if epoch < whole else 0
+    if not (0 <= epoch <= whole and 0 <= step <= most):
+        return f"its position, epoch {epoch} and step {step}, is not within the training"
+    counts = [tree["model"]["epochs_seen"], tree["optimizer"]["steps"], tree["position"]["seconds"]]
+    if not all(0 <= count < math.inf for count in counts):
+        return f"its counts are {counts}"
+    samples, history = tree["samples"], tree["history"]
+    if not isinstance(samples, list) or len(samples) != epoch or not all(is_integer(n) and n > 0 for n in samples):
+        return f"samples is not a list of {epoch} positive numbers"
+    if not isinstance(history, dict) or not all(
+        isinstance(values, list) and len(values) == epoch and all(is_number(value) for value in values)
+        for values in history.values()
+    ):
+        return f"history is not lists of {epoch} numbers"
+    keys = [*measured(training), "learning_rate", "seconds", "step_seconds"] if epoch else []
+    missing = [key for key in keys if key not in history]
+    return f"history lacks {', '.join(missing)}" if missing else ""
 
 
 def _stateful(training: "Training") -> list[Callback]:

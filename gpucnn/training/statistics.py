@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpucnn.errors import CheckpointError, ConfigurationError
-from gpucnn.files import read_json, write_whole
+from gpucnn.files import explained, make_folder, read_json, user_path, write_into
 
 FORMAT = 1
 Record = dict[str, Any]
@@ -61,7 +61,7 @@ class Runs:
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
-        self.path, self.settings = Path(path), settings
+        self.path, self.settings = user_path(path), settings
         self.records: list[Record] = self._read() if self.path.exists() else []
 
     @classmethod
@@ -71,7 +71,7 @@ class Runs:
         Raises:
             CheckpointError: there is none, or it is damaged or of another format.
         """
-        return cls(path, _read(Path(path))[0])
+        return cls(path, _read(user_path(path))[0])
 
     def _read(self) -> list[Record]:
         settings, records = _read(self.path)
@@ -90,12 +90,24 @@ class Runs:
         return [seed for seed in range(count) if seed not in done]
 
     def add(self, record: Record) -> None:
-        """Add a run, and write the file and the text of averages beside it."""
+        """Add a run, and write the file and the text of averages beside it.
+
+        Raises:
+            CheckpointError: they cannot be written; the run is not added then.
+        """
         self.records = sorted([*self.records, record], key=lambda record: record["seed"])
         held = {"format": FORMAT, "settings": self.settings, "runs": self.records}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, (json.dumps(held, indent=1, allow_nan=True) + "\n").encode())
-        write_whole(self.path.with_suffix(".txt"), self.text().encode())
+        with explained(self.path):
+            make_folder(self.path.parent)
+            write_into(self.path.parent, self.path.name, (json.dumps(held, indent=1, allow_nan=True) + "\n").encode())
+        self.write_text()
+
+    def write_text(self, include_defects: bool = False) -> Path:
+        """Write the text of averages beside the file, and return its path."""
+        path = self.path.with_suffix(".txt")
+        with explained(path):
+            write_into(path.parent, path.name, self.text(include_defects).encode())
+        return path
 
     def make(self, count: int, run: Callable[[int], Record]) -> None:
         """Make the runs with seeds 0 … count − 1 that are missing; each is kept as soon as it is over."""
