@@ -27,6 +27,7 @@ from gpucnn.data.batches import check_batch_size, check_epochs, check_inputs, ch
 from gpucnn.data.views import Views, check_views
 from gpucnn.errors import ConfigurationError, DataError, NumericError, OutOfMemory, ShapeError
 from gpucnn.flat import FlatState, check_placed, check_same_layers, check_shared_dtype
+from gpucnn.hints import hinted
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.combine import Sequential
@@ -100,6 +101,7 @@ class Model(Closed):
         "output_shape": "make a new Model",
     }
 
+    @hinted
     def __init__(
         self,
         layers: list[Layer] | Sequential,
@@ -397,6 +399,7 @@ class Model(Closed):
 
     # --- training -----------------------------------------------------------------------------
 
+    @hinted
     @on_device
     def compile(
         self,
@@ -457,6 +460,7 @@ class Model(Closed):
         return self._optimizer
 
     @trains(within=False)
+    @hinted
     @on_device
     def fit(
         self,
@@ -646,6 +650,7 @@ class Model(Closed):
             return self.loss.on_logits(outputs, labels)
         return self.loss(outputs, labels)
 
+    @hinted
     @on_device
     def evaluate(
         self, x: Any, y: Any = None, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0
@@ -681,6 +686,7 @@ class Model(Closed):
         by_parts(self, len(labels), size, score)
         return totals.read()
 
+    @hinted
     @on_device
     def predict(self, x: Any, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0) -> Any:
         """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16.
