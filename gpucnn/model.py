@@ -27,6 +27,7 @@ from gpucnn.data.batches import check_batch_size, check_epochs, check_inputs, ch
 from gpucnn.data.views import Views, check_views
 from gpucnn.errors import ConfigurationError, DataError, NumericError, OutOfMemory, ShapeError
 from gpucnn.flat import FlatState, check_placed, check_same_layers, check_shared_dtype
+from gpucnn.hints import hinted
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.combine import Sequential
@@ -101,6 +102,7 @@ class Model(Closed):
         "output_shape": "make a new Model",
     }
 
+    @hinted
     def __init__(
         self,
         layers: list[Layer] | Sequential,
@@ -162,11 +164,13 @@ class Model(Closed):
 
     def state_dict(self) -> dict[str, Any]:
         """Return host copies of every parameter and buffer by path; moves nothing."""
+        self._check_layers()
         return self.network.state_dict()
 
     @on_device
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; raises CheckpointError where it does not fit."""
+        self._check_layers()
         self.network.load_state_dict(state)
 
     @property
@@ -366,6 +370,8 @@ class Model(Closed):
             sliced.repeats.forget()
         self.backend.release()
 
+    @trains(within=True)
+    @on_device
     def apply_gradients(self) -> None:
         """Make a step of the optimizer by the gradients that ways back have added up, and forget them.
 
@@ -398,6 +404,7 @@ class Model(Closed):
 
     # --- training -----------------------------------------------------------------------------
 
+    @hinted
     @on_device
     def compile(
         self,
@@ -458,6 +465,7 @@ class Model(Closed):
         return self._optimizer
 
     @trains(within=False)
+    @hinted
     @on_device
     def fit(
         self,
@@ -647,6 +655,7 @@ class Model(Closed):
             return self.loss.on_logits(outputs, labels)
         return self.loss(outputs, labels)
 
+    @hinted
     @on_device
     def evaluate(
         self, x: Any, y: Any = None, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0
@@ -682,6 +691,7 @@ class Model(Closed):
         by_parts(self, len(labels), size, score)
         return totals.read()
 
+    @hinted
     @on_device
     def predict(self, x: Any, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0) -> Any:
         """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16.

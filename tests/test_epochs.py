@@ -48,6 +48,23 @@ def test_how_many_steps(epochs, steps, expected):
     assert [steps_of(epoch, epochs, steps) for epoch in range(len(expected))] == expected
 
 
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [
+        (2.0000001, 2),
+        (0.1 * 30, 3),
+        (0.9999999, 1),
+        (1e-9, 1e-9),
+        (np.float32(2), 2),
+        (np.int64(4), 4),
+        (2.25, 2.25),
+        (0, 0),
+    ],
+)
+def test_epochs_that_miss_a_whole_number_by_a_rounding_are_whole(epochs, expected):
+    assert check_epochs(epochs) == expected
+
+
 def test_the_last_epoch_is_cut_and_the_rest_is_as_ever(backend):
     """The steps that are made are the first ones of a whole epoch: same order, same dropout, same weights."""
     x, y = stripes(100)
