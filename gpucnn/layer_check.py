@@ -10,6 +10,7 @@ import copy
 import math
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 from gpucnn.agreement import parity
@@ -25,17 +25,26 @@ from gpucnn.arguments import checked_shape
 from gpucnn.backends import Backend, get_backend
 from gpucnn.backends.strict import StrictBackend
 from gpucnn.checkpoint import load
-from gpucnn.errors import BackendUnavailable, ConfigurationError, GpucnnError, LayerError, ShapeError
+from gpucnn.errors import (
+    BackendUnavailable,
+    ConfigurationError,
+    GpucnnError,
+    LayerError,
+    RecordingWarning,
+    ShapeError,
+)
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.model import Model
-from gpucnn.printing import PrintsAsTable
+from gpucnn.printing import PrintsAsTable, styled
 from gpucnn.rng import host_generator
+from gpucnn.training.replicas import Fingerprint
 
 PACKAGE = Path(__file__).parent
 BATCH = 4
 STEP = 1e-6  # of the central differences, in float64
 TOLERANCE = 1e-5  # of a gradient, relative to its largest element
 MOST_ELEMENTS = 100  # of an array whose gradient is tried one by one
+REPLAYS = 9  # steps of which the third is compared with a replay, and those after it are replays
 SHARE = 0.1  # deviation of what is added to parameters, so that no bias of 0 hides a fault
 
 
@@ -68,7 +77,7 @@ class LayerCheck(PrintsAsTable):
         table.add_column("", no_wrap=True)
         table.add_column("found", overflow="fold")
         for check in self.checks:
-            table.add_row(check.name, "[green]ok[/]" if check.passed else "[red]WRONG[/]", escape(check.found))
+            table.add_row(check.name, styled(("ok", "green") if check.passed else ("WRONG", "red")), check.found)
         return table
 
 
@@ -140,12 +149,15 @@ class _Subject:
             raise ConfigurationError(
                 f"x has shape {self.x.shape}; expected at least two samples of shape {self.input_shape}"
             )
+        self._can_vary = x is None
         self.state: dict[str, Any] | None = None
 
     def twin(self, backend: "Backend | str" = "numpy", dtype: str = "float64") -> Layer:
         """Return a built layer like the one under test, in the state that all checks begin with."""
         held = {id(layer.backend): layer.backend for layer in self.layer.all_layers()}
         twin = copy.deepcopy(self.layer, held)
+        for parameter in twin.parameters().values():  # of a layer in use: as if it had never been trained
+            parameter.grad, parameter.frozen, parameter.resting = None, False, False
         twin.build_once(self.input_shape, host_generator(self.seed, "weights"))
         if self.state is None:
             twin.to("numpy", "float64")
@@ -159,6 +171,15 @@ class _Subject:
     def dy(self, shape: Shape) -> Any:
         """Return a gradient of the output, the same for one shape."""
         return host_generator(self.seed, "layer check dy").standard_normal(shape)
+
+    def varied(self, step: int) -> Any:
+        """Return other inputs in each step: other samples, signs, sizes, and zeros; if x was given, other samples."""
+        x = np.roll(np.concatenate([self.x] * (1 + 16 // len(self.x))), step, axis=0)
+        x[: step % len(x)] = x[0]
+        if self._can_vary:
+            drawn = np.random.default_rng(step).random(x.shape)
+            x = x * np.where(drawn < 0.3, -1, np.where(drawn < 0.4, 0, 1 + 0.1 * step)) * (1000 if step == 6 else 1)
+        return x
 
     def run(
         self, layer: Layer, x: Any = None, dtype: str = "float64", dy: Any = None, **options: Any
@@ -350,6 +371,15 @@ def _takes_slices(subject: _Subject) -> str:
     """Check what `per_sample` promises, as far as one thread can tell: samples do not depend on each other."""
     if not subject.layer.per_sample:
         return ""
+    twin = subject.twin()
+    before = Fingerprint(twin)
+    for train in (False, True):
+        twin.forward(subject.x, train=train)
+        if not before.is_true():
+            raise _Wrong(
+                "forward sets or changes an attribute, but per_sample = True lets threads pass through side by side; "
+                "keep what the way back needs in local variables, and numbers in buffers"
+            )
     whole = subject.twin().forward(subject.x, train=False)[0]
     parts = [subject.twin().forward(part, train=False)[0] for part in (subject.x[:1], subject.x[1:])]
     if not _same(np.concatenate(parts), whole):
@@ -375,31 +405,48 @@ class _Passes(Layer):
 
 
 def _is_recorded(subject: _Subject) -> str:
-    """Check what `recordable` promises: repeats of a recorded pass give what the layer gives, with other inputs."""
+    """Check what `recordable` promises: replays give what the layer gives, with other inputs and weights each time."""
     if not subject.layer.recordable:
         return ""
-    x = np.concatenate([subject.x] * (1 + 16 // len(subject.x)))
-    made = Model([_Passes(), subject.twin()], subject.input_shape, backend="numpy", dtype="float64")
-    repeated = Model([_Passes(), subject.twin()], subject.input_shape, backend="numpy", dtype="float64")
-    for step in range(4):
-        given, results = np.roll(x, step, axis=0) * (1 + 0.1 * step), []
-        for model in (made, repeated):
-            model.zero_grad()
-            y, way_back = model.training_pass(given, repeat=model is repeated)
-            way_back(subject.dy(tuple(y.shape)))
-            results.append({"y": y, "a gradient": model.flat_gradients().copy()} | model.state_dict())
-        if reason := model.why_not_repeated:
-            raise _Wrong(
-                f"{reason}, but recordable = True says that a pass can be repeated without its Python; decide by "
-                "shapes alone, and compute with what belongs to arrays"
-            )
-        for what, array in results[0].items():
-            if not np.array_equal(array, results[1][what], equal_nan=True):
+    eager, captured = (
+        Model([_Passes(), subject.twin()], subject.input_shape, backend="numpy", dtype="float64") for _ in range(2)
+    )
+    eager.jit = False
+    begin = {path: parameter.value.copy() for path, parameter in eager.parameters().items()}
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecordingWarning)
+        for step in range(REPLAYS):
+            x, results = subject.varied(step), []
+            for model in (eager, captured):
+                for path, parameter in model.parameters().items():
+                    parameter.value = begin[path] * (1 + 0.1 * step) * _signs(begin[path].shape, step)
+                results.append(_results_of_step(model, x, subject))
+            if reason := captured.why_not_repeated or captured._sliced.repeats.gave_up:
                 raise _Wrong(
-                    f"{what} of a recorded pass that is repeated is not what the layer gives, but recordable = True; "
-                    "what changes from pass to pass must be in arrays, and drawn by gpucnn.rng"
+                    f"{reason}, but recordable = True says that a pass can be repeated without its Python; decide by "
+                    "shapes alone, and compute with what belongs to arrays"
                 )
-    return "a recorded pass repeats the same bits"
+            for what, array in results[0].items():
+                if not np.array_equal(array, results[1][what], equal_nan=True):
+                    raise _Wrong(
+                        f"{what} of a recorded pass that is repeated is not what the layer gives, but recordable = "
+                        "True; what changes from pass to pass must be in arrays, and drawn by gpucnn.rng"
+                    )
+    return "replays give the same bits"
+
+
+def _results_of_step(model: Model, x: Any, subject: _Subject) -> dict[str, Any]:
+    """Return what a training pass gives and leaves, and what inference gives then."""
+    model.zero_grad()
+    y, way_back = model.training_pass(x, repeat=model.jit)
+    way_back(subject.dy(tuple(y.shape)))
+    results = {"y": y, "a gradient": model.flat_gradients().copy()} | model.state_dict()
+    return results | {"y of inference": model.forward(x)[0]}
+
+
+def _signs(shape: Shape, step: int) -> Any:
+    """Return a sign for each element, another one in every second step."""
+    return 1 - 2 * (step % 2) * (np.random.default_rng(step).random(shape) < SHARE)
 
 
 def _keeps_off_the_host(subject: _Subject) -> str:

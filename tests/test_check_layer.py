@@ -265,7 +265,7 @@ WRONG = {
     "a promise of repeats, but Python decides": (
         {"forward": _decides, "recordable": True},
         "recordable",
-        "__bool__ is not noted, but recordable = True says that a pass can be repeated",
+        "__bool__ is not captured, but recordable = True says that a pass can be repeated",
     ),
     "a promise of repeats, but Python counts": (
         {"forward": _counts, "recordable": True},

@@ -74,6 +74,10 @@ class Recorder:
         """Return such an array as it was."""
         raise NotImplementedError(f"{type(self).__name__} records nothing")
 
+    def knows(self, array: Array) -> bool:
+        """Tell whether an array is one that this recorder gave or saw made."""
+        raise NotImplementedError(f"{type(self).__name__} records nothing")
+
 
 class Backend:
     """Arrays on the host, and every kernel as the textbook writes it."""
@@ -127,8 +131,11 @@ class Backend:
 
         `as_team` says whether the passes run in slices, by `together`; `allow_tf32`, whether float32 products may
         round their factors to 10 bits where that is faster.
+
+        What underflows is 0, also where `np.seterr(all="raise")` was called: a share of a softmax, say, or a mean that
+        decays. All other errors of arithmetic are NumPy's as they were set.
         """
-        return nullcontext()
+        return np.errstate(under="ignore")
 
     def fixed(self) -> AbstractContextManager[None]:
         """Return a context in which this thread's work is cut and shared as it is at the beginning."""

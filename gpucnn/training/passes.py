@@ -1,6 +1,7 @@
 """One pass of a network over a batch in slices, which the backend may compute side by side."""
 
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -34,8 +35,11 @@ class Pass:
 
     def _each(self, function: Callable[[int, Array], Array], array: Array) -> list[Array]:
         """Return what a function returns for the number of each slice and the slice of an array."""
-        tasks = [partial(function, number, array[part]) for number, part in enumerate(self._slices)]
-        return [tasks[0]()] if len(tasks) == 1 else self._backend.together(tasks, self._slices)
+        if len(self._slices) == 1:
+            return [function(0, array[self._slices[0]])]
+        # each thread with the context of this one: which errors of arithmetic are raised, say, is kept there
+        tasks = [partial(copy_context().run, function, number, array[part]) for number, part in enumerate(self._slices)]
+        return self._backend.together(tasks, self._slices)
 
     def _forward(self, number: int, x: Array) -> Array:
         y, self._ways_back[number] = self.networks[number].forward(x, **self._options)

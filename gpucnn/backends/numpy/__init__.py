@@ -1,9 +1,12 @@
 """The CPU backend: NumPy arrays in the host's memory, and the engine that computes faster than the portable text."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
+
+import numpy as np
 
 from gpucnn.backends.base import Array, Backend
 from gpucnn.backends.numpy import (
@@ -18,7 +21,9 @@ from gpucnn.backends.numpy import (
     scratch,
     threads,
 )
+from gpucnn.backends.numpy.namespace import namespace
 from gpucnn.backends.numpy.order import blocks
+from gpucnn.backends.numpy.traced import plain, recorder
 from gpucnn.backends.placement import Placement
 from gpucnn.backends.window import Window
 
@@ -32,9 +37,16 @@ class NumpyBackend(Backend):
     name = "numpy"
     folds_norms = True
 
-    def working(self, as_team: bool, allow_tf32: bool = False) -> AbstractContextManager[None]:
+    @property
+    def xp(self) -> Any:  # type: ignore[override]
+        """NumPy; while this thread's pass is captured, with functions for making arrays that are seen."""
+        return np if recorder() is None else namespace
+
+    @contextmanager
+    def working(self, as_team: bool, allow_tf32: bool = False) -> Iterator[None]:
         """Hold BLAS to one thread if a team of threads shares the work, else to the number that was set."""
-        return blas.blas_threads(1 if as_team else threads.num_threads())
+        with super().working(as_team, allow_tf32), blas.blas_threads(1 if as_team else threads.num_threads()):
+            yield
 
     def fixed(self) -> AbstractContextManager[None]:
         """Stay with the number of threads, whatever is set meanwhile."""
@@ -61,12 +73,16 @@ class NumpyBackend(Backend):
         return recording.Recorder(memory.arena, scratch.given_away)
 
     def choices(self) -> Any:
-        """Return whether Winograd's methods may be taken."""
-        return convolution.winograd_allowed()
+        """Return whether Winograd's methods may be taken, and which errors of arithmetic are said."""
+        return convolution.winograd_allowed(), np.geterr()
 
     def each_time(self, draw: Callable[[], Array]) -> Array:
         """Return what a function draws, which is called again in each repeat."""
         return recording.each_time(draw)
+
+    def erf(self, x: Array) -> Array:
+        """Return the error function of every element, in the dtype of `x`."""
+        return recording.each_time(partial(super().erf, plain(x)))
 
     def circumstances(self) -> dict[str, Any]:
         """Return also the number of threads, by which a batch is cut, and what computes products and convolutions."""

@@ -15,7 +15,10 @@ network, and where a layer of the user's own returns them in another order, and 
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from gpucnn.backends.numpy import memory
+from gpucnn.backends.numpy.traced import viewed
 
 Array = Any
 
@@ -74,7 +77,7 @@ def strided(array: Array, shape: tuple[int, ...], strides: tuple[int, ...], offs
 
     NumPy's own `as_strided` takes ten times as long to make one.
     """
-    return type(array)(shape, array.dtype, array, offset, strides)
+    return viewed(array, lambda own: np.ndarray(shape, own.dtype, own, offset, strides))
 
 
 @lru_cache(maxsize=4096)

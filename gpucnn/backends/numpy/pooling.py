@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy import memory, scratch
+from gpucnn.backends.numpy.known import constant
 from gpucnn.backends.numpy.order import blocks, contiguous, images, pixels, strided
 from gpucnn.backends.numpy.recording import as_one
 from gpucnn.backends.window import Window
@@ -130,8 +131,8 @@ def _lie_apart(window: Window) -> bool:
 def _factor(image_size: tuple[int, int], window: Window, like: Array) -> Array:
     """Return what each element of a window counts for in its average, for each output pixel (OH, OW or 1, 1)."""
     if window.padding == ((0, 0), (0, 0)):
-        return np.full((window.output_size(image_size)[0], 1, 1), 1.0 / window.area, like.dtype)
-    return (1.0 / window.real_counts(np, image_size)).astype(like.dtype)
+        return constant(np.full((window.output_size(image_size)[0], 1, 1), 1.0 / window.area, like.dtype))
+    return constant((1.0 / window.real_counts(np, image_size)).astype(like.dtype))
 
 
 def _row_blocks(windows: Array) -> tuple[slice, ...]:

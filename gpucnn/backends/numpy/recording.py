@@ -24,10 +24,13 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends import base
+from gpucnn.backends.numpy import known
 from gpucnn.backends.numpy.arena import Arena, Block
-from gpucnn.backends.numpy.traced import Traced, plain, plained, recorder, this_thread
+from gpucnn.backends.numpy.traced import Traced, maker_of, plain, plained, recorder, this_thread
 
 Array = Any
+
+LEFT = object()  # the sign of arrays that one thread's recorder left for others
 
 
 class Recorder(base.Recorder):
@@ -38,16 +41,17 @@ class Recorder(base.Recorder):
 
         What was computed before, as it came, needed as much, and needs it no more.
         """
-        self._gave_up = ""
+        self.gave_up = ""
         self._buffers = buffers
         self._calls: list[Callable[[], Any]] = []
         self._arena = Arena(source=source)
         self._scratch: dict[tuple[str, str], Array] = {}
         self._errors: Any = {}
+        self._sign = object()  # on all arrays that this recorder makes
 
     def record(self, function: Callable[..., Array], *arrays: Array) -> tuple[Array, base.Repeat]:
         """Return what a function returns for arrays, and its repeat."""
-        self._calls, self._errors, self._gave_up = [], np.geterr(), ""
+        self._calls, self._errors, self.gave_up = [], np.geterr(), ""
         for key, buffer in self._buffers().items():
             if key not in self._scratch or self._scratch[key].size < buffer.size:
                 self._scratch[key] = self.seen(buffer)
@@ -55,20 +59,32 @@ class Recorder(base.Recorder):
         try:
             given = [self.copy_of(array) for array in arrays]
             result = function(*given)
-            if not isinstance(result, Traced | None):
-                self.give_up("the result was made in a way that is not noted")
+            if result is not None and not self.knows(result):
+                self.give_up("the result was made in a way that is not captured")
         finally:
             this_thread.recorder = None
-        repeat = Repeat([plain(place) for place in given], self._calls, plain(result), self._gave_up)
+        repeat = Repeat([plain(place) for place in given], self._calls, plain(result), self.gave_up)
         return plain(result), repeat
 
     def seen(self, array: Array) -> Array:
         """Return an array as one of which is noted what is done with it, in the same memory."""
-        return array.view(Traced)
+        return self._signed(array.view(Traced))
 
     def unseen(self, array: Array) -> Array:
         """Return such an array as it was."""
         return plain(array)
+
+    def knows(self, array: Array) -> bool:
+        """Tell whether an array is one that this recorder gave or saw made."""
+        return isinstance(array, Traced) and self.made(maker_of(array))
+
+    def made(self, array: Array) -> bool:
+        """Tell whether this recorder made a traced array that is no view of another one."""
+        return vars(array).get("sign") in (self._sign, LEFT)
+
+    def _signed(self, array: Array, sign: object = None) -> Array:
+        array.__dict__["sign"] = self._sign if sign is None else sign
+        return array
 
     def held(self) -> int:
         """Return the bytes of the memory that the repeats work in."""
@@ -76,40 +92,52 @@ class Recorder(base.Recorder):
 
     def give_up(self, why: str) -> None:
         """Say that what is computed cannot be repeated; the first reason counts."""
-        self._gave_up = self._gave_up or why
+        self.gave_up = self.gave_up or why
 
     # --- for those who compute ----------------------------------------------------------------
 
     def note(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         """Note a call, of arrays that are plain."""
+        if self.gave_up:  # the calls will never be made again
+            return
         call, errors = partial(function, *arguments, **options), np.geterr()
         self._calls.append(call if errors == self._errors else partial(_with_errors, errors, call))
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         """Return an uninitialised array."""
-        return self._arena.empty(tuple(shape), dtype, Traced)
+        return self._signed(self._arena.empty(tuple(shape), dtype, Traced))
 
     def scratch(self, purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
         """Return an uninitialised array that is valid until one is asked for with the same purpose."""
         key, size = (purpose, np.dtype(dtype).char), math.prod(shape)
         if key not in self._scratch or self._scratch[key].size < size:
-            self._scratch[key] = Block(size * np.dtype(dtype).itemsize).array((size,), dtype, Traced)
+            self._scratch[key] = self._signed(Block(size * np.dtype(dtype).itemsize).array((size,), dtype, Traced))
         return self._scratch[key][:size].reshape(shape)
 
     def result_of(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Return what a call returns, a fresh array, and note that it is to be copied there."""
         result = function(*arguments, **options)
         if not isinstance(result, np.ndarray | np.generic):
-            self.give_up(f"{function} returned {type(result).__name__}, not an array")
+            self.give_up(f"{known.name_of(function)} returned {type(result).__name__}, not an array")
             return result
         copy = self.copy_of(result)
         target = plain(copy)
         self.note(lambda: np.copyto(target, function(*arguments, **options)))
         return copy
 
+    def filled(self, array: Array, number: Any) -> Array:
+        """Return a copy of an array that is filled with a number anew in each replay; None leaves it as it is."""
+        copy = self.copy_of(array)
+        if number is not None:
+            self.note(np.copyto, plain(copy), number)
+        return copy
+
     def copy_of(self, result: Any) -> Array:
-        """Return a copy of an array, or a number, that lies as it does."""
+        """Return a copy of an array, or a number, that lies as it does; itself if its kind is not captured."""
         array = np.asarray(result)
+        if array.dtype.kind not in known.NUMERIC:
+            self.give_up(f"an array of {array.dtype} is not captured")
+            return result
         axes = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
         copy = self.empty([array.shape[axis] for axis in axes], array.dtype)
         copy = copy.transpose(np.argsort(axes)) if axes else copy
@@ -122,7 +150,7 @@ class Recorder(base.Recorder):
             return value
         own = np.array(plain(value))
         self.note(np.copyto, own, plain(value))
-        return own.view(Traced)
+        return self._signed(own.view(Traced), LEFT)
 
 
 class Repeat(base.Repeat):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.backends.numpy.known import constant
 from gpucnn.backends.numpy.memory import aligned
 from gpucnn.backends.numpy.traced import recorder
 
@@ -48,9 +49,7 @@ def take(purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
 @lru_cache(maxsize=256)
 def zeros(count: int, dtype: Any) -> Array:
     """Return a vector of zeros, which nobody may write to."""
-    vector = np.zeros(count, dtype)
-    vector.flags.writeable = False
-    return vector
+    return constant(np.zeros(count, dtype))
 
 
 def given_away() -> dict[tuple[str, str], Array]:
@@ -67,9 +66,7 @@ def forget() -> None:
 @lru_cache(maxsize=256)
 def ones(count: int, dtype: Any) -> Array:
     """Return a vector of ones, which nobody may write to; a product with it is a sum."""
-    vector = np.ones(count, dtype)
-    vector.flags.writeable = False
-    return vector
+    return constant(np.ones(count, dtype))
 
 
 def held() -> int:

@@ -19,13 +19,20 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from gpucnn.backends.numpy.known import constant
 from gpucnn.backends.numpy.order import equal_parts, strided
+from gpucnn.backends.numpy.traced import viewed
 
 Array = Any
 
 TILE, SEEN = 4, 6  # output and input pixels of a tile along one axis
 
-B_T = np.array(
+
+def _matrix(rows: Any) -> Array:
+    return constant(np.array(rows, dtype=np.float32, order="C"))
+
+
+B_T = _matrix(
     [
         [4, 0, -5, 0, 1, 0],
         [0, -4, -4, 1, 1, 0],
@@ -33,11 +40,10 @@ B_T = np.array(
         [0, -2, -1, 2, 1, 0],
         [0, 2, -1, -2, 1, 0],
         [0, 4, 0, -5, 0, 1],
-    ],
-    dtype=np.float32,
+    ]
 )
-A_T = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=np.float32)
-A = np.ascontiguousarray(A_T.T)
+A_T = _matrix([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
+A = _matrix(A_T.T)
 G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 
 
@@ -59,7 +65,8 @@ class Alike:
         if array.flags.c_contiguous:
             return strided(array, shape, strides, self.start * size)
         # some of the channels, or of the columns: NumPy's own way is slower, but takes what is not contiguous
-        return as_strided(array[(slice(None),) * axis + (slice(self.start, None),)], shape, strides, subok=True)
+        part = array[(slice(None),) * axis + (slice(self.start, None),)]
+        return viewed(part, lambda own: as_strided(own, shape, strides))
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def stretch(first: int, last: int, size: int, output: int, before: int) -> Stret
     for tile in (*range(first, inside_from), *range(inside_to, last)):
         at = TILE * tile - before
         since, until = (min(max(edge, start), stop) for edge in (at, at + SEEN))
-        matrix = np.ascontiguousarray(B_T[:, since - at : until - at])
+        matrix = _matrix(B_T[:, since - at : until - at])
         seen.append(Alike(slice(tile - first, tile - first + 1), since - start, until - since, matrix))
     whole, rest = divmod(min(TILE * last, output) - TILE * first, TILE)
     made = [Alike(slice(0, whole), 0, TILE, A_T)] if whole else []

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy import memory, scratch
+from gpucnn.backends.numpy.known import constant
 from gpucnn.backends.numpy.order import image_slices
 from gpucnn.backends.numpy.tiles import A_T, SEEN, TILE, G, Stretch, cut
 from gpucnn.backends.window import Window
@@ -42,8 +43,8 @@ SUMS = 1 << 19  # bytes of products that are added up at once: they are read aga
 FEWEST_FILTERS = 16  # of one product
 MANY_FILTERS = 64  # from which on they are laid side by side for the weight gradient
 SMALL = 6e5  # multiplications of one product: up to this size OpenBLAS takes its path without packing
-G_BOTH = np.kron(G, G).astype(np.float32)  # (36, 9): down and across at once
-G_BOTH_T = G_BOTH.T.copy()
+G_BOTH = constant(np.kron(G, G).astype(np.float32))  # (36, 9): down and across at once
+G_BOTH_T = constant(G_BOTH.T.copy())
 BIAS_AT = 1 * SEEN + 1  # Aᵀ spreads this position of a tile evenly over the tile's 16 outputs
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy import memory, scratch
+from gpucnn.backends.numpy.known import constant
 from gpucnn.backends.numpy.order import equal_parts, strided
 from gpucnn.backends.numpy.tiles import SEEN, TILE, Alike, G, Stretch, stretch
 from gpucnn.backends.window import Window
@@ -78,7 +79,7 @@ def convolve_with_gradient(x: Array, weight: Array, dy: Array, window: Window, o
         np.matmul(seen, dM, out=products.transpose(1, 0, 2, 3, 4))
         ones = scratch.ones(tiles * count, x.dtype)
         dU += ones.reshape(1, 1, -1) @ products.reshape(SEEN, tiles * count, -1)
-    dweight = G.astype(x.dtype).T @ dU.reshape(SEEN, KERNEL * C * F)  # (columns, rows · C · F)
+    dweight = constant(G.astype(x.dtype)).T @ dU.reshape(SEEN, KERNEL * C * F)  # (columns, rows · C · F)
     return dweight.reshape(KERNEL, KERNEL, C, F).swapaxes(0, 1)
 
 
@@ -96,7 +97,7 @@ def _transformed_weight(weight: Array) -> Array:
     """Return U (6, 1, F, 3·C) of a weight (3, 3, C, F)."""
     C, F = weight.shape[2:]
     by_column = weight.transpose(1, 3, 0, 2).reshape(KERNEL, F * KERNEL * C)
-    return (G.astype(weight.dtype) @ by_column).reshape(SEEN, 1, F, KERNEL * C)
+    return (constant(G.astype(weight.dtype)) @ by_column).reshape(SEEN, 1, F, KERNEL * C)
 
 
 def _blocks(x: Array, window: Window, out: Array, products: int = 0) -> Iterator[tuple[Block, Array]]:

@@ -1,0 +1,86 @@
+"""NumPy as layers see it while a pass is captured: `xp.zeros` and its kin make arrays that are traced.
+
+NumPy's own make them past all doors. What is written into them then, and what is computed from that, a replay would not
+know. So while a thread records, `backend.xp` is NumPy but for the functions that make arrays:
+
+    z = xp.zeros(x.shape, x.dtype)      noted: copyto(z, 0)          a replay begins with zeros as well
+    z[:, 1:] = x[:, :-1]                noted: copyto(z[:, 1:], …)
+    w = xp.asarray(w)                   w itself, traced as it was
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpucnn.backends.numpy.traced import Traced, check, plained, recorder
+
+Array = Any
+
+# what each fills its array with: None leaves it as it is, `...` stands for what cannot be said by one number
+MAKERS: dict[str, Any] = {"empty": None, "zeros": 0, "ones": 1, "full": ..., "eye": ..., "identity": ..., "tri": ...}
+MAKERS |= dict.fromkeys(("arange", "linspace", "logspace", "geomspace", "hanning", "hamming", "blackman"), ...)
+CONVERTERS = {"array": False, "asarray": False, "asanyarray": False, "ascontiguousarray": True}  # to rows in order?
+
+
+class Namespace:
+    """NumPy, but for the functions that make arrays."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+
+def _maker(name: str, number: Any) -> Callable[..., Array]:
+    function = getattr(np, name)
+
+    def make(self: Namespace, *arguments: Any, **options: Any) -> Array:
+        noting = recorder()
+        array = function(*plained(arguments), **plained(options))
+        if noting is None:
+            return array
+        if name == "full" and len(arguments) > 1 and not isinstance(arguments[1], list | tuple):
+            traced = noting.filled(array, None)
+            traced[...] = arguments[1]
+            return traced
+        if _any_traced([*arguments, *options.values()]):
+            noting.give_up(f"numpy.{name} of what the pass computes is not captured")
+            return array
+        return noting.filled(array, array if number is ... else number)
+
+    return make
+
+
+def _converter(name: str, in_order: bool) -> Callable[..., Array]:
+    function = getattr(np, name)
+
+    def convert(self: Namespace, given: Any, dtype: Any = None, **options: Any) -> Array:
+        noting = recorder()
+        if noting is None or not isinstance(given, Traced) or options:
+            array = function(plained(given), dtype, **options)
+            if noting is None:
+                return array
+            if options or _any_traced(given):
+                noting.give_up(f"numpy.{name} of {'a list of arrays' if not options else 'options'} is not captured")
+            check(noting, given)
+            return noting.filled(array, array)
+        wanted = given.dtype if dtype is None else np.dtype(dtype)
+        if name == "array":
+            return given.astype(wanted)
+        if in_order:
+            given = given.reshape(1) if given.ndim == 0 else given
+            return given.astype(wanted, order="C", copy=not given.flags.c_contiguous)
+        return given.astype(wanted, copy=False)
+
+    return convert
+
+
+def _any_traced(value: Any) -> bool:
+    return isinstance(value, Traced) or (isinstance(value, list | tuple) and any(map(_any_traced, value)))
+
+
+for _name, _number in MAKERS.items():
+    setattr(Namespace, _name, _maker(_name, _number))
+for _name, _in_order in CONVERTERS.items():
+    setattr(Namespace, _name, _converter(_name, _in_order))
+
+namespace = Namespace()
