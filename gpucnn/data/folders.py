@@ -2,10 +2,12 @@
 
 import operator
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsIndex
@@ -61,6 +63,12 @@ def read_image_folder(path: str | PathLike[str], size: Size | None = None) -> tu
     classes = list_folders(folder)
     if not classes:
         raise DataError(_explain_layout(folder))
+    for one, other in pairwise(classes):  # which stand beside each other in their order
+        if composed(one.name) == composed(other.name):
+            raise DataError(
+                f"{folder}: the classes {one.name!a} and {other.name!a} are written alike, one with letters and "
+                "accents apart; expected one folder for both: put their images together"
+            )
     files = [(label, file) for label, inner in enumerate(classes) for file in _list_images(inner)]
     arrays = _read_images([file for _, file in files], shape)
     labels = np.array([label for label, _ in files], np.int64)
@@ -83,11 +91,16 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
+def composed(name: str) -> str:
+    """Return a name with its accents as part of their letters: systems and archives write them in two ways."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _list_visible(folder: Path) -> list[Path]:
     entries = (
         entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name.casefold() not in _LITTER
     )
-    return sorted(entries, key=lambda entry: natural_key(entry.name))
+    return sorted(entries, key=lambda entry: natural_key(composed(entry.name)))
 
 
 def _list_images(folder: Path) -> list[Path]:
