@@ -83,6 +83,7 @@ def test_what_a_callback_may_do_changes_nothing_of_the_training(name):
     assert acts.refused == []
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("name", ALLOWED)
 def test_what_a_callback_does_leaves_the_watch_for_nan_on(name):
     def act(model):

@@ -20,7 +20,7 @@ from gpucnn.errors import NumericError
 from gpucnn.training.checkpoints import Checkpoints
 from gpucnn.training.evaluation import evaluate
 from gpucnn.training.history import History
-from gpucnn.training.interruption import Interruption
+from gpucnn.training.interruption import Interruption, whole_step
 from gpucnn.training.memory import with_advice
 from gpucnn.training.progress import Silent, make_progress
 from gpucnn.training.state import restore
@@ -75,9 +75,10 @@ class Training:
                 raise with_advice(self.model, self.data, self.batch_size, error) from error
             raise
         finally:
-            self.model.numerics = None
-            self.model.rest(None)
-            self.model.release()
+            with whole_step:
+                self.model.numerics = None
+                self.model.rest(None)
+                self.model.release()
 
     @property
     def a_step_follows(self) -> bool:
