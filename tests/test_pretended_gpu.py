@@ -260,7 +260,8 @@ def noting(program, options=(), *more):
 compiler._NVRTCProgram.compile = noting
 get_backend("cupy")
 ours = [options for options in seen if any(option.startswith("-DBITS") for option in options)]
-print(*sorted({option for options in ours for option in options if not option.startswith(("-D", "-I", "-std", "-arch"))}))
+added = {option for options in ours for option in options}
+print(*sorted(option for option in added if not option.startswith(("-D", "-I", "-std", "-arch"))))
 """
     (options,) = said_by(program, CUPY_CACHE_IN_MEMORY="1")
     assert options.split() == sorted(OF_CUPY)
