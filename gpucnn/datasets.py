@@ -15,6 +15,7 @@ from gpucnn.data.download import REMOTES, cache_folder, fetch
 from gpucnn.data.folders import Size, list_folders, natural_key, read_image_folder
 from gpucnn.data.idx import find_idx, read_idx_pair
 from gpucnn.errors import ConfigurationError, DataError
+from gpucnn.text import for_output
 
 Split = tuple[np.ndarray, np.ndarray]
 
@@ -52,7 +53,7 @@ class Dataset(tuple[Split, Split]):
     def __repr__(self) -> str:
         (x_train, _), (x_test, _) = self
         size = "x".join(map(str, x_train.shape[1:]))
-        return (
+        return for_output(
             f"<Dataset {self.name}: {len(x_train):,} training and {len(x_test):,} test images of {size}, "
             f"{len(self.class_names)} classes; {self.source}>"
         )

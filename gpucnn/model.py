@@ -37,6 +37,7 @@ from gpucnn.metrics import Accuracy, Metric, Totals, chosen_metrics
 from gpucnn.optimizers import Optimizer
 from gpucnn.optimizers.base import Rates
 from gpucnn.patterns import check_patterns, matched
+from gpucnn.text import for_output
 from gpucnn.training.checkpoints import Checkpoints, check_checkpoints
 from gpucnn.training.claims import Claim, trains
 from gpucnn.training.evaluation import by_parts, evaluate
@@ -163,11 +164,13 @@ class Model(Closed):
 
     def state_dict(self) -> dict[str, Any]:
         """Return host copies of every parameter and buffer by path; moves nothing."""
+        self._check_layers()
         return self.network.state_dict()
 
     @on_device
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; raises CheckpointError where it does not fit."""
+        self._check_layers()
         self.network.load_state_dict(state)
 
     @property
@@ -367,6 +370,8 @@ class Model(Closed):
             sliced.repeats.forget()
         self.backend.release()
 
+    @trains(within=True)
+    @on_device
     def apply_gradients(self) -> None:
         """Make a step of the optimizer by the gradients that ways back have added up, and forget them.
 
@@ -782,11 +787,10 @@ class Model(Closed):
 
         Below it stands how many parameters are trained, and how many are frozen.
         """
-        from rich.console import Console
-
+        from gpucnn.printing import PlainConsole
         from gpucnn.profiling import summary_table
 
-        Console().print(summary_table(self))
+        PlainConsole().print(summary_table(self))
 
     @on_device
     def profile(self, x: Any, y: Any, *, repeats: int = 10) -> "Profile":
@@ -804,7 +808,7 @@ class Model(Closed):
         save(self, path)
 
     def __repr__(self) -> str:
-        return (
+        return for_output(
             f"<Model {self.name!r}: {len(self.layers)} layers, {self.input_shape} → {self.output_shape}, "
             f"{sum(p.size for p in self.parameters().values()):,} parameters, {self.dtype} on {self.backend.name}>"
         )

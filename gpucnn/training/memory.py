@@ -59,7 +59,8 @@ def _passes_fit(model: "Model", data: tuple[Any, Any], size: int) -> bool:
     """Return whether there is memory for passes over batches of a size, and over a smaller last one after them."""
     last = len(data[0]) % size
     try:
-        x, y = model.backend.bring(data[0]), model.backend.from_host(data[1])
+        (x,) = model.backend.bring(data[0], step=size * model.bytes_of_a_sample())
+        y = model.backend.from_host(data[1])
         for part in [slice(0, size)] * PASSES + [slice(0, last)] * (last > 0):
             with model.computing(size):
                 picked, whole = (x[part], slice(None)) if isinstance(x, Feed) else (x, part)

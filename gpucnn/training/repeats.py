@@ -234,7 +234,10 @@ def _seen(network: Layer, recorder: Recorder) -> None:
     parameters = [(parameter, parameter.value, parameter.grad) for parameter in network.parameters().values()]
     buffers = [(buffer, buffer.value) for buffer in network.buffers().values() if not buffer.on_host]
     attributes = [
-        (layer, name, value) for layer in network.all_layers() for name, value in vars(layer).items() if is_array(value)
+        (layer, name, value)
+        for layer in network.all_layers()
+        for name, value in vars(layer).items()
+        if is_array(value) and hasattr(value, "__iadd__")  # a number of NumPy's cannot be changed in place
     ]
     traced: dict[int, Array] = {}
 

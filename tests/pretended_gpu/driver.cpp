@@ -61,7 +61,7 @@ constexpr size_t LINE = 512, PAGE = 4096;  // bytes, on which pinned and other a
 
 std::recursive_mutex mutex;
 thread_local int device = 0;  // that the thread works on
-Stream default_streams[MOST_DEVICES];
+Stream default_streams[MOST_DEVICES] = {{0}, {1}, {2}, {3}};
 std::set<Stream*> streams, capturing;
 std::map<const char*, Block> memory, freed;
 Range pinned;
@@ -487,8 +487,8 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned 
         std::vector<void*> places;
         for (auto& argument : *arguments) {
             places.push_back(argument.data());
-            for (size_t i = 0; i + sizeof(void*) <= argument.size(); i += sizeof(void*))  // an array of CuPy is a struct
-                check(kernel->name.c_str(), on, *(void**)(argument.data() + i));
+            if (argument.size() >= sizeof(void*))  // an address, or an array of CuPy's, which begins with one
+                check(kernel->name.c_str(), on, *(void**)argument.data());
         }
         const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
         if (const char* wrong = kernel->run(grid, block, places.data())) {

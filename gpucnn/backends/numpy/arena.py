@@ -58,12 +58,18 @@ class Block:
 class Arena:
     """Blocks by size in bytes. One not wanted for `forget_after` requests goes when a new one has to be made.
 
+    So do those not wanted for longest while all are more than `at_most` times what was ever in use at once: batches of
+    many sizes want blocks of many sizes, and each would stay.
+
     Before it makes one it takes over a block of its `source`, if there is one that is not in use.
     """
 
-    def __init__(self, forget_after: float = math.inf, source: "Arena | None" = None) -> None:
+    def __init__(
+        self, forget_after: float = math.inf, source: "Arena | None" = None, at_most: float = math.inf
+    ) -> None:
         self.blocks: dict[int, list[Block]] = {}
         self._forget_after, self._requests, self._source = forget_after, 0, source
+        self._at_most, self._largest = at_most, 0  # bytes that were ever in use at once
         self._lock = forks.lock()
 
     def empty(self, shape: tuple[int, ...], dtype: Any, kind: type = np.ndarray) -> Array:
@@ -75,7 +81,7 @@ class Arena:
             if block is None and self._source is not None:
                 block = self._source.given_away(size)
             if block is None:
-                self._forget()
+                self._forget(size)
                 block = Block(size)
             self.blocks.setdefault(size, []).append(block)
             block.wanted = self._requests
@@ -100,10 +106,17 @@ class Arena:
             for blocks in self.blocks.values():
                 blocks[:] = [block for block in blocks if block.in_use()]
 
-    def _forget(self) -> None:
-        """Return what nobody has wanted for long."""
-        for blocks in self.blocks.values():
-            blocks[:] = [b for b in blocks if b.wanted > self._requests - self._forget_after or b.in_use()]
+    def _forget(self, size: int) -> None:
+        """Return what nobody has wanted for long, and so much that with a new block it is no more than allowed."""
+        every = [block for blocks in self.blocks.values() for block in blocks]
+        free = sorted((block for block in every if not block.in_use()), key=lambda block: block.wanted)
+        total = size + sum(block.size for block in every)
+        self._largest = max(self._largest, total - sum(block.size for block in free))
+        for block in free:
+            if total <= self._at_most * self._largest and block.wanted > self._requests - self._forget_after:
+                break
+            self.blocks[block.size].remove(block)
+            total -= block.size
 
 
 def _round_up(size: int) -> int:

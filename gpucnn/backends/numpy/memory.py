@@ -18,7 +18,9 @@ Array = Any
 SMALLEST = 1 << 16  # bytes; the allocator keeps smaller ones by itself
 FORGET_AFTER = 4096  # requests; a block not wanted for longer goes back to the system when a new one has to be made
 
-arena = Arena(FORGET_AFTER)
+AT_MOST = 1.75  # times what was ever in use at once; a step wants blocks of some sizes only while others are free
+
+arena = Arena(FORGET_AFTER, at_most=AT_MOST)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
