@@ -39,6 +39,7 @@ from benchmarks.gpu_nets import PASSES, WARM_UP, Ours, find_torch, image_of, res
 from gpucnn import Model, callbacks, datasets, networks, optimizers, rng, schedules
 from gpucnn import layers as L
 from gpucnn.backends import get_backend
+from gpucnn.data import cifar
 from gpucnn.errors import BackendUnavailable, DataError
 from gpucnn.training.loop import to_device
 from gpucnn.training.steps import make_steps
@@ -414,7 +415,7 @@ class StopAt(callbacks.Callback):
 
 @functools.cache
 def _training_data(digits):
-    """Return CIFAR-10 from the folder that GPUCNN_DATA names; else digits, and why."""
+    """Return CIFAR-10 from the folder that GPUCNN_DATA names, or as much of it as is there; else digits; and why."""
     folder = os.environ.get("GPUCNN_DATA")
     try:
         if folder:
@@ -422,7 +423,29 @@ def _training_data(digits):
         reason = "GPUCNN_DATA is not set"
     except DataError as error:
         reason = str(error)
+        data = _share_of_cifar10(Path(folder))
+        if data is not None:
+            return data, f"a share of the sheets: {reason}"
     return datasets.synthetic_digits(digits), reason
+
+
+def _share_of_cifar10(folder):
+    """Return CIFAR-10 from the sheets that are there, or None where there is none to train on, or none to test."""
+    labels = folder / "labels.bin"
+    if not labels.is_file():
+        return None
+    by_sheet = np.fromfile(labels, np.uint8).astype(np.int64).reshape(-1, cifar._SHEET)
+    splits = {"train": [], "test": []}
+    for number, name in enumerate(f"{name}_{i}.webp" for name in cifar.BATCH_NAMES for i in range(len(by_sheet) // 6)):
+        if (folder / name).is_file():
+            images = np.empty((cifar._SHEET, 32, 32, 3), np.uint8)
+            cifar._read_sheet(folder / name, images)
+            splits["test" if name.startswith("test") else "train"].append((images, by_sheet[number]))
+    if not all(splits.values()):
+        return None
+    pairs = [tuple(np.concatenate(arrays) for arrays in zip(*sheets, strict=True)) for sheets in splits.values()]
+    source = f"{len(splits['train'])} of 50 sheets to train on and {len(splits['test'])} of 10 to test, in {folder}"
+    return datasets.Dataset(pairs, name="cifar10", class_names=cifar.CIFAR10_CLASSES, source=source)
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,48 @@
 """The command line: `gpucnn` and `python -m gpucnn`."""
 
+import contextlib
+import os
 import sys
+from typing import Any
 
 
 def main() -> None:
-    """Run a command; a user's mistake ends with its message and exit status 1, without a trace."""
+    """Run a command; a user's mistake ends with its message and exit status 1, without a trace.
+
+    Where nobody reads the output any more, as behind `| head -1`, typer ends with status 1 and without a word.
+    """
     from gpucnn.cli import app
-    from gpucnn.cli.common import errors
+    from gpucnn.cli.common import say_error
     from gpucnn.errors import GpucnnError
 
+    for stream in (sys.stdout, sys.stderr):
+        _take_every_character(stream)
     try:
         app(prog_name="gpucnn")
-    except (GpucnnError, OSError, MemoryError) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        errors.print(f"[bold red]{type(error).__name__}:[/]", end=" ")
-        errors.print(str(error) or "there is not enough memory", markup=False, soft_wrap=True)
+    except GpucnnError as error:
+        say_error(error)
         sys.exit(1)
+    except OSError as error:  # such as a full disk below standard output, or a name that is too long
+        say_error(f"{error.filename or 'standard output'}: {error.strerror or error}", type(error).__name__)
+        _drop_output()
+        sys.exit(1)
+    except MemoryError as error:
+        say_error(f"{error or 'out of memory'}; choose a smaller --batch-size", "MemoryError")
+        sys.exit(1)
+
+
+def _take_every_character(stream: Any) -> None:
+    """Let a stream replace what its encoding lacks, also in what others print: help, and errors of usage."""
+    from gpucnn.text import REPLACING
+
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors=REPLACING)
+
+
+def _drop_output() -> None:
+    """Send what is still to be written nowhere, or Python would complain of it when it ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gpucnn.backends import Array, Backend, get_backend
@@ -33,7 +32,7 @@ from gpucnn.data.batches import check_inputs, check_labels
 from gpucnn.errors import ConfigurationError
 from gpucnn.layers.base import Backward, Layer
 from gpucnn.layers.watching import watched
-from gpucnn.printing import PrintsAsTable
+from gpucnn.printing import PrintsAsTable, narrow_table, styled
 from gpucnn.rng import host_generator
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ class Parity(PrintsAsTable):
     def table(self) -> Table:
         """Return a table with two lines a layer, forward and backward (∂): of the array nearest to its tolerance."""
         title = f"{self.backend} against {self.reference}: {self.dtype}, batch of {self.batch_size}"
-        table = Table(title=title, box=SIMPLE_HEAD, caption=self.verdict())
+        table = narrow_table(title, self.verdict())
         for heading in ("layer", "worst array"):
             table.add_column(heading, overflow="fold")
         for heading in ("of", "max |Δ|", "relative", "ulps", "allowed"):
@@ -106,7 +105,7 @@ class Parity(PrintsAsTable):
         for group in self._by_pass():
             worst = max(group, key=_severity)
             relative, allowed = _told_apart(worst.relative, worst.allowed)
-            mark = "same" if not worst.largest else "[green]ok[/]" if worst.agrees else "[red]DIFFERS[/]"
+            mark = "same" if not worst.largest else styled(("ok", "green") if worst.agrees else ("DIFFERS", "red"))
             table.add_row(
                 worst.layer if worst.layer != before else "",
                 worst.what.replace("gradient of ", "∂ ").replace("dx", "∂ x"),

@@ -43,12 +43,12 @@ def check_precision(dtype: str, backend: Backend) -> None:
 def checked_shape(shape: Any) -> Shape:
     """Return the shape of one sample, or raise ConfigurationError where it is none."""
     sides = tuple(shape) if isinstance(shape, list | tuple) else ()
-    if not sides or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+    if not sides or not all(checks.is_integer(side) and side > 0 for side in sides):
         raise ConfigurationError(
             f"input_shape must be the shape of one sample, such as (28, 28, 1) for grey images or (20,) for features, "
             f"not {shape!r}"
         )
-    return sides
+    return tuple(int(side) for side in sides)
 
 
 def check_last_layer(layers: Sequence[Layer], output_shape: Shape, loss: CategoricalCrossEntropy) -> None:

@@ -30,6 +30,7 @@ from gpucnn.trees import read_tensors
 FORMAT = 1
 KEY = "gpucnn"
 SUFFIX = ".safetensors"
+MOST_PLACES = 20_000  # of layers in a network that is read: a ResNet of a thousand layers has a quarter of them
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:
@@ -131,10 +132,22 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return described, state
 
 
+def _places(layer: Layer, known: dict[int, int]) -> int:
+    """Return in how many places the layers of a network compute: one that stands twice counts twice."""
+    if id(layer) not in known:
+        known[id(layer)] = 1 + sum(_places(child, known) for _, child in layer.children())
+    return known[id(layer)]
+
+
 def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Backend, dtype: str | None) -> Model:
     network = Layer.from_config(described.get("network"))
     if not isinstance(network, Sequential):
         raise CheckpointError(f"describes a {type(network).__name__} where a Sequential was expected")
+    if (places := _places(network, {})) > MOST_PLACES:
+        raise CheckpointError(
+            f"describes layers that are passed in {places:,} places, and this gpucnn reads at most {MOST_PLACES:,}; "
+            "was the description edited?"
+        )
     input_shape = described.get("input_shape")
     with at_most(sum(array.size for array in state.values())):  # which is what the file holds
         model = Model(

@@ -12,6 +12,15 @@ from typing import Any
 from gpucnn.errors import ConfigurationError
 
 
+def shown(value: Any) -> str:
+    """Return a value as messages show it: its repr, or the beginning of a long one."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"an integer of {value.bit_length()} bits"
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
 def is_integer(value: Any) -> bool:
     """Return whether a value is an integer, of Python or of NumPy; a bool is not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
@@ -39,7 +48,7 @@ def integer(value: Any, name: str, minimum: int | None = None, maximum: int | No
     else:
         wanted = "an integer" + ("" if minimum is None else f" of at least {minimum}")
         wanted += "" if maximum is None else f" of at most {maximum}"
-    raise ConfigurationError(f"{name} must be {wanted}, not {value!r}")
+    raise ConfigurationError(f"{name} must be {wanted}, not {shown(value)}")
 
 
 def number(
@@ -76,18 +85,18 @@ def number(
         if end is not None
     ]
     wanted = f"a number that is {' and '.join(ends)}" if ends else "a finite number"
-    raise ConfigurationError(f"{name} must be {wanted}, not {value!r}")
+    raise ConfigurationError(f"{name} must be {wanted}, not {shown(value)}")
 
 
 def flag(value: Any, name: str) -> bool:
     """Return True or False, or raise ConfigurationError: 1, "yes" and a number put in the wrong place are not flags."""
     if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):  # NumPy's own is no subclass of Python's
         return bool(value)
-    raise ConfigurationError(f"{name} must be True or False, not {value!r}")
+    raise ConfigurationError(f"{name} must be True or False, not {shown(value)}")
 
 
 def one_of(value: Any, name: str, choices: Sequence[str]) -> str:
     """Return one of several words, or raise ConfigurationError with the words that there are."""
     if isinstance(value, str) and value in choices:
         return value
-    raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+    raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, choices))}, not {shown(value)}")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 from gpucnn.errors import ArgumentError, ConfigurationError, UnknownNameError
-from gpucnn.hints import REMEDIES, misfit, nearest
+from gpucnn.hints import REMEDIES, hinted, nearest
 
 SAME = "same"  # stands where the name of a class would, for an object that was described before
 MAX_DEPTH = 64  # of nested descriptions; far beyond any real network, far below Python's recursion limit
@@ -228,22 +228,17 @@ def _constructor(init: Callable[..., None]) -> Callable[..., None]:
 
     The outermost one, that of the object's own class, settles the object: see `Configurable._admitted`.
     """
+    checked = hinted(init)
 
     @functools.wraps(init)
-    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+    def settling(self: Any, *args: Any, **kwargs: Any) -> None:
         is_outermost = "_settled" not in vars(self)
         vars(self)["_settled"] = False
-        try:
-            init(self, *args, **kwargs)
-        except TypeError as error:
-            wrong = misfit(type(self).__name__, init, (self, *args), kwargs)
-            if not wrong:
-                raise
-            raise ArgumentError(wrong) from error
+        checked(self, *args, **kwargs)
         if is_outermost:
             vars(self)["_settled"] = True
 
-    return checked
+    return settling
 
 
 Configurable.__init__ = _constructor(Configurable.__init__)  # type: ignore[method-assign]

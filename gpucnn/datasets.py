@@ -1,6 +1,5 @@
 """Data sets by name: training and test images, uint8 and channels last, with integer labels."""
 
-import operator
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -10,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from gpucnn import checks
 from gpucnn.data.cifar import CIFAR10_CLASSES, check_labels, explain_absence, find_cifar10, read_cifar10
 from gpucnn.data.download import REMOTES, cache_folder, fetch
 from gpucnn.data.folders import Size, list_folders, natural_key, read_image_folder
 from gpucnn.data.idx import find_idx, read_idx_pair
 from gpucnn.errors import ConfigurationError, DataError
+from gpucnn.text import for_output
 
 Split = tuple[np.ndarray, np.ndarray]
 
@@ -52,7 +53,7 @@ class Dataset(tuple[Split, Split]):
     def __repr__(self) -> str:
         (x_train, _), (x_test, _) = self
         size = "x".join(map(str, x_train.shape[1:]))
-        return (
+        return for_output(
             f"<Dataset {self.name}: {len(x_train):,} training and {len(x_test):,} test images of {size}, "
             f"{len(self.class_names)} classes; {self.source}>"
         )
@@ -208,13 +209,7 @@ def _explain_absence(name: str, folder: Path) -> str:
 
 def _whole(name: str, value: int, least: int) -> int:
     """Return an argument as an int, NumPy's too, or say that it is none or too small."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least or isinstance(value, bool):
-        raise ConfigurationError(f"{name}={value!r}: expected a whole number, {least} or more: pass one")
-    return number
+    return checks.integer(value, name, minimum=least)
 
 
 def _find_splits(folder: Path) -> tuple[Path, Path] | None:

@@ -6,9 +6,14 @@ Each class also derives from the built-in exception a Python user would have gue
 
 from typing import Any
 
+from gpucnn.text import for_output
+
 
 class GpucnnError(Exception):
-    """The ancestor of every error this package raises on purpose."""
+    """The ancestor of every error this package raises on purpose; its text can be printed on any output."""
+
+    def __str__(self) -> str:
+        return for_output(super().__str__())
 
 
 class ShapeError(GpucnnError, ValueError):
@@ -81,7 +86,7 @@ class BackendUnavailable(GpucnnError, RuntimeError):
 class OutOfMemory(GpucnnError, MemoryError):
     """What a batch needs does not fit the memory; names the layer, as a path, that asked for too much.
 
-    `explained` tells whether the message says what would help.
+    `explained` tells whether the message says at which batch.
     """
 
     def __init__(self, message: str, layer: str = "", explained: bool = False) -> None:

@@ -5,14 +5,26 @@ import threading
 import weakref
 from collections.abc import Callable
 
-_locks: "weakref.WeakSet[threading.Lock]" = weakref.WeakSet()
+# Not a WeakSet: it would call Python when a lock goes, and an interrupt there is lost.
+_locks: "list[weakref.ref[threading.Lock]]" = []
+_adding, _room = threading.Lock(), 64
 
 
 def lock() -> threading.Lock:
     """Return a lock that is free in a forked child, whoever held it in the parent."""
+    global _room
     made = threading.Lock()
-    _locks.add(made)
+    with _adding:
+        if len(_locks) >= _room:
+            _locks[:] = [other for other in _locks if other() is not None]
+            _room = 2 * len(_locks) + 64
+        _locks.append(weakref.ref(made))
     return made
+
+
+def locks() -> list[threading.Lock]:
+    """Return all of them that there are."""
+    return [lock for lock in (other() for other in _locks) if lock is not None]
 
 
 def in_child(function: Callable[[], None]) -> Callable[[], None]:
@@ -24,6 +36,6 @@ def in_child(function: Callable[[], None]) -> Callable[[], None]:
 
 @in_child
 def _free_all() -> None:
-    for each in list(_locks):
+    for each in (_adding, *locks()):
         if each.locked():
             each.release()

@@ -1,11 +1,14 @@
 """What to write instead: names of other libraries, and names that are nearly right."""
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from gpucnn.errors import UnknownNameError
+from gpucnn.errors import ArgumentError, UnknownNameError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: arguments as other libraries call them, and what they are called here
 ARGUMENTS = {
@@ -127,6 +130,25 @@ def misfit(label: str, function: Callable[..., Any], args: tuple[Any, ...], kwar
         and parameter.name not in (*kwargs, *by_position[: len(args) - 1])
     ]
     return f"{label} needs {' and '.join(missing)}: pass {label}({', '.join(names)})"
+
+
+def hinted(function: Function) -> Function:
+    """Return a method that refuses arguments that do not fit it, with what to write instead."""
+
+    @functools.wraps(function)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(self, *args, **kwargs)
+        except TypeError as error:
+            is_constructor = function.__name__ == "__init__"
+            wrong = misfit(
+                type(self).__name__ if is_constructor else function.__name__, function, (self, *args), kwargs
+            )
+            if not wrong:
+                raise
+            raise ArgumentError(wrong) from error
+
+    return checked  # type: ignore[return-value]
 
 
 def _instead(name: str, known: list[str]) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 from gpucnn.agreement import parity
@@ -36,7 +35,7 @@ from gpucnn.errors import (
 )
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.model import Model
-from gpucnn.printing import PrintsAsTable
+from gpucnn.printing import PrintsAsTable, styled
 from gpucnn.rng import host_generator
 from gpucnn.training.replicas import Fingerprint
 
@@ -78,7 +77,7 @@ class LayerCheck(PrintsAsTable):
         table.add_column("", no_wrap=True)
         table.add_column("found", overflow="fold")
         for check in self.checks:
-            table.add_row(check.name, "[green]ok[/]" if check.passed else "[red]WRONG[/]", escape(check.found))
+            table.add_row(check.name, styled(("ok", "green") if check.passed else ("WRONG", "red")), check.found)
         return table
 
 

@@ -27,6 +27,7 @@ from gpucnn.data.batches import check_batch_size, check_epochs, check_inputs, ch
 from gpucnn.data.views import Views, check_views
 from gpucnn.errors import ConfigurationError, DataError, NumericError, OutOfMemory, ShapeError
 from gpucnn.flat import FlatState, check_placed, check_same_layers, check_shared_dtype
+from gpucnn.hints import hinted
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.combine import Sequential
@@ -36,12 +37,14 @@ from gpucnn.metrics import Accuracy, Metric, Totals, chosen_metrics
 from gpucnn.optimizers import Optimizer
 from gpucnn.optimizers.base import Rates
 from gpucnn.patterns import check_patterns, matched
+from gpucnn.text import for_output
 from gpucnn.training.checkpoints import Checkpoints, check_checkpoints
 from gpucnn.training.claims import Claim, trains
 from gpucnn.training.evaluation import by_parts, evaluate
 from gpucnn.training.history import History
 from gpucnn.training.interruption import whole_step
 from gpucnn.training.loop import Training, to_device
+from gpucnn.training.memory import with_advice
 from gpucnn.training.refresh import refresh_statistics
 from gpucnn.training.scale import warn_of_scale
 from gpucnn.training.slices import Sliced
@@ -99,6 +102,7 @@ class Model(Closed):
         "output_shape": "make a new Model",
     }
 
+    @hinted
     def __init__(
         self,
         layers: list[Layer] | Sequential,
@@ -160,11 +164,13 @@ class Model(Closed):
 
     def state_dict(self) -> dict[str, Any]:
         """Return host copies of every parameter and buffer by path; moves nothing."""
+        self._check_layers()
         return self.network.state_dict()
 
     @on_device
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; raises CheckpointError where it does not fit."""
+        self._check_layers()
         self.network.load_state_dict(state)
 
     @property
@@ -334,7 +340,7 @@ class Model(Closed):
 
     @contextmanager
     def computing(self, batch: int) -> Iterator[None]:
-        """Hold the backend's context around passes of so many samples; say what helps where memory runs out."""
+        """Hold the backend's context around passes of so many samples; say where memory runs out."""
         try:
             working = self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32)
             with whole_step, working:
@@ -342,19 +348,16 @@ class Model(Closed):
         except MemoryError as error:
             if isinstance(error, OutOfMemory) and error.explained:
                 raise
-            raise OutOfMemory(self._what_fits(error, batch), getattr(error, "layer", ""), explained=True) from error
+            message = self._where_memory_ended(error, batch)
+            raise OutOfMemory(message, getattr(error, "layer", ""), explained=True) from error
 
-    def _what_fits(self, error: MemoryError, batch: int) -> str:
-        """Return a message: where memory ran out, what was asked for, what there is, and a batch that should fit."""
-        where = getattr(error, "layer", "") or self.name
+    def _where_memory_ended(self, error: MemoryError, batch: int) -> str:
+        """Return a message: where memory ran out, what was asked for, and what there is."""
+        where, memory = getattr(error, "layer", "") or self.name, self.backend.memory()
         message = f"{where}: out of memory on {self.backend.name} at a batch of {batch}: {str(error).rstrip('.')}"
-        each, memory, fits = self.bytes_of_a_sample(), self.backend.memory(), batch // 2
         if memory is not None:
-            free, total = memory
-            message += f"; {free / 1e6:,.0f} of {total / 1e6:,.0f} MB are free"
-            while fits > 1 and fits * each > 0.8 * total:
-                fits //= 2
-        return message + (f"; a batch_size of {fits} should fit" if fits else "; one sample is too much for it")
+            message += f"; {memory[0] / 1e6:,.0f} of {memory[1] / 1e6:,.0f} MB are free"
+        return message
 
     def bytes_of_a_sample(self) -> int:
         """Return about how much memory a step takes for each sample: all outputs, and all their gradients."""
@@ -367,6 +370,8 @@ class Model(Closed):
             sliced.repeats.forget()
         self.backend.release()
 
+    @trains(within=True)
+    @on_device
     def apply_gradients(self) -> None:
         """Make a step of the optimizer by the gradients that ways back have added up, and forget them.
 
@@ -399,6 +404,7 @@ class Model(Closed):
 
     # --- training -----------------------------------------------------------------------------
 
+    @hinted
     @on_device
     def compile(
         self,
@@ -459,6 +465,7 @@ class Model(Closed):
         return self._optimizer
 
     @trains(within=False)
+    @hinted
     @on_device
     def fit(
         self,
@@ -563,9 +570,12 @@ class Model(Closed):
         """
         rates = self.optimizer.rates_at()
         x, y = self._checked(x, y)
-        with self.computing(len(x)):
-            ((inputs, labels),) = to_device(self, (x, y))
-            return self.step(self.as_floats(inputs), labels, rates)[0]
+        try:
+            with self.computing(len(x)):
+                ((inputs, labels),) = to_device(self, (x, y))
+                return self.step(self.as_floats(inputs), labels, rates)[0]
+        except MemoryError as error:
+            raise with_advice(self, (x, y), len(x), error) from error
 
     @on_device
     def step(self, x: Array, labels: Array, learning_rate: Rates, number: Array | None = None) -> tuple[Array, Array]:
@@ -645,6 +655,7 @@ class Model(Closed):
             return self.loss.on_logits(outputs, labels)
         return self.loss(outputs, labels)
 
+    @hinted
     @on_device
     def evaluate(
         self, x: Any, y: Any = None, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0
@@ -680,6 +691,7 @@ class Model(Closed):
         by_parts(self, len(labels), size, score)
         return totals.read()
 
+    @hinted
     @on_device
     def predict(self, x: Any, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0) -> Any:
         """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16.
@@ -775,11 +787,10 @@ class Model(Closed):
 
         Below it stands how many parameters are trained, and how many are frozen.
         """
-        from rich.console import Console
-
+        from gpucnn.printing import PlainConsole
         from gpucnn.profiling import summary_table
 
-        Console().print(summary_table(self))
+        PlainConsole().print(summary_table(self))
 
     @on_device
     def profile(self, x: Any, y: Any, *, repeats: int = 10) -> "Profile":
@@ -797,7 +808,7 @@ class Model(Closed):
         save(self, path)
 
     def __repr__(self) -> str:
-        return (
+        return for_output(
             f"<Model {self.name!r}: {len(self.layers)} layers, {self.input_shape} → {self.output_shape}, "
             f"{sum(p.size for p in self.parameters().values()):,} parameters, {self.dtype} on {self.backend.name}>"
         )

@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from gpucnn.layers.base import Layer
 from gpucnn.layers.combine import Residual, Sequential
-from gpucnn.printing import PrintsAsTable
+from gpucnn.printing import PrintsAsTable, narrow_table, styled
 from gpucnn.rng import host_generator
+from gpucnn.text import printable
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -42,7 +42,7 @@ def _rows(network: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
 
 
 def _shape(layer: Layer) -> str:
-    return " × ".join(map(str, layer.output_shape or ()))
+    return "×".join(map(str, layer.output_shape or ()))
 
 
 def _elements(layer: Layer) -> int:
@@ -63,23 +63,21 @@ def _output_elements(layer: Layer) -> int:
 
 def summary_table(model: "Model") -> Table:
     """Return a table of output shapes, parameters, floating-point operations and bytes of the outputs."""
-    table = Table(
+    table = narrow_table(
         title=f"{model.name}: input {' × '.join(map(str, model.input_shape))}, {model.dtype}",
-        box=SIMPLE_HEAD,
         caption="MFLOP of the products and kB of the output are those of one image, forward",
     )
     table.add_column("layer", no_wrap=True)
-    table.add_column("what")  # the only column that may shrink, to fit a terminal of 80 characters
-    for heading in ("output", "parameters", "MFLOP", "kB"):
+    table.add_column("what", min_width=12)  # the only column that may shrink, to fit a terminal of 80 characters
+    for heading in ("output", "params", "MFLOP", "kB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for path, layer in _rows(model.network):
         kilobytes = _elements(layer) * BYTES[model.dtype] / 1000
         flops = layer.total_flops()
         cost = f"{flops / 1e6:,.3f}" if flops else ""
         count = f"{parameter_count(layer):,}" if parameter_count(layer) else ""
-        table.add_row(
-            path, Text(repr(layer), no_wrap=True, overflow="ellipsis"), _shape(layer), count, cost, f"{kilobytes:,.1f}"
-        )
+        what = Text(printable(repr(layer)), no_wrap=True, overflow="ellipsis")
+        table.add_row(path, what, _shape(layer), count, cost, f"{kilobytes:,.1f}")
     table.add_section()
     total = f"{model.network.total_flops() / 1e6:,.3f}"
     every, frozen = parameter_count(model.network), frozen_count(model.network)
@@ -139,14 +137,14 @@ class Profile(PrintsAsTable):
             "each layer for itself, without a team of threads; training lets some layers apply the ReLU behind them.\n"
             "MB of outputs; MFLOP of the products, forward and backward; ms forward → and backward ←"
         )
-        table = Table(title=title, box=SIMPLE_HEAD, caption=caption, padding=(0, 0, 0, 1), pad_edge=False)
-        for heading in ("layer", "method"):
-            table.add_column(heading, overflow="fold")  # the only columns that may shrink: numbers are never cut
+        table = narrow_table(title, caption)
+        table.add_column("layer, method", overflow="fold")  # the only column that may shrink: numbers are never cut
         for heading in HEADINGS:
             table.add_column(heading, justify="right", no_wrap=True)
         total = sum(row.seconds for row in self.layers) or 1.0
         for row in self.layers:
-            table.add_row(row.path, row.method, "×".join(map(str, row.output_shape)), *self._cells(row, total))
+            named = styled(row.path, (f" {row.method}" if row.method else "", "dim"))
+            table.add_row(named, "×".join(map(str, row.output_shape)), *self._cells(row, total))
         table.add_section()
         whole = LayerTime(
             path="all",
@@ -159,7 +157,7 @@ class Profile(PrintsAsTable):
             forward_seconds=sum(row.forward_seconds for row in self.layers),
             backward_seconds=sum(row.backward_seconds for row in self.layers),
         )
-        table.add_row("all", "", "", *self._cells(whole, total))
+        table.add_row("all", "", *self._cells(whole, total))
         return table
 
     @staticmethod

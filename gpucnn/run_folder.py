@@ -117,6 +117,18 @@ def run_config(model_path: Path) -> dict[str, Any]:
     return settings
 
 
+def validated_on_test(settings: dict[str, Any]) -> bool:
+    """Return whether a run scored the test images after each epoch: it was asked to, or is older than that choice."""
+    if "validate_on_test" in settings:
+        return bool(settings["validate_on_test"])
+    return settings.get("hold_out") is None and bool(settings.get("validate") or settings.get("early_stopping"))
+
+
+def in_words(counts: dict[str, int]) -> str:
+    """Return how many images each part has: 45,000 training, 5,000 validation, 10,000 test images."""
+    return ", ".join(f"{number:,} {part}" for part, number in counts.items()) + " images"
+
+
 def read_history(model_path: Path) -> History:
     """Return the history of the run that a model lies in.
 

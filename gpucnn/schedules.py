@@ -226,8 +226,8 @@ def rate_of(rate: "Schedule | float", epoch: float | None, epochs: float) -> flo
     except ConfigurationError:
         when = "as its peak" if epoch is None else f"at epoch {epoch:.4g} of {epochs:.4g}"
         raise ConfigurationError(
-            f"{rate!r} gave {value!r} {when}, and a learning rate must be a finite number of at least 0; the weights "
-            "are those of before"
+            f"{checks.shown(rate)} gave {checks.shown(value)} {when}, and a learning rate must be a finite number of "
+            "at least 0"
         ) from None
 
 

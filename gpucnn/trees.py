@@ -102,8 +102,8 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
             types = {name: file.get_slice(name).get_dtype() for name in names}
             if foreign := next((name for name in names if types[name] not in TYPES), None):
                 raise CheckpointError(
-                    f"{path}: its tensor {foreign!r:.80} holds numbers of type {types[foreign]}, which NumPy does not "
-                    "have; save it with F32, F16 or F64 instead"
+                    f"{path}: its tensor {foreign!r:.80} holds numbers of type {types[foreign]}, which gpucnn does not "
+                    "read; save it with F32, F16 or F64 instead"
                 )
             return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except CheckpointError:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import checks
 from gpucnn.data.batches import batches, check_inputs
 from gpucnn.errors import ConfigurationError, DataError
 from gpucnn.layers.base import Layer
@@ -42,8 +43,7 @@ def whiten(target: Model | Conv2D, images: Any, *, epsilon: float = EPSILON) -> 
         DataError: images without any variation.
         ShapeError, DTypeError: images that the target does not take.
     """
-    if not (isinstance(epsilon, int | float) and epsilon > 0):
-        raise ConfigurationError(f"epsilon must be a positive number, not {epsilon!r}")
+    epsilon = checks.number(epsilon, "epsilon", above=0)
     convolution, before = _first_convolution(target)
     _check_filters(convolution)
     assert convolution.input_shape is not None

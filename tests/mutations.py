@@ -91,7 +91,7 @@ FAULTS = (
     ),
     Fault(
         "assigned: gradients of a shared layer",
-        "gpucnn/layers/base.py",
+        "gpucnn/layers/state.py",
         "self.grad += gradient",
         "self.grad[...] = gradient",
     ),
@@ -173,7 +173,7 @@ FAULTS = (
     Fault(
         "stale: gradients of the step before",
         "gpucnn/model.py",
-        "            self.zero_grad()\n            if in_slices",
+        "            self.zero_grad()  # which binds\n            if in_slices",
         "            if in_slices",
         ("tests/test_model.py", "tests/test_team.py"),
     ),
@@ -400,8 +400,8 @@ FAULTS = (
     Fault(
         "off by one: the step's rate",
         "gpucnn/training/loop.py",
-        "self.epoch + part.start / count, self.epochs)\n            steps",
-        "self.epoch + part.stop / count, self.epochs)\n            steps",
+        "self.epoch + part.start / count, self.epochs)\n            model",
+        "self.epoch + part.stop / count, self.epochs)\n            model",
         ("tests/test_model.py", "tests/test_epochs.py", "tests/test_optimizers.py"),
     ),
     Fault(

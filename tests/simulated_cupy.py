@@ -79,7 +79,7 @@ class Memory(np.ndarray):
         memory.guard = np.full(ALIGNMENT // signal.itemsize, signal).view(np.uint8)
         memory._set_guards()
         memory.garbage = 0xFF if dtype.kind == "f" else 0xA5  # NaN in every float type
-        memory.pool, memory.gpu = weakref.ref(pool), pool.simulation.device
+        memory.pool, memory.simulation, memory.gpu = weakref.ref(pool), pool.simulation, pool.simulation.device
         memory.holders = 0  # arrays and pointers of the program, not those of a recorded graph
         memory.released = False  # handed back by its pool
         return memory
@@ -123,6 +123,8 @@ class Memory(np.ndarray):
         self.holders -= 1
         if self.holders == 0 and self.pool() is not None:
             self.pool().count(-self.length, self.gpu)
+        elif self.holders == 0:
+            self.simulation.reserve(-self.length, self.gpu)
 
     def is_lost(self):
         """Tell whether a GPU's memory would be somebody else's by now, although a graph still uses it."""
@@ -183,7 +185,8 @@ class Reservation:
 class MemoryPool:
     """Memory of one purpose; a graph may go on using what a pool of its own keeps, whether arrays hold it or not.
 
-    It keeps what arrays let go of. Where the GPU has no more, it frees that and tries again, as CuPy's does.
+    It keeps what arrays let go of, even when the pool itself goes, as CuPy 14's does: that memory is lost then. Where
+    the GPU has no more, it frees what it keeps and tries again.
     """
 
     private = True
@@ -192,10 +195,6 @@ class MemoryPool:
         self._allocator = allocator or (lambda size: MemoryPointer(self.simulation.reservation(size)))
         self._lock = threading.RLock()
         self._used, self._total = {}, {}  # bytes by device
-
-    def __del__(self):
-        for device, total in self._total.items():
-            self.simulation.reserve(-total, device)
 
     def count(self, nbytes, device):
         """Take note of bytes that arrays hold now, or hold no more."""
@@ -869,7 +868,6 @@ class Simulation:
             CUDARuntimeError=CUDARuntimeError,
             deviceSynchronize=lambda: self.refuse_in_capture("waiting for the device"),
             driverGetVersion=lambda: 13000,
-            errorMemoryAllocation=MEMORY_ALLOCATION,
             getDevice=lambda: self.device,
             getDeviceCount=lambda: self.devices,
             getDeviceProperties=lambda device: {**properties, "minor": 0, "warpSize": 32},

@@ -63,7 +63,7 @@ def test_a_smaller_crop_stands_in_the_middle():
     ("make", "error", "message"),
     [
         (lambda: plots.augmented(pictures(), []), ConfigurationError, "there is no augmentation to draw; pass some"),
-        (lambda: plots.augmented(pictures(), Flip(), 0), ConfigurationError, "epochs must be an integer of at least 1"),
+        (lambda: plots.augmented(pictures(), Flip(), 0), ConfigurationError, "epochs must be a positive integer"),
         (lambda: plots.augmented(pictures(17), Flip()), ShapeError, "expected 1 to 16 images"),
         (lambda: plots.augmented(pictures(C=2), Flip()), ShapeError, r"\(3, 6, 5, 2\); expected 1 to 16 images"),
         (lambda: plots.augmented(pictures()[0], Flip()), ShapeError, r"\(6, 5, 3\); expected 1 to 16 images"),

@@ -22,6 +22,7 @@ from gpucnn.callbacks import Callback, EarlyStopping, LookAhead, MovingAverage
 from gpucnn.data.augment import AlternatingFlip, Flip, Translate
 from gpucnn.data.fingerprint import fingerprint
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
+from gpucnn.printing import PlainConsole
 from gpucnn.training import checkpoints, progress
 from gpucnn.training.defects import DefectWatch
 from gpucnn.training.interruption import Interruption
@@ -882,9 +883,8 @@ def test_the_bar_fits_a_terminal(monkeypatch, width):
     """No number is cut off, whatever the width: what does not fit stands below."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr("rich._console", None)  # made anew, with this width
     monkeypatch.setenv("COLUMNS", str(width))
-    bar = progress.Bar()
+    bar = progress.Bar(PlainConsole())
     bar.begin_epoch(1, 10, 469, 69, [50.0])
     totals = type("Totals", (), {"read": lambda self: {"loss": 0.1234, "accuracy": 0.9812}})()
     for _ in range(100):
@@ -894,13 +894,12 @@ def test_the_bar_fits_a_terminal(monkeypatch, width):
     with console.capture() as capture:
         console.print(bar.progress.get_renderable())
     (line,) = capture.get().rstrip().splitlines()
-    assert line.startswith("epoch 2/10 ")
-    assert line.endswith("169/469 0:30 / 7:13 left loss 0.1234, accuracy 98.12 %")
-    bar.end_epoch(
-        {"loss": 0.1, "accuracy": 0.97, "val_loss": 0.2, "val_accuracy": 0.96, "seconds": 46.9, "val_seconds": 3}
-    )
+    assert line.startswith("epoch  2/10 ")
+    assert line.endswith("169/469 ETA 0:30 / total 7:13 loss 0.1234, accuracy 98.12 %")
     with console.capture() as capture:
-        console.print(bar.progress.get_renderable())
+        bar.end_epoch(
+            {"loss": 0.1, "accuracy": 0.97, "val_loss": 0.2, "val_accuracy": 0.96, "seconds": 46.9, "val_seconds": 3}
+        )
     shown = capture.get()
     assert "49.9 s" in shown
     assert all(len(line) <= width for line in shown.splitlines())

@@ -265,7 +265,7 @@ def test_doctor_names_the_command_for_a_gpu_without_cupy(monkeypatch):
     monkeypatch.setattr(doctor_module, "_cupy_version", lambda: None)
     found = {what: (text, remedy) for what, text, remedy in doctor_module._gpu()}
     assert "CUDA 13.0" in found["driver"][0]
-    assert found["CuPy"][1] == "an NVIDIA GPU is here, but CuPy is not: pip install 'gpucnn\\[cuda13]'"
+    assert found["CuPy"][1] == "an NVIDIA GPU is here, but CuPy is not: pip install 'cupy-cuda13x[ctk]'"
     monkeypatch.setattr(doctor_module, "cuda_driver_version", lambda: (12, 4))
     assert "cuda12" in {what: remedy for what, _, remedy in doctor_module._gpu()}["CuPy"]
 
@@ -280,7 +280,7 @@ def test_doctor_says_in_short_why_the_probe_failed(monkeypatch):
     found = {what: (text, remedy) for what, text, remedy in doctor_module._gpu()}
     assert found["GPU"] == (
         "the probe failed: libcublasLt.so.13: no such file",
-        "CuPy and the driver do not fit each other: pip install 'gpucnn\\[cuda13]'",
+        "CuPy and the driver do not fit each other: pip install 'cupy-cuda13x[ctk]'",
     )
 
 
@@ -310,7 +310,7 @@ def test_doctor_counts_threads_against_cores(monkeypatch):
         "gpucnn is set to 5 threads on 2 usable cores, which slows all of them: set GPUCNN_NUM_THREADS=2",
     )
     monkeypatch.setenv("GPUCNN_NUM_THREADS", "all")
-    assert "expected a positive number of threads, not 'all'" in doctor_module._engine()[2]
+    assert "GPUCNN_NUM_THREADS must be a positive integer, not 'all'" in doctor_module._engine()[2]
     monkeypatch.setenv("GPUCNN_NUM_THREADS", "2")
     assert doctor_module._engine()[2] == ""
 

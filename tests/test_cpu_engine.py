@@ -73,6 +73,9 @@ CONVOLUTIONS = {
     "depthwise": (18, (6, 7), 8, 8, Window((3, 3), padding=SAME3), 8),
     "depthwise_multiplied": (18, (6, 7), 3, 6, Window((3, 2), (2, 1), SAME3, (1, 2)), 3),
     "depthwise_stride": (18, (6, 7), 8, 8, Window((3, 3), (2, 2), SAME3), 8),
+    "depthwise_of_few": (7, (6, 7), 24, 24, Window((3, 3), padding=SAME3), 24),
+    "depthwise_of_few_multiplied": (3, (6, 7), 4, 12, Window((3, 2), (2, 1), SAME3, (1, 2)), 4),
+    "depthwise_of_one": (1, (9, 8), 150, 150, Window((3, 3), (2, 2), SAME3), 150),
 }
 
 every_convolution = pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -311,7 +314,7 @@ def test_which_path_a_convolution_takes(monkeypatch):
     assert path(Window((4, 4)), 16, 64, 129) == path(Window((4, 4)), 15, 64, 128) == "chunks"
     assert path(Window((4, 4)), 8, 128, 128) == "kernel-rows"
     assert path(Window((4, 4)), 8, 128, 129) == "chunks"
-    assert path(plain, 128, 64, 64, groups=64) == "depthwise"
+    assert path(plain, 128, 64, 64, groups=64) == path(plain, 1, 64, 64, groups=64) == "depthwise"
     assert path(plain, 128, 1, 64) == "rows"
     strided, wide = Window((3, 3), (2, 2)), Window((5, 5))
     assert path(strided, 128, 64, 64) == path(strided, 128, 8, 24) == "kernel-rows"
@@ -323,6 +326,25 @@ def test_which_path_a_convolution_takes(monkeypatch):
     assert path(Window((3, 3), (2, 2), ((0, 0), (3, 0))), 128, 64, 64) == "rows"
     monkeypatch.setenv("GPUCNN_WINOGRAD", "0")
     assert path(plain, 16, 64, 64) == path(plain, 16, 32, 32) == "kernel-rows"
+
+
+@pytest.mark.parametrize("name", ["depthwise_of_few", "depthwise_of_few_multiplied", "depthwise_of_one"])
+def test_depthwise_takes_few_images_as_they_lie(name, monkeypatch):
+    """One by one, and no image is copied but for its padding."""
+    x, weight, bias, dy = convolution_arrays(name)
+    image_size, window, groups = CONVOLUTIONS[name][1], *CONVOLUTIONS[name][4:]
+    monkeypatch.delattr(chunks, "convolve")
+    padded = []
+    monkeypatch.setattr(
+        convolution, "_padded", lambda x, window, pad=convolution._padded: padded.append(x) or pad(x, window)
+    )
+    results = [
+        ENGINE.conv2d(x, weight, bias, window, groups),
+        ENGINE.conv2d_input_gradient(dy, weight, image_size, window, groups),
+    ]
+    assert all(result.flags.c_contiguous for result in results)
+    assert len(padded) == len(x)
+    assert all(image.shape[-1] == 1 and np.shares_memory(image, x) for image in padded)
 
 
 def test_images_stay_with_the_batch_innermost():

@@ -556,9 +556,9 @@ def test_senseless_fraction(tmp_path, fraction):
 
 @pytest.mark.parametrize("seed", [-1, 0.5, "one", None, True])
 def test_senseless_seed(tmp_path, seed):
-    with pytest.raises(ConfigurationError, match=r"seed=.*: expected a whole number, 0 or more"):
+    with pytest.raises(ConfigurationError, match="seed must be an integer of at least 0"):
         datasets.image_folder(tmp_path, seed=seed)
-    with pytest.raises(ConfigurationError, match=r"seed=.*: expected a whole number, 0 or more"):
+    with pytest.raises(ConfigurationError, match="seed must be an integer of at least 0"):
         datasets.synthetic_digits(10, seed=seed)
 
 
@@ -580,7 +580,7 @@ def test_synthetic_splits_come_from_two_streams(monkeypatch):
     assert len({seed for _, seed in calls}) == 4
     assert data.name == "synthetic_digits"
     assert data.source == "drawn by gpucnn with seed 7"
-    with pytest.raises(ConfigurationError, match="n=0: expected a whole number, 1 or more"):
+    with pytest.raises(ConfigurationError, match="n must be a positive integer, not 0"):
         datasets.synthetic_digits(0)
 
 

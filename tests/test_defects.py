@@ -209,9 +209,9 @@ def test_watching_changes_nothing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"action": "restart"}, 'action must be "flag" or "stop"'),
-        ({"every": 0}, "every must be a number of steps of at least 1, not 0"),
-        ({"grace": 1.5}, "grace must be a number of steps"),
+        ({"action": "restart"}, "action must be one of 'flag', 'stop'"),
+        ({"every": 0}, "every must be a positive integer, not 0"),
+        ({"grace": 1.5}, "grace must be a positive integer"),
     ],
 )
 def test_arguments_without_sense(options, message):

@@ -11,6 +11,7 @@ from gpucnn import callbacks, networks, optimizers, schedules
 from gpucnn.cli import app
 from gpucnn.data.batches import check_epochs, steps_of
 from gpucnn.networks import Recipe
+from gpucnn.printing import PlainConsole
 from gpucnn.training import progress
 from tests.test_groups import assert_same_bits, simulated
 from tests.test_model import small_model, stripes
@@ -45,6 +46,23 @@ class Steps(callbacks.Callback):
 )
 def test_how_many_steps(epochs, steps, expected):
     assert [steps_of(epoch, epochs, steps) for epoch in range(len(expected))] == expected
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [
+        (2.0000001, 2),
+        (0.1 * 30, 3),
+        (0.9999999, 1),
+        (1e-9, 1e-9),
+        (np.float32(2), 2),
+        (np.int64(4), 4),
+        (2.25, 2.25),
+        (0, 0),
+    ],
+)
+def test_epochs_that_miss_a_whole_number_by_a_rounding_are_whole(epochs, expected):
+    assert check_epochs(epochs) == expected
 
 
 def test_the_last_epoch_is_cut_and_the_rest_is_as_ever(backend):
@@ -101,7 +119,7 @@ def test_what_is_shown(capsys, monkeypatch):
     small_model().fit(x, y, epochs=1.5, batch_size=10, verbose=1)
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["epoch 1/1.5", "epoch 1.5/1.5"]
     assert begun == ["epoch 1/1.5"] * 4 + ["epoch 1.5/1.5"] * 2
-    with progress.Bar() as bar:
+    with progress.Bar(PlainConsole()) as bar:
         bar.begin_epoch(9, 9.9, 45)
         task = bar.progress.tasks[-1]
         assert (task.fields["epoch"], task.total) == ("9.9/9.9", 45)

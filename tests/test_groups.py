@@ -170,7 +170,7 @@ def test_slots_follow_into_another_dtype_and_another_layout():
     before = {path: model.optimizer.slots["velocity"][place.part] for path, place in model._flat.layout.places.items()}
     assert model.to("numpy", "float64").optimizer.slots["velocity"].dtype == "float64"
     model._groups = [list(reversed(model.parameters()))]
-    model._flatten()
+    model._lay()
     model.optimizer.move(model.backend, model.backend, model._flat.values, model._flat.layout)
     for path, place in model._flat.layout.places.items():
         assert (model.optimizer.slots["velocity"][place.part] == before[path]).all(), path
@@ -220,7 +220,7 @@ def test_a_pattern_without_a_parameter_is_refused_and_changes_nothing():
         (lambda: optimizers.Adam(groups=["*.bias"]), r"groups must be a list of Group objects .*not \['\*\.bias'\]"),
         (lambda: schedules.PiecewiseConstant([(1, 0.5)]), "must stand at position 0, not at 1.0"),
         (lambda: schedules.PiecewiseConstant([]), r"points must be pairs \(position, rate\) with growing positions"),
-        (lambda: schedules.PiecewiseConstant([(0, 1)], unit="steps"), '"epochs" or "training", not \'steps\''),
+        (lambda: schedules.PiecewiseConstant([(0, 1)], unit="steps"), "one of 'epochs', 'training', not 'steps'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, message):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn import layers, metrics, plots
+from gpucnn import layers, metrics, networks, plots, profiling
 from gpucnn.backends.strict import StrictBackend
 from gpucnn.errors import ConfigurationError
+from gpucnn.printing import PlainConsole
 from gpucnn.training import progress
 from gpucnn.training.history import History
 from tests.test_model import small_model, stripes
@@ -18,9 +19,31 @@ def test_summary_shows_every_layer(capsys):
     small_model().summary()
     shown = capsys.readouterr().out
     assert "model: input 8 × 8 × 1, float32" in shown
-    for words in ("conv2d_1 ", "6 × 6 × 8", "2 × 2 × 8", "296", "367"):
-        assert words in shown or words == "6 × 6 × 8", words
-    assert max(map(len, shown.splitlines())) <= 80
+    for words in ("conv2d_1 ", "8×8×4", "2×2×8", "296", "367"):
+        assert words in shown, words
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_tables_of_a_network_fit_a_terminal_of_80_columns(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    model = networks.by_name(name)(backend="numpy")
+    model.summary()
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].split() == ["layer", "what", "output", "params", "MFLOP", "kB"]
+    ends = next(place for place, line in enumerate(lines) if not line.strip())
+    for line in lines[3:ends]:  # only what the layer is may be shortened
+        assert re.fullmatch(r"\w[\w.]* +\w+\(?[^…]*…? +[\d×]+( +[\d,.]+)*", line), line
+    rows = [
+        profiling.LayerTime(path, layer.output_shape, 9_999, 10**9, 10**9, 10**8, "winograd-1d", 0.1, 0.1)
+        for path, layer in model.network.children()
+    ]
+    PlainConsole().print(profiling.Profile("numpy", 128, 10, rows).table())
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    headings = "layer, method", "output", "params", "MB", "MFLOP", "ms →", "ms ←", "share", "GFLOP/s"
+    assert all(heading in lines[1] for heading in headings)
+    assert not any("…" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +113,7 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setattr(progress, "REFRESH_SECONDS", 1e-3)
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
     x, y = stripes(40)
     assert isinstance(progress.make_progress("auto"), progress.Bar)
     small_model().fit(x, y, epochs=2, batch_size=20)
@@ -106,7 +130,7 @@ def test_the_bar_looks_at_the_device_at_its_refresh_rate(monkeypatch):
     backend = StrictBackend()
     totals = metrics.Totals(backend, [])
     totals.add(backend.from_host(np.array(1.0)), backend.from_host(np.zeros((2, 2))), None)
-    bar = progress.Bar()
+    bar = progress.Bar(PlainConsole())
     bar.begin_epoch(0, 1, 100)
     for _ in range(100):
         bar.step(totals)

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from gpucnn import losses, metrics
+import gpucnn
+from gpucnn import layers, losses, metrics, optimizers
 from gpucnn.errors import ConfigurationError
 from tests import reference
 from tests.test_layers import GRADIENT_TOLERANCE, STEP, TOLERANCE, assert_close, spread_out
@@ -69,6 +70,49 @@ ROWS = {
     "mean_squared_error_classes": (losses.MeanSquaredError(), LOGITS, LABELS, mean_square(LOGITS, ONE_HOT)),
 }
 
+POSITIONS = spread_out((2, 3, 2, K))
+POSITION_LABELS = np.random.default_rng(2).integers(0, K, (2, 3, 2))
+SHARES = np.random.default_rng(3).uniform(0.1, 2.0, (N, K))  # which do not add up to 1
+
+
+def over_positions(smoothing=0.0):
+    rows, labels = POSITIONS.reshape(-1, K), POSITION_LABELS.reshape(-1)
+    return reference.cross_entropy(reference.softmax(rows), labels, smoothing)
+
+
+ROWS |= {
+    "positions_logits": (
+        losses.CategoricalCrossEntropy(from_logits=True),
+        POSITIONS,
+        POSITION_LABELS,
+        over_positions(),
+    ),
+    "positions_probabilities": (
+        losses.CategoricalCrossEntropy(),
+        reference.softmax(POSITIONS.reshape(-1, K)).reshape(POSITIONS.shape),
+        np.eye(K)[POSITION_LABELS],
+        over_positions(),
+    ),
+    "positions_smoothing": (
+        losses.CategoricalCrossEntropy(label_smoothing=0.2, from_logits=True),
+        POSITIONS,
+        POSITION_LABELS,
+        over_positions(0.2),
+    ),
+    "positions_squared_error": (
+        losses.MeanSquaredError(),
+        POSITIONS,
+        POSITION_LABELS,
+        mean_square(POSITIONS, np.eye(K)[POSITION_LABELS]),
+    ),
+    "shares": (  # such as sigmoids make them: divided by their sum
+        losses.CategoricalCrossEntropy(),
+        SHARES,
+        soft_targets(),
+        -sum(soft_targets()[i] * math.log(SHARES[i] / SHARES[i[0]].sum()) for i in np.ndindex(N, K)) / N,
+    ),
+}
+
 every_row = pytest.mark.parametrize("row", ROWS)
 
 
@@ -120,6 +164,30 @@ def test_logits_of_ten_thousand_give_a_finite_loss_and_gradient(backend, dtype):
     value, backward = loss(backend.from_host(logits), backend.from_host(np.array([1, 1])))
     assert float(backend.to_host(value)) == pytest.approx(1e4)  # the first row is off by 20,000, the second right
     assert_close(backend.to_host(backward()), np.array([[0.5, -0.5, 0], [0, 0, 0]], dtype), 1e-6, "dy")
+
+
+@pytest.mark.parametrize("last", [True, False], ids=["fused softmax", "from logits"])
+def test_cross_entropy_of_a_map_is_that_of_its_positions_as_samples(last, backend):
+    """Loss, gradients and accuracy of a segmentation are those of a network that gets each pixel for itself."""
+    generator = np.random.default_rng(0)
+    x, labels = generator.random((6, 5, 4, 3)), generator.integers(0, 4, (6, 5, 4))
+    found = []
+    for network, inputs, classes in (
+        (layers.Conv2D(4, 1), x, labels),
+        (layers.Conv2D(4, 1), x, np.eye(4)[labels]),
+        (layers.Dense(4), x.reshape(-1, 3), labels.ravel()),
+    ):
+        softmax = [layers.Softmax()] if last else []
+        model = gpucnn.Model([network, *softmax], inputs.shape[1:], backend=backend, dtype="float64")
+        model.compile(optimizers.SGD(0.1), losses.CategoricalCrossEntropy(0.1, from_logits=not last))
+        state = {path: np.arange(array.size) / 9 for path, array in model.state_dict().items()}
+        model.load_state_dict({path: state[path].reshape(array.shape) for path, array in model.state_dict().items()})
+        model.fit(inputs, classes, batch_size=len(inputs), epochs=3, shuffle=False, verbose=0)
+        weights = [array.ravel() for array in model.state_dict().values()]
+        found.append((model.evaluate(inputs, classes), np.concatenate(weights)))
+    for scores, weights in found[1:]:
+        assert scores == pytest.approx(found[0][0], rel=1e-12)
+        assert weights == pytest.approx(found[0][1], rel=1e-10)
 
 
 def test_a_probability_of_zero_has_a_finite_loss():

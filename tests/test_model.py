@@ -504,12 +504,28 @@ def test_networks_that_cannot_be_are_refused(make, error, message):
             losses.CategoricalCrossEntropy(from_logits=True),
             "ends with Softmax, but the loss was told",
         ),
+        (layers.Tanh(), losses.CategoricalCrossEntropy(), "tanh, whose outputs are not probabilities"),
+        (layers.BatchNorm(), losses.CategoricalCrossEntropy(), "batch_norm, whose outputs are not probabilities"),
+        (
+            layers.Sequential([layers.Softmax(), layers.Dense(3)]),
+            losses.CategoricalCrossEntropy(),
+            "dense, whose outputs are not probabilities",
+        ),
+        (layers.Dense(1), losses.CategoricalCrossEntropy(from_logits=True), "over a single class is always 0"),
     ],
 )
 def test_a_loss_that_does_not_fit_the_last_layer_is_refused(last, loss, message):
     model = gpucnn.Model([layers.Dense(3), last], (4,))
     with pytest.raises(ConfigurationError, match=message):
         model.compile("sgd", loss)
+
+
+def test_a_pooling_behind_a_convolution_makes_no_probabilities():
+    network = [layers.Conv2D(3, 3), layers.GlobalAveragePool2D()]
+    with pytest.raises(ConfigurationError, match="conv2d, whose outputs are not probabilities"):
+        gpucnn.Model(network, (4, 4, 1)).compile()
+    gpucnn.Model([*network, layers.Softmax()], (4, 4, 1)).compile()
+    gpucnn.Model([layers.Conv2D(3, 3), layers.Softmax(), layers.Flatten()], (3, 3, 1)).compile()
 
 
 @pytest.mark.parametrize("verb", ["fit", "evaluate", "train_on_batch"])
@@ -546,13 +562,19 @@ def test_fit_refuses_senseless_numbers(arguments, message):
     [
         ({"validation_data": np.zeros((4, 8, 8, 1))}, r"validation_data must be a pair \(x, y\), not ndarray"),
         ({"callbacks": callbacks.Callback()}, r"callbacks must be a list, not <.*Callback.*>; pass \["),
+        ({"validation_data": (1, 2, 3)}, r"a pair \(x, y\), not 3 items; .* weights of samples are not taken"),
+        ({"callbacks": [callbacks.Callback]}, r"and <class .*> is not one; pass an object: Callback\(…\)"),
+        ({"verbose": "yes"}, r'verbose must be "auto", True, False, 0, 1 or 2, not \'yes\''),
+        ({"verbose": 7}, "verbose must be .*, not 7"),
+        ({"shuffle": "no"}, "shuffle must be True or False, not 'no'"),
+        ({"check_numerics": None}, "check_numerics must be True or False, not None"),
         ({"callbacks": [print]}, "callbacks must be Callback objects, and <built-in function print> is not one"),
     ],
 )
 def test_fit_refuses_what_is_no_pair_and_no_callback(arguments, message):
     x, y = stripes(4)
     with pytest.raises(ConfigurationError, match=message):
-        small_model().fit(x, y, verbose=0, **arguments)
+        small_model().fit(x, y, **{"verbose": 0, **arguments})
 
 
 def test_a_metric_without_brackets_is_refused():
@@ -581,3 +603,47 @@ def test_state_dict_returns_copies():
 
 def test_representation():
     assert repr(small_model()) == "<Model 'model': 12 layers, (8, 8, 1) → (3,), 367 parameters, float32 on numpy>"
+
+
+def method(name, function):
+    return type("Mine", (callbacks.Callback,), {name: function})()
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "message"),
+    [
+        (
+            "on_train_begin",
+            lambda self, logs=None: None,
+            "on_train_begin, which nothing calls; here it is on_fit",
+        ),
+        ("on_epochs_end", lambda self, model: None, "on_epochs_end, which nothing calls; there are on_epoch_begin"),
+        ("on_epoch_end", lambda self, epoch, logs=None: None, r"write on_epoch_end\(self, model, epoch, logs\)"),
+        ("on_epoch_begin", lambda self, epoch, logs=None: None, r"on_epoch_begin\(self, epoch, logs\) is called with"),
+        ("on_fit_end", lambda self: None, r"write on_fit_end\(self, model\)"),
+        ("on_step_end", lambda self, model, step, more: None, r"write on_step_end\(self, model, step\)"),
+    ],
+)
+def test_callbacks_that_would_not_be_called_as_written_are_refused(name, function, message):
+    x, y = stripes(4)
+    with pytest.raises(ConfigurationError, match=message):
+        small_model().fit(x, y, callbacks=[method(name, function)], verbose=0)
+
+
+def test_callbacks_may_name_their_arguments_as_they_like():
+    x, y = stripes(4)
+    mine = [
+        method("on_epoch_end", function) for function in (lambda s, m, *rest: None, lambda s, net, e, numbers: None)
+    ]
+    assert small_model().fit(x, y, callbacks=mine, verbose=0).epochs == 1
+
+
+def test_predict_and_evaluate_take_what_users_of_keras_write():
+    x, y = stripes(20)
+    model = small_model()
+    assert model.predict(x, 7, verbose=0) == pytest.approx(model.predict(x), abs=1e-6)
+    loss, accuracy = model.evaluate(x, y, 7, verbose=False).values()
+    assert model.evaluate(x, y) == pytest.approx({"loss": loss, "accuracy": accuracy}, abs=1e-6)
+    for verb, arguments in ((model.predict, (x,)), (model.evaluate, (x, y))):
+        with pytest.raises(ConfigurationError, match='shows nothing, so verbose must be 0, False or "auto", not 1'):
+            verb(*arguments, verbose=1)

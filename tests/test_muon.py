@@ -64,8 +64,8 @@ MAKE = {
     "nesterov": lambda **options: Muon(0.02, momentum=0.6, other=AdamW(0.1, weight_decay=0.3), iterations=3, **options),
     "fixed norm": lambda **options: Muon(
         schedules.OneCycle(0.24),
-        0.6,
-        other=SGD(schedules.OneCycle(0.1), 0.85, True),
+        momentum=0.6,
+        other=SGD(schedules.OneCycle(0.1), momentum=0.85, nesterov=True),
         iterations=3,
         fixed_norm=True,
         **options,

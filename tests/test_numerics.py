@@ -238,3 +238,17 @@ def test_the_command_says_where_and_keeps_what_was_good(tmp_path):
     assert str(kept) in message
     assert load_report(run)["defect"]["kind"] == "diverged"
     assert not (run / FolderLock.NAME).exists()
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_statistics_that_overflow_end_the_training(backend, jit):
+    """Squares of inputs of 1e20 are infinite in float32, though loss, gradients and weights stay finite."""
+    x = (np.random.default_rng(0).normal(size=(48, 4, 4, 2)) * 1e20).astype("float32")
+    network = [layers.BatchNorm(), layers.Flatten(), layers.Dense(3), layers.Softmax()]
+    model = gpucnn.Model(network, (4, 4, 2), backend=backend).compile("sgd", jit=jit)
+    with np.errstate(all="ignore"), pytest.raises(NumericError) as caught:
+        model.fit(x, np.arange(48) % 3, batch_size=16, verbose=0)
+    assert caught.value.step == 1
+    if backend.on_host or not jit:
+        assert caught.value.layer == "batch_norm"
+        assert re.search(r"batch_norm: its (output|running_var) holds", str(caught.value))

@@ -1,6 +1,10 @@
 """Pictures: the numbers behind what is drawn."""
 
+import os
+import pickle
 import re
+import subprocess
+import sys
 from xml.etree import ElementTree
 
 import numpy as np
@@ -568,3 +572,30 @@ def test_names_that_cannot_be_written(tmp_path):
         plots.error(RUN, path=tmp_path / "picture")
     with pytest.raises(ConfigurationError, match=r"cannot write .*a.png \(No such file or directory\); the folder"):
         plots.error(RUN, path=tmp_path / "nowhere" / "a.png")
+
+
+# Where pictures are shown
+
+
+def test_a_figure_shows_itself_in_a_notebook():
+    """Without `%matplotlib inline`; pyplot, which would show it a second time, knows nothing of it."""
+    figure = plots.history(History({"loss": [1.0, 0.5], "accuracy": [0.5, 0.75]}))
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not pyplot.get_fignums()
+    again = pickle.loads(pickle.dumps(figure))
+    assert again._repr_png_() == figure._repr_png_()
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline_missing.backend_inline", "nonsense"])
+def test_a_picture_needs_no_backend(tmp_path, backend):
+    """A command that a notebook starts inherits its MPLBACKEND, which another environment need not have."""
+    script = (
+        "import os\nfrom gpucnn import plots\nfrom gpucnn.training.history import History\n"
+        f"plots.history(History({{'loss': [1.0, 0.5]}}), {str(tmp_path / 'a.png')!r})\n"
+        f"assert os.environ['MPLBACKEND'] == {backend!r}"
+    )
+    environment = os.environ | {"MPLBACKEND": backend}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

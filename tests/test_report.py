@@ -264,7 +264,7 @@ def test_the_head_and_the_configuration(page, made, model):
     assert found["parameters"].startswith(f"{count:,} ")
     assert found["training time"] == f"{duration(sum(history['seconds']))} 3 epochs"
     assert found["Network"] == "lenet 28 × 28 × 1 → 10"
-    assert found["Data"].startswith("MNIST 600 training and 200 test images; IDX files in ")
+    assert found["Data"].startswith("MNIST 600 training, 200 test images; IDX files in ")
     assert found["Optimizer"] == "SGD(learning_rate=OneCycle(0.1), momentum=0.9)"
     assert found["Learning rate"] == "OneCycle(0.1)"
     assert found["Augmentation"] == "none"
@@ -1098,7 +1098,11 @@ def test_other_data_can_be_named(run, folder, data):
     assert run("report", folder, "--data", "mnist", "--data-dir", data)[0] == 0
     found = parse(folder / "report.html")
     assert "of the 200 test images of MNIST" in section(found, "test").text
-    assert facts(found)["Data"].startswith("CIFAR-10 IDX")  # what it was trained on, says the run
+    assert facts(found)["Data"].startswith("CIFAR-10 600 training, 200 test images; IDX")  # so says the run
+    older = {key: value for key, value in settings.items() if key != "images"}  # as runs were, which did not count
+    (folder / "config.json").write_text(json.dumps(older | {"data": "cifar10"}))
+    assert run("report", folder, "--data", "mnist", "--data-dir", data)[0] == 0
+    assert facts(parse(folder / "report.html"))["Data"].startswith("CIFAR-10 IDX")
 
 
 def refused(run, *arguments):

@@ -280,10 +280,10 @@ REPLACED = {
     "rebind": lambda layer: layer.weight.rebind(layer.weight.value.copy(), layer.weight.grad.copy()),
     "rebind without a gradient": lambda layer: layer.weight.rebind(layer.weight.value.copy(), None),
     "the gradient is None": lambda layer: setattr(layer.weight, "grad", None),
-    "the value": lambda layer: setattr(layer.weight, "value", np.full(layer.weight.shape, 0.1, "float32")),
-    "to the same place": lambda layer: layer.to("numpy"),
-    "a second model": lambda layer: gpucnn.Model([layer], SHAPE, backend="numpy"),
-    "frozen and unfrozen": lambda layer: (gpucnn.Model([layer], SHAPE, backend="numpy").freeze().unfreeze(),),
+    "the value": lambda layer: setattr(layer.weight, "value", 0 * layer.weight.value + 0.1),
+    "to the same place": lambda layer: layer.to(layer.backend),
+    "a second model": lambda layer: gpucnn.Model([layer], SHAPE, backend=layer.backend),
+    "frozen and unfrozen": lambda layer: gpucnn.Model([layer], SHAPE, backend=layer.backend).freeze().unfreeze(),
 }
 
 
@@ -301,10 +301,10 @@ class Once(callbacks.Callback):
 
 @pytest.mark.parametrize("jit", [True, False])
 @pytest.mark.parametrize("what", REPLACED)
-def test_state_that_is_replaced_in_a_fit_trains_on(what, jit, data):
-    """As it does where the numbers alone are assigned, or nothing at all is."""
+def test_state_that_is_replaced_in_a_fit_trains_on(what, jit, data, backend):
+    """As it does where the numbers alone are assigned, or nothing at all is; on a GPU with steps that are repeated."""
     assigned = what in ("a Parameter", "the value")
-    control, model = fresh(), fresh()
+    control, model = fresh(backend), fresh(backend)
     for one in (control, model):
         one.compile(momentum(), jit=jit)
 
@@ -357,6 +357,9 @@ def test_averages_of_parameters_that_another_model_froze_are_refused(data):
         lambda model, x, y: model.freeze(),
         lambda model, x, y: model.compile(),
         lambda model, x, y: model.apply_gradients(),
+        lambda model, x, y: model.profile(x, y, repeats=1),
+        lambda model, x, y: model.state_dict(),
+        lambda model, x, y: model.load_state_dict(fresh().state_dict()),
     ],
 )
 def test_layers_that_were_moved_are_refused_by_name_until_they_are_moved_back(moved_by, use, data):

@@ -94,7 +94,7 @@ def test_weights_that_do_not_fit_twice_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True])
 def test_a_limit_is_a_number_of_bytes(limit):
-    with pytest.raises(ConfigurationError, match="limit must be a positive number of bytes, not"):
+    with pytest.raises(ConfigurationError, match="limit, in bytes, must be a positive integer, not"):
         Snapshots(limit=limit)
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from gpucnn.errors import CheckpointError, ConfigurationError
-from gpucnn.training.statistics import Runs, summary
+from gpucnn.training.statistics import Runs, possible_mean, summary
 
 
 def test_a_summary_is_that_of_the_textbook(rng):
@@ -20,11 +20,54 @@ def test_a_summary_is_that_of_the_textbook(rng):
     assert (found.low, found.high) == pytest.approx((low, high))
 
 
-def test_a_single_value_has_no_deviation():
-    found = summary([0.5])
-    assert (found.mean, found.deviation, found.low, found.high) == (0.5, 0.0, 0.5, 0.5)
+@pytest.mark.parametrize("values", [[0.5], [0.4, 0.6]])
+def test_fewer_than_three_values_have_no_interval(values):
+    found = summary(values)
+    assert (found.mean, found.low, found.high) == (0.5, None, None)
+    assert summary([0.5]).deviation == 0.0
     with pytest.raises(ConfigurationError, match="no values to summarise"):
         summary([])
+
+
+def test_an_interval_stays_within_what_a_mean_can_be():
+    """Runs that differ much: Student's interval alone would promise 107.7 % and a loss below zero."""
+    shares, losses = [0.99, 0.80, 0.96], [0.02, 0.70, 0.10]
+    assert summary(shares).high > 1
+    assert summary(losses).low < 0
+    cut = summary(shares, possible_mean("test accuracy"))
+    assert (cut.low, cut.high) == (summary(shares).low, 1.0)
+    cut = summary(losses, possible_mean("training loss, epoch 1"))
+    assert (cut.low, cut.high) == (0.0, summary(losses).high)
+    assert summary([3.0, 0.1, 0.1], possible_mean("seconds, testing")).low == 0.0
+    assert possible_mean("learning_rate") == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize("mean", [0.5, 0.97])
+def test_an_interval_that_was_cut_holds_the_mean_as_often(mean, rng):
+    """19 times in 20, as it says, also where the values lie near the end of what is possible."""
+    held = 0
+    for _ in range(1000):
+        found = summary(rng.normal(mean, 0.02, 5).clip(0, 1), (0.0, 1.0))
+        held += found.low <= mean <= found.high
+    assert 925 <= held <= 975
+
+
+def test_the_table_fits_a_terminal_and_says_what_its_interval_is(tmp_path):
+    runs = Runs(tmp_path / "runs.json", {"recipe": "lenet"})
+    for seed in range(3):
+        numbers = {"training accuracy": [0.2 + seed / 3] * 12, "training accuracy_so_far": [0.97] * 12}
+        runs.add({"seed": seed, "numbers": numbers | {"seconds, a step": 0.0123456 + seed / 1000, "test loss": seed}})
+        if seed < 2:
+            assert "A confidence interval needs 3 runs." in runs.text()
+            assert "…" not in runs.text()
+    lines = runs.text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2].split() == ["mean", "std", "dev", "least", "most", "95", "%", "CI", "of", "the", "mean"]
+    first = next(line for line in lines if line.startswith("accuracy, epoch 12"))
+    assert first.endswith("0 … 100 %")
+    assert "33.3 pp" in first
+    assert "accuracy_so_far" not in runs.text()
+    assert next(line for line in lines if line.startswith("test loss")).endswith("0 … 3.484")
 
 
 def record(accuracy, defect=None):

@@ -284,18 +284,30 @@ def test_where_not_even_one_sample_fits_it_says_so():
     x, y = images(3)
     for use in (lambda model: model.predict(x), lambda model: model.evaluate(x, y)):
         with pytest.raises(
-            OutOfMemory, match=r"conv2d: out of memory on portable at a batch of 1: no room for 1; one s"
+            OutOfMemory, match=r"conv2d: out of memory on portable at a batch of 1: no room for 1; not even one"
         ):
             use(network(backend=Small(0)))
 
 
-def test_training_says_which_batch_would_fit_and_changes_none():
-    backend = Small(40)
-    with pytest.raises(
-        OutOfMemory, match=r"out of memory on portable at a batch of 64: no room for 64; a batch_size of 3"
-    ):
-        network(backend=backend).fit(*images(), batch_size=64, verbose=0)
-    assert backend.tried == [64]
+@pytest.mark.parametrize("verb", ["fit", "train_on_batch"])
+def test_training_says_which_batch_fits_and_changes_nothing(verb):
+    """Halves are tried, also the smaller last batch; weights, statistics and random streams stay as they were."""
+    backend, (x, y) = Small(20), images(64)
+    model = network(backend=backend)
+    before = model.state_dict()
+    options = {"batch_size": 64, "verbose": 0} if verb == "fit" else {}
+    message = r"out of memory on portable at a batch of 64: no room for 64; a batch_size of 16 fits, as was tried"
+    with pytest.raises(OutOfMemory, match=message):
+        getattr(model, verb)(x, y, **options)
+    assert backend.tried[:2] == [64, 32]
+    assert set(backend.tried[2:]) == {16}
+    assert all(np.array_equal(array, model.state_dict()[path]) for path, array in before.items())
+    assert model.fit(x, y, batch_size=16, verbose=0).epochs == 1
+
+
+def test_training_says_where_not_even_one_sample_fits():
+    with pytest.raises(OutOfMemory, match=r"no room for 64; not even one sample fits"):
+        network(backend=Small(0)).fit(*images(), batch_size=64, verbose=0)
 
 
 PEAK = """

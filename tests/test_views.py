@@ -117,8 +117,8 @@ def test_views_make_a_network_right_more_often():
     ("make", "error", "message"),
     [
         (lambda: Views(mirror=1), ConfigurationError, "Views: mirror must be True or False, not 1"),
-        (lambda: Views(shift=-1), ConfigurationError, "Views: shift must be a number of pixels, 0 for none, not -1"),
-        (lambda: Views(shift=0.5), ConfigurationError, "Views: shift must be a number of pixels"),
+        (lambda: Views(shift=-1), ConfigurationError, "Views: shift must be an integer of at least 0, not -1"),
+        (lambda: Views(shift=0.5), ConfigurationError, "Views: shift must be an integer of at least 0"),
         (
             lambda: network().predict(images(), views="flip"),
             ConfigurationError,

@@ -84,7 +84,7 @@ def _make_cupy(name: str) -> Backend:
     except ImportError as error:
         raise BackendUnavailable(
             f"backend {name!r}: CuPy cannot be imported ({error}); an NVIDIA GPU with a CUDA 13 driver needs "
-            "`pip install 'gpucnn[cuda13]'`, an older driver `pip install 'gpucnn[cuda12]'`; "
+            "`pip install 'cupy-cuda13x[ctk]'`, an older driver `pip install 'cupy-cuda12x[ctk]'`; "
             'without a GPU use backend="numpy"'
         ) from error
     try:

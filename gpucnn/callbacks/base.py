@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpucnn import checks
 from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.hints import hinted
 from gpucnn.metrics import MODES, is_larger_better
 from gpucnn.trees import misfit
 
@@ -18,6 +19,12 @@ class Callback:
     `model` is the model that is fitted, `logs` the epoch's numbers as they go into the history. A callback ends the
     training early by setting `model.stop_training = True`.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse arguments that do not fit the constructor with a hint."""
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = hinted(cls.__init__)  # type: ignore[method-assign]
 
     def on_fit_begin(self, model: "Model") -> None:
         """Before the first epoch."""

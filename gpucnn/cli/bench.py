@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gpucnn.backends import get_backend
-from gpucnn.cli.common import console
+from gpucnn.cli.common import console, say, working
 from gpucnn.timing import Timing, time_network
 
 TIMED = ("lenet", "network-2", "network-3")
@@ -27,27 +27,25 @@ def bench(
     """Time training steps and inference, beside the portable kernels that every backend is checked against."""
     chosen = get_backend(backend)
     names = networks or list(TIMED)
-    console.print(f"[bold]{chosen.describe()}[/], batches of {batch_size} random images", soft_wrap=True)
+    say((chosen.describe(), "bold"), f", batches of {batch_size} random images")
     table = Table(box=SIMPLE_HEAD)
     table.add_column("network")
     for heading in ("train images/s", "ms a step", "GFLOP/s", "inference images/s", "× portable"):
         table.add_column(heading, justify="right")
     timings = []
     for name in names:
-        with console.status(f"timing {name}"):
+        with working(f"timing {name}"):
             timing = time_network(name, chosen, batch_size, seconds / len(names))
         timings.append(timing)
         table.add_row(*_cells(timing))
     console.print(table)
-    console.print(
-        "[dim]medians; GFLOP/s counts forward and backward products; × portable is training speed over the "
-        "plain text of the kernels in NumPy, as in a textbook[/]"
-    )
+    remark = "medians; GFLOP/s counts forward and backward products; × portable is training speed over the "
+    console.print(remark + "plain text of the kernels in NumPy, as in a textbook", style="dim")
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         report = {"backend": chosen.describe(), "batch_size": batch_size, "timings": [vars(t) for t in timings]}
         output.write_text(json.dumps(report, indent=1) + "\n")
-        console.print(f"figures in {output}", soft_wrap=True)
+        say(f"figures in {output}")
 
 
 def _cells(timing: Timing) -> list[str]:

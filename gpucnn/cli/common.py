@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.status import Status
 
 from gpucnn.backends import auto_choice
 from gpucnn.datasets import Dataset
 from gpucnn.errors import CheckpointWarning, DataError
 from gpucnn.model import Model
+from gpucnn.printing import Part, PlainConsole, styled
 from gpucnn.run_folder import (
     CONFIG,
     DATA_NAMES,
@@ -42,11 +43,30 @@ __all__ = [
     "load_data_or_digits",
     "open_model",
     "run_config",
+    "say",
+    "say_error",
     "warnings_shown",
+    "working",
 ]
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+console = PlainConsole()
+errors = PlainConsole(stderr=True)
+
+
+def say(*parts: Part) -> None:
+    """Print a line of parts, each plain or with a style: what stands in them is shown, and never obeyed."""
+    console.print(styled(*parts), soft_wrap=True)
+
+
+def working(what: str) -> Status:
+    """Show what goes on while it does, on a terminal."""
+    return console.status(styled(what), spinner="line")  # of characters that every terminal has
+
+
+def say_error(error: Exception | str, kind: str = "") -> None:
+    """Print what went wrong on the standard error, behind the error's class."""
+    errors.print(styled((f"{kind or type(error).__name__}: ", "bold red")), end="")
+    errors.print(str(error), soft_wrap=True)
 
 
 def load_data_or_digits(name: str, folder: Path | None) -> Dataset:
@@ -56,8 +76,8 @@ def load_data_or_digits(name: str, folder: Path | None) -> Dataset:
     except DataError as error:
         if name != "mnist" or folder is not None:
             raise
-        console.print("[bold yellow]MNIST cannot be had here, so this run uses gpucnn's own synthetic digits.[/]")
-        console.print(str(error), style="dim", markup=False, soft_wrap=True)
+        say(("MNIST cannot be had here, so this run uses gpucnn's own synthetic digits.", "bold yellow"))
+        console.print(str(error), style="dim", soft_wrap=True)
         return load_data("synthetic", None)
 
 
@@ -70,7 +90,7 @@ def warnings_shown() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, CheckpointWarning):
-                errors.print(str(message), style="yellow", markup=False, soft_wrap=True)
+                errors.print(str(message), style="yellow", soft_wrap=True)
             else:
                 usual(message, category, *place, **more)
 

@@ -7,14 +7,13 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
-from rich.text import Text
-
-from gpucnn import datasets
+from gpucnn import __version__, datasets
 from gpucnn.backends import get_backend, in_short
 from gpucnn.backends.numpy.cores import usable_cores
 from gpucnn.backends.numpy.threads import num_threads
-from gpucnn.cli.common import console
+from gpucnn.cli.common import say
 from gpucnn.errors import BackendUnavailable, ConfigurationError
 
 # the environment variables that change what gpucnn does, or how fast
@@ -44,20 +43,20 @@ def doctor() -> None:
     """Say what Python, NumPy, CuPy and the GPU are here, where data lies, and what would mend what is missing."""
     remedies = []
     for what, found, remedy in findings():
-        console.print(Text.assemble((f"  {what:<10}", "bold"), found), soft_wrap=True)
+        say((f"  {what:<10}", "bold"), found)
         if remedy:
             remedies.append(remedy)
     for remedy in remedies:
-        console.print(f"[yellow]→[/] {remedy}", soft_wrap=True)
+        say(("→ ", "yellow"), remedy)
     if not remedies:
-        console.print("[green]Everything that can be had here is in place.[/]")
+        say(("Everything that can be had here is in place.", "green"))
 
 
 def findings() -> Iterator[Finding]:
     """Yield everything that is looked at."""
     import scipy
 
-    yield "gpucnn", metadata.version("gpucnn"), ""
+    yield "gpucnn", _own_version(), ""
     yield "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", ""
     yield "cores", f"{usable_cores()} usable of {os.cpu_count()}", ""
     numpy_version = metadata.version("numpy")
@@ -71,6 +70,14 @@ def findings() -> Iterator[Finding]:
         place = datasets.available(name)
         found = place or "not here; downloaded at first use, or put it below the folder that GPUCNN_DATA names"
         yield title, found, ""
+
+
+def _own_version() -> str:
+    """Return gpucnn's version, and where its text lies if it was not installed."""
+    try:
+        return metadata.version("gpucnn")
+    except metadata.PackageNotFoundError:
+        return f"{__version__}, not installed but run from {Path(__file__).parents[2]}"
 
 
 def _blas() -> Iterator[Finding]:
@@ -135,8 +142,8 @@ def _gpu() -> Iterator[Finding]:
     name = _gpu_name()
     yield "driver", f"CUDA {driver[0]}.{driver[1]}{f', {name}' if name else ''}" if driver else "no NVIDIA driver", ""
     version = _cupy_version()
-    extra = "cuda13" if driver and driver >= (13, 0) else "cuda12"
-    install = f"pip install 'gpucnn\\[{extra}]'"
+    cuda = "cuda13" if driver and driver >= (13, 0) else "cuda12"
+    install = f"pip install 'cupy-{cuda}x[ctk]'"
     if version is None:
         remedy = f"an NVIDIA GPU is here, but CuPy is not: {install}" if driver else ""
         yield "CuPy", "not installed" + ("" if driver else ", and without an NVIDIA driver of no use here"), remedy

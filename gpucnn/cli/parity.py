@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gpucnn.agreement import parity as compare
-from gpucnn.cli.common import console, open_model
+from gpucnn.cli.common import console, open_model, say
 from gpucnn.errors import ConfigurationError
 from gpucnn.networks import by_name
 from gpucnn.rng import host_generator
@@ -45,6 +45,6 @@ def parity(
         differences = [asdict(d) | {"agrees": d.agrees} for d in result.differences]
         about = {"backend": result.backend, "reference": result.reference, "dtype": result.dtype}
         output.write_text(json.dumps(about | {"agrees": result.agrees, "differences": differences}, indent=1) + "\n")
-        console.print(f"differences in {output}", soft_wrap=True)
+        say(f"differences in {output}")
     if not result.agrees:
         raise typer.Exit(1)

@@ -10,12 +10,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from gpucnn.cli.common import console, errors, open_model
+from gpucnn.cli.common import console, open_model, say, say_error
 from gpucnn.data.images import centre_digit, is_dark_on_light, read_image
 from gpucnn.errors import ConfigurationError, DataError
 from gpucnn.files import write_whole
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
+from gpucnn.printing import styled
+from gpucnn.text import printable
 
 DIGITS = list("0123456789")
 BAR = 20  # characters, the length of certainty
@@ -84,10 +86,9 @@ def predict(
     names = network.class_names or [f"class {k}" for k in range(network.output_shape[0])]
     if made:
         console.print(_table(made, names, top))
-        console.print(f"  by {path}", soft_wrap=True)
+        say(f"  by {path}")
     for reason in failed.values():
-        errors.print("[bold red]DataError:[/]", end=" ")
-        errors.print(reason, markup=False, soft_wrap=True)
+        say_error(reason, "DataError")
     if json_file is not None:
         _write(json_file, path, [_as_data(one, names, top) for one in made], failed)
     if show is not None:
@@ -145,13 +146,13 @@ def _table(made: list[Prediction], names: list[str], top: int) -> Table:
     if length:
         table.add_column(no_wrap=True)
     for one in made:
-        label = Text(str(one.file))
+        label = styled(str(one.file))
         if one.notes:
             label.append(f"\n{one.notes}", style="dim")
         classes, numbers, bars = Text(), Text(), Text(style="cyan")
         for rank, k in enumerate(one.probabilities.argsort()[::-1][:top]):
             share, style, end = float(one.probabilities[k]), "" if rank else "bold", "\n" if rank else ""
-            classes.append(f"{end}{names[k]}", style=style)
+            classes.append(f"{end}{printable(names[k])}", style=style)
             numbers.append(f"{end}{100 * share:.1f} %", style=style)
             bars.append(end + "█" * round(length * share))
         table.add_row(label, classes, numbers, *([bars] if length else []))
@@ -169,7 +170,8 @@ def _write(path: Path, model: Path, results: list[dict[str, Any]], failed: dict[
     results += [{"image": str(file), "error": reason} for file, reason in failed.items()]
     content = json.dumps({"model": str(model), "images": results}, indent=1, ensure_ascii=False) + "\n"
     try:
-        write_whole(path, content.encode())
+        # in JSON's own escapes, which lead back to the same name
+        write_whole(path, content.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise ConfigurationError(
             f"--json {path}: cannot be written ({error.strerror or error}); name a file in a folder that is there"
@@ -186,4 +188,4 @@ def _draw(network: Model, made: list[Prediction], names: list[str], path: Path) 
         maps = file.with_stem(f"{file.stem}-feature-maps")
         prediction(one.pixels, one.probabilities, names, file, original=one.original)
         feature_maps(network, one.pixels, names, title=f"{one.file.name} in {network.name}", path=maps)
-        console.print(f"  drawn     {file} and {maps}", soft_wrap=True)
+        say(f"  drawn     {file} and {maps}")

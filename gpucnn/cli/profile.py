@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gpucnn.cli.common import console, open_model
+from gpucnn.cli.common import console, open_model, say
 from gpucnn.errors import ConfigurationError
 from gpucnn.networks import by_name
 from gpucnn.profiling import random_batch
@@ -29,4 +29,4 @@ def profile(
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(result.as_data(), indent=1) + "\n")
-        console.print(f"figures in {output}", soft_wrap=True)
+        say(f"figures in {output}")

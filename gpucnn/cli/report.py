@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gpucnn.cli.common import DATA_NAMES, console
+from gpucnn.cli.common import DATA_NAMES, say, working
 from gpucnn.errors import ConfigurationError
 
 
@@ -36,6 +36,6 @@ def report(
 
     if images is not None and index:
         raise ConfigurationError(f"--images {images} and --index {index[0]} both say which images; give one of them")
-    with console.status("testing the model, timing its layers, drawing"):
+    with working("testing the model, timing its layers, drawing"):
         target = write(run, output, data=data, data_dir=data_dir, backend=backend, images=index or images or IMAGES)
-    console.print(str(target), soft_wrap=True, markup=False)
+    say(str(target))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gpucnn import reproduction
-from gpucnn.cli.common import RUNS, console
+from gpucnn.cli.common import RUNS, console, say
 from gpucnn.cli.runs import being_written, make_runs, table
 from gpucnn.errors import ConfigurationError
 from gpucnn.files import explained, user_path, write_into
@@ -54,7 +54,8 @@ class Outcome:
         ]
 
 
-HEADINGS = ["recipe", "published", "ours, test", "must reach", "runs (defects)", "their time", "ours", "ratio"]
+HEADINGS = ["recipe", "published", "ours, test", "must reach", "runs", "their time", "ours", "ratio"]
+CAPTION = "runs: how many, and in brackets those with a defect; ratio: their time to ours"
 
 
 def reproduce(
@@ -78,18 +79,18 @@ def reproduce(
     with being_written(folder):
         outcomes = []
         for name in chosen:
-            console.print(f"[bold]{name}[/]")
+            say((name, "bold"))
             with being_written(folder / name):
                 made = make_runs(name, runs, folder / name, backend=backend, epochs=epochs, dtype=dtype)
             outcomes.append(outcome(name, made))
         page = folder / "reproduction.md"
         with explained(page):
             write_into(folder, page.name, markdown(outcomes).encode())
-    printed = table("published and reproduced", HEADINGS)
+    printed = table("published and reproduced", [heading.replace(" ", "\n") for heading in HEADINGS], CAPTION)
     for done in outcomes:
         printed.add_row(*done.cells(), style="" if done.reached else "yellow")
     console.print(printed)
-    console.print(f"every run below {folder}, this table in {page}", soft_wrap=True)
+    say(f"every run below {folder}, this table in {page}")
 
 
 def outcome(name: str, made: Runs) -> Outcome:

@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gpucnn import reproduction
 from gpucnn.backends import get_backend
 from gpucnn.checkpoint import content
-from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console
+from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console, say, working
 from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
 from gpucnn.files import FolderLock, explained, make_folder, remove_parts, user_path, write_into
-from gpucnn.printing import duration
+from gpucnn.printing import Part, duration, narrow_table
 from gpucnn.run_folder import STATISTICS
 from gpucnn.training.checkpoints import Checkpoints
 from gpucnn.training.snapshots import Snapshots
@@ -46,8 +45,8 @@ def runs(
     with being_written(folder):
         made = make_runs(entry.network, count, folder, backend=backend, epochs=epochs, dtype=dtype, on_defect=on_defect)
         averages = made.write_text(include_defects)
-    console.print(made.text(include_defects), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"every run in {made.path}, averages in {averages}", soft_wrap=True)
+    console.print(made.text(include_defects), soft_wrap=True)
+    say(f"every run in {made.path}, averages in {averages}")
 
 
 def being_written(folder: Path) -> FolderLock:
@@ -93,9 +92,11 @@ def make_runs(
     made = Runs(folder / STATISTICS, settings)
     missing = made.missing(count)
     if len(missing) < count:
-        console.print(f"{count - len(missing)} of {count} runs are in {made.path} already", soft_wrap=True)
+        say(f"{count - len(missing)} of {count} runs are in {made.path} already")
     if missing and data is None:
         data = reproduction.load_data(name)
+    if missing and reproduction.by_name(name).long:
+        say("  the test images are scored after each epoch, as in what was published")
 
     def checkpoints_of(seed: int) -> Checkpoints:
         return Checkpoints(folder / f"seed-{seed}")
@@ -114,16 +115,16 @@ def make_runs(
         if seed == 0:
             options["callbacks"] = [Snapshots(folder)]
         said = f"{name}, seed {seed}: {missing.index(seed) + 1} of {len(missing)}"
-        with nullcontext() if long else console.status(said):
+        with nullcontext() if long else working(said):
             if on_defect == "restart":
                 model, history, record = reproduction.run_until_good(name, seed, data, **options)
             else:
                 model, history, record = reproduction.run(name, seed, data, on_defect=on_defect, **options)
-        console.print(_in_a_line(seed, record), soft_wrap=True, highlight=False)
+        say(*_in_a_line(seed, record))
         if long:
-            console.print(_times(record), soft_wrap=True, highlight=False)
+            say(_times(record))
         if seed == 0:
-            described = json.dumps(settings | {"seed": seed, "data": data.name}) + "\n"
+            described = json.dumps(settings | {"seed": seed, "data": data.name, "validate_on_test": long}) + "\n"
             with explained(folder / MODEL):
                 write_into(folder, MODEL, content(model))
                 write_into(folder, HISTORY, history.content())
@@ -137,14 +138,14 @@ def make_runs(
     return made
 
 
-def _in_a_line(seed: int, record: Record) -> str:
-    numbers = record["numbers"]
+def _in_a_line(seed: int, record: Record) -> list[Part]:
+    """Return a run's numbers, in parts of a line."""
+    numbers, defect = record["numbers"], record["defect"]
     epochs = " → ".join(f"{100 * share:.2f}" for share in shortened(numbers["training accuracy"]))
-    line = f"seed {seed}: {epochs} %, test [bold]{100 * numbers['test accuracy']:.2f} %[/], "
-    line += f"{numbers['seconds, in all']:.1f} s"
-    if record.get("restarts"):
-        line += f", after {len(record['restarts'])} restarts"
-    return line + (f"  [red]{record['defect']['kind']}[/]: {record['defect']['detail']}" if record["defect"] else "")
+    restarts = f", after {len(record['restarts'])} restarts" if record.get("restarts") else ""
+    parts: list[Part] = [f"seed {seed}: {epochs} %, test ", (f"{100 * numbers['test accuracy']:.2f} %", "bold")]
+    parts.append(f", {numbers['seconds, in all']:.1f} s{restarts}")
+    return parts + ([(f"  {defect['kind']}", "red"), f": {defect['detail']}"] if defect else [])
 
 
 def _times(record: Record) -> str:
@@ -165,9 +166,9 @@ def shortened(values: list[float], most: int = 5) -> list[float]:
     return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
 
 
-def table(title: str, headings: list[str]) -> Table:
+def table(title: str, headings: list[str], caption: str | None = None) -> Table:
     """Return an empty table whose first column is left-aligned, the others right."""
-    made = Table(title=title, box=SIMPLE_HEAD)
+    made = narrow_table(title, caption)
     for place, heading in enumerate(headings):
-        made.add_column(heading, justify="left" if place == 0 else "right", no_wrap=place == 0)
+        made.add_column(heading, justify="left" if place == 0 else "right", no_wrap=True)
     return made

@@ -8,13 +8,13 @@ import typer
 from gpucnn.cli.common import (
     DATA_NAMES,
     MODEL,
-    console,
     data_of,
     describe,
     find_model,
     load_data_or_digits,
     open_model,
     run_config,
+    say,
 )
 from gpucnn.errors import ConfigurationError
 from gpucnn.run_folder import STATISTICS, beside, check_takes_images, predict_test_set, read_history
@@ -312,7 +312,7 @@ def _target(path: Path, output: Path | None, *words: str | None, also: tuple[str
 
 
 def _say(target: Path) -> None:
-    console.print(str(target), soft_wrap=True, markup=False)
+    say(str(target))
 
 
 def _read(network: "Model", image: Path) -> Any:

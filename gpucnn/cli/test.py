@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from gpucnn.cli.common import DATA_NAMES, console, data_of, describe, open_model
+from gpucnn.cli.common import DATA_NAMES, data_of, describe, open_model, say
 from gpucnn.data.views import NAMES, check_views
+from gpucnn.text import printable
 
 
 def test(
@@ -27,13 +28,13 @@ def test(
     _, (images, labels) = dataset
     scores = network.evaluate(images, labels, views=views)
     predictions = network.predict(images, views=views).argmax(axis=1)
-    console.print(f"  model     {path}", soft_wrap=True)
-    console.print(f"  data      {describe(dataset)}: {len(images):,} test images; {dataset.source}", soft_wrap=True)
+    say(f"  model     {path}")
+    say(f"  data      {describe(dataset)}: {len(images):,} test images; {dataset.source}")
     if (seen := check_views(views, network.input_shape)) is not None:
-        console.print(f"  views     the mean of {len(seen.places())} of each image ({views})")
+        say(f"  views     the mean of {len(seen.places())} of each image ({views})")
     for number, name in enumerate(dataset.class_names):
         of_class = labels == number
         if of_class.any():
             right = (predictions[of_class] == number).mean()
-            console.print(f"  {name:<12} {100 * right:6.2f} % of {of_class.sum():,}")
-    console.print(f"[bold]test accuracy {100 * scores['accuracy']:.2f} %[/] (loss {scores['loss']:.4f})")
+            say(f"  {printable(name):<12} {100 * right:6.2f} % of {of_class.sum():,}")
+    say((f"test accuracy {100 * scores['accuracy']:.2f} %", "bold"), f" (loss {scores['loss']:.4f})")

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import numpy  # noqa: TID251 (its version goes into the run's settings; no array is made)
 import typer
-from rich.markup import escape
 
-from gpucnn import __version__, networks, rng
+from gpucnn import __version__, networks
 from gpucnn.callbacks import EarlyStopping
 from gpucnn.checkpoint import content
 from gpucnn.cli.common import (
@@ -18,16 +17,17 @@ from gpucnn.cli.common import (
     HISTORY,
     MODEL,
     RUNS,
-    console,
     describe,
     describe_backend,
     load_data,
     load_data_or_digits,
     run_config,
+    say,
     warnings_shown,
 )
+from gpucnn.cli.parts import Parts, checked, parts_of
 from gpucnn.data.batches import check_epochs
-from gpucnn.datasets import Dataset, Split
+from gpucnn.datasets import Dataset
 from gpucnn.errors import CheckpointError, ConfigurationError, NumericError
 from gpucnn.files import (
     PART,
@@ -43,7 +43,7 @@ from gpucnn.files import (
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
 from gpucnn.reproduction import PROBE
-from gpucnn.run_folder import how_to_resume, is_unfinished, remember_data
+from gpucnn.run_folder import how_to_resume, is_unfinished, remember_data, validated_on_test
 from gpucnn.schedules import Schedule
 from gpucnn.training.checkpoints import BEST, Checkpoints, place_of
 from gpucnn.training.defects import DefectWatch
@@ -67,14 +67,22 @@ def train(
     dtype: Annotated[str, typer.Option(help="float32, float64, or float16 on a GPU.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and dropout.")] = 0,
     validate: Annotated[
-        bool, typer.Option("--validate", help="Score the test images after each epoch, and keep the best model.")
+        bool,
+        typer.Option(
+            "--validate", help="Hold out a tenth of the training images, score them after each epoch, keep the best."
+        ),
     ] = False,
     hold_out: Annotated[
         float | None,
-        typer.Option(
-            min=0.001, max=0.9, help="Validate on this share of the training images instead, and leave it out."
-        ),
+        typer.Option(min=0.001, max=0.9, help="Validate on this share of the training images, of each class."),
     ] = None,
+    validate_on_test: Annotated[
+        bool,
+        typer.Option(
+            "--validate-on-test",
+            help="Validate on the test images, as many published figures did: then they choose the best model, too.",
+        ),
+    ] = False,
     early_stopping: Annotated[
         int | None,
         typer.Option(
@@ -119,11 +127,12 @@ def train(
         return
     if folder is not None:
         check_unused(folder)
-    model, dataset = _prepared(asked)
-    folder = make_run_folder(folder, f"{model.name}-{dataset.name.replace('_', '-')}")
+    asked = checked(asked)
+    model, parts = _prepared(asked)
+    folder = make_run_folder(folder, f"{model.name}-{parts.dataset.name.replace('_', '-')}")
     with (keeper := Checkpoints(folder, every_seconds=asked["checkpoint_every"])).writing():
         check_unused(folder)  # once more, now that nobody else can write into it
-        _train(asked, model, dataset, keeper, resume=False)
+        _train(asked, model, parts, keeper, resume=False)
 
 
 def _is_longer(folder: Path, settings: dict[str, Any], epochs: float | None) -> bool:
@@ -135,9 +144,7 @@ def _is_longer(folder: Path, settings: dict[str, Any], epochs: float | None) -> 
     if epochs is None or epochs <= settings["epochs"]:
         score = f"test accuracy {100 * settings['test']['accuracy']:.2f} %"
         more = f"; --epochs with more than {settings['epochs']} trains it on"
-        console.print(
-            f"{folder}: this run is finished ({score}); there is nothing to resume{more}", soft_wrap=True, markup=False
-        )
+        say(f"{folder}: this run is finished ({score}); there is nothing to resume{more}")
         return False
     if not Checkpoints(folder).files():
         raise ConfigurationError(
@@ -166,7 +173,8 @@ def _to_resume(context: typer.Context, folder: Path) -> dict[str, Any]:
             f"--resume takes the settings from {folder / CONFIG}; leave out {words}, or begin another run with another "
             "--run-dir"
         )
-    return settings | {"data": {"synthetic_digits": "synthetic"}.get(settings["data"], settings["data"])}
+    data = {"synthetic_digits": "synthetic"}.get(settings["data"], settings["data"])
+    return settings | {"data": data, "validate_on_test": validated_on_test(settings)}
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -174,31 +182,32 @@ def _is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _prepared(asked: dict[str, Any]) -> tuple[Model, Dataset]:
+def _prepared(asked: dict[str, Any]) -> tuple[Model, Parts]:
     """Return the model and the data that options ask for, which are those of a new run or of one that goes on."""
     make = networks.by_name(asked["network"])
     dataset = _data_for(make, asked["data"], None if asked["data_dir"] is None else Path(asked["data_dir"]))
-    x_train = dataset[0][0]
-    shape, classes = x_train.shape[1:], len(dataset.class_names)
+    parts = parts_of(dataset, asked)
+    images, _ = parts.training
+    shape, classes = images.shape[1:], len(dataset.class_names)
     model = make(asked["seed"], asked["backend"], input_shape=shape, classes=classes, dtype=asked["dtype"])
     model.class_names = dataset.class_names
     assert model.recipe is not None
     if model.recipe.data != dataset.name:
-        _adapt(model, x_train)
+        _adapt(model, images)
     if asked["learning_rate"] is not None:
         model.optimizer.learning_rate = _with_rate(model.optimizer.learning_rate, asked["learning_rate"])
-    return model, dataset
+    return model, parts
 
 
-def _train(asked: dict[str, Any], model: Model, dataset: Dataset, keeper: Checkpoints, resume: bool) -> None:
+def _train(asked: dict[str, Any], model: Model, parts: Parts, keeper: Checkpoints, resume: bool) -> None:
     """Train, test, and write everything into the folder of the checkpoints, into which nobody else writes."""
-    (x_train, y_train), (x_test, y_test) = dataset
+    dataset, (images, labels) = parts.dataset, parts.training
     folder = keeper.folder
     assert model.recipe is not None
-    training, validation = _validation(dataset, asked)
     settings: dict[str, Any] = asked | {
         "data": dataset.name if asked["data"] is None else asked["data"],
         "source": dataset.source,
+        "images": parts.counts,
         "epochs": check_epochs(asked["epochs"] or model.recipe.epochs),
         "batch_size": asked["batch_size"] or model.recipe.batch_size,
         "optimizer": model.optimizer.config(),
@@ -208,20 +217,22 @@ def _train(asked: dict[str, Any], model: Model, dataset: Dataset, keeper: Checkp
     _write_config(folder, settings)
     if settings["data_dir"] is not None:
         remember_data(Path(settings["data_dir"]))
-    _print_head(model, dataset, folder, asked["backend"])
+    _print_head(model, f"{describe(dataset)}: {parts}; {dataset.source}", folder, asked["backend"])
     if resume and keeper.files():
-        console.print(f"  resumed   {place_of(keeper.files()[-1])}")
+        say(f"  resumed   {place_of(keeper.files()[-1])}")
     snapshots = Snapshots()  # written with the rest, after the model: a full disk shall not cost the training
-    watch = DefectWatch((x_train[:PROBE], y_train[:PROBE]))
+    step = max(len(images) // PROBE, 1)  # so that all classes are watched, also where they stand one after another
+    watch = DefectWatch((images[::step][:PROBE], labels[::step][:PROBE]))
     patience = asked["early_stopping"]
     stopping = [] if patience is None else [EarlyStopping("val_accuracy", patience)]
     try:
         with warnings_shown():
             history = model.fit(
-                *training,
+                images,
+                labels,
                 epochs=settings["epochs"],
                 batch_size=settings["batch_size"],
-                validation_data=validation,
+                validation_data=parts.validation,
                 callbacks=[snapshots, watch, *stopping],
                 checkpoints=keeper,
                 resume=resume,
@@ -231,32 +242,17 @@ def _train(asked: dict[str, Any], model: Model, dataset: Dataset, keeper: Checkp
             folder, keeper = keeper.elsewhere, Checkpoints(keeper.elsewhere)
             _write_config(folder, settings)
         saved = f", saved {place_of(keeper.files()[-1])}" if keeper.files() else ""
-        console.print(
-            f"[bold yellow]interrupted{saved}[/]; go on with: {escape(how_to_resume(folder))}", soft_wrap=True
-        )
+        say((f"interrupted{saved}", "bold yellow"), f"; go on with: {how_to_resume(folder)}")
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else int(error.code or 0)) from None
     except NumericError as error:
         watch.save(folder)
         saved = f"; {keeper.files()[-1]}, saved {place_of(keeper.files()[-1])}, is good" if keeper.files() else ""
         message = f"{error}{saved}. `gpucnn show histograms` draws what it came to"
         raise NumericError(message, error.step, error.layer, error.direction) from error
-    settings |= {"best": keeper.best, "test": model.evaluate(x_test, y_test)}
+    settings |= {"best": keeper.best, "test": model.evaluate(*parts.test)}
     _write_run(folder, keeper, model, history, settings, (snapshots, watch))
     keeper.clear(keep=1)  # from which more epochs can go on
-    _print_result(folder, settings, dataset, watch)
-
-
-def _validation(dataset: Dataset, asked: dict[str, Any]) -> tuple[Split, Split | None]:
-    """Return what is trained on, and what is scored after each epoch: test images, some held out, or none."""
-    (x, y), test = dataset
-    if asked["hold_out"] is None:
-        return (x, y), test if asked["validate"] or asked["early_stopping"] else None
-    order = rng.host_generator(asked["seed"], "hold out").permutation(len(x))
-    count = min(max(round(asked["hold_out"] * len(x)), 1), len(x) - 1)
-    held, left = order[:count], order[count:]
-    held.sort()
-    left.sort()
-    return (x[left], y[left]), (x[held], y[held])
+    _print_result(folder, settings, f"{len(parts.test[0]):,} images ({describe(dataset)})", watch)
 
 
 def check_unused(folder: Path) -> None:
@@ -324,16 +320,12 @@ def _with_rate(schedule: Schedule | float, rate: float) -> Schedule | float:
     return Schedule.from_config({**schedule.config(), "rate": rate})
 
 
-def _print_head(model: Model, dataset: Dataset, folder: Path, asked: str) -> None:
+def _print_head(model: Model, data: str, folder: Path, asked: str) -> None:
     count = sum(parameter.size for parameter in model.parameters().values())
-    (x_train, _), (x_test, _) = dataset
-    console.print(f"  network   {model.name}, {count:,} parameters")
-    console.print(
-        f"  data      {describe(dataset)}: {len(x_train):,} training and {len(x_test):,} test images; {dataset.source}",
-        soft_wrap=True,
-    )
-    console.print(f"  backend   {describe_backend(model, asked)}", soft_wrap=True)
-    console.print(f"  run       {folder}", soft_wrap=True)
+    say(f"  network   {model.name}, {count:,} parameters")
+    say(f"  data      {data}")
+    say(f"  backend   {describe_backend(model, asked)}")
+    say(f"  run       {folder}")
 
 
 def _write_config(folder: Path, settings: dict[str, Any]) -> None:
@@ -392,20 +384,17 @@ def _write_results(
     _write_config(folder, settings)
 
 
-def _print_result(folder: Path, settings: dict[str, Any], dataset: Dataset, watch: DefectWatch) -> None:
+def _print_result(folder: Path, settings: dict[str, Any], tested: str, watch: DefectWatch) -> None:
     scores, best = settings["test"], settings["best"]
-    console.print(f"  saved     {folder / MODEL}", soft_wrap=True)
+    say(f"  saved     {folder / MODEL}")
     if best is not None:
-        words = f"epoch {best['epoch'] + 1}, validation accuracy {100 * best['value']:.2f} %"
-        console.print(f"  best      {words}: {folder / BEST}", soft_wrap=True)
+        scored = "test accuracy, by which it was chosen," if settings["validate_on_test"] else "validation accuracy"
+        say(f"  best      epoch {best['epoch'] + 1}, {scored} {100 * best['value']:.2f} %: {folder / BEST}")
     if watch.defect is not None:
-        console.print(f"[bold yellow]defect: {escape(str(watch.defect))}[/]", soft_wrap=True)
-        console.print(
-            "  another --seed or a lower --learning-rate may help; `gpucnn show histograms` draws what it came to",
-            style="dim",
-            soft_wrap=True,
-        )
-    console.print(
-        f"[bold]test accuracy {100 * scores['accuracy']:.2f} %[/] "
-        f"(loss {scores['loss']:.4f}) on {len(dataset[1][0]):,} images ({describe(dataset)})"
+        say((f"defect: {watch.defect}", "bold yellow"))
+        remedy = "another --seed or a lower --learning-rate may help; `gpucnn show histograms` draws what it came to"
+        say((f"  {remedy}", "dim"))
+    say(
+        (f"test accuracy {100 * scores['accuracy']:.2f} %", "bold"),
+        f" (loss {scores['loss']:.4f}) on {tested}",
     )

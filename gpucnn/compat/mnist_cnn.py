@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import Any
 
 import gpucnn
+from gpucnn import checks
 from gpucnn.backends import Array, Backend
 from gpucnn.callbacks import Callback
 from gpucnn.data.batches import batches, check_batch_size
@@ -149,8 +150,7 @@ class OptimizerSGD:
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.decay, bool) or not isinstance(self.decay, int | float) or not 0 <= self.decay < math.inf:
-            raise ConfigurationError(f"OptimizerSGD: decay must be a finite number of at least 0, not {self.decay!r}")
+        self.decay = checks.number(self.decay, "OptimizerSGD: decay", minimum=0)
         self.new()  # refuses what SGD refuses
 
     def new(self) -> SGD:
@@ -367,7 +367,7 @@ class Model:
 class _Network(gpucnn.Model):
     """A model that remembers its last step for who prints it: mean loss, outputs, labels and rate."""
 
-    last: tuple[Array, Array, Array, Any]
+    last: Any = None
 
     def step(self, x: Array, labels: Array, learning_rate: Rates, number: Array | None = None) -> tuple[Array, Array]:
         """Make one step as every model does."""
@@ -423,6 +423,4 @@ def _shown(numbers: dict[str, float]) -> str:
 
 
 def _check_every(print_every: Any) -> int:
-    if isinstance(print_every, bool) or not isinstance(print_every, int) or print_every < 0:
-        raise ConfigurationError(f"print_every must be a number of steps, or 0 for no lines, not {print_every!r}")
-    return print_every
+    return checks.integer(print_every, "print_every, in steps, or 0 for no lines,", minimum=0)

@@ -80,9 +80,10 @@ def _explained(data: Any, what: str, error: Exception) -> Exception:
 
 def _calls_to_host(data: Any) -> str:
     """Return the methods of another library's array that bring it to the host; "" where none are known."""
-    if callable(getattr(data, "numpy", None)):  # a tensor of PyTorch, whose three reasons are these
+    if callable(getattr(data, "numpy", None)):  # a tensor of PyTorch, whose four reasons are these
         calls = ".detach()" if getattr(data, "requires_grad", False) is True else ""
         calls += "" if getattr(getattr(data, "device", None), "type", "cpu") == "cpu" else ".cpu()"
+        calls += "" if str(getattr(data, "layout", "strided")).endswith("strided") else ".to_dense()"
         calls += ".float()" if "bfloat16" in str(getattr(data, "dtype", "")) else ""
         return f"{calls}.numpy()"
     return ".get()" if callable(getattr(data, "get", None)) else ""  # CuPy's
@@ -103,6 +104,7 @@ def _refuse_ragged(data: Any, what: str) -> None:
             raise ShapeError(
                 f"{what}[0] has shape {first} and {what}[{place}] {shape}; all must have one shape"
                 + (": resize or crop them, such as with PIL's image.resize((W, H))" if len(shape) > 1 else "")
+                + (f"; if these are batches pass np.concatenate({what})" if len(shape) > 1 < len(first) else "")
             )
 
 
@@ -195,11 +197,12 @@ def _as_numbers(x: HostArray, name: str) -> str:
     if x.dtype.kind == "c":
         return f"pass np.abs({name}) or {name}.real"
     try:
-        with np.errstate(all="ignore"):
+        if x.dtype.kind not in "mM":  # times, which a float32 cannot tell apart
             x.astype(np.float64)
-    except (TypeError, ValueError):
-        return "leave out or encode what is not a number"
-    return f'pass {name}.astype("float32")'
+            return f'pass {name}.astype("float32")'
+    except (TypeError, ValueError, OverflowError):
+        pass
+    return "leave out or encode what is not a number"
 
 
 def channel_statistics(data: Any, what: str) -> tuple[HostArray, HostArray]:

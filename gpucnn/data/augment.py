@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import checks
 from gpucnn.backends import Array, Backend
 from gpucnn.backends.placement import BITS, ONE, Placement
 from gpucnn.config import Configurable
@@ -80,9 +81,7 @@ class Flip(Augmentation):
     does = "mirrors"
 
     def __init__(self, probability: float = 0.5) -> None:
-        if not (isinstance(probability, int | float) and 0 <= probability <= 1):
-            raise ConfigurationError(f"Flip: probability must be between 0 and 1, not {probability!r}")
-        self.probability = probability
+        self.probability = checks.number(probability, "Flip: probability", minimum=0, maximum=1)
 
     def place(self, backend: Backend, draw: Draw) -> Numbers:
         """Mirror where the word is below the probability."""
@@ -159,17 +158,14 @@ class RandomCrop(Augmentation):
     def __init__(
         self, size: int | tuple[int, int] | None = None, padding: int = 4, mode: str = "zeros", fill: int = 0
     ) -> None:
-        if size is not None:
-            sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
-            if len(sides) != 2:
+        if isinstance(size, list | tuple):
+            if len(size) != 2:
                 raise ConfigurationError(f"RandomCrop: size must be a number of pixels or a pair of them, not {size!r}")
-            for side in sides:
-                _positive(side, "RandomCrop: size")
-        if not isinstance(padding, int) or isinstance(padding, bool) or padding < 0:
-            raise ConfigurationError(f"RandomCrop: padding must be a number of pixels, at least 0, not {padding!r}")
-        if mode not in ("zeros", "reflect"):
-            raise ConfigurationError(f'RandomCrop: mode must be "zeros" or "reflect", not {mode!r}')
-        self.size, self.padding, self.mode = size, padding, mode
+            size = _positive(size[0], "RandomCrop: size"), _positive(size[1], "RandomCrop: size")
+        elif size is not None:
+            size = _positive(size, "RandomCrop: size")
+        self.size, self.padding = size, checks.integer(padding, "RandomCrop: padding", minimum=0)
+        self.mode = checks.one_of(mode, "RandomCrop: mode", ("zeros", "reflect"))
         self.fill = _pixel(fill, "RandomCrop: fill")
 
     def result_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -225,11 +221,9 @@ class Rotate(Augmentation):
     does = "turns"
 
     def __init__(self, degrees: float, scale: float = 0.0, fill: int = 0) -> None:
-        if isinstance(degrees, bool) or not (isinstance(degrees, int | float) and 0 <= degrees <= 180):
-            raise ConfigurationError(f"Rotate: degrees must be between 0 and 180, not {degrees!r}")
-        if isinstance(scale, bool) or not (isinstance(scale, int | float) and 0 <= scale <= 0.5):
-            raise ConfigurationError(f"Rotate: scale must be between 0 and 0.5, not {scale!r}")
-        self.degrees, self.scale, self.fill = degrees, scale, _pixel(fill, "Rotate: fill")
+        self.degrees = checks.number(degrees, "Rotate: degrees", minimum=0, maximum=180)
+        self.scale = checks.number(scale, "Rotate: scale", minimum=0, maximum=0.5)
+        self.fill = _pixel(fill, "Rotate: fill")
 
     def check(self, image_shape: tuple[int, ...]) -> None:
         """Refuse images whose places do not fit into 32 bits."""
@@ -384,12 +378,8 @@ class Placing:
 
 
 def _pixel(value: Any, what: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 255:
-        raise ConfigurationError(f"{what} must be a pixel's value, 0 … 255, not {value!r}")
-    return value
+    return checks.integer(value, f"{what}, a pixel's value,", minimum=0, maximum=255)
 
 
 def _positive(value: Any, what: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{what} must be an integer of at least 1, not {value!r}")
-    return value
+    return checks.integer(value, what, minimum=1)

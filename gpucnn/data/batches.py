@@ -53,6 +53,8 @@ def _shape_remedy(x: HostArray, input_shape: tuple[int, ...], name: str) -> str:
     """Return the likely mistake behind a wrong shape, and what mends it; empty if none is known."""
     if x.shape == input_shape:
         return f"; for a single sample pass {name}[None]"
+    if x.shape[2:] == input_shape:
+        return f"; if these are batches pass np.concatenate({name})"
     if len(input_shape) != 3:
         return ""
     H, W, C = input_shape
@@ -171,7 +173,9 @@ def _encoded(y: HostArray, name: str) -> str:
     if y.dtype.kind in "OUST" and len(y) and all(isinstance(label, str | bytes) for label in y.ravel()[:100]):
         return f": encode them, classes, y = np.unique({name}, return_inverse=True)"
     if y.dtype.kind == "f":
-        fraction = y[y != np.floor(y)]  # NaN is one
+        if np.isnan(y).any():
+            return "; NaN is not one: repair or leave out these samples"
+        fraction = y[y != np.floor(y)]
         if len(fraction):
             return f", and {fraction[0]} is not one; for a regression compile with a loss such as mean_squared_error"
         return f": pass {name}.astype(int)"

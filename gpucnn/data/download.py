@@ -182,12 +182,13 @@ class _ProgressBar:
     total: float | None = None
 
     def __init__(self, file: str) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-        console = Console(stderr=True)
-        columns: list[Any] = [TextColumn(file), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        from gpucnn.printing import PlainConsole
+
+        console = PlainConsole(stderr=True)
+        columns: list[Any] = [TextColumn(file, markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
+        self._progress = Progress(*columns, console=console, disable=not console.redraws)
         self._task = self._progress.add_task(file, total=None)
 
     def __enter__(self) -> "_ProgressBar":

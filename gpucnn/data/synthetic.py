@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from gpucnn.errors import ConfigurationError
+from gpucnn import checks
 
 IMAGE_SIZE = 28
 INK_BOX = 20.0  # px: the box MNIST fits a digit into before it centres it
@@ -342,20 +342,11 @@ def synthetic_digits(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     Raises
         ConfigurationError: `n` is no positive integer, or `seed` no integer from 0 on.
     """
-    check_integer("n", n, 1)
-    check_integer("seed", seed, 0)
+    n = checks.integer(n, "synthetic_digits: n", minimum=1)
+    seed = checks.integer(seed, "synthetic_digits: seed", minimum=0)
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(n, dtype=np.int64) % 10)
     images = np.empty((n, IMAGE_SIZE, IMAGE_SIZE, 1), np.uint8)
     for start in range(0, n, CHUNK):  # in chunks, so that memory does not grow with n
         images[start : start + CHUNK] = draw_digits(labels[start : start + CHUNK], rng)
     return images, labels
-
-
-def check_integer(name: str, value: int, least: int) -> None:
-    """Refuse what is no integer or less than `least`; a bool is no count."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ConfigurationError(
-            f"synthetic_digits: {name} is {value!r}; expected an integer of at least {least}; "
-            f"pass for example {name}={max(least, 1)}"
-        )

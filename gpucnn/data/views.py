@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from gpucnn import checks
 from gpucnn.backends import Array, Backend
 from gpucnn.backends.placement import Placement
 from gpucnn.errors import ConfigurationError, ShapeError
@@ -29,10 +30,8 @@ class Views:
     shift: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.mirror, bool):
-            raise ConfigurationError(f"Views: mirror must be True or False, not {self.mirror!r}")
-        if not isinstance(self.shift, int) or isinstance(self.shift, bool) or self.shift < 0:
-            raise ConfigurationError(f"Views: shift must be a number of pixels, 0 for none, not {self.shift!r}")
+        object.__setattr__(self, "mirror", checks.flag(self.mirror, "Views: mirror"))
+        object.__setattr__(self, "shift", checks.integer(self.shift, "Views: shift", minimum=0))
 
     def places(self) -> list[tuple[int, bool, float]]:
         """Return for each view how far it is moved down and right, whether it is mirrored, and its weight."""

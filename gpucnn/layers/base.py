@@ -1,137 +1,23 @@
-"""`Layer`, and what a layer holds: `Parameter`, an array that is trained, and `Buffer`, one that is only kept.
+"""`Layer`, the base of all layers; what it holds stands in `state.py`.
 
 A layer's `forward` returns its output and the way back: a function from dy to dx that adds the parameters' gradients.
 What the way back needs is in its scope, so a layer keeps nothing between calls, and one used twice is right.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 from gpucnn.backends import Array, Backend, get_backend
-from gpucnn.config import Closed, Configurable, is_ours, snake_case
+from gpucnn.config import Configurable, is_ours, snake_case
 from gpucnn.errors import CheckpointError, ConfigurationError, ShapeError
+from gpucnn.layers.state import Buffer as Buffer
+from gpucnn.layers.state import Parameter as Parameter
+
+MOST_ELEMENTS = 1 << 40  # of one sample: more than any machine's memory
 
 Shape = tuple[int, ...]
 Backward = Callable[[Array], Array]
-
-
-class Parameter(Closed):
-    """An array that is trained, and the gradient that backward passes add up.
-
-    Both are born on the host in float64; `Layer.to` moves them. `value` can be assigned: the numbers are copied into
-    the array that is there, which may be a part of a larger buffer. A `frozen` one takes no gradient, in all models
-    that share it; `Model.freeze` makes it so. Nor does one that is `resting`, because the epochs of its `Group` are
-    over.
-    """
-
-    grad: Array | None = None
-    frozen = False
-    resting = False
-    of_a_model = False  # whether a model has laid it in its flat arrays, in the dtype of its weights
-
-    def __init__(self, value: Array) -> None:
-        self._value = value
-
-    @property
-    def value(self) -> Array:
-        """The array itself."""
-        return self._value
-
-    @value.setter
-    def value(self, array: Array) -> None:
-        if array is self._value:
-            return
-        if tuple(array.shape) != self.shape:
-            raise ShapeError(f"a parameter of shape {self.shape} cannot take values of shape {tuple(array.shape)}")
-        self._value[...] = array
-
-    @property
-    def shape(self) -> Shape:
-        """The shape of the value."""
-        return tuple(self._value.shape)
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return int(self._value.size)
-
-    @property
-    def learns(self) -> bool:
-        """Whether it takes a gradient."""
-        return not (self.frozen or self.resting)
-
-    def add_grad(self, gradient: Array) -> None:
-        """Add to the gradient, if it learns; a layer that is used twice in one pass adds twice."""
-        if tuple(gradient.shape) != self.shape:
-            raise ShapeError(
-                f"a parameter of shape {self.shape} got a gradient of shape {tuple(gradient.shape)}; "
-                "the backward pass of its layer is wrong"
-            )
-        if not self.learns:
-            return
-        if self.grad is None:
-            self.grad = gradient.copy()
-        else:
-            self.grad += gradient
-
-    def zero_grad(self) -> None:
-        """Forget the gradient."""
-        if self.grad is not None:
-            self.grad[...] = 0
-
-    def rebind(self, value: Array, grad: Array | None) -> None:
-        """Put other arrays in place of value and gradient, on another backend or inside a larger buffer."""
-        self._value, self.grad = value, grad
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        """Return the value as a host array: what NumPy's functions see."""
-        return _host_array(self._value, dtype, copy)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the model to the original: a copy is of none."""
-        return {name: value for name, value in vars(self).items() if name != "of_a_model"}
-
-    def __repr__(self) -> str:
-        return f"Parameter(shape={self.shape}, dtype={self._value.dtype})"
-
-
-class Buffer(Closed):
-    """An array that is kept and saved but not trained, such as running statistics.
-
-    One with `on_host=True` stays in the host's memory whatever the backend, such as the state of a random stream.
-    `value` can be assigned as that of a `Parameter`.
-    """
-
-    on_host = False
-
-    def __init__(self, value: Array, *, on_host: bool = False) -> None:
-        self._value, self.on_host = value, on_host
-
-    @property
-    def value(self) -> Array:
-        """The array itself."""
-        return self._value
-
-    @value.setter
-    def value(self, array: Array) -> None:
-        if array is self._value:
-            return
-        if tuple(array.shape) != tuple(self._value.shape):
-            raise ShapeError(
-                f"a buffer of shape {tuple(self._value.shape)} cannot take values of shape {tuple(array.shape)}"
-            )
-        self._value[...] = array
-
-    def rebind(self, value: Array) -> None:
-        """Put another array in place, on another backend or inside a larger one."""
-        self._value = value
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        """Return the value as a host array: what NumPy's functions see."""
-        return _host_array(self._value, dtype, copy)
-
-    def __repr__(self) -> str:
-        return f"Buffer(shape={tuple(self.value.shape)}, dtype={self.value.dtype})"
 
 
 class Layer(Configurable, family="layer"):
@@ -221,6 +107,11 @@ class Layer(Configurable, family="layer"):
         if self.output_shape is None:
             vars(self)["_settled"] = False  # what build makes need not be there before
             self.output_shape = self.build(input_shape, rng)
+            if max(math.prod(input_shape), math.prod(self.output_shape)) > MOST_ELEMENTS:
+                raise ShapeError(
+                    f"{self.label}: makes {self.output_shape} of {input_shape}, and no array holds more than "
+                    f"{MOST_ELEMENTS:,} numbers a sample; choose smaller ones"
+                )
             self.input_shape = input_shape
             vars(self)["_settled"] = True
             self._refuse_hidden_state()
@@ -308,10 +199,15 @@ class Layer(Configurable, family="layer"):
         return bool(self.parameters() or self.buffers())
 
     def all_layers(self) -> Iterator["Layer"]:
-        """Yield this layer and every layer inside it."""
-        yield self
-        for _, child in self.children():
-            yield from child.all_layers()
+        """Yield this layer and every layer inside it, each once."""
+        seen: set[int] = set()
+        waiting: list[Layer] = [self]
+        while waiting:
+            layer = waiting.pop()
+            if id(layer) not in seen:
+                seen.add(id(layer))
+                yield layer
+                waiting += [child for _, child in layer.children()][::-1]
 
     def to(self, backend: "Backend | str", dtype: str | None = None) -> "Layer":
         """Move every array to a backend, and floats to a dtype; returns the layer."""
@@ -403,13 +299,6 @@ def _check_replacement(path: str, held: Any, value: Any, is_built: bool) -> None
             f"{path} has shape {tuple(held.value.shape)}, and one of shape {tuple(value.value.shape)} cannot take its "
             "place"
         )
-
-
-def _host_array(value: Array, dtype: Any, copy: bool | None) -> Any:
-    """Return an array of any backend on the host, as NumPy's protocol `__array__` wants it."""
-    host = value.get() if hasattr(value, "get") else value.__array__()
-    host = host if dtype is None else host.astype(dtype, copy=False)
-    return host.copy() if copy and host is value else host
 
 
 def _move(array: Array, source: Backend, target: Backend, dtype: str | None) -> Array:

@@ -7,6 +7,8 @@ from gpucnn.backends import Window
 from gpucnn.backends.window import Pair
 from gpucnn.errors import ConfigurationError, ShapeError
 
+LIMIT = 1 << 31  # of sizes, strides and padding
+
 Padding = str | int | Pair | tuple[Pair, Pair]
 
 
@@ -19,6 +21,8 @@ def pair(value: Any, what: str = "a size", minimum: int = 1) -> Pair:
     values = (value, value) if checks.is_integer(value) else tuple(value) if isinstance(value, list | tuple) else ()
     if len(values) != 2 or not all(checks.is_integer(v) and v >= minimum for v in values):
         raise ConfigurationError(f"{what} must be an integer of at least {minimum} or a pair of them, not {value!r}")
+    if max(values) >= LIMIT:
+        raise ConfigurationError(f"{what} must be below {LIMIT:,}, not {value!r:.60}; no image is as large")
     return int(values[0]), int(values[1])
 
 

@@ -9,6 +9,7 @@ from gpucnn.backends import Backend
 from gpucnn.callbacks import Callback
 from gpucnn.data.augment import Augmentation
 from gpucnn.errors import ConfigurationError
+from gpucnn.hints import hinted
 from gpucnn.layers import Layer, Normalization
 from gpucnn.losses import CategoricalCrossEntropy, Loss
 from gpucnn.model import Model
@@ -55,6 +56,7 @@ class Network:
         self.name, self.image, self.recipe = name, image, recipe
         self._design, self._loss = design, loss
 
+    @hinted
     def __call__(
         self,
         seed: int = 0,

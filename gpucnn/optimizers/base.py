@@ -138,15 +138,21 @@ class Optimizer(Configurable, family="optimizer"):
 
     def rate_at(self, epoch: float | None = None, epochs: float = 1.0) -> float:
         """Return the learning rate at a point of the training, or the highest one outside of any."""
-        try:
-            return rate_of(self.learning_rate, epoch, epochs)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{error}, before step {self.steps + 1:,} of the optimizer") from None
+        return rate_of(self.learning_rate, epoch, epochs)
 
     def rates_at(self, epoch: float | None = None, epochs: float = 1.0) -> list[float]:
-        """Return the learning rate of each part of the flat buffer, as `rate_at` does; the first is without a group."""
-        rate = self.rate_at(epoch, epochs)
-        return [rate, *(rate * group.factor_at(epoch, epochs) for group in self.groups)]
+        """Return the learning rate of each part of the flat buffer, as `rate_at` does; the first is without a group.
+
+        Raises:
+            ConfigurationError: a schedule returns what is not a rate; says what, when and before which step.
+        """
+        try:
+            rate = self.rate_at(epoch, epochs)
+            return [rate, *(rate * group.factor_at(epoch, epochs) for group in self.groups)]
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"{error}; step {self.steps + 1:,} of the optimizer was not made, and the weights are those before it"
+            ) from None
 
     def rest(self, epoch: float | None) -> list[bool]:
         """Leave out the parts of the flat buffer whose groups' epochs are over; None wakes all. Return which rest."""

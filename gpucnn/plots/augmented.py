@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpucnn import rng
+from gpucnn import checks, rng
 from gpucnn.backends import get_backend
 from gpucnn.data.arrays import host_array
 from gpucnn.data.augment import Augmentation, Placing, check_augmentations, words_of
@@ -67,8 +67,7 @@ def _check(images: Any, epochs: int) -> None:
             f"images have shape {images.shape}; expected 1 to {ACROSS} images (N, H, W, 1) or (N, H, W, 3), such as "
             "x_train[:10]"
         )
-    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
-        raise ConfigurationError(f"epochs must be an integer of at least 1, not {epochs!r}")
+    checks.integer(epochs, "epochs", minimum=1)
 
 
 def _result_size(augment: Any, image_size: tuple[int, int]) -> tuple[int, int]:

@@ -1,12 +1,16 @@
 """What all pictures share: colours, a figure, tiles side by side, and saving."""
 
 import io
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpucnn.errors import ConfigurationError
 from gpucnn.files import explained, user_path, write_whole
+from gpucnn.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,9 +28,27 @@ ACROSS = 16  # tiles in a row, at most
 
 def new_figure(width: float, height: float, *, compressed: bool = False) -> "Figure":
     """Return an empty figure of so many inches that keeps its labels apart; `compressed` for axes of fixed aspect."""
-    from matplotlib.figure import Figure  # imported late: it takes longer than the rest of the package
+    import_matplotlib()
+    from gpucnn.plots.picture import Picture
 
-    return Figure(figsize=(width, height), layout="compressed" if compressed else "constrained")
+    return Picture(figsize=(width, height), layout="compressed" if compressed else "constrained")
+
+
+def import_matplotlib() -> None:
+    """Import matplotlib: late, since it takes longer than the rest of the package, and whatever MPLBACKEND says.
+
+    It may name a backend that is not installed here, as in a command that a notebook of another environment starts.
+    matplotlib cannot be imported then, though a picture that is written to a file needs none.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    asked = os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    if asked is not None:
+        os.environ["MPLBACKEND"] = asked
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = asked
 
 
 def check_name(path: str | Path, also: Sequence[str] = ()) -> None:
@@ -70,8 +92,8 @@ def write(path: Path, drawn: io.BytesIO) -> None:
 
 
 def plain(words: str) -> str:
-    """Return words as they are to be shown: matplotlib would take what stands between dollar signs for a formula."""
-    return words.replace("$", r"\$")
+    """Return words as they are shown: matplotlib would take what stands between dollar signs for a formula."""
+    return printable(words, lines=True).replace("$", r"\$")
 
 
 def whole_numbers(axis: Any) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpucnn import checks
 from gpucnn.data.arrays import host_array
 from gpucnn.data.batches import check_inputs
 from gpucnn.errors import ConfigurationError
@@ -49,8 +50,7 @@ def feature_maps(
         raise ConfigurationError(
             f"{model.name} takes inputs of shape {model.input_shape}, which are no images (H, W, C)"
         )
-    if most < 1:
-        raise ConfigurationError(f"most must be a positive number of maps, not {most!r}")
+    most = checks.integer(most, "most", minimum=1)
     pixels = check_inputs(host_array(image, "image")[None], model.input_shape, "image", model.dtype)
     rows, outputs = [("input", pixels[0])], None
     for layer, values in layer_outputs(model, pixels):

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpucnn import checks
 from gpucnn.data.arrays import host_array
-from gpucnn.errors import ConfigurationError, DataError, ShapeError
+from gpucnn.errors import DataError, ShapeError
 from gpucnn.plots.canvas import SMALL, new_figure, plain, save
 
 if TYPE_CHECKING:
@@ -122,8 +123,7 @@ def mistakes(
         host_array(labels, "labels"),
         host_array(probabilities, "probabilities"),
     )
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ConfigurationError(f"count must be a positive number of images, not {count!r}")
+    count = checks.integer(count, "count", minimum=1)
     if images.ndim != 4 or images.shape[3] not in (1, 3) or probabilities.ndim != 2:
         raise ShapeError(
             f"images have shape {images.shape} and probabilities {probabilities.shape}; expected grey or coloured "

@@ -10,7 +10,7 @@ from gpucnn.profiling import frozen_count, parameter_count
 from gpucnn.report import words
 from gpucnn.report.run import Run
 from gpucnn.report.words import count, percent, sides, some
-from gpucnn.run_folder import Predicted, describe
+from gpucnn.run_folder import Predicted, describe, in_words, validated_on_test
 from gpucnn.schedules import Schedule
 from gpucnn.training.defects import is_number
 
@@ -83,6 +83,7 @@ def facts(run: Run, test: Predicted | str) -> list[Fact]:
     return [
         Fact("Network", model.name, f"{sides(model.input_shape)} → {sides(model.output_shape)}"),
         _data(run, test),
+        Fact("Validation", _validation(run)),
         Fact("Optimizer", optimizer),
         Fact("Learning rate", schedule),
         Fact("Augmentation", _augmentation(run)),
@@ -101,11 +102,33 @@ def _data(run: Run, test: Predicted | str) -> Fact:
     data = run.settings.get("data") or (recipe.data if recipe else None)
     named = UNKNOWN if data is None else DATA.get(str(data), str(data))
     remarks = [str(source)] if source else []
-    if not isinstance(test, str) and (data in (None, "images") or describe(test.dataset) == named):
+    if (images := _counts(run)) is not None:
+        remarks.insert(0, in_words(images))
+    elif not isinstance(test, str) and (data in (None, "images") or describe(test.dataset) == named):
         (x_train, _), (x_test, _) = test.dataset
         named = describe(test.dataset) if data is None else named
-        remarks.insert(0, f"{count(len(x_train))} training and {count(len(x_test))} test images")
+        remarks.insert(0, in_words({"training": len(x_train), "test": len(x_test)}))
     return Fact("Data", named, "; ".join(remarks))
+
+
+def _counts(run: Run) -> dict[str, int] | None:
+    """Return how many images were trained on, validated with and tested on; None where the run does not say."""
+    images = run.settings.get("images")
+    if not isinstance(images, dict) or not all(isinstance(number, int) for number in images.values()):
+        return None
+    return {str(part): number for part, number in images.items()}
+
+
+def _validation(run: Run) -> str:
+    """Return what was scored after each epoch."""
+    if run.history is None or "val_loss" not in run.history.history:
+        return "none"
+    if validated_on_test(run.settings):
+        return "on the test images after each epoch: they chose the best model, too"
+    share: Any = run.settings.get("hold_out")
+    if not is_number(share):
+        return UNKNOWN
+    return f"on {percent(share, 0)} of the training images, drawn by the seed and held out"
 
 
 def _augmentation(run: Run) -> str:

@@ -24,6 +24,7 @@ from gpucnn.report.run import Run, open_run
 from gpucnn.report.statistics import statistics
 from gpucnn.report.training import training
 from gpucnn.run_folder import MODEL, Predicted, beside, find_model, predict_test_set
+from gpucnn.text import printable
 
 REPORT = "report.html"
 IMAGES = 6  # test images that are shown on their way, unless others are asked for
@@ -153,12 +154,18 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("gpucnn.report"),
         autoescape=True,
+        finalize=_as_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["svg"] = Markup  # of `inline_svg` alone, which escapes what it holds
     return environment
+
+
+def _as_shown(value: Any) -> Any:
+    """Return what stands in an expression of the template: names with what cannot be shown, or written, escaped."""
+    return printable(value, lines=True) if type(value) is str else value
 
 
 @cache

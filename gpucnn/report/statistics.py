@@ -9,7 +9,7 @@ from gpucnn.report.run import Run
 from gpucnn.report.training import Curve, drawn
 from gpucnn.report.words import count, percent, significant, some
 from gpucnn.training.defects import is_number
-from gpucnn.training.statistics import Record, summary
+from gpucnn.training.statistics import Record, possible_mean, summary
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def statistics(run: Run) -> Statistics | None:
     )
     columns = {name: [_last(record["numbers"].get(name)) for record in good] for name in names}
     known = {name: [value for value in values if value is not None] for name, values in columns.items()}
-    found = {name: summary(values) for name, values in known.items() if values}
+    found = {name: summary(values, possible_mean(name)) for name, values in known.items() if values}
     return Statistics(
         words=words + ".",
         headings=[f"{name}, last epoch" if _is_listed(records, name) else name for name in names],

@@ -9,6 +9,7 @@ from gpucnn.printing import duration
 from gpucnn.report.facts import Scores
 from gpucnn.report.run import Run
 from gpucnn.report.words import loss, percent
+from gpucnn.run_folder import validated_on_test
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,6 +55,8 @@ def training(run: Run, scores: Scores) -> Training | str:
         caption = "Accuracy on the training images: of each epoch, and of all samples so far."
         if scores.accuracy is not None:
             caption += " The line across is that on the test images after the last one."
+        if validated_on_test(run.settings):
+            caption += " What is called validation was on the test images, too."
         curves.append(Curve(drawn(figure, "accuracy", "Accuracy by epoch"), caption))
     figure = plots.error(run.history, scores.loss)
     caption = "Error, that is the mean loss, of each epoch."

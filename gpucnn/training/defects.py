@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpucnn import checks
 from gpucnn.callbacks import Callback
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.files import explained, read_json, user_path, write_into
@@ -59,14 +60,11 @@ class DefectWatch(Callback):
     """
 
     def __init__(self, probe: tuple[Any, Any], *, every: int = 50, grace: int = 400, action: str = "flag") -> None:
-        if action not in ACTIONS:
-            raise ConfigurationError(f'action must be "flag" or "stop", not {action!r}')
+        self.action = checks.one_of(action, "action", ACTIONS)
         if len(probe) != 2 or len(probe[0]) != len(probe[1]) or not len(probe[0]):
             raise ConfigurationError("probe must be a pair of inputs and class numbers, as many of each, at least one")
-        for what, value in (("every", every), ("grace", grace)):
-            if not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"{what} must be a number of steps of at least 1, not {value!r}")
-        self.probe, self.every, self.grace, self.action = probe, every, grace, action
+        self.probe = probe
+        self.every, self.grace = checks.integer(every, "every", minimum=1), checks.integer(grace, "grace", minimum=1)
         self._model: weakref.ref[Model] | None = None
         self._forget()
 

@@ -1,7 +1,10 @@
 """Scoring and predicting, a part of the samples after another; where memory runs out, with smaller parts."""
 
+import gc
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from gpucnn.errors import OutOfMemory
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -12,24 +15,34 @@ T = TypeVar("T")
 def by_parts(model: "Model", count: int, size: int, function: Callable[[slice], T]) -> list[T]:
     """Return what a function gives for one part of `count` samples after another, each of at most `size`.
 
-    Where memory runs out, the part is halved, and so are all that follow; what was kept for later is let go first.
+    Where memory runs out, all that is kept for later is released and the part is halved, and so are all that follow.
 
     Raises:
         OutOfMemory: not even one sample fits.
     """
-    start, results = 0, []
+    start, results, released = 0, [], False
     while start < count:
         part = slice(start, min(start + size, count))
         try:
             results.append(function(part))
-        except MemoryError:
-            if part.stop - part.start == 1:
-                raise
-            size = (part.stop - part.start + 1) // 2
-            model.release()
+        except MemoryError as error:
+            if released and part.stop - part.start == 1:
+                raise OutOfMemory(
+                    f"{error}; not even one sample fits", getattr(error, "layer", ""), explained=True
+                ) from error
         else:
             start = part.stop
+            continue
+        # only here, outside the handler, has the error let go of the arrays of the pass that failed
+        size, released = (part.stop - part.start + 1) // 2, True
+        release(model)
     return results
+
+
+def release(model: "Model") -> None:
+    """Release what a model and its backend keep for later, and what only circles of references hold."""
+    model.release()
+    gc.collect()
 
 
 def evaluate(model: "Model", on_device: tuple[Any, Any], batch_size: int) -> dict[str, float]:

@@ -20,7 +20,8 @@ from gpucnn.errors import NumericError
 from gpucnn.training.checkpoints import Checkpoints
 from gpucnn.training.evaluation import evaluate
 from gpucnn.training.history import History
-from gpucnn.training.interruption import Interruption
+from gpucnn.training.interruption import Interruption, whole_step
+from gpucnn.training.memory import with_advice
 from gpucnn.training.progress import Silent, make_progress
 from gpucnn.training.state import restore
 from gpucnn.training.steps import Steps, make_steps
@@ -70,11 +71,14 @@ class Training:
             self.model.fault = error if isinstance(error, NumericError) else None
             for callback in self.callbacks:
                 callback.on_fit_interrupted(self.model)
+            if isinstance(error, MemoryError):
+                raise with_advice(self.model, self.data, self.batch_size, error) from error
             raise
         finally:
-            self.model.numerics = None
-            self.model.rest(None)
-            self.model.release()
+            with whole_step:
+                self.model.numerics = None
+                self.model.rest(None)
+                self.model.release()
 
     @property
     def a_step_follows(self) -> bool:

@@ -1,10 +1,10 @@
 """NaN and infinity in a training: noticed before they reach the weights, and traced to where they arose.
 
-Gradients are looked at between the way back and the update, by their sum, which one bad element spoils. Where arrays
-lie on the host this costs one or two thousandths of a step, and the training ends there, with the weights of before. On
-a device the sums are only noted, and read when the epoch is over or a checkpoint is due: which step was the first is
-known then, but the weights are lost, and only the last checkpoint holds good ones. A model compiled with `jit=False`
-reads them at each step.
+Gradients, and the running statistics of batch norms, are looked at between the way back and the update, by their sums,
+which one bad element spoils. Where arrays lie on the host this costs one or two thousandths of a step, and the training
+ends there, with the weights of before. On a device the sums are only noted, and read when the epoch is over or a
+checkpoint is due: which step was the first is known then, but the weights are lost, and only the last checkpoint holds
+good ones. A model compiled with `jit=False` reads them at each step.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ REMEDY = "A lower learning rate or the optimizer's clip_norm often helps; fit(ch
 
 
 class Watch:
-    """Looks at the gradients of each step of a training; `wanted=False` looks at none."""
+    """Looks at the gradients and statistics of each step of a training; `wanted=False` looks at none."""
 
     def __init__(self, model: "Model", wanted: bool) -> None:
         self.model, self.wanted = model, wanted
@@ -46,15 +46,18 @@ class Watch:
         """
         if not self.wanted:
             return
-        xp, gradients = self.model.backend.xp, self.model.flat_gradients()
+        xp, gradients, statistics = self.model.backend.xp, self.model.flat_gradients(), self.model.flat_state()[1]
         # with opposite signs infinity and infinity would be NaN
         total = xp.abs(gradients).sum() if self._clipped else gradients.sum()
         bad = xp.isnan(total) if self._clipped else ~xp.isfinite(total)
+        bad = bad | ~xp.isfinite(statistics.sum())  # of inputs so large that their squares are not finite
         if self._first_bad is not None:
             this = self.model.optimizer.steps + 1 if number is None else number
             self._first_bad[...] = xp.minimum(self._first_bad, xp.where(bad, this, NEVER))
-        elif bool(bad) and (self._clipped or not bool(xp.isfinite(gradients).all())):  # not just too large for a sum
-            self._explain(inputs, labels)
+        elif bool(bad):
+            large = not self._clipped and all(bool(xp.isfinite(array).all()) for array in (gradients, statistics))
+            if not large:  # for a sum alone
+                self._explain(inputs, labels)
 
     def check(self) -> None:
         """Read what was noted on the device.
@@ -67,7 +70,8 @@ class Watch:
         number = int(self.model.backend.to_host(self._first_bad))
         if number < NEVER:
             raise NumericError(
-                f"the gradients hold NaN or infinity since step {number:,} of the optimizer, and so do the weights; "
+                f"the gradients, or running statistics, hold NaN or infinity since step {number:,} of the optimizer, "
+                "and so do the weights; "
                 "the last checkpoint, if there is one, is from before it. "
                 f"compile(…, jit=False) names the layer where it begins. {REMEDY}",
                 step=number,
@@ -112,6 +116,8 @@ def origin(model: "Model", inputs: Array, labels: Array) -> tuple[str, str, str]
                 note(label, "forward", f"its {path}", parameter.value)
             y, way_back = forward(x, **options)
             note(label, "forward", "its output", y)
+            for path, buffer in layer.buffers().items():
+                note(label, "forward", f"its {path}", None if buffer.on_host else buffer.value)
 
             def looking_back(dy: Array) -> Array:
                 note(label, "backward", "the gradient of its output", dy)

@@ -1,14 +1,22 @@
-"""What `fit` shows: a bar on a terminal, a plain line an epoch elsewhere."""
+"""What `fit` shows: a bar on a terminal, a plain line per epoch elsewhere."""
 
-import sys
+import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpucnn.metrics import Totals
+from gpucnn.text import Output
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+    from rich.table import Table
+
+    from gpucnn.printing import PlainConsole
 
 REFRESH_SECONDS = 0.25  # between two looks at the numbers on the device
 NARROW = 100  # columns of a terminal, below which the bar is short
+TIMES = 7  # characters of an epoch's seconds, so that those of several stand below each other
 
 
 def in_words(logs: dict[str, float]) -> str:
@@ -80,7 +88,7 @@ class Silent:
 
 
 class Lines(Silent):
-    """One plain line an epoch, for files and pipes."""
+    """One plain line an epoch, for files, pipes and terminals that cannot draw over what stands there."""
 
     def begin_epoch(self, epoch: int, epochs: float, steps: int, done: int = 0, earlier: Sequence[float] = ()) -> None:
         """Remember the numbers of the line's beginning."""
@@ -88,37 +96,43 @@ class Lines(Silent):
 
     def end_epoch(self, logs: dict[str, float]) -> None:
         """Print the line."""
-        print(f"{self.head}: {in_words(logs)}, {_seconds(logs):.1f} s", flush=True)
+        print(f"{self.head}: {in_words(logs)}, {_seconds(logs):.1f} s", file=Output(), flush=True)
 
 
 class Bar(Silent):
-    """A rich bar an epoch, with the time that is left of the epoch and in all, and the numbers so far."""
+    """A bar for the epoch that runs, with the time that is left and the numbers so far; finished ones stand above it.
 
-    def __init__(self) -> None:
+    What is drawn again and again is one row, however many epochs are over: they are printed once, when they end.
+    """
+
+    def __init__(self, console: "PlainConsole") -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.table import Column
 
         self.progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=24),
+            TextColumn("epoch {task.fields[epoch]}", markup=False),
+            BarColumn(bar_width=8 if console.width < NARROW else 24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[times]}"),
-            TextColumn("{task.fields[numbers]}", table_column=Column(overflow="fold")),  # no number may be cut off
+            TextColumn("{task.fields[times]}", markup=False, table_column=Column(no_wrap=True)),
+            # no number may be cut off
+            TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(overflow="fold")),
+            console=console,
             refresh_per_second=1 / REFRESH_SECONDS,
+            transient=True,  # what is to stay is printed
         )
-        if self.progress.console.width < NARROW:
-            self.progress.columns[1].bar_width = 8  # type: ignore[union-attr]
+        self.task: TaskID | None = None
 
     def __enter__(self) -> "Bar":
         self.progress.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._print()  # an epoch that was interrupted
         self.progress.stop()
 
     def begin_epoch(self, epoch: int, epochs: float, steps: int, done: int = 0, earlier: Sequence[float] = ()) -> None:
-        """Add a bar."""
-        named = count(epoch, epochs)
+        """Begin a bar."""
+        named = count(epoch, epochs).rjust(len(count(math.ceil(epochs) - 1, epochs)))
         self.task = self.progress.add_task("", total=steps, completed=done, epoch=named, times="", numbers="")
         self.began = self.looked = time.perf_counter()
         self.place, self.earlier = (epoch, epochs, steps), earlier
@@ -128,6 +142,7 @@ class Bar(Silent):
         """Move the bar on; look at the device only as often as a person can."""
         self.done += 1
         now = time.perf_counter()
+        assert self.task is not None
         if now - self.looked >= REFRESH_SECONDS:
             self.looked = now
             self.progress.update(self.task, numbers=in_words(totals.read()), times=self._left(now))
@@ -138,12 +153,34 @@ class Bar(Silent):
         epoch, epochs, steps = self.place
         pace = (now - self.began) / (self.done - self.begun_at)
         of_steps, in_all = time_left(self.earlier, pace, self.done, steps, epoch, epochs)
-        return f"{clock(of_steps)} / {clock(in_all)} left" if epochs > 1 else f"{clock(of_steps)} left"
+        return f"ETA {clock(of_steps)} / total {clock(in_all)}" if epochs > 1 else f"ETA {clock(of_steps)}"
 
     def end_epoch(self, logs: dict[str, float]) -> None:
-        """Leave the epoch's final numbers and its time beside the full bar."""
-        numbers = in_two_lines(logs) if self.progress.console.width < NARROW else in_words(logs)
-        self.progress.update(self.task, numbers=numbers, times=f"{_seconds(logs):.1f} s")
+        """Print the full bar with the epoch's final numbers and its time; what runs next is drawn below it."""
+        assert self.task is not None
+        times, numbers = f"{_seconds(logs):.1f} s".rjust(TIMES), in_words(logs)
+        self.progress.update(self.task, numbers=numbers, times=times)
+        if self._width() > self.progress.console.width:
+            self.progress.update(self.task, numbers=in_two_lines(logs))
+        self._print()
+
+    def _row(self) -> "Table":
+        """Return the bar of this epoch as it stands."""
+        return self.progress.make_tasks_table([task for task in self.progress.tasks if task.id == self.task])
+
+    def _width(self) -> int:
+        """Return the columns that the row would take without a second line."""
+        console = self.progress.console
+        from rich.measure import Measurement
+
+        return Measurement.get(console, console.options.update(max_width=1000), self._row()).maximum
+
+    def _print(self) -> None:
+        """Print the bar above what is drawn again, of which it is no part any more."""
+        if self.task is not None:
+            row, ended, self.task = self._row(), self.task, None
+            self.progress.remove_task(ended)
+            self.progress.console.print(row)
 
 
 def _seconds(logs: dict[str, float]) -> float:
@@ -155,4 +192,9 @@ def make_progress(verbose: "bool | int | str") -> Silent:
     """Return what to show: a bar on a terminal, lines elsewhere, nothing with `verbose=0`."""
     if not verbose:
         return Silent()
-    return Bar() if verbose == "auto" and sys.stdout.isatty() else Lines()
+    if verbose == "auto":
+        from gpucnn.printing import PlainConsole  # imported late: rich takes longer than the rest of the package
+
+        if (console := PlainConsole()).redraws:
+            return Bar(console)
+    return Lines()

@@ -166,4 +166,4 @@ class Replica:
 
 def is_array(value: Any) -> bool:
     """Tell whether something is an array, of the host or a device: its numbers are read anew in each pass."""
-    return hasattr(value, "__array_interface__") or hasattr(value, "__cuda_array_interface__")
+    return hasattr(value, "dtype") and hasattr(value, "shape")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.numpy import save as to_bytes
 
+from gpucnn import checks
 from gpucnn.callbacks import Callback
-from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.errors import CheckpointError
 from gpucnn.files import explained, user_path, write_into
 from gpucnn.layers.base import Parameter
 from gpucnn.layers.conv import Conv2D
@@ -42,10 +43,8 @@ class Snapshots(Callback):
     """
 
     def __init__(self, folder: str | Path | None = None, *, limit: int = LIMIT) -> None:
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise ConfigurationError(f"limit must be a positive number of bytes, not {limit!r}")
         self.folder = None if folder is None else user_path(folder)
-        self.limit = limit
+        self.limit = checks.integer(limit, "limit, in bytes,", minimum=1)
         self.epochs: Epochs = {}
         self.left_out: list[str] = []
 

@@ -2,48 +2,74 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.files import explained, make_folder, read_json, user_path, write_into
+from gpucnn.text import printable
 
 FORMAT = 1
+HEADINGS = "", "mean", "std dev", "least", "most", "95 % CI of the mean"
 Record = dict[str, Any]
+
+
+FEWEST = 3  # runs that an interval is drawn from: Student's distribution for two is wider than what it could tell
+UNBOUNDED = -math.inf, math.inf
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What several values come to; `low` and `high` enclose their mean with 95 % confidence (Student, 1908)."""
+    """What several values come to; `low` and `high` enclose their mean with 95 % confidence, None for fewer than 3."""
 
     count: int
     mean: float
     deviation: float
     minimum: float
     maximum: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
-def summary(values: Iterable[float]) -> Summary:
-    """Return mean, sample deviation, extremes and the 95 % interval of the mean.
+def summary(values: Iterable[float], possible: tuple[float, float] = UNBOUNDED) -> Summary:
+    """Return mean, sample deviation, extremes and the 95 % confidence interval of the mean.
+
+    The interval is Student's, for values that are about normal, as those of runs with other seeds are. Where it would
+    leave what a mean can be, it is cut there: it encloses the true mean as often then as before, since the true mean
+    is never in what was cut off.
+
+    Arguments:
+        possible: the least and the greatest mean that there can be, such as 0 and 1 for accuracies.
 
     Raises:
         ConfigurationError: no values.
+
+    Sources: Student, "The probable error of a mean" (1908); Mandelkern, "Setting confidence intervals for bounded
+    parameters" (2002), on cutting them.
     """
     listed = [float(value) for value in values]
     if not listed:
         raise ConfigurationError("there are no values to summarise; make at least one run")
     count, mean = len(listed), math.fsum(listed) / len(listed)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in listed) / (count - 1)) if count > 1 else 0.0
-    reach = _student(count - 1) * deviation / math.sqrt(count) if count > 1 else 0.0
-    return Summary(count, mean, deviation, min(listed), max(listed), mean - reach, mean + reach)
+    low = high = None
+    if count >= FEWEST:
+        reach = _student(count - 1) * deviation / math.sqrt(count)
+        low, high = max(mean - reach, possible[0]), min(mean + reach, possible[1])
+    return Summary(count, mean, deviation, min(listed), max(listed), low, high)
+
+
+def possible_mean(name: str) -> tuple[float, float]:
+    """Return the least and the greatest mean that a number of this name can have."""
+    if "accuracy" in name:
+        return 0.0, 1.0
+    return (0.0, math.inf) if "loss" in name or "seconds" in name else UNBOUNDED
 
 
 def _student(freedom: int) -> float:
-    """Return the number of deviations that holds 95 % of Student's distribution."""
+    """Return the number of standard errors within which 95 % of Student's distribution lie."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 0.975))
@@ -127,7 +153,7 @@ class Runs:
                 for place, number in enumerate(listed, start=1):
                     label = f"{name}, epoch {place}" if isinstance(value, list) else name
                     gathered.setdefault(label, []).append(number)
-        return {name: summary(values) for name, values in gathered.items()}
+        return {name: summary(values, possible_mean(name)) for name, values in gathered.items()}
 
     def text(self, include_defects: bool = False) -> str:
         """Return the averages as a table in plain text, and what was wrong with the runs that were left out."""
@@ -135,19 +161,34 @@ class Runs:
         lines = [f"{self.settings.get('recipe', 'runs')}: {len(self.records)} runs, {len(defective)} with a defect"]
         if defective:
             lines[0] += ", which are included" if include_defects else ", which are left out"
-        lines += ["", f"{'':34}{'mean':>12}{'deviation':>12}{'least':>12}{'most':>12}{'95 % of the mean':>26}"]
-        for name, numbers in self.summaries(include_defects).items() if good else ():
-            scale, unit = (100.0, " %") if "accuracy" in name else (1.0, "")
-            cells = [
-                f"{scale * value:.4g}{unit}"
-                for value in (numbers.mean, numbers.deviation, numbers.minimum, numbers.maximum)
-            ]
-            interval = f"{scale * numbers.low:.4g} … {scale * numbers.high:.4g}{unit}"
-            lines.append(f"{name:34}" + "".join(f"{cell:>12}" for cell in cells) + f"{interval:>26}")
+        if good:
+            lines += ["", *_columns([HEADINGS, *(_cells(*item) for item in self.summaries(include_defects).items())])]
+            if len(good) < FEWEST:
+                lines += ["", f"A confidence interval needs {FEWEST} runs."]
         if defective:
             lines += ["", "defects:"]
             lines += [f"  seed {r['seed']}: {r['defect']['kind']}: {r['defect']['detail']}" for r in defective]
-        return "\n".join(lines) + "\n"
+        return printable("\n".join(lines) + "\n", lines=True)
+
+
+def _cells(name: str, numbers: Summary) -> list[str]:
+    """Return a line of the table: accuracies in per cent, and their deviation in percentage points."""
+    scale, unit, points = (100.0, " %", " pp") if "accuracy" in name else (1.0, "", "")
+    digits = 3 if "seconds" in name else 4
+    cells = [f"{scale * value:.{digits}g}{unit}" for value in (numbers.mean, numbers.minimum, numbers.maximum)]
+    cells.insert(1, f"{scale * numbers.deviation:.3g}{points}" if numbers.count > 1 else "")
+    low, high = (None if end is None else f"{scale * end:.{digits}g}" for end in (numbers.low, numbers.high))
+    label = name.removeprefix("training ").replace("accuracy_so_far", "accuracy so far")
+    return [label, *cells, "" if low is None else f"{low} … {high}{unit}"]
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines of text, as wide as they must be; the first column is aligned to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        " ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in rows
+    ]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[Record]]:

@@ -216,7 +216,9 @@ class RecordedSteps(Steps):
             if isinstance(error, GpucnnError) and not isinstance(error, OutOfMemory):
                 raise
             counts.put_back()
-            cause = error.__cause__ if isinstance(error, OutOfMemory) and error.__cause__ else error
+            cause: BaseException = error
+            while isinstance(cause, OutOfMemory) and cause.__cause__ is not None:  # without its advice for the batch
+                cause = cause.__cause__
             self._give_up(f"{type(cause).__name__}: {in_short(cause)}")
             return False
         self._replay = replay, counts

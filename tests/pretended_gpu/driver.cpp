@@ -4,6 +4,10 @@
 // put off as long as a GPU could put it off: it is done when somebody waits for its stream, so that what forgets to
 // wait finds garbage. Streams that do not wait for the default stream have queues of their own. What a stream captures
 // is noted instead of done. Functions that are not here are made by run.py; they say so and fail.
+//
+// Freed memory is never given out again, and what touches it, or memory of another GPU, ends the process with a message.
+// A handle of cuBLAS serves one thread and one GPU. PRETENDED_DEVICES is the number of GPUs, PRETENDED_MEMORY the bytes
+// that each has.
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -11,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -20,6 +25,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -27,7 +33,13 @@ namespace {
 using Work = std::vector<std::function<void()>>;
 using Range = std::map<const char*, size_t>;  // addresses, and the bytes that follow
 
+struct Block {
+    size_t bytes;
+    int device;
+};
+
 struct Stream {
+    int device = 0;
     bool waits_for_default = true, captures = false, spoilt = false;
     Work queue, captured;
 };
@@ -38,14 +50,22 @@ struct Event {
     bool captured = false;
 };
 
-constexpr size_t TOTAL = 8ull << 30;  // bytes of memory
-constexpr size_t LINE = 512;          // bytes, on which allocations begin
+size_t setting(const char* name, size_t otherwise) {
+    const char* text = getenv(name);
+    return text ? strtoull(text, nullptr, 10) : otherwise;
+}
+
+const size_t TOTAL = setting("PRETENDED_MEMORY", 8ull << 30);  // bytes of memory
+constexpr int MOST_DEVICES = 4;
+constexpr size_t LINE = 512, PAGE = 4096;  // bytes, on which pinned and other allocations begin
 
 std::recursive_mutex mutex;
-Stream default_stream;
+thread_local int device = 0;  // that the thread works on
+Stream default_streams[MOST_DEVICES] = {{0}, {1}, {2}, {3}};
 std::set<Stream*> streams, capturing;
-Range memory, pinned;
-size_t used = 0;
+std::map<const char*, Block> memory, freed;
+Range pinned;
+size_t used[MOST_DEVICES];
 
 double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -57,20 +77,39 @@ void say(const char* format, Arguments... arguments) {
     fputs("\n", stderr);
 }
 
-bool lies_in(const Range& ranges, const void* start, size_t bytes = 1) {
+size_t bytes_of(size_t bytes) { return bytes; }
+size_t bytes_of(const Block& block) { return block.bytes; }
+
+template <typename Ranges>
+auto range_of(const Ranges& ranges, const void* start, size_t bytes = 1) {
     auto next = ranges.upper_bound((const char*)start);
-    if (next == ranges.begin()) return false;
+    if (next == ranges.begin()) return ranges.end();
     --next;
-    return (const char*)start + bytes <= next->first + next->second;
+    return (const char*)start + bytes <= next->first + bytes_of(next->second) ? next : ranges.end();
 }
 
-Stream* stream_of(const void* handle) {
-    return (size_t)handle <= 2 ? &default_stream : (Stream*)handle;  // 0, and what CUDA calls legacy and per thread
+template <typename Ranges>
+bool lies_in(const Ranges& ranges, const void* start, size_t bytes = 1) {
+    return range_of(ranges, start, bytes) != ranges.end();
+}
+
+// End the process if what is about to run has the address of memory that it must not touch.
+void check(const char* what, int of_device, const void* address) {
+    const auto block = range_of(memory, address);
+    const bool elsewhere = block != memory.end() && block->second.device != of_device;
+    if (!elsewhere && !lies_in(freed, address)) return;
+    say("pretended GPU: %s on device %d touches memory that %s", what, of_device,
+        elsewhere ? "lies on another device" : "was freed");
+    _exit(134);
+}
+
+Stream* stream_of(const void* handle) {  // 0, and what CUDA calls legacy and per thread, is that of the device
+    return (size_t)handle <= 2 ? &default_streams[device] : (Stream*)handle;
 }
 
 void finish(Stream* stream) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
-    if (stream->waits_for_default) stream = &default_stream;
+    if (stream->waits_for_default) stream = &default_streams[stream->device];
     while (!stream->queue.empty()) {
         Work work;
         work.swap(stream->queue);
@@ -80,7 +119,7 @@ void finish(Stream* stream) {
 
 void finish_all() {
     std::lock_guard<std::recursive_mutex> lock(mutex);
-    finish(&default_stream);
+    for (Stream& stream : default_streams) finish(&stream);
     for (Stream* stream : streams) finish(stream);
 }
 
@@ -91,13 +130,13 @@ int start(const void* handle, std::function<void()> call) {
         stream->captured.push_back(std::move(call));
         return 0;
     }
-    if (stream == &default_stream)
+    if (stream == &default_streams[stream->device])
         for (Stream* other : capturing)
-            if (other->waits_for_default) {
+            if (other->waits_for_default && other->device == stream->device) {
                 other->spoilt = true;
                 return cudaErrorStreamCaptureImplicit;
             }
-    (stream->waits_for_default ? default_stream : *stream).queue.push_back(std::move(call));
+    (stream->waits_for_default ? default_streams[stream->device] : *stream).queue.push_back(std::move(call));
     return 0;
 }
 
@@ -119,7 +158,7 @@ int copy(void* to, const void* from, size_t bytes, int kind) {
     return 0;
 }
 
-int last_error = 0;
+thread_local int last_error = 0;
 
 cudaError_t answer(int error) {
     if (error) last_error = error;
@@ -128,7 +167,7 @@ cudaError_t answer(int error) {
 
 int device_count() {
     const char* visible = getenv("CUDA_VISIBLE_DEVICES");
-    return visible && !strcmp(visible, "-1") ? 0 : 1;
+    return visible && !strcmp(visible, "-1") ? 0 : (int)std::min<size_t>(setting("PRETENDED_DEVICES", 1), MOST_DEVICES);
 }
 
 std::string text_of(const std::string& path) {
@@ -163,10 +202,19 @@ cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaS
 cudaError_t cudaGetDeviceCount(int* count) {
     return answer((*count = device_count()) ? cudaSuccess : cudaErrorNoDevice);
 }
-cudaError_t cudaGetDevice(int* device) { return *device = 0, answer(device_count() ? cudaSuccess : cudaErrorNoDevice); }
-cudaError_t cudaSetDevice(int device) { return answer(device < device_count() ? cudaSuccess : cudaErrorInvalidDevice); }
+cudaError_t cudaGetDevice(int* number) {
+    return *number = device, answer(device_count() ? cudaSuccess : cudaErrorNoDevice);
+}
+cudaError_t cudaSetDevice(int number) {
+    if (number < 0 || number >= device_count()) return answer(cudaErrorInvalidDevice);
+    device = number;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 0, cudaSuccess; }
 cudaError_t cudaDeviceSynchronize() {
-    if (!capturing.empty()) return answer(cudaErrorStreamCaptureUnsupported);
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    for (Stream* stream : capturing)
+        if (stream->device == device) return stream->spoilt = true, answer(cudaErrorStreamCaptureUnsupported);
     finish_all();
     return cudaSuccess;
 }
@@ -200,11 +248,12 @@ cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int) {
 
 cudaError_t cudaMalloc(void** address, size_t bytes) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
-    if (used + bytes > TOTAL) return answer(cudaErrorMemoryAllocation);
-    *address = aligned_alloc(LINE, (bytes + LINE - 1) / LINE * LINE);
+    if (used[device] + bytes > TOTAL) return answer(cudaErrorMemoryAllocation);
+    *address = mmap(nullptr, (bytes / PAGE + 1) * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (*address == MAP_FAILED) return answer(cudaErrorMemoryAllocation);
     memset(*address, 0xff, bytes);  // NaN, in every type of float
-    memory[(char*)*address] = bytes;
-    used += bytes;
+    memory[(char*)*address] = {bytes, device};
+    used[device] += bytes;
     return cudaSuccess;
 }
 cudaError_t cudaFree(void* address) {
@@ -213,13 +262,16 @@ cudaError_t cudaFree(void* address) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
     auto found = memory.find((char*)address);
     if (found == memory.end()) return answer(cudaErrorInvalidValue);
-    used -= found->second;
+    used[found->second.device] -= found->second.bytes;
+    freed.insert(*found);
+    const size_t pages = (found->second.bytes / PAGE + 1) * PAGE;
     memory.erase(found);
-    free(address);
+    madvise(address, pages, MADV_DONTNEED);
+    mprotect(address, pages, PROT_NONE);  // for good
     return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t* unused, size_t* total) {
-    *unused = TOTAL - used;
+    *unused = TOTAL - used[device];
     *total = TOTAL;
     return cudaSuccess;
 }
@@ -237,13 +289,15 @@ cudaError_t cudaFreeHost(void* address) {
     return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
     for (Stream* stream : capturing)
         if (stream->waits_for_default) return answer(cudaErrorStreamCaptureImplicit);
-    finish(&default_stream);
+    finish(&default_streams[device]);
     return answer(copy(to, from, bytes, kind));
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t handle) {
-    auto call = [=] {
+    auto call = [=, on = device] {
+        for (const void* address : {(const void*)to, from}) check("a copy", on, address);
         if (copy(to, from, bytes, kind)) abort();
     };
     const bool from_device = lies_in(memory, from), to_device = lies_in(memory, to);
@@ -262,18 +316,23 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
     return answer(start(handle, call));
 }
 cudaError_t cudaMemset(void* address, int byte, size_t bytes) {
-    finish(&default_stream);
+    finish(&default_streams[device]);
     memset(address, byte, bytes);
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* address, int byte, size_t bytes, cudaStream_t handle) {
     if (!lies_in(memory, address, bytes)) return answer(cudaErrorIllegalAddress);
-    return answer(start(handle, [=] { memset(address, byte, bytes); }));
+    return answer(start(handle, [=, on = device] {
+        check("a memset", on, address);
+        memset(address, byte, bytes);
+    }));
 }
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* address) {
     *attributes = {};
     attributes->type = lies_in(memory, address) ? cudaMemoryTypeDevice : cudaMemoryTypeHost;
     attributes->devicePointer = (void*)address;
+    const auto block = range_of(memory, address);
+    attributes->device = block == memory.end() ? device : block->second.device;
     return cudaSuccess;
 }
 
@@ -283,6 +342,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* handle, unsigned flags) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
     auto stream = new Stream;
     stream->waits_for_default = !(flags & cudaStreamNonBlocking);
+    stream->device = device;
     streams.insert(stream);
     *handle = (cudaStream_t)stream;
     return cudaSuccess;
@@ -313,8 +373,10 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned
     }));
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode) {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
     Stream* stream = stream_of(handle);
-    if (stream == &default_stream || stream->captures) return answer(cudaErrorStreamCaptureUnsupported);
+    if (stream == &default_streams[stream->device] || stream->captures)
+        return answer(cudaErrorStreamCaptureUnsupported);
     stream->captures = true;
     stream->spoilt = false;
     stream->captured.clear();
@@ -322,6 +384,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
     Stream* stream = stream_of(handle);
     if (!stream->captures) return answer(cudaErrorIllegalState);
     stream->captures = false;
@@ -387,7 +450,7 @@ CUresult cuInit(unsigned) { return CUDA_SUCCESS; }
 CUresult cuDriverGetVersion(int* version) { return *version = 13000, CUDA_SUCCESS; }
 CUresult cuCtxGetCurrent(CUcontext* context) { return *context = (CUcontext)&memory, CUDA_SUCCESS; }
 CUresult cuCtxSetCurrent(CUcontext) { return CUDA_SUCCESS; }
-CUresult cuCtxGetDevice(CUdevice* device) { return *device = 0, CUDA_SUCCESS; }
+CUresult cuCtxGetDevice(CUdevice* number) { return *number = device, CUDA_SUCCESS; }
 CUresult cuModuleLoadData(CUmodule* module, const void* image) {
     void* library = dlopen((const char*)image, RTLD_NOW | RTLD_LOCAL);  // kernels.py leaves a path for machine code
     if (!library) say("pretended GPU: %s", dlerror());
@@ -412,12 +475,21 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned 
             kernel->name.c_str(), gx, gy, gz, bx, by, bz, shared);
         return CUDA_ERROR_INVALID_VALUE;
     }
+    if (stream_of(stream)->device != device) {
+        say("pretended GPU: %s is launched on device %d in a stream of device %d", kernel->name.c_str(), device,
+            stream_of(stream)->device);
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
     auto arguments = std::make_shared<std::vector<std::vector<char>>>();
     for (int i = 0; i < kernel->count; i++)
         arguments->emplace_back((char*)given[i], (char*)given[i] + kernel->sizes[i]);
-    return (CUresult)start(stream, [=] {
+    return (CUresult)start(stream, [=, on = device] {
         std::vector<void*> places;
-        for (auto& argument : *arguments) places.push_back(argument.data());
+        for (auto& argument : *arguments) {
+            places.push_back(argument.data());
+            if (argument.size() >= sizeof(void*))  // an address, or an array of CuPy's, which begins with one
+                check(kernel->name.c_str(), on, *(void**)argument.data());
+        }
         const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
         if (const char* wrong = kernel->run(grid, block, places.data())) {
             say("pretended GPU: %s: %s", kernel->name.c_str(), wrong);
@@ -477,12 +549,14 @@ int nvrtcAddNameExpression(Program*, const char*) { return 0; }
 
 struct Blas {
     void *stream, *workspace;
+    int device;
+    std::thread::id thread;  // that has set the stream
 };
 
-int cublasCreate_v2(Blas** handle) { return *handle = new Blas{}, 0; }
+int cublasCreate_v2(Blas** handle) { return *handle = new Blas{nullptr, nullptr, device, std::this_thread::get_id()}, 0; }
 int cublasDestroy_v2(Blas* handle) { return delete handle, 0; }
 int cublasSetStream_v2(Blas* handle, void* stream) {
-    return *handle = {stream, nullptr}, 0;  // the workspace is taken away
+    return *handle = {stream, nullptr, handle->device, std::this_thread::get_id()}, 0;  // the workspace is taken away
 }
 int cublasSetWorkspace_v2(Blas* handle, void* workspace, size_t size) {
     if (!lies_in(memory, workspace, size) || (size_t)workspace % 256) return 7;
@@ -535,6 +609,11 @@ int cublasGemmEx(Blas* handle, int turn_a, int turn_b, int m, int n, int k, cons
         (!lies_in(memory, a, bytes(type_a, rows_a, columns_a, lda)) ||
          !lies_in(memory, b, bytes(type_b, rows_b, columns_b, ldb)) || !lies_in(memory, c, bytes(type_c, m, n, ldc))))
         return 14;
+    if (handle->device != device || handle->thread != std::this_thread::get_id()) {
+        say("pretended GPU: a handle of cuBLAS is used %s",
+            handle->device != device ? "on another device" : "by a thread that has not set its stream");
+        return 14;
+    }
     if (stream_of(handle->stream)->captures && !handle->workspace)
         say("pretended GPU: cuBLAS is captured without a workspace of its own");
     const Shape shape = {(bool)turn_a, (bool)turn_b, m, n, k, lda, ldb, ldc};
@@ -545,7 +624,12 @@ int cublasGemmEx(Blas* handle, int turn_a, int turn_b, int m, int n, int k, cons
     if (of_floats && types == 0) call = product<float, float, float>(shape, a, b, c, alpha, beta);
     if (compute == 68 && types == 222) call = product<_Float16, _Float16, float>(shape, a, b, c, alpha, beta);
     if (compute == 68 && types == 220) call = product<_Float16, float, float>(shape, a, b, c, alpha, beta);
-    return call ? start(handle->stream, call) : 15;
+    if (!call) return 15;
+    const void *places[] = {a, b, c, handle->workspace};
+    return start(handle->stream, [=, on = device] {
+        for (const void* place : places) check("a product", on, place);
+        call();
+    });
 }
 int cublasSgemm_v2(Blas* handle, int turn_a, int turn_b, int m, int n, int k, const float* alpha, const float* a,
                    int lda, const float* b, int ldb, const float* beta, float* c, int ldc) {

@@ -17,6 +17,8 @@ import numpy as np
 
 from gpucnn.backends.base import Array
 
+MEMORY_ALLOCATION = 2  # cudaError_t
+
 _one_at_a_time = threading.RLock()  # to warm up or to capture, since only a whole process can stop collecting garbage
 
 
@@ -44,7 +46,7 @@ class Allocator:
         try:
             memory = cupy.cuda.Memory(size)
         except cupy.cuda.runtime.CUDARuntimeError as error:
-            if not self.sealed or error.status != cupy.cuda.runtime.errorMemoryAllocation:
+            if not self.sealed or error.status != MEMORY_ALLOCATION:
                 raise
             raise MemoryError(
                 f"there is no room for {size:,} bytes more than the step took before, when it was not captured"
@@ -63,6 +65,10 @@ class Memory:
         self.pool = cupy.cuda.MemoryPool(self._allocator)
         self.stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
         self.fitting: dict[Any, int] = {}  # how much of what was asked for there was room for: see `room`
+
+    def __del__(self) -> None:
+        with suppress(Exception), self.device:  # at the end of the process nothing may be left to free it with
+            self.pool.free_all_blocks()  # a pool of CuPy's that goes does not
 
     @contextmanager
     def in_use(self, state: ThreadState) -> Iterator[None]:
@@ -124,6 +130,7 @@ class Recording:
     def __init__(
         self, step: Callable[[], None], memory: Memory, repeats: Repeats, state: ThreadState, held: Any
     ) -> None:
+        self._graph: Any = None  # the first, so that it goes before the memory that it uses
         self._memory, self._repeats, self._held = memory, repeats, held
         with memory.sealed(), memory.in_use(state):
             state.repeats = repeats

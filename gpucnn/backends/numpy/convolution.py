@@ -2,8 +2,8 @@
 
 | path          | for                                                        | how                                |
 |---------------|------------------------------------------------------------|------------------------------------|
-| `chunks`      | fewer than 8 images, or too few for so many weights        | im2col, a megabyte at a time       |
 | `depthwise`   | a group for each channel                                   | elementwise, no products           |
+| `chunks`      | fewer than 8 images, or too few for so many weights        | im2col, a megabyte at a time       |
 | `winograd`    | 3×3, stride 1, no dilation, float32, in times out 1536     | a quarter of the multiplications   |
 | `winograd-1d` | the same with fewer, from 8 channels on                    | half of the multiplications        |
 | `kernel-rows` | strides or large kernels, with enough channels             | a product a kernel row, no copies  |
@@ -12,7 +12,8 @@
 The first rule that fits counts; channels are those of a group, the fewer of in and out, which `winograd` wants 16 of.
 All but `chunks` keep the batch innermost, and get so many images at once that what they rearrange fits the scratch;
 they yield their output block by block, so that a ReLU is applied while a block is in the cache. Every path adds the
-bias itself. Groups of channels are taken one after another, by `depthwise` all at once.
+bias itself. Groups of channels are taken one after another, by `depthwise` all at once. It takes fewer than 8 images
+one by one, as they lie.
 
 For stride 1 the input gradient is itself a convolution, of dy with the weight turned by half a turn, on the path of
 that one. Where it is not, or where `_turns` says that this would cost more, windows are added back: by `chunks` and
@@ -58,10 +59,10 @@ PATHS: dict[str, Any] = {"winograd": winograd, "winograd-1d": winograd_1d, "kern
 
 def path(window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
     """Return the name of the path that a convolution takes, and its gradients as a rule."""
-    if not batch_innermost(batch):
-        return "chunks"
     if groups == channels > 1:
         return "depthwise"
+    if not batch_innermost(batch):
+        return "chunks"
     C, F = channels // groups, filters // groups
     plain = window.size == (3, 3) and window.strides == (1, 1) and window.dilation == (1, 1)
     if plain and min(C, F) >= WINOGRAD_1D_FEWEST and dtype == np.float32 and winograd_allowed():
@@ -104,7 +105,7 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups:
                 elementwise.cut_off(part, part)
         return y
 
-    return _by_slices(image_slices(N, _images_at_once(name, x, F, window)), convolved, batch_last(x))
+    return _by_slices(_slices(name, N, _images_at_once(name, x, F, window)), convolved, _pixels_first(x))
 
 
 def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: bool) -> tuple[Array, Array | None]:
@@ -125,8 +126,8 @@ def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: 
         dweights, dbiases = zip(*of_groups, strict=True)
         return np.concatenate(dweights, axis=-1), np.concatenate(dbiases) if bias else None
 
-    slices = image_slices(N, _images_at_once(name, x, F, window))
-    x, dy = batch_last(x), batch_last(dy)
+    slices = _slices(name, N, _images_at_once(name, x, F, window))
+    x, dy = _pixels_first(x), _pixels_first(dy)
     parts = [gradients_of_slice(image_slice(x, images), image_slice(dy, images)) for images in slices]
     dweights, dbiases = zip(*parts, strict=True)
     return sum(dweights[1:], dweights[0]), sum(dbiases[1:], dbiases[0]) if bias else None
@@ -159,7 +160,7 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
         return dx[0] if groups == 1 else np.concatenate(dx, axis=2)
 
     a_row_of_windows = dy.shape[2] * window.area * C * dy.itemsize
-    return _by_slices(image_slices(len(dy), rows.BLOCK // a_row_of_windows), gradient, batch_last(dy))
+    return _by_slices(_slices(name, len(dy), rows.BLOCK // a_row_of_windows), gradient, _pixels_first(dy))
 
 
 def shared_gradients(
@@ -195,6 +196,17 @@ def shared_gradients(
     return of_turned[::-1, ::-1].swapaxes(2, 3), dbias, batch_first(dx)
 
 
+def _slices(name: str, batch: int, most: int) -> Sequence[slice]:
+    """Cut a batch into slices of at most so many images; a few are taken one by one where they lie, by `depthwise`."""
+    one_by_one = name == "depthwise" and not batch_innermost(batch)
+    return equal_parts(batch, batch) if one_by_one else image_slices(batch, most)
+
+
+def _pixels_first(x: Array) -> Array:
+    """Return x (N, H, W, C) as (H, W, C, N): contiguous with the batch innermost, or with few images a view."""
+    return batch_last(x) if batch_innermost(len(x)) else contiguous(x).transpose(1, 2, 3, 0)
+
+
 def _by_slices(slices: Sequence[slice], function: Callable[[Array], Array], array: Array) -> Array:
     """Return what a function makes of contiguous slices of images of an array (…, N), joined, as (N, …)."""
     if len(slices) == 1:
@@ -203,9 +215,16 @@ def _by_slices(slices: Sequence[slice], function: Callable[[Array], Array], arra
     for images in slices:
         part = function(image_slice(array, images))
         if joined is None:
-            joined = memory.empty((*part.shape[:-1], array.shape[-1]), part.dtype)
+            joined = _empty(part.shape[:-1], array.shape[-1], part.dtype)
         joined[..., images] = part
     return batch_first(joined)
+
+
+def _empty(image: tuple[int, ...], batch: int, dtype: Any) -> Array:
+    """Return uninitialised images (H, W, C, N) that lie as the engine keeps so many."""
+    if batch_innermost(batch):
+        return memory.empty((*image, batch), dtype)
+    return memory.empty((batch, *image), dtype).transpose(1, 2, 3, 0)
 
 
 def _images_at_once(name: str, x: Array, filters: int, window: Window) -> int:

@@ -5,6 +5,9 @@ With the batch innermost, (H, W, C, n), the same sum is KH·KW multiplications a
 
     y (OH, OW, C, m, n) = Σ_ij x (OH, OW, C, 1, n) shifted by (i, j) · weight_ij (C, m, n), each number n times in a row
 
+Fewer images than the engine keeps innermost come one by one, as they lie, (H, W, C, 1). Where C·n is little, the row of
+weights is as long as a row of pixels: NumPy's inner loop then runs over these.
+
 Source: Chollet, "Xception" (2017).
 """
 
@@ -20,16 +23,17 @@ from gpucnn.backends.window import Window
 Array = Any
 
 BLOCK = 1 << 18  # bytes of output at once: what is added up stays in the cache
+SHORT = 128  # numbers of a pixel up to which the inner loop runs over a row of them
 
 
 def convolve(padded: Array, weight: Array, bias: Array | None, window: Window, out: Array) -> Iterator[Array]:
     """Fill out (OH, OW, F, n) from padded images (H, W, C, n), weight (KH, KW, 1, F) and bias (F,), block by block."""
-    wide, by_channel = _wide(weight, padded), _by_channel(out, padded)
+    wide, by_channel = _wide(weight, padded, out.shape[1]), _by_channel(out, padded)
     for rows in blocks(len(out), out[0].nbytes, BLOCK):
         part = by_channel[rows]
         term = scratch.take("term", part.shape, part.dtype)
         for number, seen in enumerate(_seen(padded, window, rows, out.shape[1])):
-            np.multiply(seen, wide[number], out=term if number else part)
+            _multiply(seen, wide[number], term if number else part)
             if number:
                 part += term
         if bias is not None:
@@ -46,7 +50,7 @@ def weight_gradient(padded: Array, dy: Array, window: Window) -> Array:
         term = scratch.take("term", part.shape, part.dtype)
         ones = scratch.ones(part.shape[0] * part.shape[1], dy.dtype)
         for total, seen in zip(sums, _seen(padded, window, rows, dy.shape[1]), strict=True):
-            np.multiply(seen, part, out=term)
+            _multiply(seen, part, term)
             total += (ones @ term.reshape(len(ones), -1)).reshape(total.shape)
     return sums.sum(axis=-1).reshape(*window.size, 1, -1)
 
@@ -54,12 +58,12 @@ def weight_gradient(padded: Array, dy: Array, window: Window) -> Array:
 def input_gradient(dy: Array, weight: Array, padded_shape: tuple[int, ...], window: Window) -> Array:
     """Return the gradient of padded images (H, W, C, n) from dy (OH, OW, F, n)."""
     padded = memory.zeros(padded_shape, dy.dtype)
-    wide, dy = _wide(weight, padded), _by_channel(dy, padded)
+    wide, dy = _wide(weight, padded, dy.shape[1]), _by_channel(dy, padded)
     for rows in blocks(len(dy), dy[0].nbytes, BLOCK):
         part = dy[rows]
         term = scratch.take("term", part.shape, part.dtype)
         for gradient, row in zip(_seen(padded, window, rows, dy.shape[1]), wide, strict=True):
-            np.multiply(part, row, out=term)
+            _multiply(part, row, term)
             for one in range(part.shape[3]):
                 gradient[:, :, :, 0] += term[:, :, :, one]
     return padded
@@ -73,10 +77,19 @@ def _seen(padded: Array, window: Window, rows: slice, OW: int) -> Iterator[Array
         yield padded[down, j * DW : j * DW + SW * (OW - 1) + 1 : SW, :, None]
 
 
-def _wide(weight: Array, padded: Array) -> Array:
-    """Return weight (KH, KW, 1, F) as rows of numbers (KH·KW, C, m, n)."""
+def _multiply(a: Array, b: Array, out: Array) -> None:
+    """Fill out (…, C, m, n) with a·b; for one of the m at a time, or the inner loop would run over these few."""
+    for one in range(out.shape[3]):
+        np.multiply(a[..., min(one, a.shape[-2] - 1), :], b[..., one, :], out=out[..., one, :])
+
+
+def _wide(weight: Array, padded: Array, OW: int) -> Array:
+    """Return weight (KH, KW, 1, F) as rows of numbers (KH·KW, OW, C, m, n), or one for all pixels of a row."""
     C, n = padded.shape[2:]
-    return np.repeat(weight.reshape(-1, C, weight.shape[-1] // C, 1), n, axis=-1)
+    m, F = weight.shape[-1] // C, weight.shape[-1]
+    wide = memory.empty((weight.size // F, OW if C * n <= SHORT else 1, C, m, n), weight.dtype)
+    wide[...] = weight.reshape(-1, 1, C, m, 1)
+    return wide
 
 
 def _by_channel(y: Array, padded: Array) -> Array:
