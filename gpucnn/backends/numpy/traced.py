@@ -144,10 +144,11 @@ class Traced(np.ndarray[Any, Any]):
             return
         check(noting, [key, value])
         _check_written(noting, (self,))
-        if _has_mask(key) and np.ndim(new):
+        by_mask = _has_mask(key)
+        if by_mask and np.ndim(new):
             noting.give_up("several numbers assigned by a mask are not captured")
         target = own[_of_a_view(indices)]
-        if _lies_in(target, own) is None:
+        if by_mask or _lies_in(target, own) is None:  # a mask that is true nowhere may be the next time
             noting.note(own.__setitem__, indices, new)
         elif target.size and not (isinstance(new, np.ndarray) and _same_place(target, new)):
             noting.note(np.copyto, target, new, casting="unsafe")
