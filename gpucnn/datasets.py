@@ -15,6 +15,7 @@ from gpucnn.data.download import REMOTES, cache_folder, fetch
 from gpucnn.data.folders import Size, list_folders, natural_key, read_image_folder
 from gpucnn.data.idx import find_idx, read_idx_pair
 from gpucnn.errors import ConfigurationError, DataError
+from gpucnn.files import user_path
 
 Split = tuple[np.ndarray, np.ndarray]
 
@@ -115,7 +116,7 @@ def image_folder(
         DataError           the folder is laid out otherwise, or its splits or sizes do not agree
         ConfigurationError  test_fraction, seed or size make no sense
     """
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     seed = _whole("seed", seed, 0)
     if not isinstance(test_fraction, Real) or not 0 < test_fraction < 1:
         raise ConfigurationError(
@@ -169,7 +170,7 @@ def _locate(name: str, path: str | PathLike[str] | None) -> Path:
             local = str(cache_folder() / name)
             fetch(name, local, progress=True)
         return Path(local)
-    given = Path(path).expanduser()
+    given = user_path(path)
     if not given.is_dir():
         what = "is a file" if given.exists() else "does not exist"
         raise DataError(f"{given}: {what}; expected a folder that holds {name}: pass the folder's own path")

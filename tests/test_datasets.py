@@ -600,3 +600,17 @@ def test_import_is_light():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+NOT_PATHS = [
+    (datasets.image_folder, None),
+    (datasets.image_folder, b"x"),
+    (datasets.mnist, b"x"),
+    (datasets.cifar10, 3),
+]
+
+
+@pytest.mark.parametrize(("load", "path"), NOT_PATHS)
+def test_a_folder_is_named_by_a_string_or_a_path(load, path):
+    with pytest.raises(ConfigurationError, match=r"expected a path, as a string or a pathlib\.Path, not"):
+        load(path)

@@ -38,7 +38,7 @@ ALLOWED = {
     "rng": {"checks", "backends"},
     "initializers": {"checks", "config", "errors"},
     "data": {"checks", "backends", "config", "errors"},  # the last two for augmentation, which a backend carries out
-    "datasets": {"checks", "data", "errors"},
+    "datasets": {"checks", "data", "errors", "files"},
     "layers": {"checks", "backends", "config", "data", "errors", "hints", "initializers", "rng"},
     "losses": {"checks", "backends", "config", "errors"},
     "metrics": {"checks", "backends", "config", "data", "errors"},
