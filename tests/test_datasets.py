@@ -660,3 +660,17 @@ def test_what_killed_downloads_left_is_removed(tmp_path, monkeypatch, serve):
         os.utime(mine / name, (time.time() - age,) * 2)
     fetch("mnist", mine)
     assert {path.name for path in mine.iterdir()} == {*REMOTES["mnist"].files, "tmpabc_5678", "tmp.notes.txt"}
+
+
+NOT_PATHS = [
+    (datasets.image_folder, None),
+    (datasets.image_folder, b"x"),
+    (datasets.mnist, b"x"),
+    (datasets.cifar10, 3),
+]
+
+
+@pytest.mark.parametrize(("load", "path"), NOT_PATHS)
+def test_a_folder_is_named_by_a_string_or_a_path(load, path):
+    with pytest.raises(ConfigurationError, match=r"expected a path, as a string or a pathlib\.Path, not"):
+        load(path)

@@ -219,3 +219,11 @@ def test_arguments_without_sense(options, message):
         DefectWatch(task(), **options)
     with pytest.raises(ConfigurationError, match="as many of each"):
         DefectWatch((task()[0], task()[1][:5]))
+
+
+@pytest.mark.parametrize("network", [[L.Dense(1), L.Sigmoid()], [L.Dense(3)]])
+def test_a_watch_is_refused_where_outputs_are_not_classes(network):
+    x, y = np.zeros((8, 4), "float32"), np.zeros((8, network[0].units), "float32")
+    model = gpucnn.Model(network, (4,), backend="numpy").compile("sgd", "mean_squared_error")
+    with pytest.raises(ConfigurationError, match=r"DefectWatch compares class numbers \(N,\) with outputs \(N, K\)"):
+        model.fit(x, y, callbacks=[DefectWatch((x, y))], verbose=0)

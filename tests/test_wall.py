@@ -41,7 +41,7 @@ ALLOWED = {
     "initializers": {"checks", "config", "errors"},
     # backends and config for augmentation, which a backend carries out; printing for the bar of a download
     "data": {"checks", "backends", "config", "errors", "printing"},
-    "datasets": {"checks", "data", "errors", "text"},
+    "datasets": {"checks", "data", "errors", "files", "text"},
     "layers": {"checks", "backends", "config", "data", "errors", "hints", "initializers", "rng"},
     "losses": {"checks", "backends", "config", "errors"},
     "metrics": {"checks", "backends", "config", "data", "errors"},

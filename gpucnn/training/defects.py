@@ -75,7 +75,17 @@ class DefectWatch(Callback):
         self._steps, self._best, self._at_chance = 0, 0.0, 0
 
     def on_fit_begin(self, model: "Model") -> None:
-        """Forget another model's training; a further one of the same model goes on."""
+        """Forget another model's training; a further one of the same model goes on.
+
+        Raises:
+            ConfigurationError: the model's outputs are not scores of classes, or the probe's labels not their numbers.
+        """
+        shape = model.output_shape
+        if len(shape) != 1 or shape[0] < 2 or getattr(self.probe[1], "ndim", 1) != 1:
+            raise ConfigurationError(
+                f"DefectWatch compares class numbers (N,) with outputs (N, K) of at least 2 classes; this model's are "
+                f"{('N', *shape)}: leave it out for another task"
+            )
         if self._model is None or self._model() is not model:
             self._forget()
             self._model = weakref.ref(model)
