@@ -258,8 +258,9 @@ def read_regular(path: Path, most: int) -> bytes:
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise CheckpointError(f"{path}: is not a regular file but a folder, device or pipe; it is not read")
-        content = file.read(most + 1) if os.fstat(handle).st_size <= most else b""
-        if len(content) > most or os.fstat(handle).st_size > most:
+        size = os.fstat(handle).st_size
+        content = file.read(size + 1) if size <= most else b""  # for which Python makes room at once
+        if max(size, len(content)) > most:
             raise CheckpointError(f"{path}: is larger than the {most:,} bytes that are read of such a file")
     return content
 
