@@ -351,7 +351,7 @@ def test_images_that_a_model_does_not_take():
         plots.feature_maps(colour_model(), np.zeros((28, 28), np.uint8))
     with pytest.raises(ConfigurationError, match=r"takes inputs of shape \(4,\), which are no images"):
         plots.feature_maps(gpucnn.Model([layers.Dense(2)], (4,)), np.zeros(4))
-    with pytest.raises(ConfigurationError, match="most must be a positive number of maps, not 0"):
+    with pytest.raises(ConfigurationError, match="most must be a positive integer, not 0"):
         plots.feature_maps(colour_model(), np.zeros((8, 8, 3)), most=0)
 
 
@@ -436,7 +436,7 @@ def test_no_mistakes_at_all():
 
 def test_mistakes_need_what_goes_together():
     images, labels, probabilities = np.zeros((2, 4, 4, 1)), np.array([0, 1]), np.eye(2)
-    with pytest.raises(ConfigurationError, match="count must be a positive number of images, not 0"):
+    with pytest.raises(ConfigurationError, match="count must be a positive integer, not 0"):
         plots.mistakes(images, labels, probabilities, count=0)
     with pytest.raises(ShapeError, match=r"images have shape \(2, 4, 4\) and probabilities \(2, 2\)"):
         plots.mistakes(images[..., 0], labels, probabilities)
