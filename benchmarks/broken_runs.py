@@ -22,6 +22,7 @@ from gpucnn.initializers import Initializer, Uniform
 from gpucnn.layers import AveragePool2D, Conv2D, Dense, Flatten, ReLU, Softmax
 from gpucnn.model import Model
 from gpucnn.optimizers import SGD
+from gpucnn.report.words import significant
 from gpucnn.training.defects import DefectWatch
 
 RATE, EVERY, GRACE = 0.5, 10, 469  # a run has an epoch to begin to learn
@@ -186,7 +187,8 @@ def table(held):
         others = ", ".join(f"{count} {word}" for word, count in outcomes.items() if count and word != "learned")
         tested = f"{100 * np.mean(good):.2f} %" if good else ""
         total, low, high = sum(outcomes.values()), min(curvatures), max(curvatures)
-        steepness = f"{np.median(curvatures):.2g} ({low:.2g} … {high:.2g})"
+        middle, low, high = (significant(number, 2) for number in (np.median(curvatures), low, high))
+        steepness = f"{middle} ({low} … {high})"
         lines.append(f"| {name} | {total} | {outcomes['learned']} | {others} | {tested} | {steepness} |")
     return "\n".join(lines)
 

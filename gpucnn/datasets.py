@@ -12,9 +12,10 @@ import numpy as np
 from gpucnn import checks
 from gpucnn.data.cifar import CIFAR10_CLASSES, check_labels, explain_absence, find_cifar10, read_cifar10
 from gpucnn.data.download import REMOTES, cache_folder, fetch
-from gpucnn.data.folders import Size, list_folders, natural_key, read_image_folder
+from gpucnn.data.folders import Size, composed, list_folders, natural_key, read_image_folder
 from gpucnn.data.idx import find_idx, read_idx_pair
 from gpucnn.errors import ConfigurationError, DataError
+from gpucnn.files import user_path
 from gpucnn.text import for_output
 
 Split = tuple[np.ndarray, np.ndarray]
@@ -116,7 +117,7 @@ def image_folder(
         DataError           the folder is laid out otherwise, or its splits or sizes do not agree
         ConfigurationError  test_fraction, seed or size make no sense
     """
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     seed = _whole("seed", seed, 0)
     if not isinstance(test_fraction, Real) or not 0 < test_fraction < 1:
         raise ConfigurationError(
@@ -124,8 +125,10 @@ def image_folder(
         )
     found = _find_splits(folder)
     if found is not None:
-        splits, class_names = _read_splits(*found, size)
-        source = f"image files in {found[0]} and {found[1]}"
+        train, test, beside = found
+        splits, class_names = _read_splits(train, test, size)
+        source = f"image files in {train} and {test}"
+        source += f", without {', '.join(beside)} beside them" if beside else ""
     else:
         images, labels, class_names = read_image_folder(folder, size)
         splits = _draw_split(images, labels, class_names, test_fraction, seed)
@@ -160,7 +163,7 @@ def _locate(name: str, path: str | PathLike[str] | None) -> Path:
     """Return the folder that holds the files of a data set; without a path, download them if need be."""
     if path is None:
         named = os.environ.get("GPUCNN_DATA")
-        if named and not Path(named).expanduser().is_dir():
+        if named and not user_path(named).is_dir():
             raise DataError(
                 f"the environment variable GPUCNN_DATA names {named}, which is no folder; expected a folder "
                 "of data sets: mend or unset it"
@@ -170,11 +173,12 @@ def _locate(name: str, path: str | PathLike[str] | None) -> Path:
             local = str(cache_folder() / name)
             fetch(name, local, progress=True)
         return Path(local)
-    given = Path(path).expanduser()
+    given = user_path(path)
     if not given.is_dir():
         what = "is a file" if given.exists() else "does not exist"
         raise DataError(f"{given}: {what}; expected a folder that holds {name}: pass the folder's own path")
-    for folder in (given, given / name):
+    inside = (Path(name), Path("raw"), Path("MNIST", "raw")) if name == "mnist" else (Path(name),)  # torchvision's two
+    for folder in (given, *(given / place for place in inside)):
         if _is_complete(name, folder):
             return folder
     inner = given / name
@@ -185,8 +189,8 @@ def _usual_folders(name: str) -> Iterator[Path]:
     """Yield the folders a data set is looked for in when no path is given."""
     named = os.environ.get("GPUCNN_DATA")
     if named:
-        yield Path(named).expanduser() / name
-        yield Path(named).expanduser()
+        yield user_path(named) / name
+        yield user_path(named)
     yield cache_folder() / name
 
 
@@ -212,14 +216,28 @@ def _whole(name: str, value: int, least: int) -> int:
     return checks.integer(value, name, minimum=least)
 
 
-def _find_splits(folder: Path) -> tuple[Path, Path] | None:
-    """Return the folders of the training and the test split, if that is what the sub-folders are."""
+def _find_splits(folder: Path) -> tuple[Path, Path, list[str]] | None:
+    """Return the folders of the training and the test split, if there are such, and the names of others beside them.
+
+    Raises:
+        DataError: the training split holds classes, and the test split none.
+    """
     inner = list_folders(folder)
-    found = {kind: entry for entry in inner if (kind := _kind_of_split(entry.name)) and list_folders(entry)}
+    kinds = {entry: kind for entry in inner if (kind := _kind_of_split(entry.name))}
+    found = {kind: entry for entry, kind in kinds.items() if list_folders(entry)}
     test = found.get("test", found.get("validation"))
-    if len(found) != len(inner) or "train" not in found or test is None:
+    if "train" not in found or len(kinds) != len(set(kinds.values())):
         return None
-    return found["train"], test
+    if test is None:
+        flat = next((entry for entry, kind in kinds.items() if kind != "train"), None)
+        if flat is None:
+            return None
+        raise DataError(
+            f"{flat}: holds no sub-folders, while {found['train']} holds one for each class; expected the same in "
+            f"both: sort the images of {flat.name!r} by their class, or pass {found['train']} alone, of which a part "
+            "is drawn as test"
+        )
+    return found["train"], test, [entry.name for entry in inner if entry not in kinds]
 
 
 def _kind_of_split(name: str) -> str | None:
@@ -229,7 +247,7 @@ def _kind_of_split(name: str) -> str | None:
 
 def _read_splits(train: Path, test: Path, size: Size | None) -> tuple[list[Split], list[str]]:
     """Read two folders that hold the same classes."""
-    names = [[entry.name for entry in list_folders(folder)] for folder in (train, test)]
+    names = [[composed(entry.name) for entry in list_folders(folder)] for folder in (train, test)]
     if names[0] != names[1]:
         only = [sorted(set(names[i]) - set(names[1 - i]), key=natural_key) for i in (0, 1)]
         raise DataError(

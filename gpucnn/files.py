@@ -24,6 +24,7 @@ from typing import Any
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError, GpucnnError
 
 PART = ".part"  # ends the name of a file that is being written
+MOST_DIGITS = 300  # of an integer in it
 MOST_JSON = 64 << 20  # bytes of a JSON file that is read
 
 # what a system says of a call that it, or the file system, does not have
@@ -141,7 +142,9 @@ def _set_mode(handle: int, path: Path, mode: int) -> None:
     except OSError as error:
         if error.errno not in NO_MODES:
             raise
-        say_once(f"the mode of files in {path.parent} cannot be set ({error.strerror}); the file system chooses it")
+        say_once(
+            "modes", f"the mode of files in {path.parent} cannot be set ({error.strerror}); the file system chooses it"
+        )
 
 
 def _sync(handle: int) -> None:
@@ -151,7 +154,7 @@ def _sync(handle: int) -> None:
     except OSError as error:
         if error.errno not in MISSING:
             raise
-        say_once(f"files cannot be brought to this disk at once ({error.strerror}); a power cut may cost the newest")
+        say_once("files", f"files cannot be synced to this disk ({error.strerror}); a power cut may cost the newest")
 
 
 def sync_folder(folder: Path) -> None:
@@ -172,8 +175,9 @@ def sync_folder(folder: Path) -> None:
         if error.errno not in MISSING | {errno.EBADF}:
             raise
         say_once(
+            "folders",
             f"the names of files in {folder} cannot be brought to the disk at once ({error.strerror}); a power cut may "
-            "cost the newest"
+            "cost the newest",
         )
     finally:
         os.close(handle)
@@ -233,10 +237,10 @@ def explained(path: str | os.PathLike[str], kind: type[GpucnnError] = Checkpoint
         raise kind(why_not_written(path, error)) from error
 
 
-def say_once(message: str) -> None:
+def say_once(what: str, message: str) -> None:
     """Warn of what a file system does not have; a process says each such thing once."""
-    if message not in _said:
-        _said.add(message)
+    if what not in _said:
+        _said.add(what)
         warnings.warn(CheckpointWarning(message), stacklevel=3)
 
 
@@ -254,9 +258,9 @@ def read_regular(path: Path, most: int) -> bytes:
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise CheckpointError(f"{path}: is not a regular file but a folder, device or pipe; it is not read")
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise CheckpointError(f"{path}: is larger than the {most:,} bytes that are read of such a file")
+        content = file.read(most + 1) if os.fstat(handle).st_size <= most else b""
+        if len(content) > most or os.fstat(handle).st_size > most:
+            raise CheckpointError(f"{path}: is larger than the {most:,} bytes that are read of such a file")
     return content
 
 
@@ -268,11 +272,22 @@ def read_json(path: Path) -> Any:
         CheckpointError: it cannot be read, or is no JSON.
     """
     try:
-        return json.loads(read_regular(path, MOST_JSON).decode())
+        return json.loads(read_regular(path, MOST_JSON).decode(), parse_int=_number)
     except (FileNotFoundError, CheckpointError):
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}); was it cut short, or edited?") from error
+
+
+def _number(digits: str) -> int:
+    """Return an integer that a float can be made of.
+
+    Raises:
+        ValueError: it has too many digits.
+    """
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
 
 
 # --- one process at a time ---------------------------------------------------------------------
@@ -345,8 +360,9 @@ class FolderLock:
                 with contextlib.suppress(OSError):
                     self.path.unlink()
                 say_once(
+                    "locks",
                     f"the file system of {self.folder} has no locks ({error.strerror}); see yourself to it that one "
-                    "process at a time writes into a folder"
+                    "process at a time writes into a folder",
                 )
                 return True
             if os.fstat(handle).st_nlink:  # else whoever held it has removed the file meanwhile

@@ -1,5 +1,6 @@
 """How results are told to people: tables, in a terminal, in a notebook and as plain text, and times in words."""
 
+import math
 from typing import IO, Any, cast
 
 from rich.box import SIMPLE_HEAD
@@ -66,6 +67,8 @@ class PrintsAsTable:
 
 def duration(seconds: float) -> str:
     """Return a time as people read it: 2.1 ms, 35.4 s, 31 min, 2 h 6 min."""
+    if not math.isfinite(seconds):
+        return f"{seconds} s"
     if seconds < 1:
         return f"{1000 * seconds:.1f} ms"
     if seconds < 120:

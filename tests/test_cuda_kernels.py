@@ -14,6 +14,7 @@ import pytest
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 WIDE, NARROW = [(2, 8), (4, 4), (8, 2)], [(2, 1), (4, 1), (8, 1)]  # bytes of an element, elements moved at once
 BUILDS = [(arch, *form) for arch in ARCHITECTURES for form in WIDE] + [("sm_75", *form) for form in NARROW]
+OF_CUPY = ("-ftz=true", "--device-as-default-execution-space")  # which CuPy adds to ours, before the architecture
 KERNELS = Path(__file__).parent.parent / "gpucnn/backends/cupy/kernels"
 
 
@@ -45,8 +46,9 @@ def compile_for(architecture, text, itemsize, width):
     """Return the machine code, or the compiler's complaints."""
     program, length = ctypes.c_void_p(), ctypes.c_size_t()
     assert NVRTC.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernels.cu", 0, None, None) == 0
-    options = [f"-arch={architecture}", f"-DBITS={8 * itemsize}", f"-DWIDTH={width}", "-std=c++17"]
-    status = NVRTC.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * 4)(*(o.encode() for o in options)))
+    options = [f"-DBITS={8 * itemsize}", f"-DWIDTH={width}", "-std=c++17", *OF_CUPY, f"-arch={architecture}"]
+    given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+    status = NVRTC.nvrtcCompileProgram(program, len(options), given)
     NVRTC.nvrtcGetProgramLogSize(program, ctypes.byref(length))
     log = ctypes.create_string_buffer(length.value)
     NVRTC.nvrtcGetProgramLog(program, log)

@@ -257,3 +257,10 @@ def test_real_cifar10():
     np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=5e-5)
     np.testing.assert_allclose(deviation, [0.2470, 0.2435, 0.2616], atol=5e-5)
     assert [CIFAR10_CLASSES[i] for i in y_train[:5]] == ["frog", "truck", "truck", "deer", "automobile"]
+
+
+def test_the_folder_of_the_python_version_itself_is_recognised(tmp_path):
+    for name in cifar.BATCH_NAMES:
+        (tmp_path / name).write_bytes(b"\x80\x04N.")
+    with pytest.raises(DataError, match="holds the Python version of CIFAR-10, pickle files"):
+        read_cifar10(tmp_path)

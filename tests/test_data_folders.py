@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import unicodedata
 import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from gpucnn import datasets
 from gpucnn.data.folders import natural_key, read_image_folder
 from gpucnn.errors import ConfigurationError, DataError
 
@@ -209,3 +211,41 @@ def test_pillow_is_imported_only_when_needed():
     code = "import sys, gpucnn.data.folders, gpucnn.data.cifar; print('PIL' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+def test_classes_whose_accents_are_written_in_two_ways_are_one(tmp_path):
+    """As macOS' archives write them, and as others do; the order of classes is the same in both."""
+    for split, name in (("train", "caf\u00e9"), ("test", "cafe\u0301")):
+        for folder in (name, "cafz", "cafa"):
+            (tmp_path / split / folder).mkdir(parents=True)
+            Image.new("L", (4, 4), {"cafz": 3, "cafa": 1}.get(folder, 2)).save(tmp_path / split / folder / "1.png")
+    data = datasets.image_folder(tmp_path)
+    (x_train, y_train), (x_test, y_test) = data
+    assert [unicodedata.normalize("NFC", name) for name in data.class_names] == ["cafa", "cafz", "caf\u00e9"]
+    assert x_train[:, 0, 0, 0].tolist() == x_test[:, 0, 0, 0].tolist() == [1, 3, 2]
+    assert y_train.tolist() == y_test.tolist() == [0, 1, 2]
+
+
+def test_two_classes_that_look_alike_are_named(tmp_path):
+    for name in ("caf\u00e9", "cafe\u0301", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / "1.png")
+    with pytest.raises(DataError, match=r"the classes 'caf.*' and 'caf.*' are written alike"):
+        read_image_folder(tmp_path)
+
+
+def test_folders_beside_the_splits_are_left_out_and_said(tmp_path):
+    for place in ("train/cat", "train/dog", "test/cat", "test/dog", "models", "plots/old"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / place / "1.png")
+    data = datasets.image_folder(tmp_path)
+    assert data.class_names == ["cat", "dog"]
+    assert data.source.endswith("test, without models, plots beside them")
+
+
+def test_a_test_split_without_classes_is_named(tmp_path):
+    for place in ("train/cat", "train/dog", "test"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / place / "1.png")
+    with pytest.raises(DataError, match=r"test: holds no sub-folders, while .*train holds one for each class"):
+        datasets.image_folder(tmp_path)

@@ -238,3 +238,10 @@ def test_real_mnist_is_the_official_one(stem):
     if path is None:
         pytest.skip(f"no {stem} in $GPUCNN_DATA/mnist")
     assert hashlib.sha256(encode(read_idx(path))).hexdigest() == SUMS[stem]
+
+
+def test_a_file_that_was_packed_twice_is_named(tmp_path):
+    packed = gzip.compress(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 1, 7])))
+    (tmp_path / "labels.gz").write_bytes(packed)
+    with pytest.raises(DataError, match="is a gzip file within a gzip file, packed twice"):
+        read_idx(tmp_path / "labels.gz")

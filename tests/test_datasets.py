@@ -1,5 +1,6 @@
 """Data sets by name: where they are looked for, downloads from local servers, and splits of image folders."""
 
+import contextlib
 import copy
 import gzip
 import hashlib
@@ -600,3 +601,62 @@ def test_import_is_light():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+class Drip(Server):
+    """A web server that sends without end: quickly, or byte by byte."""
+
+    def __init__(self, folder, pause):
+        super().__init__(folder)
+        server = self
+        self.stopped = threading.Event()
+
+        class Handler(SimpleHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    while not server.stopped.wait(pause):
+                        self.wfile.write(bytes(1 << 20) if pause == 0 else b"x")
+
+            def log_message(self, *_):
+                pass
+
+        self.http.RequestHandlerClass = Handler
+
+    def close(self):
+        self.stopped.set()
+        super().close()
+
+
+@pytest.mark.parametrize(
+    ("pause", "message"),
+    [(0, "it goes on after 16,777,216 bytes, more than the file has"), (0.02, "it sends no more than")],
+    ids=["endless", "dripping"],
+)
+def test_after_a_mirror_that_sends_without_end_the_next_one_is_asked(tmp_path, monkeypatch, serve, pause, message):
+    monkeypatch.setattr(download, "_SLOWEST", (60_000, 0.3))
+    (tmp_path / "bad").mkdir()
+    bad, good = Drip(tmp_path / "bad", pause), serve(tmp_path / "web")
+    try:
+        publish(tmp_path / "web", monkeypatch, [bad.address, good.address])
+        fetch("mnist", tmp_path / "mine")
+        assert len(datasets.mnist(tmp_path / "mine")[0][0]) == 12
+        publish(tmp_path / "web", monkeypatch, [bad.address])
+        with pytest.raises(DataError, match=message):
+            fetch("mnist", tmp_path / "other")
+        assert list((tmp_path / "other").iterdir()) == []
+    finally:
+        bad.close()
+
+
+def test_what_killed_downloads_left_is_removed(tmp_path, monkeypatch, serve):
+    server = serve(tmp_path / "web")
+    publish(tmp_path / "web", monkeypatch, [server.address])
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name, age in (("tmpabc_1234", 7200), ("tmpabc_5678", 60), ("tmp.notes.txt", 7200)):
+        (mine / name).write_text("x")
+        os.utime(mine / name, (time.time() - age,) * 2)
+    fetch("mnist", mine)
+    assert {path.name for path in mine.iterdir()} == {*REMOTES["mnist"].files, "tmpabc_5678", "tmp.notes.txt"}

@@ -9,13 +9,17 @@ import gzip
 import io
 import json
 import os
+import resource
 import struct
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +32,7 @@ from safetensors.numpy import load_file, save
 import gpucnn
 from gpucnn import datasets, layers, optimizers, schedules, trees
 from gpucnn.callbacks import Callback
+from gpucnn.data import folders
 from gpucnn.data.cifar import read_cifar10, read_cifar10_batch
 from gpucnn.data.folders import read_image_folder
 from gpucnn.data.idx import read_idx
@@ -186,12 +191,6 @@ FORMATS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def pictures_of_some_megapixels(monkeypatch):
-    """What a picture may take in memory is Pillow's limit of pixels, lowered here so that the bound can be tried."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2**21)
-
-
 @pytest.fixture(scope="module")
 def wholes(tmp_path_factory):
     return {form.name: form.whole(tmp_path_factory.mktemp(form.name)) for form in FORMATS}
@@ -247,15 +246,22 @@ def loads_or_says_why(form: Format, data: bytes, folder) -> bool:
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < MEMORY + 20 * len(data), f"{peak:,} bytes for a file of {len(data):,}"
+        most = folders.MEMORY if form.read is read_image_folder else MEMORY + 20 * len(data)
+        assert peak < most, f"{peak:,} bytes for a file of {len(data):,}"
+
+
+def resident():
+    """Return the most bytes of memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def fuzz(form: Format, wholes, folder, examples: int, change=mutated):
-    found = {True: 0, False: 0}
+    found, before = {True: 0, False: 0}, resident()
+    pictures = form.read is read_image_folder  # whose decoders Python does not see: the process's memory tells
 
     @settings(
         max_examples=examples,
-        deadline=1000 * SECONDS,
+        deadline=None if pictures else 1000 * SECONDS,
         database=None,
         derandomize=examples == ORDINARY,
         suppress_health_check=list(HealthCheck),
@@ -267,6 +273,8 @@ def fuzz(form: Format, wholes, folder, examples: int, change=mutated):
     one()
     print(f"{form.name}: {found[True]} loaded, {found[False]} refused")
     assert found[False], "nothing was refused: were the files mutated?"
+    if pictures:
+        assert resident() - before < folders.MEMORY + MEMORY
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
@@ -491,3 +499,86 @@ def test_a_picture_bomb_is_refused(tmp_path):
     data = whole[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + whole[33:]
     form = next(form for form in FORMATS if form.name == "png")
     assert not loads_or_says_why(form, data, tmp_path)
+
+
+PEAK = """
+import resource, sys
+import numpy, PIL.Image
+from gpucnn.data.images import read_image
+from gpucnn.errors import DataError
+
+PIL.Image.init()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read_image(sys.argv[1], None, 1)
+except DataError as error:
+    print(error, file=sys.stderr)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def peak_of_reading(path):
+    """Return what reading an image takes of a process's memory, and what it says."""
+    root = str(Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": root},
+    )
+    return int(done.stdout), done.stderr
+
+
+def largest(path, name):
+    """Write a picture of as many pixels as are read of its kind."""
+    kind, mode = name.split("-")[:2]
+    most = folders.MEMORY // (folders._BYTES_A_PIXEL.get(kind, folders._BYTES_A_PIXEL_ELSE))
+    side = int(most**0.5)
+    options = {"lossless": True} if kind == "WEBP" else {"transparency": 0} if name.endswith("transparent") else {}
+    picture = Image.new(mode, (side, side), 7 if mode in ("P", "I;16") else (200, 10, 3, 90)[: len(mode)])
+    if mode == "P":
+        picture.putpalette([200, 10, 3] * 256)
+    picture.save(path, kind, **options)
+    return path
+
+
+LARGEST = [
+    "WEBP-RGBA",
+    "PNG-P-transparent",
+    "PNG-I;16",
+    "PNG-RGB",
+    "PNG-RGBA",
+    "JPEG-RGB",
+    "GIF-P",
+    "BMP-RGB",
+    "WEBP-RGB",
+]
+
+
+@pytest.mark.parametrize("name", [LARGEST[0], *(pytest.param(name, marks=pytest.mark.slow) for name in LARGEST[1:])])
+def test_the_largest_pictures_are_read_within_the_memory_that_is_said(tmp_path, name):
+    """By the package's own limits, and by what the process holds."""
+    path = largest(tmp_path / "largest", name)
+    assert path.stat().st_size < 1 << 28
+    peak, said = peak_of_reading(path)
+    assert said == ""
+    assert peak < folders.MEMORY + 2 * path.stat().st_size
+
+
+@pytest.mark.parametrize("size", [(9000, 9000), (70_000, 1)])
+def test_larger_pictures_are_refused_before_they_are_decoded(tmp_path, size):
+    path = tmp_path / "a.png"
+    Image.new("1", size).save(path)
+    peak, said = peak_of_reading(path)
+    assert f"has {size[0]:,} by {size[1]:,} pixels; expected at most" in said
+    assert peak < MEMORY
+
+
+def test_a_file_that_is_no_picture_of_any_size_is_not_read(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(picture("PNG", "RGB")(None))
+    os.truncate(path, 3 << 30)
+    peak, said = peak_of_reading(path)
+    assert "is larger than the" in said
+    assert peak < MEMORY

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_cuda_kernels import OF_CUPY
+
 RUN = Path(__file__).parent / "pretended_gpu/run.py"
 
 pytestmark = [
@@ -246,3 +248,20 @@ def test_mistakes_are_found(mistake, answer):
     said = run("python", "-c", PREPARED + mistake + ending, PRETENDED_DEVICES="2")
     assert said.returncode != 0
     assert answer in said.stderr
+
+
+def test_kernels_are_compiled_by_the_options_that_are_tested():
+    program = """
+from cupy.cuda import compiler
+compile_, seen = compiler._NVRTCProgram.compile, []
+def noting(program, options=(), *more):
+    seen.append(options)
+    return compile_(program, options, *more)
+compiler._NVRTCProgram.compile = noting
+get_backend("cupy")
+ours = [options for options in seen if any(option.startswith("-DBITS") for option in options)]
+added = {option for options in ours for option in options}
+print(*sorted(option for option in added if not option.startswith(("-D", "-I", "-std", "-arch"))))
+"""
+    (options,) = said_by(program, CUPY_CACHE_IN_MEMORY="1")
+    assert options.split() == sorted(OF_CUPY)

@@ -1,6 +1,7 @@
 """`gpucnn predict`: say what is on images."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from gpucnn.cli.common import console, open_model, say, say_error
 from gpucnn.data.images import centre_digit, is_dark_on_light, read_image
-from gpucnn.errors import ConfigurationError, DataError
+from gpucnn.errors import ConfigurationError, DataError, NumericError
 from gpucnn.files import write_whole
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
@@ -120,7 +121,13 @@ def predict_file(network: Model, file: Path, invert: bool | None, as_is: bool) -
     elif pixels.shape[:2] != (H, W):
         pixels = read_image(file, (H, W), C)
         pixels = 255 - pixels if inverted else pixels
-    return Prediction(file, original, pixels, inverted, centred, network.predict(pixels[None])[0])
+    probabilities = network.predict(pixels[None])[0]
+    if not math.isfinite(float(probabilities.sum())):
+        raise NumericError(
+            f"{network.name} gives NaN or infinity for {file}: its weights are not finite, as a training that diverged "
+            "leaves them; pass --model with a model of before"
+        )
+    return Prediction(file, original, pixels, inverted, centred, probabilities)
 
 
 def _knows_digits(network: Model) -> bool:

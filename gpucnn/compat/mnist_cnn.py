@@ -23,7 +23,7 @@ from gpucnn.callbacks import Callback
 from gpucnn.data.batches import batches, check_batch_size
 from gpucnn.data.idx import find_idx, read_idx
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
-from gpucnn.files import write_whole
+from gpucnn.files import user_path, write_whole
 from gpucnn.layers import AveragePool2D as AveragePooling
 from gpucnn.layers import Conv2D, Dense, Flatten, Layer
 from gpucnn.layers import ReLU as ActivationReLU
@@ -104,7 +104,7 @@ def _load(path: str | os.PathLike[str], rank: int, what: str) -> Any:
 
 def _portable(path: str | os.PathLike[str]) -> Path:
     """Return a path whose folders may be separated as on Windows."""
-    given = Path(path).expanduser()
+    given = user_path(path)
     return given if given.exists() else Path(str(given).replace("\\", "/"))
 
 

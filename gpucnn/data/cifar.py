@@ -15,6 +15,7 @@ import numpy as np
 
 from gpucnn.data.idx import looks_like, require_file
 from gpucnn.errors import DataError
+from gpucnn.files import user_path
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -53,7 +54,7 @@ def read_cifar10(folder: str | PathLike[str]) -> tuple[Split, Split]:
     Raises
         DataError  files are missing or damaged, or a label lies outside 0..9
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     found = find_cifar10(folder)
     if found is None:
         raise DataError(explain_absence(folder))
@@ -83,7 +84,7 @@ def read_cifar10_batch(path: str | PathLike[str]) -> Split:
 
 def find_cifar10(folder: str | PathLike[str]) -> tuple[str, Path] | None:
     """Return the first complete layout a folder holds ("batches", "sheets", "archive") and where it lies."""
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     for place in (folder, folder / _ARCHIVE_FOLDER):
         if not _missing(place, _batch_files()):
             return "batches", place
@@ -240,7 +241,7 @@ def explain_absence(folder: Path) -> str:
             return f"{place}: CIFAR-10 is incomplete, {_listing(missing)} missing: download or copy it again"
     expected = f"expected {_listing(_batch_files())}, or {ARCHIVE_NAME}"
     python_version = ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
-    if len(_missing(folder, python_version)) < len(python_version):
+    if len(_missing(folder, python_version)) < len(python_version) or not _missing(folder, [*BATCH_NAMES]):
         return (
             f"{folder}: holds the Python version of CIFAR-10, pickle files, which can run any code and are "
             f"not read here; {expected}: download the binary version"

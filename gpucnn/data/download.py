@@ -2,9 +2,11 @@
 
 import logging
 import os
+import re
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -13,19 +15,27 @@ from typing import Any
 
 from gpucnn.data.cifar import ARCHIVE_NAME
 from gpucnn.errors import ConfigurationError, DataError
+from gpucnn.files import user_path
 
 # Seconds to wait for a connection, and for the next bytes on one that stands. The first is short because a
 # host with eight addresses is waited for eight times; it lets the system try a lost packet twice more.
 _TIMEOUT = (3.05, 30)
-_CHUNK = 1 << 16  # bytes; pooch's own 1,024 flushes 170,000 times for CIFAR-10
+_CHUNK = 1 << 16  # bytes, at most, that are taken at a time
+_SLOWEST = 60_000, 60.0  # bytes that must arrive in so many seconds, or the next mirror is asked
+_LEFT_BEHIND = re.compile(r"tmp[a-z0-9_]{8}")  # what pooch names a file that is being downloaded
+_FORSAKEN = 3600.0  # seconds after which nobody is writing such a file any more
 
 
 @dataclass(frozen=True)
 class Remote:
-    """The files of a data set with their checksums, and the addresses that serve them, best first."""
+    """The files of a data set with their checksums, and the addresses that serve them, best first.
+
+    No file has more than `most` bytes: what goes on after them is not what was asked for.
+    """
 
     files: dict[str, str]
     mirrors: tuple[str, ...]
+    most: int = 16 << 20
 
 
 REMOTES = {
@@ -48,6 +58,7 @@ REMOTES = {
             "https://cave.cs.toronto.edu/kriz/",
             "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/",
         ),
+        most=192 << 20,
     ),
 }
 
@@ -59,7 +70,7 @@ def cache_folder() -> Path:
     """
     chosen = os.environ.get("GPUCNN_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        return user_path(chosen)
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
         return Path(local) / "gpucnn" / "gpucnn" / "Cache"
@@ -82,10 +93,11 @@ def fetch(name: str, folder: str | PathLike[str], progress: bool = False) -> lis
     """
     if name not in REMOTES:
         raise ConfigurationError(f"no data set {name!r} to fetch; expected one of {', '.join(REMOTES)}")
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     _require_pooch(name, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_left_behind(folder)
     except OSError as error:
         raise DataError(_explain_disk(name, folder, error)) from error
     mirrors = list(REMOTES[name].mirrors)
@@ -108,13 +120,15 @@ def _fetch_file(
 
     failures = []
     for mirror in mirrors:
-        with _ProgressBar(file) if progress else nullcontext(False) as bar:
-            downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=_CHUNK, timeout=_TIMEOUT)
+        with _ProgressBar(file) if progress else nullcontext(None) as bar:
+            downloader = _Download(REMOTES[name].most, bar)
             try:
                 path = pooch.retrieve(mirror + file, known_hash, file, folder, downloader=downloader)
                 return Path(path), mirror
             except RequestException as error:
                 failures.append(f"{mirror}{file}: {_explain_request(error)}")
+            except _BadMirrorError as error:
+                failures.append(f"{mirror}{file}: {error}")
             except OSError as error:  # not the network's: RequestException, an OSError too, is caught above
                 raise DataError(_explain_disk(name, folder, error)) from error
             except ValueError:  # pooch says so when the checksum differs, and has removed the file
@@ -124,6 +138,64 @@ def _fetch_file(
         f"{name}: {file} could not be downloaded; each of {len(mirrors)} mirrors was tried:\n  {tried}\n"
         f"Get {_by_hand(name, folder)}"
     )
+
+
+class _BadMirrorError(Exception):
+    """What a mirror sends is not what was asked for, or comes too slowly."""
+
+
+class _Download:
+    """What pooch calls to bring an address into a file: within a size, and not slower than a mirror may be."""
+
+    def __init__(self, most: int, bar: "_ProgressBar | None") -> None:
+        self.most, self.bar = most, bar
+
+    def __call__(self, url: str, output_file: str, pooch: Any) -> None:
+        import requests
+
+        as_it_is = {"Accept-Encoding": "identity"}
+        with (
+            requests.get(url, stream=True, timeout=_TIMEOUT, headers=as_it_is) as response,
+            open(output_file, "wb") as file,
+        ):
+            response.raise_for_status()
+            if self.bar is not None:
+                self.bar.total = int(response.headers.get("content-length", 0)) or None
+            for chunk in self._arriving(response.raw):
+                file.write(chunk)
+                if self.bar is not None:
+                    self.bar.update(len(chunk))
+
+    def _arriving(self, raw: Any) -> Iterator[bytes]:
+        """Yield what arrives, as it arrives."""
+        from urllib3.exceptions import HTTPError
+
+        least, seconds = _SLOWEST
+        taken, since, begun = 0, 0, time.monotonic()
+        take = getattr(raw, "read1", raw.read)  # urllib3 before 2.3 waits until a chunk is full
+        while True:
+            try:
+                chunk = take(_CHUNK, decode_content=False)
+            except (HTTPError, OSError) as error:
+                raise _BadMirrorError(str(error).rsplit(": ", 1)[-1] or type(error).__name__) from error
+            if not chunk:
+                return
+            taken, since = taken + len(chunk), since + len(chunk)
+            if taken > self.most:
+                raise _BadMirrorError(f"it goes on after {self.most:,} bytes, more than the file has")
+            if time.monotonic() - begun > seconds:
+                if since < least:
+                    raise _BadMirrorError(f"it sends no more than {since:,} bytes in {seconds:g} seconds")
+                since, begun = 0, time.monotonic()
+            yield chunk
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove what downloads that were killed have left in a folder."""
+    for path in folder.iterdir():
+        if _LEFT_BEHIND.fullmatch(path.name) and path.is_file() and time.time() - path.stat().st_mtime > _FORSAKEN:
+            with suppress(OSError):
+                path.unlink()
 
 
 def _require_pooch(name: str, folder: Path) -> None:

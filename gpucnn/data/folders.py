@@ -2,10 +2,12 @@
 
 import operator
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsIndex
@@ -13,7 +15,8 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from gpucnn.data.idx import looks_like, require_file
-from gpucnn.errors import ConfigurationError, DataError
+from gpucnn.errors import ConfigurationError, DataError, GpucnnError
+from gpucnn.files import read_regular, user_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,6 +26,15 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 
 # What file managers and archivers leave behind, hidden on the system they come from.
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+
+# Bytes of memory that reading one image may take, and how many a pixel takes at most: decoded, in colour, as an array,
+# and what the decoder itself needs (measured; a WebP's holds two canvases and the whole picture once more).
+MEMORY = 640 << 20
+_BYTES_A_PIXEL = {"WEBP": 24}
+_BYTES_A_PIXEL_ELSE = 12
+_MOST_BYTES = 256 << 20  # of a file
+_LONGEST = 1 << 16  # pixels a side
+_BAND = 1 << 20  # pixels that are converted at a time
 
 Size = int | tuple[int, int]
 
@@ -46,11 +58,17 @@ def read_image_folder(path: str | PathLike[str], size: Size | None = None) -> tu
         DataError           the folder is laid out otherwise, or a file is no image, or of another size
         ConfigurationError  the size makes no sense
     """
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     shape = _parse_size(size)
     classes = list_folders(folder)
     if not classes:
         raise DataError(_explain_layout(folder))
+    for one, other in pairwise(classes):  # which stand beside each other in their order
+        if composed(one.name) == composed(other.name):
+            raise DataError(
+                f"{folder}: the classes {one.name!a} and {other.name!a} are written alike, one with letters and "
+                "accents apart; expected one folder for both: put their images together"
+            )
     files = [(label, file) for label, inner in enumerate(classes) for file in _list_images(inner)]
     arrays = _read_images([file for _, file in files], shape)
     labels = np.array([label for label, _ in files], np.int64)
@@ -73,11 +91,16 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
+def composed(name: str) -> str:
+    """Return a name with its accents as part of their letters: systems and archives write them in two ways."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _list_visible(folder: Path) -> list[Path]:
     entries = (
         entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name.casefold() not in _LITTER
     )
-    return sorted(entries, key=lambda entry: natural_key(entry.name))
+    return sorted(entries, key=lambda entry: natural_key(composed(entry.name)))
 
 
 def _list_images(folder: Path) -> list[Path]:
@@ -131,10 +154,10 @@ def _read_images(files: list[Path], shape: tuple[int, int] | None) -> list[np.nd
 
 def decode_image(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
     """Decode one file, upright as its camera noted it, to (H, W) if it is grey, else to (H, W, 3)."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with open_image(path) as file:
-        image = plain(ImageOps.exif_transpose(file))
+        image = plain(file)
         if shape is not None and image.size != shape[::-1]:
             image = image.resize(shape[::-1], Image.Resampling.BILINEAR)
         return np.asarray(image)
@@ -142,8 +165,8 @@ def decode_image(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
 
 @contextmanager
 def open_image(path: Path) -> Iterator["Image.Image"]:
-    """Open an image file; whatever goes wrong with it, now or while it is decoded, is a DataError that says what."""
-    from PIL import Image, UnidentifiedImageError
+    """Open an image file, turned upright; whatever goes wrong with it, now or while it is decoded, is a DataError."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     require_file(path)
     try:
@@ -151,8 +174,12 @@ def open_image(path: Path) -> Iterator["Image.Image"]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             # from memory: of a file on the disk a decoder may ask for as many bytes as a damaged length says, and
             # gets room for all of them before there are any
-            with Image.open(BytesIO(path.read_bytes()), formats=_FORMATS) as file:
+            with Image.open(BytesIO(read_regular(path, _MOST_BYTES)), formats=_FORMATS) as file:
+                _check_pixels(file, path)
+                ImageOps.exif_transpose(file, in_place=True)
                 yield file
+    except GpucnnError as error:
+        raise error if isinstance(error, DataError) else DataError(str(error)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
             f"{path}: {error} Expected at most {Image.MAX_IMAGE_PIXELS:,} pixels: remove or shrink the "
@@ -171,22 +198,50 @@ def open_image(path: Path) -> Iterator["Image.Image"]:
         ) from error
 
 
+def _check_pixels(file: "Image.Image", path: Path) -> None:
+    """Refuse an image whose pixels would take too much memory, before any is decoded.
+
+    Raises:
+        DataError: names its size, and what is read.
+    """
+    width, height = file.size
+    most = MEMORY // _BYTES_A_PIXEL.get(str(file.format), _BYTES_A_PIXEL_ELSE)
+    if width * height > most or max(width, height) > _LONGEST:
+        raise DataError(
+            f"{path}: has {width:,} by {height:,} pixels; expected at most {most:,} pixels in a {file.format} image, "
+            f"which is decoded within {MEMORY >> 20} MB, and at most {_LONGEST:,} a side: shrink the image"
+        )
+
+
 def plain(image: "Image.Image", ground: int = 0) -> "Image.Image":
-    """Return the image in mode L if it is grey, else in RGB, any transparency laid over a grey ground: 0 is black."""
+    """Return the image in mode L if it is grey, else in RGB, any transparency laid over a grey ground: 0 is black.
+
+    It is converted band by band, so that a large one takes little more memory than its pixels.
+    """
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
-        deep = np.asarray(image).astype(np.int64)
-        return Image.fromarray(((deep * 255 + 32767) // 65535).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        below = Image.new("RGBA", image.size, (ground, ground, ground, 255))
-        image = Image.alpha_composite(below, image.convert("RGBA"))
-    if image.mode in ("1", "L"):
+    transparent = image.has_transparency_data
+    if image.mode in ("1", "L") and not transparent:
         return image.convert("L")
-    colours = image.convert("RGB")
-    pixels = np.asarray(colours)
-    grey = (pixels == pixels[..., :1]).all()  # WebP, palettes and many JPEG files keep grey as three channels
-    return colours.getchannel(0) if grey else colours
+    image.load()
+    width, height = image.size
+    pixels = np.empty((height, width, 1 if image.mode.startswith("I") else 3), np.uint8)
+    grey = True  # WebP, palettes and many JPEG files keep grey as three channels
+    rows = max(1, _BAND // width)
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height)))
+        part = pixels[top : top + rows]
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+            deep = np.asarray(band).astype(np.int64)
+            part[..., 0] = ((deep * 255 + 32767) // 65535).clip(0, 255)
+            continue
+        if transparent:
+            below = Image.new("RGBA", band.size, (ground, ground, ground, 255))
+            band = Image.alpha_composite(below, band.convert("RGBA"))
+        part[:] = np.asarray(band.convert("RGB"))
+        grey = grey and bool((part == part[..., :1]).all())
+    image.close()  # its own pixels are not needed any more
+    return Image.fromarray(pixels[..., 0] if grey else pixels)
 
 
 def _stack(arrays: list[np.ndarray]) -> np.ndarray:

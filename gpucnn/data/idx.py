@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from gpucnn.errors import DataError
+from gpucnn.files import user_path
 
 # Third byte of the magic number -> how the values are stored.
 _STORED = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -94,7 +95,7 @@ def find_idx(folder: str | PathLike[str], stem: str) -> Path | None:
 
 def require_file(path: str | PathLike[str]) -> Path:
     """Return `path` as a Path once it is known to name a file that opens and has something in it."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.exists():
         raise DataError(
             f"{path.name}: no such file in the folder {path.parent.absolute()}; "
@@ -129,7 +130,7 @@ def looks_like(head: bytes) -> str:
 
 def _read_array(stream: BinaryIO, path: Path, size: int | None) -> np.ndarray:
     """Read the array of one IDX stream; `size` is its length in bytes where that is known beforehand."""
-    shape, stored = _read_header(stream, path)
+    shape, stored = _read_header(stream, path, packed=size is None)
     promised = math.prod(shape) * stored.itemsize
     described = f"{promised:,} ({_describe(shape, stored)})"
     if math.prod(length or 1 for length in shape) * stored.itemsize > _MAXIMUM_BYTES:
@@ -158,10 +159,15 @@ def _read_array(stream: BinaryIO, path: Path, size: int | None) -> np.ndarray:
     return values.astype(stored.newbyteorder("="), copy=False)
 
 
-def _read_header(stream: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _read_header(stream: BinaryIO, path: Path, packed: bool) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Read the magic number and the shape that follows it."""
     head = bytes(_take(stream, 4, path))
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _STORED:
+        if packed and head.startswith(_GZIP):
+            raise DataError(
+                f"{path}: is a gzip file within a gzip file, packed twice; expected an IDX file in it: unpack it once "
+                "with gzip -d, or download it again"
+            )
         start = head + bytes(_take(stream, 60, path))
         turned = len(head) == 4 and head[2:] == b"\0\0" and head[1] in _STORED
         seems = "an IDX header in little-endian order" if turned else looks_like(start)

@@ -23,6 +23,7 @@ def significant(number: float, digits: int = 3) -> str:
     """Return a number rounded to so many digits, without an exponent where people would write none: 1,230, 0.0249."""
     if not math.isfinite(number) or number == 0:
         return f"{number:g}"
+    number = float(f"{number:.{digits - 1}e}")
     order = math.floor(math.log10(abs(number)))
     shown = f"{number:,.{max(0, digits - 1 - order)}f}" if -5 < order < 7 else f"{number:.{digits - 1}e}"
     return shown.replace("-", "−")

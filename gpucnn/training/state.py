@@ -83,6 +83,10 @@ def is_head(tree: Tree) -> bool:
     if not all(isinstance(part, dict) for part in parts):
         return False
     known, position, best = tree["settings"], tree["position"], tree.get("best")
+    try:
+        json.dumps([known, tree["circumstances"]])
+    except TypeError:  # an array among plain data
+        return False
     return (
         is_number(known.get("epochs"))
         and all(is_integer(position.get(name)) and position[name] >= 0 for name in ("epoch", "step"))
@@ -92,7 +96,7 @@ def is_head(tree: Tree) -> bool:
 
 def is_over(tree: Tree, epochs: float) -> bool:
     """Tell whether a checkpoint is that of the end of a training of so many epochs."""
-    return bool(tree["model"].get("stop")) or tree["position"]["epoch"] >= math.ceil(epochs)
+    return tree["model"].get("stop") is True or tree["position"]["epoch"] >= math.ceil(epochs)
 
 
 def same_so_far(training: "Training", tree: Tree, epochs: float) -> bool:
@@ -161,6 +165,8 @@ def restore(training: "Training", steps: "Steps", tree: Tree) -> None:
         model.load_state_dict(weights)
         model.optimizer.load_state_dict(model.backend, slots)
         model.epochs_seen, model.progress, model.optimizer.steps = counts
+        for callback in training.callbacks:  # which forgets what it has taken over
+            callback.on_fit_begin(model)
         raise CheckpointError(
             f"the checkpoint is whole, but not of the form that this training saves: {error}; was it edited? "
             "Begin anew in another folder"
