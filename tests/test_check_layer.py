@@ -366,3 +366,90 @@ def test_a_model_names_a_layer_whose_way_back_is_wrong():
     )
     with pytest.raises(gpucnn.ShapeError, match=message):
         model.train_on_batch(np.zeros((2, *SHAPE), "float32"), [0, 1])
+
+
+# --- what only other weights, signs and inference show ----------------------------------------
+
+
+def neighbour_of_numpy(xp, a):
+    z = np.zeros(a.shape, a.dtype)
+    z[..., 1:] = a[..., :-1]
+    return a + z
+
+
+def product_with_out(xp, a):
+    rows, y = a.reshape(-1, a.shape[-1]), np.empty(a.shape, a.dtype)
+    np.dot(rows, np.ones((a.shape[-1],) * 2, a.dtype), y.reshape(rows.shape))
+    return a + y
+
+
+ODD = {
+    "insert": lambda xp, a: a + xp.insert(a[..., 1:], 0, 0.0, axis=-1),
+    "flat": lambda xp, a: a + a.flat[0],
+    "a product with out": product_with_out,
+    "asarray": lambda xp, a: a + np.asarray(a).max(),
+    "a copy": lambda xp, a: a + np.array(a).mean(),
+    "full of a number": lambda xp, a: a + np.full(a.shape, np.asarray(a).reshape(-1)[0]),
+    "zeros filled": neighbour_of_numpy,
+}
+
+
+@pytest.mark.parametrize("where", ["weights", "evaluation"])
+@pytest.mark.parametrize("name", ODD)
+def test_recordable_is_tried_with_other_weights_and_in_inference(name, where):
+    class Odd(Layer):
+        per_sample = recordable = True
+
+        def build(self, input_shape, generator):
+            self.weight = Parameter(1 + 0.1 * generator.standard_normal(input_shape))
+            return input_shape
+
+        def forward(self, x, *, train):
+            w = self.weight.value
+            if where == "weights":
+                w = w + 0 * ODD[name](self.backend.xp, w)
+            elif not train:
+                x = ODD[name](self.backend.xp, x)
+
+            def backward(dy):
+                self.weight.add_grad((dy * x).sum(axis=0))
+                return dy * w
+
+            return x * w, backward
+
+    assert "recordable" in [check.name for check in checked(Odd(), (6,)).check.failures]
+
+
+def test_recordable_is_tried_with_other_signs():
+    def leaky(self, x, y, back):
+        y, negative = x.copy(), x < 0
+        y[negative] *= 0.1
+        return y, lambda dy: dy * (0.1 + 0.9 * ~negative)
+
+    error = checked(spoiled(forward=forward_with(leaky), recordable=True)())
+    assert "an array indexed by a mask" in str(error)
+
+
+def test_a_layer_in_use_is_checked_on_a_clean_copy():
+    generator = np.random.default_rng(0)
+    x, y = generator.random((32, 8, 8, 1), dtype=np.float32), generator.integers(0, 10, 32)
+    network = [layers.Conv2D(4, 3, padding="same"), layers.Flatten(), layers.Dense(10), layers.Softmax()]
+    model = gpucnn.Model(network, (8, 8, 1), backend="numpy").compile()
+    model.fit(x, y, verbose=0)
+    model.freeze("conv2d.bias")
+    before = model.flat_gradients().copy()
+    assert not gpucnn.check_layer(model.layers[0], (8, 8, 1)).failures
+    assert (model.flat_gradients() == before).all()
+    assert model.layers[0].bias.frozen
+
+
+def test_a_layer_that_threads_would_share_a_work_array_of_breaks_its_promise():
+    class Remembers(Layer):
+        per_sample = recordable = True
+
+        def forward(self, x, *, train):
+            self.work = self.backend.xp.empty(x.shape, x.dtype)
+            self.backend.xp.multiply(x, 2.0, out=self.work)
+            return self.work + 0.0, lambda dy: dy * 2.0
+
+    assert "forward sets or changes an attribute" in str(checked(Remembers(), (6,)))

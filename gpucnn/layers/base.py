@@ -39,7 +39,9 @@ class Layer(Configurable, family="layer"):
     per_sample = False
 
     #: whether a pass may be recorded and repeated: true where `forward` and its way back do the same with arrays of one
-    #: shape each time, decide nothing by their numbers, and draw random ones by `gpucnn.rng` alone
+    #: shape each time, decide nothing by their numbers, and draw random ones by `gpucnn.rng` alone. On the CPU what is
+    #: not known to be captured rightly falls back to eager passes, and the first replay is compared with one; nobody
+    #: sees Python that reads an array's memory past NumPy, or a module's variables, and by them decides only rarely
     recordable = False
 
     #: settings that `forward` reads in each pass, so that they may be changed once the layer is built
