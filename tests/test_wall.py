@@ -40,7 +40,7 @@ ALLOWED = {
     "rng": {"checks", "backends"},
     "initializers": {"checks", "config", "errors"},
     # backends and config for augmentation, which a backend carries out; printing for the bar of a download
-    "data": {"checks", "backends", "config", "errors", "printing"},
+    "data": {"checks", "backends", "config", "errors", "files", "printing"},
     "datasets": {"checks", "data", "errors", "files", "text"},
     "layers": {"checks", "backends", "config", "data", "errors", "hints", "initializers", "rng"},
     "losses": {"checks", "backends", "config", "errors"},
