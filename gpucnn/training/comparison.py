@@ -46,7 +46,8 @@ class Doubts:
         self._of = [(holder, _sample(holder.value)) for holder in holders]
         self._x: bytes | None = _sample(x)
         self._compared = False
-        self._open = self._of, self._x  # what is still in doubt when the comparison that goes on is over
+        # what is still in doubt when the comparison that goes on is over
+        self._open: tuple[list[tuple[Parameter | Buffer, bytes]], bytes | None] = self._of, self._x
 
     def any_raised(self, x: Array) -> bool:
         """Tell whether a replay for x should be compared: no one was yet, or what was in doubt has changed."""
