@@ -141,7 +141,7 @@ def test_what_is_installed_can_be():
 def test_the_first_block_is_the_test_command():
     """The gate runs the second line of the README's first block."""
     first = re.search(r"^```\w*\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)[1]
-    assert first.splitlines()[1].endswith("-m pytest")
+    assert first.splitlines()[1].endswith("-m pytest -n auto")
     assert "gpucnn train" in first.splitlines()[0]
 
 
