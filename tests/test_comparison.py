@@ -170,6 +170,48 @@ def test_a_capture_is_compared_once(monkeypatch):
     assert len(made) == 11
 
 
+interrupted_in = ""  # a variable of the module: a fingerprint does not see it
+
+
+class Interrupted(Layer):
+    per_sample = recordable = True
+
+    def forward(self, x, *, train):
+        if interrupted_in == "forward":
+            raise KeyboardInterrupt
+        return past_the_doors(self, x, train), self.back
+
+    def back(self, dy):
+        if interrupted_in == "backward":
+            raise KeyboardInterrupt
+        return past_the_doors(self, dy, True)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "between"])
+@pytest.mark.parametrize("train", [True, False])
+def test_a_comparison_that_is_interrupted_is_made_again(where, train, monkeypatch):
+    layers = lambda: [L.Dense(6), Interrupted(), L.Dense(3), L.Softmax()]  # noqa: E731
+    both = [gpucnn.Model(layers(), SHAPE, backend=ENGINE).compile(jit=jit) for jit in (True, False)]
+
+    def compute(model, seed):
+        x, y = batch(seed)
+        return float(model.train_on_batch(x, y)) if train else model.predict(x).tobytes()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecordingWarning)
+        for seed in range(6):
+            if seed == 2 and where == "between":
+                for model in both:
+                    model.training_pass(batch(seed)[0], repeat=model.jit)  # which nobody walks back
+            elif seed == 2 and (train or where == "forward"):
+                monkeypatch.setitem(globals(), "interrupted_in", where)
+                for model in both:
+                    with pytest.raises(KeyboardInterrupt):
+                        compute(model, seed)
+                monkeypatch.undo()
+            assert compute(both[0], seed) == compute(both[1], seed)
+
+
 def test_memory_that_does_not_suffice_for_a_comparison_leaves_the_pass_eager(monkeypatch):
     both = models(lambda self, x, train: x * 2)
     alike(both, range(2))

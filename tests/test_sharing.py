@@ -10,6 +10,7 @@ import pytest
 
 import gpucnn
 from gpucnn import callbacks, layers, optimizers
+from gpucnn.backends.numpy import threads
 from gpucnn.errors import ConfigurationError, ShapeError
 from gpucnn.layers import Buffer, Parameter
 
@@ -87,6 +88,25 @@ def test_copy_of_a_model_trains_as_the_original_does(copied, data, backend):
     fit(model, data, epochs=2)
     assert same_bits(model.state_dict(), twin.state_dict())
     assert moved(before, twin.state_dict()) == set(before)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("jit", [True, False])
+def test_copy_of_a_model_that_several_threads_have_trained_trains_as_it_does(copied, jit, data, monkeypatch):
+    monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
+    monkeypatch.setattr(threads, "LEAST_IMAGES", 4)
+    gpucnn.set_num_threads(2)
+    try:
+        model = fresh()
+        model.compile(momentum(), jit=jit)
+        fit(model, data, validation_data=data)
+        twin = copied(model)
+        fit(model, data)
+        fit(twin, data)
+        assert same_bits(model.state_dict(), twin.state_dict())
+        assert model.predict(data[0]).tobytes() == twin.predict(data[0]).tobytes()
+    finally:
+        gpucnn.set_num_threads(None)
 
 
 def test_copy_of_a_copy_that_was_never_used_trains(data):

@@ -104,7 +104,7 @@ class RecordedPass(Pass):
         if self._doubts is None:
             self._doubts = Doubts(self.networks[0], x)
         elif self._doubts.any_raised(x):
-            return self._compared(x)
+            return self._compared(x, self._doubts)
         with self._being_recorded("forward"):
             y, _ = super().forward(x)
         if self._options["train"]:
@@ -130,13 +130,14 @@ class RecordedPass(Pass):
         self._ways_back = [None] * len(self._slices)
         self._room.training = None
 
-    def _compared(self, x: Array) -> tuple[Array, Backward]:
+    def _compared(self, x: Array, doubts: Doubts) -> tuple[Array, Backward]:
         """Return output and way back of an eager pass, with which a replay is compared, forward and then back."""
         replayed, after = self._replayed(super().forward, x)
         made = Pass(self._backend, *self._eager_networks(), self._slices, **self._options)
         y, way_back = self._with_room(made.forward, x)
         self._judge(after, State(self.networks[0]), replayed is None or same_bits(replayed[0], y))
         if not self._options["train"]:
+            doubts.settle()
             self._backend.release()
             return y, way_back
         self._room.training = this = object()
@@ -147,6 +148,7 @@ class RecordedPass(Pass):
             _, after = self._replayed(self.backward, dy) if not self._wrong else (None, None)
             self._with_room(way_back, dy)
             self._judge(after, State(self.networks[0]))
+            doubts.settle()
             self._room.training, made._ways_back = None, []
             self._backend.release()  # the memory of the eager pass, which no other one will be
 

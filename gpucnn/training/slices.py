@@ -32,6 +32,10 @@ class Sliced:
         self._flops = network.total_flops()
         self._replicas: list[Replica] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out, of a copy, the replicas of the network that it is a copy of."""
+        return vars(self) | {"_replicas": []}
+
     def forward(
         self, backend: Backend, x: Array, *, train: bool, input_gradient: bool = True, repeat: bool = False
     ) -> tuple[Array, Backward]:
