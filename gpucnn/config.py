@@ -107,7 +107,7 @@ class Configurable:
     def _arguments(cls) -> dict[str, inspect.Parameter]:
         """Return the arguments of the constructor by name, with those that its `**` passes on to the class above."""
         if "_signature" not in vars(cls):
-            cls._signature = dict(inspect.signature(cls).parameters)
+            cls._signature, cls._passed_on = dict(inspect.signature(cls).parameters), frozenset()
             if any(argument.kind is argument.VAR_KEYWORD for argument in cls._signature.values()):
                 own = {name: argument for name, argument in cls._signature.items() if argument.kind not in OPEN}
                 maker = next(place for place, kind in enumerate(cls.__mro__) if "__init__" in vars(kind))

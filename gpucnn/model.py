@@ -46,7 +46,7 @@ from gpucnn.training.interruption import whole_step
 from gpucnn.training.loop import Training, to_device
 from gpucnn.training.memory import with_advice
 from gpucnn.training.refresh import refresh_statistics
-from gpucnn.training.scale import warn_of_scale
+from gpucnn.training.scale import warn_of_scale, warn_of_targets
 from gpucnn.training.slices import Sliced
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Model(Closed):
         self.progress = 0.0, 1.0  # the epoch that a fit has come to, with its fraction, and the number of epochs
         self.averaged_by: Callback | None = None  # who has put averages in the place of the weights
         self.class_names: list[str] | None = None
-        self.warned_of_scale = False
+        self.warned_of_scale = self.warned_of_targets = False
         self.recipe: Recipe | None = None
         self.to(self.backend)
         self._settled = True
@@ -558,6 +558,7 @@ class Model(Closed):
         validation = None if validation_data is None else self._checked(*validation_data, pair="validation_data")
         self._suit_metrics([pair[1] for pair in (data, validation) if pair is not None])
         warn_of_scale(self, data[0], "x", whole=True)
+        warn_of_targets(self, data[1], "y")
         size = check_batch_size(self._default("batch_size", 128) if batch_size is None else batch_size)
         self._check_batches(len(data[0]), size)
         if self.recipe is not None:
@@ -707,6 +708,7 @@ class Model(Closed):
         x, y = self._checked(x, y)
         self._suit_metrics([y])
         warn_of_scale(self, x, "x", whole=True)
+        warn_of_targets(self, y, "y")
         ((inputs, labels),) = to_device(self, (x, y))
         if chosen is None:
             return evaluate(self, (inputs, labels), size)

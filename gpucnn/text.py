@@ -39,8 +39,9 @@ def for_output(text: str) -> str:
 class Output:
     """Standard output, or the standard error, as it is when something is written.
 
-    It may be replaced, be None (a program without a console), lack `isatty`, `flush` or `encoding` (the class that
-    copies what is printed into a file, found in many training scripts), or be of an encoding that lacks characters.
+    It may be replaced, be None (a program without a console) or closed, lack `isatty`, `flush` or `encoding` (the
+    class that copies what is printed into a file, found in many training scripts), or be of an encoding that lacks
+    characters.
     """
 
     def __init__(self, name: str = "stdout") -> None:
@@ -49,7 +50,8 @@ class Output:
     @property
     def _stream(self) -> Any:
         stream = getattr(sys, self._name)
-        return getattr(stream, "rich_proxied_file", stream)  # below a live display, which prints through us
+        stream = getattr(stream, "rich_proxied_file", stream)  # below a live display, which prints through us
+        return None if getattr(stream, "closed", False) is True else stream
 
     @property
     def encoding(self) -> str:
@@ -60,7 +62,7 @@ class Output:
         """Return whether this is a terminal, as far as the stream says so."""
         try:
             return bool(self._stream.isatty())
-        except (AttributeError, ValueError):  # None, one that cannot tell, one that is closed
+        except (AttributeError, OSError, ValueError):  # None, or one that cannot tell
             return False
 
     def write(self, text: str) -> int:

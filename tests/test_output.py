@@ -214,6 +214,27 @@ def test_no_output_at_all(monkeypatch):
     assert for_output("→") == "→"
 
 
+class Mute(io.StringIO):
+    """A stream whose terminal has gone: asking it fails."""
+
+    def isatty(self):
+        raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("make", [io.StringIO, Mute])
+@pytest.mark.parametrize("close", [False, True])
+def test_an_output_that_is_closed_does_not_end_a_training(monkeypatch, make, close):
+    out = make()
+    if close:
+        out.close()
+    monkeypatch.setattr("sys.stdout", out)
+    model = gpucnn.Model([layers.Dense(2), layers.Softmax()], (3,), backend="numpy").compile()
+    model.summary()
+    history = model.fit(np.ones((8, 3), "float32"), np.arange(8) % 2, epochs=2)
+    assert len(history.history["loss"]) == 2
+    assert close or "epoch 2/2" in out.getvalue()
+
+
 def test_an_output_that_nobody_reads_ends_a_command_without_a_word():
     """`gpucnn doctor | true`."""
     read, write = os.pipe()

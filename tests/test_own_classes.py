@@ -34,6 +34,11 @@ class PassingTwice(PassingDense):
         super().__init__(4, **options)
 
 
+class NamingThem(WithoutBias):
+    def __init__(self, weight_initializer="zeros"):
+        super().__init__(4, weight_initializer=weight_initializer)
+
+
 class PassingSGD(optimizers.SGD):
     def __init__(self, learning_rate=0.1, **options):
         super().__init__(learning_rate, nesterov=True, **options)
@@ -86,6 +91,13 @@ def test_layers_that_pass_options_on_are_described_and_saved(layer, written, tmp
     assert repr(again.layers[0]) == written
     assert repr(copy.deepcopy(model).layers[0]) == written
     assert repr(again.optimizer) == "PassingSGD(learning_rate=0.05, momentum=0.9)"
+
+
+def test_arguments_that_are_named_again_are_described_as_they_are():
+    assert WithoutBias(4).config() == {"Layer": "WithoutBias", "units": 4}
+    layer = NamingThem()
+    layer.weight_initializer = gpucnn.initializers.Initializer.get("glorot_uniform")
+    assert layer.config() == {"Layer": "NamingThem", "weight_initializer": {"Initializer": "GlorotUniform"}}
 
 
 def test_options_that_are_passed_on_are_refused_by_name():

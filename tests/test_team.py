@@ -301,6 +301,9 @@ def test_the_number_of_threads(monkeypatch):
     monkeypatch.setenv("GPUCNN_NUM_THREADS", "few")
     with pytest.raises(ConfigurationError, match="GPUCNN_NUM_THREADS must be a positive integer, not 'few'"):
         threads.num_threads()
+    monkeypatch.setenv("GPUCNN_NUM_THREADS", "9" * 5000)  # more digits than Python reads
+    with pytest.raises(ConfigurationError, match="GPUCNN_NUM_THREADS must be a positive integer, not '999"):
+        threads.num_threads()
 
 
 def in_another_thread(function):

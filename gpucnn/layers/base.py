@@ -5,14 +5,16 @@ What the way back needs is in its scope, so a layer keeps nothing between calls,
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from gpucnn.backends import Array, Backend, get_backend
+from gpucnn.checks import shown
 from gpucnn.config import Configurable, is_ours, snake_case
 from gpucnn.errors import CheckpointError, ConfigurationError, ShapeError
 from gpucnn.layers.state import Buffer as Buffer
 from gpucnn.layers.state import Parameter as Parameter
+from gpucnn.layers.state import holds_numbers
 
 MOST_ELEMENTS = 1 << 40  # of one sample: more than any machine's memory
 
@@ -248,8 +250,13 @@ class Layer(Configurable, family="layer"):
         """Take over host arrays by path, all or none.
 
         Raises:
-            CheckpointError: a path is missing or unknown, or a shape differs; names the path and both shapes.
+            CheckpointError: a path is missing or unknown, a shape differs (names the path and both shapes), or what is
+                there is not an array of real numbers.
         """
+        if not isinstance(state, Mapping):
+            raise CheckpointError(
+                f"expected a dictionary of arrays by path, as state_dict returns it, not {shown(state)}"
+            )
         held: dict[str, Parameter | Buffer] = {**self.parameters(), **self.buffers()}
         missing, unknown = sorted(held.keys() - state.keys()), sorted(state.keys() - held.keys())
         if missing or unknown:
@@ -258,6 +265,10 @@ class Layer(Configurable, family="layer"):
                 f"not known here {', '.join(unknown) or 'nothing'}; was it saved from another architecture?"
             )
         for path, holder in held.items():
+            if not hasattr(state[path], "shape") or not holds_numbers(state[path]):
+                raise CheckpointError(
+                    f"{path}: the state holds {shown(state[path])}; expected an array of real numbers"
+                )
             if tuple(holder.value.shape) != tuple(state[path].shape):
                 raise CheckpointError(
                     f"{path}: this network holds shape {tuple(holder.value.shape)}, the state "

@@ -3,8 +3,9 @@
 from typing import Any
 
 from gpucnn.backends import Array
+from gpucnn.checks import shown
 from gpucnn.config import Closed
-from gpucnn.errors import ShapeError
+from gpucnn.errors import DTypeError, ShapeError
 
 Shape = tuple[int, ...]
 
@@ -33,11 +34,7 @@ class Parameter(Closed):
 
     @value.setter
     def value(self, array: Array) -> None:
-        if array is self._value:
-            return
-        if tuple(array.shape) != self.shape:
-            raise ShapeError(f"a parameter of shape {self.shape} cannot take values of shape {tuple(array.shape)}")
-        self._value[...] = array
+        _take(self._value, array, "parameter")
 
     @property
     def shape(self) -> Shape:
@@ -108,13 +105,7 @@ class Buffer(Closed):
 
     @value.setter
     def value(self, array: Array) -> None:
-        if array is self._value:
-            return
-        if tuple(array.shape) != tuple(self._value.shape):
-            raise ShapeError(
-                f"a buffer of shape {tuple(self._value.shape)} cannot take values of shape {tuple(array.shape)}"
-            )
-        self._value[...] = array
+        _take(self._value, array, "buffer")
 
     def rebind(self, value: Array) -> None:
         """Put another array in place, on another backend or inside a larger one."""
@@ -126,6 +117,30 @@ class Buffer(Closed):
 
     def __repr__(self) -> str:
         return f"Buffer(shape={tuple(self.value.shape)}, dtype={self.value.dtype})"
+
+
+def _take(held: Array, array: Any, what: str) -> None:
+    """Copy an array into the one that a parameter or buffer holds.
+
+    Raises:
+        ShapeError: it has another shape.
+        DTypeError: not an array of real numbers.
+    """
+    if array is held:
+        return
+    shape = tuple(held.shape)
+    if not hasattr(array, "shape") or not holds_numbers(array):
+        raise DTypeError(
+            f"a {what} of shape {shape} cannot take {shown(array)}; assign an array of real numbers of that shape"
+        )
+    if tuple(array.shape) != shape:
+        raise ShapeError(f"a {what} of shape {shape} cannot take values of shape {tuple(array.shape)}")
+    held[...] = array
+
+
+def holds_numbers(array: Any) -> bool:
+    """Tell whether an array of any library holds real numbers; complex ones and words would lose what they are."""
+    return getattr(getattr(array, "dtype", None), "kind", "f") in "biuf"
 
 
 def _host_array(value: Array, dtype: Any, copy: bool | None) -> Any:

@@ -8,7 +8,9 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from gpucnn.config import is_ours
 from gpucnn.errors import DataWarning
+from gpucnn.layers.activation import Sigmoid, Softmax, Tanh
 from gpucnn.layers.base import Layer
 from gpucnn.layers.combine import Sequential
 from gpucnn.layers.conv import Conv2D
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from gpucnn.model import Model
 
 LOOKED_AT = 64  # samples, evenly chosen
+ENDS: dict[type[Layer], tuple[int, int]] = {Sigmoid: (0, 1), Softmax: (0, 1), Tanh: (-1, 1)}  # of what layers give
 APART = 30.0  # times: far more than data of one unit differ, far less than the 255 of bytes and shares
 
 
@@ -40,6 +43,40 @@ def warn_of_scale(model: "Model", x: Any, what: str, *, whole: bool) -> None:
     if words:
         model.warned_of_scale = True
         warnings.warn(words, DataWarning, stacklevel=3)
+
+
+def warn_of_targets(model: "Model", y: Any, what: str) -> None:
+    """Warn, once a model, of targets that lie outside what its last layer can ever give.
+
+    A sigmoid learns nothing but its end from pixels 0 … 255 as floats, or from labels −1 and 1.
+    """
+    last = _last(model.layers)
+    ends = next((ends for kind, ends in ENDS.items() if isinstance(last, kind)), None)
+    if model.warned_of_targets or ends is None or model.loss is None or not is_ours(model.loss):
+        return
+    sample, room = (
+        y[:: max(len(y) // LOOKED_AT, 1)],
+        0.1 * (ends[1] - ends[0]),
+    )  # targets with noise are a little outside
+    low, high = float(sample.min()), float(sample.max())
+    if y.shape[1:] == model.output_shape and (low < ends[0] - room or high > ends[1] + room):
+        model.warned_of_targets = True
+        warnings.warn(
+            f"{what} holds targets from {low:g} to {high:g}, and {last.label}, the last layer, gives numbers from "
+            f"{ends[0]} to {ends[1]} only, which never meet them; scale the targets, or leave {last.label} out",
+            DataWarning,
+            stacklevel=3,
+        )
+
+
+def _last(layers: Sequence[Layer]) -> Layer:
+    """Return the last layer that computes."""
+    for layer in reversed(layers):
+        if isinstance(layer, Sequential):
+            return _last(layer.layers)
+        if not isinstance(layer, Flatten):
+            return layer
+    return layers[-1]
 
 
 def _first(layers: Sequence[Layer]) -> Layer:

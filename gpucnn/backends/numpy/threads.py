@@ -25,7 +25,7 @@ from gpucnn.backends.numpy.cores import usable_cores
 from gpucnn.backends.numpy.order import equal_parts
 from gpucnn.backends.numpy.traced import recorder, this_thread
 from gpucnn.backends.numpy.workers import Work, Workers
-from gpucnn.checks import integer
+from gpucnn.checks import integer, shown
 from gpucnn.errors import ConfigurationError, ThreadWarning
 
 T = TypeVar("T")
@@ -81,9 +81,9 @@ def _by_default() -> int:
     named = os.environ.get("GPUCNN_NUM_THREADS", "").strip()
     if not named:
         return usable_cores()
-    if not named.isdecimal() or int(named) < 1:
+    if not named.isdecimal() or len(named) > 18 or int(named) < 1:  # Python reads no more than 4300 digits
         raise ConfigurationError(
-            f"the environment variable GPUCNN_NUM_THREADS must be a positive integer, not {named!r}"
+            f"the environment variable GPUCNN_NUM_THREADS must be a positive integer, not {shown(named)}"
         )
     return int(named)
 
