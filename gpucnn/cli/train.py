@@ -25,7 +25,7 @@ from gpucnn.cli.common import (
     say,
     warnings_shown,
 )
-from gpucnn.cli.parts import Parts, checked, parts_of
+from gpucnn.cli.parts import Parts, check_kept, checked, parts_of
 from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
 from gpucnn.errors import CheckpointError, ConfigurationError, NumericError
@@ -113,9 +113,8 @@ def train(
         if folder is None:
             raise ConfigurationError("--resume needs --run-dir, the folder of the run that was interrupted")
         given = {name: value for name, value in asked.items() if name in MAY_CHANGE and _is_given(context, name)}
-        every = (asked | _to_resume(context, folder))[
-            "checkpoint_every"
-        ]  # and no lock goes into what is no run's folder
+        # so no lock goes into what is no run's folder
+        every = (asked | _to_resume(context, folder))["checkpoint_every"]
         with (keeper := Checkpoints(folder, every_seconds=every)).writing():
             settings = _to_resume(context, folder)  # as nobody else changes them any more
             remove_parts(folder)
@@ -166,6 +165,7 @@ def _to_resume(context: typer.Context, folder: Path) -> dict[str, Any]:
             f"--run-dir {folder}: holds no run that could be resumed (no {CONFIG} of one); leave out --resume to "
             "begin one"
         )
+    check_kept(settings, folder / CONFIG)
     given = [name for name in context.params if name not in MAY_CHANGE and _is_given(context, name)]
     if given:
         words = ", ".join("--" + name.replace("_", "-") for name in given)
