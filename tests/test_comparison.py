@@ -230,6 +230,18 @@ def test_memory_that_does_not_suffice_for_a_comparison_leaves_the_pass_eager(mon
     alike(both, range(3, 6))
 
 
+def test_memory_that_a_replay_lacks_is_not_the_fault_of_a_layer():
+    both = models(lambda self, x, train: x * 2)
+    alike(both, range(2))
+
+    def full():
+        raise MemoryError
+
+    both[0]._sliced_trunk.repeats._passes[True][1]._repeats["forward"][0]._calls.append(full)
+    with pytest.warns(RecordingWarning, match="memory does not suffice .* a smaller batch size leaves room for both$"):
+        alike(both, range(2, 6))
+
+
 def test_a_way_back_that_is_compared_is_walked_once():
     model, _ = models(lambda self, x, train: x * 2)
     for seed in range(2):

@@ -31,6 +31,13 @@ from gpucnn.training.comparison import Doubts, State, same_bits
 from gpucnn.training.passes import Pass
 from gpucnn.training.replicas import Fingerprint, Replica, is_array
 
+NO_ROOM = "memory does not suffice to compare a replay with an eager pass"
+SMALLER = "a smaller batch size leaves room for both"
+OWN_LAYERS = (
+    "in layers of your own compute with self.backend.xp alone, keep what changes in arrays, or leave out "
+    "recordable = True. gpucnn.check_layer looks for the cause"
+)
+
 _one_at_a_time = forks.lock()  # to be recorded: parameters are not what they are meanwhile
 _to_undo: list[Any] = []  # what puts them back
 
@@ -162,6 +169,9 @@ class RecordedPass(Pass):
         before = State(self.networks[0])
         try:
             return function(array), State(self.networks[0])
+        except MemoryError:
+            self._wrong = NO_ROOM
+            return None, None
         except Exception as error:  # if the eager pass has it too, it is raised there
             self._wrong = f"a replay raised {type(error).__name__}: {error}"
             return None, None
@@ -174,7 +184,7 @@ class RecordedPass(Pass):
         try:
             return function(array)
         except MemoryError:
-            self._wrong = "memory does not suffice to compare a replay with an eager pass"
+            self._wrong = NO_ROOM
         before.put_back()
         self._repeats = {way: [None] * len(self._slices) for way in self._repeats}
         self._room.forget()
@@ -189,13 +199,9 @@ class RecordedPass(Pass):
                 self._wrong = f"{differs} of a replay is not what the layers themselves compute"
         if self._wrong and not self._said:
             self._said = True
-            warnings.warn(
-                f"passes are no longer captured, all of them are eager: {self._wrong}; in layers of your own compute "
-                "with self.backend.xp alone, keep what changes in arrays, or leave out recordable = True. "
-                "gpucnn.check_layer looks for the cause",
-                RecordingWarning,
-                stacklevel=2,
-            )
+            remedy = SMALLER if self._wrong == NO_ROOM else OWN_LAYERS
+            message = f"passes are no longer captured, all of them are eager: {self._wrong}; {remedy}"
+            warnings.warn(RecordingWarning(message), stacklevel=2)
 
     def _forward(self, number: int, x: Array) -> Array:
         return self._recorded("forward", super()._forward, number, x)
