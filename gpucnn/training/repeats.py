@@ -139,6 +139,7 @@ class RecordedPass(Pass):
 
     def _compared(self, x: Array, doubts: Doubts) -> tuple[Array, Backward]:
         """Return output and way back of an eager pass, with which a replay is compared, forward and then back."""
+        start = State(self.networks[0])
         replayed, after = self._replayed(super().forward, x)
         made = Pass(self._backend, *self._eager_networks(), self._slices, **self._options)
         y, way_back = self._with_room(made.forward, x)
@@ -149,11 +150,15 @@ class RecordedPass(Pass):
             return y, way_back
         self._room.training = this = object()
 
+        def anew(dy: Array) -> None:  # a way back can be walked only once, also where it failed
+            start.put_back()
+            made.forward(x)[1](dy)
+
         def walk(dy: Array) -> None:
             if self._room.training is not this and not self._wrong:
                 raise walked_already(self.networks[0].label)
             _, after = self._replayed(self.backward, dy) if not self._wrong else (None, None)
-            self._with_room(way_back, dy)
+            self._with_room(way_back, dy, anew)
             self._judge(after, State(self.networks[0]))
             doubts.settle()
             self._room.training, made._ways_back = None, []
@@ -178,8 +183,13 @@ class RecordedPass(Pass):
         finally:
             before.put_back()
 
-    def _with_room(self, function: Callable[[Array], Any], array: Array) -> Any:
-        """Return what a function returns; where memory does not suffice for both, nothing is replayed any more."""
+    def _with_room(
+        self, function: Callable[[Array], Any], array: Array, again: Callable[[Array], Any] | None = None
+    ) -> Any:
+        """Return what a function returns; where memory does not suffice for both, nothing is replayed any more.
+
+        Then it is called once more, or another one in its place.
+        """
         before = State(self.networks[0])
         try:
             return function(array)
@@ -189,7 +199,7 @@ class RecordedPass(Pass):
         self._repeats = {way: [None] * len(self._slices) for way in self._repeats}
         self._room.forget()
         self._backend.release()
-        return function(array)
+        return (again or function)(array)
 
     def _judge(self, replayed: State | None, eager: State, same_output: bool = True) -> None:
         """Give up where a replay differs from the eager pass, and say so."""
