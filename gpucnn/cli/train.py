@@ -9,7 +9,7 @@ import numpy  # noqa: TID251 (its version goes into the run's settings; no array
 import typer
 
 from gpucnn import __version__, networks
-from gpucnn.callbacks import EarlyStopping
+from gpucnn.callbacks import Callback, EarlyStopping
 from gpucnn.checkpoint import content
 from gpucnn.cli.common import (
     CONFIG,
@@ -214,7 +214,9 @@ def _train(asked: dict[str, Any], model: Model, parts: Parts, keeper: Checkpoint
         "backend": model.backend.name,
         "versions": {"gpucnn": __version__, "python": platform.python_version(), "numpy": numpy.__version__},
     }
-    _write_config(folder, settings)
+    begun = _Begun(folder, settings)
+    if not resume:
+        begun.write()
     if settings["data_dir"] is not None:
         remember_data(Path(settings["data_dir"]))
     _print_head(model, f"{describe(dataset)}: {parts}; {dataset.source}", folder, asked["backend"])
@@ -233,7 +235,7 @@ def _train(asked: dict[str, Any], model: Model, parts: Parts, keeper: Checkpoint
                 epochs=settings["epochs"],
                 batch_size=settings["batch_size"],
                 validation_data=parts.validation,
-                callbacks=[snapshots, watch, *stopping],
+                callbacks=[snapshots, watch, *stopping, begun],
                 checkpoints=keeper,
                 resume=resume,
             )
@@ -253,6 +255,23 @@ def _train(asked: dict[str, Any], model: Model, parts: Parts, keeper: Checkpoint
     _write_run(folder, keeper, model, history, settings, (snapshots, watch))
     keeper.clear(keep=1)  # from which more epochs can go on
     _print_result(folder, settings, f"{len(parts.test[0]):,} images ({describe(dataset)})", watch)
+
+
+class _Begun(Callback):
+    """Write a run's settings when it makes a step: those of before stay where a training is refused to go on."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self._folder, self._settings, self._written = folder, settings, False
+
+    def write(self) -> None:
+        """Write them, unless that is done."""
+        if not self._written:
+            _write_config(self._folder, self._settings)
+            self._written = True
+
+    def on_step_end(self, model: Model, step: int) -> None:
+        """Write them before the first checkpoint that goes by them."""
+        self.write()
 
 
 def check_unused(folder: Path) -> None:
