@@ -19,6 +19,7 @@ from gpucnn.errors import ArgumentError, ConfigurationError, UnknownNameError
 from gpucnn.hints import REMEDIES, hinted, nearest
 
 SAME = "same"  # stands where the name of a class would, for an object that was described before
+OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 MAX_DEPTH = 64  # of nested descriptions; far beyond any real network, far below Python's recursion limit
 
 
@@ -74,6 +75,7 @@ class Configurable:
     foreign: ClassVar[tuple[str, ...]] = ()
 
     _signature: ClassVar[dict[str, inspect.Parameter]]
+    _passed_on: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self) -> None:
         """Take no arguments, unless a class below does."""
@@ -103,10 +105,34 @@ class Configurable:
 
     @classmethod
     def _arguments(cls) -> dict[str, inspect.Parameter]:
-        """Return the arguments of the constructor by name."""
+        """Return the arguments of the constructor by name, with those that its `**` passes on to the class above."""
         if "_signature" not in vars(cls):
             cls._signature = dict(inspect.signature(cls).parameters)
+            if any(argument.kind is argument.VAR_KEYWORD for argument in cls._signature.values()):
+                own = {name: argument for name, argument in cls._signature.items() if argument.kind not in OPEN}
+                maker = next(place for place, kind in enumerate(cls.__mro__) if "__init__" in vars(kind))
+                above = next(kind for kind in cls.__mro__[maker + 1 :] if issubclass(kind, Configurable))
+                cls._signature = own | {name: a for name, a in above._arguments().items() if name not in own}
+                cls._passed_on = frozenset(cls._signature) - frozenset(own)
         return cls._signature
+
+    def _described(self) -> dict[str, Any]:
+        """Return the arguments by name, with what they are; of those that were passed on, the ones that were given.
+
+        Raises:
+            ConfigurationError: a class of a user's own does not keep an argument as an attribute.
+        """
+        arguments, (count, words) = self._arguments(), vars(self).get("_given", (0, ()))
+        given = {*list(arguments)[:count], *words}
+        named = [name for name in arguments if name not in self._passed_on or name in given]
+        for name in named:
+            if not hasattr(self, name) or arguments[name].kind in OPEN:
+                raise ConfigurationError(
+                    f"{type(self).__name__} cannot be described, since it does not keep its argument {name!r}; every "
+                    f"argument of the constructor must become an attribute of the same name: self.{name} = {name}, "
+                    "or be passed by **options to super().__init__"
+                )
+        return {name: getattr(self, name) for name in named}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if vars(self).get("_settled"):
@@ -141,10 +167,11 @@ class Configurable:
         if id(self) in seen:
             return {self.family.capitalize(): SAME, "as": seen[id(self)]}
         changed = {}
-        for name, argument in self._arguments().items():
+        for name, value in self._described().items():
             numbers = dict(seen)
-            plain = _as_plain(getattr(self, name), numbers)
-            if plain != _as_plain(argument.default, {}):
+            plain = _as_plain(value, numbers)
+            if plain != _as_plain(self._arguments()[name].default, {}):
+                _check_plain(f"{type(self).__name__}.{name}", plain)
                 changed[name] = plain
                 seen.update(numbers)
         seen[id(self)] = len(seen)
@@ -214,8 +241,12 @@ class Configurable:
 
     def __repr__(self) -> str:
         shown = []
-        for name, argument in self._arguments().items():
-            value = getattr(self, name)
+        try:
+            described = self._described()
+        except ConfigurationError:
+            return f"{type(self).__name__}(…)"
+        for name, value in described.items():
+            argument = self._arguments()[name]
             if argument.default is argument.empty:
                 shown.append(repr(value))
             elif _as_plain(value, {}) != _as_plain(argument.default, {}):
@@ -236,6 +267,7 @@ def _constructor(init: Callable[..., None]) -> Callable[..., None]:
         vars(self)["_settled"] = False
         checked(self, *args, **kwargs)
         if is_outermost:
+            vars(self)["_given"] = len(args), tuple(kwargs)
             vars(self)["_settled"] = True
 
     return settling
@@ -253,6 +285,18 @@ def _as_plain(value: Any, seen: dict[int, int]) -> Any:
     if hasattr(value, "tolist"):  # an array or an array library's number
         return value.tolist()
     return value
+
+
+def _check_plain(what: str, plain: Any) -> None:
+    """Refuse what JSON cannot hold, such as a function, before a file is begun."""
+    if isinstance(plain, list | dict):
+        for item in plain.values() if isinstance(plain, dict) else plain:
+            _check_plain(what, item)
+    elif not isinstance(plain, str | int | float | None):
+        raise ConfigurationError(
+            f"{what} is {_short(plain)}, which a file cannot hold; make the argument a number, a word or a list of "
+            "them, and what is computed of it an attribute of another name"
+        )
 
 
 def _from_plain(value: Any, depth: int, made: list[Any]) -> Any:

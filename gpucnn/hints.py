@@ -106,12 +106,13 @@ def misfit(label: str, function: Callable[..., Any], args: tuple[Any, ...], kwar
     try:
         signature.bind(*args, **kwargs)
     except TypeError:
-        parameters = list(signature.parameters.values())[1:]
+        every = list(signature.parameters.values())[1:]
     else:
         return ""
+    parameters = [parameter for parameter in every if parameter.kind is not parameter.VAR_KEYWORD]
     names = [parameter.name for parameter in parameters]
     unknown = [name for name in kwargs if name not in names]
-    if unknown:
+    if unknown and len(parameters) == len(every):
         return f"{label} takes no argument {unknown[0]!r}; {_instead(unknown[0], names)}"
     by_position = [parameter.name for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
     if len(args) - 1 > len(by_position):

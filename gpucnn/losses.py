@@ -10,8 +10,8 @@ from typing import Any
 
 from gpucnn import checks
 from gpucnn.backends import Array, Backend, get_backend
-from gpucnn.config import Configurable
-from gpucnn.errors import ConfigurationError
+from gpucnn.config import Configurable, is_ours
+from gpucnn.errors import ConfigurationError, ShapeError
 
 LossBackward = Callable[..., Array]
 
@@ -117,6 +117,40 @@ def one_hot(backend: Backend, labels: Array, y: Array) -> Array:
     if labels.ndim == y.ndim - 1:
         labels = labels[..., None] == backend.xp.arange(y.shape[-1])
     return labels.astype(y.dtype, copy=False)
+
+
+def checked_loss(loss: Loss, y: Array, labels: Array) -> tuple[Array, LossBackward]:
+    """Return what a loss returns, or refuse what one of a user's own returns in another form.
+
+    Raises:
+        ConfigurationError: not a pair of one number and a function.
+        ShapeError: a gradient that is not of the shape of y, which would be broadcast.
+    """
+    found: Any = loss(y, labels)
+    if is_ours(loss):
+        return found
+    kind = type(loss).__name__
+    if not isinstance(found, tuple) or len(found) != 2 or not callable(found[1]):
+        raise ConfigurationError(
+            f"the loss {kind} returned {checks.shown(found)}; its __call__(y, labels) must return the mean loss, one "
+            "number, and its backward function, which takes dloss = 1.0 and returns dy"
+        )
+    mean, backward = found
+    if tuple(getattr(mean, "shape", ())):
+        raise ConfigurationError(
+            f"the loss {kind} returned a loss of shape {tuple(mean.shape)}; return one number, such as its .mean()"
+        )
+
+    def checked_backward(dloss: Any = 1.0) -> Array:
+        dy = backward(dloss)
+        if tuple(getattr(dy, "shape", ())) != tuple(y.shape):
+            raise ShapeError(
+                f"the backward function of the loss {kind} returned a gradient of shape "
+                f"{tuple(getattr(dy, 'shape', ()))} for outputs of shape {tuple(y.shape)}; both shapes must agree"
+            )
+        return dy
+
+    return mean, checked_backward
 
 
 def chosen_loss(loss: Any) -> Loss:

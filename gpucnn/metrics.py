@@ -181,7 +181,14 @@ class Totals:
         self.samples += N
         self._sums["loss"] += loss * N
         for metric in self.metrics:
-            self._sums[metric.name] += metric.total(y, labels)
+            total = metric.total(y, labels)
+            if tuple(getattr(total, "shape", ())) or not (hasattr(total, "shape") or checks.is_number(total)):
+                of_shape = f"an array of shape {tuple(total.shape)}" if hasattr(total, "shape") else checks.shown(total)
+                raise ConfigurationError(
+                    f"the metric {metric.name} returned {of_shape}; its total(y, labels) must return one number, the "
+                    "sum over the samples of the batch, such as right.sum()"
+                )
+            self._sums[metric.name] += total
 
     def state(self) -> dict[str, Any]:
         """Return the sums as host arrays, and of how many samples they are."""

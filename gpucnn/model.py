@@ -32,7 +32,7 @@ from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.combine import Sequential
 from gpucnn.layout import Layout
-from gpucnn.losses import CategoricalCrossEntropy, Loss, MeanSquaredError, chosen_loss
+from gpucnn.losses import CategoricalCrossEntropy, Loss, MeanSquaredError, checked_loss, chosen_loss
 from gpucnn.metrics import Accuracy, Metric, Totals, chosen_metrics
 from gpucnn.optimizers import Optimizer
 from gpucnn.optimizers.base import Rates
@@ -150,6 +150,40 @@ class Model(Closed):
         self.recipe: Recipe | None = None
         self.to(self.backend)
         self._settled = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, self._kept(name, value) if vars(self).get("_settled") else value)
+
+    def _kept(self, name: str, value: Any) -> Any:
+        """Return what a setting is set to, as the constructor and `compile` would keep it.
+
+        Raises:
+            ConfigurationError: they would not take it, or the loss needs a network compiled for it.
+        """
+        if name == "seed":
+            return checks.integer(value, name, minimum=0)
+        if name in ("jit", "allow_tf32"):
+            return checks.flag(value, name)
+        if name == "metrics":
+            self.chooses_metrics = False
+            return chosen_metrics(value)
+        if name == "loss":
+            loss = self._prepared(value)
+            if self._trunk is not self.network and not isinstance(loss, CategoricalCrossEntropy):
+                raise ConfigurationError(
+                    f"the model was compiled for {self.loss!r}, with which its last Softmax is fused, and {loss!r} "
+                    "cannot take its place; call model.compile(loss=…)"
+                )
+            return loss
+        return value
+
+    def _prepared(self, loss: Loss | str) -> Loss:
+        """Return a loss for this model, checked against its last layer: a copy, whose backend is the model's."""
+        loss = copy.copy(chosen_loss(loss))
+        loss.backend = self.backend
+        if isinstance(loss, CategoricalCrossEntropy):
+            check_last_layer(self.layers, self.output_shape, loss)
+        return loss
 
     # --- the network --------------------------------------------------------------------------
 
@@ -431,24 +465,19 @@ class Model(Closed):
         """
         self.check_not_training("compiled")
         self._check_layers()
-        loss = copy.copy(chosen_loss(loss))  # a copy: its backend is this model's
+        loss = self._prepared(loss)
         chooses = isinstance(metrics, str) and metrics == "auto"
         chosen = chosen_metrics(["accuracy"] * loss.of_classes if chooses else metrics)
-        last = self.layers[-1]
         optimizer = Optimizer.get(optimizer)
         groups = optimizer.split({path: parameter.shape for path, parameter in self.parameters().items()})
         self._trunk = self.network
-        if isinstance(loss, CategoricalCrossEntropy):
-            check_last_layer(self.layers, self.output_shape, loss)
-            if isinstance(last, Softmax):
-                self._trunk = self._without_last()  # the softmax is computed with the loss, as one kernel
+        if isinstance(loss, CategoricalCrossEntropy) and isinstance(self.layers[-1], Softmax):
+            self._trunk = self._without_last()  # the softmax is computed with the loss, as one kernel
         self._sliced_trunk = self._sliced
         if self._trunk is not self.network:
             self._sliced_trunk = Sliced(self._trunk, self._sliced.repeats.room)
         self.jit, self._gave_up_steps = checks.flag(jit, "jit"), ""
-        self.loss = loss
-        self.loss.backend = self.backend
-        self.metrics, self.chooses_metrics = chosen, chooses
+        vars(self).update(loss=loss, metrics=chosen, chooses_metrics=chooses)
         self._optimizer, self._groups = None, groups
         self._lay()
         self._optimizer = optimizer
@@ -653,7 +682,7 @@ class Model(Closed):
         if self._trunk is not self.network:
             assert isinstance(self.loss, CategoricalCrossEntropy)
             return self.loss.on_logits(outputs, labels)
-        return self.loss(outputs, labels)
+        return checked_loss(self.loss, outputs, labels)
 
     @hinted
     @on_device
@@ -771,11 +800,12 @@ class Model(Closed):
         assert self.loss is not None
         wanted = self.metrics or ([Accuracy()] if self.chooses_metrics else [])
         try:
-            self.metrics = [metric.suited(self.loss, self.output_shape, labels) for metric in wanted]
+            suited = [metric.suited(self.loss, self.output_shape, labels) for metric in wanted]
         except ConfigurationError:
             if not self.chooses_metrics:
                 raise
-            self.metrics = []
+            suited = []
+        vars(self)["metrics"] = suited
 
     def _default(self, setting: str, otherwise: Any) -> Any:
         return otherwise if self.recipe is None else getattr(self.recipe, setting)

@@ -20,11 +20,16 @@ class Schedule(Configurable, family="schedule"):
     @property
     def peak(self) -> float:
         """The highest rate; a step that is made outside `fit`, where there is no end to measure by, uses it."""
-        raise NotImplementedError(f"{type(self).__name__} has no peak")
+        raise ConfigurationError(
+            f"{type(self).__name__} does not say its highest rate, which a step outside fit is made at; give the class "
+            "a property peak that returns it"
+        )
 
     def __call__(self, epoch: float, epochs: float) -> float:
         """Return the learning rate at `epoch`, 0 ≤ epoch < epochs."""
-        raise NotImplementedError(f"{type(self).__name__} has no __call__")
+        raise ConfigurationError(
+            f"{type(self).__name__} has no __call__(self, epoch, epochs), which returns the learning rate"
+        )
 
 
 class Constant(Schedule):

@@ -128,7 +128,7 @@ FAULTS = (
         "difference * (dloss / difference.size)",
     ),
     Fault(
-        "dropped: the guard of log(0)", "gpucnn/losses.py", "safe = xp.maximum(y, xp.finfo(y.dtype).tiny)", "safe = y"
+        "dropped: the guard of log(0)", "gpucnn/losses.py", "safe = xp.maximum(y / total, FLOOR)", "safe = y / total"
     ),
     # optimizers
     Fault(
@@ -311,7 +311,7 @@ FAULTS = (
     Fault(
         "of yesterday: weights as they were when a pass was recorded",
         "gpucnn/training/repeats.py",
-        "parameter.rebind(recorder.seen(value), ",
+        "parameter.rebind(seen(value), ",
         "parameter.rebind(value, ",
         RECORDING,
     ),
@@ -353,7 +353,7 @@ FAULTS = (
     Fault(
         "in use for ever: memory of what was noted",
         f"{NUMPY}/traced.py",
-        "return np.asarray(_Place(value, maker if maker.base is None else maker.base))",
+        "return np.asarray(_Place(value, maker if base is None else base))",
         "return value.view(np.ndarray)",
         RECORDING,
     ),

@@ -38,8 +38,11 @@ def with_cupy_but_no_gpu(monkeypatch, forgetful):
         def __init__(self, number):
             self.number = number
 
-        def use(self):
+        def __enter__(self):
             raise CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+
+        def __exit__(self, *_):
+            pass
 
     cupy = types.ModuleType("cupy")
     cupy.cuda = types.SimpleNamespace(Device=Device)
@@ -93,7 +96,7 @@ def test_without_cupy_auto_is_numpy_and_cupy_says_what_to_install(without_cupy, 
         assert backends.get_backend("auto").name == "numpy"
         assert backends.get_backend("auto").name == "numpy"
     assert [record.message for record in caplog.records] == ["gpucnn computes with NumPy: CuPy is not installed"]
-    with pytest.raises(BackendUnavailable, match=r"CuPy cannot be imported .* `pip install 'gpucnn\[cuda13\]'`"):
+    with pytest.raises(BackendUnavailable, match=r"CuPy cannot be imported .* `pip install 'cupy-cuda13x\[ctk\]'`"):
         backends.get_backend("cupy")
 
 

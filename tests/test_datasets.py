@@ -368,8 +368,9 @@ def test_progress_bar_on_a_terminal_only(tmp_path, monkeypatch, serve, capfd):
     publish(tmp_path / "web", monkeypatch, [server.address])
     fetch("mnist", tmp_path / "quiet", progress=True)
     assert capfd.readouterr() == ("", "")
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes anything for a terminal
+    monkeypatch.setenv("TERM", "xterm")
     screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys, "stderr", screen)
     fetch("mnist", tmp_path / "loud", progress=True)
     size = (tmp_path / "web" / f"{STEMS[0]}.gz").stat().st_size

@@ -168,7 +168,8 @@ def test_dirac_is_described_and_named():
 
 
 def test_every_initializer_was_looked_at():
-    assert set(initializers.Initializer.registry) == {
+    ours = {name for name, kind in initializers.Initializer.registry.items() if kind.__module__.startswith("gpucnn.")}
+    assert ours == {
         *("HeNormal", "HeUniform", "LecunNormal", "LecunUniform", "FanInUniform", "GlorotNormal", "GlorotUniform"),
         *("Uniform", "Dirac", "Zeros"),
     }
@@ -185,7 +186,7 @@ def test_every_initializer_was_looked_at():
         (lambda: initializers.Uniform(1, 1), r"Uniform\(1, 1\): expected two finite numbers, low < high"),
         (lambda: initializers.Uniform(0, float("inf")), "high must be a finite number, not inf"),
         (lambda: initializers.Initializer.get("uniform"), r"needs arguments: pass Uniform\(low, high\) instead"),
-        (lambda: initializers.Initializer.get("xavier"), "no initializer named 'xavier'; there are Dirac, FanIn"),
+        (lambda: initializers.Initializer.get("xavier"), "no initializer named 'xavier'; there are .*Dirac, FanIn"),
     ],
 )
 def test_initializers_that_make_no_sense_are_refused(make, message):

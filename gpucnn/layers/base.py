@@ -104,8 +104,17 @@ class Layer(Configurable, family="layer"):
         """Be called `name` in paths and messages unless the user chose a name."""
         self._place_name = name
 
+    def check_begun(self) -> None:
+        """Refuse a layer whose class has an `__init__` that leaves out that of `Layer`."""
+        if "output_shape" not in vars(self):
+            raise ConfigurationError(
+                f"{type(self).__name__}: its __init__ does not call super().__init__(name=name), which makes it a "
+                "layer; call it first (in the __post_init__ of a dataclass)"
+            )
+
     def build_once(self, input_shape: Shape, rng: Any) -> Shape:
         """Build the layer where it stands first, and check that it fits where it stands again."""
+        self.check_begun()
         if self.output_shape is None:
             vars(self)["_settled"] = False  # what build makes need not be there before
             self.output_shape = self.build(input_shape, rng)

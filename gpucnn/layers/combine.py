@@ -60,6 +60,7 @@ class Sequential(Layer):
             if not isinstance(layer, Layer):
                 hint = "; write it with brackets to make one" if isinstance(layer, type) else ""
                 raise ConfigurationError(f"{self.label}: item {place} is {layer!r}, which is no layer{hint}")
+            layer.check_begun()
         self._name_layers()
 
     def _name_layers(self) -> None:

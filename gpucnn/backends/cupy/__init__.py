@@ -36,9 +36,9 @@ class CupyBackend(Backend):
         self.name = "cupy" if device == 0 else f"cupy:{device}"
         self.device = device
         self._thread = graph.ThreadState()
-        self._cublas = Cublas()
-        self._convolution = Convolution(self._cublas, self._thread)
-        with self.on_device():
+        with self.on_device():  # where there is no driver, this says so
+            self._cublas = Cublas()
+            self._convolution = Convolution(self._cublas, self._thread)
             self._probe()
 
     def _probe(self) -> None:

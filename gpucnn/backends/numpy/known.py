@@ -68,12 +68,18 @@ OF_ONE_ARRAY = {
 CHANGING = {"overwrite_input", "copy", "subok", "like"}
 
 
+NOWHERE = 1 << 30
+
+
 def _place_of_out(function: Any) -> int:
     """Return at which place a function takes the array that it writes to; one that it never has if it takes none."""
     if function is np.einsum:  # takes it by name alone
-        return 1 << 30
-    names = list(inspect.signature(function).parameters)
-    return names.index("out") if "out" in names else 1 << 30
+        return NOWHERE
+    try:
+        names = list(inspect.signature(function).parameters)
+    except ValueError:  # functions in C have none in older NumPy
+        return {np.dot: 2, np.concatenate: 2}.get(function, NOWHERE)
+    return names.index("out") if "out" in names else NOWHERE
 
 
 OUT_AT = {function: _place_of_out(function) for function in OF_ARRAYS | OF_ONE_ARRAY | IN_PARTS}

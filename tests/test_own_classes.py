@@ -1,0 +1,209 @@
+"""Layers, losses, metrics, schedules and optimizers of users' own, written as users of other libraries write them."""
+
+import copy
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import layers, losses, metrics, optimizers, schedules
+from gpucnn.errors import ArgumentError, ConfigurationError, ShapeError
+
+rng = np.random.default_rng(0)
+X, Y = rng.normal(size=(32, 6)).astype("float32"), rng.integers(0, 3, 32)
+
+
+class PassingDense(layers.Dense):
+    def __init__(self, units, **options):
+        super().__init__(units, **options)
+
+
+class PassingAll(layers.Dense):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+
+
+class WithoutBias(layers.Dense):
+    def __init__(self, units, gain=1.0, **options):
+        super().__init__(units, use_bias=False, **options)
+        self.gain = gain
+
+
+class PassingTwice(PassingDense):
+    def __init__(self, **options):
+        super().__init__(4, **options)
+
+
+class PassingSGD(optimizers.SGD):
+    def __init__(self, learning_rate=0.1, **options):
+        super().__init__(learning_rate, nesterov=True, **options)
+
+
+class Forgetful(layers.Layer):
+    def __init__(self, amount, name=None):
+        super().__init__(name=name)
+        self.kept = amount
+
+    def forward(self, x, *, train):
+        return x, lambda dy: dy
+
+
+class Applying(layers.Layer):
+    def __init__(self, function, name=None):
+        super().__init__(name=name)
+        self.function = function
+
+    def forward(self, x, *, train):
+        return x, lambda dy: dy
+
+
+def of(layer, optimizer="sgd", loss="categorical_crossentropy", metrics=None):
+    made = gpucnn.Model([layer, layers.Dense(3), layers.Softmax()], (6,), backend="numpy")
+    return made.compile(optimizer, loss, metrics=metrics)
+
+
+@pytest.mark.parametrize(
+    ("layer", "written"),
+    [
+        (PassingDense(4, use_bias=False, name="mine"), "PassingDense(4, use_bias=False, name='mine')"),
+        (PassingAll(4, use_bias=False), "PassingAll(4, use_bias=False)"),
+        (WithoutBias(4, gain=2.0, name="mine"), "WithoutBias(4, gain=2.0, name='mine')"),
+        (PassingTwice(use_bias=False), "PassingTwice(use_bias=False)"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, layers.Layer) else "",
+)
+def test_layers_that_pass_options_on_are_described_and_saved(layer, written, tmp_path, capsys):
+    """`**options` to `super().__init__` is how Keras' layers are extended: those given are kept, fixed ones are not."""
+    assert repr(layer) == written
+    assert repr(layers.Layer.from_config(layer.config())) == written
+    model = of(layer, PassingSGD(0.05, momentum=0.9))
+    model.fit(X, Y, batch_size=16, verbose=0, checkpoints=tmp_path / "run")
+    model.summary()
+    assert type(layer).__name__ in capsys.readouterr().out
+    model.save(tmp_path / "model.safetensors")
+    again = gpucnn.load(tmp_path / "model.safetensors", backend="numpy")
+    assert again.predict(X).tobytes() == model.predict(X).tobytes()
+    assert repr(again.layers[0]) == written
+    assert repr(copy.deepcopy(model).layers[0]) == written
+    assert repr(again.optimizer) == "PassingSGD(learning_rate=0.05, momentum=0.9)"
+
+
+def test_options_that_are_passed_on_are_refused_by_name():
+    with pytest.raises(ArgumentError, match="PassingDense takes no argument 'bias'; did you mean use_bias"):
+        PassingDense(4, bias=False)
+    with pytest.raises(ArgumentError, match="PassingDense needs units"):
+        PassingDense(use_bias=False)
+
+
+def test_arguments_that_are_not_kept_are_refused_when_a_model_is_saved_and_shown_otherwise(tmp_path, capsys):
+    model = of(Forgetful(2))
+    model.summary()
+    assert "Forgetful(…)" in capsys.readouterr().out
+    with pytest.raises(ConfigurationError, match=r"Forgetful .* does not keep its argument 'amount'.*self.amount"):
+        model.save(tmp_path / "model.safetensors")
+
+
+def test_arguments_that_no_file_can_hold_are_refused_by_name(tmp_path):
+    model = of(Applying(np.tanh))
+    with pytest.raises(ConfigurationError, match=r"Applying.function is <ufunc 'tanh'>, which a file cannot hold"):
+        model.save(tmp_path / "model.safetensors")
+    with pytest.raises(ConfigurationError, match=r"Applying.function"):
+        model.fit(X, Y, verbose=0, checkpoints=tmp_path / "run")
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_layers_that_leave_out_super_init_are_refused_by_name():
+    class Bare(layers.Layer):
+        def __init__(self, factor=1.0):
+            self.factor = factor
+
+        def forward(self, x, *, train):
+            return x, lambda dy: dy
+
+    class Around(layers.Layer):
+        def __init__(self, name=None):
+            super().__init__(name=name)
+            self.inner = Bare()
+
+        def build(self, input_shape, rng):
+            return self.inner.build_once(input_shape, rng)
+
+    for layer in (Bare(), Around()):
+        with pytest.raises(ConfigurationError, match=r"Bare: its __init__ does not call super\(\).__init__"):
+            of(layer)
+
+
+def returning(loss=None, metric=None):
+    class Own(losses.Loss):
+        def __call__(self, y, labels):
+            return loss(y)
+
+    class Counted(metrics.Metric):
+        name = "counted"
+
+        def total(self, y, labels):
+            return metric(y)
+
+    return of(
+        layers.ReLU(),
+        loss="categorical_crossentropy" if loss is None else Own(),
+        metrics=[] if metric is None else [Counted()],
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "message"),
+    [
+        (lambda y: (y * y).mean(), ConfigurationError, "Own returned np.float32.*must return the mean loss"),
+        (lambda y: ((y * y).mean(), 2 * y / y.size), ConfigurationError, "its backward function"),
+        (lambda y: ((y * y).mean(axis=-1), lambda dloss=1.0: y), ConfigurationError, r"loss of shape \(32,\)"),
+        (lambda y: (y.mean(), lambda dloss=1.0: dloss / y.size + 0 * y[0]), ShapeError, r"gradient of shape \(3,\)"),
+        (lambda y: (y.mean(), lambda dloss=1.0: dloss / y.size), ShapeError, r"gradient of shape \(\)"),
+    ],
+)
+def test_losses_of_ones_own_that_return_another_form_are_refused(loss, error, message):
+    model = returning(loss=loss)
+    before = model.state_dict()
+    with pytest.raises(error, match=message):
+        model.fit(X, Y, verbose=0)
+    assert all(np.array_equal(before[path], array) for path, array in model.state_dict().items())
+
+
+@pytest.mark.parametrize("metric", [lambda y: y.argmax(axis=-1) == 0, lambda y: None, lambda y: "3"])
+def test_metrics_of_ones_own_that_return_no_number_are_refused(metric):
+    with pytest.raises(ConfigurationError, match=r"the metric counted returned .* must return one number"):
+        returning(metric=metric).evaluate(X, Y)
+
+
+@pytest.mark.parametrize(
+    "metric", [lambda y: 3, lambda y: 3.0, lambda y: np.float32(3), lambda y: (y[:3, 0] > -9).sum()]
+)
+def test_metrics_of_ones_own_may_return_any_number(metric):
+    assert returning(metric=metric).evaluate(X, Y)["counted"] == 3 / 32
+
+
+def test_schedules_without_a_peak_train_in_fit_and_say_what_a_step_outside_needs():
+    class Falling(schedules.Schedule):
+        def __call__(self, epoch, epochs):
+            return 0.1 / (1 + epoch)
+
+    model = of(layers.ReLU(), optimizers.SGD(Falling()))
+    assert model.fit(X, Y, epochs=2, verbose=0).history["learning_rate"] == [0.1, 0.05]
+    with pytest.raises(ConfigurationError, match=r"Falling does not say its highest rate.*a property peak"):
+        model.train_on_batch(X, Y)
+
+
+def test_settings_of_a_model_are_checked_when_they_are_assigned():
+    model = of(layers.ReLU())
+    for name, value in {"seed": -1, "jit": "no", "allow_tf32": 1, "metrics": ["acuracy"], "loss": "mse"}.items():
+        with pytest.raises(ConfigurationError, match=name if name in ("seed", "jit", "allow_tf32") else value[0][:3]):
+            setattr(model, name, value)
+    with pytest.raises(ConfigurationError, match=r"its last Softmax is fused.*call model.compile\(loss="):
+        model.loss = "mean_squared_error"
+    model.metrics = ["accuracy"]
+    model.loss = losses.CategoricalCrossEntropy(label_smoothing=0.5)
+    assert list(model.evaluate(X, Y)) == ["loss", "accuracy"]
+    smoothed = of(layers.ReLU(), loss=losses.CategoricalCrossEntropy(label_smoothing=0.5))
+    assert model.evaluate(X, Y)["loss"] == smoothed.evaluate(X, Y)["loss"]
+    model.metrics = []
+    assert list(model.evaluate(X, Y)) == ["loss"]
