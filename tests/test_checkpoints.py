@@ -373,6 +373,26 @@ def test_another_training_is_refused(tmp_path, name):
         assert (value == before[path]).all(), "a model that is refused is left alone"
 
 
+@pytest.mark.parametrize("mode", ["auto", "max"])
+def test_a_checkpoint_from_before_a_callback_had_an_argument_has_its_default(tmp_path, mode):
+    options = {"validation_data": VALIDATION}
+    with pytest.raises(Killed):
+        fit(small_model(), always(tmp_path), EarlyStopping("val_loss"), Kill(6), **options)
+    for path in Checkpoints(tmp_path).files():
+        tree = trees.from_file(path, checkpoints.KEY)
+        del tree["settings"]["callbacks"][0]["mode"]
+        path.write_bytes(trees.to_bytes(tree, checkpoints.KEY))
+    stopping = EarlyStopping("val_loss", mode=mode)
+    if mode == "max":
+        with pytest.raises(CheckpointError, match=r'callbacks.0.mode was "auto" and is "max"'):
+            fit(small_model(), tmp_path, stopping, resume=True, **options)
+        return
+    resumed, whole = small_model(), small_model()
+    fit(resumed, tmp_path, stopping, resume=True, **options)
+    fit(whole, None, EarlyStopping("val_loss"), **options)
+    assert_same_bits(resumed, whole)
+
+
 def test_many_differences_are_not_all_named():
     assert list(differences({"a": [1, 2], "b": 1}, {"a": [1, 3], "c": None})) == [
         "a.1 was 2 and is 3",

@@ -230,6 +230,43 @@ def test_memory_that_does_not_suffice_for_a_comparison_leaves_the_pass_eager(mon
     alike(both, range(3, 6))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_memory_that_ends_in_a_way_back_lets_the_pass_be_made_anew(count, monkeypatch):
+    gpucnn.set_num_threads(count)
+    both = []
+    for jit in (True, False):
+        made = [L.Dense(6), L.BatchNorm(), L.Dropout(0.5), own(lambda self, x, train: x * 2), L.Dense(3), L.Softmax()]
+        both.append(gpucnn.Model(made, SHAPE, backend=ENGINE).compile("adam", jit=jit))
+    alike(both, range(2))
+    backward, failed = passes.Pass.backward, []
+
+    def short(self, dy):
+        dx = backward(self, dy)
+        if type(self) is passes.Pass and not failed:
+            failed.append(1)
+            raise MemoryError
+        return dx
+
+    monkeypatch.setattr(passes.Pass, "backward", short)
+    with pytest.warns(RecordingWarning, match="memory does not suffice to compare"):
+        both[0].train_on_batch(*batch(2))
+    monkeypatch.setattr(passes.Pass, "backward", backward)
+    both[1].train_on_batch(*batch(2))
+    alike(both, range(3, 6))
+
+
+def test_memory_that_a_replay_lacks_is_not_the_fault_of_a_layer():
+    both = models(lambda self, x, train: x * 2)
+    alike(both, range(2))
+
+    def full():
+        raise MemoryError
+
+    both[0]._sliced_trunk.repeats._passes[True][1]._repeats["forward"][0]._calls.append(full)
+    with pytest.warns(RecordingWarning, match="memory does not suffice .* a smaller batch size leaves room for both$"):
+        alike(both, range(2, 6))
+
+
 def test_a_way_back_that_is_compared_is_walked_once():
     model, _ = models(lambda self, x, train: x * 2)
     for seed in range(2):

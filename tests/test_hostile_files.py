@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save
 
 import gpucnn
@@ -22,7 +23,10 @@ from gpucnn.training.defects import DefectWatch, load_report
 from gpucnn.training.snapshots import Snapshots, load_snapshots
 from gpucnn.training.statistics import Runs
 from tests.test_checkpoints import DATA, VALIDATION, killed
+from tests.test_cli import run
 from tests.test_model import small_model
+
+__all__ = ["run"]  # a fixture
 
 
 def model_file(path, layers, shape=(4,), tensors=None, **more):
@@ -312,3 +316,88 @@ def test_a_page_or_picture_is_not_written_through_a_link_that_a_stranger_laid(ru
     with pytest.raises(ConfigurationError, match=r"report.html: is a symbolic link to ../mine; name the file to write"):
         report.write(run_folder, backend="numpy")
     assert (tmp_path / "mine").read_text() == "precious"
+
+
+# --- what the JSON files of a run say ----------------------------------------------------------
+
+KEPT = {"network": "lenet", "data": "mnist", "epochs": 1, "batch_size": 32, "seed": 0, "test": {"accuracy": 0.5}}
+ODD = [None, True, -1, 0, 10**200, 0.5, float("nan"), float("inf"), "", "x", "[/b]", "\x1b[31m", [], [1], {}, {"a": 1}]
+ODD += [[float("nan")] * 3, [10**200] * 3, [0] * 1000, "a" * 10000, "<script>alert(1)</script>", "\ud800", "\x00"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": None}, "data must be a text, not None"),
+        ({"data": [1]}, "data must be a text, not [1]"),
+        ({"epochs": "1"}, "epochs must be a number that is above 0, not '1'"),
+        ({"epochs": float("nan")}, "epochs must be a number that is above 0, not nan"),
+        ({"test": "x"}, "test must hold an accuracy, not 'x'"),
+        ({"test": {"accuracy": "x"}}, "test must hold an accuracy"),
+        ({"seed": -1e308}, "seed must be an integer of at least 0, not -1e+308"),
+        ({"backend": [1]}, "backend must be a text, not [1]"),
+        ({"data_dir": {"": 0}}, "data_dir must be a text, not {'': 0}"),
+        ({"batch_size": True}, "batch_size must be a positive integer, not True"),
+        ({"hold_out": 2}, "hold_out must be a number that is above 0 and below 1, not 2"),
+        ({"validate": "no"}, "validate must be True or False, not 'no'"),
+    ],
+)
+def test_settings_of_a_run_that_no_option_takes_are_refused_by_name(run, tmp_path, settings, message):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.json").write_text(json.dumps(KEPT | settings))
+    status, _, errors = run("train", "--run-dir", tmp_path / "r", "--resume")
+    assert status == 1
+    shown = " ".join(errors.split())
+    assert shown.startswith("CheckpointError: ")
+    assert f"config.json: {message}" in shown
+    assert shown.endswith("; was it edited?")
+
+
+def test_a_report_of_odd_numbers_and_names_is_made_or_refused(tmp_path, monkeypatch):
+    """What is drawn of the model itself, and what it predicts, does not depend on these files."""
+    for name in ("layers", "_predicted", "kernels"):
+        monkeypatch.setattr(f"gpucnn.report.page.{name}", lambda *_: "left out here")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    model, watch = small_model(), DefectWatch((DATA[0][:20], DATA[1][:20]), every=2)
+    history = model.fit(*DATA, epochs=2, batch_size=10, validation_data=VALIDATION, callbacks=[watch], verbose=0)
+    model.save(folder / "model.safetensors")
+    history.save(folder / "history.json")
+    watch.save(folder)
+    settings = {"optimizer": model.optimizer.config(), "images": {"training": 3}, "versions": {"gpucnn": "0"}}
+    (folder / "config.json").write_text(json.dumps(KEPT | settings))
+    runs = Runs(folder / "runs.json", {"recipe": "lenet"})
+    for seed in range(3):
+        numbers = {"test accuracy": 0.5 + seed / 10, "test loss": 0.3, "training accuracy": [0.5, 0.6]}
+        runs.add({"seed": seed, "numbers": numbers, "defect": None, "looks": [], "histograms": {}})
+    files = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    assert len(files) == 4
+    chance, found = random.Random(3), {"made": 0, "refused": 0}
+    for _ in range(40):
+        file, how = chance.choice(list(files)), chance.choice(["value", "value", "value", "drop", "key"])
+        tree = changed(files[file], chance.choice(list(places(files[file]))), chance.choice(ODD), how)
+        file.write_text(json.dumps(tree))
+        try:
+            page = report.render(folder, backend="numpy")
+        except GpucnnError:
+            found["refused"] += 1
+        else:
+            page.encode()
+            assert "<script>alert" not in page
+            found["made"] += 1
+        file.write_text(json.dumps(files[file]))
+    assert min(found.values()) > 5
+
+
+def test_weights_that_are_nan_predict_nothing(run, tmp_path):
+    model = small_model()
+    model.layers[-2].weight.value[...] = np.nan
+    model.save(tmp_path / "nan.safetensors")
+    Image.new("L", model.input_shape[1::-1], 7).save(tmp_path / "a.png")
+    status, output, errors = run("predict", tmp_path / "a.png", "--model", tmp_path / "nan.safetensors")
+    assert status == 1
+    assert output == ""
+    shown = " ".join(errors.split())
+    assert shown.startswith("NumericError: ")
+    assert "gives NaN or infinity for" in shown
+    assert "its weights are not finite, as a training that diverged leaves them; pass --model" in shown

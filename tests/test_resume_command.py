@@ -246,6 +246,7 @@ def test_what_resume_refuses(run, interrupted, options, message):
 
 
 def test_other_data_under_the_same_settings_are_refused(run, interrupted, digits, tmp_path):
+    settings = (interrupted / "config.json").read_bytes()
     changed = tmp_path / "changed"
     changed.mkdir()
     for path in digits.iterdir():
@@ -255,7 +256,19 @@ def test_other_data_under_the_same_settings_are_refused(run, interrupted, digits
     status, _, errors = run("train", "--run-dir", "here", "--resume", "--data-dir", changed)
     assert status == 1
     assert "is of another training: data.inputs.hash was " in errors
-    assert run("train", "--run-dir", "here", "--resume", "--data-dir", digits)[0] == 0
+    assert (interrupted / "config.json").read_bytes() == settings
+    assert run("train", "--run-dir", "here", "--resume")[0] == 0
+
+
+def test_a_finished_run_that_is_refused_more_epochs_stays_finished(run, digits, tmp_path):
+    options = ("--data", "mnist", "--data-dir", digits, "--batch-size", 100)
+    assert run("train", *options, "--epochs", 0.2, "--run-dir", "here")[0] == 0
+    settings = (tmp_path / "here" / "config.json").read_bytes()
+    status, _, errors = run("train", "--run-dir", "here", "--resume", "--epochs", 0.5)
+    assert status == 1
+    assert "is after 1 epoch of 0.2 already" in errors
+    assert (tmp_path / "here" / "config.json").read_bytes() == settings
+    assert "this run is finished" in run("train", "--run-dir", "here", "--resume")[1]
 
 
 def test_another_backend_is_taken_and_said(run, interrupted):

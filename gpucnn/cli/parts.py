@@ -1,15 +1,56 @@
 """The parts of a data set in a run: what is trained on, what is scored after each epoch, and what is at the end."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from gpucnn import rng
+from gpucnn import checks, rng
 from gpucnn.data.splits import stratified
 from gpucnn.datasets import Dataset, Split
-from gpucnn.errors import ConfigurationError
+from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.run_folder import in_words, validated_on_test
 
 HELD_OUT = 0.1  # of the training images, for validation, where nothing else is asked for
+
+
+def _text(value: Any, name: str) -> None:
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name} must be a text, not {checks.shown(value)}")
+
+
+def _score(value: Any, name: str) -> None:
+    if not (isinstance(value, dict) and checks.is_number(value.get("accuracy"))):
+        raise ConfigurationError(f"{name} must hold an accuracy, not {checks.shown(value)}")
+
+
+# what a run's settings may hold of the options that it was begun with, and of its end
+NEEDED, MAY_BE_NONE = ("network", "data", "epochs"), ("data_dir", "learning_rate", "hold_out", "early_stopping")
+KEPT: dict[str, Callable[[Any, str], Any]] = {
+    **dict.fromkeys(("network", "data", "data_dir", "backend", "dtype"), _text),
+    **dict.fromkeys(("validate", "validate_on_test"), checks.flag),
+    **dict.fromkeys(("batch_size", "early_stopping"), partial(checks.integer, minimum=1)),
+    **dict.fromkeys(("epochs", "learning_rate"), partial(checks.number, above=0)),
+    "hold_out": partial(checks.number, above=0, below=1),
+    "checkpoint_every": partial(checks.number, minimum=0),
+    "seed": partial(checks.integer, minimum=0),
+    "test": _score,
+}
+
+
+def check_kept(settings: dict[str, Any], file: Path) -> None:
+    """Check the settings of a run that is to go on, as its folder keeps them.
+
+    Raises:
+        CheckpointError: one is missing, or is not what its option takes.
+    """
+    try:
+        for name, check in KEPT.items():
+            if name in NEEDED or (name in settings and not (name in MAY_BE_NONE and settings[name] is None)):
+                check(settings.get(name), name)
+    except ConfigurationError as error:
+        raise CheckpointError(f"{file}: {error}; was it edited?") from error
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy  # noqa: TID251 (its version goes into the run's settings; no array
 import typer
 
 from gpucnn import __version__, networks
-from gpucnn.callbacks import EarlyStopping
+from gpucnn.callbacks import Callback, EarlyStopping
 from gpucnn.checkpoint import content
 from gpucnn.cli.common import (
     CONFIG,
@@ -25,7 +25,7 @@ from gpucnn.cli.common import (
     say,
     warnings_shown,
 )
-from gpucnn.cli.parts import Parts, checked, parts_of
+from gpucnn.cli.parts import Parts, check_kept, checked, parts_of
 from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
 from gpucnn.errors import CheckpointError, ConfigurationError, NumericError
@@ -113,9 +113,8 @@ def train(
         if folder is None:
             raise ConfigurationError("--resume needs --run-dir, the folder of the run that was interrupted")
         given = {name: value for name, value in asked.items() if name in MAY_CHANGE and _is_given(context, name)}
-        every = (asked | _to_resume(context, folder))[
-            "checkpoint_every"
-        ]  # and no lock goes into what is no run's folder
+        # so no lock goes into what is no run's folder
+        every = (asked | _to_resume(context, folder))["checkpoint_every"]
         with (keeper := Checkpoints(folder, every_seconds=every)).writing():
             settings = _to_resume(context, folder)  # as nobody else changes them any more
             remove_parts(folder)
@@ -166,6 +165,7 @@ def _to_resume(context: typer.Context, folder: Path) -> dict[str, Any]:
             f"--run-dir {folder}: holds no run that could be resumed (no {CONFIG} of one); leave out --resume to "
             "begin one"
         )
+    check_kept(settings, folder / CONFIG)
     given = [name for name in context.params if name not in MAY_CHANGE and _is_given(context, name)]
     if given:
         words = ", ".join("--" + name.replace("_", "-") for name in given)
@@ -214,7 +214,9 @@ def _train(asked: dict[str, Any], model: Model, parts: Parts, keeper: Checkpoint
         "backend": model.backend.name,
         "versions": {"gpucnn": __version__, "python": platform.python_version(), "numpy": numpy.__version__},
     }
-    _write_config(folder, settings)
+    begun = _Begun(folder, settings)
+    if not resume:
+        begun.write()
     if settings["data_dir"] is not None:
         remember_data(Path(settings["data_dir"]))
     _print_head(model, f"{describe(dataset)}: {parts}; {dataset.source}", folder, asked["backend"])
@@ -233,7 +235,7 @@ def _train(asked: dict[str, Any], model: Model, parts: Parts, keeper: Checkpoint
                 epochs=settings["epochs"],
                 batch_size=settings["batch_size"],
                 validation_data=parts.validation,
-                callbacks=[snapshots, watch, *stopping],
+                callbacks=[snapshots, watch, *stopping, begun],
                 checkpoints=keeper,
                 resume=resume,
             )
@@ -253,6 +255,23 @@ def _train(asked: dict[str, Any], model: Model, parts: Parts, keeper: Checkpoint
     _write_run(folder, keeper, model, history, settings, (snapshots, watch))
     keeper.clear(keep=1)  # from which more epochs can go on
     _print_result(folder, settings, f"{len(parts.test[0]):,} images ({describe(dataset)})", watch)
+
+
+class _Begun(Callback):
+    """Write a run's settings when it makes a step: those of before stay where a training is refused to go on."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self._folder, self._settings, self._written = folder, settings, False
+
+    def write(self) -> None:
+        """Write them, unless that is done."""
+        if not self._written:
+            _write_config(self._folder, self._settings)
+            self._written = True
+
+    def on_step_end(self, model: Model, step: int) -> None:
+        """Write them before the first checkpoint that goes by them."""
+        self.write()
 
 
 def check_unused(folder: Path) -> None:

@@ -337,7 +337,8 @@ class Checkpoints:
         if not state.is_head(tree):
             raise CheckpointError(f"{path}: is whole, but not a checkpoint of a training; was it edited?")
         then = tree["settings"]["epochs"]
-        if others := list(state.differences(tree["settings"], self._settings | {"epochs": then})):
+        known = state.completed(tree["settings"], training)
+        if others := list(state.differences(known, self._settings | {"epochs": then})):
             raise CheckpointError(
                 f"{path}: is of another training: {state.in_words(others)}; pass what it was begun with to go on, or "
                 "another folder to begin anew"

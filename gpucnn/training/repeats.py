@@ -31,6 +31,13 @@ from gpucnn.training.comparison import Doubts, State, same_bits
 from gpucnn.training.passes import Pass
 from gpucnn.training.replicas import Fingerprint, Replica, is_array
 
+NO_ROOM = "memory does not suffice to compare a replay with an eager pass"
+SMALLER = "a smaller batch size leaves room for both"
+OWN_LAYERS = (
+    "in layers of your own compute with self.backend.xp alone, keep what changes in arrays, or leave out "
+    "recordable = True. gpucnn.check_layer looks for the cause"
+)
+
 _one_at_a_time = forks.lock()  # to be recorded: parameters are not what they are meanwhile
 _to_undo: list[Any] = []  # what puts them back
 
@@ -132,6 +139,7 @@ class RecordedPass(Pass):
 
     def _compared(self, x: Array, doubts: Doubts) -> tuple[Array, Backward]:
         """Return output and way back of an eager pass, with which a replay is compared, forward and then back."""
+        start = State(self.networks[0])
         replayed, after = self._replayed(super().forward, x)
         made = Pass(self._backend, *self._eager_networks(), self._slices, **self._options)
         y, way_back = self._with_room(made.forward, x)
@@ -142,11 +150,15 @@ class RecordedPass(Pass):
             return y, way_back
         self._room.training = this = object()
 
+        def anew(dy: Array) -> None:  # a way back can be walked only once, also where it failed
+            start.put_back()
+            made.forward(x)[1](dy)
+
         def walk(dy: Array) -> None:
             if self._room.training is not this and not self._wrong:
                 raise walked_already(self.networks[0].label)
             _, after = self._replayed(self.backward, dy) if not self._wrong else (None, None)
-            self._with_room(way_back, dy)
+            self._with_room(way_back, dy, anew)
             self._judge(after, State(self.networks[0]))
             doubts.settle()
             self._room.training, made._ways_back = None, []
@@ -162,24 +174,32 @@ class RecordedPass(Pass):
         before = State(self.networks[0])
         try:
             return function(array), State(self.networks[0])
+        except MemoryError:
+            self._wrong = NO_ROOM
+            return None, None
         except Exception as error:  # if the eager pass has it too, it is raised there
             self._wrong = f"a replay raised {type(error).__name__}: {error}"
             return None, None
         finally:
             before.put_back()
 
-    def _with_room(self, function: Callable[[Array], Any], array: Array) -> Any:
-        """Return what a function returns; where memory does not suffice for both, nothing is replayed any more."""
+    def _with_room(
+        self, function: Callable[[Array], Any], array: Array, again: Callable[[Array], Any] | None = None
+    ) -> Any:
+        """Return what a function returns; where memory does not suffice for both, nothing is replayed any more.
+
+        Then it is called once more, or another one in its place.
+        """
         before = State(self.networks[0])
         try:
             return function(array)
         except MemoryError:
-            self._wrong = "memory does not suffice to compare a replay with an eager pass"
+            self._wrong = NO_ROOM
         before.put_back()
         self._repeats = {way: [None] * len(self._slices) for way in self._repeats}
         self._room.forget()
         self._backend.release()
-        return function(array)
+        return (again or function)(array)
 
     def _judge(self, replayed: State | None, eager: State, same_output: bool = True) -> None:
         """Give up where a replay differs from the eager pass, and say so."""
@@ -189,13 +209,9 @@ class RecordedPass(Pass):
                 self._wrong = f"{differs} of a replay is not what the layers themselves compute"
         if self._wrong and not self._said:
             self._said = True
-            warnings.warn(
-                f"passes are no longer captured, all of them are eager: {self._wrong}; in layers of your own compute "
-                "with self.backend.xp alone, keep what changes in arrays, or leave out recordable = True. "
-                "gpucnn.check_layer looks for the cause",
-                RecordingWarning,
-                stacklevel=2,
-            )
+            remedy = SMALLER if self._wrong == NO_ROOM else OWN_LAYERS
+            message = f"passes are no longer captured, all of them are eager: {self._wrong}; {remedy}"
+            warnings.warn(RecordingWarning(message), stacklevel=2)
 
     def _forward(self, number: int, x: Array) -> Array:
         return self._recorded("forward", super()._forward, number, x)

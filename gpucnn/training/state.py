@@ -52,6 +52,14 @@ def settings(training: "Training") -> dict[str, Any]:
     return plain
 
 
+def completed(known: dict[str, Any], training: "Training") -> dict[str, Any]:
+    """Return the settings of a checkpoint with arguments of callbacks that are newer than it, at their defaults."""
+    callbacks, held = _stateful(training), known.get("callbacks")
+    if not isinstance(held, list) or len(held) != len(callbacks) or not all(isinstance(one, dict) for one in held):
+        return known
+    return known | {"callbacks": [_defaults(callback) | one for callback, one in zip(callbacks, held, strict=True)]}
+
+
 def circumstances(training: "Training") -> dict[str, Any]:
     """Return, as plain data, what may change, but not without changing the last bits of results."""
     from gpucnn import __version__
@@ -256,6 +264,12 @@ def _arguments(callback: Callback) -> dict[str, Any]:
         elif isinstance(value, bool | int | float | str):
             described[name] = value
     return described
+
+
+def _defaults(callback: Callback) -> dict[str, Any]:
+    """Return the plain defaults of the arguments that `_arguments` returns."""
+    own, parameters = _arguments(callback), inspect.signature(type(callback)).parameters.values()
+    return {p.name: p.default for p in parameters if p.name in own and isinstance(p.default, bool | int | float | str)}
 
 
 def _short(value: Any) -> str:
