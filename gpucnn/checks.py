@@ -4,6 +4,7 @@ NumPy's numbers are numbers; bools, strings and arrays are not. What is returned
 setting that was checked can be saved, compared and shown.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -93,6 +94,14 @@ def flag(value: Any, name: str) -> bool:
     if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):  # NumPy's own is no subclass of Python's
         return bool(value)
     raise ConfigurationError(f"{name} must be True or False, not {shown(value)}")
+
+
+def environment_flag(name: str, default: bool) -> bool:
+    """Return what an environment variable switches, 1 or 0; the default where it is not set or empty."""
+    value = os.environ.get(name, "").strip()
+    if value not in ("", "0", "1"):
+        raise ConfigurationError(f"the environment variable {name} must be 1 or 0, not {shown(value)}")
+    return value == "1" if value else default
 
 
 def one_of(value: Any, name: str, choices: Sequence[str]) -> str:

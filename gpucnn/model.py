@@ -123,7 +123,9 @@ class Model(Closed):
         self.input_shape = checked_shape(input_shape)
         self.dtype, self.name = dtype, name
         self.allow_tf32 = (
-            os.environ.get("GPUCNN_TF32") == "1" if allow_tf32 is None else checks.flag(allow_tf32, "allow_tf32")
+            checks.environment_flag("GPUCNN_TF32", default=False)
+            if allow_tf32 is None
+            else checks.flag(allow_tf32, "allow_tf32")
         )
         self.jit = True
         self.backend = get_backend(backend)

@@ -6,7 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from gpucnn import checks
+import gpucnn
+from gpucnn import checks, layers
 from gpucnn.errors import ConfigurationError
 
 NOT_NUMBERS = [True, np.True_, "3", None, [3], np.array(3), np.array([3]), 3j, math.nan, math.inf, -math.inf]
@@ -84,3 +85,24 @@ def test_words_are_one_of_those_there_are():
     for wrong in ("maximum", 1, None):
         with pytest.raises(ConfigurationError, match="mode must be one of 'min', 'max', not "):
             checks.one_of(wrong, "mode", ("min", "max"))
+
+
+@pytest.mark.parametrize(("value", "means"), [("1", True), ("0", False), ("", True), (" 0 ", False), (None, True)])
+def test_environment_flags_are_one_or_zero(monkeypatch, value, means):
+    monkeypatch.delenv("GPUCNN_WINOGRAD", raising=False)
+    if value is not None:
+        monkeypatch.setenv("GPUCNN_WINOGRAD", value)
+    assert checks.environment_flag("GPUCNN_WINOGRAD", default=True) is means
+
+
+@pytest.mark.parametrize("name", ["GPUCNN_WINOGRAD", "GPUCNN_TF32"])
+@pytest.mark.parametrize("value", ["yes", "-1", "off"])
+def test_environment_flags_that_are_neither_are_refused(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    conv = layers.Conv2D(16, 3)
+
+    def predict():
+        gpucnn.Model([conv], (8, 8, 16), backend="numpy").predict(np.zeros((8, 8, 8, 16), np.float32))
+
+    with pytest.raises(ConfigurationError, match=f"the environment variable {name} must be 1 or 0, not '{value}'"):
+        predict()

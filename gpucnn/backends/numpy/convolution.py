@@ -24,7 +24,6 @@ channels on, `rows` convolves dy for each residue of the pixels instead. The wei
 Winograd's methods gets them at once (`shared_gradients`), from one transform of dy.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -42,6 +41,7 @@ from gpucnn.backends.numpy.order import (
     image_slices,
 )
 from gpucnn.backends.window import Window
+from gpucnn.checks import environment_flag
 
 Array = Any
 
@@ -88,7 +88,7 @@ def _path_of_weight_gradient(name: str, batch: int, channels: int, filters: int)
 
 def winograd_allowed() -> bool:
     """Tell whether the environment leaves Winograd convolutions on."""
-    return os.environ.get("GPUCNN_WINOGRAD") != "0"
+    return environment_flag("GPUCNN_WINOGRAD", default=True)
 
 
 def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups: int, relu: bool) -> Array:
