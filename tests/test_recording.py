@@ -134,7 +134,7 @@ FUNCTIONS = {
     "in several blocks": in_several_blocks,
     "warnings": quiet,
     "decides as one": decides_as_one,
-    "counts": lambda x: x * np.count_nonzero(x > 0),
+    "counts": lambda x: x * np.count_nonzero(x > 0, keepdims=True),
     "places": lambda x: x[:, 1] * x.argmax() + x.repeat(2, axis=0)[: len(x), 0] + x.argmax(axis=0).sum(),
     "draws": lambda x: x * each_time(lambda: np.arange(x.size, dtype=np.float32).reshape(x.shape)),
     "itself": lambda x: x,

@@ -119,6 +119,7 @@ def train(
             settings = _to_resume(context, folder)  # as nobody else changes them any more
             remove_parts(folder)
             if "test" in settings and not _is_longer(folder, settings, given.get("epochs")):
+                keeper.clear(keep=1)  # where it was killed just before that
                 return
             before = {name: value for name, value in settings.items() if name not in ("test", "best")}
             settings = asked | before | given

@@ -282,4 +282,5 @@ class _ProgressBar:
 
     def close(self) -> None:
         """Leave the bar as it stands."""
-        self._progress.stop()
+        if not self._progress.disable:  # older rich ends one that was never shown with empty lines
+            self._progress.stop()

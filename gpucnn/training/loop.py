@@ -208,5 +208,6 @@ def to_device(model: "Model", *data: Pair, batch_size: int = 0) -> list[Pair]:
 
     Inputs become a feed where they are too many to stay there together, beside a step on a batch of that size.
     """
-    inputs = model.backend.bring(*(x for x, _ in data), step=batch_size * model.bytes_of_a_sample())
+    step = batch_size * model.bytes_of_a_sample() if batch_size else 0
+    inputs = model.backend.bring(*(x for x, _ in data), step=step)
     return [(x, model.backend.from_host(y)) for x, (_, y) in zip(inputs, data, strict=True)]

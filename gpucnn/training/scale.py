@@ -21,7 +21,7 @@ from gpucnn.layers.shape import Flatten
 if TYPE_CHECKING:
     from gpucnn.model import Model
 
-LOOKED_AT = 64  # samples, evenly chosen
+LOOKED_AT = 16  # samples, evenly chosen: this is done for each batch that is predicted
 ENDS: dict[type[Layer], tuple[int, int]] = {Sigmoid: (0, 1), Softmax: (0, 1), Tanh: (-1, 1)}  # of what layers give
 APART = 30.0  # times: far more than data of one unit differ, far less than the 255 of bytes and shares
 
