@@ -111,8 +111,9 @@ def _beside_statistics(layer: Normalization, sample: Any, what: str, whole: bool
     if layer.mean is None:
         return ""
     scale = 255.0 if sample.dtype == "uint8" else 1.0
-    axes = tuple(range(sample.ndim - 1))
-    mean, spread = (getattr(sample, of)(axis=axes, dtype="float64") / scale for of in ("mean", "std"))
+    rows = sample.reshape(-1, sample.shape[-1]).astype("float64")
+    mean, square = rows.sum(axis=0) / len(rows) / scale, (rows * rows).sum(axis=0) / len(rows) / scale**2
+    spread = abs(square - mean * mean) ** 0.5  # to a few digits, as factors of 30 need
     subtract, divide = (0 * mean + numbers for numbers in (layer.mean, layer.deviation))  # of each channel
     far, wide = abs(mean - subtract) > APART * divide, spread > APART * divide
     narrow = (spread > 0) & (APART * spread < divide)
