@@ -224,6 +224,25 @@ def test_whole_checkpoints_with_wrong_values_resume_or_say_why(checkpoints_of, t
     assert found[False] > 50
 
 
+def test_a_checkpoint_whose_format_is_an_array_is_refused(checkpoints_of, tmp_path):
+    name, tree = checkpoints_of[-1]
+    (tmp_path / name).write_bytes(trees.to_bytes(tree | {"format": np.ones(3)}, KEY))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert not resumed(tmp_path)
+
+
+def test_a_whole_checkpoint_that_lacks_a_part_is_refused(checkpoints_of, tmp_path):
+    name, tree = checkpoints_of[-1]
+    for part in tree:
+        folder = tmp_path / part
+        folder.mkdir()
+        (folder / name).write_bytes(trees.to_bytes({key: tree[key] for key in tree if key != part}, KEY))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert resumed(folder) == (part == "python"), part  # that one is for people
+
+
 @pytest.mark.slow
 def test_many_whole_checkpoints_with_wrong_values_resume_or_say_why(checkpoints_of, tmp_path, monkeypatch):
     monkeypatch.setattr("gpucnn.files.os.fsync", lambda handle: None)

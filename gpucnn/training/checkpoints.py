@@ -329,7 +329,7 @@ class Checkpoints:
         Another number of epochs is taken: it is what a training is lengthened by.
         """
         found = tree.get("format") if isinstance(tree, dict) else None
-        if found != FORMAT:
+        if type(found) is not int or found != FORMAT:
             raise CheckpointError(
                 f"{path}: is of format {found!r}, and this gpucnn reads {FORMAT}; resume it with the version that "
                 "wrote it"

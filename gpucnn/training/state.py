@@ -88,9 +88,9 @@ def in_words(found: list[str]) -> str:
 def is_head(tree: Tree) -> bool:
     """Tell whether a tree says of which training it is, where in it, and which model is the best so far."""
     parts = [tree.get(name) for name in ("settings", "circumstances", "position", "model", "optimizer")]
-    if not all(isinstance(part, dict) for part in parts):
+    if not all(isinstance(part, dict) for part in parts) or "best" not in tree:
         return False
-    known, position, best = tree["settings"], tree["position"], tree.get("best")
+    known, position, best = tree["settings"], tree["position"], tree["best"]
     try:
         json.dumps([known, tree["circumstances"]])
     except TypeError:  # an array among plain data
