@@ -4,7 +4,7 @@
     python -m benchmarks.broken_runs --draw       draws what the JSON holds
 
 The recipe is `lenet-002` but for its first weights: batches of 128, three epochs, real MNIST with pixels from 0 to 1. A
-run that shows a defect (see `gpucnn.training.defects`) is stopped. The curvature is the largest eigenvalue of the
+run that shows a defect (see `gpucnn.callbacks.defects`) is stopped. The curvature is the largest eigenvalue of the
 loss' Hessian before the first step, on 512 images, in float64: on a quadratic, gradient descent with the rate η shrinks
 the error along an eigenvector only where η times its eigenvalue is below 2 (for example Cohen and others, "Gradient
 descent on neural networks typically occurs at the edge of stability", 2021).
@@ -18,12 +18,12 @@ import numpy as np
 
 from benchmarks.cpu import machine
 from gpucnn import datasets, plots
+from gpucnn.callbacks.defects import DefectWatch
 from gpucnn.initializers import Initializer, Uniform
 from gpucnn.layers import AveragePool2D, Conv2D, Dense, Flatten, ReLU, Softmax
 from gpucnn.model import Model
 from gpucnn.optimizers import SGD
 from gpucnn.report.words import significant
-from gpucnn.training.defects import DefectWatch
 
 RATE, EVERY, GRACE = 0.5, 10, 469  # a run has an epoch to begin to learn
 BIAS = 0.01  # of the biases, as a deviation, where the curvature is taken: with biases of 0 every pixel of the black

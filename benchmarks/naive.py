@@ -1,7 +1,7 @@
 """A convolutional network as a first from-scratch project writes it: loops over images, filters and positions.
 
-The peer that shows the distance. It trains LeNet correctly (its gradients are checked in tests/test_benchmarks.py),
-one image at a time, with NumPy only inside the innermost window.
+The peer that shows the distance. It trains LeNet correctly (its gradients are checked in
+tests/tools/test_benchmarks.py), one image at a time, with NumPy only inside the innermost window.
 """
 
 import numpy as np

@@ -50,11 +50,11 @@ step facts 12 bash -c 'nvidia-smi || echo "there is no nvidia-smi"; python3 -m b
 side_by_side=()
 if python3 -c 'import xdist' 2>/dev/null; then side_by_side=(-n 8); fi
 step tests 240 python3 -m pytest -q -ra "${side_by_side[@]}" --backend cupy -p no:cacheprovider \
-    --junitxml="$folder/tests.xml" tests/test_cupy_engine.py tests/test_gpu_steps.py tests/test_layers.py \
-    tests/test_losses.py tests/test_optimizers.py tests/test_clipping.py tests/test_groups.py tests/test_muon.py \
-    tests/test_averaging.py tests/test_augment.py tests/test_model.py tests/test_random.py tests/test_parity.py \
-    --deselect tests/test_random.py::test_dirac_begins_deep_networks_as_shallow_ones \
-    --deselect tests/test_parity.py::test_the_strict_device_agrees_with_numpy # these two compute on the CPU alone
+    --junitxml="$folder/tests.xml" tests/backends/test_cupy_engine.py tests/engine/test_gpu_steps.py tests/layers/test_layers.py \
+    tests/layers/test_losses.py tests/training/test_optimizers.py tests/training/test_clipping.py tests/training/test_groups.py tests/training/test_muon.py \
+    tests/training/test_averaging.py tests/data/test_augment.py tests/training/test_model.py tests/backends/test_random.py tests/engine/test_parity.py \
+    --deselect tests/backends/test_random.py::test_dirac_begins_deep_networks_as_shallow_ones \
+    --deselect tests/engine/test_parity.py::test_the_strict_device_agrees_with_numpy # these two compute on the CPU alone
 
 step benchmark 180 python3 -m benchmarks.gpu --seconds 140 --json "$folder/benchmark.json"
 

@@ -16,7 +16,7 @@ from gpucnn import (
 )
 from gpucnn.backends import get_backend, use_backend
 from gpucnn.backends.numpy.threads import set_num_threads
-from gpucnn.checkpoint import load
+from gpucnn.core.hints import no_such_class
 from gpucnn.errors import (
     BackendUnavailable,
     CheckpointError,
@@ -33,14 +33,14 @@ from gpucnn.errors import (
     ShapeError,
     ThreadWarning,
 )
-from gpucnn.hints import no_such_class
 from gpucnn.model import Model
+from gpucnn.saving.model_file import load
 from gpucnn.training.checkpoints import Checkpoints
 
 if TYPE_CHECKING:
     from gpucnn import plots, report
-    from gpucnn.agreement import parity
-    from gpucnn.layer_check import check_layer
+    from gpucnn.testing.layer_check import check_layer
+    from gpucnn.testing.parity import parity
 
 __version__ = "0.1.0"
 
@@ -86,7 +86,7 @@ def __getattr__(name: str) -> Any:
     if name in ("plots", "report"):
         return importlib.import_module(f"gpucnn.{name}")
     if name == "parity":
-        return importlib.import_module("gpucnn.agreement").parity
+        return importlib.import_module("gpucnn.testing.parity").parity
     if name == "check_layer":
-        return importlib.import_module("gpucnn.layer_check").check_layer
+        return importlib.import_module("gpucnn.testing.layer_check").check_layer
     raise no_such_class("gpucnn", name, __all__)

@@ -33,7 +33,7 @@ def main() -> None:
 
 def _take_every_character(stream: Any) -> None:
     """Let a stream replace what its encoding lacks, also in what others print: help, and errors of usage."""
-    from gpucnn.text import REPLACING
+    from gpucnn.core.text import REPLACING
 
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors=REPLACING)

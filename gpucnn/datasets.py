@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from gpucnn import checks
+from gpucnn.core import checks
+from gpucnn.core.files import user_path
+from gpucnn.core.text import for_output
 from gpucnn.data.cifar import CIFAR10_CLASSES, check_labels, explain_absence, find_cifar10, read_cifar10
 from gpucnn.data.download import REMOTES, cache_folder, fetch
 from gpucnn.data.folders import Size, composed, list_folders, natural_key, read_image_folder
 from gpucnn.data.idx import find_idx, read_idx_pair
 from gpucnn.errors import ConfigurationError, DataError
-from gpucnn.files import user_path
-from gpucnn.text import for_output
 
 Split = tuple[np.ndarray, np.ndarray]
 

@@ -6,7 +6,7 @@ Each class also derives from the built-in exception a Python user would have gue
 
 from typing import Any
 
-from gpucnn.text import for_output
+from gpucnn.core.text import for_output
 
 
 class GpucnnError(Exception):

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn import checks
-from gpucnn.config import Configurable
+from gpucnn.core import checks
+from gpucnn.core.config import Configurable
 from gpucnn.errors import ConfigurationError
 
 _left: ContextVar[list[int] | None] = ContextVar("elements that may still be made", default=None)

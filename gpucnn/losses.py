@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from gpucnn import checks
 from gpucnn.backends import Array, Backend, get_backend
-from gpucnn.config import Configurable, is_ours
+from gpucnn.core import checks
+from gpucnn.core.config import Configurable, is_ours
 from gpucnn.errors import ConfigurationError, ShapeError
 
 LossBackward = Callable[..., Array]

@@ -4,9 +4,9 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpucnn import checks
 from gpucnn.backends import Array, Backend
-from gpucnn.config import Configurable
+from gpucnn.core import checks
+from gpucnn.core.config import Configurable
 from gpucnn.data.arrays import chunks, is_zero_one
 from gpucnn.errors import ConfigurationError
 

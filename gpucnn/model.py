@@ -8,8 +8,18 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
-from gpucnn import checks, rng
-from gpucnn.arguments import (
+from gpucnn import rng
+from gpucnn.backends import Array, Backend, get_backend
+from gpucnn.backends.base import as_floats
+from gpucnn.callbacks import Callback, check_callbacks
+from gpucnn.core import checks
+from gpucnn.core.config import Closed
+from gpucnn.core.hints import hinted
+from gpucnn.core.text import for_output
+from gpucnn.data.augment import Augmentation, check_augmentations, data_shape
+from gpucnn.data.batches import check_batch_size, check_epochs, check_inputs, check_labels, join
+from gpucnn.data.tta import Views, check_views
+from gpucnn.engine.arguments import (
     check_dtype,
     check_last_layer,
     check_nothing_shown,
@@ -18,41 +28,32 @@ from gpucnn.arguments import (
     check_verbose,
     checked_shape,
 )
-from gpucnn.backends import Array, Backend, get_backend
-from gpucnn.backends.base import as_floats
-from gpucnn.callbacks import Callback, check_callbacks
-from gpucnn.config import Closed
-from gpucnn.data.augment import Augmentation, check_augmentations, data_shape
-from gpucnn.data.batches import check_batch_size, check_epochs, check_inputs, check_labels, join
-from gpucnn.data.views import Views, check_views
+from gpucnn.engine.batch_norm_refresh import refresh_statistics
+from gpucnn.engine.claims import Claim, trains
+from gpucnn.engine.evaluation import by_parts, evaluate
+from gpucnn.engine.memory import with_advice
+from gpucnn.engine.scale import warn_of_scale, warn_of_targets
+from gpucnn.engine.sharding import Sliced
 from gpucnn.errors import ConfigurationError, DataError, NumericError, OutOfMemory, ShapeError
-from gpucnn.flat import FlatState, check_placed, check_same_layers, check_shared_dtype
-from gpucnn.hints import hinted
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
-from gpucnn.layers.combine import Sequential
-from gpucnn.layout import Layout
+from gpucnn.layers.containers import Sequential
 from gpucnn.losses import CategoricalCrossEntropy, Loss, MeanSquaredError, checked_loss, chosen_loss
 from gpucnn.metrics import Accuracy, Metric, Totals, chosen_metrics
 from gpucnn.optimizers import Optimizer
 from gpucnn.optimizers.base import Rates
-from gpucnn.patterns import check_patterns, matched
-from gpucnn.text import for_output
+from gpucnn.optimizers.flat import FlatState, check_placed, check_same_layers, check_shared_dtype
+from gpucnn.optimizers.layout import Layout
+from gpucnn.optimizers.patterns import check_patterns, matched
 from gpucnn.training.checkpoints import Checkpoints, check_checkpoints
-from gpucnn.training.claims import Claim, trains
-from gpucnn.training.evaluation import by_parts, evaluate
 from gpucnn.training.history import History
-from gpucnn.training.interruption import whole_step
+from gpucnn.training.interrupt import whole_step
 from gpucnn.training.loop import Training, to_device
-from gpucnn.training.memory import with_advice
-from gpucnn.training.refresh import refresh_statistics
-from gpucnn.training.scale import warn_of_scale, warn_of_targets
-from gpucnn.training.slices import Sliced
 
 if TYPE_CHECKING:
+    from gpucnn.engine.profiling import Profile
     from gpucnn.networks import Recipe
-    from gpucnn.profiling import Profile
-    from gpucnn.training.numerics import Watch
+    from gpucnn.training.finite_check import Watch
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -732,7 +733,7 @@ class Model(Closed):
         No more than `batch_size` samples are in the network at once, and fewer where memory does not suffice.
 
         Arguments:
-            views: a `gpucnn.data.views.Views`, or "mirror" or "mirror-shift": the network sees several views of each
+            views: a `gpucnn.data.tta.Views`, or "mirror" or "mirror-shift": the network sees several views of each
                 image, and its outputs are averaged; where it ends with a softmax, the logits before it.
             verbose: 0, False or "auto"; nothing is shown.
         """
@@ -821,15 +822,15 @@ class Model(Closed):
 
         Below it stands how many parameters are trained, and how many are frozen.
         """
-        from gpucnn.printing import PlainConsole
-        from gpucnn.profiling import summary_table
+        from gpucnn.core.printing import PlainConsole
+        from gpucnn.engine.profiling import summary_table
 
         PlainConsole().print(summary_table(self))
 
     @on_device
     def profile(self, x: Any, y: Any, *, repeats: int = 10) -> "Profile":
         """Time every layer's forward and backward pass on a batch; returns a table that prints itself."""
-        from gpucnn.profiling import profile
+        from gpucnn.engine.profiling import profile
 
         x, y = self._checked(x, y)
         return profile(self, x, y, repeats)
@@ -837,7 +838,7 @@ class Model(Closed):
     @on_device
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, architecture and training settings to a safetensors file; `gpucnn.load` reads it."""
-        from gpucnn.checkpoint import save
+        from gpucnn.saving.model_file import save
 
         save(self, path)
 

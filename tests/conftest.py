@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from gpucnn.backends import Backend, get_backend
-from gpucnn.backends.strict import StrictBackend
 from gpucnn.errors import BackendUnavailable
+from gpucnn.testing.strict import StrictBackend
 from tests import host_kernels, simulated_cupy
 
 SIMULATED = "cupy (simulated)"  # the CuPy backend over NumPy, with its kernels compiled for the host

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpucnn.backends.strict import DeviceArray
+from gpucnn.testing.strict import DeviceArray
 
 HEADER = Path(__file__).with_name("host.h")
 FLAGS = ("-std=c++17", "-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden", "-w")

@@ -26,9 +26,14 @@ FILES = ("pyproject.toml", "README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONT
 
 BASE, NUMPY = "gpucnn/backends/base.py", "gpucnn/backends/numpy"
 CUDA = "gpucnn/backends/cupy/kernels"
-KERNELS = ("tests/test_layers.py", "tests/test_cpu_engine.py", "tests/test_losses.py", "tests/test_optimizers.py")
-TEAM = ("tests/test_team.py", "tests/test_trust.py")
-RECORDING = ("tests/test_recording.py",)
+KERNELS = (
+    "tests/layers/test_layers.py",
+    "tests/backends/test_cpu_engine.py",
+    "tests/layers/test_losses.py",
+    "tests/training/test_optimizers.py",
+)
+TEAM = ("tests/engine/test_sharding.py", "tests/training/test_reliability.py")
+RECORDING = ("tests/engine/test_capture.py",)
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ FAULTS = (
         "gpucnn/rng.py",
         "state[1] += np.uint64(1)",
         "state[1] += np.uint64(0)",
-        ("tests/test_random.py", *KERNELS),
+        ("tests/backends/test_random.py", *KERNELS),
     ),
     Fault(
         "dropped rescale: dropout keeps the scale",
@@ -68,14 +73,14 @@ FAULTS = (
         "gpucnn/layers/norm.py",
         "variance * (count / (count - 1))",
         "variance",
-        ("tests/test_model.py",),
+        ("tests/training/test_model.py",),
     ),
     Fault(
         "exchanged: running momentum",
         "gpucnn/layers/norm.py",
         "backend.blend(running.value, batch, 1.0 - self.momentum)",
         "backend.blend(running.value, batch, self.momentum)",
-        ("tests/test_model.py",),
+        ("tests/training/test_model.py",),
     ),
     Fault(
         "dropped: epsilon in evaluation",
@@ -91,20 +96,20 @@ FAULTS = (
     ),
     Fault(
         "assigned: gradients of a shared layer",
-        "gpucnn/layers/state.py",
+        "gpucnn/layers/parameter.py",
         "self.grad += gradient",
         "self.grad[...] = gradient",
     ),
     Fault(
         "off by one: the way back stops early",
-        "gpucnn/layers/combine.py",
+        "gpucnn/layers/containers.py",
         "wanted = wanted or trained\n",
         "wanted = wanted or (trained and place > 0)\n",
-        ("tests/test_layers.py", "tests/test_model.py"),
+        ("tests/layers/test_layers.py", "tests/training/test_model.py"),
     ),
     Fault(
         "missing term: a residual's shortcut on the way back",
-        "gpucnn/layers/combine.py",
+        "gpucnn/layers/containers.py",
         "return add(main_backward(dy), shortcut_backward(dy))",
         "return main_backward(dy)",
     ),
@@ -161,21 +166,21 @@ FAULTS = (
         BASE,
         "norm = xp.sqrt(xp.square(gradients, dtype=xp.float64).sum())",
         "norm = xp.abs(gradients).sum()",
-        ("tests/test_clipping.py",),
+        ("tests/training/test_clipping.py",),
     ),
     Fault(
         "dropped: a group's weight decay",
         "gpucnn/optimizers/base.py",
         "own if group.weight_decay is None else group.weight_decay",
         "own",
-        ("tests/test_groups.py",),
+        ("tests/training/test_groups.py",),
     ),
     Fault(
         "stale: gradients of the step before",
         "gpucnn/model.py",
         "            self.zero_grad()  # which binds\n            if in_slices",
         "            if in_slices",
-        ("tests/test_model.py", "tests/test_team.py"),
+        ("tests/training/test_model.py", "tests/engine/test_sharding.py"),
     ),
     # the portable kernels
     Fault(
@@ -214,7 +219,7 @@ FAULTS = (
         BASE,
         'floats / 255.0 if x.dtype == "uint8" else floats',
         "floats",
-        ("tests/test_faults.py",),
+        ("tests/training/test_error_messages.py",),
     ),
     Fault(
         "exchanged: channels of a convolution",
@@ -228,42 +233,42 @@ FAULTS = (
         f"{NUMPY}/tiles.py",
         "[0, 4, -4, -1, 1, 0]",
         "[0, 4, 4, -1, 1, 0]",
-        ("tests/test_cpu_engine.py",),
+        ("tests/backends/test_cpu_engine.py",),
     ),
     Fault(
         "overlap: Winograd's bias at a wrong place",
         f"{NUMPY}/winograd.py",
         "BIAS_AT = 1 * SEEN + 1",
         "BIAS_AT = 0",
-        ("tests/test_cpu_engine.py",),
+        ("tests/backends/test_cpu_engine.py",),
     ),
     Fault(
         "lost: what a row of the kernel adds",
-        f"{NUMPY}/kernel_rows.py",
+        f"{NUMPY}/kernel_row_gemm.py",
         "out[row.outputs] += term",
         "pass",
-        ("tests/test_cpu_engine.py",),
+        ("tests/backends/test_cpu_engine.py",),
     ),
     Fault(
         "dropped: the last slice of images",
         f"{NUMPY}/winograd.py",
         "for images in slices for down, across in tiles",
         "for images in slices[:1] for down, across in tiles",
-        ("tests/test_cpu_engine.py",),
+        ("tests/backends/test_cpu_engine.py",),
     ),
     Fault(
         "stale buffer: padding that is not cleared",
-        f"{NUMPY}/chunks.py",
+        f"{NUMPY}/im2col.py",
         "        padded[...] = 0\n        for rows in blocks(OH",
         "        for rows in blocks(OH",
-        ("tests/test_cpu_engine.py",),
+        ("tests/backends/test_cpu_engine.py",),
     ),
     Fault(
         "not turned: the weight of an input gradient",
         f"{NUMPY}/convolution.py",
         "weight[::-1, ::-1, :, f].swapaxes(2, 3)",
         "weight[:, ::-1, :, f].swapaxes(2, 3)",
-        ("tests/test_cpu_engine.py",),
+        ("tests/backends/test_cpu_engine.py",),
     ),
     Fault(
         "own mean: batch norm over a slice alone",
@@ -284,14 +289,14 @@ FAULTS = (
         f"{NUMPY}/arena.py",
         "if not blocks[place].in_use():",
         "if True:",
-        ("tests/test_team.py", "tests/test_cpu_engine.py", "tests/test_model.py"),
+        ("tests/engine/test_sharding.py", "tests/backends/test_cpu_engine.py", "tests/training/test_model.py"),
     ),
     Fault(
         "never at rest: velocities too small to matter",
         "gpucnn/optimizers/base.py",
         "if backend.on_host and self.steps % SWEEP == 0:",
         "if False:",
-        ("tests/test_optimizers.py",),
+        ("tests/training/test_optimizers.py",),
     ),
     Fault(
         "same draws: each slice draws the first's mask",
@@ -302,7 +307,7 @@ FAULTS = (
     ),
     Fault(
         "lost: gradients of the second thread",
-        "gpucnn/training/replicas.py",
+        "gpucnn/engine/replicas.py",
         "parameter.add_grad(twin.grad)",
         "pass",
         TEAM,
@@ -310,28 +315,28 @@ FAULTS = (
     # passes that are recorded and repeated
     Fault(
         "of yesterday: weights as they were when a pass was recorded",
-        "gpucnn/training/repeats.py",
+        "gpucnn/engine/capture.py",
         "parameter.rebind(seen(value), ",
         "parameter.rebind(value, ",
         RECORDING,
     ),
     Fault(
         "of yesterday: dropout draws once and for all",
-        f"{NUMPY}/recording.py",
+        f"{NUMPY}/tracer.py",
         "    return noting.result_of(_unrecorded(function))",
         "    return noting.copy_of(_unrecorded(function)())",
         RECORDING,
     ),
     Fault(
         "not noted: arrays that are converted",
-        f"{NUMPY}/traced.py",
+        f"{NUMPY}/traced_array.py",
         'noting.note(np.copyto, plain(copy), own, casting="unsafe")',
         "pass",
         RECORDING,
     ),
     Fault(
         "not noticed: a recorded pass of another network",
-        "gpucnn/training/repeats.py",
+        "gpucnn/engine/capture.py",
         "for way in ways) and self._fingerprint.is_true()",
         "for way in ways)",
         RECORDING,
@@ -345,14 +350,14 @@ FAULTS = (
     ),
     Fault(
         "overwritten: outputs of an earlier repeat",
-        "gpucnn/training/repeats.py",
+        "gpucnn/engine/capture.py",
         "return parts[0].copy() if len(parts) == 1 else",
         "return parts[0] if len(parts) == 1 else",
         RECORDING,
     ),
     Fault(
         "in use for ever: memory of what was noted",
-        f"{NUMPY}/traced.py",
+        f"{NUMPY}/traced_array.py",
         "return np.asarray(_Place(value, maker if base is None else base))",
         "return value.view(np.ndarray)",
         RECORDING,
@@ -395,28 +400,28 @@ FAULTS = (
         "gpucnn/rng.py",
         'host_generator(seed, "shuffle", epoch)',
         'host_generator(seed, "shuffle")',
-        ("tests/test_random.py", "tests/test_model.py"),
+        ("tests/backends/test_random.py", "tests/training/test_model.py"),
     ),
     Fault(
         "off by one: the step's rate",
         "gpucnn/training/loop.py",
         "self.epoch + part.start / count, self.epochs)\n            model",
         "self.epoch + part.stop / count, self.epochs)\n            model",
-        ("tests/test_model.py", "tests/test_epochs.py", "tests/test_optimizers.py"),
+        ("tests/training/test_model.py", "tests/training/test_epochs.py", "tests/training/test_optimizers.py"),
     ),
     Fault(
         "forgotten: the optimizer's slots in a checkpoint",
         "gpucnn/training/state.py",
         'model.optimizer.load_state_dict(model.backend, tree["optimizer"]["slots"])',
         "pass",
-        ("tests/test_resume.py",),
+        ("tests/training/test_resume.py",),
     ),
     Fault(
         "forgotten: where the augmentation's stream is",
         "gpucnn/training/state.py",
         'steps.stream[...] = tree["augment"]',
         "pass",
-        ("tests/test_resume.py",),
+        ("tests/training/test_resume.py",),
     ),
 )
 

@@ -22,7 +22,7 @@ import weakref
 import numpy as np
 import scipy.special
 
-from gpucnn.backends.strict import DeviceArray, HostMeetsDevice, StrictModule
+from gpucnn.testing.strict import DeviceArray, HostMeetsDevice, StrictModule
 from tests.host_kernels import compile_for_host
 
 ALIGNMENT = 512  # bytes, as CuPy's memory pool gives it

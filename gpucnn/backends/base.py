@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gpucnn.backends.image_transform import Placement, placed
 from gpucnn.backends.philox import philox4x32
-from gpucnn.backends.placement import Placement, placed
 from gpucnn.backends.window import Window
 
 T = TypeVar("T")

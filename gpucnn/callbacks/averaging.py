@@ -8,17 +8,17 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gpucnn import checks
 from gpucnn.backends import Array
 from gpucnn.callbacks.base import Callback
-from gpucnn.config import Configurable
+from gpucnn.core import checks
+from gpucnn.core.config import Configurable
 from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.saving.tree import misfit
 from gpucnn.schedules import Schedule
-from gpucnn.trees import misfit
 
 if TYPE_CHECKING:
-    from gpucnn.layout import Layout
     from gpucnn.model import Model
+    from gpucnn.optimizers.layout import Layout
 
 Decay = float | Schedule | Callable[[float], float]
 

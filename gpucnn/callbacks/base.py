@@ -3,11 +3,11 @@
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from gpucnn import checks
+from gpucnn.core import checks
+from gpucnn.core.hints import hinted
 from gpucnn.errors import CheckpointError, ConfigurationError
-from gpucnn.hints import hinted
 from gpucnn.metrics import MODES, is_larger_better
-from gpucnn.trees import misfit
+from gpucnn.saving.tree import misfit
 
 if TYPE_CHECKING:
     from gpucnn.model import Model

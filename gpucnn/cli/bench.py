@@ -10,7 +10,7 @@ from rich.table import Table
 
 from gpucnn.backends import get_backend
 from gpucnn.cli.common import console, say, working
-from gpucnn.timing import Timing, time_network
+from gpucnn.runs.benchmark import Timing, time_network
 
 TIMED = ("lenet", "network-2", "network-3")
 

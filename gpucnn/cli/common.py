@@ -9,11 +9,11 @@ from typing import Any
 from rich.status import Status
 
 from gpucnn.backends import auto_choice
+from gpucnn.core.printing import Part, PlainConsole, styled
 from gpucnn.datasets import Dataset
 from gpucnn.errors import CheckpointWarning, DataError
 from gpucnn.model import Model
-from gpucnn.printing import Part, PlainConsole, styled
-from gpucnn.run_folder import (
+from gpucnn.runs.folder import (
     CONFIG,
     DATA_NAMES,
     HISTORY,

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from gpucnn.agreement import parity as compare
 from gpucnn.cli.common import console, open_model, say
 from gpucnn.errors import ConfigurationError
 from gpucnn.networks import by_name
 from gpucnn.rng import host_generator
+from gpucnn.testing.parity import parity as compare
 
 
 def parity(

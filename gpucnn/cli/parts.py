@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpucnn import checks, rng
+from gpucnn import rng
+from gpucnn.core import checks
 from gpucnn.data.splits import stratified
 from gpucnn.datasets import Dataset, Split
 from gpucnn.errors import CheckpointError, ConfigurationError
-from gpucnn.run_folder import in_words, validated_on_test
+from gpucnn.runs.folder import in_words, validated_on_test
 
 HELD_OUT = 0.1  # of the training images, for validation, where nothing else is asked for
 

@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from gpucnn.cli.common import console, open_model, say, say_error
+from gpucnn.core.files import write_whole
+from gpucnn.core.printing import styled
+from gpucnn.core.text import printable
 from gpucnn.data.images import centre_digit, is_dark_on_light, read_image
 from gpucnn.errors import ConfigurationError, DataError, NumericError
-from gpucnn.files import write_whole
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
-from gpucnn.printing import styled
-from gpucnn.text import printable
 
 DIGITS = list("0123456789")
 BAR = 20  # characters, the length of certainty

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from gpucnn.cli.common import console, open_model, say
+from gpucnn.engine.profiling import random_batch
 from gpucnn.errors import ConfigurationError
 from gpucnn.networks import by_name
-from gpucnn.profiling import random_batch
 
 
 def profile(

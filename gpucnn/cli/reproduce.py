@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from gpucnn import reproduction
 from gpucnn.cli.common import RUNS, console, say
 from gpucnn.cli.runs import being_written, make_runs, table
+from gpucnn.core.files import explained, user_path, write_into
+from gpucnn.core.printing import duration
 from gpucnn.errors import ConfigurationError
-from gpucnn.files import explained, user_path, write_into
-from gpucnn.printing import duration
-from gpucnn.reproduction import Reproduction
-from gpucnn.training.statistics import Runs, summary
+from gpucnn.runs import reproduction
+from gpucnn.runs.reproduction import Reproduction
+from gpucnn.runs.statistics import Runs, summary
 
 
 @dataclass(frozen=True)

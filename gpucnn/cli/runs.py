@@ -8,19 +8,19 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from gpucnn import reproduction
 from gpucnn.backends import get_backend
-from gpucnn.checkpoint import content
+from gpucnn.callbacks.snapshots import Snapshots
 from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console, say, working
+from gpucnn.core.files import FolderLock, explained, make_folder, remove_parts, user_path, write_into
+from gpucnn.core.printing import Part, duration, narrow_table
 from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
-from gpucnn.files import FolderLock, explained, make_folder, remove_parts, user_path, write_into
-from gpucnn.printing import Part, duration, narrow_table
-from gpucnn.run_folder import STATISTICS
+from gpucnn.runs import reproduction
+from gpucnn.runs.folder import STATISTICS
+from gpucnn.runs.statistics import Record, Runs
+from gpucnn.saving.model_file import content
 from gpucnn.training.checkpoints import Checkpoints
-from gpucnn.training.snapshots import Snapshots
-from gpucnn.training.statistics import Record, Runs
 
 ON_DEFECT = ("flag", "stop", "restart")
 

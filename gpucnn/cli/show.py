@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpucnn.callbacks.defects import DEFECTS, load_report
+from gpucnn.callbacks.snapshots import load_snapshots
 from gpucnn.cli.common import (
     DATA_NAMES,
     MODEL,
@@ -17,10 +19,8 @@ from gpucnn.cli.common import (
     say,
 )
 from gpucnn.errors import ConfigurationError
-from gpucnn.run_folder import STATISTICS, beside, check_takes_images, predict_test_set, read_history
-from gpucnn.training.defects import DEFECTS, load_report
-from gpucnn.training.snapshots import load_snapshots
-from gpucnn.training.statistics import Runs
+from gpucnn.runs.folder import STATISTICS, beside, check_takes_images, predict_test_set, read_history
+from gpucnn.runs.statistics import Runs
 
 if TYPE_CHECKING:
     from gpucnn.model import Model

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from gpucnn.cli.common import DATA_NAMES, data_of, describe, open_model, say
-from gpucnn.data.views import NAMES, check_views
-from gpucnn.text import printable
+from gpucnn.core.text import printable
+from gpucnn.data.tta import NAMES, check_views
 
 
 def test(

@@ -10,7 +10,8 @@ import typer
 
 from gpucnn import __version__, networks
 from gpucnn.callbacks import Callback, EarlyStopping
-from gpucnn.checkpoint import content
+from gpucnn.callbacks.defects import DefectWatch
+from gpucnn.callbacks.snapshots import Snapshots
 from gpucnn.cli.common import (
     CONFIG,
     DATA_NAMES,
@@ -26,10 +27,7 @@ from gpucnn.cli.common import (
     warnings_shown,
 )
 from gpucnn.cli.parts import Parts, check_kept, checked, parts_of
-from gpucnn.data.batches import check_epochs
-from gpucnn.datasets import Dataset
-from gpucnn.errors import CheckpointError, ConfigurationError, NumericError
-from gpucnn.files import (
+from gpucnn.core.files import (
     PART,
     FolderLock,
     elsewhere,
@@ -40,15 +38,17 @@ from gpucnn.files import (
     user_path,
     write_into,
 )
+from gpucnn.data.batches import check_epochs
+from gpucnn.datasets import Dataset
+from gpucnn.errors import CheckpointError, ConfigurationError, NumericError
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
-from gpucnn.reproduction import PROBE
-from gpucnn.run_folder import how_to_resume, is_unfinished, remember_data, validated_on_test
+from gpucnn.runs.folder import how_to_resume, is_unfinished, remember_data, validated_on_test
+from gpucnn.runs.reproduction import PROBE
+from gpucnn.saving.model_file import content
 from gpucnn.schedules import Schedule
 from gpucnn.training.checkpoints import BEST, Checkpoints, place_of
-from gpucnn.training.defects import DefectWatch
 from gpucnn.training.history import History
-from gpucnn.training.snapshots import Snapshots
 
 MAY_CHANGE = ("run_dir", "resume", "backend", "data_dir", "epochs")  # options that may be given with --resume
 

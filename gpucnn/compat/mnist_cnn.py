@@ -17,13 +17,14 @@ from time import perf_counter
 from typing import Any
 
 import gpucnn
-from gpucnn import checks
 from gpucnn.backends import Array, Backend
 from gpucnn.callbacks import Callback
+from gpucnn.core import checks
+from gpucnn.core.files import user_path, write_whole
+from gpucnn.core.printing import duration
 from gpucnn.data.batches import batches, check_batch_size
 from gpucnn.data.idx import find_idx, read_idx
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
-from gpucnn.files import user_path, write_whole
 from gpucnn.layers import AveragePool2D as AveragePooling
 from gpucnn.layers import Conv2D, Dense, Flatten, Layer
 from gpucnn.layers import ReLU as ActivationReLU
@@ -35,7 +36,6 @@ from gpucnn.losses import Loss
 from gpucnn.metrics import Accuracy as AccuracyCategorical
 from gpucnn.optimizers import SGD, Optimizer
 from gpucnn.optimizers.base import Rates
-from gpucnn.printing import duration
 
 __all__ = [
     "AccuracyCategorical",

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn import checks
 from gpucnn.backends import Array, Backend
-from gpucnn.backends.placement import BITS, ONE, Placement
-from gpucnn.config import Configurable
+from gpucnn.backends.image_transform import BITS, ONE, Placement
+from gpucnn.core import checks
+from gpucnn.core.config import Configurable
 from gpucnn.data.arrays import host_array
 from gpucnn.errors import ConfigurationError, ShapeError
 

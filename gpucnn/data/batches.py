@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpucnn import checks
+from gpucnn.core import checks
 from gpucnn.data.arrays import HostArray, as_inputs, check_finite, check_kind, host_array, is_zero_one, named
 from gpucnn.errors import ConfigurationError, DataError, DTypeError, ShapeError
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gpucnn.core.files import user_path
 from gpucnn.data.idx import looks_like, require_file
 from gpucnn.errors import DataError
-from gpucnn.files import user_path
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",

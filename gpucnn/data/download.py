@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from gpucnn.core.files import user_path
 from gpucnn.data.cifar import ARCHIVE_NAME
 from gpucnn.errors import ConfigurationError, DataError
-from gpucnn.files import user_path
 
 # Seconds to wait for a connection, and for the next bytes on one that stands. The first is short because a
 # host with eight addresses is waited for eight times; it lets the system try a lost packet twice more.
@@ -256,7 +256,7 @@ class _ProgressBar:
     def __init__(self, file: str) -> None:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-        from gpucnn.printing import PlainConsole
+        from gpucnn.core.printing import PlainConsole
 
         console = PlainConsole(stderr=True)
         columns: list[Any] = [TextColumn(file, markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn()]

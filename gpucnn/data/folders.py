@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
+from gpucnn.core.files import read_regular, user_path
 from gpucnn.data.idx import looks_like, require_file
 from gpucnn.errors import ConfigurationError, DataError, GpucnnError
-from gpucnn.files import read_regular, user_path
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from gpucnn.core.files import user_path
 from gpucnn.errors import DataError
-from gpucnn.files import user_path
 
 # Third byte of the magic number -> how the values are stored.
 _STORED = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.core.files import user_path
 from gpucnn.data.folders import open_image, plain
-from gpucnn.files import user_path
 
 LUMA = 0.299, 0.587, 0.114  # the weights of red, green and blue in grey: ITU-R BT.601
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from gpucnn import checks
+from gpucnn.core import checks
 
 IMAGE_SIZE = 28
 INK_BOX = 20.0  # px: the box MNIST fits a digit into before it centres it

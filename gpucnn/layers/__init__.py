@@ -7,10 +7,10 @@ Images are (N, H, W, C). A gradient is `d` + its array: `dy`, `dx`, `dweight`.
 
 from typing import Any
 
-from gpucnn.hints import no_such_class
+from gpucnn.core.hints import no_such_class
 from gpucnn.layers.activation import GELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
 from gpucnn.layers.base import Buffer, Layer, Parameter
-from gpucnn.layers.combine import Residual, Sequential
+from gpucnn.layers.containers import Residual, Sequential
 from gpucnn.layers.conv import Conv2D
 from gpucnn.layers.dense import Dense
 from gpucnn.layers.dropout import Dropout

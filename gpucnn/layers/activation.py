@@ -2,8 +2,8 @@
 
 import math
 
-from gpucnn import checks
 from gpucnn.backends import Array
+from gpucnn.core import checks
 from gpucnn.layers.base import Backward, Layer
 
 

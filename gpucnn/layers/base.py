@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from gpucnn.backends import Array, Backend, get_backend
-from gpucnn.checks import shown
-from gpucnn.config import Configurable, is_ours, snake_case
+from gpucnn.core.checks import shown
+from gpucnn.core.config import Configurable, is_ours, snake_case
 from gpucnn.errors import CheckpointError, ConfigurationError, ShapeError
-from gpucnn.layers.state import Buffer as Buffer
-from gpucnn.layers.state import Parameter as Parameter
-from gpucnn.layers.state import holds_numbers
+from gpucnn.layers.parameter import Buffer as Buffer
+from gpucnn.layers.parameter import Parameter as Parameter
+from gpucnn.layers.parameter import holds_numbers
 
 MOST_ELEMENTS = 1 << 40  # of one sample: more than any machine's memory
 

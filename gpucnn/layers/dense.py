@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from gpucnn import checks, initializers
+from gpucnn import initializers
 from gpucnn.backends import Array
+from gpucnn.core import checks
 from gpucnn.errors import ShapeError
 from gpucnn.initializers import Initializer
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from gpucnn import checks
 from gpucnn import rng as random
 from gpucnn.backends import Array
+from gpucnn.core import checks
 from gpucnn.layers.base import Backward, Buffer, Layer, Shape
 
 

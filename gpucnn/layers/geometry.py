@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from gpucnn import checks
 from gpucnn.backends import Window
 from gpucnn.backends.window import Pair
+from gpucnn.core import checks
 from gpucnn.errors import ConfigurationError, ShapeError
 
 LIMIT = 1 << 31  # of sizes, strides and padding

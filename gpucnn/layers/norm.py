@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
-from gpucnn import checks, initializers
+from gpucnn import initializers
 from gpucnn.backends import Array
+from gpucnn.core import checks
 from gpucnn.data.arrays import channel_statistics
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
 from gpucnn.layers.base import Backward, Buffer, Layer, Parameter, Shape

@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from gpucnn import checks
 from gpucnn.backends import Array
+from gpucnn.core import checks
 from gpucnn.layers.base import Backward, Layer, Shape
 
 

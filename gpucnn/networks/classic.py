@@ -1,6 +1,6 @@
 """The small networks: those of projects that wrote one from scratch, for MNIST and CIFAR-10; and LeNet trained well.
 
-`gpucnn.reproduction` holds what the projects published.
+`gpucnn.runs.reproduction` holds what the projects published.
 """
 
 from gpucnn.data.augment import Flip, Translate

@@ -23,9 +23,9 @@ from gpucnn.layers import (
 from gpucnn.losses import CategoricalCrossEntropy
 from gpucnn.model import Model
 from gpucnn.networks.registry import CIFAR10_IMAGE, Design, Recipe, Shape, named, normalization
+from gpucnn.networks.whitening import whiten
 from gpucnn.optimizers import SGD, Group
 from gpucnn.schedules import OneCycle, PiecewiseLinear, Power
-from gpucnn.whitening import whiten
 
 MOVED = (Flip(), Translate(4))
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from gpucnn.backends import Backend
 from gpucnn.callbacks import Callback
+from gpucnn.core.hints import hinted
 from gpucnn.data.augment import Augmentation
 from gpucnn.errors import ConfigurationError
-from gpucnn.hints import hinted
 from gpucnn.layers import Layer, Normalization
 from gpucnn.losses import CategoricalCrossEntropy, Loss
 from gpucnn.model import Model

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gpucnn.hints import no_such_class
+from gpucnn.core.hints import no_such_class
 from gpucnn.optimizers.adam import Adam, AdamW
 from gpucnn.optimizers.base import Optimizer
 from gpucnn.optimizers.groups import Group

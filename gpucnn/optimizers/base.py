@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from gpucnn import checks
 from gpucnn.backends import Array, Backend
-from gpucnn.config import Configurable
+from gpucnn.core import checks
+from gpucnn.core.config import Configurable
 from gpucnn.errors import CheckpointError, ConfigurationError
-from gpucnn.layout import Layout, Shape
 from gpucnn.optimizers.groups import Group, check_decay, check_groups, split
+from gpucnn.optimizers.layout import Layout, Shape
 from gpucnn.schedules import Schedule, as_rate, rate_of
 
 Number = float | Array  # a Python number, or an array () of one

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gpucnn import checks
-from gpucnn.config import Configurable
+from gpucnn.core import checks
+from gpucnn.core.config import Configurable
 from gpucnn.errors import ConfigurationError
-from gpucnn.patterns import check_patterns, is_matched, matched
+from gpucnn.optimizers.patterns import check_patterns, is_matched, matched
 from gpucnn.schedules import Schedule, as_rate, rate_of
 
 

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from gpucnn import checks
 from gpucnn.backends import Array, Backend
+from gpucnn.core import checks
 from gpucnn.errors import ConfigurationError
-from gpucnn.layout import Layout, Shape
 from gpucnn.optimizers.adam import AdamW
 from gpucnn.optimizers.base import Number, Optimizer, Rates, check_share
 from gpucnn.optimizers.groups import Group, split
-from gpucnn.patterns import check_patterns, matched
+from gpucnn.optimizers.layout import Layout, Shape
+from gpucnn.optimizers.patterns import check_patterns, matched
 from gpucnn.schedules import Schedule
 
 # of the polynomial; they bring small singular values up fast, to about 0.7 … 1.2

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from gpucnn import checks
 from gpucnn.backends import Array, Backend
+from gpucnn.core import checks
 from gpucnn.errors import ConfigurationError
 from gpucnn.optimizers.base import Number, Optimizer, check_share
 from gpucnn.optimizers.groups import Group

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpucnn import checks, rng
+from gpucnn import rng
 from gpucnn.backends import get_backend
+from gpucnn.core import checks
 from gpucnn.data.arrays import host_array
 from gpucnn.data.augment import Augmentation, Placing, check_augmentations, words_of
 from gpucnn.errors import ConfigurationError, ShapeError

@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpucnn.core.files import explained, user_path, write_whole
+from gpucnn.core.text import printable
 from gpucnn.errors import ConfigurationError
-from gpucnn.files import explained, user_path, write_whole
-from gpucnn.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,8 +5,8 @@ from typing import Any
 
 from gpucnn import plots
 from gpucnn.plots.canvas import spread
+from gpucnn.report.curves import drawn
 from gpucnn.report.run import Run
-from gpucnn.report.training import drawn
 from gpucnn.report.words import count, percent, some
 
 LOOKS = 12  # that are listed, at most

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
+from gpucnn.callbacks.defects import is_number
+from gpucnn.engine.profiling import random_batch
 from gpucnn.errors import OutOfMemory
 from gpucnn.layers.base import Layer
-from gpucnn.profiling import random_batch
 from gpucnn.report.run import Run
 from gpucnn.report.words import count, percent, sides
-from gpucnn.training.defects import is_number
 
 BATCH_SIZE = 128  # where the run does not say its own
 LARGEST = 256  # a run on whole data sets is timed on a part

@@ -12,19 +12,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from gpucnn.backends import Backend
+from gpucnn.core.files import explained, user_path, why_not_written, write_whole
+from gpucnn.core.text import printable
 from gpucnn.errors import ConfigurationError, GpucnnError
-from gpucnn.files import explained, user_path, why_not_written, write_whole
-from gpucnn.report.answers import answers
+from gpucnn.report.all_runs import statistics
+from gpucnn.report.curves import training
 from gpucnn.report.defects import BOX, defects
-from gpucnn.report.facts import facts, final_scores, headline
-from gpucnn.report.kernels import kernels
+from gpucnn.report.feature_maps import maps
+from gpucnn.report.filters import kernels
 from gpucnn.report.layers import layers
-from gpucnn.report.maps import maps
+from gpucnn.report.overview import facts, final_scores, headline
 from gpucnn.report.run import Run, open_run
-from gpucnn.report.statistics import statistics
-from gpucnn.report.training import training
-from gpucnn.run_folder import MODEL, Predicted, beside, find_model, predict_test_set
-from gpucnn.text import printable
+from gpucnn.report.test_results import answers
+from gpucnn.runs.folder import MODEL, Predicted, beside, find_model, predict_test_set
 
 REPORT = "report.html"
 IMAGES = 6  # test images that are shown on their way, unless others are asked for

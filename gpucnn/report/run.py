@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from gpucnn.backends import Backend
+from gpucnn.callbacks.defects import DEFECTS, is_number, is_report, load_report
+from gpucnn.callbacks.snapshots import SNAPSHOTS, Epochs, load_snapshots
 from gpucnn.model import Model
-from gpucnn.run_folder import HISTORY, MODEL, STATISTICS, open_model, read_history, run_config
-from gpucnn.training.defects import DEFECTS, is_number, is_report, load_report
+from gpucnn.runs.folder import HISTORY, MODEL, STATISTICS, open_model, read_history, run_config
+from gpucnn.runs.statistics import Runs
 from gpucnn.training.history import History
-from gpucnn.training.snapshots import SNAPSHOTS, Epochs, load_snapshots
-from gpucnn.training.statistics import Runs
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """`Checkpoints`: a training saved from time to time, so that an interruption costs a minute, and its best model kept.
 
-A checkpoint is a tree (`gpucnn/trees.py`) of what `gpucnn/training/state.py` gathers, in a file that is written whole
-or not at all. The last two are kept, so that a damaged one has another before it.
+A checkpoint is a tree (`gpucnn/saving/tree.py`) of what `gpucnn/training/state.py` gathers, in a file that is written
+whole or not at all. The last two are kept, so that a damaged one has another before it.
 """
 
 import contextlib
@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpucnn import checks, trees
+from gpucnn.core import checks
+from gpucnn.core.files import FolderLock, elsewhere, make_folder, remove_parts, user_path, write_into
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
-from gpucnn.files import FolderLock, elsewhere, make_folder, remove_parts, user_path, write_into
 from gpucnn.metrics import MODES, is_larger_better
+from gpucnn.saving import tree as trees
+from gpucnn.saving.tree import Tree
 from gpucnn.training import state
-from gpucnn.trees import Tree
 
 if TYPE_CHECKING:
     from gpucnn.training.loop import Training
@@ -280,7 +281,7 @@ class Checkpoints:
         best = self._pending[0] if self._pending else self.best
         least = math.inf if best is None else self._sign * best["value"]
         if self._sign * value < least:  # which no NaN is
-            from gpucnn.checkpoint import content
+            from gpucnn.saving.model_file import content
 
             named = {"monitor": self._monitor, "value": value, "epoch": training.epoch - 1}
             self._pending = named, content(training.model)

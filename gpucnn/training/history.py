@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpucnn.files import explained, user_path, write_whole
+from gpucnn.core.files import explained, user_path, write_whole
 
 
 class History:

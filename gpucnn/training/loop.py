@@ -16,16 +16,16 @@ from gpucnn import rng
 from gpucnn.callbacks import Callback
 from gpucnn.data.augment import Augmentation
 from gpucnn.data.batches import batches, steps_of
+from gpucnn.engine.evaluation import evaluate
+from gpucnn.engine.memory import with_advice
 from gpucnn.errors import NumericError
+from gpucnn.saving.tree import Tree
 from gpucnn.training.checkpoints import Checkpoints
-from gpucnn.training.evaluation import evaluate
 from gpucnn.training.history import History
-from gpucnn.training.interruption import Interruption, whole_step
-from gpucnn.training.memory import with_advice
+from gpucnn.training.interrupt import Interruption, whole_step
 from gpucnn.training.progress import Silent, make_progress
 from gpucnn.training.state import restore
 from gpucnn.training.steps import Steps, make_steps
-from gpucnn.trees import Tree
 
 if TYPE_CHECKING:
     from gpucnn.model import Model

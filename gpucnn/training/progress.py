@@ -5,14 +5,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from gpucnn.core.text import Output
 from gpucnn.metrics import Totals
-from gpucnn.text import Output
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.table import Table
 
-    from gpucnn.printing import PlainConsole
+    from gpucnn.core.printing import PlainConsole
 
 REFRESH_SECONDS = 0.25  # between two looks at the numbers on the device
 NARROW = 100  # columns of a terminal, below which the bar is short
@@ -193,7 +193,7 @@ def make_progress(verbose: "bool | int | str") -> Silent:
     if not verbose:
         return Silent()
     if verbose == "auto":
-        from gpucnn.printing import PlainConsole  # imported late: rich takes longer than the rest of the package
+        from gpucnn.core.printing import PlainConsole  # imported late: rich takes longer than the rest of the package
 
         if (console := PlainConsole()).redraws:
             return Bar(console)

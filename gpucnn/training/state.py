@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from gpucnn.callbacks import Callback
-from gpucnn.checks import is_integer, is_number
-from gpucnn.config import Configurable
+from gpucnn.core.checks import is_integer, is_number
+from gpucnn.core.config import Configurable
 from gpucnn.data.batches import batches, steps_of
 from gpucnn.data.fingerprint import fingerprint
 from gpucnn.errors import CheckpointError, GpucnnError
-from gpucnn.trees import Tree, misfit
+from gpucnn.saving.tree import Tree, misfit
 
 if TYPE_CHECKING:
     from gpucnn.training.loop import Training

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from gpucnn import rng
 from gpucnn.backends import Array, in_short
 from gpucnn.backends.base import Feed
-from gpucnn.backends.placement import Placement
-from gpucnn.config import Configurable
+from gpucnn.backends.image_transform import Placement
+from gpucnn.core.config import Configurable
 from gpucnn.data.augment import Augmentation, Placing, words_of
+from gpucnn.engine.replicas import Fingerprint
 from gpucnn.errors import GpucnnError, OutOfMemory, RecordingWarning
 from gpucnn.optimizers.base import Optimizer, Rates
 from gpucnn.optimizers.groups import Group
-from gpucnn.training.numerics import Watch
-from gpucnn.training.replicas import Fingerprint
+from gpucnn.training.finite_check import Watch
 
 if TYPE_CHECKING:
     from gpucnn.model import Model

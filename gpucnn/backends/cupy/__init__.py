@@ -11,10 +11,10 @@ import cupy
 import numpy as np
 
 from gpucnn.backends.base import Array, Backend, Feed
-from gpucnn.backends.cupy import elementwise, feed, graph, kernels, norm, pooling
+from gpucnn.backends.cupy import elementwise, graph, kernels, norm, pooling, streaming
 from gpucnn.backends.cupy.convolution import Convolution, add_bias, path
 from gpucnn.backends.cupy.cublas import Cublas
-from gpucnn.backends.placement import Placement
+from gpucnn.backends.image_transform import Placement
 from gpucnn.backends.window import Window
 
 T = TypeVar("T")
@@ -69,12 +69,12 @@ class CupyBackend(Backend):
     def bring(self, *data: Any, step: int = 0) -> list[Array | Feed]:
         """Copy data sets to the GPU that together leave room for a network there; return feeds for the others."""
         with self.on_device():
-            left, brought = feed.room_for_data(step), list[Array | Feed]()
+            left, brought = streaming.room_for_data(step), list[Array | Feed]()
             for one in data:
                 size = 0 if isinstance(one, cupy.ndarray) else one.nbytes
                 fits = size <= max(left, 0)
                 left -= size if fits else 0
-                brought.append(cupy.asarray(one) if fits else feed.PinnedFeed(one))
+                brought.append(cupy.asarray(one) if fits else streaming.PinnedFeed(one))
             return brought
 
     def synchronize(self) -> None:

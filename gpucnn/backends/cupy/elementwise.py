@@ -8,7 +8,7 @@ import numpy as np
 from gpucnn.backends.base import Array
 from gpucnn.backends.cupy import kernels
 from gpucnn.backends.cupy.kernels import NULL, plain, widest, working_dtype
-from gpucnn.backends.placement import Placement
+from gpucnn.backends.image_transform import Placement
 
 
 def of_one(name: str, x: Array) -> Array:

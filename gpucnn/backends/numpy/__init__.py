@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gpucnn.backends.base import Array, Backend
+from gpucnn.backends.image_transform import Placement
 from gpucnn.backends.numpy import (
     blas,
     convolution,
@@ -16,15 +17,14 @@ from gpucnn.backends.numpy import (
     memory,
     norm,
     pooling,
-    recording,
     rotation,
-    scratch,
     threads,
+    tracer,
+    workspace,
 )
+from gpucnn.backends.numpy.memory_layout import blocks
 from gpucnn.backends.numpy.namespace import namespace
-from gpucnn.backends.numpy.order import blocks
-from gpucnn.backends.numpy.traced import plain, recorder
-from gpucnn.backends.placement import Placement
+from gpucnn.backends.numpy.traced_array import plain, recorder
 from gpucnn.backends.window import Window
 
 T = TypeVar("T")
@@ -68,9 +68,9 @@ class NumpyBackend(Backend):
         """Return how many samples the batch has of which this thread works on some."""
         return threads.whole_batch(samples)
 
-    def recorder(self) -> recording.Recorder:
+    def recorder(self) -> tracer.Recorder:
         """Return one who records what a thread asks of NumPy."""
-        return recording.Recorder(memory.arena, scratch.given_away)
+        return tracer.Recorder(memory.arena, workspace.given_away)
 
     def choices(self) -> Any:
         """Return whether Winograd's methods may be taken, and which errors of arithmetic are said."""
@@ -78,11 +78,11 @@ class NumpyBackend(Backend):
 
     def each_time(self, draw: Callable[[], Array]) -> Array:
         """Return what a function draws, which is called again in each repeat."""
-        return recording.each_time(draw)
+        return tracer.each_time(draw)
 
     def erf(self, x: Array) -> Array:
         """Return the error function of every element, in the dtype of `x`."""
-        return recording.each_time(partial(super().erf, plain(x)))
+        return tracer.each_time(partial(super().erf, plain(x)))
 
     def circumstances(self) -> dict[str, Any]:
         """Return also the number of threads, by which a batch is cut, and what computes products and convolutions."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn import forks
+from gpucnn.core import forks
 
 Array = Any
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from gpucnn import forks
+from gpucnn.core import forks
 
 
 class Library:

@@ -30,8 +30,18 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import chunks, depthwise, elementwise, kernel_rows, memory, norm, rows, winograd, winograd_1d
-from gpucnn.backends.numpy.order import (
+from gpucnn.backends.numpy import (
+    depthwise,
+    elementwise,
+    im2col,
+    kernel_row_gemm,
+    lowered_rows,
+    memory,
+    norm,
+    winograd,
+    winograd_1d,
+)
+from gpucnn.backends.numpy.memory_layout import (
     batch_first,
     batch_innermost,
     batch_last,
@@ -41,7 +51,7 @@ from gpucnn.backends.numpy.order import (
     image_slices,
 )
 from gpucnn.backends.window import Window
-from gpucnn.checks import environment_flag
+from gpucnn.core.checks import environment_flag
 
 Array = Any
 
@@ -54,7 +64,12 @@ RESIDUE_FEWEST = 8  # channels from which on strides are better undone by severa
 MOST_WEIGHTS, MOST_WEIGHT_GRADIENTS = 8192, 2048
 
 # those that share one signature
-PATHS: dict[str, Any] = {"winograd": winograd, "winograd-1d": winograd_1d, "kernel-rows": kernel_rows, "rows": rows}
+PATHS: dict[str, Any] = {
+    "winograd": winograd,
+    "winograd-1d": winograd_1d,
+    "kernel-rows": kernel_row_gemm,
+    "rows": lowered_rows,
+}
 
 
 def path(window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
@@ -68,7 +83,7 @@ def path(window: Window, batch: int, channels: int, filters: int, groups: int, d
     if plain and min(C, F) >= WINOGRAD_1D_FEWEST and dtype == np.float32 and winograd_allowed():
         both_ways = min(C, F) >= WINOGRAD_FEWEST and C * F >= WINOGRAD_PRODUCT
         name, weights = ("winograd", C * F) if both_ways else ("winograd-1d", 3 * C * F)
-    elif groups == 1 and kernel_rows.pays(window, C, F):
+    elif groups == 1 and kernel_row_gemm.pays(window, C, F):
         name, weights = "kernel-rows", window.size[1] * C * F
     else:
         name, weights = "rows", window.area * C * F
@@ -96,7 +111,7 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups:
     (N, _, _, C), F = x.shape, weight.shape[-1]
     name = path(window, N, C, F, groups, x.dtype)
     if name == "chunks":
-        return chunks.convolve(x, weight, bias, window, groups, relu)
+        return im2col.convolve(x, weight, bias, window, groups, relu)
 
     def convolved(x: Array) -> Array:
         y = memory.empty((*window.output_size(x.shape[:2]), F, x.shape[-1]), x.dtype)
@@ -113,13 +128,13 @@ def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: 
     (N, _, _, C), F = x.shape, dy.shape[-1]
     name = _path_of_weight_gradient(path(window, N, C, F, groups, x.dtype), N, C // groups, F // groups)
     if name == "chunks":
-        return chunks.weight_gradient(x, dy, window, groups), norm.channel_sums(dy) if bias else None
+        return im2col.weight_gradient(x, dy, window, groups), norm.channel_sums(dy) if bias else None
 
     def gradients_of_slice(x: Array, dy: Array) -> tuple[Array, Array | None]:
         if name == "depthwise":
             dweight = depthwise.weight_gradient(_padded(x, window), dy, window)
             return dweight, norm.channel_sums(batch_first(dy)) if bias else None
-        of_path = winograd.parameter_gradients if name == "winograd" else rows.parameter_gradients
+        of_path = winograd.parameter_gradients if name == "winograd" else lowered_rows.parameter_gradients
         of_groups = [of_path(x[:, :, c], dy[:, :, f], window, bias) for c, f in _groups(C, F, groups)]
         if groups == 1:
             return of_groups[0]
@@ -144,23 +159,23 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
         turned_weight = exchanged[0] if groups == 1 else np.concatenate(exchanged, axis=-1)
         return forward(dy, turned_weight, None, turned, groups, relu=False)
     if name == "chunks":
-        return chunks.input_gradient(dy, weight, image_size, window, groups)
+        return im2col.input_gradient(dy, weight, image_size, window, groups)
 
     def gradient(dy: Array) -> Array:
         if name == "depthwise":
             shape = (*window.padded_size(image_size), C, dy.shape[-1])
             _, inner_rows, inner_columns = window.interior(image_size)
             return contiguous(depthwise.input_gradient(dy, weight, shape, window)[inner_rows, inner_columns])
-        of_path = rows.input_gradient
+        of_path = lowered_rows.input_gradient
         if window.dilation == window.strides == (1, 1):
-            of_path = rows.input_gradient_by_rows
+            of_path = lowered_rows.input_gradient_by_rows
         elif window.dilation == (1, 1) and C // groups >= RESIDUE_FEWEST:
-            of_path = rows.input_gradient_by_residue
+            of_path = lowered_rows.input_gradient_by_residue
         dx = [of_path(dy[:, :, f], weight[..., f], image_size, window) for _, f in _groups(C, F, groups)]
         return dx[0] if groups == 1 else np.concatenate(dx, axis=2)
 
     a_row_of_windows = dy.shape[2] * window.area * C * dy.itemsize
-    return _by_slices(_slices(name, len(dy), rows.BLOCK // a_row_of_windows), gradient, _pixels_first(dy))
+    return _by_slices(_slices(name, len(dy), lowered_rows.BLOCK // a_row_of_windows), gradient, _pixels_first(dy))
 
 
 def shared_gradients(
@@ -236,9 +251,9 @@ def _images_at_once(name: str, x: Array, filters: int, window: Window) -> int:
     if name == "winograd-1d":
         return int(winograd_1d.BLOCK // winograd_1d.tile_bytes(numbers))
     if name == "kernel-rows":
-        return int(kernel_rows.ROW // (window.output_size((H, W))[1] * filters * x.itemsize))
+        return int(kernel_row_gemm.ROW // (window.output_size((H, W))[1] * filters * x.itemsize))
     a_lowered_row = window.padded_size((H, W))[1] * max(window.size[0] * C, filters) * x.itemsize
-    return int(rows.BLOCK // a_lowered_row)
+    return int(lowered_rows.BLOCK // a_lowered_row)
 
 
 def _turns(window: Window, image_size: tuple[int, int], output_size: tuple[int, int]) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.base import INV_SQRT_2PI
-from gpucnn.backends.numpy import memory, scratch
-from gpucnn.backends.numpy.order import batch_first, batch_innermost, batch_last, blocks, contiguous
+from gpucnn.backends.numpy import memory, workspace
+from gpucnn.backends.numpy.memory_layout import batch_first, batch_innermost, batch_last, blocks, contiguous
 
 Array = Any
 
@@ -42,7 +42,7 @@ def cut_off(x: Array, out: Array) -> None:
         return
     x, out = x.reshape(-1), out.reshape(-1)
     whole = len(x) // ZEROS * ZEROS
-    np.maximum(x[:whole].reshape(-1, ZEROS), scratch.zeros(ZEROS, x.dtype), out=out[:whole].reshape(-1, ZEROS))
+    np.maximum(x[:whole].reshape(-1, ZEROS), workspace.zeros(ZEROS, x.dtype), out=out[:whole].reshape(-1, ZEROS))
     if whole < len(x):
         np.maximum(x[whole:], 0, out=out[whole:])
 
@@ -52,7 +52,7 @@ def relu_gradient(dy: Array, y: Array) -> Array:
     row, (dy_flat, y_flat) = _alike(dy, y)
     dx = memory.empty(dy_flat.shape, dy.dtype)
     for part in blocks(len(dx), 1, BLOCK):
-        positive = np.greater(y_flat[part], 0, out=scratch.take("positive", dx[part].shape, np.bool_))
+        positive = np.greater(y_flat[part], 0, out=workspace.take("positive", dx[part].shape, np.bool_))
         np.multiply(dy_flat[part], positive, out=dx[part])
     return row(dx)
 
@@ -78,7 +78,7 @@ def gelu(x: Array) -> tuple[Array, Array]:
     with np.errstate(over="ignore"):  # far out P is infinite, and tanh 1
         for part in blocks(len(flat), 1, GELU_BLOCK):
             xs, bell = flat[part], slope[part]
-            square, below = (scratch.take(purpose, xs.shape, xs.dtype) for purpose in ("square", "below"))
+            square, below = (workspace.take(purpose, xs.shape, xs.dtype) for purpose in ("square", "below"))
             np.multiply(xs, xs, out=square)
             np.multiply(square, GELU_P[-1], out=below)
             for coefficient in GELU_P[-2:0:-1]:

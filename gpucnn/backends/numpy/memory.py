@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy.arena import Arena, Block
-from gpucnn.backends.numpy.traced import recorder
+from gpucnn.backends.numpy.traced_array import recorder
 
 Array = Any
 

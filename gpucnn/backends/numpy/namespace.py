@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy.traced import Traced, check, plained, recorder
+from gpucnn.backends.numpy.traced_array import Traced, check, plained, recorder
 
 Array = Any
 

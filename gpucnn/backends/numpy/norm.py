@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import elementwise, memory, scratch, threads
-from gpucnn.backends.numpy.order import batch_first, batch_innermost, blocks, contiguous, pixels
+from gpucnn.backends.numpy import elementwise, memory, threads, workspace
+from gpucnn.backends.numpy.memory_layout import batch_first, batch_innermost, blocks, contiguous, pixels
 
 Array = Any
 
@@ -57,7 +57,7 @@ class LongRows:
 
     def wide(self, numbers: Array, purpose: str) -> Array:
         """Return a number for each channel (C,) as a row, in the scratch."""
-        row = scratch.take(purpose, (self.tile, self.channels, self.repeat), numbers.dtype)
+        row = workspace.take(purpose, (self.tile, self.channels, self.repeat), numbers.dtype)
         row[...] = numbers[:, None]
         return row.reshape(-1)
 
@@ -65,8 +65,8 @@ class LongRows:
         """Return sums of some rows over each channel (…, C), of which `total` makes one."""
         if self.repeat == 1:
             columns = part.reshape(-1, self.channels)
-            return (scratch.ones(len(columns), part.dtype) @ columns)[None]
-        return (part.reshape(-1, self.repeat) @ scratch.ones(self.repeat, part.dtype)).reshape(-1, self.channels)
+            return (workspace.ones(len(columns), part.dtype) @ columns)[None]
+        return (part.reshape(-1, self.repeat) @ workspace.ones(self.repeat, part.dtype)).reshape(-1, self.channels)
 
 
 def total(sums: list[Array]) -> Array:
@@ -106,7 +106,7 @@ def gradient(
     factor_row, slope_row, level_row = (rows.wide(n.astype(x.dtype), purpose) for purpose, n in numbers.items())
     dx = masked if y is not None else memory.empty(matrix.shape, matrix.dtype)
     for part in _chunks(matrix):
-        from_statistics = scratch.take("centred", matrix[part].shape, x.dtype)
+        from_statistics = workspace.take("centred", matrix[part].shape, x.dtype)
         np.multiply(matrix[part], slope_row, out=from_statistics)
         from_statistics += level_row
         out = np.multiply(masked[part], factor_row, out=dx[part])
@@ -123,7 +123,7 @@ def _gradient_sums(rows: LongRows, x: Array, dy: Array, y: Array | None, mean: A
     masked = dy if y is None else memory.empty(dy.shape, dy.dtype)
     for part in _chunks(x):
         if y is not None:
-            positive = np.greater(y[part], 0, out=scratch.take("positive", y[part].shape, np.bool_))
+            positive = np.greater(y[part], 0, out=workspace.take("positive", y[part].shape, np.bool_))
             np.multiply(dy[part], positive, out=masked[part])
         product = _centred(x[part], mean_row)
         product *= masked[part]
@@ -181,7 +181,7 @@ def _statistics(rows: LongRows, matrix: Array) -> tuple[Array, Array]:
 
 def _centred(part: Array, row: Array) -> Array:
     """Return rows less a row of means, in the scratch."""
-    return np.subtract(part, row, out=scratch.take("centred", part.shape, part.dtype))
+    return np.subtract(part, row, out=workspace.take("centred", part.shape, part.dtype))
 
 
 @lru_cache(maxsize=1024)

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy import memory, scratch
-from gpucnn.backends.numpy.known import constant
-from gpucnn.backends.numpy.order import blocks, contiguous, images, pixels, strided
-from gpucnn.backends.numpy.recording import as_one
+from gpucnn.backends.numpy import memory, workspace
+from gpucnn.backends.numpy.known_calls import constant
+from gpucnn.backends.numpy.memory_layout import blocks, contiguous, images, pixels, strided
+from gpucnn.backends.numpy.tracer import as_one
 from gpucnn.backends.window import Window
 
 Array = Any
@@ -47,11 +47,11 @@ def largest_gradient(dy: Array, kept: Kept, image_size: tuple[int, int], window:
     windows, dy_pixels = _windows(padded, window, y), pixels(dy)
     dpadded = _gradient_of(padded.shape, dy_pixels, window)
     for rows in _row_blocks(windows):
-        won = scratch.take("won", windows[:, rows].shape, np.bool_)
+        won = workspace.take("won", windows[:, rows].shape, np.bool_)
         np.equal(windows[:, rows], _for_each_window(y[:, rows]), out=won)
         positive = None
         if relu:
-            positive = np.greater(y[:, rows], 0, out=scratch.take("positive", y[:, rows].shape, np.bool_))
+            positive = np.greater(y[:, rows], 0, out=workspace.take("positive", y[:, rows].shape, np.bool_))
             won &= _for_each_window(positive)
         _first_alone(won, positive)
         _give(dpadded, window, rows, dy_pixels, won)
@@ -119,7 +119,7 @@ def _give(dpadded: Array, window: Window, rows: slice, dy: Array, share: Array) 
         return
     shares = np.broadcast_to(share, dwindows.shape)
     for i, j in window.offsets():
-        term = scratch.take("term", dy[:, rows].shape, dy.dtype)
+        term = workspace.take("term", dy[:, rows].shape, dy.dtype)
         dwindows[:, :, i, :, j] += np.multiply(dy[:, rows], shares[:, :, i, :, j], out=term)
 
 

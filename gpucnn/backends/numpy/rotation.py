@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.placement import PLACE_BITS, WEIGHT_BITS, Placement, places
+from gpucnn.backends.image_transform import PLACE_BITS, WEIGHT_BITS, Placement, places
 
 AT_ONCE = 16384  # pixels: a dozen arrays of them lie in a core's second-level cache
 MARGIN = 2  # pixels around an image, so that both neighbours of a place outside lie there

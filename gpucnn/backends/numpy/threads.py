@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from gpucnn import forks
 from gpucnn.backends.numpy.blas import blas_threads
 from gpucnn.backends.numpy.cores import usable_cores
-from gpucnn.backends.numpy.order import equal_parts
-from gpucnn.backends.numpy.traced import recorder, this_thread
+from gpucnn.backends.numpy.memory_layout import equal_parts
+from gpucnn.backends.numpy.traced_array import recorder, this_thread
 from gpucnn.backends.numpy.workers import Work, Workers
-from gpucnn.checks import integer, shown
+from gpucnn.core import forks
+from gpucnn.core.checks import integer, shown
 from gpucnn.errors import ConfigurationError, ThreadWarning
 
 T = TypeVar("T")

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from gpucnn.backends.numpy.known import constant
-from gpucnn.backends.numpy.order import equal_parts, strided
-from gpucnn.backends.numpy.traced import viewed
+from gpucnn.backends.numpy.known_calls import constant
+from gpucnn.backends.numpy.memory_layout import equal_parts, strided
+from gpucnn.backends.numpy.traced_array import viewed
 
 Array = Any
 

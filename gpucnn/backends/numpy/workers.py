@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
-from gpucnn import forks
+from gpucnn.core import forks
 from gpucnn.errors import ConfigurationError
 
 

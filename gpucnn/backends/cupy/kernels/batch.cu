@@ -13,7 +13,7 @@ extern "C" __global__ void gather_bytes(const unsigned char* images, const long 
 __device__ inline int reflected(int at, int size) { return size - 1 - abs(size - 1 - abs(at)); }
 
 // The pixel (h, w) of an image (H, W, C) turned about its centre, by integers alone, as `turned` says in
-// gpucnn/backends/placement.py: places have 15 bits behind the point, of which 8 make the weights of four pixels.
+// gpucnn/backends/image_transform.py: places have 15 bits behind the point, of which 8 make the weights of four pixels.
 __device__ inline int turned(const unsigned char* image, int h, int w, int c, int H, int W, int C, int cosine, int sine,
                              int around) {
     const int down = 2 * h - (H - 1), across = 2 * w - (W - 1);
@@ -30,7 +30,7 @@ __device__ inline int turned(const unsigned char* image, int h, int w, int c, in
     return total >> 16;
 }
 
-// Images (P, H, W, C) picked by number and placed, see gpucnn/backends/placement.py: for each of the N images how it is
+// Images (P, H, W, C) picked by number and placed, see gpucnn/backends/image_transform.py: for each of the N images how it is
 // turned, how far it is moved in a frame of OH × OW, whether it is mirrored, and where a square of `hole` pixels is
 // painted with `fill`. What a turn lets in has the value `around`; what comes in beside an image has the value `beside`,
 // or is the image reflected if that is negative.

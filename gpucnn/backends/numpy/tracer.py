@@ -1,0 +1,211 @@
+"""What a pass asks of NumPy, recorded as a list of calls and repeated without the Python between them.
+
+A pass through a network makes the same calls each time, on arrays of the same shapes: only the numbers differ. So they
+are noted while a pass is made; later passes make the same calls again, in the same memory, which is the recorder's own:
+
+    recorded    layers ─▶ kernels ─▶ geometry, views, … ─▶ np.matmul(U, V, out=M)        a note of matmul, U, V and M
+    repeated                                               np.matmul(U, V, out=M)        for call in calls: call()
+
+While a thread records, all that changes from pass to pass is `Traced`: arrays that hand what is asked of them on to
+NumPy, and note it. A note holds plain arrays in the same memory. They do not say that it is in use: whether it is, and
+whether the arena may hand it out again, depends on the lives of what the pass itself made, as in any other pass.
+
+    a view, Traced ──▶ an array, Traced, whose life its block watches ──▶ the block's memory ◀── a plain array of a note
+
+Recording changes nothing of what is computed. Where something cannot be noted, because Python decides by a number, say,
+the recorder gives up: the pass goes on as it would have, and nothing is recorded.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from typing import Any
+
+import numpy as np
+
+from gpucnn.backends import base
+from gpucnn.backends.numpy import known_calls
+from gpucnn.backends.numpy.arena import Arena, Block
+from gpucnn.backends.numpy.traced_array import Traced, maker_of, plain, plained, recorder, this_thread
+
+Array = Any
+
+LEFT = object()  # the sign of arrays that one thread's recorder left for others
+
+
+class Recorder(base.Recorder):
+    """Records functions of arrays on one thread at a time, and holds the memory that their repeats work in."""
+
+    def __init__(self, source: Arena, buffers: Callable[[], dict[tuple[str, str], Array]]) -> None:
+        """Take whose free memory may be taken over, and what gives a thread's own buffers away.
+
+        What was computed before, as it came, needed as much, and needs it no more.
+        """
+        self.gave_up = ""
+        self._buffers = buffers
+        self._calls: list[Callable[[], Any]] = []
+        self._arena = Arena(source=source)
+        self._scratch: dict[tuple[str, str], Array] = {}
+        self._errors: Any = {}
+        self._sign = object()  # on all arrays that this recorder makes
+
+    def record(self, function: Callable[..., Array], *arrays: Array) -> tuple[Array, base.Repeat]:
+        """Return what a function returns for arrays, and its repeat."""
+        self._calls, self._errors, self.gave_up = [], np.geterr(), ""
+        for key, buffer in self._buffers().items():
+            if key not in self._scratch or self._scratch[key].size < buffer.size:
+                self._scratch[key] = self.seen(buffer)
+        this_thread.recorder = self
+        try:
+            given = [self.copy_of(array) for array in arrays]
+            result = function(*given)
+            if result is not None and not self.knows(result):
+                self.give_up("the result was made in a way that is not captured")
+        finally:
+            this_thread.recorder = None
+        repeat = Repeat([plain(place) for place in given], self._calls, plain(result), self.gave_up)
+        return plain(result), repeat
+
+    def seen(self, array: Array) -> Array:
+        """Return an array as one of which is noted what is done with it, in the same memory."""
+        return self._signed(array.view(Traced))
+
+    def unseen(self, array: Array) -> Array:
+        """Return such an array as it was."""
+        return plain(array)
+
+    def knows(self, array: Array) -> bool:
+        """Tell whether an array is one that this recorder gave or saw made."""
+        return isinstance(array, Traced) and self.made(maker_of(array))
+
+    def made(self, array: Array) -> bool:
+        """Tell whether this recorder made a traced array that is no view of another one."""
+        return vars(array).get("sign") in (self._sign, LEFT)
+
+    def _signed(self, array: Array, sign: object = None) -> Array:
+        array.__dict__["sign"] = self._sign if sign is None else sign
+        return array
+
+    def held(self) -> int:
+        """Return the bytes of the memory that the repeats work in."""
+        return sum(block.size for blocks in self._arena.blocks.values() for block in blocks)
+
+    def give_up(self, why: str) -> None:
+        """Say that what is computed cannot be repeated; the first reason counts."""
+        self.gave_up = self.gave_up or why
+
+    # --- for those who compute ----------------------------------------------------------------
+
+    def note(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Note a call, of arrays that are plain."""
+        if self.gave_up:  # the calls will never be made again
+            return
+        call, errors = partial(function, *arguments, **options), np.geterr()
+        self._calls.append(call if errors == self._errors else partial(_with_errors, errors, call))
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+        """Return an uninitialised array."""
+        return self._signed(self._arena.empty(tuple(shape), dtype, Traced))
+
+    def scratch(self, purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return an uninitialised array that is valid until one is asked for with the same purpose."""
+        key, size = (purpose, np.dtype(dtype).char), math.prod(shape)
+        if key not in self._scratch or self._scratch[key].size < size:
+            self._scratch[key] = self._signed(Block(size * np.dtype(dtype).itemsize).array((size,), dtype, Traced))
+        return self._scratch[key][:size].reshape(shape)
+
+    def result_of(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Return what a call returns, a fresh array, and note that it is to be copied there."""
+        result = function(*arguments, **options)
+        if not isinstance(result, np.ndarray | np.generic):
+            self.give_up(f"{known_calls.name_of(function)} returned {type(result).__name__}, not an array")
+            return result
+        copy = self.copy_of(result)
+        target = plain(copy)
+        self.note(lambda: np.copyto(target, function(*arguments, **options)))
+        return copy
+
+    def filled(self, array: Array, number: Any) -> Array:
+        """Return a copy of an array that is filled with a number anew in each replay; None leaves it as it is."""
+        copy = self.copy_of(array)
+        if number is not None:
+            self.note(np.copyto, plain(copy), number)
+        return copy
+
+    def copy_of(self, result: Any) -> Array:
+        """Return a copy of an array, or a number, that lies as it does; itself if its kind is not captured."""
+        array = np.asarray(result)
+        if array.dtype.kind not in known_calls.NUMERIC:
+            self.give_up(f"an array of {array.dtype} is not captured")
+            return result
+        axes = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+        copy = self.empty([array.shape[axis] for axis in axes], array.dtype)
+        copy = copy.transpose(np.argsort(axes)) if axes else copy
+        plain(copy)[...] = array
+        return copy
+
+    def left(self, value: Any) -> Any:
+        """Return a copy of an array in memory of its own, for other threads to read; other values as they are."""
+        if not isinstance(value, np.ndarray):
+            return value
+        own = np.array(plain(value))
+        self.note(np.copyto, own, plain(value))
+        return self._signed(own.view(Traced), LEFT)
+
+
+class Repeat(base.Repeat):
+    """The calls that were noted of a function, made again with other numbers."""
+
+    def __init__(self, given: list[Array], calls: list[Callable[[], Any]], result: Array, gave_up: str) -> None:
+        self._given, self._calls, self._result, self.gave_up = given, calls, result, gave_up
+
+    def __call__(self, *arrays: Array) -> Array:
+        """Copy the arrays to where they lay when it was recorded, and make the calls."""
+        for array, place in zip(arrays, self._given, strict=True):
+            np.copyto(place, array)
+        for call in self._calls:
+            call()
+        return self._result
+
+
+def each_time(function: Callable[[], Array]) -> Array:
+    """Return what a function returns, which is called again in each repeat."""
+    noting = recorder()
+    if noting is None:
+        return function()
+    return noting.result_of(_unrecorded(function))
+
+
+def as_one(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a function that writes to arrays it is given one call of a recording; it may decide by numbers then."""
+
+    @wraps(function)
+    def noted(*arguments: Any) -> None:
+        noting = recorder()
+        if noting is None:
+            function(*arguments)
+            return
+        _unrecorded(function)(*plained(arguments))
+        noting.note(function, *plained(arguments))
+
+    return noted
+
+
+def _unrecorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function during which this thread does not record."""
+
+    def call(*arguments: Any) -> Any:
+        before = recorder()
+        this_thread.recorder = None
+        try:
+            return function(*arguments)
+        finally:
+            this_thread.recorder = before
+
+    return call
+
+
+def _with_errors(errors: Any, call: Callable[[], Any]) -> None:
+    """Make a call with NumPy's warnings as they were set where it was recorded."""
+    with np.errstate(**errors):
+        call()

@@ -1,0 +1,160 @@
+"""Snapshots: the weights of the convolutions before training and after each epoch, on the host and in a file."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.numpy import save as to_bytes
+
+from gpucnn.callbacks import Callback
+from gpucnn.core import checks
+from gpucnn.core.files import explained, user_path, write_into
+from gpucnn.errors import CheckpointError
+from gpucnn.layers.base import Parameter
+from gpucnn.layers.conv import Conv2D
+from gpucnn.saving.tree import misfit, read_tensors
+
+if TYPE_CHECKING:
+    from gpucnn.model import Model
+
+SNAPSHOTS = "snapshots.safetensors"
+KEY, FORMAT = "gpucnn_snapshots", 1
+LIMIT = 16_000_000  # bytes: 1,600 epochs of LeNet
+
+Epochs = dict[int, dict[str, Any]]  # by epoch and path: weights (KH, KW, C/groups, F)
+
+
+def convolution_weights(model: "Model") -> dict[str, Parameter]:
+    """Return the weight of every convolution by its path, such as `conv2d_1.weight`, in the order of the network."""
+    of_convolutions = {id(layer.weight) for layer in model.network.all_layers() if isinstance(layer, Conv2D)}
+    return {path: weight for path, weight in model.parameters().items() if id(weight) in of_convolutions}
+
+
+class Snapshots(Callback):
+    """Keep host copies of the weights of all convolutions: before training, and after each epoch.
+
+    Arguments
+        folder  where `snapshots.safetensors` is written when the training ends; None: it is not written
+        limit   bytes that all copies may take. Weights of which not even the first and the last copy fit are left out
+                (`left_out` names them); as the training goes on, every other epoch is dropped, and then again
+
+    `epochs[3]["conv2d.weight"]` is what a convolution had after 3 epochs, `epochs[0]` what it began with. Epochs are
+    counted as the model counts them, so those of a training that is continued go on.
+    """
+
+    def __init__(self, folder: str | Path | None = None, *, limit: int = LIMIT) -> None:
+        self.folder = None if folder is None else user_path(folder)
+        self.limit = checks.integer(limit, "limit, in bytes,", minimum=1)
+        self.epochs: Epochs = {}
+        self.left_out: list[str] = []
+
+    def on_fit_begin(self, model: "Model") -> None:
+        """Forget earlier trainings, choose what fits, and keep the weights that training begins with."""
+        self.epochs, self.left_out, self._paths = {}, [], []
+        self._first, self._every, self._size = model.epochs_seen, 1, 0
+        for path, weight in convolution_weights(model).items():
+            size = weight.size * weight.value.itemsize
+            if 2 * (self._size + size) <= self.limit:
+                self._paths.append(path)
+                self._size += size
+            else:
+                self.left_out.append(path)
+        self._keep(model)
+
+    def state(self, model: "Model") -> dict[str, Any]:
+        """Return all copies, and which epochs are kept."""
+        counts = {"first": self._first, "every": self._every, "size": self._size}
+        epochs = {str(epoch): kept for epoch, kept in self.epochs.items()}
+        return {"epochs": epochs, "paths": self._paths, "left_out": self.left_out, **counts}
+
+    def load_state(self, model: "Model", state: dict[str, Any]) -> None:
+        """Go on with the copies of before.
+
+        Raises:
+            CheckpointError: they are not copies of this model's weights.
+        """
+        own = {path: model.backend.to_host(weight.value) for path, weight in convolution_weights(model).items()}
+        if not all(path in own for path in state["paths"]):
+            raise CheckpointError("Snapshots: paths names what is not a convolution of this model")
+        kept = {path: own[path] for path in state["paths"]}
+        if wrong := misfit(state["epochs"], dict.fromkeys(state["epochs"], kept), "epochs"):
+            raise CheckpointError(f"Snapshots: {wrong}")
+        if state["every"] < 1 or state["size"] < 0:
+            raise CheckpointError(f"Snapshots: every is {state['every']} and size {state['size']}")
+        self.epochs = {int(epoch): kept for epoch, kept in state["epochs"].items()}
+        self._paths, self.left_out = state["paths"], state["left_out"]
+        self._first, self._every, self._size = state["first"], state["every"], state["size"]
+
+    def on_epoch_end(self, model: "Model", epoch: int, logs: dict[str, float]) -> None:
+        """Keep the weights after the epoch."""
+        self._keep(model)
+
+    def on_fit_end(self, model: "Model") -> None:
+        """Write the file, where a folder was given."""
+        if self.folder is not None:
+            self.save(self.folder)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `snapshots.safetensors` into a folder; nothing where there is no convolution.
+
+        Raises:
+            CheckpointError: the folder is missing or cannot be written.
+        """
+        arrays = {_name(epoch, path): value for epoch, kept in self.epochs.items() for path, value in kept.items()}
+        if not arrays:
+            return
+        described = json.dumps({"format": FORMAT, "paths": self._paths})  # the file itself sorts them by name
+        folder = user_path(folder)
+        with explained(folder / SNAPSHOTS):
+            write_into(folder, SNAPSHOTS, to_bytes(arrays, metadata={KEY: described}))
+
+    def _keep(self, model: "Model") -> None:
+        """Keep the weights of now, the newest, and drop what the limit asks for."""
+        if not self._paths:
+            return
+        newest, weights = model.epochs_seen, convolution_weights(model)
+        self.epochs = {epoch: kept for epoch, kept in self.epochs.items() if (epoch - self._first) % self._every == 0}
+        self.epochs[newest] = {path: model.backend.to_host(weights[path].value).copy() for path in self._paths}
+        while len(self.epochs) * self._size > self.limit:
+            self._every *= 2
+            self.epochs = {
+                epoch: kept
+                for epoch, kept in self.epochs.items()
+                if (epoch - self._first) % self._every == 0 or epoch == newest
+            }
+
+
+def load_snapshots(path: str | Path) -> Epochs:
+    """Read what `Snapshots` wrote, from a run folder or the file itself: weights by epoch and by path.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged or foreign; says which.
+    """
+    file = user_path(path)
+    file = file / SNAPSHOTS if file.is_dir() else file
+    if not file.is_file():
+        raise CheckpointError(
+            f"{file}: there are no snapshots; `gpucnn train` writes them into its run folder, and so does "
+            "fit(…, callbacks=[Snapshots(folder)])"
+        )
+    metadata, arrays = read_tensors(file)
+    try:
+        described = json.loads(metadata.get(KEY, "null"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: its description cannot be read ({error})") from error
+    found = described.get("format") if isinstance(described, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{file}: holds snapshots of format {found!r}, and this gpucnn reads format {FORMAT}; was it written by "
+            "another version or program?"
+        )
+    try:
+        numbers = sorted({int(name[len("epoch_") :].partition("/")[0]) for name in arrays})
+        return {epoch: {path: arrays[_name(epoch, path)] for path in described["paths"]} for epoch in numbers}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: does not hold what it says ({error}); was it cut or put together?") from error
+
+
+def _name(epoch: int, path: str) -> str:
+    """Return what a weight is called in the file."""
+    return f"epoch_{epoch:04d}/{path}"

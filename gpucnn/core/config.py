@@ -1,0 +1,344 @@
+"""Objects that are their constructor arguments: their repr, their description as plain data, and the way back.
+
+A setting that is assigned later passes the constructor's checks again, and a name that does not exist is refused:
+what a user sets is obeyed or refused, never ignored.
+
+Layers, losses, optimizers, schedules and initializers all derive from `Configurable`. Every constructor argument
+becomes an attribute of the same name; in return `repr(layer)` is the call that makes it, `layer.config()` is plain
+data that fits into a JSON file, and `Layer.from_config(data)` makes the layer anew. A file can name only what is
+registered in the family it is read for: it never holds an import path.
+"""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+from gpucnn.core.hints import REMEDIES, hinted, nearest
+from gpucnn.errors import ArgumentError, ConfigurationError, UnknownNameError
+
+SAME = "same"  # stands where the name of a class would, for an object that was described before
+OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+MAX_DEPTH = 64  # of nested descriptions; far beyond any real network, far below Python's recursion limit
+
+
+def snake_case(class_name: str) -> str:
+    """Return the word users write for a class: `MaxPool2D` → `max_pool2d`, `ReLU` → `relu`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", class_name.replace("ReLU", "Relu")).lower()
+
+
+class Closed:
+    """Base of objects whose attributes are known: one that does not exist cannot be set, and the error names a remedy.
+
+    Names that begin with an underscore are the object's own affair, and users' own classes may have any. Where the
+    attributes are made in `__init__`, that says when it is through, by `_settled`.
+    """
+
+    #: attributes that are changed by a call, and which
+    changed_by: ClassVar[dict[str, str]] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if vars(self).get("_settled", True) and is_ours(self) and not name.startswith("_"):
+            if name in self.changed_by:
+                raise UnknownNameError(f"{type(self).__name__}.{name} cannot be set; {self.changed_by[name]}")
+            if not (name in vars(self) or hasattr(type(self), name)):
+                raise unknown_attribute(self, name)
+        super().__setattr__(name, value)
+
+
+def is_ours(held_by: object) -> bool:
+    """Tell whether an object is of a class of this package, not of a user's own."""
+    return type(held_by).__module__.startswith("gpucnn.")
+
+
+def unknown_attribute(held_by: object, name: str) -> UnknownNameError:
+    """Return the error for an attribute that an object does not have, with the one that was meant or a remedy."""
+    known = [word for word in (*vars(held_by), *dir(type(held_by))) if not word.startswith("_")]
+    near = "" if name in REMEDIES else nearest(name, known)
+    hint = REMEDIES.get(name) or (f"did you mean {near}?" if near else "nothing would look at it")
+    return UnknownNameError(f"{type(held_by).__name__} has no attribute {name!r} that could be set; {hint}")
+
+
+class Configurable:
+    """Base of every object that is described by its constructor arguments.
+
+    A direct subclass that names its `family` opens a registry; every class below it is registered by its name. In a
+    description the family's name with a capital letter is the key of the class, which no argument can be called:
+    `{"Layer": "Conv2D", "filters": 6, "kernel_size": 5}`.
+    """
+
+    family: ClassVar[str] = ""
+    registry: ClassVar[dict[str, type[Any]]] = {}
+
+    #: attributes that another library would obey, which cannot be set on objects of users' own classes either
+    foreign: ClassVar[tuple[str, ...]] = ()
+
+    #: arguments that files from before a renaming hold, by their old name; and the old names of the class
+    renamed: ClassVar[dict[str, str]] = {}
+    former_names: ClassVar[tuple[str, ...]] = ()
+
+    _signature: ClassVar[dict[str, inspect.Parameter]]
+    _passed_on: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self) -> None:
+        """Take no arguments, unless a class below does."""
+
+    def __init_subclass__(cls, *, family: str = "", **options: Any) -> None:
+        """Open a family, or register `cls` in the one it belongs to."""
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = _constructor(cls.__init__)  # type: ignore[method-assign]
+        if family:
+            cls.family, cls.registry = family, {}
+            return
+        if cls.__name__.startswith("_"):  # a base that others share, not a thing to make
+            return
+        known = cls.registry.get(cls.__name__)
+        if known is not None and known.__module__.startswith("gpucnn."):
+            raise ConfigurationError(
+                f"class {cls.__name__} in {cls.__module__}: the {cls.family} {cls.__name__} is part of gpucnn "
+                "already, and saved models name it; choose another class name"
+            )
+        cls.registry[cls.__name__] = cls
+
+    @classmethod
+    def argument_names(cls) -> list[str]:
+        """Return the names of the constructor's arguments, in order."""
+        return list(cls._arguments())
+
+    @classmethod
+    def _arguments(cls) -> dict[str, inspect.Parameter]:
+        """Return the arguments of the constructor by name, with those that its `**` passes on to the class above."""
+        if "_signature" not in vars(cls):
+            cls._signature, cls._passed_on = dict(inspect.signature(cls).parameters), frozenset()
+            if any(argument.kind is argument.VAR_KEYWORD for argument in cls._signature.values()):
+                own = {name: argument for name, argument in cls._signature.items() if argument.kind not in OPEN}
+                maker = next(place for place, kind in enumerate(cls.__mro__) if "__init__" in vars(kind))
+                above = next(kind for kind in cls.__mro__[maker + 1 :] if issubclass(kind, Configurable))
+                cls._signature = own | {name: a for name, a in above._arguments().items() if name not in own}
+                cls._passed_on = frozenset(cls._signature) - frozenset(own)
+        return cls._signature
+
+    def _described(self) -> dict[str, Any]:
+        """Return the arguments by name, with what they are; of those that were passed on, the ones that were given.
+
+        Raises:
+            ConfigurationError: a class of a user's own does not keep an argument as an attribute.
+        """
+        arguments, (count, words) = self._arguments(), vars(self).get("_given", (0, ()))
+        given = {*list(arguments)[:count], *words}
+        named = [name for name in arguments if name not in self._passed_on or name in given]
+        for name in named:
+            if not hasattr(self, name) or arguments[name].kind in OPEN:
+                raise ConfigurationError(
+                    f"{type(self).__name__} cannot be described, since it does not keep its argument {name!r}; every "
+                    f"argument of the constructor must become an attribute of the same name: self.{name} = {name}, "
+                    "or be passed by **options to super().__init__"
+                )
+        return {name: getattr(self, name) for name in named}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if vars(self).get("_settled"):
+            value = self._admitted(name, value)
+        super().__setattr__(name, value)
+
+    def _admitted(self, name: str, value: Any) -> Any:
+        """Return what an attribute is set to once the object is made: a setting as the constructor would keep it.
+
+        Objects of users' own classes take any attribute but those that another library would obey.
+
+        Raises:
+            ConfigurationError: there is no such attribute, or the constructor would not take the value.
+        """
+        ours = is_ours(self)
+        if not (name in vars(self) or hasattr(type(self), name)):
+            if name in self.foreign or (ours and not name.startswith("_")):
+                raise unknown_attribute(self, name)
+        elif ours and name in self._arguments():
+            settings = {argument: getattr(self, argument) for argument in self._arguments()}
+            return getattr(type(self)(**settings | {name: value}), name)
+        return value
+
+    def config(self, seen: dict[int, int] | None = None) -> dict[str, Any]:
+        """Return this object as plain data: its class and the arguments that differ from their defaults.
+
+        An object that stands in several places is described once; its other places say `{"Layer": "same", "as": n}`,
+        n being its number among all that are described, those inside before the one around them. `seen` holds these
+        numbers by identity and is left out by callers.
+        """
+        seen = {} if seen is None else seen
+        if id(self) in seen:
+            return {self.family.capitalize(): SAME, "as": seen[id(self)]}
+        changed = {}
+        for name, value in self._described().items():
+            numbers = dict(seen)
+            plain = _as_plain(value, numbers)
+            if plain != _as_plain(self._arguments()[name].default, {}):
+                _check_plain(f"{type(self).__name__}.{name}", plain)
+                changed[name] = plain
+                seen.update(numbers)
+        seen[id(self)] = len(seen)
+        return {self.family.capitalize(): type(self).__name__, **changed}
+
+    @classmethod
+    def from_config(cls, data: Any, depth: int = 0, made: list[Any] | None = None) -> Self:
+        """Make an object of this family from what `config` returned; callers pass `data` alone.
+
+        Raises:
+            ConfigurationError: an unknown class, an argument it does not take, or data that is not plain.
+        """
+        family = cls.family.capitalize()
+        if not isinstance(data, dict) or not isinstance(data.get(family), str):
+            raise ConfigurationError(f'expected a description {{"{family}": name, …}}, not {_short(data)}')
+        made = [] if made is None else made
+        data = cls._renamed(data)
+        if data[family] == SAME:
+            return cls._made_before(data, made)
+        kind = cls._look_up(data[family])
+        arguments = {key: value for key, value in data.items() if key != family}
+        unknown = sorted(set(arguments) - set(kind.argument_names()))
+        if unknown:
+            raise ConfigurationError(
+                f"{kind.__name__} takes no argument {', '.join(map(repr, unknown))}; "
+                f"it takes {', '.join(kind.argument_names()) or 'none'}"
+            )
+        try:
+            new: Self = kind(**{name: _from_plain(value, depth + 1, made) for name, value in arguments.items()})
+        except (TypeError, AttributeError, OverflowError) as error:
+            raise ConfigurationError(f"{kind.__name__}: {error}") from error
+        made.append(new)
+        return new
+
+    @classmethod
+    def _renamed(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Return a description with the names that its class and arguments have now, whenever it was written."""
+        family = cls.family.capitalize()
+        former = {name: kind.__name__ for kind in cls.registry.values() for name in kind.former_names}
+        name = former.get(data[family], data[family])
+        renamed = cls.registry[name].renamed if name in cls.registry else {}
+        return {renamed.get(key, key): value for key, value in data.items()} | {family: name}
+
+    @classmethod
+    def _made_before(cls, data: dict[str, Any], made: list[Any]) -> Self:
+        number = data.get("as")
+        if not isinstance(number, int) or not 0 <= number < len(made) or not isinstance(made[number], cls):
+            raise ConfigurationError(f"{_short(data)} refers to a {cls.family} that was not described before it")
+        found: Self = made[number]
+        return found
+
+    @classmethod
+    def get(cls, value: Any) -> Self:
+        """Return `value` itself if it is of this family, or make the one that a word names (`"he_normal"`)."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, str):
+            article = "an" if cls.family[0] in "aeiou" else "a"
+            raise ConfigurationError(f"expected {article} {cls.family} or its name, not {_short(value)}")
+        kind = cls._look_up(value)
+        try:
+            new: Self = kind()
+        except ArgumentError:
+            call = f"{kind.__name__}({', '.join(kind.argument_names())})"
+            raise ConfigurationError(f"the {cls.family} {value!r} needs arguments: pass {call} instead") from None
+        return new
+
+    @classmethod
+    def _look_up(cls, word: str) -> type[Any]:
+        """Find a registered class by its name, however its words are joined."""
+        plain = word.replace("_", "").replace("-", "").lower()
+        for name, kind in cls.registry.items():
+            if name.lower() == plain:
+                return kind
+        known = ", ".join(sorted(cls.registry))
+        raise ConfigurationError(f"there is no {cls.family} named {word!r}; there are {known}")
+
+    def __repr__(self) -> str:
+        shown = []
+        try:
+            described = self._described()
+        except ConfigurationError:
+            return f"{type(self).__name__}(…)"
+        for name, value in described.items():
+            argument = self._arguments()[name]
+            if argument.default is argument.empty:
+                shown.append(repr(value))
+            elif _as_plain(value, {}) != _as_plain(argument.default, {}):
+                shown.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _constructor(init: Callable[..., None]) -> Callable[..., None]:
+    """Return a class's `__init__` so that arguments that do not fit it are refused with a hint.
+
+    The outermost one, that of the object's own class, settles the object: see `Configurable._admitted`.
+    """
+    checked = hinted(init)
+
+    @functools.wraps(init)
+    def settling(self: Any, *args: Any, **kwargs: Any) -> None:
+        is_outermost = "_settled" not in vars(self)
+        vars(self)["_settled"] = False
+        checked(self, *args, **kwargs)
+        if is_outermost:
+            vars(self)["_given"] = len(args), tuple(kwargs)
+            vars(self)["_settled"] = True
+
+    return settling
+
+
+Configurable.__init__ = _constructor(Configurable.__init__)  # type: ignore[method-assign]
+
+
+def _as_plain(value: Any, seen: dict[int, int]) -> Any:
+    """Turn an argument into what JSON can hold."""
+    if isinstance(value, Configurable):
+        return value.config(seen)
+    if isinstance(value, list | tuple):
+        return [_as_plain(item, seen) for item in value]
+    if hasattr(value, "tolist"):  # an array or an array library's number
+        return value.tolist()
+    return value
+
+
+def with_current_names(value: Any) -> Any:
+    """Return plain data, such as a saved description, with the names that classes and arguments have now."""
+    if isinstance(value, list):
+        return [with_current_names(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    for base in Configurable.__subclasses__():
+        if isinstance(value.get(base.family.capitalize()), str):
+            value = base._renamed(value)
+    return {key: with_current_names(item) for key, item in value.items()}
+
+
+def _check_plain(what: str, plain: Any) -> None:
+    """Refuse what JSON cannot hold, such as a function, before a file is begun."""
+    if isinstance(plain, list | dict):
+        for item in plain.values() if isinstance(plain, dict) else plain:
+            _check_plain(what, item)
+    elif not isinstance(plain, str | int | float | None):
+        raise ConfigurationError(
+            f"{what} is {_short(plain)}, which a file cannot hold; make the argument a number, a word or a list of "
+            "them, and what is computed of it an attribute of another name"
+        )
+
+
+def _from_plain(value: Any, depth: int, made: list[Any]) -> Any:
+    """Turn plain data back into an argument: lists become tuples, nested descriptions their objects."""
+    if depth > MAX_DEPTH:
+        raise ConfigurationError(f"a description is nested more than {MAX_DEPTH} deep")
+    if isinstance(value, list):
+        return tuple(_from_plain(item, depth + 1, made) for item in value)
+    if isinstance(value, dict):
+        for base in Configurable.__subclasses__():
+            if base.family.capitalize() in value:
+                return base.from_config(value, depth, made)
+        raise ConfigurationError(f"expected the description of a layer or a setting, not {_short(value)}")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

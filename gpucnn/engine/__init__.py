@@ -1,0 +1,1 @@
+"""How a network computes: sharded passes, capture and replay, evaluation, and what a layer costs."""

@@ -1,0 +1,54 @@
+"""One pass of a network over a batch in slices, which the backend may compute side by side."""
+
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+from gpucnn.backends import Array, Backend
+from gpucnn.engine.replicas import Replica
+from gpucnn.layers.base import Backward, Layer
+
+
+class Pass:
+    """A pass of a network over the slices of a batch, forward and then, as often as one likes, back."""
+
+    def __init__(
+        self, backend: Backend, network: Layer, replicas: list[Replica], slices: Sequence[slice], **options: Any
+    ) -> None:
+        self._backend, self._replicas, self._slices, self._options = backend, replicas, slices, options
+        self.networks = [network, *(replica.network for replica in replicas)]
+        self._ways_back: list[Any] = [None] * len(slices)
+
+    def forward(self, x: Array) -> tuple[Array, Backward]:
+        """Return the network's output for x (N, …) and the way back."""
+        for replica in self._replicas:
+            replica.copy_buffers()
+        return self._joined(self._each(self._forward, x)), self.backward
+
+    def backward(self, dy: Array) -> Array:
+        """Return dx, or None if it is not wanted, and add to the parameters' gradients."""
+        dx = self._each(self._backward, dy)
+        for replica in self._replicas:
+            replica.hand_over_gradients()
+        return self._joined(dx) if self._options.get("input_gradient", True) else None
+
+    def _each(self, function: Callable[[int, Array], Array], array: Array) -> list[Array]:
+        """Return what a function returns for the number of each slice and the slice of an array."""
+        if len(self._slices) == 1:
+            return [function(0, array[self._slices[0]])]
+        # each thread with the context of this one: which errors of arithmetic are raised, say, is kept there
+        tasks = [partial(copy_context().run, function, number, array[part]) for number, part in enumerate(self._slices)]
+        return self._backend.together(tasks, self._slices)
+
+    def _forward(self, number: int, x: Array) -> Array:
+        y, self._ways_back[number] = self.networks[number].forward(x, **self._options)
+        return y
+
+    def _backward(self, number: int, dy: Array) -> Array:
+        if number:
+            self._replicas[number - 1].forget_gradients()
+        return self._ways_back[number](dy)
+
+    def _joined(self, parts: list[Array]) -> Array:
+        return parts[0] if len(parts) == 1 else self._backend.xp.concatenate(parts)

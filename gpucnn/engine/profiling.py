@@ -1,0 +1,257 @@
+"""What each layer holds and costs: the tables behind `model.summary()` and `model.profile(x, y)`."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from gpucnn.core.printing import PrintsAsTable, narrow_table, styled
+from gpucnn.core.text import printable
+from gpucnn.layers.base import Layer
+from gpucnn.layers.containers import Residual, Sequential
+from gpucnn.rng import host_generator
+
+if TYPE_CHECKING:
+    from gpucnn.model import Model
+
+WARM_UP = 2  # passes before the first timed one: they fill caches and, on a GPU, compile kernels
+HEADINGS = ("output", "params", "MB", "MFLOP", "ms →", "ms ←", "share", "GFLOP/s")
+BYTES = {"float16": 2, "float32": 4, "float64": 8}
+
+
+def parameter_count(layer: Layer) -> int:
+    """Return how many numbers a layer's parameters have, trained and frozen ones."""
+    return sum(parameter.size for parameter in layer.parameters().values())
+
+
+def frozen_count(layer: Layer) -> int:
+    """Return how many of these numbers are frozen."""
+    return sum(parameter.size for parameter in layer.parameters().values() if parameter.frozen)
+
+
+def _rows(network: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
+    """Yield the layers that a table shows, by path: those inside `Sequential` and `Residual`, not these themselves."""
+    for name, child in network.children():
+        if isinstance(child, Sequential | Residual):
+            yield from _rows(child, f"{path}{name}.")
+        else:
+            yield path + name, child
+
+
+def _shape(layer: Layer) -> str:
+    return "×".join(map(str, layer.output_shape or ()))
+
+
+def _elements(layer: Layer) -> int:
+    count = 1
+    for side in layer.output_shape or ():
+        count *= side
+    return count
+
+
+def _output_elements(layer: Layer) -> int:
+    """Return the elements of a layer's output, or of those of the layers inside, for one sample."""
+    return (
+        _elements(layer)
+        if not any(True for _ in layer.children())
+        else sum(_output_elements(child) for _, child in layer.children())
+    )
+
+
+def summary_table(model: "Model") -> Table:
+    """Return a table of output shapes, parameters, floating-point operations and bytes of the outputs."""
+    table = narrow_table(
+        title=f"{model.name}: input {' × '.join(map(str, model.input_shape))}, {model.dtype}",
+        caption="MFLOP of the products and kB of the output are those of one image, forward",
+    )
+    table.add_column("layer", no_wrap=True)
+    table.add_column("what", min_width=12)  # the only column that may shrink, to fit a terminal of 80 characters
+    for heading in ("output", "params", "MFLOP", "kB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for path, layer in _rows(model.network):
+        kilobytes = _elements(layer) * BYTES[model.dtype] / 1000
+        flops = layer.total_flops()
+        cost = f"{flops / 1e6:,.3f}" if flops else ""
+        count = f"{parameter_count(layer):,}" if parameter_count(layer) else ""
+        what = Text(printable(repr(layer)), no_wrap=True, overflow="ellipsis")
+        table.add_row(path, what, _shape(layer), count, cost, f"{kilobytes:,.1f}")
+    table.add_section()
+    total = f"{model.network.total_flops() / 1e6:,.3f}"
+    every, frozen = parameter_count(model.network), frozen_count(model.network)
+    table.add_row("all", "", "", f"{every:,}", total, "")
+    table.add_row("trained", "", "", f"{every - frozen:,}", "", "")
+    table.add_row("frozen", "", "", f"{frozen:,}", "", "")
+    return table
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer's share of a step: average seconds forward and backward, and what it computes how.
+
+    `path` is the layer's name; `method` says how the backend computes it, where there is a choice. Floating-point
+    operations are those of its products, `output_bytes` those of its outputs and of the layers' inside, for the batch.
+    """
+
+    path: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    flops_forward: int
+    flops_backward: int
+    output_bytes: int
+    method: str
+    forward_seconds: float
+    backward_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Forward and backward together."""
+        return self.forward_seconds + self.backward_seconds
+
+    @property
+    def gflops(self) -> float:
+        """Billions of floating-point operations a second, achieved."""
+        return (self.flops_forward + self.flops_backward) / max(self.seconds, 1e-12) / 1e9
+
+
+@dataclass(frozen=True, repr=False)
+class Profile(PrintsAsTable):
+    """The times of all layers on one batch; prints as a table."""
+
+    backend: str
+    batch_size: int
+    repeats: int
+    layers: list[LayerTime]
+
+    def as_data(self) -> dict[str, Any]:
+        """Return everything as plain data, for a JSON file."""
+        layers = [asdict(row) | {"seconds": row.seconds, "gflops": row.gflops} for row in self.layers]
+        return {"backend": self.backend, "batch_size": self.batch_size, "repeats": self.repeats, "layers": layers}
+
+    def table(self) -> Table:
+        """Return the table."""
+        title = f"batch of {self.batch_size} on {self.backend}, average of {self.repeats} passes"
+        caption = (
+            "each layer for itself, without a team of threads; training lets some layers apply the ReLU behind them.\n"
+            "MB of outputs; MFLOP of the products, forward and backward; ms forward → and backward ←"
+        )
+        table = narrow_table(title, caption)
+        table.add_column("layer, method", overflow="fold")  # the only column that may shrink: numbers are never cut
+        for heading in HEADINGS:
+            table.add_column(heading, justify="right", no_wrap=True)
+        total = sum(row.seconds for row in self.layers) or 1.0
+        for row in self.layers:
+            named = styled(row.path, (f" {row.method}" if row.method else "", "dim"))
+            table.add_row(named, "×".join(map(str, row.output_shape)), *self._cells(row, total))
+        table.add_section()
+        whole = LayerTime(
+            path="all",
+            output_shape=(),
+            parameters=sum(row.parameters for row in self.layers),
+            flops_forward=sum(row.flops_forward for row in self.layers),
+            flops_backward=sum(row.flops_backward for row in self.layers),
+            output_bytes=sum(row.output_bytes for row in self.layers),
+            method="",
+            forward_seconds=sum(row.forward_seconds for row in self.layers),
+            backward_seconds=sum(row.backward_seconds for row in self.layers),
+        )
+        table.add_row("all", "", *self._cells(whole, total))
+        return table
+
+    @staticmethod
+    def _cells(row: LayerTime, total: float) -> list[str]:
+        has_products = row.flops_forward > 0
+        return [
+            _in_thousands(row.parameters) if row.parameters else "",
+            _significant(row.output_bytes / 1e6),
+            _significant((row.flops_forward + row.flops_backward) / 1e6) if has_products else "",
+            f"{row.forward_seconds * 1e3:.2f}",
+            f"{row.backward_seconds * 1e3:.2f}",
+            f"{100 * row.seconds / total:.0f} %",
+            f"{row.gflops:,.0f}" if has_products else "",
+        ]
+
+
+def _significant(number: float) -> str:
+    """Return a number with decimals where it is small."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}" if number >= 1 else f"{number:.2f}"
+
+
+def _in_thousands(count: int) -> str:
+    """Return a count, in thousands or millions where it is large: 650, 131k, 6.6M."""
+    if count < 10_000:
+        return f"{count:,}"
+    return f"{count / 1000:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M"
+
+
+def random_batch(model: "Model", batch_size: int) -> tuple[Any, Any]:
+    """Return random inputs and labels that the model takes, host arrays, the same at every call."""
+    rng = host_generator(0, "profile inputs")
+    x = rng.random((batch_size, *model.input_shape)).astype(model.state_dtype)
+    of_classes, shape = model.loss is None or model.loss.of_classes, model.output_shape
+    y = rng.integers(0, shape[-1], batch_size) if of_classes else rng.random((batch_size, *shape))
+    return x, y
+
+
+def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:
+    """Time the model's layers on one checked batch; leaves weights, gradients and running statistics as they were."""
+    kept = model.state_dict()
+    times: dict[str, list[float]] = {}
+    inputs, labels = model.as_floats(model.backend.from_host(x)), model.backend.from_host(y)
+    try:
+        with model.backend.working(as_team=True):
+            for repeat in range(WARM_UP + repeats):
+                _timed_pass(model, inputs, labels, times if repeat >= WARM_UP else {})
+    finally:
+        model.load_state_dict(kept)
+        model.zero_grad()
+    steps = model.network.steps(input_gradient=False, plan=model.network.one_by_one())
+    products = {name: _products_back(layer, options, goes_back) for name, layer, options, goes_back in steps}
+    rows = [
+        LayerTime(
+            path=name,
+            output_shape=layer.output_shape or (),
+            parameters=parameter_count(layer),
+            flops_forward=layer.total_flops() * len(x),
+            flops_backward=layer.total_flops() * len(x) * products[name],
+            output_bytes=_output_elements(layer) * len(x) * BYTES[model.dtype],
+            method=layer.method(len(x)),
+            forward_seconds=times[name][0] / repeats,
+            backward_seconds=times[name][1] / repeats,
+        )
+        for name, layer in model.network.children()
+    ]
+    return Profile(model.backend.describe(), len(x), repeats, rows)
+
+
+def _products_back(layer: Layer, options: dict[str, Any], goes_back: bool) -> int:
+    """Return how many products as large as that of the forward pass a layer's way back has: dweight and dx, or fewer.
+
+    Nobody wants the dx of the first layer that is trained, nor the dweight of a frozen one.
+    """
+    is_frozen = 0 < parameter_count(layer) == frozen_count(layer)
+    return 2 - ("input_gradient" in options) - is_frozen if goes_back else 0
+
+
+def _timed_pass(model: "Model", x: Any, labels: Any, times: dict[str, list[float]]) -> None:
+    """Pass one batch forward and backward as a training step does; add each top-level layer's seconds to `times`."""
+    ways_back = []
+    network = model.network
+    for name, layer, options, goes_back in network.steps(input_gradient=False, plan=network.one_by_one()):
+        (x, backward), seconds = model.backend.timed(name, partial(layer.forward, x, train=True, **options))
+        times.setdefault(name, [0.0, 0.0])[0] += seconds
+        if goes_back:
+            ways_back.append((name, backward))
+    dy = _loss_gradient(model, x, labels)
+    for name, backward in reversed(ways_back):
+        dy, seconds = model.backend.timed(f"{name} backward", partial(backward, dy))
+        times[name][1] += seconds
+
+
+def _loss_gradient(model: "Model", y: Any, labels: Any) -> Any:
+    """Return dy of the loss, or ones where the model is not compiled."""
+    if model.loss is None:
+        return model.backend.xp.ones_like(y)
+    return model.loss(y, labels)[1]()

@@ -1,0 +1,150 @@
+"""What a layer holds: `Parameter`, an array that is trained, and `Buffer`, one that is only kept."""
+
+from typing import Any
+
+from gpucnn.backends import Array
+from gpucnn.core.checks import shown
+from gpucnn.core.config import Closed
+from gpucnn.errors import DTypeError, ShapeError
+
+Shape = tuple[int, ...]
+
+
+class Parameter(Closed):
+    """An array that is trained, and the gradient that backward passes add up.
+
+    Both are born on the host in float64; `Layer.to` moves them. `value` can be assigned: the numbers are copied into
+    the array that is there, which may be a part of a larger buffer. A `frozen` one takes no gradient, in all models
+    that share it; `Model.freeze` makes it so. Nor does one that is `resting`, because the epochs of its `Group` are
+    over.
+    """
+
+    grad: Array | None = None
+    frozen = False
+    resting = False
+    of_a_model = False  # whether a model has laid it in its flat arrays, in the dtype of its weights
+
+    def __init__(self, value: Array) -> None:
+        self._value = value
+
+    @property
+    def value(self) -> Array:
+        """The array itself."""
+        return self._value
+
+    @value.setter
+    def value(self, array: Array) -> None:
+        _take(self._value, array, "parameter")
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the value."""
+        return tuple(self._value.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return int(self._value.size)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it takes a gradient."""
+        return not (self.frozen or self.resting)
+
+    def add_grad(self, gradient: Array) -> None:
+        """Add to the gradient, if it learns; a layer that is used twice in one pass adds twice."""
+        if tuple(gradient.shape) != self.shape:
+            raise ShapeError(
+                f"a parameter of shape {self.shape} got a gradient of shape {tuple(gradient.shape)}; "
+                "the backward pass of its layer is wrong"
+            )
+        if not self.learns:
+            return
+        if self.grad is None:
+            self.grad = gradient.copy()
+        else:
+            self.grad += gradient
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        if self.grad is not None:
+            self.grad[...] = 0
+
+    def rebind(self, value: Array, grad: Array | None) -> None:
+        """Put other arrays in place of value and gradient, on another backend or inside a larger buffer."""
+        self._value, self.grad = value, grad
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Return the value as a host array: what NumPy's functions see."""
+        return _host_array(self._value, dtype, copy)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the model to the original: a copy is of none."""
+        return {name: value for name, value in vars(self).items() if name != "of_a_model"}
+
+    def __repr__(self) -> str:
+        return f"Parameter(shape={self.shape}, dtype={self._value.dtype})"
+
+
+class Buffer(Closed):
+    """An array that is kept and saved but not trained, such as running statistics.
+
+    One with `on_host=True` stays in the host's memory whatever the backend, such as the state of a random stream.
+    `value` can be assigned as that of a `Parameter`.
+    """
+
+    on_host = False
+
+    def __init__(self, value: Array, *, on_host: bool = False) -> None:
+        self._value, self.on_host = value, on_host
+
+    @property
+    def value(self) -> Array:
+        """The array itself."""
+        return self._value
+
+    @value.setter
+    def value(self, array: Array) -> None:
+        _take(self._value, array, "buffer")
+
+    def rebind(self, value: Array) -> None:
+        """Put another array in place, on another backend or inside a larger one."""
+        self._value = value
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Return the value as a host array: what NumPy's functions see."""
+        return _host_array(self._value, dtype, copy)
+
+    def __repr__(self) -> str:
+        return f"Buffer(shape={tuple(self.value.shape)}, dtype={self.value.dtype})"
+
+
+def _take(held: Array, array: Any, what: str) -> None:
+    """Copy an array into the one that a parameter or buffer holds.
+
+    Raises:
+        ShapeError: it has another shape.
+        DTypeError: not an array of real numbers.
+    """
+    if array is held:
+        return
+    shape = tuple(held.shape)
+    if not hasattr(array, "shape") or not holds_numbers(array):
+        raise DTypeError(
+            f"a {what} of shape {shape} cannot take {shown(array)}; assign an array of real numbers of that shape"
+        )
+    if tuple(array.shape) != shape:
+        raise ShapeError(f"a {what} of shape {shape} cannot take values of shape {tuple(array.shape)}")
+    held[...] = array
+
+
+def holds_numbers(array: Any) -> bool:
+    """Tell whether an array of any library holds real numbers; complex ones and words would lose what they are."""
+    return getattr(getattr(array, "dtype", None), "kind", "f") in "biuf"
+
+
+def _host_array(value: Array, dtype: Any, copy: bool | None) -> Any:
+    """Return an array of any backend on the host, as NumPy's protocol `__array__` wants it."""
+    host = value.get() if hasattr(value, "get") else value.__array__()
+    host = host if dtype is None else host.astype(dtype, copy=False)
+    return host.copy() if copy and host is value else host

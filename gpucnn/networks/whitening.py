@@ -1,0 +1,147 @@
+"""Filters of a first convolution from data: its outputs begin uncorrelated and of variance 1.
+
+The filters are the eigenvectors of the covariance of the windows that the convolution looks at, each divided by the
+root of its eigenvalue and taken with both signs, so that a ReLU behind them loses nothing. Neighbouring pixels of
+photographs are almost equal, which makes a gradient run along few directions; whitened, it is spread over all.
+
+Source: Coates, Ng, "Learning feature representations with k-means" (2012); as a network's first layer Page, "How to
+train your ResNet" (2019), and Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gpucnn.core import checks
+from gpucnn.data.batches import batches, check_inputs
+from gpucnn.errors import ConfigurationError, DataError
+from gpucnn.layers.base import Layer
+from gpucnn.layers.containers import Sequential
+from gpucnn.layers.conv import Conv2D
+from gpucnn.model import Model
+
+EPSILON = 5e-4  # added to the eigenvalues: directions in which the data hardly varies are not blown up
+BATCH = 512  # images at once
+
+
+def whiten(target: Model | Conv2D, images: Any, *, epsilon: float = EPSILON) -> Conv2D:
+    """Set the filters of a model's first convolution, or of one convolution, from images; returns the convolution.
+
+    Filter i belongs to the i-th largest eigenvalue, and filter i + KH·KW·C is its negative. Biases stay as they are.
+    A few thousand training images are enough.
+
+    Arguments:
+        target: a model, built and on any backend; or a convolution that is built, which is shown the images as they
+            are.
+        images: (N, *input_shape), uint8 or floats. In a model they pass the layers before the convolution, such as a
+            `Normalization`, as in inference.
+        epsilon: added to each eigenvalue before its root is taken.
+
+    Raises:
+        ConfigurationError: there is no such convolution, it has groups, or it does not have 2·KH·KW·C filters.
+        DataError: images without any variation.
+        ShapeError, DTypeError: images that the target does not take.
+    """
+    epsilon = checks.number(epsilon, "epsilon", above=0)
+    convolution, before = _first_convolution(target)
+    _check_filters(convolution)
+    assert convolution.input_shape is not None
+    shape = target.input_shape if isinstance(target, Model) else convolution.input_shape
+    covariance = _covariance(_seen(target, before, check_inputs(images, shape, "images")), convolution)
+    filters = _filters(covariance, epsilon).reshape(convolution.weight.shape)
+    dtype = convolution.weight.value.dtype
+    with convolution.backend.on_device():
+        convolution.weight.value = convolution.backend.from_host(filters.astype(dtype))
+    return convolution
+
+
+def _first_convolution(target: Any) -> tuple[Conv2D, list[Layer]]:
+    """Return the convolution to set and the layers that images pass before it."""
+    if isinstance(target, Conv2D):
+        if target.output_shape is None:
+            raise ConfigurationError(f"{target.label} is not built yet; put it into a Model, and pass that")
+        return target, []
+    if not isinstance(target, Model):
+        raise ConfigurationError(f"whiten takes a Model or a Conv2D, not {target!r}")
+    before: list[Layer] = []
+    for layer in _one_after_another(target.network):
+        if isinstance(layer, Conv2D):
+            return layer, before
+        before.append(layer)
+    there = ", ".join(layer.label for layer in before)
+    raise ConfigurationError(
+        f"{target.name} has no convolution that every image passes, only {there}; put a Conv2D before them"
+    )
+
+
+def _one_after_another(network: Sequential) -> Iterator[Layer]:
+    """Yield the layers in order; a residual block is one."""
+    for layer in network.layers:
+        if isinstance(layer, Sequential):
+            yield from _one_after_another(layer)
+        else:
+            yield layer
+
+
+def _check_filters(convolution: Conv2D) -> None:
+    KH, KW, C, F = convolution.weight.shape
+    if convolution.groups != 1:
+        raise ConfigurationError(
+            f"{convolution.label}: has groups={convolution.groups}, and only a convolution that sees all channels at "
+            "once can be whitened; leave groups out"
+        )
+    if 2 * KH * KW * C != F:
+        raise ConfigurationError(
+            f"{convolution.label}: has {F} filters; whitening gives two for each of the {KH}·{KW}·{C} numbers of a "
+            f"window, so make it Conv2D({2 * KH * KW * C}, …)"
+        )
+
+
+def _seen(target: Model | Conv2D, before: list[Layer], images: Any) -> Iterator[Any]:
+    """Yield what the convolution is given of the images, host arrays of float64 (N, H, W, C), batch by batch."""
+    for part in batches(len(images), BATCH):
+        pixels = images[part]
+        if isinstance(target, Model):
+            with target.computing(len(pixels)):
+                x = target.as_floats(target.backend.from_host(pixels))
+                for layer in before:
+                    x, _ = layer.forward(x, train=False)
+                yield target.backend.to_host(x).astype(np.float64)
+        else:
+            yield pixels / 255.0 if pixels.dtype == np.uint8 else pixels.astype(np.float64)
+
+
+def _covariance(seen: Iterator[Any], convolution: Conv2D) -> "np.ndarray[Any, Any]":
+    """Return the covariance (D, D) of all windows inside the images, D = KH·KW·C in the order of a filter's weights."""
+    KH, KW, C, _ = convolution.weight.shape
+    EH, EW = convolution.window.extent
+    (DH, DW), D = convolution.window.dilation, KH * KW * C
+    count, total, products = 0, np.zeros(D), np.zeros((D, D))
+    for x in seen:
+        windows = np.lib.stride_tricks.sliding_window_view(x, (EH, EW), axis=(1, 2))[..., ::DH, ::DW]
+        rows = np.moveaxis(windows, 3, -1).reshape(-1, D)
+        count += len(rows)
+        total += rows.sum(axis=0)
+        products += rows.T @ rows
+    mean = total / max(count, 1)
+    covariance: np.ndarray[Any, Any] = products / max(count, 1) - np.outer(mean, mean)
+    if not np.trace(covariance) > 1e-12 * np.trace(products):  # what rounding leaves of constant windows
+        raise DataError(
+            f"{convolution.label}: {count:,} windows of {EH}x{EW} pixels that do not vary have no directions to "
+            "whiten; pass some training images"
+        )
+    return covariance
+
+
+def _filters(covariance: "np.ndarray[Any, Any]", epsilon: float) -> "np.ndarray[Any, Any]":
+    """Return filters (D, 2·D), a column each: eigenvectors by falling eigenvalue, and their negatives.
+
+    An eigenvector's sign is arbitrary; here its largest weight is positive, whatever library found it.
+    """
+    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = values[::-1].clip(min=0.0), vectors[:, ::-1]
+    largest = np.abs(vectors).argmax(axis=0)
+    vectors = vectors * np.sign(np.take_along_axis(vectors, largest[None], axis=0))
+    scaled = vectors / np.sqrt(values + epsilon)
+    return np.concatenate([scaled, -scaled], axis=1)

@@ -1,0 +1,149 @@
+"""`FlatState`: a network's parameters, their gradients, and its buffers of floats, each laid in one flat array.
+
+One update then serves a whole group of parameters, and an average of weights is one kernel.
+
+Several models may share layers, and the one that laid them last has them. The others notice, and lay them anew from
+what they hold by then: so all owners share values, whoever trains.
+"""
+
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gpucnn.backends import Array, Backend
+from gpucnn.errors import ConfigurationError
+from gpucnn.layers.base import Buffer, Layer, Parameter
+from gpucnn.layers.containers import Layers
+from gpucnn.optimizers.layout import Layout
+
+Held = tuple[dict[str, Any], str, Any]  # the attributes of a layer, a name among them, and what it stood for
+
+
+class FlatState:
+    """Lays the state of a network in flat arrays; what its parameters and buffers hold are views of them from then on.
+
+    `values` and `gradients` are of all parameters, group after group, as `layout` says; `averaged` lists what an
+    average of weights goes over: all parameters that are not frozen, and all buffers of floats.
+    """
+
+    def __init__(self, network: Layer, backend: Backend, dtype: str, groups: Sequence[Sequence[str]]) -> None:
+        xp, parameters = backend.xp, network.parameters()
+        frozen = [path for path, parameter in parameters.items() if parameter.frozen]
+        self.layout = Layout.of({path: p.shape for path, p in parameters.items()}, groups, frozen)
+        self.values, self.gradients = (xp.zeros(self.layout.size, dtype=dtype) for _ in range(2))
+        for path, parameter in parameters.items():
+            part = self.layout.places[path].part
+            value, grad = (flat[part].reshape(parameter.shape) for flat in (self.values, self.gradients))
+            value[...] = backend.from_host(parameter.value)
+            if parameter.grad is not None and not parameter.frozen:
+                grad[...] = backend.from_host(parameter.grad)
+            parameter.rebind(value, grad)
+            parameter.of_a_model, parameter.frozen = True, parameter.frozen
+        self.averaged = [self.values[self.layout.trainable], _flat_buffers(network, backend, dtype)]
+        self._held = list(_held(network))
+        self._lists = list(_lists(network))
+
+    def is_bound(self) -> bool:
+        """Tell whether the network still holds the same objects, and these the views that were laid for them."""
+        for attributes, name, then in self._held:
+            if attributes.get(name) is not then:
+                return False
+        return all(len(now) == len(then) and all(map(operator.is_, now, then)) for now, then in self._lists)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out, of a copy, all but what an optimizer goes by: the copied parameters are no views any more."""
+        nowhere: Held = {}, "", self.layout
+        return {"layout": self.layout, "values": self.values, "_held": [nowhere], "_lists": []}
+
+
+def check_placed(network: Layer, backend: Backend, dtype: str, remedy: str) -> None:
+    """Refuse a network whose state is not on a backend, in a dtype.
+
+    Raises:
+        ConfigurationError: it was moved; says what and where to, and with the remedy how to go on.
+    """
+    for layer in network.all_layers():
+        for name, held in vars(layer).items():
+            is_float = isinstance(held, Parameter) or (isinstance(held, Buffer) and _is_float(held))
+            if is_float and (layer.backend.name != backend.name or held.value.dtype != dtype):
+                raise ConfigurationError(
+                    f"{layer.label}: its {name} is {held.value.dtype} on {layer.backend.name} by now, and belongs to a "
+                    f"model that keeps {dtype} on {backend.name}; layer.to, or another Model of the same layers, has "
+                    f"moved it. {remedy} moves all of it back; models that share layers need the same backend and dtype"
+                )
+
+
+def check_shared_dtype(network: Layer, dtype: str) -> None:
+    """Refuse layers that belong to a model of another dtype already, whose weights would lose digits.
+
+    Raises:
+        ConfigurationError: names the layer and both dtypes.
+    """
+    for layer in network.all_layers():
+        for held in vars(layer).values():
+            if isinstance(held, Parameter) and held.of_a_model and held.value.dtype != dtype:
+                raise ConfigurationError(
+                    f"{layer.label}: belongs to a model whose weights are {held.value.dtype} already, and here they "
+                    f"would be {dtype}; models that share layers need the same dtype: pass it, move the first by "
+                    "model.to, or make this one of copies, copy.deepcopy(layers)"
+                )
+
+
+def check_same_layers(network: Layer, layout: Layout) -> None:
+    """Refuse a network that holds other parameters than those that were laid out."""
+    shapes = {path: parameter.shape for path, parameter in network.parameters().items()}
+    then = {path: place.shape for path, place in layout.places.items()}
+    if shapes != then:
+        changed = sorted(path for path in {**shapes, **then} if shapes.get(path) != then.get(path))
+        raise ConfigurationError(
+            f"the layers were changed since the model was made: it has other parameters now ({', '.join(changed)}); "
+            "make a new Model of the layers"
+        )
+
+
+def _held(network: Layer) -> Iterator[Held]:
+    """Yield what must stay for the flat arrays to be the network's: by whom and as what it is held, and what it is.
+
+    These are the layers' parameters, buffers, layers inside and backends, and the arrays of parameters and buffers.
+    """
+    for layer in {id(layer): layer for layer in network.all_layers()}.values():
+        attributes = vars(layer)
+        yield attributes, "backend", layer.backend
+        for name, value in attributes.items():
+            if isinstance(value, Parameter | Buffer | Layer | Layers):
+                yield attributes, name, value
+            if isinstance(value, Parameter):
+                yield from ((vars(value), what, vars(value)[what]) for what in ("_value", "grad", "frozen"))
+            elif isinstance(value, Buffer) and not value.on_host:
+                yield vars(value), "_value", value.value
+            elif isinstance(value, dict):
+                yield from ((value, key, item) for key, item in value.items() if isinstance(item, Layer))
+
+
+def _lists(network: Layer) -> Iterator[tuple[list[Any], tuple[Any, ...]]]:
+    """Yield lists of layers that may be changed, each with what it holds now."""
+    for layer in network.all_layers():
+        for value in vars(layer).values():
+            if isinstance(value, list) and not isinstance(value, Layers) and any(isinstance(i, Layer) for i in value):
+                yield value, tuple(value)
+
+
+def _is_float(buffer: Buffer) -> bool:
+    return not buffer.on_host and buffer.value.dtype.kind == "f"
+
+
+def _floats(network: Layer) -> dict[str, Buffer]:
+    """Return the buffers of floats by path."""
+    return {path: buffer for path, buffer in network.buffers().items() if _is_float(buffer)}
+
+
+def _flat_buffers(network: Layer, backend: Backend, dtype: str) -> Array:
+    """Lay all buffers of floats in one flat array, and return it."""
+    floats = _floats(network)
+    layout = Layout.of({path: tuple(buffer.value.shape) for path, buffer in floats.items()}, [list(floats)])
+    flat = backend.xp.zeros(layout.size, dtype=dtype)
+    for path, place in layout.places.items():
+        view = flat[place.part].reshape(place.shape)
+        view[...] = backend.from_host(floats[path].value)
+        floats[path].rebind(view)
+    return flat

@@ -1,0 +1,162 @@
+"""What was trained, on what and how: the head of the report."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from gpucnn.callbacks.defects import is_number
+from gpucnn.core.printing import duration
+from gpucnn.engine.profiling import frozen_count, parameter_count
+from gpucnn.errors import GpucnnError
+from gpucnn.optimizers import Optimizer
+from gpucnn.report import words
+from gpucnn.report.run import Run
+from gpucnn.report.words import count, percent, sides, some
+from gpucnn.runs.folder import Predicted, describe, in_words, validated_on_test
+from gpucnn.schedules import Schedule
+
+UNKNOWN = "not recorded"
+DATA = {
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "synthetic": "synthetic digits",
+    "synthetic_digits": "synthetic digits",
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing that is known of a run, with a smaller remark."""
+
+    term: str
+    value: str
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracy and loss on the test set, as far as they are known, and where they come from."""
+
+    accuracy: float | None
+    loss: float | None
+    remark: str
+
+
+def final_scores(run: Run, test: Predicted | str) -> Scores:
+    """Return what the training ended with, or what is measured now where the run does not say."""
+    scores, remark = run.test_scores, "on the test images, after training"
+    if not scores and not isinstance(test, str) and run.model.loss is not None:
+        scores = run.model.evaluate(test.images, test.labels)
+        remark = "on the test images, measured for this report"
+    return Scores(scores.get("accuracy"), scores.get("loss"), remark)
+
+
+def headline(run: Run, scores: Scores) -> list[Fact]:
+    """Return the few numbers that stand up front: the final scores, and what it took to reach them."""
+    accuracy, loss = scores.accuracy, scores.loss
+    result = [
+        Fact("test accuracy", *((UNKNOWN,) if accuracy is None else (percent(accuracy), scores.remark))),
+        Fact("test loss", *((UNKNOWN,) if loss is None else (words.loss(loss), scores.remark))),
+        Fact("parameters", count(parameter_count(run.model.network)), _trained(run)),
+    ]
+    seconds = run.history.history.get("seconds") if run.history else None
+    if run.history is not None and seconds:
+        epochs = run.settings.get("epochs")
+        words_for = some(run.history.epochs, "epoch") if not isinstance(epochs, float) else f"{epochs:g} epochs"
+        result.append(Fact("training time", duration(sum(seconds)), words_for))
+    return result
+
+
+def _trained(run: Run) -> str:
+    frozen = frozen_count(run.model.network)
+    return f"{count(frozen)} of them frozen" if frozen else "numbers that are trained"
+
+
+def facts(run: Run, test: Predicted | str) -> list[Fact]:
+    """Return the configuration of a run; what its folder does not say is said to be not recorded."""
+    model, settings = run.model, run.settings
+    optimizer, schedule = _optimizer(run)
+    batch_size = settings.get("batch_size") or (model.recipe and model.recipe.batch_size)
+    epochs = settings.get("epochs") or (run.history and run.history.epochs) or model.epochs_seen
+    versions = settings.get("versions")
+    in_words = {"gpucnn": "gpucnn", "python": "Python", "numpy": "NumPy", "cupy": "CuPy", "cuda": "CUDA"}
+    listed = [f"{in_words.get(name, name)} {v}" for name, v in versions.items()] if isinstance(versions, dict) else []
+    return [
+        Fact("Network", model.name, f"{sides(model.input_shape)} → {sides(model.output_shape)}"),
+        _data(run, test),
+        Fact("Validation", _validation(run)),
+        Fact("Optimizer", optimizer),
+        Fact("Learning rate", schedule),
+        Fact("Augmentation", _augmentation(run)),
+        Fact("Loss", UNKNOWN if model.loss is None else repr(model.loss)),
+        Fact("Epochs", _word(epochs)),
+        Fact("Batch size", _word(batch_size)),
+        Fact("Seed", _word(settings.get("seed", model.seed)), "of weights, data order and dropout"),
+        Fact("Backend", _word(settings.get("backend")), _word(settings.get("dtype", model.dtype))),
+        Fact("Versions", ", ".join(listed) or UNKNOWN),
+    ]
+
+
+def _data(run: Run, test: Predicted | str) -> Fact:
+    """Return what the run was trained on; how much that is, where the report is tested on the same."""
+    recipe, source = run.model.recipe, run.settings.get("source")
+    data = run.settings.get("data") or (recipe.data if recipe else None)
+    named = UNKNOWN if data is None else DATA.get(str(data), str(data))
+    remarks = [str(source)] if source else []
+    if (images := _counts(run)) is not None:
+        remarks.insert(0, in_words(images))
+    elif not isinstance(test, str) and (data in (None, "images") or describe(test.dataset) == named):
+        (x_train, _), (x_test, _) = test.dataset
+        named = describe(test.dataset) if data is None else named
+        remarks.insert(0, in_words({"training": len(x_train), "test": len(x_test)}))
+    return Fact("Data", named, "; ".join(remarks))
+
+
+def _counts(run: Run) -> dict[str, int] | None:
+    """Return how many images were trained on, validated with and tested on; None where the run does not say."""
+    images = run.settings.get("images")
+    if not isinstance(images, dict) or not all(isinstance(number, int) for number in images.values()):
+        return None
+    return {str(part): number for part, number in images.items()}
+
+
+def _validation(run: Run) -> str:
+    """Return what was scored after each epoch."""
+    if run.history is None or "val_loss" not in run.history.history:
+        return "none"
+    if validated_on_test(run.settings):
+        return "on the test images after each epoch: they chose the best model, too"
+    share: Any = run.settings.get("hold_out")
+    if not is_number(share):
+        return UNKNOWN
+    return f"on {percent(share, 0)} of the training images, drawn by the seed and held out"
+
+
+def _augmentation(run: Run) -> str:
+    """Return how the images were changed, as the recipe says."""
+    recipe = run.model.recipe
+    if recipe is None:
+        return UNKNOWN
+    return ", ".join(map(repr, recipe.augment)) or "none"
+
+
+def _optimizer(run: Run) -> tuple[str, str]:
+    """Return the optimizer and its schedule as the calls that make them."""
+    optimizer: Optimizer | None = None
+    if run.model.loss is not None:
+        optimizer = run.model.optimizer
+    elif isinstance(run.settings.get("optimizer"), dict):
+        try:
+            optimizer = Optimizer.from_config(run.settings["optimizer"])
+        except GpucnnError:
+            return str(run.settings["optimizer"]), UNKNOWN
+    if optimizer is None:
+        return UNKNOWN, UNKNOWN
+    rate = optimizer.learning_rate
+    return repr(optimizer), repr(rate) if isinstance(rate, Schedule) else f"{rate:g}, constant"
+
+
+def _word(value: Any) -> str:
+    """Return a setting as a word."""
+    if value is None or value == "":
+        return UNKNOWN
+    return count(value) if is_number(value) and isinstance(value, int) else str(value)

@@ -1,0 +1,259 @@
+"""Run folders, as `gpucnn train` and `gpucnn runs` leave them: what lies in one, and the data it was trained on."""
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpucnn import datasets
+from gpucnn.backends import Backend
+from gpucnn.saving.model_file import load
+from gpucnn.datasets import Dataset
+from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.core.files import make_folder, read_json, user_path, write_into
+from gpucnn.model import Model
+from gpucnn.training.checkpoints import BEST
+from gpucnn.training.history import History
+
+RUNS = Path("runs")
+MODEL, HISTORY, CONFIG = "model.safetensors", "history.json", "config.json"
+STATISTICS = "runs.json"
+DATA_FOLDERS = "data-folders.json"  # that this account has trained on
+DATA_NAMES = "mnist, cifar10, synthetic, or images (with --data-dir)"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model makes of the test images of a data set.
+
+    Shapes
+        images         (N, H, W, C) uint8
+        labels         (N,) class numbers
+        probabilities  (N, K)
+        names          K names of classes
+    """
+
+    dataset: Dataset
+    images: Any
+    labels: Any
+    probabilities: Any
+    names: list[str]
+
+
+def find_model(where: str | Path | None) -> Path:
+    """Return a model's file from its own path, a run's folder, or (None) the newest run below `runs`.
+
+    Raises:
+        CheckpointError: there is none, or the run is not finished.
+    """
+    if where is None:
+        found = sorted(RUNS.glob(f"*/{MODEL}"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise CheckpointError(
+                f"there is no {MODEL} in any folder below {RUNS}/; train one with `gpucnn train`, or name a run"
+            )
+        return found[-1]
+    where = user_path(where)
+    path = where / MODEL if os.path.isdir(where) else where
+    if not os.path.isfile(path):
+        if os.path.isdir(where) and is_unfinished(where):
+            best = f"; its best model so far is {where / BEST}" if os.path.isfile(where / BEST) else ""
+            raise CheckpointError(f"{where}: this run is not finished; go on with it by `{how_to_resume(where)}`{best}")
+        raise CheckpointError(f"{path}: there is no such model; pass a run's folder or a .safetensors file")
+    return path
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Tell whether a folder holds a run of `gpucnn train` whose end is not written."""
+    settings = run_config(folder / MODEL)
+    return "network" in settings and "test" not in settings
+
+
+def how_to_resume(folder: Path) -> str:
+    """Return the command that goes on with a run."""
+    return f"gpucnn train --run-dir {shlex.quote(str(folder))} --resume"
+
+
+def beside(model_path: Path, name: str) -> Path:
+    """Return where a page or picture goes that nobody named a place for: beside the model, but not through a link.
+
+    Raises:
+        ConfigurationError: there is a symbolic link of that name, which a stranger may have laid there.
+    """
+    path = model_path.parent / name
+    if path.is_symlink():
+        raise ConfigurationError(
+            f"{path}: is a symbolic link to {os.readlink(path)}; name the file to write with --output, or remove the "
+            "link"
+        )
+    return path
+
+
+def open_model(where: str | Path | None, backend: str | Backend) -> tuple[Model, Path]:
+    """Load a model as `find_model` finds it, and return it with its path."""
+    path = find_model(where)
+    return load(path, backend=backend), path
+
+
+def run_config(model_path: Path) -> dict[str, Any]:
+    """Return the settings of the run that a model lies in; empty where it lies elsewhere.
+
+    Raises:
+        CheckpointError: there are some, but they cannot be read.
+    """
+    file = model_path.parent / CONFIG
+    try:
+        settings = read_json(file)
+    except FileNotFoundError:
+        return {}
+    if not isinstance(settings, dict):
+        raise CheckpointError(
+            f"{file}: holds {settings!r:.40} where a run's settings were expected; mend it, or move the model elsewhere"
+        )
+    return settings
+
+
+def validated_on_test(settings: dict[str, Any]) -> bool:
+    """Return whether a run scored the test images after each epoch: it was asked to, or is older than that choice."""
+    if "validate_on_test" in settings:
+        return bool(settings["validate_on_test"])
+    return settings.get("hold_out") is None and bool(settings.get("validate") or settings.get("early_stopping"))
+
+
+def in_words(counts: dict[str, int]) -> str:
+    """Return how many images each part has: 45,000 training, 5,000 validation, 10,000 test images."""
+    return ", ".join(f"{number:,} {part}" for part, number in counts.items()) + " images"
+
+
+def read_history(model_path: Path) -> History:
+    """Return the history of the run that a model lies in.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    file = model_path.parent / HISTORY
+    try:
+        found = read_json(file)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{file}: there is no history; `gpucnn train` writes one into its run folder, and so does fit(…).save(file)"
+        ) from error
+    if not isinstance(found, dict) or not all(
+        isinstance(v, list) and all(isinstance(number, int | float) for number in v) for v in found.values()
+    ):
+        raise CheckpointError(f"{file}: is not a history; expected a list of numbers, one an epoch, for each name")
+    return History(found)
+
+
+def remember_data(folder: Path) -> None:
+    """Note for this account that it trains on the data of a folder, so that runs may name it."""
+    held = _remembered()
+    if (place := os.path.realpath(folder)) not in held:
+        with contextlib.suppress(OSError):  # then it has to be said again which data are meant
+            make_folder(_state_folder())
+            content = json.dumps([*(one for one in held if os.path.isdir(one)), place], indent=1) + "\n"
+            write_into(_state_folder(), DATA_FOLDERS, content.encode(errors="surrogateescape"))
+
+
+def _remembered() -> list[str]:
+    try:
+        held = read_json(_state_folder() / DATA_FOLDERS)
+    except (OSError, CheckpointError):
+        return []
+    return [str(place) for place in held] if isinstance(held, list) else []
+
+
+def _state_folder() -> Path:
+    """Return where an account keeps what programs remember."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "gpucnn"
+    chosen = os.environ.get("XDG_STATE_HOME", "")
+    return Path(chosen if os.path.isabs(chosen) else os.path.expanduser("~/.local/state")) / "gpucnn"
+
+
+def _recorded_folder(path: Path, settings: dict[str, Any]) -> Path | None:
+    """Return the folder of data that a run's settings name, if this account has trained on it.
+
+    Raises:
+        ConfigurationError: it has not: a stranger's run could name any folder of one's own.
+    """
+    if not settings.get("data_dir"):
+        return None
+    recorded = Path(str(settings["data_dir"]))
+    if os.path.realpath(recorded) not in _remembered():
+        raise ConfigurationError(
+            f"{path.parent}: its settings name the data in {recorded}, on which this account has not trained, so they "
+            f"are not read unasked; to have them read, pass --data-dir {shlex.quote(str(recorded))}"
+        )
+    return recorded
+
+
+def load_data(name: str, folder: Path | None, image_size: tuple[int, int] | None = None) -> Dataset:
+    """Return a data set by the word that commands take; images are brought to `image_size` (H, W)."""
+    if name == "synthetic":
+        return datasets.synthetic_digits()
+    if name == "images":
+        if folder is None:
+            raise ConfigurationError("--data images needs --data-dir, a folder that holds a folder for each class")
+        return datasets.image_folder(folder, size=image_size)
+    if name not in ("mnist", "cifar10"):
+        raise ConfigurationError(f"there is no data set {name!r}; there are {DATA_NAMES}")
+    return datasets.mnist(folder) if name == "mnist" else datasets.cifar10(folder)
+
+
+def data_of(network: Model, path: Path, data: str | None, data_dir: str | Path | None) -> Dataset:
+    """Return the data set that was asked for, or else the one that a model was trained on.
+
+    Raises:
+        ConfigurationError: nobody says which, or only a run that this account did not train says where.
+    """
+    data_dir = None if data_dir is None else user_path(data_dir)
+    if data is None:
+        settings = run_config(path)
+        data = settings.get("data") or (network.recipe.data if network.recipe else None)
+        data = "synthetic" if data == "synthetic_digits" else data
+        data_dir = data_dir or _recorded_folder(path, settings)
+    if data is None:
+        raise ConfigurationError(f"{path} does not say what it was trained on; name it with --data ({DATA_NAMES})")
+    return load_data(str(data), data_dir, image_size=(network.input_shape[0], network.input_shape[1]))
+
+
+def describe(dataset: Dataset) -> str:
+    """Return the data set's name as people write it."""
+    known = {"mnist": "MNIST", "cifar10": "CIFAR-10", "synthetic_digits": "synthetic digits"}
+    return known.get(dataset.name, dataset.name)
+
+
+def check_takes_images(network: Model, path: Path) -> None:
+    """Refuse a model whose inputs are no pictures.
+
+    Raises:
+        ConfigurationError: names the shape.
+    """
+    if len(network.input_shape) != 3 or network.input_shape[2] not in (1, 3):
+        raise ConfigurationError(f"{path}: takes inputs of shape {network.input_shape}, not grey or colour images")
+
+
+def predict_test_set(network: Model, path: Path, data: str | None, data_dir: str | Path | None) -> Predicted:
+    """Return what a model makes of the test set that was asked for, or of that of the data it was trained on.
+
+    Raises:
+        ConfigurationError: the model and the data do not go together, or nobody says which data.
+        DataError: the data cannot be had.
+    """
+    check_takes_images(network, path)
+    dataset = data_of(network, path, data, data_dir)
+    _, (images, labels) = dataset
+    probabilities = network.predict(images)
+    if probabilities.ndim != 2 or labels.max() >= probabilities.shape[1]:
+        raise ConfigurationError(
+            f"{path}: has outputs of shape {network.output_shape}, but the test set of {dataset.name} has "
+            f"{len(dataset.class_names)} classes; name the data that it was trained on with --data"
+        )
+    K = probabilities.shape[1]
+    named = next((names for names in (network.class_names, dataset.class_names) if names and len(names) == K), None)
+    return Predicted(dataset, images, labels, probabilities, named or [str(k) for k in range(K)])

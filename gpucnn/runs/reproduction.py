@@ -1,0 +1,205 @@
+"""What others published, trained again: the from-scratch projects that this package grew from, and deeper networks.
+
+Where a document says nothing, the choice is ours, and the network's docstring in `gpucnn/networks/` says so.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpucnn import datasets, networks
+from gpucnn.backends import Backend
+from gpucnn.callbacks import Callback
+from gpucnn.datasets import Dataset
+from gpucnn.errors import ConfigurationError
+from gpucnn.training.checkpoints import Checkpoints
+from gpucnn.callbacks.defects import DefectWatch
+from gpucnn.training.history import History
+
+if TYPE_CHECKING:
+    from gpucnn.model import Model
+
+LEVELS = (0.80, 0.90, 0.93, 0.94)  # test accuracies whose times are noted of long runs
+PROBE = 500  # images through which a run is watched
+RESTARTS = 5  # at most, of one run
+NEXT_SEED = 10_000  # added to the seed for each restart, so that no other run has it
+MINUTE = 60.0
+HOUR = 60 * MINUTE
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a document says of its own run; accuracies are shares, the test's last."""
+
+    source: str
+    accuracy: float
+    by_epoch: tuple[float, ...] = ()
+    seconds: float | None = None  # in all
+    runs: int | None = None
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A recipe that is trained again: the network's name, what was published, and what it must reach.
+
+    A `long` one is scored on the test images after each epoch, as in what was published, so that it can be said when it
+    passed which accuracy; what is reported is the model of the last epoch, whatever the others scored.
+    `chunks` chunks of so many images each are passed one after another, each for all of the recipe's epochs.
+    """
+
+    network: str
+    must_reach: float
+    published: Published | None = None
+    chunks: int = 0
+    chunk_size: int = 0
+    long: bool = False
+
+    def train(
+        self,
+        model: "Model",
+        data: tuple[Any, Any],
+        validation: tuple[Any, Any] | None = None,
+        callbacks: Sequence[Callback] = (),
+        epochs: float | None = None,
+        checkpoints: Checkpoints | None = None,
+        verbose: bool | int | str = "auto",
+    ) -> History:
+        """Train a model as the document describes; returns the history of all epochs, over all chunks.
+
+        With checkpoints, which is for recipes without chunks, a training that was interrupted goes on.
+        """
+        x, y = data
+        size = self.chunk_size or len(x)
+        together = History()
+        for chunk in range(self.chunks or 1):
+            part = slice(chunk * size, (chunk + 1) * size)
+            history = model.fit(
+                x[part],
+                y[part],
+                epochs=epochs,
+                validation_data=validation,
+                callbacks=callbacks,
+                checkpoints=checkpoints,
+                resume=checkpoints is not None,
+                check_numerics=False,  # the run's record says that it diverged, and when
+                verbose=verbose,
+            )
+            for place in range(history.epochs):
+                together.add({key: values[place] for key, values in history.history.items()})
+            if model.stop_training:
+                break
+        return together
+
+
+_TWO = "document 002, MNIST-CNN"
+_THREE = "document 003, CNN in NumPy"
+_HE = "He and others, 2016"
+
+REPRODUCTIONS = {
+    entry.network: entry
+    for entry in (
+        Reproduction("sigmoid-3x3", 0.91, Published("documents 000, 001", 0.8504, (0.575, 0.8286, 0.8736))),
+        Reproduction("feedforward", 0.97, Published(_TWO, 0.97, (0.88, 0.95, 0.97), 2.13, 48)),
+        Reproduction("single-conv", 0.98, Published(_TWO, 0.97, (0.86, 0.95, 0.97), 1.9 * MINUTE, 22)),
+        Reproduction("double-conv", 0.98, Published(_TWO, 0.94, (0.70, 0.85, 0.94), 35.4 * MINUTE, 5)),
+        Reproduction("single-conv-pool", 0.975, Published(_TWO, 0.96, (0.85, 0.94, 0.96), 31 * MINUTE, 3)),
+        Reproduction("lenet-002", 0.975, Published(_TWO, 0.84, (0.49, 0.72, 0.84), 2.1 * HOUR, 9)),
+        Reproduction("lenet", 0.99),
+        Reproduction("network-1", 0.98, Published(_THREE, 0.96)),
+        Reproduction("network-2", 0.99, Published(_THREE, 0.978)),
+        Reproduction("network-3", 0.70, Published(_THREE, 0.60)),
+        Reproduction("convnet-1000s", 0.966, Published("document 004, ConvNet", 0.966), chunks=5, chunk_size=1000),
+        Reproduction("network-4", 0.90, long=True),
+        Reproduction("resnet20", 0.86, Published(_HE, 0.9125), long=True),
+        Reproduction("resnet32", 0.86, Published(_HE, 0.9249), long=True),
+        Reproduction("resnet56", 0.86, Published(_HE, 0.9303), long=True),
+        Reproduction("resnet9", 0.94, Published("Page, 2018, on a V100", 0.9408, seconds=79.0, runs=50), long=True),
+        Reproduction("airbench94", 0.937, Published("Jordan, 2024, on an A100", 0.9401, seconds=3.83), long=True),
+    )
+}
+
+
+def by_name(name: str) -> Reproduction:
+    """Return a recipe.
+
+    Raises:
+        ConfigurationError: there is none of that name.
+    """
+    plain = name.lower().replace("_", "-")
+    if plain not in REPRODUCTIONS:
+        raise ConfigurationError(f"there is nothing named {name!r} to reproduce; there are {', '.join(REPRODUCTIONS)}")
+    return REPRODUCTIONS[plain]
+
+
+def load_data(name: str) -> Dataset:
+    """Return the data that a recipe is trained on."""
+    return {"mnist": datasets.mnist, "cifar10": datasets.cifar10}[networks.by_name(name).recipe.data]()
+
+
+def run(
+    name: str,
+    seed: int,
+    data: Dataset,
+    *,
+    backend: str | Backend = "auto",
+    epochs: float | None = None,
+    dtype: str = "float32",
+    on_defect: str = "flag",
+    callbacks: Sequence[Callback] = (),
+    checkpoints: Checkpoints | None = None,
+    verbose: bool | int | str = "auto",
+) -> tuple["Model", History, dict[str, Any]]:
+    """Train a recipe once, watched for defects; return the model, its history, and the run's record as plain data.
+
+    The record holds `numbers` (accuracy and loss an epoch, the test's, seconds), the `defect` or None, and the
+    watch's histograms. With checkpoints a training that was interrupted goes on; its seconds in all are then those
+    since it did.
+    """
+    recipe = by_name(name)
+    (x_train, y_train), (x_test, y_test) = data
+    model = networks.by_name(recipe.network)(seed, backend, dtype=dtype)
+    model.class_names = data.class_names
+    watch = DefectWatch((x_train[:PROBE], y_train[:PROBE]), action=on_defect)
+    started = time.perf_counter()
+    history = recipe.train(
+        model,
+        (x_train, y_train),
+        validation=(x_test, y_test) if recipe.long else None,
+        callbacks=[watch, *callbacks],
+        epochs=epochs,
+        checkpoints=checkpoints,
+        verbose=verbose,
+    )
+    trained = time.perf_counter()
+    scores = model.evaluate(x_test, y_test)
+    tested = time.perf_counter()
+    numbers: dict[str, Any] = {f"training {key}": history[key] for key in ("accuracy", "accuracy_so_far", "loss")}
+    numbers |= {f"test {key}": value for key, value in scores.items()}
+    numbers |= {
+        "seconds, a step": sum(history["step_seconds"]) / history.epochs,
+        "seconds, an epoch": sum(history["seconds"]) / history.epochs,
+        "seconds, training": trained - started,
+        "seconds, testing": tested - trained,
+        "seconds, in all": tested - started,
+    }
+    if recipe.long:
+        several = model.evaluate(x_test, y_test, views="mirror-shift")
+        numbers["test accuracy, several views"] = several["accuracy"]
+        numbers["test accuracy by epoch"] = history["val_accuracy"]
+        passed = {level: history.seconds_to(level) for level in LEVELS}
+        numbers |= {f"seconds to {level:.0%}": seconds for level, seconds in passed.items() if seconds is not None}
+    return model, history, {"numbers": numbers, **watch.report()}
+
+
+def run_until_good(name: str, seed: int, data: Dataset, **options: Any) -> tuple["Model", History, dict[str, Any]]:
+    """Train a recipe as `run` does; where a defect is found, stop and start anew with another seed, up to 5 times.
+
+    The record's `restarts` are the defects that were found on the way.
+    """
+    restarts: list[Any] = []
+    while True:
+        model, history, record = run(name, seed + NEXT_SEED * len(restarts), data, **options, on_defect="stop")
+        if record["defect"] is None or len(restarts) == RESTARTS:
+            return model, history, record | {"restarts": restarts}
+        restarts.append(record["defect"])

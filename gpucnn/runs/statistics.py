@@ -1,0 +1,222 @@
+"""Many runs of one recipe: every run's numbers in one file, averages in another, and going on after an interruption."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.core.files import explained, make_folder, read_json, user_path, write_into
+from gpucnn.core.text import printable
+
+FORMAT = 1
+HEADINGS = "", "mean", "std dev", "least", "most", "95 % CI of the mean"
+Record = dict[str, Any]
+
+
+FEWEST = 3  # runs that an interval is drawn from: Student's distribution for two is wider than what it could tell
+UNBOUNDED = -math.inf, math.inf
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What several values come to; `low` and `high` enclose their mean with 95 % confidence, None for fewer than 3."""
+
+    count: int
+    mean: float
+    deviation: float
+    minimum: float
+    maximum: float
+    low: float | None
+    high: float | None
+
+
+def summary(values: Iterable[float], possible: tuple[float, float] = UNBOUNDED) -> Summary:
+    """Return mean, sample deviation, extremes and the 95 % confidence interval of the mean.
+
+    The interval is Student's, for values that are about normal, as those of runs with other seeds are. Where it would
+    leave what a mean can be, it is cut there: it encloses the true mean as often then as before, since the true mean
+    is never in what was cut off.
+
+    Arguments:
+        possible: the least and the greatest mean that there can be, such as 0 and 1 for accuracies.
+
+    Raises:
+        ConfigurationError: no values.
+
+    Sources: Student, "The probable error of a mean" (1908); Mandelkern, "Setting confidence intervals for bounded
+    parameters" (2002), on cutting them.
+    """
+    listed = [float(value) for value in values]
+    if not listed:
+        raise ConfigurationError("there are no values to summarise; make at least one run")
+    count, mean = len(listed), math.fsum(listed) / len(listed)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in listed) / (count - 1)) if count > 1 else 0.0
+    low = high = None
+    if count >= FEWEST:
+        reach = _student(count - 1) * deviation / math.sqrt(count)
+        low, high = max(mean - reach, possible[0]), min(mean + reach, possible[1])
+    return Summary(count, mean, deviation, min(listed), max(listed), low, high)
+
+
+def possible_mean(name: str) -> tuple[float, float]:
+    """Return the least and the greatest mean that a number of this name can have."""
+    if "accuracy" in name:
+        return 0.0, 1.0
+    return (0.0, math.inf) if "loss" in name or "seconds" in name else UNBOUNDED
+
+
+def _student(freedom: int) -> float:
+    """Return the number of standard errors within which 95 % of Student's distribution lie."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))
+
+
+class Runs:
+    """The runs of one recipe, in a file that is rewritten whole after each of them.
+
+    Arguments
+        path      of the JSON file; one that is there is read, and gone on with
+        settings  what all its runs have in common: plain data
+
+    Raises
+        CheckpointError  the file is damaged, of another format, or of runs with other settings
+    """
+
+    def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = user_path(path), settings
+        self.records: list[Record] = self._read() if self.path.exists() else []
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Runs":
+        """Return the runs that a file holds, whatever their settings.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged or of another format.
+        """
+        return cls(path, _read(user_path(path))[0])
+
+    def _read(self) -> list[Record]:
+        settings, records = _read(self.path)
+        other = [key for key in {**settings, **self.settings} if settings.get(key) != self.settings.get(key)]
+        if other:
+            key = sorted(other)[0]
+            raise CheckpointError(
+                f"{self.path}: holds runs with {key}={settings.get(key)!r}, these have {self.settings.get(key)!r}; "
+                "name another file for them"
+            )
+        return records
+
+    def missing(self, count: int) -> list[int]:
+        """Return which of the seeds 0 … count − 1 have no run yet."""
+        done = {record["seed"] for record in self.records}
+        return [seed for seed in range(count) if seed not in done]
+
+    def add(self, record: Record) -> None:
+        """Add a run, and write the file and the text of averages beside it.
+
+        Raises:
+            CheckpointError: they cannot be written; the run is not added then.
+        """
+        self.records = sorted([*self.records, record], key=lambda record: record["seed"])
+        held = {"format": FORMAT, "settings": self.settings, "runs": self.records}
+        with explained(self.path):
+            make_folder(self.path.parent)
+            write_into(self.path.parent, self.path.name, (json.dumps(held, indent=1, allow_nan=True) + "\n").encode())
+        self.write_text()
+
+    def write_text(self, include_defects: bool = False) -> Path:
+        """Write the text of averages beside the file, and return its path."""
+        path = self.path.with_suffix(".txt")
+        with explained(path):
+            write_into(path.parent, path.name, self.text(include_defects).encode())
+        return path
+
+    def make(self, count: int, run: Callable[[int], Record]) -> None:
+        """Make the runs with seeds 0 … count − 1 that are missing; each is kept as soon as it is over."""
+        for seed in self.missing(count):
+            self.add({"seed": seed, **run(seed)})
+
+    def good(self, include_defects: bool = False) -> list[Record]:
+        """Return the runs that count: those without a defect, or all of them."""
+        return [record for record in self.records if include_defects or not record.get("defect")]
+
+    def summaries(self, include_defects: bool = False) -> dict[str, Summary]:
+        """Return what the runs' numbers come to, by name: of each epoch where there is one for each."""
+        gathered: dict[str, list[float]] = {}
+        for record in self.good(include_defects):
+            for name, value in record["numbers"].items():
+                listed = value if isinstance(value, list) else [value]
+                for place, number in enumerate(listed, start=1):
+                    label = f"{name}, epoch {place}" if isinstance(value, list) else name
+                    gathered.setdefault(label, []).append(number)
+        return {name: summary(values, possible_mean(name)) for name, values in gathered.items()}
+
+    def text(self, include_defects: bool = False) -> str:
+        """Return the averages as a table in plain text, and what was wrong with the runs that were left out."""
+        good, defective = self.good(include_defects), [r for r in self.records if r.get("defect")]
+        lines = [f"{self.settings.get('recipe', 'runs')}: {len(self.records)} runs, {len(defective)} with a defect"]
+        if defective:
+            lines[0] += ", which are included" if include_defects else ", which are left out"
+        if good:
+            lines += ["", *_columns([HEADINGS, *(_cells(*item) for item in self.summaries(include_defects).items())])]
+            if len(good) < FEWEST:
+                lines += ["", f"A confidence interval needs {FEWEST} runs."]
+        if defective:
+            lines += ["", "defects:"]
+            lines += [f"  seed {r['seed']}: {r['defect']['kind']}: {r['defect']['detail']}" for r in defective]
+        return printable("\n".join(lines) + "\n", lines=True)
+
+
+def _cells(name: str, numbers: Summary) -> list[str]:
+    """Return a line of the table: accuracies in per cent, and their deviation in percentage points."""
+    scale, unit, points = (100.0, " %", " pp") if "accuracy" in name else (1.0, "", "")
+    digits = 3 if "seconds" in name else 4
+    cells = [f"{scale * value:.{digits}g}{unit}" for value in (numbers.mean, numbers.minimum, numbers.maximum)]
+    cells.insert(1, f"{scale * numbers.deviation:.3g}{points}" if numbers.count > 1 else "")
+    low, high = (None if end is None else f"{scale * end:.{digits}g}" for end in (numbers.low, numbers.high))
+    label = name.removeprefix("training ").replace("accuracy_so_far", "accuracy so far")
+    return [label, *cells, "" if low is None else f"{low} … {high}{unit}"]
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines of text, as wide as they must be; the first column is aligned to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        " ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in rows
+    ]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[Record]]:
+    """Return the settings and the records of a file."""
+    try:
+        held = read_json(path)
+        form, settings, records = held["format"], dict(held["settings"]), list(held["runs"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: holds no runs that can be read ({error}); name another file, or move this one away"
+        ) from error
+    if form != FORMAT:
+        raise CheckpointError(f"{path}: is of format {form!r}, and this gpucnn reads {FORMAT}; name another")
+    for place, record in enumerate(records):
+        if not _is_record(record):
+            raise CheckpointError(
+                f"{path}: its run {place} is {record!r:.40}, where a seed and numbers were expected; name another "
+                "file, or move this one away"
+            )
+    return settings, records
+
+
+def _is_record(record: Any) -> bool:
+    """Tell whether this is what a run leaves: a seed, numbers by name, and a defect or none."""
+    if not isinstance(record, dict) or not isinstance(record.get("seed"), int):
+        return False
+    numbers, defect = record.get("numbers"), record.get("defect")
+    listed = [v if isinstance(v, list) else [v] for v in numbers.values()] if isinstance(numbers, dict) else [[None]]
+    return all(isinstance(number, int | float) for values in listed for number in values) and (
+        defect is None or (isinstance(defect, dict) and {"kind", "detail"} <= defect.keys())
+    )

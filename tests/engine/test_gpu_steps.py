@@ -1,0 +1,646 @@
+"""Training steps on a GPU: what they read from Python, the memory they take, the threads and devices they run on.
+
+Most of it looks into the simulated CuPy, whose GPUs have as little memory, or are as many, as a test wants; with
+`--backend cupy` what a callback changes between two steps is tested on a GPU as well.
+"""
+
+import gc
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import callbacks, losses, optimizers
+from gpucnn import layers as L
+from gpucnn.data.augment import AlternatingFlip, Flip, Translate
+from gpucnn.errors import OutOfMemory, RecordingWarning
+from gpucnn.networks.whitening import whiten
+from gpucnn.optimizers import Group
+from gpucnn.training import steps as training_steps
+from tests import host_kernels
+from tests.conftest import SIMULATED, make_backend
+from tests.simulated_cupy import Importer, Simulation, load_backend
+
+GPUS = (SIMULATED, "cupy")
+
+
+def pytest_generate_tests(metafunc):
+    if "gpu_name" in metafunc.fixturenames:
+        names = [name for name in GPUS if name in metafunc.config.backends]
+        metafunc.parametrize("gpu_name", names or [pytest.param(SIMULATED, marks=pytest.mark.skip("not asked for"))])
+
+
+@pytest.fixture
+def gpu(gpu_name):
+    return make_backend(gpu_name)
+
+
+@pytest.fixture
+def simulated(request):
+    """A class of backends, of which each device gets one, over a simulation of two GPUs."""
+    if SIMULATED not in request.config.backends:
+        pytest.skip(f"looks into the simulation, which is not tested here: {host_kernels.why_not() or 'not asked for'}")
+    return load_backend(Simulation(devices=2))
+
+
+def images_and_labels(count=48, side=6):
+    rng = np.random.default_rng(3)
+    return rng.integers(0, 256, (count, side, side, 2)).astype("uint8"), rng.integers(0, 4, count)
+
+
+class After(callbacks.Callback):
+    """Does something after some of all steps."""
+
+    def __init__(self, function, *steps):
+        self.function, self.steps, self.made = function, steps, 0
+
+    def on_step_end(self, model, step):
+        self.made += 1
+        if self.made in self.steps:
+            self.function(model)
+
+
+def state_of(model):
+    return {path: array.tobytes() for path, array in model.state_dict().items()}
+
+
+def outcome(model, *more, epochs=2, **options):
+    """What a training comes to: losses and bits, or the error that ends it."""
+    try:
+        history = model.fit(*images_and_labels(), epochs=epochs, batch_size=6, verbose=0, **options)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return history.history["loss"], state_of(model)
+
+
+# --- what a callback changes between two steps ----------------------------------------------------
+
+
+def small(backend, optimizer=None, jit=True, loss=None, seed=0):
+    layers = [
+        *(L.Conv2D(4, 3, use_bias=False), L.BatchNorm(), L.LeakyReLU(0.1), L.Dropout(0.3)),
+        *(L.Flatten(), L.Dense(8), L.Tanh(), L.Dropout(0.2), L.Dense(4), L.Softmax()),
+    ]
+    model = gpucnn.Model(layers, (6, 6, 2), backend=backend, seed=seed)
+    optimizer = optimizer or optimizers.SGD(0.05, momentum=0.9, weight_decay=1e-3)
+    return model.compile(optimizer, loss or losses.CategoricalCrossEntropy(label_smoothing=0.1), jit=jit)
+
+
+def setting(get, name, value):
+    def change(model):
+        setattr(get(model), name, value)
+
+    return change
+
+
+def of_layer(name, value, label):
+    return setting(lambda model: next(layer for layer in model.layers if layer.label == label), name, value)
+
+
+def of_optimizer(name, value):
+    return setting(lambda model: model.optimizer, name, value)
+
+
+def of_first_group(name, value):
+    return setting(lambda model: model.optimizer.groups[0], name, value)
+
+
+def new_stream(model):
+    model.network.buffers()["dropout.stream"].value[...] = (77, 5)
+
+
+def earlier_stream(model):
+    model.network.buffers()["dropout_1.stream"].value[1] = 0
+
+
+def freeze(model):
+    model.parameters()["dense.weight"].frozen = True
+
+
+def rebind(model):
+    parameter = model.parameters()["dense.weight"]
+    parameter.rebind(parameter.value.copy(), parameter.grad.copy())
+
+
+def with_groups():
+    return optimizers.SGD(0.05, momentum=0.9, groups=[Group("dense.*", 0.5, weight_decay=1e-2)])
+
+
+def adam():
+    return optimizers.Adam(1e-2, weight_decay=1e-3)
+
+
+SETTINGS = {
+    "dropout rate": (None, of_layer("rate", 0.7, "dropout")),
+    "dropout off": (None, of_layer("rate", 0.0, "dropout")),
+    "slope": (None, of_layer("slope", 0.4, "leaky_relu")),
+    "batch norm's momentum": (None, of_layer("momentum", 0.5, "batch_norm")),
+    "batch norm's epsilon": (None, of_layer("epsilon", 0.1, "batch_norm")),
+    "momentum": (None, of_optimizer("momentum", 0.5)),
+    "nesterov": (None, of_optimizer("nesterov", True)),
+    "weight decay": (None, of_optimizer("weight_decay", 0.1)),
+    "learning rate": (None, of_optimizer("learning_rate", 0.2)),
+    "steps": (adam, of_optimizer("steps", 0)),
+    "clip_norm": (None, of_optimizer("clip_norm", 1e-2)),
+    "clip_value": (None, of_optimizer("clip_value", 1e-3)),
+    "beta1": (adam, of_optimizer("beta1", 0.5)),
+    "beta2": (adam, of_optimizer("beta2", 0.9)),
+    "epsilon": (adam, of_optimizer("epsilon", 0.1)),
+    "group's rate": (with_groups, of_first_group("rate", 3.0)),
+    "group's weight decay": (with_groups, of_first_group("weight_decay", 0.5)),
+    "label smoothing": (None, setting(lambda model: model.loss, "label_smoothing", 0.5)),
+    "Muon's momentum": (lambda: optimizers.Muon(0.02), of_optimizer("momentum", 0.5)),
+    "Muon's other": (lambda: optimizers.Muon(0.02, other=adam()), setting(lambda m: m.optimizer.other, "beta1", 0.0)),
+    "frozen": (None, freeze),
+    "another key of a stream": (None, new_stream),
+    "a stream from the beginning": (None, earlier_stream),
+    "other arrays": (None, rebind),
+    "arrays laid anew": (None, lambda model: model.network.to(model.backend, "float32") and model._flatten()),
+    "another model over the layers": (
+        None,
+        lambda model: gpucnn.Model(model.layers, model.input_shape, backend=model.backend),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_changed_settings_count_from_the_next_step_on(gpu, name):
+    """Of 16 steps the 2nd is captured; what changes after the 5th counts from the 6th, as it does in eager steps."""
+    optimizer, change = SETTINGS[name]
+    captured, eager, unchanged = (
+        outcome(small(gpu, optimizer and optimizer(), jit), callbacks=[After(change, *steps)])
+        for jit, *steps in ((True, 5), (False, 5), (True,))
+    )
+    assert captured == eager
+    assert captured != unchanged or name in ("arrays laid anew", "another model over the layers", "other arrays")
+
+
+@pytest.mark.parametrize("after", range(1, 6))
+def test_changed_settings_count_after_any_step(gpu, after):
+    """Also between the step that makes room and the capture, and right after that."""
+    change = of_layer("rate", 0.7, "dropout")
+    captured, eager = (outcome(small(gpu, jit=jit), callbacks=[After(change, after)]) for jit in (True, False))
+    assert captured == eager
+
+
+def test_augmentations_settings_count_from_the_next_step_on(gpu):
+    results = []
+    for jit in (True, False):
+        augment = [Flip(0.5)]
+        change = After(lambda model, flip=augment[0]: setattr(flip, "probability", 0.0), 5)
+        results.append(outcome(small(gpu, jit=jit), callbacks=[change], augment=augment))
+    assert results[0] == results[1]
+
+
+def test_steps_are_captured_again_when_settings_rest(simulated):
+    """1 eager step and 14 launches without a change; with one after the 5th two more eager steps come before 9."""
+    backend = simulated(0)
+    for steps, launches in (((), 15), ((5,), 13), ((1,), 13), ((5, 9), 9)):
+        backend.simulation.graph_launches = 0
+        changes = iter((0.4, 0.5))
+        change = After(lambda model, changes=changes: setattr(model.layers[3], "rate", next(changes)), *steps)
+        outcome(small(backend), callbacks=[change])
+        assert backend.simulation.graph_launches == launches, steps
+
+
+def test_settings_of_one_value_are_not_a_change(simulated):
+    backend = simulated(0)
+    again = After(lambda model: setattr(model.optimizer, "weight_decay", float("1e-3")), *range(1, 16))
+    outcome(small(backend), callbacks=[again])
+    assert backend.simulation.graph_launches == 15
+
+
+def test_settings_that_change_with_each_step_cost_one_room(simulated, monkeypatch):
+    """The room of the first step is given up, and no other one is made while settings do not rest."""
+    backend, rooms = simulated(0), []
+    make = backend.room_to_record
+    monkeypatch.setattr(backend, "room_to_record", lambda: rooms.append(1) or make())
+    results = []
+    for jit in (True, False):
+        rates = iter(np.linspace(0.1, 0.6, 40).tolist())
+        change = After(lambda model, rates=rates: setattr(model.layers[3], "rate", next(rates)), *range(1, 33))
+        results.append(outcome(small(backend, jit=jit), epochs=4, callbacks=[change]))
+    assert results[0] == results[1]
+    assert len(rooms) == 1
+
+
+def test_changes_put_off_a_capture_by_a_bounded_number_of_steps(simulated, monkeypatch):
+    """With a bound of 2: captured and replayed 3 steps of the first 4, and 2 of each 4 that follow a change."""
+    monkeypatch.setattr(training_steps, "MOST_EAGER", 2)
+    backend, rates = simulated(0), iter((0.4, 0.5, 0.6))
+    change = After(lambda model: setattr(model.layers[3], "rate", next(rates)), 4, 8, 12)
+    outcome(small(backend), callbacks=[change])
+    assert backend.simulation.graph_launches == 3 + 3 * 2
+
+
+def test_a_layer_that_changes_itself_with_each_step_is_not_captured(gpu):
+    """A replay would leave out what its Python does."""
+
+    class Counting(L.Layer):
+        recordable = True
+        calls = 0
+
+        def forward(self, x, *, train):
+            self.calls += 1
+            return x * self.calls, lambda dy, calls=self.calls: dy * calls
+
+    try:
+        models = []
+        for jit in (True, False):
+            layers = [L.Flatten(), Counting(), L.Dense(4), L.Softmax()]
+            models.append(gpucnn.Model(layers, (6, 6, 2), backend=gpu).compile(optimizers.SGD(1e-4), jit=jit))
+        with pytest.warns(RecordingWarning, match="changes attributes of layers, loss, optimizer or metrics"):
+            captured = outcome(models[0])
+        assert captured == outcome(models[1])
+        assert "changes attributes" in models[0].why_not_repeated
+    finally:
+        L.Layer.registry.pop("Counting")
+
+
+def test_a_layer_that_keeps_something_from_its_first_step_is_captured(simulated):
+    class Keeping(L.Layer):
+        recordable = True
+
+        def forward(self, x, *, train):
+            if not hasattr(self, "factor"):
+                self.factor = self.backend.xp.full((), 0.5, dtype=x.dtype)
+            return x * self.factor, lambda dy: dy * self.factor
+
+    try:
+        backend = simulated(0)
+        layers = [L.Flatten(), Keeping(), L.Dense(4), L.Softmax()]
+        model = gpucnn.Model(layers, (6, 6, 2), backend=backend).compile(optimizers.SGD(0.1))
+        outcome(model)
+        assert not model.why_not_repeated
+        assert backend.simulation.graph_launches == 16 - 3
+    finally:
+        L.Layer.registry.pop("Keeping")
+
+
+# --- memory -----------------------------------------------------------------------------------------
+
+
+def wide(backend, jit=True):
+    """A network whose columns take 9 times its activations."""
+    layers = [L.Conv2D(8, 3, padding="same"), L.ReLU(), L.Residual([L.Conv2D(8, 3, padding="same")]), L.Flatten()]
+    model = gpucnn.Model([*layers, L.Dense(4), L.Softmax()], (16, 16, 2), backend=backend)
+    return model.compile(optimizers.SGD(0.05, momentum=0.9), jit=jit)
+
+
+def test_a_capture_frees_nothing_that_its_graph_uses(simulated):
+    """Down from ample memory: columns are halved in the first step already, and the capture takes the same blocks."""
+    data = images_and_labels(64, 16)
+    ample = wide(simulated(0)).fit(*data, epochs=2, batch_size=16, verbose=0).history["loss"]
+    columns = simulated.simulation.launches["im2col"]
+    halved = ended = 0
+    for megabytes in np.arange(35.25, 33.9, -0.125):  # of which 33.6 are cuBLAS'
+        backend = load_backend()(0)
+        backend.simulation.capacity = int(megabytes * 1e6)
+        model = wide(backend)
+        try:
+            found = model.fit(*data, epochs=2, batch_size=16, verbose=0).history["loss"]
+        except OutOfMemory:
+            ended += 1
+            continue
+        assert found == pytest.approx(ample, rel=1e-5), megabytes
+        assert not model.why_not_repeated
+        assert backend.simulation.graph_launches == 7
+        halved += backend.simulation.launches["im2col"] > columns
+    assert halved >= 3
+    assert ended >= 2
+
+
+def test_a_capture_that_runs_out_of_memory_goes_on_eagerly(simulated):
+    """The step before it has fitted; one that was not captured does so again."""
+
+    class Growing(L.Layer):
+        recordable = True
+
+        def forward(self, x, *, train):
+            self.backend.xp.empty(calls.append(1) or 10 ** (6 + (len(calls) == 2)), dtype="uint8")
+            return x, lambda dy: dy
+
+    calls = []
+    try:
+        results = []
+        for jit in (True, False):
+            backend = load_backend()(0)
+            layers = [L.Flatten(), Growing(), L.Dense(4), L.Softmax()]
+            model = gpucnn.Model(layers, (6, 6, 2), backend=backend).compile(optimizers.Adam(0.01), jit=jit)
+            if jit:
+                backend.simulation.capacity = 40_000_000
+                with pytest.warns(RecordingWarning, match=r"no room for .* bytes more than the step took before"):
+                    results.append(outcome(model))
+                assert "no room" in model.why_not_repeated
+                assert backend.simulation.graph_launches == 0
+            else:
+                results.append(outcome(model))
+        assert results[0] == results[1]
+    finally:
+        L.Layer.registry.pop("Growing")
+
+
+def test_a_capture_may_grow_but_not_free(simulated):
+    backend = simulated(0)
+    xp = backend.xp
+    kept = xp.zeros(100_000, dtype="float32")
+
+    def step(count):
+        for number in range(count):
+            xp.add(kept[: 1000 * (number + 1)], 1.0, out=kept[: 1000 * (number + 1)])
+            xp.ones(1000 * (number + 1), dtype="float32")
+
+    with backend.room_to_record() as room:
+        step(2)
+    backend.recording(room, lambda: step(5), {})(0)
+    assert float(kept[0]) == 7
+
+    with backend.room_to_record() as room:
+        step(3)
+    with pytest.raises(RuntimeError, match=r"12,000 bytes that the captured step may use were freed"):
+        backend.recording(room, lambda: (step(3), room.pool.free_all_blocks()), {})
+
+
+def test_a_first_launch_that_fails_is_made_eagerly(simulated, monkeypatch):
+    backend = simulated(0)
+    recording = backend.recording
+
+    def fails(room, step, strides):
+        recording(room, step, strides)
+
+        def launch(repeat):
+            raise RuntimeError("cudaErrorMemoryAllocation")
+
+        return launch
+
+    monkeypatch.setattr(backend, "recording", fails)
+    with pytest.warns(RecordingWarning, match="cudaErrorMemoryAllocation"):
+        captured = outcome(small(backend))
+    assert captured == outcome(small(backend, jit=False))
+
+
+def test_no_garbage_is_collected_in_a_capture(simulated):
+    """It could destroy other graphs, and free memory, in the middle."""
+    backend, found = simulated(0), []
+
+    def look(phase, info):
+        found.append(backend.simulation.capturing() is not None)
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(look)
+    try:
+        gc.set_threshold(1)
+        outcome(small(backend), epochs=1)
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(look)
+    assert found
+    assert not any(found)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        outcome(small(backend), epochs=1)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_a_step_that_is_never_captured_leaves_no_memory_behind(simulated):
+    """A training ends between the step that makes room and the capture."""
+
+    def stop(model):
+        model.stop_training = True
+
+    backend = simulated(0)
+    model = wide(backend)
+    data = images_and_labels(64, 16)
+    model.train_on_batch(data[0][:16], data[1][:16])
+    model.release()
+    before = backend.simulation.reserved[0]
+    for after in (1, 2, 3):
+        model.fit(*data, batch_size=16, verbose=0, callbacks=[After(stop, after)])
+        gc.collect()
+        assert backend.simulation.reserved[0] <= before + 1000
+
+    def interrupt(model):
+        raise KeyboardInterrupt
+
+    for after in (1, 2, 3):
+        with pytest.raises(KeyboardInterrupt) as held:  # with all frames of the training
+            model.fit(*data, batch_size=16, verbose=0, callbacks=[After(interrupt, after)])
+        backend.release()
+        assert backend.simulation.reserved[0] <= before + 200_000, held  # the data are in those frames
+
+
+def test_memory_that_the_default_pool_keeps_serves_the_first_step(simulated):
+    """A pool of its own cannot have what lies there unused."""
+    backend = simulated(0)
+    xp, data = backend.xp, images_and_labels(64, 16)
+    model = wide(backend)
+    backend.release()
+    backend.simulation.capacity = 60_000_000
+    xp.empty(backend.simulation.capacity - backend.simulation.reserved[0] - 100_000, dtype="uint8")  # unused at once
+    model.fit(*data, batch_size=16, verbose=0)
+    assert not model.why_not_repeated
+
+
+def test_training_and_validation_data_share_one_decision(simulated, monkeypatch):
+    """Together they take half of what is free, and leave room for a step; training data go first."""
+    backend = simulated(0)
+    monkeypatch.setattr(backend.xp.cuda.runtime, "memGetInfo", lambda: (10_000_000, 10_000_000))
+    backend.release()
+
+    def stays(*megabytes, step=0):
+        data = [np.zeros(int(1e6 * size), "uint8") for size in megabytes]
+        return [hasattr(brought, "ndim") for brought in backend.bring(*data, step=step)]
+
+    assert stays(3, 1.9) == [True, True]
+    backend.release()
+    assert stays(3, 2.1) == [True, False]  # each alone would fit
+    backend.release()
+    assert stays(6, 2) == [False, True]
+    backend.release()
+    assert stays(3, 1, step=8_000_000) == [False, True]
+    assert stays(3, step=20_000_000) == [False]
+    there = backend.from_host(np.zeros(9_000_000, "uint8"))
+    assert backend.bring(there)[0] is there
+
+
+def test_a_fit_decides_for_both_data_sets(simulated, monkeypatch):
+    backend, seen = simulated(0), []
+    bring = backend.bring
+    monkeypatch.setattr(backend, "bring", lambda *data, **step: seen.append((data, step)) or bring(*data, **step))
+    x, y = images_and_labels()
+    model = small(backend)
+    model.fit(x, y, batch_size=6, validation_data=(x[:9], y[:9]), verbose=0)
+    (((training, validation), step),) = seen
+    assert (len(training), len(validation)) == (48, 9)
+    assert step == {"step": 6 * model.bytes_of_a_sample()}
+
+
+# --- threads ----------------------------------------------------------------------------------------
+
+
+def test_two_trainings_in_two_threads_give_the_bits_that_they_give_alone(simulated):
+    """They go step by step with each other, so both have made room before either captures."""
+    backend = simulated(0)
+    alone = [outcome(small(backend, seed=seed)) for seed in (1, 2)]
+    for _ in range(2):
+        barrier = threading.Barrier(2)
+        together = After(lambda model, barrier=barrier: barrier.wait(20), *range(1, 17))
+        with ThreadPoolExecutor(2) as pool, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            models = [small(backend, seed=seed) for seed in (1, 2)]
+            waiting = [After(together.function, *together.steps) for _ in models]
+            tasks = [pool.submit(outcome, model, callbacks=[wait]) for model, wait in zip(models, waiting, strict=True)]
+            assert [task.result() for task in tasks] == alone
+        assert not any(model.why_not_repeated for model in models)
+
+
+def test_products_round_their_factors_in_the_thread_that_asked_for_it(simulated, monkeypatch):
+    backend, compute_types = simulated(0), {}
+    library = backend._cublas._library
+    product = library.cublasGemmEx
+
+    def watched(*arguments):
+        compute_types.setdefault(threading.current_thread().name, set()).add(int(arguments[-2]))
+        return product(*arguments)
+
+    monkeypatch.setattr(library, "cublasGemmEx", watched)
+    x, barrier = np.ones((3, 4), "float32"), threading.Barrier(2)
+
+    def multiply(tf32):
+        threading.current_thread().name = f"tf32 {tf32}"
+        a = backend.from_host(x)
+        with backend.working(as_team=False, allow_tf32=tf32):
+            barrier.wait(20)
+            backend.dense(a, a.T, None)
+            barrier.wait(20)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(multiply, (True, False)))
+    assert compute_types == {"tf32 True": {77}, "tf32 False": {68}}
+
+
+def test_each_thread_has_a_handle_of_cublas_and_the_next_one_takes_it_over(simulated):
+    backend, handles, barrier = simulated(0), [], threading.Barrier(3)
+
+    def multiply():
+        a = backend.from_host(np.ones((3, 4), "float32"))
+        barrier.wait(20)
+        for _ in range(20):
+            assert backend.to_host(backend.dense(a, a.T, None)).tolist() == [[4.0] * 3] * 3
+        handles.append(backend._cublas.handle)
+        barrier.wait(20)
+
+    for _ in range(2):
+        threads = [threading.Thread(target=multiply) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(handles) == 6
+    assert len(set(map(id, handles))) == 3
+    assert len({handle.workspace.ptr for handle in handles}) == 3
+
+
+def test_the_cublas_of_cupys_version_is_taken(simulated):
+    loaded = Importer(simulated.simulation).load("gpucnn.backends.cupy.cublas").loaded
+    maps = """
+7f00-7f01 r-xp 00000000 08:01 1  /opt/torch/nvidia/cublas/lib/libcublas.so.12.4.5
+7f01-7f02 r-xp 00000000 08:01 2  /opt/torch/nvidia/cublas/lib/libcublasLt.so.13
+7f02-7f03 r-xp 00000000 08:01 3  /home/a user/nvidia/lib/libcublas.so.13.1.0
+7f02-7f03 r--p 00000000 08:01 3  /home/a user/nvidia/lib/libcublas.so.13.1.0
+7f03-7f04 r-xp 00000000 08:01 4  /gone/libcublas.so.11 (deleted)
+7f04-7f05 rw-p 00000000 00:00 0
+"""
+    assert loaded(maps, 13) == ["/home/a user/nvidia/lib/libcublas.so.13.1.0"]
+    assert loaded(maps, 12) == ["/opt/torch/nvidia/cublas/lib/libcublas.so.12.4.5"]
+    assert loaded(maps, 1) == loaded(maps, 11) == []
+
+
+# --- devices ----------------------------------------------------------------------------------------
+
+
+def deep(backend):
+    layers = [
+        *(L.Normalization(0.4, 0.3), L.Conv2D(4, 3, padding="same", use_bias=False), L.BatchNorm(), L.ReLU()),
+        *(L.MaxPool2D(2), L.Dropout(0.3), L.Residual([L.Conv2D(4, 3, padding="same"), L.GELU()]), L.Flatten()),
+        *(L.Dense(4), L.Softmax()),
+    ]
+    return gpucnn.Model(layers, (6, 6, 2), backend=backend)
+
+
+def test_a_model_on_the_second_gpu_leaves_the_thread_on_the_first(simulated, tmp_path):
+    """Whatever a user calls: arrays lie on the second, the results are those of the first, and the thread stays."""
+    x, y = images_and_labels()
+    results = []
+    for backend in (simulated(0), simulated(1)):
+        found = []
+
+        def note(result, backend=backend, found=found):
+            found.append(result)
+            assert backend.simulation.device == 0, len(found)
+            assert not backend.simulation.outer_devices
+
+        model = deep(backend)
+        note(model.compile(optimizers.Muon(0.02, clip_norm=1.0, groups=[Group("conv2d.*", 0.5, epochs=1)])).jit)
+        options = {"validation_data": (x, y), "augment": [AlternatingFlip(), Translate(1)], "verbose": 0}
+        average = callbacks.MovingAverage(0.9)
+        history = model.fit(x, y, epochs=2, batch_size=8, callbacks=[average], **options).history
+        note([history[what] for what in ("loss", "val_loss", "accuracy")])
+        note(model.compile("adam").fit(x, y, batch_size=9, verbose=0, shuffle=False).history["loss"])
+        note(model.why_not_repeated)
+        note(model.evaluate(x, y, views="mirror"))
+        note(model.predict(x, views="mirror-shift").tobytes())
+        note(float(model.train_on_batch(x, y)))
+        outputs, backward = model.forward(x, train=True)
+        backward(outputs)
+        note(backend.to_host(outputs).tobytes())
+        model.zero_grad()
+        note(model.freeze("conv2d").unfreeze().parameters().keys())
+        note(model.refresh_statistics(x).state_dict().keys())
+        note(len(model.profile(x, y, repeats=1).layers))
+        note(gpucnn.parity(model, x, y).agrees)
+        model.load_state_dict(model.state_dict())
+        folder = tmp_path / f"{backend.device}"
+        model.fit(x, y, batch_size=16, verbose=0, checkpoints=folder)
+        model.save(tmp_path / "model.safetensors")
+        note(state_of(gpucnn.load(tmp_path / "model.safetensors", backend=backend)))
+        with_whitening = [L.Conv2D(16, 2), L.Flatten(), L.Dense(4)]
+        note(whiten(gpucnn.Model(with_whitening, (6, 6, 2), backend=backend), x).filters)
+        assert {parameter.value.device.id for parameter in model.parameters().values()} == {backend.device}
+        note(state_of(model.to("numpy").to(backend, "float16")))
+        results.append(found)
+    assert results[0] == results[1]
+
+
+def test_models_on_two_gpus_in_one_process(simulated):
+    backends = simulated(0), simulated(1)
+    expected = [outcome(small(backend, seed=seed)) for seed, backend in enumerate(backends)]
+    with ThreadPoolExecutor(2) as pool:  # where a thread begins on the first GPU
+        tasks = [pool.submit(outcome, small(backend, seed=seed)) for seed, backend in enumerate(backends)]
+        assert [task.result() for task in tasks] == expected
+    moved = small(backends[0], seed=1).to(backends[1])
+    assert outcome(moved) == expected[1]
+    inner = []
+    nested = After(lambda model: inner.append(outcome(small(backends[1], seed=1), epochs=2)), 4)
+    assert outcome(small(backends[0]), callbacks=[nested]) == expected[0]
+    assert inner == [expected[1]]
+
+
+def test_memory_is_that_of_the_backends_gpu(simulated):
+    first, second = simulated(0), simulated(1)
+    second.release()
+    before = second.memory()[0]
+    there = second.xp.zeros(4)
+    with second.on_device():
+        there = second.xp.zeros(1_000_000, dtype="uint8")
+    assert first.memory()[0] > second.memory()[0]
+    assert before - second.memory()[0] == there.nbytes
+    del there
+    second.release()
+    assert second.memory()[0] == before

@@ -1,0 +1,292 @@
+"""Frozen parameters: nothing moves them, their gradients are left out, and the way back ends behind them."""
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import layers, optimizers
+from gpucnn.callbacks import Callback
+from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.optimizers import Group
+from gpucnn.testing.strict import StrictBackend
+from tests.training.test_groups import GROUPS, OPTIMIZERS, assert_same_bits, simulated
+from tests.training.test_model import small_model, stripes
+from tests.training.test_model_file import described, rewritten
+
+KERNELS = ("conv2d_parameter_gradients", "conv2d_input_gradient", "dense_parameter_gradients", "dense_input_gradient")
+
+
+def frozen(model):
+    return [path for path, parameter in model.parameters().items() if parameter.frozen]
+
+
+def moved(model, before):
+    after = model.state_dict()
+    return {path for path in model.parameters() if (after[path] != before[path]).any()}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_optimizer_moves_what_is_frozen(backend, name):
+    """Neither gradient nor weight decay, from the first step on or after some, when momentum has been gathered."""
+    x, y = stripes(40)
+    model = small_model(backend=backend, optimizer=OPTIMIZERS[name](GROUPS))
+    for fits in range(2):
+        if fits:
+            model.unfreeze()
+            model.fit(x, y, batch_size=20, verbose=0)
+        before = model.state_dict()
+        model.freeze("conv2d", "batch_norm.scale", "*.bias")
+        assert_same_bits_of(model.state_dict(), before)
+        model.fit(x, y, epochs=2, batch_size=20, verbose=0)
+        assert moved(model, before) == {"batch_norm.shift", "conv2d_1.weight", "dense.weight"}
+
+
+def assert_same_bits_of(a, b):
+    assert all(a[path].tobytes() == b[path].tobytes() for path in b)
+
+
+def test_the_others_take_the_steps_they_would_take(backend):
+    """Freezing changes nobody's gradient; the NumPy engine adds up a bias alone in another order, though."""
+    x, y = stripes(30)
+    part, whole = (small_model(backend=backend, optimizer=optimizers.SGD(0.1)) for _ in range(2))
+    part.freeze("conv2d_1.weight", "dense.bias")
+    for model in (part, whole):
+        model.train_on_batch(x, y)
+    for path, value in whole.state_dict().items():
+        if path not in frozen(part):
+            assert part.state_dict()[path] == pytest.approx(value, rel=1e-5, abs=1e-7), path
+
+
+def test_what_was_gathered_is_kept_while_frozen():
+    """Momentum of before is there again after, in whatever order the parameters lie meanwhile."""
+    x, y = stripes(20)
+    model = small_model(optimizer=OPTIMIZERS["adam"](GROUPS))
+    model.train_on_batch(x, y)
+    slots = {name: slot.copy() for name, slot in model.optimizer.slots.items()}
+    layout = model._flat.layout
+    model.freeze("conv2d*")
+    assert model._flat.layout != layout
+    assert model.optimizer.slots["mean"].tobytes() != slots["mean"].tobytes()
+    model.unfreeze()
+    assert model._flat.layout == layout
+    assert_same_bits_of(model.optimizer.slots, slots)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The gradients that a backend of the portable kernels is asked for, in order."""
+    backend, asked = StrictBackend(), []
+    for name in KERNELS:
+        original = getattr(backend, name)
+
+        def watched(*args, name=name, original=original, **kwargs):
+            asked.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(backend, name, watched, raising=False)
+    return backend, asked
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ([], [*KERNELS[2:], *KERNELS[:2], KERNELS[0]]),
+        (["dense.weight"], [KERNELS[3], *KERNELS[:2], KERNELS[0]]),
+        (["conv2d_1"], [*KERNELS[2:], KERNELS[1], KERNELS[0]]),
+        (["conv2d"], [*KERNELS[2:], *KERNELS[:2]]),  # the batch norm behind it is trained
+        (["conv2d", "batch_norm"], [*KERNELS[2:], KERNELS[0]]),
+        (["conv2d", "batch_norm", "conv2d_1.weight"], [*KERNELS[2:]]),
+        (["conv2d*", "batch_norm"], [KERNELS[2]]),
+        (["conv2d*", "batch_norm", "dense.weight"], []),
+        (["*"], []),
+    ],
+)
+def test_gradients_that_nobody_wants_are_left_out(calls, what, expected):
+    backend, asked = calls
+    model = small_model(backend=backend)
+    if what:
+        model.freeze(*what)
+    before = model.state_dict()
+    model.train_on_batch(*stripes(10))
+    assert asked == expected
+    assert moved(model, before) == set(model.parameters()) - set(frozen(model))
+
+
+def test_gradients_of_what_is_frozen_stay_0(backend):
+    model = small_model(backend=backend)
+    x, y = stripes(10)
+    model.train_on_batch(x, y)
+    model.freeze("batch_norm.scale", "conv2d")
+    model.train_on_batch(x, y)
+    for path, parameter in model.parameters().items():
+        assert bool((backend.to_host(parameter.grad) == 0).all()) == (path in frozen(model)), path
+
+
+def test_threads_freeze_alike():
+    """The replicas that take other slices of the batch know of what is frozen after their making too."""
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(64, 24, 24, 8)).astype("float32"), generator.integers(0, 4, 64)
+
+    def model():
+        stack = [layers.Conv2D(32, 3), layers.BatchNorm(), layers.ReLU(), layers.Conv2D(32, 3), layers.Flatten()]
+        made = gpucnn.Model([*stack, layers.Dense(4), layers.Softmax()], (24, 24, 8), backend="numpy")
+        return made.compile(optimizers.SGD(0.01))
+
+    results = []
+    threads = gpucnn.backends.numpy.threads.num_threads()
+    try:
+        for count in (1, 2):
+            gpucnn.set_num_threads(count)
+            trained = model()
+            trained.train_on_batch(x, y)
+            before = trained.state_dict()
+            trained.freeze("conv2d.weight", "batch_norm", "conv2d_1.bias")
+            trained.train_on_batch(x, y)
+            assert moved(trained, before) == {"conv2d.bias", "conv2d_1.weight", "dense.weight", "dense.bias"}
+            results.append(trained.state_dict())
+    finally:
+        gpucnn.set_num_threads(threads)
+    for path, value in results[0].items():
+        assert results[1][path] == pytest.approx(value, rel=1e-3, abs=1e-5), path
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_recorded_steps_give_the_same_bits(name):
+    x, y = stripes(70)
+    models = []
+    for jit in (True, False):
+        model = small_model(backend=simulated(), optimizer=OPTIMIZERS[name](GROUPS))
+        model.compile(model.optimizer, model.loss, jit=jit)
+        model.fit(x, y, epochs=1, batch_size=16, verbose=0)
+        model.freeze("conv2d", "dense.bias").fit(x, y, epochs=2, batch_size=16, verbose=0)
+        model.unfreeze("dense").fit(x, y, epochs=1, batch_size=16, verbose=0)
+        models.append(model)
+    assert_same_bits(*models)
+
+
+def test_what_can_be_frozen():
+    model = small_model()
+    assert frozen(model.freeze("conv2d")) == ["conv2d.weight"]
+    assert frozen(model.freeze("*_1.b*")) == ["conv2d.weight", "conv2d_1.bias"]
+    assert frozen(model.unfreeze("conv2d.weight")) == ["conv2d_1.bias"]
+    assert frozen(model.freeze(model.layers[2])) == ["batch_norm.scale", "batch_norm.shift", "conv2d_1.bias"]
+    assert frozen(model.unfreeze(model.layers[2], "conv2d_1")) == []
+    assert frozen(model.freeze()) == list(model.parameters())
+    assert frozen(model.unfreeze(model.layers[0])) == list(model.parameters()), "a layer that holds none"
+    inner = gpucnn.Model([layers.Residual([layers.Dense(3), layers.Dense(3)])], (3,), backend="numpy")
+    assert frozen(inner.freeze("residual.main.dense_1")) == [f"residual.main.dense_1.{x}" for x in ("weight", "bias")]
+    assert frozen(inner.freeze("residual")) == list(inner.parameters())
+
+
+def test_before_compiling_and_for_a_group():
+    """Groups may name what is frozen, and are there again when it is not any more."""
+    model = gpucnn.Model([layers.Dense(3), layers.Dense(2), layers.Softmax()], (4,), backend="numpy")
+    model.freeze("dense_1").compile(optimizers.SGD(0.1, groups=[Group("dense_1", 0.0)]))
+    x, y = np.ones((4, 4)), np.array([0, 1, 1, 1])
+    before = model.state_dict()
+    model.fit(x, y, verbose=0)
+    assert moved(model, before) == {"dense.weight", "dense.bias"}
+    before = model.unfreeze().state_dict()
+    model.fit(x, y, verbose=0)
+    assert moved(model, before) == {"dense.weight", "dense.bias"}, "its group stands still"
+
+
+def test_a_frozen_one_can_still_be_assigned_and_loaded():
+    model = small_model().freeze()
+    model.parameters()["dense.bias"].value = np.full(3, 2.0)
+    assert model.state_dict()["dense.bias"].tolist() == [2.0] * 3
+    model.load_state_dict(small_model(seed=1).state_dict())
+    assert_same_bits(model, small_model(seed=1))
+
+
+def test_moving_and_saving_keep_what_is_frozen(tmp_path):
+    x, y = stripes(20)
+    model = small_model(optimizer=OPTIMIZERS["adamw"](GROUPS)).freeze("conv2d", "*.bias")
+    paths = frozen(model)
+    assert frozen(model.to(StrictBackend()).to("numpy")) == paths
+    before = model.state_dict()
+    model.fit(x, y, verbose=0)
+    assert not moved(model, before) & set(paths)
+    model.save(tmp_path / "m.safetensors")
+    loaded = gpucnn.load(tmp_path / "m.safetensors", backend="numpy")
+    assert frozen(loaded) == paths
+    assert loaded._flat.layout == model._flat.layout
+    assert_same_bits(loaded, model)
+    before = loaded.state_dict()
+    loaded.fit(x, y, verbose=0)
+    assert not moved(loaded, before) & set(paths)
+
+
+def test_files_of_older_versions_freeze_nothing(tmp_path):
+    path = tmp_path / "m.safetensors"
+    small_model().save(path)
+    assert described(path)["frozen"] == []
+    rewritten(path, lambda d: d.pop("frozen"))
+    assert frozen(gpucnn.load(path, backend="numpy")) == []
+    rewritten(path, lambda d: d.update(frozen=["conv2d_9.weight"]))
+    with pytest.raises(CheckpointError, match=r"no parameter matches 'conv2d_9\.weight'"):
+        gpucnn.load(path)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("conv2d_4", r"no parameter matches 'conv2d_4'; there are conv2d\.weight, batch_norm\.scale"),
+        ("relu", "no parameter matches 'relu'"),
+        (3, r"what is frozen or unfrozen must be a pattern .* not \['dense', 3\]"),
+        (layers.Dense(3), r"Dense\(3\) is no layer of this model; pass one of model\.layers, or its name"),
+    ],
+)
+def test_what_is_not_there_is_refused_and_nothing_changes(what, message):
+    model = small_model()
+    for verb in (model.freeze, model.unfreeze):
+        with pytest.raises(ConfigurationError, match=message):
+            verb("dense", what)
+    assert frozen(model) == []
+
+
+def test_not_while_a_training_goes_on():
+    class Freezes(Callback):
+        def on_epoch_end(self, model, epoch, logs):
+            model.freeze("dense")
+
+    x, y = stripes(10)
+    model = small_model()
+    with pytest.raises(ConfigurationError, match="cannot be frozen or unfrozen while fit goes on"):
+        model.fit(x, y, callbacks=[Freezes()], verbose=0)
+    model.freeze("dense")
+
+
+def test_summary_counts(capsys):
+    model = small_model().freeze("conv2d*")
+    model.summary()
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in shown if line.split()[:1] in (["trained"], ["frozen"])] == [
+        ["trained", "35"],
+        ["frozen", "332"],
+    ]
+
+
+def test_a_profile_counts_the_products_that_are_made():
+    x, y = stripes(4)
+    model = small_model().freeze("conv2d", "batch_norm", "conv2d_1.weight")
+    rows = {row.path: row for row in model.profile(x, y, repeats=1).layers}
+    assert rows["conv2d"].flops_backward == rows["conv2d"].backward_seconds == 0
+    assert rows["conv2d_1"].flops_backward == rows["conv2d_1"].flops_forward
+    assert rows["dense"].flops_backward == 2 * rows["dense"].flops_forward
+    model.freeze("conv2d_1")
+    rows = {row.path: row for row in model.profile(x, y, repeats=1).layers}
+    assert rows["conv2d_1"].flops_backward == 0
+
+
+def test_a_head_learns_on_frozen_features():
+    """What freezing is for: a trained network's features serve classes in a new order, and only the head is trained."""
+    x, y = stripes(300)
+    model = small_model()
+    model.fit(x, y, epochs=3, batch_size=32, verbose=0)
+    others = 2 - y
+    assert model.evaluate(x, others)["accuracy"] < 0.5
+    before = model.state_dict()
+    model.freeze().unfreeze("dense").fit(x, others, epochs=6, batch_size=32, verbose=0)
+    assert moved(model, before) == {"dense.weight", "dense.bias"}
+    assert model.evaluate(x, others)["accuracy"] > 0.9
