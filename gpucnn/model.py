@@ -34,7 +34,7 @@ from gpucnn.engine.evaluation import by_parts, evaluate
 from gpucnn.engine.memory import with_advice
 from gpucnn.engine.scale import warn_of_scale, warn_of_targets
 from gpucnn.engine.sharding import Sliced
-from gpucnn.errors import ConfigurationError, DataError, NumericError, OutOfMemory, ShapeError
+from gpucnn.errors import ConfigurationError, DataError, NumericError, OutOfMemoryError, ShapeError
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.containers import Sequential
@@ -383,10 +383,10 @@ class Model(Closed):
             with whole_step, working:
                 yield
         except MemoryError as error:
-            if isinstance(error, OutOfMemory) and error.explained:
+            if isinstance(error, OutOfMemoryError) and error.has_advice:
                 raise
             message = self._where_memory_ended(error, batch)
-            raise OutOfMemory(message, getattr(error, "layer", ""), explained=True) from error
+            raise OutOfMemoryError(message, getattr(error, "layer", ""), has_advice=True) from error
 
     def _where_memory_ended(self, error: MemoryError, batch: int) -> str:
         """Return a message: where memory ran out, what was asked for, and what there is."""

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from safetensors.numpy import save as to_bytes
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SNAPSHOTS = "snapshots.safetensors"
 KEY, FORMAT = "gpucnn_snapshots", 1
-LIMIT = 16_000_000  # bytes: 1,600 epochs of LeNet
+MAX_BYTES = 16_000_000  # bytes: 1,600 epochs of LeNet
 
 Epochs = dict[int, dict[str, Any]]  # by epoch and path: weights (KH, KW, C/groups, F)
 
@@ -36,21 +36,23 @@ class Snapshots(Callback):
     Arguments
         folder  where `snapshots.safetensors` is written when the training ends; None: it is not written
         limit   bytes that all copies may take. Weights of which not even the first and the last copy fit are left out
-                (`left_out` names them); as the training goes on, every other epoch is dropped, and then again
+                (`skipped` names them); as the training goes on, every other epoch is dropped, and then again
 
     `epochs[3]["conv2d.weight"]` is what a convolution had after 3 epochs, `epochs[0]` what it began with. Epochs are
     counted as the model counts them, so those of a training that is continued go on.
     """
 
-    def __init__(self, folder: str | Path | None = None, *, limit: int = LIMIT) -> None:
+    renamed: ClassVar = {"left_out": "skipped"}
+
+    def __init__(self, folder: str | Path | None = None, *, limit: int = MAX_BYTES) -> None:
         self.folder = None if folder is None else user_path(folder)
         self.limit = checks.integer(limit, "limit, in bytes,", minimum=1)
         self.epochs: Epochs = {}
-        self.left_out: list[str] = []
+        self.skipped: list[str] = []
 
     def on_fit_begin(self, model: "Model") -> None:
         """Forget earlier trainings, choose what fits, and keep the weights that training begins with."""
-        self.epochs, self.left_out, self._paths = {}, [], []
+        self.epochs, self.skipped, self._paths = {}, [], []
         self._first, self._every, self._size = model.epochs_seen, 1, 0
         for path, weight in convolution_weights(model).items():
             size = weight.size * weight.value.itemsize
@@ -58,14 +60,14 @@ class Snapshots(Callback):
                 self._paths.append(path)
                 self._size += size
             else:
-                self.left_out.append(path)
-        self._keep(model)
+                self.skipped.append(path)
+        self._take(model)
 
     def state(self, model: "Model") -> dict[str, Any]:
         """Return all copies, and which epochs are kept."""
         counts = {"first": self._first, "every": self._every, "size": self._size}
         epochs = {str(epoch): kept for epoch, kept in self.epochs.items()}
-        return {"epochs": epochs, "paths": self._paths, "left_out": self.left_out, **counts}
+        return {"epochs": epochs, "paths": self._paths, "skipped": self.skipped, **counts}
 
     def load_state(self, model: "Model", state: dict[str, Any]) -> None:
         """Go on with the copies of before.
@@ -82,12 +84,12 @@ class Snapshots(Callback):
         if state["every"] < 1 or state["size"] < 0:
             raise CheckpointError(f"Snapshots: every is {state['every']} and size {state['size']}")
         self.epochs = {int(epoch): kept for epoch, kept in state["epochs"].items()}
-        self._paths, self.left_out = state["paths"], state["left_out"]
+        self._paths, self.skipped = state["paths"], state["skipped"]
         self._first, self._every, self._size = state["first"], state["every"], state["size"]
 
     def on_epoch_end(self, model: "Model", epoch: int, logs: dict[str, float]) -> None:
         """Keep the weights after the epoch."""
-        self._keep(model)
+        self._take(model)
 
     def on_fit_end(self, model: "Model") -> None:
         """Write the file, where a folder was given."""
@@ -108,7 +110,7 @@ class Snapshots(Callback):
         with explained(folder / SNAPSHOTS):
             write_into(folder, SNAPSHOTS, to_bytes(arrays, metadata={KEY: described}))
 
-    def _keep(self, model: "Model") -> None:
+    def _take(self, model: "Model") -> None:
         """Keep the weights of now, the newest, and drop what the limit asks for."""
         if not self._paths:
             return

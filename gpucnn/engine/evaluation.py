@@ -4,7 +4,7 @@ import gc
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gpucnn.errors import OutOfMemory
+from gpucnn.errors import OutOfMemoryError
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -18,7 +18,7 @@ def by_parts(model: "Model", count: int, size: int, function: Callable[[slice], 
     Where memory runs out, all that is kept for later is released and the part is halved, and so are all that follow.
 
     Raises:
-        OutOfMemory: not even one sample fits.
+        OutOfMemoryError: not even one sample fits.
     """
     start, results, released = 0, [], False
     while start < count:
@@ -27,8 +27,8 @@ def by_parts(model: "Model", count: int, size: int, function: Callable[[slice], 
             results.append(function(part))
         except MemoryError as error:
             if released and part.stop - part.start == 1:
-                raise OutOfMemory(
-                    f"{error}; not even one sample fits", getattr(error, "layer", ""), explained=True
+                raise OutOfMemoryError(
+                    f"{error}; not even one sample fits", getattr(error, "layer", ""), has_advice=True
                 ) from error
         else:
             start = part.stop

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpucnn.backends.base import Feed
 from gpucnn.engine.evaluation import release
-from gpucnn.errors import OutOfMemory
+from gpucnn.errors import OutOfMemoryError
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PASSES = 3  # one made, one captured, one replayed
 
 
-def with_advice(model: "Model", data: tuple[Any, Any], size: int, error: MemoryError) -> OutOfMemory:
+def with_advice(model: "Model", data: tuple[Any, Any], size: int, error: MemoryError) -> OutOfMemoryError:
     """Return the error of a training in batches of a size, with the largest batch that fits added to its message.
 
     Halves of the size are tried, by passes forward and backward over the first samples, without an update; running
@@ -35,7 +35,7 @@ def with_advice(model: "Model", data: tuple[Any, Any], size: int, error: MemoryE
         buffer.value[...] = value if buffer.on_host else model.backend.from_host(value)
     model.zero_grad()
     advice = f"a batch_size of {fits} fits, as was tried" if fits else "not even one sample fits"
-    return OutOfMemory(f"{error}; {advice}", getattr(error, "layer", ""), explained=True)
+    return OutOfMemoryError(f"{error}; {advice}", getattr(error, "layer", ""), has_advice=True)
 
 
 def _forget_arrays(error: BaseException | None) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpucnn.backends import Array
 from gpucnn.core.config import snake_case
-from gpucnn.errors import ConfigurationError, OutOfMemory, ShapeError
+from gpucnn.errors import ConfigurationError, OutOfMemoryError, ShapeError
 from gpucnn.layers.activation import ReLU
 from gpucnn.layers.base import Backward, Layer, Shape
 from gpucnn.layers.conv import Conv2D
@@ -128,7 +128,7 @@ class Sequential(Layer):
             try:
                 x, way_back = layer.forward(given, train=train, **options)
             except MemoryError as error:
-                raise OutOfMemory.at(name, error) from error
+                raise OutOfMemoryError.at(name, error) from error
             if id(layer) in self._promised:
                 way_back = _kept_promise(layer, self._promised[id(layer)], given, x, way_back)
             if goes_back:
@@ -195,7 +195,7 @@ def _walk(label: str, way_back: Backward, dy: Array) -> Array:
     try:
         return way_back(dy)
     except MemoryError as error:
-        raise OutOfMemory.at(label, error) from error
+        raise OutOfMemoryError.at(label, error) from error
 
 
 def _kept_promise(layer: Layer, promised: set[Shape], x: Array, y: Array, way_back: Backward) -> Backward:

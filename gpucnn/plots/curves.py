@@ -98,7 +98,7 @@ def runs(histories: Histories, key: str = "accuracy", *, path: str | Path | None
 
 
 def looks(seen: Sequence[Mapping[str, Any]], *, path: str | Path | None = None) -> "Figure":
-    """Draw what a `DefectWatch` saw: accuracy on its probe, the most predicted class, and the deadest layer, by step.
+    """Draw what a `TrainingMonitor` saw: its accuracy, the most predicted class, and the deadest layer, by step.
 
     Arguments:
         seen: its `looks`.
@@ -107,7 +107,9 @@ def looks(seen: Sequence[Mapping[str, Any]], *, path: str | Path | None = None) 
         ConfigurationError: it never looked.
     """
     if not seen:
-        raise ConfigurationError("there are no looks to draw; a DefectWatch looks every so many steps of a training")
+        raise ConfigurationError(
+            "there are no looks to draw; a TrainingMonitor looks every so many steps of a training"
+        )
     figure = new_figure(6.5, 4.2)
     axes = figure.add_subplot()
     curves = [
@@ -161,7 +163,7 @@ def _draw(axes: Any, training: History, key: str, test: float | None, so_far: bo
     scale, unit = _unit(key)
     curves = [(key, "training, an epoch at a time", BLUE, "o-"), (f"val_{key}", "validation", VERMILLION, "s-")]
     if so_far:
-        curves.insert(1, (f"{key}_so_far", "training, all samples so far", GREY, "--"))
+        curves.insert(1, (f"cumulative_{key}", "training, all samples so far", GREY, "--"))
     for name, label, colour, style in curves:
         if name in training.history:
             values = [scale * value for value in training.history[name]]

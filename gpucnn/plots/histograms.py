@@ -43,7 +43,7 @@ def histograms(
 
     Arguments:
         values: arrays by name, such as "conv2d.weight"; or a model, which gives its parameters and gradients; or the
-            histograms that a `DefectWatch` kept, whose values count as evenly spread within a bin.
+            histograms that a `TrainingMonitor` kept, whose values count as evenly spread within a bin.
         names: what the two sets are called.
 
     Raises:

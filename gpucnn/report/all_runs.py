@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpucnn import plots
-from gpucnn.callbacks.defects import is_number
+from gpucnn.core.checks import is_number
 from gpucnn.core.printing import duration
 from gpucnn.report.curves import Curve, drawn
 from gpucnn.report.run import Run
 from gpucnn.report.words import count, percent, significant, some
-from gpucnn.runs.statistics import Record, possible_mean, summary
+from gpucnn.runs.statistics import TOTAL_TIME, Record, is_time, possible_mean, summary
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def statistics(run: Run) -> Statistics | None:
         return None
     records, good = run.runs.records, run.runs.good()
     names = list(dict.fromkeys(name for record in records for name in record["numbers"] if _is_shown(name)))
-    names.sort(key=lambda name: (not name.startswith("test"), name.startswith("seconds"), "accuracy" not in name))
+    names.sort(key=lambda name: (not name.startswith("test"), is_time(name), "accuracy" not in name))
     defective = len(records) - len(good)
     words = f"{some(len(records), 'run')} of {run.settings.get('recipe', run.model.name)}"
     words += (
@@ -64,7 +64,7 @@ def statistics(run: Run) -> Statistics | None:
 
 def _is_shown(name: str) -> bool:
     """Tell whether a number deserves a column: of the times, only the whole."""
-    return "so_far" not in name and (not name.startswith("seconds") or name == "seconds, in all")
+    return "cumulative" not in name and (not is_time(name) or name == TOTAL_TIME)
 
 
 def _is_listed(records: list[Record], name: str) -> bool:
@@ -91,7 +91,7 @@ def _last(value: Any) -> float | None:
 def _shown(name: str, value: float) -> str:
     if "accuracy" in name:
         return percent(value)
-    return duration(value) if name.startswith("seconds") else significant(value)
+    return duration(value) if is_time(name) else significant(value)
 
 
 def _curve(records: list[Record]) -> Curve | None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 INCHES = 4.4, 3.3  # of a curve: its letters can still be read on a telephone
 HEADINGS = {
     "accuracy": "accuracy",
-    "accuracy_so_far": "so far",
+    "cumulative_accuracy": "so far",
     "val_accuracy": "validation accuracy",
     "loss": "error",
     "val_loss": "validation error",

@@ -1,4 +1,4 @@
-"""What a `DefectWatch` saw of the training."""
+"""What a `TrainingMonitor` saw of the training."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +39,7 @@ def defects(run: Run) -> Defects | str:
     """Return what was seen, or say that nobody watched."""
     if run.watch is None:
         return "This run was not watched for defects: there is no defects.json in its folder."
-    defect, looks = run.watch["defect"], run.watch["looks"]
+    defect, looks = run.watch["defect"], run.watch["observations"]
     last = f", the last at step {count(looks[-1]['step'])}" if looks else ""
     seen = some(len(looks), "look")
     verdict = f"Nothing was found in {seen}{last}."

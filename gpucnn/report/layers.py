@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from gpucnn.callbacks.defects import is_number
+from gpucnn.core.checks import is_number
 from gpucnn.engine.profiling import random_batch
-from gpucnn.errors import OutOfMemory
+from gpucnn.errors import OutOfMemoryError
 from gpucnn.layers.base import Layer
 from gpucnn.report.run import Run
 from gpucnn.report.words import count, percent, sides
@@ -49,7 +49,7 @@ def layers(run: Run) -> Layers | str:
     size = min(asked, LARGEST) if is_number(asked) and isinstance(asked, int) and asked > 0 else BATCH_SIZE
     try:
         profile = run.model.profile(*random_batch(run.model, size), repeats=REPEATS)
-    except OutOfMemory as error:
+    except OutOfMemoryError as error:
         return f"The layers could not be timed: {error}."
     whole = sum(row.seconds for row in profile.layers) or 1.0
     what = {name: _what(layer) for name, layer in run.model.network.children()}

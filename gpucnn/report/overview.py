@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from gpucnn.callbacks.defects import is_number
+from gpucnn.core.checks import is_number
 from gpucnn.core.printing import duration
 from gpucnn.engine.profiling import frozen_count, parameter_count
 from gpucnn.errors import GpucnnError
@@ -125,7 +125,7 @@ def _validation(run: Run) -> str:
         return "none"
     if validated_on_test(run.settings):
         return "on the test images after each epoch: they chose the best model, too"
-    share: Any = run.settings.get("hold_out")
+    share: Any = run.settings.get("validation_split")
     if not is_number(share):
         return UNKNOWN
     return f"on {percent(share, 0)} of the training images, drawn by the seed and held out"

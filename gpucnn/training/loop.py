@@ -70,7 +70,7 @@ class Training:
         except BaseException as error:
             self.model.fault = error if isinstance(error, NumericError) else None
             for callback in self.callbacks:
-                callback.on_fit_interrupted(self.model)
+                callback.on_exception(self.model)
             if isinstance(error, MemoryError):
                 raise with_advice(self.model, self.data, self.batch_size, error) from error
             raise
@@ -128,7 +128,7 @@ class Training:
                 logs = self._train(steps, parts, bar)
                 steps.watch.check()
                 for callback in self.callbacks:
-                    callback.on_epoch_trained(model, self.epoch)
+                    callback.on_train_epoch_end(model, self.epoch)
                 logs |= self._validate(*validation)
                 self.history.add(logs)
                 bar.end_epoch(logs)
@@ -171,10 +171,10 @@ class Training:
         model.epochs_seen += 1
         self.samples.append(steps.totals.samples)
         logs = steps.totals.read()
-        so_far = {f"{key}_so_far": self._mean_with_earlier(key, value) for key, value in logs.items()}
+        cumulative = {f"cumulative_{key}": self._mean_with_earlier(key, value) for key, value in logs.items()}
         seconds = time.perf_counter() - started
-        times = {"seconds": seconds, "step_seconds": seconds / self.step}
-        return logs | so_far | {"learning_rate": self.learning_rate} | times
+        times = {"seconds": seconds, "seconds_per_step": seconds / self.step}
+        return logs | cumulative | {"learning_rate": self.learning_rate} | times
 
     def _obey(self, keeper: Checkpoints, steps: Steps) -> None:
         """End the training here if that was asked for, by Ctrl-C or SIGTERM, with a checkpoint of now."""

@@ -23,7 +23,7 @@ def in_words(logs: dict[str, float]) -> str:
     """Return an epoch's numbers as people read them: accuracies in percent, losses with four digits."""
     parts = []
     for key, value in logs.items():
-        if key.endswith("so_far") or "seconds" in key or key == "learning_rate":
+        if key.startswith("cumulative_") or "seconds" in key or key == "learning_rate":
             continue
         shown = f"{100 * value:.2f} %" if key.endswith("accuracy") else f"{value:.4f}"
         parts.append(f"{key.replace('val_', 'validation ')} {shown}")

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from gpucnn.callbacks import Callback
+from gpucnn.core import config
 from gpucnn.core.checks import is_integer, is_number
 from gpucnn.core.config import Configurable
 from gpucnn.data.batches import batches, steps_of
 from gpucnn.data.fingerprint import fingerprint
 from gpucnn.errors import CheckpointError, GpucnnError
 from gpucnn.saving.tree import Tree, misfit
+from gpucnn.training.history import current_key, with_current_keys
 
 if TYPE_CHECKING:
     from gpucnn.training.loop import Training
@@ -52,12 +54,35 @@ def settings(training: "Training") -> dict[str, Any]:
     return plain
 
 
-def completed(known: dict[str, Any], training: "Training") -> dict[str, Any]:
-    """Return the settings of a checkpoint with arguments of callbacks that are newer than it, at their defaults."""
-    callbacks, held = _stateful(training), known.get("callbacks")
-    if not isinstance(held, list) or len(held) != len(callbacks) or not all(isinstance(one, dict) for one in held):
-        return known
-    return known | {"callbacks": [_defaults(callback) | one for callback, one in zip(callbacks, held, strict=True)]}
+def with_current_names(tree: Tree, training: "Training") -> Tree:
+    """Return a checkpoint with the names of now for what was renamed since, and the defaults of newer arguments."""
+    callbacks, known = _stateful(training), config.with_current_names(tree["settings"])
+    described, states = known.get("callbacks"), tree.get("callbacks")
+    if _is_list_of_dicts(described, len(callbacks)):
+        known |= {"callbacks": [_defaults(c) | _current(c, held) for c, held in zip(callbacks, described, strict=True)]}
+    if _is_list_of_dicts(states, len(callbacks)):
+        states = [_renamed(callback, held) for callback, held in zip(callbacks, states, strict=True)]
+    history = tree.get("history")
+    history = with_current_keys(history) if isinstance(history, dict) else history
+    return {**tree, "settings": known, "callbacks": states, "history": history}
+
+
+def _is_list_of_dicts(value: Any, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length and all(isinstance(item, dict) for item in value)
+
+
+def _renamed(callback: Callback, held: dict[str, Any]) -> dict[str, Any]:
+    return {type(callback).renamed.get(name, name): value for name, value in held.items()}
+
+
+def _current(callback: Callback, described: dict[str, Any]) -> dict[str, Any]:
+    """Return a callback's saved class and arguments with the names that they have now."""
+    described = _renamed(callback, described)
+    if described.get("Callback") in type(callback).former_names:
+        described["Callback"] = type(callback).__name__
+    if isinstance(monitor := described.get("monitor"), str):
+        described["monitor"] = current_key(monitor)
+    return described
 
 
 def circumstances(training: "Training") -> dict[str, Any]:
@@ -223,7 +248,7 @@ def measured(training: "Training") -> list[str]:
     """Return what an epoch of a training gives: the keys of its history but for times and the learning rate."""
     own = ["loss", *(metric.name for metric in training.model.metrics)]
     validation = [] if training.validation_data is None else [f"val_{key}" for key in own]
-    return [*own, *(f"{key}_so_far" for key in own), *validation]
+    return [*own, *(f"cumulative_{key}" for key in own), *validation]
 
 
 def _wrong_numbers(training: "Training", tree: Tree) -> str:
@@ -244,7 +269,7 @@ def _wrong_numbers(training: "Training", tree: Tree) -> str:
         for values in history.values()
     ):
         return f"history is not lists of {epoch} numbers"
-    keys = [*measured(training), "learning_rate", "seconds", "step_seconds"] if epoch else []
+    keys = [*measured(training), "learning_rate", "seconds", "seconds_per_step"] if epoch else []
     missing = [key for key in keys if key not in history]
     return f"history lacks {', '.join(missing)}" if missing else ""
 

@@ -18,7 +18,7 @@ from gpucnn.backends.image_transform import Placement
 from gpucnn.core.config import Configurable
 from gpucnn.data.augment import Augmentation, Placing, words_of
 from gpucnn.engine.replicas import Fingerprint
-from gpucnn.errors import GpucnnError, OutOfMemory, RecordingWarning
+from gpucnn.errors import GpucnnError, OutOfMemoryError, RecordingWarning
 from gpucnn.optimizers.base import Optimizer, Rates
 from gpucnn.optimizers.groups import Group
 from gpucnn.training.finite_check import Watch
@@ -213,11 +213,13 @@ class RecordedSteps(Steps):
             replay = self.model.backend.recording(room, self._whole_step, counts.strides())
             replay(0)  # capturing has computed nothing, but Python has counted
         except Exception as error:  # CuPy and CUDA have many ways to say that a graph cannot hold this
-            if isinstance(error, GpucnnError) and not isinstance(error, OutOfMemory):
+            if isinstance(error, GpucnnError) and not isinstance(error, OutOfMemoryError):
                 raise
             counts.put_back()
             cause: BaseException = error
-            while isinstance(cause, OutOfMemory) and cause.__cause__ is not None:  # without its advice for the batch
+            while (
+                isinstance(cause, OutOfMemoryError) and cause.__cause__ is not None
+            ):  # without its advice for the batch
                 cause = cause.__cause__
             self._give_up(f"{type(cause).__name__}: {in_short(cause)}")
             return False

@@ -100,11 +100,11 @@ def test_test_averages_over_views(run, trained, digits):
     expected = gpucnn.load(trained / "model.safetensors", backend="numpy").evaluate(
         x_test, y_test, views="mirror-shift"
     )
-    status, shown, _ = run("test", trained, "--views", "mirror-shift", "--backend", "numpy")
+    status, shown, _ = run("test", trained, "--tta", "mirror-shift", "--backend", "numpy")
     assert status == 0
     assert "the mean of 6 of each image (mirror-shift)" in shown
     assert f"test accuracy {100 * expected['accuracy']:.2f} % (loss {expected['loss']:.4f})" in shown
-    status, _, errors = run("test", trained, "--views", "flip")
+    status, _, errors = run("test", trained, "--tta", "flip")
     assert status != 0
     assert "one of the names mirror, mirror-shift, not 'flip'" in " ".join(errors.split())
 

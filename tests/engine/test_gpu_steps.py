@@ -16,7 +16,7 @@ import gpucnn
 from gpucnn import callbacks, losses, optimizers
 from gpucnn import layers as L
 from gpucnn.data.augment import AlternatingFlip, Flip, Translate
-from gpucnn.errors import OutOfMemory, RecordingWarning
+from gpucnn.errors import OutOfMemoryError, RecordingWarning
 from gpucnn.networks.whitening import whiten
 from gpucnn.optimizers import Group
 from gpucnn.training import steps as training_steps
@@ -302,7 +302,7 @@ def test_a_capture_frees_nothing_that_its_graph_uses(simulated):
         model = wide(backend)
         try:
             found = model.fit(*data, epochs=2, batch_size=16, verbose=0).history["loss"]
-        except OutOfMemory:
+        except OutOfMemoryError:
             ended += 1
             continue
         assert found == pytest.approx(ample, rel=1e-5), megabytes

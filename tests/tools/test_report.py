@@ -21,11 +21,11 @@ from safetensors.numpy import load_file, save_file
 
 import gpucnn
 from gpucnn import layers, losses, optimizers, report, schedules
-from gpucnn.callbacks.defects import DefectWatch
+from gpucnn.callbacks.defects import TrainingMonitor
 from gpucnn.callbacks.snapshots import Snapshots, load_snapshots
 from gpucnn.core.printing import duration
 from gpucnn.data.synthetic import synthetic_digits
-from gpucnn.errors import CheckpointError, ConfigurationError, DataError, OutOfMemory
+from gpucnn.errors import CheckpointError, ConfigurationError, DataError, OutOfMemoryError
 from gpucnn.report import words
 from gpucnn.report.feature_maps import choose
 from gpucnn.runs.folder import Predicted, remember_data
@@ -315,7 +315,7 @@ def scale_of(svg, axis):
 
 @pytest.mark.parametrize(
     ("number", "keys", "test", "unit"),
-    [(0, ["accuracy", "accuracy_so_far"], "accuracy", 100.0), (1, ["loss"], "loss", 1.0)],
+    [(0, ["accuracy", "cumulative_accuracy"], "accuracy", 100.0), (1, ["loss"], "loss", 1.0)],
 )
 def test_the_curves_are_those_of_the_history(page, made, number, keys, test, unit):
     history = json.loads((made / "history.json").read_text())
@@ -345,7 +345,7 @@ def test_the_numbers_of_every_epoch(page, made):
     assert [line[0] for line in found] == ["1", "2", "3"]
     for epoch, line in enumerate(found):
         assert line[1] == f"{100 * history['accuracy'][epoch]:.2f} %"
-        assert line[2] == f"{100 * history['accuracy_so_far'][epoch]:.2f} %"
+        assert line[2] == f"{100 * history['cumulative_accuracy'][epoch]:.2f} %"
         assert line[3] == f"{history['loss'][epoch]:.4f}"
 
 
@@ -657,7 +657,7 @@ def watched(model, test_set):
         ).compile(optimizers.SGD(rate))
         if values:
             small.parameters()["dense.weight"].value[0, 0] = np.nan
-        watch = DefectWatch((test_set[0][:50], test_set[1][:50]), every=2)
+        watch = TrainingMonitor((test_set[0][:50], test_set[1][:50]), every=2)
         small.fit(*test_set, epochs=2, batch_size=10, callbacks=[watch], check_numerics=False, verbose=0)
         reports.append(watch.report())
     return reports
@@ -671,7 +671,7 @@ def test_a_run_that_was_not_watched(folder):
 
 def test_a_run_of_the_command_line_is_watched(page, made):
     kept = json.loads((made / "defects.json").read_text())
-    assert f"Nothing was found in {len(kept['looks'])} look" in section(page, "defects").text
+    assert f"Nothing was found in {len(kept['observations'])} look" in section(page, "defects").text
     names = [
         item.one("figcaption").inside[0] for item in section(page, "defects").one("ul", cls="histograms").all("li")
     ]
@@ -684,20 +684,20 @@ def test_a_watched_run_without_a_defect(folder, watched):
     (folder / "defects.json").write_text(json.dumps({"format": 1, **good}))
     found = parse(report.render(folder, backend="numpy"))
     part = section(found, "defects")
-    looks = good["looks"]
-    assert f"Nothing was found in {len(looks)} looks, the last at step {looks[-1]['step']}." in part.text
+    observations = good["observations"]
+    assert f"Nothing was found in {len(observations)} looks, the last at step {observations[-1]['step']}." in part.text
     table = rows(part.one("table"))
     assert len(table) == 12
-    for line, look in ((table[0], looks[0]), (table[-1], looks[-1])):
+    for line, look in ((table[0], observations[0]), (table[-1], observations[-1])):
         assert line[:3] == [str(look["step"]), f"{100 * look['accuracy']:.1f} %", f"{100 * look['one_class']:.1f} %"]
     assert "12 of 21 looks, evenly spread." in part.text
     svg = part.all("svg", cls="plot")[0]
     accuracy = curves(svg)[0]
     np.testing.assert_allclose(
-        np.polyval(scale_of(svg, "x"), accuracy[:, 0]), [look["step"] for look in looks], atol=1e-2
+        np.polyval(scale_of(svg, "x"), accuracy[:, 0]), [look["step"] for look in observations], atol=1e-2
     )
     np.testing.assert_allclose(
-        np.polyval(scale_of(svg, "y"), accuracy[:, 1]), [100 * look["accuracy"] for look in looks], atol=1e-2
+        np.polyval(scale_of(svg, "y"), accuracy[:, 1]), [100 * look["accuracy"] for look in observations], atol=1e-2
     )
     assert found.all("a", href="#defects")[-1].text == "Defects"
 
@@ -729,16 +729,16 @@ def test_a_watched_run_with_a_defect_says_so_at_the_top(folder, watched):
         ("{", "defects.json: cannot be read as JSON"),
         ("[]", "defects.json: is of format None, and this gpucnn reads 1"),
         (
-            '{"format": 1, "defect": null, "looks": [{"step": 1}], "histograms": {}}',
-            "what a DefectWatch reports",
+            '{"format": 1, "defect": null, "observations": [{"step": 1}], "histograms": {}}',
+            "what a TrainingMonitor reports",
         ),
         (
-            '{"format": 1, "defect": {"kind": "x"}, "looks": [], "histograms": {}}',
-            "what a DefectWatch reports",
+            '{"format": 1, "defect": {"kind": "x"}, "observations": [], "histograms": {}}',
+            "what a TrainingMonitor reports",
         ),
         (
-            '{"format": 1, "defect": null, "looks": [], "histograms": {"w": {"counts": [1]}}}',
-            "what a DefectWatch reports",
+            '{"format": 1, "defect": null, "observations": [], "histograms": {"w": {"counts": [1]}}}',
+            "what a TrainingMonitor reports",
         ),
     ],
 )
@@ -754,20 +754,20 @@ def test_defects_that_cannot_be_read(folder, content, message):
 def record(accuracy, loss, training, defect=None):
     numbers = {
         "training accuracy": training,
-        "training accuracy_so_far": training,
+        "training cumulative_accuracy": training,
         "test loss": loss,
         "test accuracy": accuracy,
-        "seconds, a step": 0.01,
-        "seconds, in all": 61.0,
+        "step time (s)": 0.01,
+        "total time (s)": 61.0,
     }
-    return {"numbers": numbers, "defect": defect, "looks": [], "histograms": {}}
+    return {"numbers": numbers, "defect": defect, "observations": [], "histograms": {}}
 
 
 @pytest.fixture
 def many(folder):
     """The run's folder as one of `gpucnn runs`, with a defective run among four."""
     (folder / "defects.json").unlink()
-    broken = {"kind": "collapsed", "step": 400, "layer": "", "detail": "class 3 is predicted for <100%>"}
+    broken = {"kind": "single-class predictions", "step": 400, "layer": "", "detail": "class 3 is predicted for <100%>"}
     runs = Runs(folder / "runs.json", {"recipe": "lenet"})
     for seed, (accuracy, loss) in enumerate([(0.9, 0.3), (0.95, 0.2), (0.1, 2.3), (0.91, 0.28)]):
         found = record(accuracy, loss, [0.5, accuracy + 0.01], broken if accuracy == 0.1 else None)
@@ -788,7 +788,7 @@ def test_the_table_of_all_runs(many):
         "test accuracy",
         "test loss",
         "training accuracy, last epoch",
-        "seconds, in all",
+        "total time (s)",
         "defect",
     ]
     lines = rows(table)
@@ -934,7 +934,7 @@ def test_layers_are_timed_on_no_more_than_is_sensible(folder):
 
 def test_layers_that_cannot_be_timed(folder, monkeypatch):
     def fail(*arguments, **options):
-        raise OutOfMemory("conv2d: out of memory")
+        raise OutOfMemoryError("conv2d: out of memory")
 
     monkeypatch.setattr(gpucnn.Model, "profile", fail)
     found = parse(report.render(folder, backend="numpy"))

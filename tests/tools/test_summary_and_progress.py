@@ -141,7 +141,7 @@ def test_the_bar_looks_at_the_device_at_its_refresh_rate(monkeypatch):
 def test_history_is_drawn_as_it_is(tmp_path):
     numbers = {
         "loss": [1.0, 0.5, 0.25],
-        "loss_so_far": [1.0, 0.75, 0.6],
+        "cumulative_loss": [1.0, 0.75, 0.6],
         "accuracy": [0.5, 0.75, 1.0],
         "val_accuracy": [0.6, 0.7, 0.8],
     }

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 import gpucnn
 from gpucnn import Checkpoints, callbacks, layers, losses, optimizers
-from gpucnn.callbacks import Callback, EarlyStopping, LookAhead, MovingAverage
-from gpucnn.callbacks.defects import DefectWatch
+from gpucnn.callbacks import Callback, EarlyStopping, Lookahead, MovingAverage
+from gpucnn.callbacks.defects import TrainingMonitor
 from gpucnn.core.printing import PlainConsole
 from gpucnn.data.augment import AlternatingFlip, Flip, Translate
 from gpucnn.data.fingerprint import fingerprint
@@ -447,7 +447,7 @@ def test_other_circumstances_are_said(tmp_path, monkeypatch, change, message):
         (lambda: fit(small_model(), resume=__file__), "is a file; pass the folder that checkpoints lie in"),
         (
             lambda: fit(small_model(), Checkpoints("a", monitor="val_loss")),
-            "is to be chosen by 'val_loss', but an epoch gives only loss, accuracy, loss_so_far, accuracy_so_far; pass",
+            "but an epoch gives only loss, accuracy, cumulative_loss, cumulative_accuracy; pass validation_data",
         ),
     ],
 )
@@ -550,7 +550,7 @@ def test_times_of_an_interrupted_epoch_are_added_up(tmp_path):
         fit(small_model(), always(tmp_path), Kill(2), Sleeps())
     history = fit(small_model(), tmp_path, resume=True)
     assert history["seconds"][0] >= 0.1
-    assert history["step_seconds"][0] == history["seconds"][0] / 4
+    assert history["seconds_per_step"][0] == history["seconds"][0] / 4
 
 
 def test_another_format_is_not_taken_for_damage(tmp_path):
@@ -668,8 +668,8 @@ def test_the_best_model_is_an_ordinary_file(tmp_path, monkeypatch, monitor, chos
     history = fit(model, keeper, MovingAverage(0.7), epochs, epochs=8, validation_data=VALIDATION)
     values = history[chosen]
     best = max(values) if "accuracy" in chosen else min(values)
-    losses_so_far = np.minimum.accumulate([-value if "accuracy" in chosen else value for value in values])
-    assert written.count(checkpoints.BEST) == len(set(losses_so_far))
+    best_losses = np.minimum.accumulate([-value if "accuracy" in chosen else value for value in values])
+    assert written.count(checkpoints.BEST) == len(set(best_losses))
     assert keeper.best == {"monitor": chosen, "value": best, "epoch": values.index(best)}
     loaded = gpucnn.load(tmp_path / checkpoints.BEST, backend="numpy")
     for path, value in loaded.state_dict().items():
@@ -764,7 +764,7 @@ def test_ctrl_c_finishes_the_step(tmp_path, keyboard):
                 for _ in range(100):  # the step is not over yet
                     time.sleep(0.0001)
 
-        def on_fit_interrupted(self, model):
+        def on_exception(self, model):
             steps.append("told")
 
     with pytest.raises(KeyboardInterrupt):
@@ -777,7 +777,7 @@ def test_ctrl_c_finishes_the_step(tmp_path, keyboard):
     assert_same_bits(model, expected)
 
 
-@pytest.mark.parametrize("where", ["on_epoch_trained", "on_epoch_end"])
+@pytest.mark.parametrize("where", ["on_train_epoch_end", "on_epoch_end"])
 def test_ctrl_c_at_the_end_of_an_epoch(tmp_path, where, keyboard):
     presses = Callback()
     setattr(presses, where, lambda *_: os.kill(os.getpid(), signal.SIGINT))
@@ -847,7 +847,7 @@ def test_the_recipe_of_a_network_is_prepared_and_then_restored(tmp_path):
 
     def train(*more, **options):
         model = small_model()
-        model.recipe = gpucnn.networks.Recipe("stripes", 2, 10, (AlternatingFlip(),), lambda: [LookAhead(3)], prepare)
+        model.recipe = gpucnn.networks.Recipe("stripes", 2, 10, (AlternatingFlip(),), lambda: [Lookahead(3)], prepare)
         model.fit(*DATA, callbacks=more, verbose=0, **options)
         return model
 
@@ -865,7 +865,7 @@ def test_early_stopping_and_the_watch_do_what_they_are_tested_for(tmp_path):
     assert isinstance(stopping, EarlyStopping)
     assert stopping.best_epoch < history.epochs - 1 < 11
     _, (watch, snapshots, diary), _ = uninterrupted(CASES["watched"])
-    assert isinstance(watch, DefectWatch)
+    assert isinstance(watch, TrainingMonitor)
     assert any(sum(map(bool, held["counts"])) > 1 for key, held in watch.histograms.items() if "gradient" in key)
     assert len(snapshots.epochs) < 4
     assert any(np.any(gradient) for gradient in diary.gradients.values())

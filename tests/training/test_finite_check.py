@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import gpucnn
 from gpucnn import layers, optimizers
 from gpucnn.backends import Backend
-from gpucnn.callbacks.defects import DefectWatch, load_report
+from gpucnn.callbacks.defects import TrainingMonitor, load_report
 from gpucnn.cli import app
 from gpucnn.core.files import FolderLock
 from gpucnn.errors import NumericError
@@ -215,7 +215,7 @@ def test_a_watch_takes_it_over():
     network = [layers.Dense(5), layers.Dense(3), layers.Softmax()]
     model = gpucnn.Model(network, (6,), backend="numpy").compile(optimizers.SGD(1e-6))
     model.parameters()["dense.weight"].value *= 1e4
-    watch = DefectWatch((x[:20], y[:20]), every=1000)
+    watch = TrainingMonitor((x[:20], y[:20]), every=1000)
     with pytest.raises(NumericError):
         model.fit(x, y, batch_size=8, shuffle=False, callbacks=[watch], verbose=0)
     assert str(watch.defect).startswith("diverged in dense at step 7: NaN or infinity on the way ")

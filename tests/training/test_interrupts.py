@@ -176,7 +176,7 @@ class Terminates(Callback):
             for number in self.numbers:
                 send(number)
 
-    def on_fit_interrupted(self, model):
+    def on_exception(self, model):
         self.interrupted = True
 
 

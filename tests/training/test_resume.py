@@ -8,8 +8,8 @@ import pytest
 
 import gpucnn
 from gpucnn import layers, losses, optimizers, schedules
-from gpucnn.callbacks import Callback, EarlyStopping, LookAhead, MovingAverage
-from gpucnn.callbacks.defects import DefectWatch
+from gpucnn.callbacks import Callback, EarlyStopping, Lookahead, MovingAverage
+from gpucnn.callbacks.defects import TrainingMonitor
 from gpucnn.callbacks.snapshots import Snapshots
 from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Rotate, Translate
 from gpucnn.optimizers import Group
@@ -18,7 +18,7 @@ from tests.training.test_groups import assert_same_bits, simulated
 from tests.training.test_model import small_model, stripes
 
 BATCH, COUNT = 16, 56  # three whole batches and a smaller one
-TIMES = ("seconds", "step_seconds", "val_seconds")
+TIMES = ("seconds", "seconds_per_step", "val_seconds")
 
 
 class Killed(Exception):
@@ -45,7 +45,7 @@ class Events(Callback):
     def on_step_end(self, model, step):
         self._happens()
 
-    def on_epoch_trained(self, model, epoch):
+    def on_train_epoch_end(self, model, epoch):
         self._happens()
 
     def on_epoch_end(self, model, epoch, logs):
@@ -128,7 +128,7 @@ def shared_layers(seed=0, backend="numpy", dtype="float32", optimizer=None):
 
 
 def watch():
-    return DefectWatch((stripes(60, seed=2)[0], stripes(60, seed=2)[1]), every=2, grace=4)
+    return TrainingMonitor((stripes(60, seed=2)[0], stripes(60, seed=2)[1]), every=2, grace_steps=4)
 
 
 def trained_before(model):
@@ -158,7 +158,7 @@ CASES = {
     "less than an epoch": Case(epochs=0.5),
     "moving average": Case(callbacks=lambda: [MovingAverage(0.9)], validation_data=VALIDATION),
     "moving average, every 3": Case(callbacks=lambda: [MovingAverage(lambda share: share, every=3, warm_up=False)]),
-    "look-ahead": Case(callbacks=lambda: [LookAhead(3, schedules.Power(0.8, 2))], validation_data=VALIDATION),
+    "look-ahead": Case(callbacks=lambda: [Lookahead(3, schedules.Power(0.8, 2))], validation_data=VALIDATION),
     "validation": Case(validation_data=VALIDATION),
     "early stopping": Case(
         lambda: optimizers.SGD(3.0),
