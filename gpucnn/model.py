@@ -822,7 +822,7 @@ class Model(Closed):
 
         Below it stands how many parameters are trained, and how many are frozen.
         """
-        from gpucnn.core.printing import PlainConsole
+        from gpucnn.core.console import PlainConsole
         from gpucnn.engine.profiling import summary_table
 
         PlainConsole().print(summary_table(self))
