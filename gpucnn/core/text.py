@@ -11,6 +11,8 @@ import re
 import sys
 from typing import Any
 
+from gpucnn.errors import GpucnnError
+
 REPLACING = "gpucnn.replacing"  # the name under which codecs know how characters are replaced
 _REPLACED = {
     "→": "->", "←": "<-", "…": "...", "×": "x", "±": "+/-", "−": "-", "–": "-", "·": ".", "∂": "d", "Δ": "d", "█": "#",
@@ -208,3 +210,4 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error(REPLACING, _replace)
+GpucnnError.for_output = staticmethod(for_output)

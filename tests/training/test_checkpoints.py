@@ -25,7 +25,7 @@ from gpucnn.data.fingerprint import fingerprint
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
 from gpucnn.saving import tree as trees
 from gpucnn.testing.strict import StrictBackend
-from gpucnn.training import checkpoints, progress
+from gpucnn.training import checkpoints, progress, state
 from gpucnn.training.interrupt import Interruption
 from gpucnn.training.state import differences
 from tests.training.test_groups import assert_same_bits
@@ -419,7 +419,7 @@ def test_other_circumstances_are_said(tmp_path, monkeypatch, change, message):
         if change == "threads":
             gpucnn.set_num_threads(2)
         elif change == "version":
-            monkeypatch.setattr(gpucnn, "__version__", "0.2.0")
+            monkeypatch.setattr(state, "__version__", "0.2.0")
         elif change == "winograd":
             monkeypatch.setenv("GPUCNN_WINOGRAD", "0")
         else:
