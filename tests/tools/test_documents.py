@@ -87,8 +87,10 @@ def test_blocks_of_a_page_run_one_after_another(name, run, trained, tmp_path, mo
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not datasets.is_here(), reason="needs MNIST") 
-def test_output_of_the_readme_is_what_its_first_block_prints(capfd):
+def test_output_of_the_readme_is_what_its_first_block_prints(capfd, tmp_path, monkeypatch):
+    if datasets.available("mnist") is None:
+        pytest.skip("no mnist in $GPUCNN_DATA or the cache")
+    monkeypatch.chdir(tmp_path)
     block, (printed,) = blocks(README, "python")[0], blocks(README, "text")
     exec(compile(block, "README.md", "exec"), {})
     found, shown = ([float(n) for n in re.findall(r"[\d.]+(?= ?%)", text)] for text in (capfd.readouterr().out, printed))

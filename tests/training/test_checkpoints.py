@@ -19,7 +19,7 @@ import gpucnn
 from gpucnn import Checkpoints, callbacks, layers, losses, optimizers
 from gpucnn.callbacks import Callback, EarlyStopping, LookAhead, MovingAverage
 from gpucnn.callbacks.defects import DefectWatch
-from gpucnn.core.printing import PlainConsole
+from gpucnn.core.console import PlainConsole
 from gpucnn.data.augment import AlternatingFlip, Flip, Translate
 from gpucnn.data.fingerprint import fingerprint
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
@@ -890,13 +890,6 @@ def test_early_stopping_and_the_watch_do_what_they_are_tested_for(tmp_path):
 )
 def test_the_time_that_is_left(earlier, pace, step, steps, epoch, epochs, expected):
     assert progress.time_left(earlier, pace, step, steps, epoch, epochs) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"), [(0.4, "0:00"), (7, "0:07"), (59.6, "1:00"), (750, "12:30"), (7600, "2:06:40")]
-)
-def test_a_time_as_a_clock_shows_it(seconds, shown):
-    assert progress.clock(seconds) == shown
 
 
 @pytest.mark.parametrize("width", [80, 120])
