@@ -93,9 +93,9 @@ def test_output_of_the_readme_is_what_its_first_block_prints(capfd, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     block, (printed,) = blocks(README, "python")[0], blocks(README, "text")
     exec(compile(block, "README.md", "exec"), {})
-    found, shown = ([float(n) for n in re.findall(r"[\d.]+(?= ?%)", text)] for text in (capfd.readouterr().out, printed))
-    assert len(found) == len(shown)
-    assert found == pytest.approx(shown, abs=0.5)
+    found, shown = (re.findall(r"[\d.]+(?= ?%)", text) for text in (capfd.readouterr().out, printed))
+    assert len(found) == len(shown) > 0
+    assert [float(n) for n in found] == pytest.approx([float(n) for n in shown], abs=0.5)
 
 
 @pytest.mark.parametrize("name", EVERY)
