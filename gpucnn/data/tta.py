@@ -45,7 +45,7 @@ class Views:
         for by, flip, weight in self.places():
             moved = xp.full(N, by, dtype="int32") if by else None
             placement = Placement(down=moved, right=moved, flip=xp.ones(N, dtype="int32") if flip else None)
-            yield backend.gather(x, slice(0, N), dtype, placement if by or flip else None), weight
+            yield backend.load_batch(x, slice(0, N), dtype, placement if by or flip else None), weight
 
 
 NAMES = {"mirror": Views(), "mirror-shift": Views(shift=1)}
