@@ -98,9 +98,7 @@ class Backend:
     #: whether a model may compute in float16 here, with parameters and statistics in float32
     supports_float16 = False
     is_host = True  # whether reading an array costs nothing
-    folds_batch_norm = (
-        False  # whether inference multiplies a convolution's weight by what the batch norm behind it would
-    )
+    folds_batch_norm = False  # whether inference folds a batch norm into the weight of the convolution before it
 
     # --- the two ways across ------------------------------------------------------------------
 
@@ -547,7 +545,7 @@ class Backend:
         values -= learning_rate * unbiased_mean / (self.xp.sqrt(unbiased_square) + epsilon)
 
     def lerp_(self, target: Array, source: Array, weight: float) -> None:
-        """Move `target` (P,) towards `source` (P,) in place, by `weight` of the difference: 0 stays, 1 arrives exactly."""
+        """Interpolate `target` (P,) towards `source` (P,) in place; weight 0 leaves it, 1 gives the source exactly."""
         difference = source - target
         if weight < 0.5:
             target += weight * difference

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from gpucnn import __version__, datasets
+from gpucnn import datasets
 from gpucnn.backends import first_line, get_backend
 from gpucnn.backends.numpy.cores import usable_cores
 from gpucnn.backends.numpy.threads import num_threads
 from gpucnn.cli.common import say
 from gpucnn.errors import BackendUnavailable, ConfigurationError
+from gpucnn.version import __version__
 
 # the environment variables that change what gpucnn does, or how fast
 SETTINGS = (

@@ -28,7 +28,7 @@ import numpy as np
 from rich.table import Table
 
 from gpucnn.backends import Array, Backend, get_backend
-from gpucnn.core.printing import PrintsAsTable, narrow_table, styled
+from gpucnn.core.console import PrintsAsTable, narrow_table, styled
 from gpucnn.data.batches import check_inputs, check_labels
 from gpucnn.errors import ConfigurationError
 from gpucnn.layers.base import Backward, Layer

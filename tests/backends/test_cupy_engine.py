@@ -746,6 +746,6 @@ def test_views_are_averaged_in_single_precision(gpu):
         gpucnn.Model([L.Conv2D(4, 3), L.Flatten(), L.Dense(3), L.Softmax()], (8, 8, 3), backend=gpu, dtype=dtype)
         for dtype in ("float16", "float32")
     )
-    outputs = half.predict(x, views="mirror-shift")
+    outputs = half.predict(x, tta="flip+shift")
     assert outputs.dtype == "float32"
-    assert np.abs(outputs - single.predict(x, views="mirror-shift")).max() < 5e-3
+    assert np.abs(outputs - single.predict(x, tta="flip+shift")).max() < 5e-3

@@ -100,7 +100,7 @@ def fixed_num_threads() -> Iterator[None]:
 
 
 def shards(batch_size: int, flops: float) -> list[slice]:
-    """Cut a batch that costs `flops` floating-point operations forward into a slice a thread; one if it is too small."""
+    """Split a batch whose forward pass costs `flops` into one shard per thread; into a single one if it is small."""
     if _this_thread.member is not None:
         return [slice(0, batch_size)]
     count = max(1, min(num_threads(), batch_size // LEAST_IMAGES, int(flops / LEAST_WORK)))
