@@ -194,7 +194,7 @@ class NumpyBackend(Backend):
     def load_batch(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:
         """Return samples of a data set x (P, …), picked by number (N,) or slice, as floats; bytes become 0 … 1."""
         if placement is not None and placement.cosine is not None and x.dtype == "uint8":
-            x, picked = rotation.flipped(x[picked], placement), slice(None)
+            x, picked = rotation.turned(x[picked], placement), slice(None)
             placement = replace(placement, cosine=None, sine=None)
             placement = None if placement.is_nothing() else placement
         return super().load_batch(x, picked, dtype, placement)
