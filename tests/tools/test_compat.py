@@ -30,7 +30,7 @@ from gpucnn.compat.mnist_cnn import (
     load_mnist_images,
     load_mnist_labels,
 )
-from gpucnn.core.printing import duration
+from gpucnn.core.text import duration
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
 from tests.helpers import write_digits, write_idx
 
