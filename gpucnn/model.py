@@ -379,7 +379,7 @@ class Model(Closed):
     def computing(self, batch: int) -> Iterator[None]:
         """Hold the backend's context around passes of so many samples; say where memory runs out."""
         try:
-            working = self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32)
+            working = self.backend.execution_context(sharded=self._sliced.can_slice, allow_tf32=self.allow_tf32)
             with whole_step, working:
                 yield
         except MemoryError as error:
@@ -390,7 +390,7 @@ class Model(Closed):
 
     def _where_memory_ended(self, error: MemoryError, batch: int) -> str:
         """Return a message: where memory ran out, what was asked for, and what there is."""
-        where, memory = getattr(error, "layer", "") or self.name, self.backend.memory()
+        where, memory = getattr(error, "layer", "") or self.name, self.backend.memory_info()
         message = f"{where}: out of memory on {self.backend.name} at a batch of {batch}: {str(error).rstrip('.')}"
         if memory is not None:
             message += f"; {memory[0] / 1e6:,.0f} of {memory[1] / 1e6:,.0f} MB are free"

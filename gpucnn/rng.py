@@ -38,7 +38,7 @@ def random_bits(backend: Backend, state: "np.ndarray[Any, Any]", shape: tuple[in
         key, counter = int(state[0]), int(state[1])
         state[1] += np.uint64(1)
         per_sample = math.prod(shape[1:])
-        start = backend.samples_before() * per_sample
+        start = backend.shard_offset() * per_sample
         return backend.random_bits(key, counter, shape[0] * per_sample, start).reshape(shape)
 
     return backend.each_time(draw)

@@ -45,7 +45,7 @@ class Views:
         for shift, flip, weight in self.offsets():
             moved = xp.full(N, shift, dtype="int32") if shift else None
             placement = Placement(down=moved, right=moved, flip=xp.ones(N, dtype="int32") if flip else None)
-            yield backend.gather(x, slice(0, N), dtype, placement if shift or flip else None), weight
+            yield backend.load_batch(x, slice(0, N), dtype, placement if shift or flip else None), weight
 
 
 NAMES = {"flip": Views(), "flip+shift": Views(shift=1)}

@@ -189,7 +189,7 @@ def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:
     times: dict[str, list[float]] = {}
     inputs, labels = model.as_floats(model.backend.from_host(x)), model.backend.from_host(y)
     try:
-        with model.backend.working(as_team=True):
+        with model.backend.execution_context(sharded=True):
             for repeat in range(WARM_UP + repeats):
                 _timed_pass(model, inputs, labels, times if repeat >= WARM_UP else {})
     finally:
@@ -228,13 +228,13 @@ def _timed_pass(model: "Model", x: Any, labels: Any, times: dict[str, list[float
     ways_back = []
     network = model.network
     for name, layer, options, goes_back in network.steps(input_gradient=False, plan=network.one_by_one()):
-        (x, backward), seconds = model.backend.timed(name, partial(layer.forward, x, train=True, **options))
+        (x, backward), seconds = model.backend.time_call(name, partial(layer.forward, x, train=True, **options))
         times.setdefault(name, [0.0, 0.0])[0] += seconds
         if goes_back:
             ways_back.append((name, backward))
     dy = _loss_gradient(model, x, labels)
     for name, backward in reversed(ways_back):
-        dy, seconds = model.backend.timed(f"{name} backward", partial(backward, dy))
+        dy, seconds = model.backend.time_call(f"{name} backward", partial(backward, dy))
         times[name][1] += seconds
 
 

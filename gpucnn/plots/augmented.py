@@ -89,7 +89,7 @@ def _epochs(images: Any, augment: Sequence[Augmentation], epochs: int, seed: int
     for epoch in range(epochs):
         pipeline.begin_epoch(epoch)
         words = rng.random_bits(backend, stream, (N, count_random_words(augment)))
-        shown.append(backend.gather(images, slice(0, N), "float32", pipeline.sample(words, slice(0, N))))
+        shown.append(backend.load_batch(images, slice(0, N), "float32", pipeline.sample(words, slice(0, N))))
     return shown
 
 

@@ -270,7 +270,7 @@ def _record(model: "Model", backend: Backend, x: Any) -> list[_Call]:
 def _results(model: "Model", calls: list[_Call], x: Any, labels: Any) -> dict[int, Results]:
     """Return what the model's backend computes for every recorded call by itself, and for a whole training step."""
     state = model.state_dict()
-    with model.backend.working(as_team=True):
+    with model.backend.execution_context(sharded=True):
         results = {number: _result(model, call) for number, call in enumerate(calls)}
     if labels is not None:
         model.load_state_dict(state)

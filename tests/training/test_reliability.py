@@ -59,7 +59,7 @@ def bits(model):
 
 def test_these_networks_are_shared_among_threads():
     gpucnn.set_num_threads(2)
-    assert len(threads.slices(64, 64 * network().network.total_flops())) == 2
+    assert len(threads.shards(64, 64 * network().network.total_flops())) == 2
 
 
 @pytest.mark.parametrize("count", [1, 2])
