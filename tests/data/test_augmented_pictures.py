@@ -116,7 +116,7 @@ def test_the_command_takes_a_recipe(run, digits, monkeypatch):
         ("--network resnet20 --flip", "--network resnet20 names augmentations, and Flip() others; give one or"),
         ("--network lenet-9", "lenet-9"),
         ("--translate 28", "has no 28 pixels to reflect"),
-        ("--flip --alternating-flip", "each mirrors images; leave one of them"),
+        ("--flip --alternating-flip", "each flips images; remove one of them"),
         ("--flip --count 17", "expected 1 to 16 images"),
         ("--flip -o seen.txt", "seen.txt: pictures cannot be written as .txt"),
     ],
