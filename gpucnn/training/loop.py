@@ -90,7 +90,7 @@ class Training:
     def order(self) -> Any:
         """Return the order in which this epoch visits its samples, by the seed; None is that of the data."""
         model = self.model
-        return rng.shuffled_order(model.seed, model.epochs_seen, len(self.data[0])) if self.shuffle else None
+        return rng.epoch_order(model.seed, model.epochs_seen, len(self.data[0])) if self.shuffle else None
 
     def _parts(self) -> list[slice]:
         """Return the batches of this epoch, as parts of its order."""

@@ -20,29 +20,12 @@ from gpucnn.errors import OutOfMemory, RecordingWarning
 from gpucnn.networks.whitening import whiten
 from gpucnn.optimizers import Group
 from gpucnn.training import steps as training_steps
-from tests import host_kernels
-from tests.conftest import SIMULATED, make_backend
 from tests.simulated_cupy import Importer, Simulation, load_backend
 
-GPUS = (SIMULATED, "cupy")
-
-
-def pytest_generate_tests(metafunc):
-    if "gpu_name" in metafunc.fixturenames:
-        names = [name for name in GPUS if name in metafunc.config.backends]
-        metafunc.parametrize("gpu_name", names or [pytest.param(SIMULATED, marks=pytest.mark.skip("not asked for"))])
-
 
 @pytest.fixture
-def gpu(gpu_name):
-    return make_backend(gpu_name)
-
-
-@pytest.fixture
-def simulated(request):
+def simulated(needs_simulation):
     """A class of backends, of which each device gets one, over a simulation of two GPUs."""
-    if SIMULATED not in request.config.backends:
-        pytest.skip(f"looks into the simulation, which is not tested here: {host_kernels.why_not() or 'not asked for'}")
     return load_backend(Simulation(devices=2))
 
 

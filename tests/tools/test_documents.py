@@ -22,9 +22,6 @@ from gpucnn.cli import app
 from gpucnn.data import augment
 from gpucnn.data.synthetic import synthetic_digits
 from gpucnn.runs.reproduction import REPRODUCTIONS
-from tests.cli.test_cli import digits, run, trained
-
-__all__ = ["digits", "run", "trained"]  # fixtures
 
 ROOT = Path(__file__).parents[2]
 if not (ROOT / "README.md").exists():
