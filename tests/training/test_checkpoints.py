@@ -26,7 +26,7 @@ from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
 from gpucnn.saving import tree as trees
 from gpucnn.testing.strict import StrictBackend
 from gpucnn.training import checkpoints, progress, state
-from gpucnn.training.interrupt import Interruption
+from gpucnn.training.interrupt import DeferredInterrupt
 from gpucnn.training.state import differences
 from tests.training.test_groups import assert_same_bits
 from tests.training.test_model import small_model, stripes
@@ -289,7 +289,7 @@ def test_a_fresh_model_is_enough(tmp_path):
     again = small_model()
     fit(again, tmp_path, resume=True, **options)
     assert_same_bits(again, model)
-    assert again.epochs_seen == model.epochs_seen == 5
+    assert again.epochs_trained == model.epochs_trained == 5
 
 
 def test_a_finished_training_is_there_at_once(tmp_path):
@@ -493,9 +493,10 @@ def damaged(path, how):
     elif how == "another file":
         small_model().save(path)
     else:  # one bit
-        place = {"a bit of an array": len(content) - 3, "a bit of the description": content.index(b"epochs_seen") + 14}[
-            how
-        ]
+        place = {
+            "a bit of an array": len(content) - 3,
+            "a bit of the description": content.index(b"epochs_trained") + 17,
+        }[how]
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
 
 
@@ -676,7 +677,7 @@ def test_the_best_model_is_an_ordinary_file(tmp_path, monkeypatch, monitor, chos
         assert (value == epochs.states[values.index(best)][path]).all(), path
     if chosen.startswith("val_"):
         assert loaded.evaluate(*VALIDATION)[chosen[4:]] == best
-    assert loaded.epochs_seen == values.index(best) + 1
+    assert loaded.epochs_trained == values.index(best) + 1
 
 
 def test_without_validation_no_model_is_the_best(tmp_path):
@@ -787,9 +788,9 @@ def test_ctrl_c_at_the_end_of_an_epoch(tmp_path, where, keyboard):
 
 
 def test_a_second_ctrl_c_does_not_wait(keyboard):
-    with Interruption() as interruption:
+    with DeferredInterrupt() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
-        assert interruption.asked
+        assert interruption.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -801,7 +802,7 @@ def test_a_handler_of_the_programs_own_stays():
 
     before = signal.signal(signal.SIGINT, own)
     try:
-        with Interruption():
+        with DeferredInterrupt():
             assert signal.getsignal(signal.SIGINT) is own
         assert signal.getsignal(signal.SIGINT) is own
     finally:
