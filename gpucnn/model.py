@@ -11,7 +11,7 @@ from gpucnn.core.hints import hinted
 from gpucnn.core.text import for_output
 from gpucnn.data.augment import Augmentation, check_augmentations, data_shape
 from gpucnn.data.batches import check_batch_size, check_epochs, check_inputs, check_labels, join
-from gpucnn.data.tta import Views, check_views
+from gpucnn.data.tta import Views, check_tta
 from gpucnn.engine.arguments import check_nothing_shown, check_pair, check_verbose
 from gpucnn.engine.batch_norm_refresh import recalibrate_batch_norm
 from gpucnn.engine.bound_network import on_device
@@ -183,14 +183,14 @@ class Model(Executor):
     @hinted
     @on_device
     def evaluate(
-        self, x: Any, y: Any = None, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0
+        self, x: Any, y: Any = None, batch_size: int = 256, *, tta: Views | str | None = None, verbose: Any = 0
     ) -> dict[str, float]:
         """Return {"loss": …, "accuracy": …} over host data, a dictionary by name: `scores["accuracy"]`.
 
         Who wants them side by side writes `loss, accuracy = model.evaluate(x, y).values()`.
 
         Arguments:
-            views: those of `predict`.
+            tta: test-time augmentation, as `predict` takes it.
             verbose: 0, False or "auto"; nothing is shown.
 
         Raises:
@@ -199,7 +199,7 @@ class Model(Executor):
         """
         _ = self.optimizer
         check_nothing_shown(verbose, "evaluate")
-        chosen, size = check_views(views, self.input_shape), check_batch_size(batch_size)
+        chosen, size = check_tta(tta, self.input_shape), check_batch_size(batch_size)
         x, y = self._check_data(x, y)
         self._suit_metrics([y])
         warn_of_scale(self, x, "x", whole=True)
@@ -219,20 +219,20 @@ class Model(Executor):
 
     @hinted
     @on_device
-    def predict(self, x: Any, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0) -> Any:
+    def predict(self, x: Any, batch_size: int = 256, *, tta: Views | str | None = None, verbose: Any = 0) -> Any:
         """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16.
 
         No more than `batch_size` samples are in the network at once, and fewer where memory does not suffice.
 
         Arguments:
-            views: a `gpucnn.data.tta.Views`, or "mirror" or "mirror-shift": the network sees several views of each
-                image, and its outputs are averaged; where it ends with a softmax, the logits before it.
+            tta: test-time augmentation, "flip", "flip+shift" or a `gpucnn.data.tta.Views`: the outputs are averaged
+                over several views of each image; where the network ends with a softmax, the logits before it.
             verbose: 0, False or "auto"; nothing is shown.
         """
         check_nothing_shown(verbose, "predict")
         x, size = check_inputs(x, self.input_shape, dtype=self.dtype), check_batch_size(batch_size)
         warn_of_scale(self, x, "x", whole=False)
-        chosen = check_views(views, self.input_shape)
+        chosen = check_tta(tta, self.input_shape)
 
         def outputs(part: slice) -> Any:
             if chosen is not None:
@@ -304,7 +304,7 @@ class Model(Executor):
 
         Below it stands how many parameters are trained, and how many are frozen.
         """
-        from gpucnn.core.printing import PlainConsole
+        from gpucnn.core.console import PlainConsole
         from gpucnn.engine.profiling import summary_table
 
         PlainConsole().print(summary_table(self))

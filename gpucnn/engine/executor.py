@@ -188,7 +188,7 @@ class Executor(BoundNetwork):
     @contextmanager
     def _execution_context(self, batch_size: int) -> Iterator[None]:
         try:
-            working = self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32)
+            working = self.backend.execution_context(sharded=self._sliced.can_slice, allow_tf32=self.allow_tf32)
             with whole_step, working:
                 before = _executing.set(self)
                 try:
@@ -203,7 +203,7 @@ class Executor(BoundNetwork):
 
     def _where_memory_ended(self, error: MemoryError, batch_size: int) -> str:
         """Return a message: where memory ran out, what was asked for, and what there is."""
-        where, memory = getattr(error, "layer", "") or self.name, self.backend.memory()
+        where, memory = getattr(error, "layer", "") or self.name, self.backend.memory_info()
         message = f"{where}: out of memory on {self.backend.name} at a batch of {batch_size}: {str(error).rstrip('.')}"
         if memory is not None:
             message += f"; {memory[0] / 1e6:,.0f} of {memory[1] / 1e6:,.0f} MB are free"

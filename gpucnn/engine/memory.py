@@ -7,7 +7,7 @@ by running passes, not by an estimate.
 import traceback
 from typing import Any
 
-from gpucnn.backends.base import Feed
+from gpucnn.backends.base import StreamedDataset
 from gpucnn.engine.evaluation import free_memory
 from gpucnn.engine.executor import Executor
 from gpucnn.errors import OutOfMemory
@@ -23,7 +23,7 @@ def to_device(model: Executor, *data: Pair, batch_size: int = 0) -> list[Pair]:
     Inputs are streamed where they are too many to stay there together, next to a step on a batch of that size.
     """
     step = batch_size * model.bytes_per_sample() if batch_size else 0
-    inputs = model.backend.bring(*(x for x, _ in data), step=step)
+    inputs = model.backend.upload(*(x for x, _ in data), step=step)
     return [(x, model.backend.from_host(y)) for x, (_, y) in zip(inputs, data, strict=True)]
 
 
@@ -72,8 +72,8 @@ def _passes_fit(model: Executor, data: tuple[Any, Any], size: int) -> bool:
         ((x, y),) = to_device(model, data, batch_size=size)
         for part in [slice(0, size)] * PASSES + [slice(0, last)] * (last > 0):
             with model.execution_context(size):
-                picked, whole = (x[part], slice(None)) if isinstance(x, Feed) else (x, part)
-                model.loss_and_gradients(model.backend.gather(picked, whole, model.dtype), y[part])
+                picked, whole = (x[part], slice(None)) if isinstance(x, StreamedDataset) else (x, part)
+                model.loss_and_gradients(model.backend.load_batch(picked, whole, model.dtype), y[part])
     except MemoryError:
         return False
     return True

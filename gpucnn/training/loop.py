@@ -64,7 +64,7 @@ class Training:
         if self.model.claim is not None:
             self.model.claim.steps = True
         try:
-            with self.model.backend.fixed() if self.deterministic else nullcontext():
+            with self.model.backend.fixed_num_threads() if self.deterministic else nullcontext():
                 return self._run()
         except BaseException as error:
             self.model.fault = error if isinstance(error, NumericError) else None
@@ -89,7 +89,7 @@ class Training:
     def order(self) -> Any:
         """Return the order in which this epoch visits its samples, by the seed; None is that of the data."""
         model = self.model
-        return rng.shuffled_order(model.seed, model.epochs_trained, len(self.data[0])) if self.shuffle else None
+        return rng.epoch_order(model.seed, model.epochs_trained, len(self.data[0])) if self.shuffle else None
 
     def _parts(self) -> list[slice]:
         """Return the batches of this epoch, as parts of its order."""

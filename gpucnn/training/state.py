@@ -73,7 +73,7 @@ def completed(known: dict[str, Any], training: "Training") -> dict[str, Any]:
 
 def circumstances(training: "Training") -> dict[str, Any]:
     """Return, as plain data, what may change, but not without changing the last bits of results."""
-    return {**training.model.backend.circumstances(), "gpucnn": __version__}
+    return {**training.model.backend.environment(), "gpucnn": __version__}
 
 
 def differences(then: Any, now: Any, path: str = "") -> Iterator[str]:

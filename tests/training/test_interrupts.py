@@ -16,9 +16,7 @@ from gpucnn.callbacks import Callback
 from gpucnn.engine import signals
 from gpucnn.engine.signals import whole_step
 from gpucnn.training.interrupt import DeferredInterrupt
-from tests.training.test_checkpoints import always, fit, positions
-from tests.training.test_groups import assert_same_bits
-from tests.training.test_model import small_model, stripes
+from tests.helpers import always, assert_same_bits, fit, positions, small_model, stripes
 
 ROOT = Path(__file__).parents[2]
 
