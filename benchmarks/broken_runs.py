@@ -19,18 +19,18 @@ import numpy as np
 from benchmarks.cpu import machine
 from gpucnn import datasets, plots
 from gpucnn.callbacks.defects import TrainingMonitor
+from gpucnn.core.text import significant
 from gpucnn.initializers import Initializer, Uniform
 from gpucnn.layers import AveragePool2D, Conv2D, Dense, Flatten, ReLU, Softmax
 from gpucnn.model import Model
 from gpucnn.optimizers import SGD
-from gpucnn.report.words import significant
 
 RATE, EVERY, GRACE = 0.5, 10, 469  # a run has an epoch to begin to learn
 BIAS = 0.01  # of the biases, as a deviation, where the curvature is taken: with biases of 0 every pixel of the black
 # ground lies on the kink of the first ReLU, where the loss has no second derivative
 RESULTS = Path(__file__).parent / "results" / "broken_runs.json"
 PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
-KEPT = ("deviation 0.1",)  # whose first runs keep their histograms and all observations, to be drawn
+KEPT = ("deviation 0.1",)  # whose first runs keep their histograms and all looks, to be drawn
 COLOURS = {
     "learned": "#0072B2",
     "not learning": "#E69F00",
@@ -229,13 +229,11 @@ def draw_looks(held, name):
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, run in zip(panels, (good, bad), strict=True):
-        observations = [look for look in run["observations"] if look["step"] <= 200]
-        steps = [look["step"] for look in observations]
-        panel.plot(steps, [100 * look["accuracy"] for look in observations], color="#0072B2", label="accuracy")
-        for number, (relu, style) in enumerate(
-            zip(observations[0]["dead"], ("-", "--", "-.", ":"), strict=True), start=1
-        ):
-            dead = [100 * look["dead"][relu] for look in observations]
+        looks = [look for look in run["observations"] if look["step"] <= 200]
+        steps = [look["step"] for look in looks]
+        panel.plot(steps, [100 * look["accuracy"] for look in looks], color="#0072B2", label="accuracy")
+        for number, (relu, style) in enumerate(zip(looks[0]["dead"], ("-", "--", "-.", ":"), strict=True), start=1):
+            dead = [100 * look["dead"][relu] for look in looks]
             panel.plot(steps, dead, color="#D55E00", linestyle=style, label=f"units of ReLU {number} that never fire")
         panel.set(title=f"seed {run['seed']}: {run['outcome']}", xlabel="step", ylim=(-3, 103))
     panels[0].set_ylabel("%")

@@ -21,7 +21,7 @@ from gpucnn.backends import Array, Backend
 from gpucnn.callbacks import Callback
 from gpucnn.core import checks
 from gpucnn.core.files import user_path, write_whole
-from gpucnn.core.printing import duration
+from gpucnn.core.text import duration
 from gpucnn.data.batches import batches, check_batch_size
 from gpucnn.data.idx import find_idx, read_idx
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
@@ -369,15 +369,15 @@ class _Network(gpucnn.Model):
 
     last: Any = None
 
-    def step(self, x: Array, labels: Array, learning_rate: Rates, number: Array | None = None) -> tuple[Array, Array]:
+    def train_step(self, x: Array, labels: Array, learning_rate: Rates, *options: Any) -> tuple[Array, Array]:
         """Make one step as every model does."""
-        loss, outputs = super().step(x, labels, learning_rate, number)
+        loss, outputs = super().train_step(x, labels, learning_rate, *options)
         self.last = loss, outputs, labels, self.optimizer.as_rates(learning_rate)[0]
         return loss, outputs
 
     def checked(self, x: Any, y: Any) -> tuple[Any, Any]:
         """Return data and labels as host arrays that the model can take."""
-        return self._checked(x, y)
+        return self._check_data(x, y)
 
 
 class _Decay(Callback):

@@ -32,6 +32,7 @@ ARGUMENTS = {
     "lr": "learning_rate",
     "max_lr": "rate",
     "minimum": "min_delta",
+    "mirror": "flip",
     "negative_slope": "slope",
     "out_channels": "filters",
     "out_features": "units",
@@ -43,6 +44,7 @@ ARGUMENTS = {
     "step_size": "every",
     "stride": "strides",
     "variance": "deviation",
+    "views": "tta",
     "warmup_epochs": "epochs",
 }
 

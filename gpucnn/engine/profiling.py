@@ -3,19 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from gpucnn.core.printing import PrintsAsTable, narrow_table, styled
-from gpucnn.core.text import printable
+from gpucnn.core.console import PrintsAsTable, narrow_table, styled
+from gpucnn.core.text import format_decimals, format_shape, printable, short_count
+from gpucnn.engine.executor import Executor
 from gpucnn.layers.base import Layer
 from gpucnn.layers.containers import Residual, Sequential
 from gpucnn.rng import host_generator
-
-if TYPE_CHECKING:
-    from gpucnn.model import Model
 
 WARM_UP = 2  # passes before the first timed one: they fill caches and, on a GPU, compile kernels
 HEADINGS = ("output", "params", "MB", "MFLOP", "ms →", "ms ←", "share", "GFLOP/s")
@@ -61,10 +59,10 @@ def _output_elements(layer: Layer) -> int:
     )
 
 
-def summary_table(model: "Model") -> Table:
+def summary_table(model: Executor) -> Table:
     """Return a table of output shapes, parameters, floating-point operations and bytes of the outputs."""
     table = narrow_table(
-        title=f"{model.name}: input {' × '.join(map(str, model.input_shape))}, {model.dtype}",
+        title=f"{model.name}: input {format_shape(model.input_shape)}, {model.dtype}",
         caption="MFLOP of the products and kB of the output are those of one image, forward",
     )
     table.add_column("layer", no_wrap=True)
@@ -164,9 +162,9 @@ class Profile(PrintsAsTable):
     def _cells(row: LayerTime, total: float) -> list[str]:
         has_products = row.flops_forward > 0
         return [
-            _in_thousands(row.parameters) if row.parameters else "",
-            _significant(row.output_bytes / 1e6),
-            _significant((row.flops_forward + row.flops_backward) / 1e6) if has_products else "",
+            short_count(row.parameters) if row.parameters else "",
+            format_decimals(row.output_bytes / 1e6),
+            format_decimals((row.flops_forward + row.flops_backward) / 1e6) if has_products else "",
             f"{row.forward_seconds * 1e3:.2f}",
             f"{row.backward_seconds * 1e3:.2f}",
             f"{100 * row.seconds / total:.0f} %",
@@ -174,19 +172,7 @@ class Profile(PrintsAsTable):
         ]
 
 
-def _significant(number: float) -> str:
-    """Return a number with decimals where it is small."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}" if number >= 1 else f"{number:.2f}"
-
-
-def _in_thousands(count: int) -> str:
-    """Return a count, in thousands or millions where it is large: 650, 131k, 6.6M."""
-    if count < 10_000:
-        return f"{count:,}"
-    return f"{count / 1000:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M"
-
-
-def random_batch(model: "Model", batch_size: int) -> tuple[Any, Any]:
+def random_batch(model: Executor, batch_size: int) -> tuple[Any, Any]:
     """Return random inputs and labels that the model takes, host arrays, the same at every call."""
     rng = host_generator(0, "profile inputs")
     x = rng.random((batch_size, *model.input_shape)).astype(model.state_dtype)
@@ -195,13 +181,13 @@ def random_batch(model: "Model", batch_size: int) -> tuple[Any, Any]:
     return x, y
 
 
-def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:
+def profile(model: Executor, x: Any, y: Any, repeats: int) -> Profile:
     """Time the model's layers on one checked batch; leaves weights, gradients and running statistics as they were."""
     kept = model.state_dict()
     times: dict[str, list[float]] = {}
     inputs, labels = model.as_floats(model.backend.from_host(x)), model.backend.from_host(y)
     try:
-        with model.backend.working(as_team=True):
+        with model.backend.execution_context(sharded=True):
             for repeat in range(WARM_UP + repeats):
                 _timed_pass(model, inputs, labels, times if repeat >= WARM_UP else {})
     finally:
@@ -235,22 +221,22 @@ def _products_back(layer: Layer, options: dict[str, Any], goes_back: bool) -> in
     return 2 - ("input_gradient" in options) - is_frozen if goes_back else 0
 
 
-def _timed_pass(model: "Model", x: Any, labels: Any, times: dict[str, list[float]]) -> None:
+def _timed_pass(model: Executor, x: Any, labels: Any, times: dict[str, list[float]]) -> None:
     """Pass one batch forward and backward as a training step does; add each top-level layer's seconds to `times`."""
     ways_back = []
     network = model.network
     for name, layer, options, goes_back in network.steps(input_gradient=False, plan=network.one_by_one()):
-        (x, backward), seconds = model.backend.timed(name, partial(layer.forward, x, train=True, **options))
+        (x, backward), seconds = model.backend.time_call(name, partial(layer.forward, x, train=True, **options))
         times.setdefault(name, [0.0, 0.0])[0] += seconds
         if goes_back:
             ways_back.append((name, backward))
     dy = _loss_gradient(model, x, labels)
     for name, backward in reversed(ways_back):
-        dy, seconds = model.backend.timed(f"{name} backward", partial(backward, dy))
+        dy, seconds = model.backend.time_call(f"{name} backward", partial(backward, dy))
         times[name][1] += seconds
 
 
-def _loss_gradient(model: "Model", y: Any, labels: Any) -> Any:
+def _loss_gradient(model: Executor, y: Any, labels: Any) -> Any:
     """Return dy of the loss, or ones where the model is not compiled."""
     if model.loss is None:
         return model.backend.xp.ones_like(y)

@@ -17,7 +17,7 @@ from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.model import Model
 from gpucnn.saving.model_file import load
 from gpucnn.training.checkpoints import BEST
-from gpucnn.training.history import History, with_current_keys
+from gpucnn.training.history import History, current_key
 
 RUNS = Path("runs")
 MODEL, HISTORY, CONFIG = "model.safetensors", "history.json", "config.json"
@@ -147,7 +147,7 @@ def read_history(model_path: Path) -> History:
         isinstance(v, list) and all(isinstance(number, int | float) for number in v) for v in found.values()
     ):
         raise CheckpointError(f"{file}: is not a history; expected a list of numbers, one an epoch, for each name")
-    return History(with_current_keys(found))
+    return History({current_key(key): values for key, values in found.items()})
 
 
 def remember_data(folder: Path) -> None:

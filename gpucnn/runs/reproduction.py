@@ -185,7 +185,7 @@ def run(
         TOTAL_TIME: tested - started,
     }
     if recipe.long:
-        several = model.evaluate(x_test, y_test, views="mirror-shift")
+        several = model.evaluate(x_test, y_test, tta="flip+shift")
         numbers["test accuracy (TTA)"] = several["accuracy"]
         numbers["test accuracy by epoch"] = history["val_accuracy"]
         passed = {level: history.seconds_to(level) for level in LEVELS}

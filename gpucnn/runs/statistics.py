@@ -14,7 +14,7 @@ from gpucnn.core.text import printable
 from gpucnn.errors import CheckpointError, ConfigurationError
 
 FORMAT = 1
-HEADINGS = "", "mean", "std dev", "least", "most", "95 % CI of the mean"
+HEADINGS = "", "mean", "std", "min", "max", "95 % CI of mean"
 Record = dict[str, Any]
 
 

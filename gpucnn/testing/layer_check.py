@@ -21,7 +21,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gpucnn.backends import Backend, get_backend
-from gpucnn.core.printing import PrintsAsTable, styled
+from gpucnn.core.console import PrintsAsTable, styled
 from gpucnn.engine.arguments import checked_shape
 from gpucnn.engine.replicas import Fingerprint
 from gpucnn.errors import (
@@ -438,7 +438,7 @@ def _is_recorded(subject: _Subject) -> str:
 def _results_of_step(model: Model, x: Any, subject: _Subject) -> dict[str, Any]:
     """Return what a training pass gives and leaves, and what inference gives then."""
     model.zero_grad()
-    y, way_back = model.training_pass(x, repeat=model.jit)
+    y, way_back = model.forward_train(x, repeat=model.jit)
     way_back(subject.dy(tuple(y.shape)))
     results = {"y": y, "a gradient": model.flat_gradients().copy()} | model.state_dict()
     return results | {"y of inference": model.forward(x)[0]}

@@ -26,7 +26,7 @@ class Watch:
 
     def __init__(self, model: "Model", wanted: bool) -> None:
         self.model, self.wanted = model, wanted
-        self.at_once = model.backend.on_host or not model.jit
+        self.at_once = model.backend.is_host or not model.jit
         self._clipped = wanted and model.optimizer.clip_value is not None  # which makes infinity finite
         xp = model.backend.xp
         self._first_bad = xp.full((), NEVER, dtype=xp.int64) if wanted and not self.at_once else None
@@ -88,7 +88,7 @@ class Watch:
             buffer.value[...] = now
         where = f"{layer}: " if layer else ""
         raise NumericError(
-            f"{where}{what} at step {step:,}, on the way {direction}; the weights are those before this step. {REMEDY}",
+            f"{where}{what} at step {step:,}, in the {direction} pass; the weights are those before this step. {REMEDY}",
             step=step,
             layer=layer,
             direction=direction,
@@ -132,5 +132,5 @@ def origin(model: "Model", inputs: Array, labels: Array) -> tuple[str, str, str]
         return looking
 
     with watched(model.network, watch):
-        model.loss_and_gradients(inputs, labels, in_slices=False)
+        model.loss_and_gradients(inputs, labels, sharded=False)
     return found[0] if found else ("", "backward", "a gradient holds NaN or infinity")

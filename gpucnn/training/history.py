@@ -7,11 +7,6 @@ from typing import Any
 from gpucnn.core.files import explained, user_path, write_whole
 
 
-def with_current_keys(history: dict[str, Any]) -> dict[str, Any]:
-    """Return a saved history with the keys that are written now, whenever it was written."""
-    return {current_key(key): values for key, values in history.items()}
-
-
 def current_key(key: str) -> str:
     """Return the name that a number of the history has now."""
     if key.endswith("_so_far"):

@@ -19,13 +19,26 @@ from gpucnn.data.batches import batches, steps_of
 from gpucnn.data.fingerprint import fingerprint
 from gpucnn.errors import CheckpointError, GpucnnError
 from gpucnn.saving.tree import Tree, misfit
-from gpucnn.training.history import current_key, with_current_keys
+from gpucnn.training.history import current_key
+from gpucnn.version import __version__
 
 if TYPE_CHECKING:
     from gpucnn.training.loop import Training
     from gpucnn.training.steps import Steps
 
 MOST_SAID = 6  # differences that a message names
+
+
+FORMER_KEYS = {"epochs_seen": "epochs_trained"}  # of a checkpoint's model
+
+
+def with_current_keys(tree: Tree) -> Tree:
+    """Return a tree with the keys that are written now, whenever it was written."""
+    if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
+        tree = tree | {"model": {FORMER_KEYS.get(key, key): value for key, value in tree["model"].items()}}
+    if isinstance(tree, dict) and isinstance(tree.get("history"), dict):
+        tree = tree | {"history": {current_key(key): values for key, values in tree["history"].items()}}
+    return tree
 
 
 def settings(training: "Training") -> dict[str, Any]:
@@ -62,9 +75,7 @@ def with_current_names(tree: Tree, training: "Training") -> Tree:
         known |= {"callbacks": [_defaults(c) | _current(c, held) for c, held in zip(callbacks, described, strict=True)]}
     if _is_list_of_dicts(states, len(callbacks)):
         states = [_renamed(callback, held) for callback, held in zip(callbacks, states, strict=True)]
-    history = tree.get("history")
-    history = with_current_keys(history) if isinstance(history, dict) else history
-    return {**tree, "settings": known, "callbacks": states, "history": history}
+    return {**tree, "settings": known, "callbacks": states}
 
 
 def _is_list_of_dicts(value: Any, length: int) -> bool:
@@ -87,9 +98,7 @@ def _current(callback: Callback, described: dict[str, Any]) -> dict[str, Any]:
 
 def circumstances(training: "Training") -> dict[str, Any]:
     """Return, as plain data, what may change, but not without changing the last bits of results."""
-    from gpucnn import __version__
-
-    return {**training.model.backend.circumstances(), "gpucnn": __version__}
+    return {**training.model.backend.environment(), "gpucnn": __version__}
 
 
 def differences(then: Any, now: Any, path: str = "") -> Iterator[str]:
@@ -154,7 +163,7 @@ def gather(training: "Training", steps: "Steps") -> Tree:
     model, to_host = training.model, training.model.backend.to_host
     held = {
         "arrays": model.state_dict(),
-        "epochs_seen": model.epochs_seen,
+        "epochs_trained": model.epochs_trained,
         "progress": model.progress,
         "stop": model.stop_training,
     }
@@ -188,7 +197,7 @@ def restore(training: "Training", steps: "Steps", tree: Tree) -> None:
         CheckpointError: the tree does not hold what this training keeps; the model is as it was.
     """
     model = training.model
-    weights, counts = model.state_dict(), (model.epochs_seen, model.progress, model.optimizer.steps)
+    weights, counts = model.state_dict(), (model.epochs_trained, model.progress, model.optimizer.steps)
     slots = model.optimizer.state_dict(model.backend)
     try:
         if wrong := _misfit(training, steps, tree):
@@ -197,7 +206,7 @@ def restore(training: "Training", steps: "Steps", tree: Tree) -> None:
     except (GpucnnError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         model.load_state_dict(weights)
         model.optimizer.load_state_dict(model.backend, slots)
-        model.epochs_seen, model.progress, model.optimizer.steps = counts
+        model.epochs_trained, model.progress, model.optimizer.steps = counts
         for callback in training.callbacks:  # which forgets what it has taken over
             callback.on_fit_begin(model)
         raise CheckpointError(
@@ -217,7 +226,7 @@ def _restore(training: "Training", steps: "Steps", tree: Tree) -> None:
     model.load_state_dict(held["arrays"])
     for path, gradient in held.get("gradients", {}).items():
         model.parameters()[path].grad[...] = model.backend.from_host(gradient)  # type: ignore[index]
-    model.epochs_seen, model.stop_training = held["epochs_seen"], held["stop"]
+    model.epochs_trained, model.stop_training = held["epochs_trained"], held["stop"]
     model.progress = held["progress"][0], training.epochs
     model.optimizer.steps = tree["optimizer"]["steps"]
     model.optimizer.load_state_dict(model.backend, tree["optimizer"]["slots"])
@@ -258,7 +267,7 @@ def _wrong_numbers(training: "Training", tree: Tree) -> str:
     most = steps_of(epoch, training.epochs, -(-len(training.data[0]) // training.batch_size)) if epoch < whole else 0
     if not (0 <= epoch <= whole and 0 <= step <= most):
         return f"its position, epoch {epoch} and step {step}, is not within the training"
-    counts = [tree["model"]["epochs_seen"], tree["optimizer"]["steps"], tree["position"]["seconds"]]
+    counts = [tree["model"]["epochs_trained"], tree["optimizer"]["steps"], tree["position"]["seconds"]]
     if not all(0 <= count < math.inf for count in counts):
         return f"its counts are {counts}"
     samples, history = tree["samples"], tree["history"]

@@ -23,10 +23,7 @@ from gpucnn.runs.folder import read_history
 from gpucnn.runs.reproduction import REPRODUCTIONS, Reproduction
 from gpucnn.runs.statistics import Runs
 from gpucnn.schedules import OneCycle, Power
-from tests.cli import test_cli
-from tests.training.test_resume import TIMES
-
-run, digits = test_cli.run, test_cli.digits
+from tests.helpers import TIMES
 
 BEFORE = Path(__file__).parents[1] / "data_of_before"
 

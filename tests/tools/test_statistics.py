@@ -62,7 +62,7 @@ def test_the_table_fits_a_terminal_and_says_what_its_interval_is(tmp_path):
             assert "…" not in runs.text()
     lines = runs.text().splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[2].split() == ["mean", "std", "dev", "least", "most", "95", "%", "CI", "of", "the", "mean"]
+    assert lines[2].split() == ["mean", "std", "min", "max", "95", "%", "CI", "of", "mean"]
     first = next(line for line in lines if line.startswith("accuracy, epoch 12"))
     assert first.endswith("0 … 100 %")
     assert "33.3 pp" in first

@@ -180,15 +180,15 @@ def test_a_report_comes_back_from_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "this run was not watched for defects"),
+        (None, "this run was not monitored for defects"),
         ("{", "cannot be read as JSON"),
-        ("[1]", "is of format None, and this gpucnn reads 1"),
-        ('{"format": 9}', "is of format 9"),
+        ("[1]", "has format None, expected 1"),
+        ('{"format": 9}', "has format 9, expected 1"),
         (
             '{"format": 1, "defect": {"kind": "x"}, "observations": [], "histograms": {}}',
-            "what a TrainingMonitor reports",
+            "is not a TrainingMonitor.s report",
         ),
-        ('{"format": 1, "defect": null, "observations": 5, "histograms": {}}', "what a TrainingMonitor reports"),
+        ('{"format": 1, "defect": null, "observations": 5, "histograms": {}}', "is not a TrainingMonitor.s report"),
     ],
 )
 def test_a_report_that_cannot_be_read(tmp_path, content, message):
@@ -217,7 +217,7 @@ def test_watching_changes_nothing():
 def test_arguments_without_sense(options, message):
     with pytest.raises(ConfigurationError, match=message):
         TrainingMonitor(task(), **options)
-    with pytest.raises(ConfigurationError, match="as many of each"):
+    with pytest.raises(ConfigurationError, match="one per input"):
         TrainingMonitor((task()[0], task()[1][:5]))
 
 

@@ -15,7 +15,7 @@ from gpucnn.cli import app
 from gpucnn.core.files import FolderLock
 from gpucnn.errors import NumericError
 from gpucnn.testing.strict import StrictBackend
-from tests.training.test_groups import simulated
+from tests.helpers import simulated_backend
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns of what overflows
 BATCH, BAD = 4, 9  # the sample that spoils the third step
@@ -50,7 +50,7 @@ def after_two_steps(backend="numpy"):
 def test_a_gradient_that_overflows(backend):
     model = regression(HERE[backend]())
     message = (
-        r"second: the gradient of its weight holds (NaN|infinity) at step 3, on the way backward; the weights are "
+        r"second: the gradient of its weight holds (NaN|infinity) at step 3, in the backward pass; the weights are "
         r"those before this step\. A lower learning rate or the optimizer's clip_norm often helps; "
         r"fit\(check_numerics=False\) goes on regardless"
     )
@@ -67,14 +67,14 @@ def test_an_output_that_overflows():
     model, (x, y) = regression(), data()
     x[np.arange(16) != BAD] = 0
     model.parameters()["first.weight"].value *= 1e10
-    with pytest.raises(NumericError, match=r"first: its output holds (NaN|infinity) at step 3, on the way forward"):
+    with pytest.raises(NumericError, match=r"first: its output holds (NaN|infinity) at step 3, in the forward pass"):
         fit(model, x, y)
 
 
 def test_weights_that_were_bad_before():
     model = regression()
     model.parameters()["second.bias"].value = np.full(1, np.nan, "float32")
-    with pytest.raises(NumericError, match=r"second: its bias holds NaN at step 1, on the way forward"):
+    with pytest.raises(NumericError, match=r"second: its bias holds NaN at step 1, in the forward pass"):
         fit(model, *data(1.0))
 
 
@@ -84,7 +84,7 @@ def test_steps_are_counted_over_all_epochs():
             if epoch == 2:
                 model.parameters()["first.weight"].value = np.full((3, 5), np.inf, "float32")
 
-    with pytest.raises(NumericError, match="at step 9, on the way forward"):
+    with pytest.raises(NumericError, match="at step 9, in the forward pass"):
         fit(regression(), *data(1.0), epochs=3, callbacks=[Spoil()])
 
 
@@ -182,7 +182,7 @@ def test_recorded_steps_say_which_it_was():
     x, y = data()
     x = np.concatenate([np.zeros_like(x), x])  # the bad one is a step that is repeated, not the first or the recorded
     y = np.concatenate([y, y])
-    model = regression(simulated())
+    model = regression(simulated_backend())
     with pytest.raises(NumericError, match="since step 7 of the optimizer"):
         fit(model, x, y)
 
@@ -218,7 +218,7 @@ def test_a_watch_takes_it_over():
     watch = TrainingMonitor((x[:20], y[:20]), every=1000)
     with pytest.raises(NumericError):
         model.fit(x, y, batch_size=8, shuffle=False, callbacks=[watch], verbose=0)
-    assert str(watch.defect).startswith("diverged in dense at step 7: NaN or infinity on the way ")
+    assert str(watch.defect).startswith("diverged in dense at step 7: NaN or infinity in the ")
     assert watch.histograms["dense.weight"]["not_finite"] == 0
     model.fit(x[:8], y[:8], batch_size=8, verbose=0)
     assert model.fault is None
@@ -249,6 +249,6 @@ def test_statistics_that_overflow_end_the_training(backend, jit):
     with np.errstate(all="ignore"), pytest.raises(NumericError) as caught:
         model.fit(x, np.arange(48) % 3, batch_size=16, verbose=0)
     assert caught.value.step == 1
-    if backend.on_host or not jit:
+    if backend.is_host or not jit:
         assert caught.value.layer == "batch_norm"
         assert re.search(r"batch_norm: its (output|running_var) holds", str(caught.value))

@@ -14,6 +14,7 @@ from gpucnn.core.config import Configurable
 from gpucnn.errors import ArgumentError, ConfigurationError, GpucnnError, UnknownNameError
 from gpucnn.layers.geometry import fit_window
 from gpucnn.training.checkpoints import Checkpoints
+from tests.helpers import assert_same_bits
 
 for module in pkgutil.walk_packages(gpucnn.__path__, "gpucnn."):
     if not module.name.startswith(
@@ -196,7 +197,7 @@ def test_names_that_do_not_exist_are_refused(kind):
         (lambda: optimizers.SGD(0.1, momentum=0.9, nesterov="False"), "nesterov must be True or False, not 'False'"),
         (lambda: callbacks.EarlyStopping(minimum=0.1), "did you mean min_delta=…?"),
         (lambda: callbacks.EarlyStopping(restore_best=True), "did you mean restore_best_weights=…?"),
-        (lambda: gpucnn.networks.lenet(num_classes=3), "did you mean classes=…?"),
+        (lambda: gpucnn.networks.lenet(classes=3), "did you mean num_classes=…?"),
         (lambda: gpucnn.Model([layers.Dense(2)]), "Model needs input_shape"),
         (lambda: gpucnn.Model([layers.Dense(2)], (3,), sed=1), "did you mean seed=…?"),
         (lambda: layers.MaxPooling2D, "module 'gpucnn.layers' has no 'MaxPooling2D'; did you mean MaxPool2D?"),
@@ -218,11 +219,6 @@ def test_names_of_other_libraries_get_a_hint(make, message):
 def model_of(*inside, **options):
     model = gpucnn.Model([layers.Flatten(), *inside, layers.Dense(3), layers.Softmax()], (4, 4, 1), backend="numpy")
     return model.compile(options.pop("optimizer", optimizers.SGD(0.1)), **options)
-
-
-def assert_same_bits(model, control):
-    ours, theirs = model.state_dict(), control.state_dict()
-    assert {path: value.tobytes() for path, value in ours.items()} == {p: v.tobytes() for p, v in theirs.items()}
 
 
 @pytest.fixture
@@ -299,7 +295,7 @@ def test_changed_settings_of_an_optimizer_count_from_the_next_step(change, setti
     model.fit(*data, batch_size=16, verbose=0)
     control = model_of(optimizer=optimizers.SGD(**{"learning_rate": 0.1} | settings), jit=jit)
     control.load_state_dict(model.state_dict())
-    control.epochs_seen = 1
+    control.epochs_trained = 1
     for name, slot in model.optimizer.slots.items():
         if name in control.optimizer.slots:
             control.optimizer.slots[name][...] = slot

@@ -8,7 +8,7 @@ import gpucnn
 from gpucnn import layers
 from gpucnn.callbacks.snapshots import KEY, SNAPSHOTS, Snapshots, load_snapshots
 from gpucnn.errors import CheckpointError, ConfigurationError
-from tests.training.test_model import small_model, stripes
+from tests.helpers import small_model, stripes
 
 SNAPSHOT_BYTES = 4 * (9 * 4 + 9 * 4 * 8)  # both convolutions of the small model in float32
 
@@ -82,10 +82,10 @@ def test_the_limit_drops_every_other_epoch_and_keeps_the_first_and_the_last():
         assert kept == [0, epochs]
 
 
-def test_weights_that_do_not_fit_twice_are_left_out(tmp_path):
+def test_weights_that_do_not_fit_twice_are_skipped(tmp_path):
     first = 4 * 9 * 4
     snapshots, _ = fitted(1, limit=2 * SNAPSHOT_BYTES - 1)
-    assert snapshots.left_out == ["conv2d_1.weight"]
+    assert snapshots.skipped == ["conv2d_1.weight"]
     assert list(snapshots.epochs[1]) == ["conv2d.weight"]
     snapshots, _ = fitted(1, limit=2 * first - 1, folder=tmp_path)
     assert snapshots.epochs == {}
