@@ -19,6 +19,7 @@ from gpucnn.backends.numpy.threads import set_num_threads
 from gpucnn.core.hints import no_such_class
 from gpucnn.errors import (
     BackendUnavailable,
+    CaptureWarning,
     CheckpointError,
     CheckpointWarning,
     ConfigurationError,
@@ -29,7 +30,6 @@ from gpucnn.errors import (
     LayerError,
     NumericError,
     OutOfMemory,
-    RecordingWarning,
     ShapeError,
     ThreadWarning,
 )
@@ -46,6 +46,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailable",
+    "CaptureWarning",
     "CheckpointError",
     "CheckpointWarning",
     "Checkpoints",
@@ -58,7 +59,6 @@ __all__ = [
     "Model",
     "NumericError",
     "OutOfMemory",
-    "RecordingWarning",
     "ShapeError",
     "ThreadWarning",
     "callbacks",

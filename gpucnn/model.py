@@ -33,7 +33,7 @@ from gpucnn.engine.claims import Claim, trains
 from gpucnn.engine.evaluation import by_parts, evaluate
 from gpucnn.engine.memory import with_advice
 from gpucnn.engine.scale import warn_of_scale, warn_of_targets
-from gpucnn.engine.sharding import Sliced
+from gpucnn.engine.sharding import ShardedNetwork
 from gpucnn.errors import ConfigurationError, DataError, NumericError, OutOfMemory, ShapeError
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
@@ -138,8 +138,8 @@ class Model(Closed):
         self.chooses_metrics = False  # whether the first data decide which metrics mean something
         self._optimizer: Optimizer | None = None
         self._trunk = self.network
-        self._sliced = self._sliced_trunk = Sliced(self.network)
-        self._gave_up_steps = ""  # why no whole steps are recorded
+        self._sharded = self._sharded_trunk = ShardedNetwork(self.network)
+        self._capture_failure = ""  # why no whole steps are recorded
         self._groups = [list(self.parameters())]
         self.epochs_seen = 0
         self.stop_training = False
@@ -227,7 +227,7 @@ class Model(Closed):
         check_precision(dtype, target)
         source = self.backend
         vars(self).update(backend=target, dtype=dtype)
-        self._gave_up_steps = ""
+        self._capture_failure = ""
         self.network.to(self.backend, self.state_dtype)
         if self.loss is not None:
             self.loss.backend = self.backend
@@ -367,7 +367,9 @@ class Model(Closed):
             self._check_layers()
         with self.computing(len(x)):
             inputs = self.as_floats(self.backend.from_host(x))
-            y, network_backward = self._sliced.forward(self.backend, inputs, train=train, repeat=self.jit and not train)
+            y, network_backward = self._sharded.forward(
+                self.backend, inputs, train=train, capture=self.jit and not train
+            )
 
         def backward(dy: Array) -> Array:
             with self.computing(len(x)):
@@ -379,7 +381,7 @@ class Model(Closed):
     def computing(self, batch: int) -> Iterator[None]:
         """Hold the backend's context around passes of so many samples; say where memory runs out."""
         try:
-            working = self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32)
+            working = self.backend.working(as_team=self._sharded.can_shard, allow_tf32=self.allow_tf32)
             with whole_step, working:
                 yield
         except MemoryError as error:
@@ -403,8 +405,8 @@ class Model(Closed):
 
     def release(self) -> None:
         """Let go of memory that is kept for later: of passes that were recorded, and what the backend keeps."""
-        for sliced in (self._sliced, self._sliced_trunk):
-            sliced.repeats.forget()
+        for sharded in (self._sharded, self._sharded_trunk):
+            sharded.captures.invalidate()
         self.backend.release()
 
     @trains(within=True)
@@ -457,9 +459,9 @@ class Model(Closed):
             metrics: what is measured besides the loss: a list of metrics or their names; None or [] for nothing. "auto"
                 is the accuracy where labels are classes, or 0 and 1, and nothing for a regression; the first data that
                 the model is fitted or evaluated with decide where the loss does not.
-            jit: what a training asks of the backend is recorded once and then repeated, if all layers say `recordable`:
+            jit: what a training asks of the backend is recorded once and then repeated, if all layers say `capturable`:
                 on a GPU by `fit`, a whole step as one launch instead of one for each kernel, and on the CPU passes
-                without the layers' Python. The numbers are the same either way; `why_not_repeated` says what stood in
+                without the layers' Python. The numbers are the same either way; `why_not_captured` says what stood in
                 the way. Losses and metrics of one's own must not decide anything in Python, or this be turned off.
 
         Raises:
@@ -476,10 +478,10 @@ class Model(Closed):
         self._trunk = self.network
         if isinstance(loss, CategoricalCrossEntropy) and isinstance(self.layers[-1], Softmax):
             self._trunk = self._without_last()  # the softmax is computed with the loss, as one kernel
-        self._sliced_trunk = self._sliced
+        self._sharded_trunk = self._sharded
         if self._trunk is not self.network:
-            self._sliced_trunk = Sliced(self._trunk, self._sliced.repeats.room)
-        self.jit, self._gave_up_steps = checks.flag(jit, "jit"), ""
+            self._sharded_trunk = ShardedNetwork(self._trunk, self._sharded.captures.memory)
+        self.jit, self._capture_failure = checks.flag(jit, "jit"), ""
         vars(self).update(loss=loss, metrics=chosen, chooses_metrics=chooses)
         self._optimizer, self._groups = None, groups
         self._lay()
@@ -647,7 +649,7 @@ class Model(Closed):
         with self.computing(len(x)):
             self.zero_grad()  # which binds
             if in_slices:
-                outputs, network_backward = self.training_pass(x, repeat=self.jit)
+                outputs, network_backward = self.training_pass(x, capture=self.jit)
             else:
                 outputs, network_backward = self._trunk.forward(x, train=True, input_gradient=False)
             exact = outputs.astype(self.state_dtype, copy=False)
@@ -657,27 +659,27 @@ class Model(Closed):
                 self._flat.gradients *= 1.0 / scale
         return loss, exact
 
-    def training_pass(self, x: Array, *, repeat: bool) -> tuple[Array, Backward]:
+    def training_pass(self, x: Array, *, capture: bool) -> tuple[Array, Backward]:
         """Return the outputs for device floats and the way back, which leaves the gradients in the parameters.
 
-        With a fused softmax the outputs are logits. With `repeat` the pass may be recorded, or repeat one that was.
+        With a fused softmax the outputs are logits. With `capture` it may be captured or replayed.
         """
-        return self._sliced_trunk.forward(self.backend, x, train=True, input_gradient=False, repeat=repeat)
+        return self._sharded_trunk.forward(self.backend, x, train=True, input_gradient=False, capture=capture)
 
     @property
-    def why_not_repeated(self) -> str:
+    def why_not_captured(self) -> str:
         """Why passes of training are not recorded and repeated, or not any more; "" if nothing stands in the way."""
-        return self._gave_up_steps or self._sliced_trunk.repeats.gave_up
+        return self._capture_failure or self._sharded_trunk.captures.failure
 
-    def give_up_repeating(self, reason: str) -> None:
-        """Record no step any more on this backend, for a reason that `why_not_repeated` returns from now on."""
-        self._gave_up_steps = reason
+    def disable_capture(self, reason: str) -> None:
+        """Record no step any more on this backend, for a reason that `why_not_captured` returns from now on."""
+        self._capture_failure = reason
 
     def _score(self, x: Array, labels: Array) -> tuple[Array, Array]:
         """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""
         self._check_layers()
         with self.computing(len(x)):
-            outputs, _ = self._sliced_trunk.forward(self.backend, x, train=False, repeat=self.jit)
+            outputs, _ = self._sharded_trunk.forward(self.backend, x, train=False, capture=self.jit)
             exact = outputs.astype(self.state_dtype, copy=False)
             return self._loss_of(exact, labels)[0], exact
 
@@ -751,14 +753,14 @@ class Model(Closed):
 
     def _seen_in(self, x: Array, views: Views, *, logits: bool = False) -> Array:
         """Return the mean of the outputs over views of images on the device; of the logits if a softmax is last."""
-        last, network = self.layers[-1], self._sliced
+        last, network = self.layers[-1], self._sharded
         if isinstance(last, Softmax):
-            network = self._sliced_trunk if self._trunk is not self.network else Sliced(self._without_last())
+            network = self._sharded_trunk if self._trunk is not self.network else ShardedNetwork(self._without_last())
         total = 0.0
         self._check_layers()
         with self.computing(len(x)):
             for view, weight in views.of(self.backend, x, self.dtype):
-                outputs, _ = network.forward(self.backend, view, train=False, repeat=self.jit)
+                outputs, _ = network.forward(self.backend, view, train=False, capture=self.jit)
                 total = total + weight * outputs.astype(self.state_dtype, copy=False)
             return last.forward(total, train=False)[0] if isinstance(last, Softmax) and not logits else total
 

@@ -41,7 +41,7 @@ def draw_bits(backend: Backend, state: "np.ndarray[Any, Any]", shape: tuple[int,
         start = backend.samples_before() * a_sample
         return backend.random_bits(key, counter, shape[0] * a_sample, start).reshape(shape)
 
-    return backend.each_time(draw)
+    return backend.on_replay(draw)
 
 
 def draw_mask(backend: Backend, state: "np.ndarray[Any, Any]", shape: tuple[int, ...], probability: float) -> Array:
