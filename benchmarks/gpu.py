@@ -394,7 +394,7 @@ def training(bench, net, precision, batch, epochs):
     row |= {"data": data.name, "source": data.source, "images": len(x), "seconds": seconds}
     row |= {"seconds_an_epoch": history["seconds"], "training_accuracy": history["accuracy"]}
     row |= scores
-    row["accuracy_several_views"] = model.evaluate(x_test, y_test, views="mirror-shift")["accuracy"]
+    row["accuracy_several_views"] = model.evaluate(x_test, y_test, tta="flip+shift")["accuracy"]
     if reason:
         row["notes"] = {"data": reason}
     if not scores["accuracy"] >= bench.settings.passed:  # nor is NaN

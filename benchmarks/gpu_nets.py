@@ -122,7 +122,7 @@ class Ours:
 
         def within(function):
             def call():
-                with backend.working(as_team=False, allow_tf32=precision == "tf32"):
+                with backend.execution_context(sharded=False, allow_tf32=precision == "tf32"):
                     function()
 
             return call

@@ -38,7 +38,7 @@ def draw_bits(backend: Backend, state: "np.ndarray[Any, Any]", shape: tuple[int,
         key, counter = int(state[0]), int(state[1])
         state[1] += np.uint64(1)
         a_sample = math.prod(shape[1:])
-        start = backend.samples_before() * a_sample
+        start = backend.shard_offset() * a_sample
         return backend.random_bits(key, counter, shape[0] * a_sample, start).reshape(shape)
 
     return backend.on_replay(draw)

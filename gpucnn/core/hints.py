@@ -28,6 +28,7 @@ ARGUMENTS = {
     "kernel_initializer": "weight_initializer",
     "lr": "learning_rate",
     "max_lr": "rate",
+    "mirror": "flip",
     "min_delta": "minimum",
     "negative_slope": "slope",
     "num_classes": "classes",
@@ -40,6 +41,7 @@ ARGUMENTS = {
     "step_size": "every",
     "stride": "strides",
     "variance": "deviation",
+    "views": "tta",
     "warmup_epochs": "epochs",
 }
 

@@ -44,7 +44,7 @@ class ShardedNetwork:
         With `capture` the pass may be captured or replayed. Its backward function is to be called then before the next
         pass, unless it is one of inference.
         """
-        slices = backend.slices(len(x), self._flops * len(x)) if self.can_shard else [slice(0, len(x))]
+        slices = backend.shards(len(x), self._flops * len(x)) if self.can_shard else [slice(0, len(x))]
         options: dict[str, Any] = {"train": train} | ({} if input_gradient else {"input_gradient": False})
         if capture:
             done = self.captures.forward(backend, x, slices, options)

@@ -122,7 +122,7 @@ class Sequential(Layer):
         as soon as it has passed that layer.
         """
         ways_back: list[tuple[str, Backward]] = []
-        plan = self._inference_plan if self.backend.folds_norms and not train else self._plan
+        plan = self._inference_plan if self.backend.folds_batch_norm and not train else self._plan
         for name, layer, options, goes_back in self.steps(input_gradient, plan):
             given = x
             try:

@@ -143,4 +143,4 @@ class Conv2D(Layer):
     def method(self, batch: int) -> str:
         """Return the path that the backend chooses for this geometry."""
         C = self.weight.shape[2] * self.groups
-        return self.backend.conv2d_method(self.window, batch, C, self.filters, self.groups, self.weight.value.dtype)
+        return self.backend.conv2d_algorithm(self.window, batch, C, self.filters, self.groups, self.weight.value.dtype)

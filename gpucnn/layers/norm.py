@@ -59,7 +59,7 @@ class BatchNorm(Layer):
 
     def _by_batch(self, x: Array, relu: bool) -> tuple[Array, Backward]:
         backend, scale, shift = self.backend, self.scale, self.shift
-        count = backend.whole_batch(len(x)) * math.prod(x.shape[1:-1])
+        count = backend.global_batch_size(len(x)) * math.prod(x.shape[1:-1])
         if count < 2:
             raise ShapeError(
                 f"{self.label}: a batch of shape {tuple(x.shape)} has one value a channel, so its variance is 0; "
@@ -67,7 +67,7 @@ class BatchNorm(Layer):
             )
         y, mean, variance, kept = backend.batch_norm(x, scale.value, shift.value, self.epsilon, relu)
         for running, batch in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
-            backend.blend(running.value, batch, 1.0 - self.momentum)
+            backend.lerp_(running.value, batch, 1.0 - self.momentum)
 
         def backward(dy: Array) -> Array:
             dx, dscale, dshift = backend.batch_norm_gradient(dy, kept, variance, scale.value, self.epsilon)

@@ -187,7 +187,7 @@ class Optimizer(Configurable, family="optimizer"):
         self._clip(backend, gradients[self._layout.trainable])
         number = self.steps if number is None else number
         self._apply(backend, values, gradients, self.as_rates(learning_rate), number)
-        if backend.on_host and self.steps % SWEEP == 0:
+        if backend.is_host and self.steps % SWEEP == 0:
             self._sweep(backend)
 
     def as_rates(self, rate: Rates) -> Sequence[Number]:

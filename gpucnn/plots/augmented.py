@@ -89,7 +89,7 @@ def _epochs(images: Any, augment: Sequence[Augmentation], epochs: int, seed: int
     for epoch in range(epochs):
         placing.begin_epoch(epoch)
         placement = placing.of(rng.draw_bits(backend, state, (N, words_of(augment))), slice(0, N))
-        shown.append(backend.gather(images, slice(0, N), "float32", placement))
+        shown.append(backend.load_batch(images, slice(0, N), "float32", placement))
     return shown
 
 

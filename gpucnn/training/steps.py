@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpucnn import rng
-from gpucnn.backends import Array, in_short
-from gpucnn.backends.base import Feed
+from gpucnn.backends import Array, first_line
+from gpucnn.backends.base import StreamedDataset
 from gpucnn.backends.image_transform import Placement
 from gpucnn.core.config import Configurable
 from gpucnn.data.augment import Augmentation, Placing, words_of
@@ -65,7 +65,7 @@ class StepRunner:
     def run(self, part: slice, rate: Rates) -> None:
         """Make the step on one part of the order, at one learning rate or at those of the optimizer's groups."""
         picked = part if self._order is None else self._order[part]
-        if isinstance(self._x, Feed):
+        if isinstance(self._x, StreamedDataset):
             self._step(self._stream(part), slice(None), picked, rate)
         else:
             self._step(self._x, picked, picked, rate)
@@ -78,7 +78,7 @@ class StepRunner:
         model = self.model
         with model.computing(self._batch_size):
             labels = self._y[picked_labels]
-            inputs = model.backend.gather(x, picked, model.dtype, self._augment(picked_labels, len(labels)))
+            inputs = model.backend.load_batch(x, picked, model.dtype, self._augment(picked_labels, len(labels)))
             loss, outputs = model.step(inputs, labels, rate, number)
             self.totals.add(loss, outputs, labels)
 
@@ -124,7 +124,9 @@ class CapturedSteps(StepRunner):
         xp = model.backend.xp
         self._indices = xp.zeros(batch_size, dtype=xp.int64)
         self._input_buffer = (
-            xp.zeros((batch_size, *self._x.shape[1:]), dtype=self._x.dtype) if isinstance(self._x, Feed) else None
+            xp.zeros((batch_size, *self._x.shape[1:]), dtype=self._x.dtype)
+            if isinstance(self._x, StreamedDataset)
+            else None
         )
         self._rates: list[Array] = []
         self._number = xp.zeros((), dtype=xp.int64)
@@ -219,7 +221,7 @@ class CapturedSteps(StepRunner):
             cause: BaseException = error
             while isinstance(cause, OutOfMemory) and cause.__cause__ is not None:  # without its advice for the batch
                 cause = cause.__cause__
-            self._fall_back(f"{type(cause).__name__}: {in_short(cause)}")
+            self._fall_back(f"{type(cause).__name__}: {first_line(cause)}")
             return False
         self._replay = replay, counts
         return True

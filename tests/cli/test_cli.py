@@ -97,16 +97,14 @@ def test_test_finds_the_data_again(run, trained, digits):
 
 def test_test_averages_over_views(run, trained, digits):
     (_, _), (x_test, y_test) = gpucnn.datasets.mnist(digits)
-    expected = gpucnn.load(trained / "model.safetensors", backend="numpy").evaluate(
-        x_test, y_test, views="mirror-shift"
-    )
-    status, shown, _ = run("test", trained, "--views", "mirror-shift", "--backend", "numpy")
+    expected = gpucnn.load(trained / "model.safetensors", backend="numpy").evaluate(x_test, y_test, tta="flip+shift")
+    status, shown, _ = run("test", trained, "--views", "flip+shift", "--backend", "numpy")
     assert status == 0
-    assert "the mean of 6 of each image (mirror-shift)" in shown
+    assert "the mean of 6 of each image (flip+shift)" in shown
     assert f"test accuracy {100 * expected['accuracy']:.2f} % (loss {expected['loss']:.4f})" in shown
-    status, _, errors = run("test", trained, "--views", "flip")
+    status, _, errors = run("test", trained, "--views", "mirror")
     assert status != 0
-    assert "one of the names mirror, mirror-shift, not 'flip'" in " ".join(errors.split())
+    assert "tta must be one of 'flip', 'flip+shift', or a" in " ".join(errors.split())
 
 
 def test_predict_reads_pictures(run, trained):

@@ -135,7 +135,7 @@ def test_meaning(backend, rng, name, kind):
     """Picked out of order, and twice. Turned floats are not rounded to whole pixel values, as turned bytes are."""
     x, fields, picked = images(rng), PLACEMENTS[name], [7, 0, 3, 3, 8]
     data = x if kind == "uint8" else x.astype("float32") / 255
-    batch = backend.gather(
+    batch = backend.load_batch(
         backend.from_host(data), backend.from_host(np.array(picked)), "float32", on_backend(backend, fields)
     )
     assert batch.dtype == "float32"
@@ -148,7 +148,7 @@ def test_meaning(backend, rng, name, kind):
 def test_turned_floats_are_means_of_four(backend, rng):
     x = images(rng)[:5]
     data = backend.from_host(x / 255)
-    batch = backend.to_host(backend.gather(data, slice(0, 5), "float64", on_backend(backend, TURNED)))
+    batch = backend.to_host(backend.load_batch(data, slice(0, 5), "float64", on_backend(backend, TURNED)))
     for n in range(5):
         expected = turned(x[n], TURNED["cosine"][n], TURNED["sine"][n], TURNED["around"]).astype(float) / 255
         assert np.abs(batch[n] - expected).max() < 1e-12
@@ -160,7 +160,7 @@ def test_quarter_turns_are_exact(backend, rng, quarters):
     x = rng.integers(0, 256, (4, 7, 7, 2)).astype("uint8")
     cosine, sine = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarters]
     placement = on_backend(backend, {"cosine": [cosine * ONE] * 4, "sine": [sine * ONE] * 4})
-    batch = backend.gather(backend.from_host(x), slice(0, 4), "float64", placement)
+    batch = backend.load_batch(backend.from_host(x), slice(0, 4), "float64", placement)
     assert np.array_equal(backend.to_host(batch), np.rot90(x, quarters, axes=(1, 2)) / 255)
 
 
@@ -176,7 +176,9 @@ def test_engines_turn_as_the_portable_text_does(backend, shape):
     batches = []
     for other in (backend, Backend()):
         arrays = {key: other.from_host(value) if key != "around" else value for key, value in fields.items()}
-        batches.append(other.to_host(other.gather(other.from_host(x), slice(0, 70), "float32", Placement(**arrays))))
+        batches.append(
+            other.to_host(other.load_batch(other.from_host(x), slice(0, 70), "float32", Placement(**arrays)))
+        )
     assert np.array_equal(*batches)
     assert batches[0].max() == 1
 
@@ -200,14 +202,14 @@ def test_the_same_bits_on_every_backend(backend, rng, augment, dtype):
         lasting = other.random_bits(7, 8, 9 * words_of(augment, lasting=True)).reshape(9, -1)
         on_device = other.from_host(picked)
         placement = Placing(augment, other, (H, W), lasting).of(words, on_device)
-        batches.append(other.to_host(other.gather(other.from_host(x), on_device, dtype, placement)))
+        batches.append(other.to_host(other.load_batch(other.from_host(x), on_device, dtype, placement)))
     assert np.array_equal(*batches)
     assert batches[0].shape != x.shape or not np.array_equal(batches[0], x[picked] / 255)
 
 
 def test_a_slice_of_the_data(backend, rng):
     x, fields = images(rng), PLACEMENTS["mirrored"]
-    batch = backend.gather(backend.from_host(x), slice(2, 7), "float32", on_backend(backend, fields))
+    batch = backend.load_batch(backend.from_host(x), slice(2, 7), "float32", on_backend(backend, fields))
     for place in range(5):
         expected = placed(x[2 + place], flip=fields["flip"][place])
         assert np.array_equal(backend.to_host(batch)[place], expected.astype("float32"))
@@ -344,7 +346,7 @@ def test_crops_are_parts_of_the_padded_image(backend, rng, crop, padding, size):
     tops, lefts = wide.shape[1] - OH + 1, wide.shape[2] - OW + 1
     words = rng.integers(0, 2**32, (9, 2)).astype("uint32")
     placement = Placing([crop], backend, (H, W)).of(backend.from_host(words))
-    batch = backend.gather(backend.from_host(x), slice(0, 9), "float32", placement)
+    batch = backend.load_batch(backend.from_host(x), slice(0, 9), "float32", placement)
     assert batch.shape == (9, OH, OW, C)
     for n, image in enumerate(backend.to_host(batch)):
         top, left = words[n] % (tops, lefts)

@@ -455,7 +455,7 @@ def test_training_and_validation_data_share_one_decision(simulated, monkeypatch)
 
     def stays(*megabytes, step=0):
         data = [np.zeros(int(1e6 * size), "uint8") for size in megabytes]
-        return [hasattr(brought, "ndim") for brought in backend.bring(*data, step=step)]
+        return [hasattr(brought, "ndim") for brought in backend.upload(*data, step=step)]
 
     assert stays(3, 1.9) == [True, True]
     backend.release()
@@ -466,13 +466,13 @@ def test_training_and_validation_data_share_one_decision(simulated, monkeypatch)
     assert stays(3, 1, step=8_000_000) == [False, True]
     assert stays(3, step=20_000_000) == [False]
     there = backend.from_host(np.zeros(9_000_000, "uint8"))
-    assert backend.bring(there)[0] is there
+    assert backend.upload(there)[0] is there
 
 
 def test_a_fit_decides_for_both_data_sets(simulated, monkeypatch):
     backend, seen = simulated(0), []
-    bring = backend.bring
-    monkeypatch.setattr(backend, "bring", lambda *data, **step: seen.append((data, step)) or bring(*data, **step))
+    upload = backend.upload
+    monkeypatch.setattr(backend, "upload", lambda *data, **step: seen.append((data, step)) or upload(*data, **step))
     x, y = images_and_labels()
     model = small(backend)
     model.fit(x, y, batch_size=6, validation_data=(x[:9], y[:9]), verbose=0)
@@ -515,7 +515,7 @@ def test_products_round_their_factors_in_the_thread_that_asked_for_it(simulated,
     def multiply(tf32):
         threading.current_thread().name = f"tf32 {tf32}"
         a = backend.from_host(x)
-        with backend.working(as_team=False, allow_tf32=tf32):
+        with backend.execution_context(sharded=False, allow_tf32=tf32):
             barrier.wait(20)
             backend.dense(a, a.T, None)
             barrier.wait(20)
@@ -594,8 +594,8 @@ def test_a_model_on_the_second_gpu_leaves_the_thread_on_the_first(simulated, tmp
         note([history[what] for what in ("loss", "val_loss", "accuracy")])
         note(model.compile("adam").fit(x, y, batch_size=9, verbose=0, shuffle=False).history["loss"])
         note(model.why_not_captured)
-        note(model.evaluate(x, y, views="mirror"))
-        note(model.predict(x, views="mirror-shift").tobytes())
+        note(model.evaluate(x, y, tta="flip"))
+        note(model.predict(x, tta="flip+shift").tobytes())
         note(float(model.train_on_batch(x, y)))
         outputs, backward = model.forward(x, train=True)
         backward(outputs)
@@ -635,12 +635,12 @@ def test_models_on_two_gpus_in_one_process(simulated):
 def test_memory_is_that_of_the_backends_gpu(simulated):
     first, second = simulated(0), simulated(1)
     second.release()
-    before = second.memory()[0]
+    before = second.memory_info()[0]
     there = second.xp.zeros(4)
     with second.on_device():
         there = second.xp.zeros(1_000_000, dtype="uint8")
-    assert first.memory()[0] > second.memory()[0]
-    assert before - second.memory()[0] == there.nbytes
+    assert first.memory_info()[0] > second.memory_info()[0]
+    assert before - second.memory_info()[0] == there.nbytes
     del there
     second.release()
-    assert second.memory()[0] == before
+    assert second.memory_info()[0] == before

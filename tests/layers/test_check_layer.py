@@ -396,7 +396,7 @@ ODD = {
 
 @pytest.mark.parametrize("where", ["weights", "evaluation"])
 @pytest.mark.parametrize("name", ODD)
-def test_recordable_is_tried_with_other_weights_and_in_inference(name, where):
+def test_capturable_is_tried_with_other_weights_and_in_inference(name, where):
     class Odd(Layer):
         per_sample = capturable = True
 
@@ -420,7 +420,7 @@ def test_recordable_is_tried_with_other_weights_and_in_inference(name, where):
     assert "capturable" in [check.name for check in checked(Odd(), (6,)).check.failures]
 
 
-def test_recordable_is_tried_with_other_signs():
+def test_capturable_is_tried_with_other_signs():
     def leaky(self, x, y, back):
         y, negative = x.copy(), x < 0
         y[negative] *= 0.1

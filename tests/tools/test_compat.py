@@ -30,7 +30,7 @@ from gpucnn.compat.mnist_cnn import (
     load_mnist_images,
     load_mnist_labels,
 )
-from gpucnn.core.printing import duration
+from gpucnn.core.text import duration
 from gpucnn.data.synthetic import synthetic_digits
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
 from tests.cli.test_cli import write_idx

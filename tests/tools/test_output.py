@@ -17,7 +17,7 @@ from PIL import Image
 import gpucnn
 from gpucnn import layers, metrics
 from gpucnn.backends import Backend
-from gpucnn.core.printing import PlainConsole
+from gpucnn.core.console import PlainConsole
 from gpucnn.core.text import for_output, printable
 from gpucnn.errors import DataError
 from gpucnn.training import progress
@@ -151,7 +151,7 @@ def test_all_words_go_through_one_console():
     """No other console than the one that takes names as data, and no markup, anywhere in the package."""
     for path in Path(gpucnn.__file__).parent.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        if path.name != "printing.py":
+        if path.name != "console.py":
             assert "rich.console" not in text, path
         assert "rich.markup" not in text, path
         assert "[/]" not in text, path

@@ -23,10 +23,9 @@ import gpucnn
 from gpucnn import layers, losses, optimizers, report, schedules
 from gpucnn.callbacks.defects import DefectWatch
 from gpucnn.callbacks.snapshots import Snapshots, load_snapshots
-from gpucnn.core.printing import duration
+from gpucnn.core.text import duration
 from gpucnn.data.synthetic import synthetic_digits
 from gpucnn.errors import CheckpointError, ConfigurationError, DataError, OutOfMemory
-from gpucnn.report import words
 from gpucnn.report.feature_maps import choose
 from gpucnn.runs.folder import Predicted, remember_data
 from gpucnn.runs.statistics import Runs
@@ -781,7 +780,7 @@ def many(folder):
 def test_the_table_of_all_runs(many):
     found = parse(report.render(many, backend="numpy"))
     part = section(found, "runs")
-    assert part.text.startswith("All runs 4 runs of lenet, 1 of them with a defect and not in the averages.")
+    assert part.text.startswith("All runs 4 runs of lenet, 1 of them with a defect and excluded from the averages.")
     table = part.one("table")
     assert [h.text for h in table.all("th", scope="col")] == [
         "seed",
@@ -1160,35 +1159,3 @@ def test_choices_that_make_no_sense(run, folder, tmp_path):
     assert "there is no test image 999" in refused(run, folder, "--index", 999)
     assert "there is no data set 'svhn'" in refused(run, folder, "--data", "svhn")
     assert "nowhere: does not exist" in refused(run, folder, "--data", "mnist", "--data-dir", "nowhere")
-
-
-# --- words ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("shown", "wanted"),
-    [
-        (words.percent(0.9916), "99.16 %"),
-        (words.percent(0.999999), "> 99.99 %"),
-        (words.percent(1.0), "100.00 %"),
-        (words.percent(1e-7, 1), "< 0.1 %"),
-        (words.percent(0.0, 1), "0.0 %"),
-        (words.percent(float("nan")), "nan %"),
-        (words.significant(0.02491), "0.0249"),
-        (words.significant(1234.5), "1,230"),
-        (words.significant(326.27, 2), "330"),
-        (words.significant(0.0996, 2), "0.10"),
-        (words.significant(99.96), "100"),
-        (words.significant(-5.4e11), "−5.40e+11"),
-        (words.significant(3e-9), "3.00e−09"),
-        (words.significant(0), "0"),
-        (words.loss(1.05461), "1.0546"),
-        (words.loss(1.06e21), "1.06e+21"),
-        (words.loss(float("nan")), "nan"),
-        (words.some(0, "look"), "no looks"),
-        (words.some(1, "look"), "1 look"),
-        (words.some(1200, "look"), "1,200 looks"),
-    ],
-)
-def test_numbers_in_words(shown, wanted):
-    assert shown == wanted

@@ -7,7 +7,7 @@ import pytest
 
 import gpucnn
 from gpucnn import layers, metrics, networks, plots
-from gpucnn.core.printing import PlainConsole
+from gpucnn.core.console import PlainConsole
 from gpucnn.engine import profiling
 from gpucnn.errors import ConfigurationError
 from gpucnn.testing.strict import StrictBackend

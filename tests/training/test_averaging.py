@@ -67,7 +67,7 @@ def test_blend(backend, rng, share, dtype, tolerance):
     for size in (0, 3, 64, 1000):
         target, source = rng.normal(size=(2, size)).astype(dtype)
         moved = backend.from_host(target.copy())
-        backend.blend(moved, backend.from_host(source), share)
+        backend.lerp_(moved, backend.from_host(source), share)
         moved = backend.to_host(moved)
         assert moved.dtype == dtype
         assert moved == pytest.approx((1 - share) * target + share * source, rel=tolerance, abs=tolerance)

@@ -19,13 +19,13 @@ import gpucnn
 from gpucnn import Checkpoints, callbacks, layers, losses, optimizers
 from gpucnn.callbacks import Callback, EarlyStopping, LookAhead, MovingAverage
 from gpucnn.callbacks.defects import DefectWatch
-from gpucnn.core.printing import PlainConsole
+from gpucnn.core.console import PlainConsole
 from gpucnn.data.augment import AlternatingFlip, Flip, Translate
 from gpucnn.data.fingerprint import fingerprint
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
 from gpucnn.saving import tree as trees
 from gpucnn.testing.strict import StrictBackend
-from gpucnn.training import checkpoints, progress
+from gpucnn.training import checkpoints, progress, state
 from gpucnn.training.interrupt import Interruption
 from gpucnn.training.state import differences
 from tests.training.test_groups import assert_same_bits
@@ -419,7 +419,7 @@ def test_other_circumstances_are_said(tmp_path, monkeypatch, change, message):
         if change == "threads":
             gpucnn.set_num_threads(2)
         elif change == "version":
-            monkeypatch.setattr(gpucnn, "__version__", "0.2.0")
+            monkeypatch.setattr(state, "__version__", "0.2.0")
         elif change == "winograd":
             monkeypatch.setenv("GPUCNN_WINOGRAD", "0")
         else:
@@ -890,13 +890,6 @@ def test_early_stopping_and_the_watch_do_what_they_are_tested_for(tmp_path):
 )
 def test_the_time_that_is_left(earlier, pace, step, steps, epoch, epochs, expected):
     assert progress.time_left(earlier, pace, step, steps, epoch, epochs) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"), [(0.4, "0:00"), (7, "0:07"), (59.6, "1:00"), (750, "12:30"), (7600, "2:06:40")]
-)
-def test_a_time_as_a_clock_shows_it(seconds, shown):
-    assert progress.clock(seconds) == shown
 
 
 @pytest.mark.parametrize("width", [80, 120])

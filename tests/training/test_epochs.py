@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import gpucnn
 from gpucnn import callbacks, networks, optimizers, schedules
 from gpucnn.cli import app
-from gpucnn.core.printing import PlainConsole
+from gpucnn.core.console import PlainConsole
 from gpucnn.data.batches import check_epochs, steps_of
 from gpucnn.networks import Recipe
 from gpucnn.training import progress

@@ -249,6 +249,6 @@ def test_statistics_that_overflow_end_the_training(backend, jit):
     with np.errstate(all="ignore"), pytest.raises(NumericError) as caught:
         model.fit(x, np.arange(48) % 3, batch_size=16, verbose=0)
     assert caught.value.step == 1
-    if backend.on_host or not jit:
+    if backend.is_host or not jit:
         assert caught.value.layer == "batch_norm"
         assert re.search(r"batch_norm: its (output|running_var) holds", str(caught.value))
