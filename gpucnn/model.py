@@ -735,8 +735,8 @@ class Model(Closed):
         No more than `batch_size` samples are in the network at once, and fewer where memory does not suffice.
 
         Arguments:
-            tta: test-time augmentation, "flip", "flip+shift" or a `gpucnn.data.tta.Views`: the outputs are averaged over
-                several views of each image; where the network ends with a softmax, the logits before it.
+            tta: test-time augmentation, "flip", "flip+shift" or a `gpucnn.data.tta.Views`: the outputs are averaged
+                over several views of each image; where the network ends with a softmax, the logits before it.
             verbose: 0, False or "auto"; nothing is shown.
         """
         check_nothing_shown(verbose, "predict")
