@@ -190,7 +190,7 @@ def second_of(base, kind):
 
 
 @pytest.mark.parametrize("kind", SECOND)
-def test_second_model_of_the_layers_changes_nothing_by_being_there(kind, data, backend):
+def test_second_model_of_the_same_layers_changes_nothing(kind, data, backend):
     control, base = fresh(backend), fresh(backend)
     for model in (control, base):
         fit(model, data)
@@ -205,7 +205,7 @@ def test_second_model_of_the_layers_changes_nothing_by_being_there(kind, data, b
 
 @pytest.mark.parametrize("jit", [True, False])
 @pytest.mark.parametrize("second", ["sgd", "adam", "groups"])
-def test_models_that_share_layers_train_by_turns(second, jit, data, backend):
+def test_shared_layers_train_in_turn_with_two_models(second, jit, data, backend):
     """As models do that share nothing, and hand the weights of the shared layers over before each step."""
     x, y = data
     make = {
@@ -398,7 +398,7 @@ def test_layers_that_were_moved_are_refused_by_name_until_they_are_moved_back(mo
             second.predict(data[0])
 
 
-def test_models_of_other_dtypes_share_no_layers(data):
+def test_shared_layers_need_one_dtype(data):
     model = fresh(dtype="float64")
     before = model.state_dict()
     with pytest.raises(ConfigurationError, match="conv2d: belongs to a model whose weights are float64 already"):
