@@ -39,9 +39,9 @@ from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.containers import Sequential
 from gpucnn.losses import CategoricalCrossEntropy, Loss, MeanSquaredError, checked_loss, chosen_loss
-from gpucnn.metrics import Accuracy, Metric, Totals, chosen_metrics
+from gpucnn.metrics import Accuracy, Metric, RunningMeans, chosen_metrics
 from gpucnn.optimizers import Optimizer
-from gpucnn.optimizers.base import Rates
+from gpucnn.optimizers.base import LearningRates
 from gpucnn.optimizers.flat import FlatState, check_placed, check_same_layers, check_shared_dtype
 from gpucnn.optimizers.layout import Layout
 from gpucnn.optimizers.patterns import check_patterns, matched
@@ -131,7 +131,7 @@ class Model(Closed):
         self.jit = True
         self.backend = get_backend(backend)
         check_precision(dtype, self.backend)
-        self.output_shape = self.network.build_once(self.input_shape, rng.host_generator(self.seed, "weights"))
+        self.output_shape = self.network.ensure_built(self.input_shape, rng.host_generator(self.seed, "weights"))
         check_shared_dtype(self.network, self.state_dtype)
         self.loss: Loss | None = None
         self.metrics: list[Metric] = []
@@ -239,9 +239,9 @@ class Model(Closed):
         """Lay all parameters, gradients and buffers in flat arrays, anew; the optimizer follows, from `source`."""
         before = vars(self).get("_flat")
         self._flat = FlatState(self.network, self.backend, self.state_dtype, self._groups)
-        self._note_trained()
+        self._refresh_trainable()
         if before is not None and self._optimizer is not None and self._optimizer.serves(before.values):
-            self._optimizer.move(source or self.backend, self.backend, self._flat.values, self._flat.layout)
+            self._optimizer.rebind(source or self.backend, self.backend, self._flat.values, self._flat.layout)
 
     def bind(self) -> bool:
         """See that the layers' state lies in this model's flat arrays; return whether it had to be laid anew.
@@ -275,7 +275,7 @@ class Model(Closed):
         shared with another model.
         """
         self.bind()
-        return self._flat.averaged
+        return self._flat.averageable
 
     def flat_layout(self) -> Layout:
         """Return where each parameter lies in the flat arrays; a new object where that is settled anew."""
@@ -334,13 +334,13 @@ class Model(Closed):
                 changed |= parameters[path].resting != resting
                 parameters[path].resting = resting
         if changed:
-            self._note_trained()
+            self._refresh_trainable()
         return changed
 
-    def _note_trained(self) -> None:
+    def _refresh_trainable(self) -> None:
         for layer in (*self.network.all_layers(), self._trunk):
             if isinstance(layer, Sequential):
-                layer.note_trained()
+                layer.refresh_trainable()
 
     def _parameters_of(self, what: tuple[str | Layer, ...]) -> list[Parameter]:
         """Return the parameters that patterns and layers stand for; all of them for nothing."""
@@ -423,7 +423,7 @@ class Model(Closed):
         Raises:
             ConfigurationError: the model is not compiled, or its optimizer serves another model since.
         """
-        rates = self.optimizer.rates_at()
+        rates = self.optimizer.learning_rates_at()
         self.bind()
         with self.computing(1):
             self.optimizer.update(self.backend, self._flat.values, self._flat.gradients, rates)
@@ -470,9 +470,9 @@ class Model(Closed):
         self._check_layers()
         loss = self._prepared(loss)
         chooses = isinstance(metrics, str) and metrics == "auto"
-        chosen = chosen_metrics(["accuracy"] * loss.of_classes if chooses else metrics)
+        chosen = chosen_metrics(["accuracy"] * loss.expects_classes if chooses else metrics)
         optimizer = Optimizer.get(optimizer)
-        groups = optimizer.split({path: parameter.shape for path, parameter in self.parameters().items()})
+        groups = optimizer.partition({path: parameter.shape for path, parameter in self.parameters().items()})
         self._trunk = self.network
         if isinstance(loss, CategoricalCrossEntropy) and isinstance(self.layers[-1], Softmax):
             self._trunk = self._without_last()  # the softmax is computed with the loss, as one kernel
@@ -588,10 +588,10 @@ class Model(Closed):
         """Refuse batches that a layer cannot be trained on, before any work is done."""
         last = count % size or min(count, size)
         for layer in self.network.all_layers():
-            if layer.least_batch() > last:
+            if layer.min_batch_size() > last:
                 raise ShapeError(
-                    f"{layer.label}: needs {layer.least_batch()} samples in each batch, and {count:,} samples in "
-                    f"batches of {size:,} leave a last one of {last:,}; choose another batch_size"
+                    f"{layer.display_name}: needs {layer.min_batch_size()} samples in each batch, and {count:,} "
+                    f"samples in batches of {size:,} leave a last one of {last:,}; choose another batch_size"
                 )
 
     @trains(within=True)
@@ -601,7 +601,7 @@ class Model(Closed):
 
         Outside `fit` a schedule has no end to measure by, so the step is made at its highest rate.
         """
-        rates = self.optimizer.rates_at()
+        rates = self.optimizer.learning_rates_at()
         x, y = self._checked(x, y)
         try:
             with self.computing(len(x)):
@@ -611,12 +611,14 @@ class Model(Closed):
             raise with_advice(self, (x, y), len(x), error) from error
 
     @on_device
-    def step(self, x: Array, labels: Array, learning_rate: Rates, number: Array | None = None) -> tuple[Array, Array]:
+    def step(
+        self, x: Array, labels: Array, learning_rate: LearningRates, number: Array | None = None
+    ) -> tuple[Array, Array]:
         """Make one step on device arrays; return the mean loss and the outputs before the step.
 
         With a fused softmax the outputs are logits. The learning rate is one number, or all that the optimizer's
-        `rates_at` returns, one for each of its groups. A step that is to be recorded takes its rates and its `number`,
-        from 1, as arrays () of one.
+        `learning_rates_at` returns, one for each of its groups. A step that is captured takes its rates and its
+        `number`, from 1, as arrays () of one.
         """
         optimizer = self.optimizer
         self.bind()
@@ -649,7 +651,7 @@ class Model(Closed):
             if in_slices:
                 outputs, network_backward = self.training_pass(x, repeat=self.jit)
             else:
-                outputs, network_backward = self._trunk.forward(x, train=True, input_gradient=False)
+                outputs, network_backward = self._trunk.forward(x, train=True, need_dx=False)
             exact = outputs.astype(self.state_dtype, copy=False)
             loss, loss_backward = self._loss_of(exact, labels)
             network_backward(loss_backward(scale).astype(outputs.dtype, copy=False))
@@ -662,7 +664,7 @@ class Model(Closed):
 
         With a fused softmax the outputs are logits. With `repeat` the pass may be recorded, or repeat one that was.
         """
-        return self._sliced_trunk.forward(self.backend, x, train=True, input_gradient=False, repeat=repeat)
+        return self._sliced_trunk.forward(self.backend, x, train=True, need_dx=False, repeat=repeat)
 
     @property
     def why_not_repeated(self) -> str:
@@ -685,7 +687,7 @@ class Model(Closed):
         assert self.loss is not None
         if self._trunk is not self.network:
             assert isinstance(self.loss, CategoricalCrossEntropy)
-            return self.loss.on_logits(outputs, labels)
+            return self.loss.from_logits_fused(outputs, labels)
         return checked_loss(self.loss, outputs, labels)
 
     @hinted
@@ -765,7 +767,7 @@ class Model(Closed):
     def _without_last(self) -> Sequential:
         """Return the layers but for the last one as a network."""
         trunk = Sequential(self.layers[:-1])
-        trunk.build_once(self.input_shape, None)
+        trunk.ensure_built(self.input_shape, None)
         return trunk
 
     @on_device
@@ -784,9 +786,9 @@ class Model(Closed):
         refresh_statistics(self, check_inputs(x, self.input_shape, dtype=self.dtype), check_batch_size(batch_size))
         return self
 
-    def new_totals(self) -> Totals:
+    def new_totals(self) -> RunningMeans:
         """Return empty sums of loss and metrics on the model's backend."""
-        return Totals(self.backend, self.metrics)
+        return RunningMeans(self.backend, self.metrics)
 
     def _checked(self, x: Any, y: Any, pair: str = "", shape: Shape | None = None) -> tuple[Any, Any]:
         """Return inputs and labels as checked arrays on the host; `pair` is the argument that holds both, if any."""

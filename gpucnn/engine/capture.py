@@ -29,7 +29,7 @@ from gpucnn.engine.passes import Pass
 from gpucnn.engine.replicas import Fingerprint, Replica, is_array
 from gpucnn.errors import RecordingWarning
 from gpucnn.layers.base import Backward, Layer
-from gpucnn.layers.containers import walked_already
+from gpucnn.layers.containers import already_run
 
 NO_ROOM = "memory does not suffice to compare a replay with an eager pass"
 SMALLER = "a smaller batch size leaves room for both"
@@ -131,7 +131,7 @@ class RecordedPass(Pass):
             ConfigurationError: it was walked already, or another pass of training was begun.
         """
         if self._room.training is not this:
-            raise walked_already(self.networks[0].label)
+            raise already_run(self.networks[0].display_name)
         with self._being_recorded("backward"):
             self.backward(dy)
         self._ways_back = [None] * len(self._slices)
@@ -156,7 +156,7 @@ class RecordedPass(Pass):
 
         def walk(dy: Array) -> None:
             if self._room.training is not this and not self._wrong:
-                raise walked_already(self.networks[0].label)
+                raise already_run(self.networks[0].display_name)
             _, after = self._replayed(self.backward, dy) if not self._wrong else (None, None)
             self._with_room(way_back, dy, anew)
             self._judge(after, State(self.networks[0]))
@@ -282,7 +282,7 @@ def _seen(network: Layer, recorder: Recorder) -> None:
             buffer.rebind(own(buffer.value, value, "a buffer"))
         for layer, name, value in attributes:
             if name in vars(layer):
-                vars(layer)[name] = own(vars(layer)[name], value, f"the attribute {name} of {layer.label}")
+                vars(layer)[name] = own(vars(layer)[name], value, f"the attribute {name} of {layer.display_name}")
         return f"{others[0]} got another array in a pass; write into the one it has: array[...] = …" if others else ""
 
     _to_undo.append(put_back)
@@ -299,7 +299,7 @@ class Repeats:
 
     def __init__(self, network: Layer, room: Room | None = None) -> None:
         self._network = network
-        silent = [layer.label for layer in network.all_layers() if not layer.recordable]
+        silent = [layer.display_name for layer in network.all_layers() if not layer.recordable]
         self._reason = f"layers that do not say recordable = True: {', '.join(silent)}" if silent else ""
         self._passes: dict[bool, tuple[Any, RecordedPass]] = {}
         self.room = Room() if room is None else room
@@ -336,7 +336,7 @@ class Repeats:
             if self._passes and self.room.training is None:
                 self.forget()
             return None
-        if train and options.get("input_gradient", True):
+        if train and options.get("need_dx", True):
             return None
         if not self.room.lock.acquire(blocking=False):  # another thread computes there
             return None

@@ -31,7 +31,7 @@ class Pass:
         dx = self._each(self._backward, dy)
         for replica in self._replicas:
             replica.hand_over_gradients()
-        return self._joined(dx) if self._options.get("input_gradient", True) else None
+        return self._joined(dx) if self._options.get("need_dx", True) else None
 
     def _each(self, function: Callable[[int, Array], Array], array: Array) -> list[Array]:
         """Return what a function returns for the number of each slice and the slice of an array."""

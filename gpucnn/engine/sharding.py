@@ -37,7 +37,7 @@ class Sliced:
         return vars(self) | {"_replicas": []}
 
     def forward(
-        self, backend: Backend, x: Array, *, train: bool, input_gradient: bool = True, repeat: bool = False
+        self, backend: Backend, x: Array, *, train: bool, need_dx: bool = True, repeat: bool = False
     ) -> tuple[Array, Backward]:
         """Return the network's output for x (N, …) and the way back, as `network.forward` does.
 
@@ -45,7 +45,7 @@ class Sliced:
         the next pass, unless it is one of inference.
         """
         slices = backend.slices(len(x), self._flops * len(x)) if self.can_slice else [slice(0, len(x))]
-        options: dict[str, Any] = {"train": train} | ({} if input_gradient else {"input_gradient": False})
+        options: dict[str, Any] = {"train": train} | ({} if need_dx else {"need_dx": False})
         if repeat:
             done = self.repeats.forward(backend, x, slices, options)
             if done is not None:

@@ -152,11 +152,11 @@ def test_nothing_is_changed():
     watched, untouched = model(), model()
     for one in (watched, untouched):
         one.train_on_batch(x, y)
-    before, plan = watched.state_dict(), watched.network._plan
+    before, plan = watched.state_dict(), watched.network._train_plan
     gpucnn.parity(watched, x, y)
     assert watched.backend.name == "numpy"
     assert watched.dtype == "float32"
-    assert watched.network._plan is plan
+    assert watched.network._train_plan is plan
     assert all("forward" not in vars(layer) for layer in watched.network.all_layers())
     for path, array in watched.state_dict().items():
         assert array.dtype == before[path].dtype
@@ -177,7 +177,7 @@ def test_nothing_is_changed_by_a_failure():
     with pytest.raises(RuntimeError, match="no"):
         gpucnn.parity(made, np.ones((4, 4), "float32"))
     assert all("forward" not in vars(layer) for layer in made.network.all_layers())
-    assert made.network._plan == [(0, {}), (1, {})]
+    assert made.network._train_plan == [(0, {}), (1, {})]
     assert all(np.array_equal(array, before[path]) for path, array in made.state_dict().items())
 
 

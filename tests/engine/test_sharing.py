@@ -212,7 +212,9 @@ def test_models_that_share_layers_train_by_turns(second, jit, data, backend):
         "sgd": momentum,
         "adam": lambda: optimizers.Adam(0.01),
         "groups": lambda: optimizers.SGD(
-            0.1, momentum=0.5, groups=[optimizers.Group("*.bias", rate=2.0), optimizers.Group("dense*", rate=0.5)]
+            0.1,
+            momentum=0.5,
+            groups=[optimizers.Group("*.bias", lr_multiplier=2.0), optimizers.Group("dense*", lr_multiplier=0.5)],
         ),
     }[second]
 
@@ -415,7 +417,7 @@ def test_layers_that_were_changed_are_refused(data):
             self.branches = [layers.Dense(3), layers.Dense(3)]
 
         def build(self, input_shape, rng):
-            return {branch.build_once(input_shape, rng) for branch in self.branches}.pop()
+            return {branch.ensure_built(input_shape, rng) for branch in self.branches}.pop()
 
         def forward(self, x, *, train):
             made = [branch.forward(x, train=train) for branch in self.branches]
@@ -427,7 +429,7 @@ def test_layers_that_were_changed_are_refused(data):
     fit(model, data)
     assert moved(before, model.state_dict()) == set(before)
     model.layers[1].branches.append(layers.Dense(3))
-    model.layers[1].branches[2].build_once((72,), np.random.default_rng(0))
+    model.layers[1].branches[2].ensure_built((72,), np.random.default_rng(0))
     with pytest.raises(ConfigurationError, match="the layers were changed since"):
         fit(model, data)
 

@@ -907,7 +907,7 @@ def test_the_bar_fits_a_terminal(monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     bar = progress.Bar(PlainConsole())
     bar.begin_epoch(1, 10, 469, 69, [50.0])
-    totals = type("Totals", (), {"read": lambda self: {"loss": 0.1234, "accuracy": 0.9812}})()
+    totals = type("RunningMeans", (), {"read": lambda self: {"loss": 0.1234, "accuracy": 0.9812}})()
     for _ in range(100):
         now[0] += 0.1
         bar.step(totals)
