@@ -19,11 +19,11 @@ import numpy as np
 from benchmarks.cpu import machine
 from gpucnn import datasets, plots
 from gpucnn.callbacks.defects import DefectWatch
+from gpucnn.core.text import significant
 from gpucnn.initializers import Initializer, Uniform
 from gpucnn.layers import AveragePool2D, Conv2D, Dense, Flatten, ReLU, Softmax
 from gpucnn.model import Model
 from gpucnn.optimizers import SGD
-from gpucnn.report.words import significant
 
 RATE, EVERY, GRACE = 0.5, 10, 469  # a run has an epoch to begin to learn
 BIAS = 0.01  # of the biases, as a deviation, where the curvature is taken: with biases of 0 every pixel of the black

@@ -68,7 +68,7 @@ def by_gpucnn(name, data, epochs, threads, seed, turns):
         "seconds": np.cumsum(history["seconds"]).tolist(),
         "accuracy": history["val_accuracy"],
         "plain": model.evaluate(*test)["accuracy"],
-        "views": model.evaluate(*test, views="mirror-shift")["accuracy"],
+        "views": model.evaluate(*test, tta="flip+shift")["accuracy"],
     }
 
 

@@ -240,7 +240,7 @@ def _trained(backend, precision, steps, batch, jit):
     for step in range(steps):
         place = step * batch % count
         if place == 0:
-            made.begin_epoch(rng.shuffled_order(0, step, count))
+            made.begin_epoch(rng.epoch_order(0, step, count))
         made.make(slice(place, place + batch), 0.05)
     return model.state_dict()
 
@@ -394,7 +394,7 @@ def training(bench, net, precision, batch, epochs):
     row |= {"data": data.name, "source": data.source, "images": len(x), "seconds": seconds}
     row |= {"seconds_an_epoch": history["seconds"], "training_accuracy": history["accuracy"]}
     row |= scores
-    row["accuracy_several_views"] = model.evaluate(x_test, y_test, views="mirror-shift")["accuracy"]
+    row["accuracy_several_views"] = model.evaluate(x_test, y_test, tta="flip+shift")["accuracy"]
     if reason:
         row["notes"] = {"data": reason}
     if not scores["accuracy"] >= bench.settings.passed:  # nor is NaN

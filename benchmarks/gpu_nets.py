@@ -122,7 +122,7 @@ class Ours:
 
         def within(function):
             def call():
-                with backend.working(as_team=False, allow_tf32=precision == "tf32"):
+                with backend.execution_context(sharded=False, allow_tf32=precision == "tf32"):
                     function()
 
             return call
@@ -136,7 +136,7 @@ class Ours:
         steps = make_steps(model, *to_device(model, data(net, batch)), batch)
         if isinstance(steps, RecordedSteps) != recorded:
             raise RuntimeError(f"asked for recorded={recorded}, gpucnn chose {type(steps).__name__}")
-        steps.begin_epoch(rng.shuffled_order(0, 0, BATCHES * batch))
+        steps.begin_epoch(rng.epoch_order(0, 0, BATCHES * batch))
         parts = itertools.cycle([slice(start, start + batch) for start in range(0, BATCHES * batch, batch)])
         return lambda: steps.make(next(parts), RATE)
 

@@ -36,13 +36,12 @@ from gpucnn.errors import (
 from gpucnn.model import Model
 from gpucnn.saving.model_file import load
 from gpucnn.training.checkpoints import Checkpoints
+from gpucnn.version import __version__
 
 if TYPE_CHECKING:
     from gpucnn import plots, report
     from gpucnn.testing.layer_check import check_layer
     from gpucnn.testing.parity import parity
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailable",
@@ -61,6 +60,7 @@ __all__ = [
     "RecordingWarning",
     "ShapeError",
     "ThreadWarning",
+    "__version__",
     "callbacks",
     "check_layer",
     "datasets",

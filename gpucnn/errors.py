@@ -4,16 +4,18 @@ A message says what happened with the values received, what was expected, and ho
 Each class also derives from the built-in exception a Python user would have guessed.
 """
 
-from typing import Any
-
-from gpucnn.core.text import for_output
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 
 class GpucnnError(Exception):
-    """The ancestor of every error this package raises on purpose; its text can be printed on any output."""
+    """Base of every error that this package raises on purpose; its text can be printed on any output."""
+
+    #: makes a message fit for an output; `gpucnn.core.text`, which stands above, puts its `for_output` here
+    for_output: ClassVar[Callable[[str], str]] = str
 
     def __str__(self) -> str:
-        return for_output(super().__str__())
+        return type(self).for_output(super().__str__())
 
 
 class ShapeError(GpucnnError, ValueError):

@@ -18,7 +18,7 @@ from gpucnn.core.hints import hinted
 from gpucnn.core.text import for_output
 from gpucnn.data.augment import Augmentation, check_augmentations, data_shape
 from gpucnn.data.batches import check_batch_size, check_epochs, check_inputs, check_labels, join
-from gpucnn.data.tta import Views, check_views
+from gpucnn.data.tta import Views, check_tta
 from gpucnn.engine.arguments import (
     check_dtype,
     check_last_layer,
@@ -379,7 +379,7 @@ class Model(Closed):
     def computing(self, batch: int) -> Iterator[None]:
         """Hold the backend's context around passes of so many samples; say where memory runs out."""
         try:
-            working = self.backend.working(as_team=self._sliced.can_slice, allow_tf32=self.allow_tf32)
+            working = self.backend.execution_context(sharded=self._sliced.can_slice, allow_tf32=self.allow_tf32)
             with whole_step, working:
                 yield
         except MemoryError as error:
@@ -390,7 +390,7 @@ class Model(Closed):
 
     def _where_memory_ended(self, error: MemoryError, batch: int) -> str:
         """Return a message: where memory ran out, what was asked for, and what there is."""
-        where, memory = getattr(error, "layer", "") or self.name, self.backend.memory()
+        where, memory = getattr(error, "layer", "") or self.name, self.backend.memory_info()
         message = f"{where}: out of memory on {self.backend.name} at a batch of {batch}: {str(error).rstrip('.')}"
         if memory is not None:
             message += f"; {memory[0] / 1e6:,.0f} of {memory[1] / 1e6:,.0f} MB are free"
@@ -693,14 +693,14 @@ class Model(Closed):
     @hinted
     @on_device
     def evaluate(
-        self, x: Any, y: Any = None, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0
+        self, x: Any, y: Any = None, batch_size: int = 256, *, tta: Views | str | None = None, verbose: Any = 0
     ) -> dict[str, float]:
         """Return {"loss": …, "accuracy": …} over host data, a dictionary by name: `scores["accuracy"]`.
 
         Who wants them side by side writes `loss, accuracy = model.evaluate(x, y).values()`.
 
         Arguments:
-            views: those of `predict`.
+            tta: test-time augmentation, as `predict` takes it.
             verbose: 0, False or "auto"; nothing is shown.
 
         Raises:
@@ -709,7 +709,7 @@ class Model(Closed):
         """
         _ = self.optimizer
         check_nothing_shown(verbose, "evaluate")
-        chosen, size = check_views(views, self.input_shape), check_batch_size(batch_size)
+        chosen, size = check_tta(tta, self.input_shape), check_batch_size(batch_size)
         x, y = self._checked(x, y)
         self._suit_metrics([y])
         warn_of_scale(self, x, "x", whole=True)
@@ -721,7 +721,7 @@ class Model(Closed):
         fused = self._trunk is not self.network  # then the loss wants logits
 
         def score(part: slice) -> None:
-            outputs = self._seen_in(inputs[part], chosen, logits=fused)
+            outputs = self._predict_views(inputs[part], chosen, logits=fused)
             totals.add(self._loss_of(outputs, labels[part])[0], outputs, labels[part])
 
         by_parts(self, len(labels), size, score)
@@ -729,29 +729,29 @@ class Model(Closed):
 
     @hinted
     @on_device
-    def predict(self, x: Any, batch_size: int = 256, *, views: Views | str | None = None, verbose: Any = 0) -> Any:
+    def predict(self, x: Any, batch_size: int = 256, *, tta: Views | str | None = None, verbose: Any = 0) -> Any:
         """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16.
 
         No more than `batch_size` samples are in the network at once, and fewer where memory does not suffice.
 
         Arguments:
-            views: a `gpucnn.data.tta.Views`, or "mirror" or "mirror-shift": the network sees several views of each
-                image, and its outputs are averaged; where it ends with a softmax, the logits before it.
+            tta: test-time augmentation, "flip", "flip+shift" or a `gpucnn.data.tta.Views`: the outputs are averaged
+                over several views of each image; where the network ends with a softmax, the logits before it.
             verbose: 0, False or "auto"; nothing is shown.
         """
         check_nothing_shown(verbose, "predict")
         x, size = check_inputs(x, self.input_shape, dtype=self.dtype), check_batch_size(batch_size)
         warn_of_scale(self, x, "x", whole=False)
-        chosen = check_views(views, self.input_shape)
+        chosen = check_tta(tta, self.input_shape)
 
         def outputs(part: slice) -> Any:
             if chosen is not None:
-                return self.backend.to_host(self._seen_in(self.backend.from_host(x[part]), chosen))
+                return self.backend.to_host(self._predict_views(self.backend.from_host(x[part]), chosen))
             return self.backend.to_host(self.forward(x[part])[0].astype(self.state_dtype, copy=False))
 
         return join(by_parts(self, len(x), size, outputs))
 
-    def _seen_in(self, x: Array, views: Views, *, logits: bool = False) -> Array:
+    def _predict_views(self, x: Array, views: Views, *, logits: bool = False) -> Array:
         """Return the mean of the outputs over views of images on the device; of the logits if a softmax is last."""
         last, network = self.layers[-1], self._sliced
         if isinstance(last, Softmax):
@@ -824,7 +824,7 @@ class Model(Closed):
 
         Below it stands how many parameters are trained, and how many are frozen.
         """
-        from gpucnn.core.printing import PlainConsole
+        from gpucnn.core.console import PlainConsole
         from gpucnn.engine.profiling import summary_table
 
         PlainConsole().print(summary_table(self))

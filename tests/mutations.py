@@ -78,8 +78,8 @@ FAULTS = (
     Fault(
         "exchanged: running momentum",
         "gpucnn/layers/norm.py",
-        "backend.blend(running.value, batch, 1.0 - self.momentum)",
-        "backend.blend(running.value, batch, self.momentum)",
+        "backend.lerp_(running.value, batch, 1.0 - self.momentum)",
+        "backend.lerp_(running.value, batch, self.momentum)",
         ("tests/training/test_model.py",),
     ),
     Fault(
@@ -199,7 +199,7 @@ FAULTS = (
     Fault(
         "counted: padding in an average",
         BASE,
-        "share = dy / window.real_counts(self.xp, image_size).astype(dy.dtype)",
+        "share = dy / window.valid_counts(self.xp, image_size).astype(dy.dtype)",
         "share = dy / window.area",
     ),
     Fault(
@@ -294,14 +294,14 @@ FAULTS = (
     Fault(
         "never at rest: velocities too small to matter",
         "gpucnn/optimizers/base.py",
-        "if backend.on_host and self.steps % FLUSH_EVERY == 0:",
+        "if backend.is_host and self.steps % FLUSH_EVERY == 0:",
         "if False:",
         ("tests/training/test_optimizers.py",),
     ),
     Fault(
         "same draws: each slice draws the first's mask",
         "gpucnn/rng.py",
-        "start = backend.samples_before() * a_sample",
+        "start = backend.shard_offset() * per_sample",
         "start = 0",
         TEAM,
     ),

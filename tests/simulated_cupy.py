@@ -22,7 +22,7 @@ import weakref
 import numpy as np
 import scipy.special
 
-from gpucnn.testing.strict import DeviceArray, HostMeetsDevice, StrictModule
+from gpucnn.testing.strict import DeviceArray, HostDeviceMixError, StrictModule
 from tests.host_kernels import compile_for_host
 
 ALIGNMENT = 512  # bytes, as CuPy's memory pool gives it
@@ -710,7 +710,9 @@ class Simulation:
         if isinstance(value, self.ndarray):
             return value._data
         if isinstance(value, np.ndarray | DeviceArray):
-            raise HostMeetsDevice(f"a {type(value).__name__} of shape {value.shape} met an array of the simulated GPU")
+            raise HostDeviceMixError(
+                f"a {type(value).__name__} of shape {value.shape} met an array of the simulated GPU"
+            )
         if isinstance(value, tuple | list):
             return type(value)(self.unwrap(item) for item in value)
         return value
@@ -794,7 +796,7 @@ class Simulation:
 
     def asnumpy(self, array, stream=None, order="C", out=None, blocking=True):
         if not isinstance(array, self.ndarray):
-            raise HostMeetsDevice(f"asnumpy got a {type(array).__name__}, which is on the host already")
+            raise HostDeviceMixError(f"asnumpy got a {type(array).__name__}, which is on the host already")
         return array.get(stream, order, out)
 
     def empty(self, shape, dtype=float, order="C"):

@@ -94,12 +94,12 @@ def _make_cupy(name: str) -> Backend:
     except Exception as error:  # CuPy has many ways to say that a GPU does not work; all mean the same here
         raise BackendUnavailable(
             f"backend {name!r}: CuPy is installed, but no kernel runs on GPU {device} "
-            f"({type(error).__name__}: {in_short(error)}); see that `nvidia-smi` lists the GPU and that the CuPy "
+            f"({type(error).__name__}: {first_line(error)}); see that `nvidia-smi` lists the GPU and that the CuPy "
             'wheel fits its driver (`gpucnn doctor` says which one does), or use backend="numpy"'
         ) from error
 
 
-def in_short(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of what an error says: CuPy lists whole folders where a library is missing."""
     return textwrap.shorten(str(error).strip().partition("\n")[0], 300, placeholder=" …")
 

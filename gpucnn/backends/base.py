@@ -29,7 +29,7 @@ SQRT_HALF = math.sqrt(0.5)
 INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 
 
-class Feed:
+class StreamedDataset:
     """A data set (P, …) that stays on the host; `feed[picked]`, by a slice or host numbers, is a batch of it across."""
 
     shape: tuple[int, ...]
@@ -96,9 +96,9 @@ class Backend:
         return get_backend, (self.name,)
 
     #: whether a model may compute in float16 here, with parameters and statistics in float32
-    half_precision = False
-    on_host = True  # whether reading an array costs nothing
-    folds_norms = False  # whether inference multiplies a convolution's weight by what the batch norm behind it would
+    supports_float16 = False
+    is_host = True  # whether reading an array costs nothing
+    folds_batch_norm = False  # whether inference folds a batch norm into the weight of the convolution before it
 
     # --- the two ways across ------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class Backend:
         """Bring an array of the backend to the host, as a NumPy array."""
         return np.asarray(array)
 
-    def bring(self, *data: Any, step: int = 0) -> list[Array | Feed]:
+    def upload(self, *data: Any, step: int = 0) -> list[Array | StreamedDataset]:
         """Bring data sets (P, …) across for good, or return feeds of some that bring batches as they are picked.
 
         The first has the precedence where there is no room for all of them beside a step that takes `step` bytes.
@@ -126,10 +126,10 @@ class Backend:
 
     # --- a batch shared among threads: nothing to share here, an engine may -------------------
 
-    def working(self, as_team: bool, allow_tf32: bool = False) -> AbstractContextManager[None]:
+    def execution_context(self, sharded: bool, allow_tf32: bool = False) -> AbstractContextManager[None]:
         """Return a context that a model holds around its passes: the place for what an engine sets up once a step.
 
-        `as_team` says whether the passes run in slices, by `together`; `allow_tf32`, whether float32 products may
+        `sharded` says whether the passes run in slices, by `run_sharded`; `allow_tf32`, whether float32 products may
         round their factors to 10 bits where that is faster.
 
         What underflows is 0, also where `np.seterr(all="raise")` was called: a share of a softmax, say, or a mean that
@@ -137,30 +137,30 @@ class Backend:
         """
         return np.errstate(under="ignore")
 
-    def fixed(self) -> AbstractContextManager[None]:
+    def fixed_num_threads(self) -> AbstractContextManager[None]:
         """Return a context in which this thread's work is cut and shared as it is at the beginning."""
         return nullcontext()
 
-    def slices(self, batch: int, work: float) -> list[slice]:
-        """Cut a batch that costs `work` floating-point operations into the slices that `together` should take."""
-        return [slice(0, batch)]
+    def shards(self, batch_size: int, flops: float) -> list[slice]:
+        """Cut a batch that costs `flops` floating-point operations into the slices that `run_sharded` should take."""
+        return [slice(0, batch_size)]
 
-    def together(self, tasks: Sequence[Callable[[], T]], slices: Sequence[slice]) -> list[T]:
+    def run_sharded(self, tasks: Sequence[Callable[[], T]], shards: Sequence[slice]) -> list[T]:
         """Run tasks, one a slice of the batch, and return their results in order."""
         return [task() for task in tasks]
 
-    def samples_before(self) -> int:
+    def shard_offset(self) -> int:
         """Return how many samples of the batch stand before those that are passed to the kernels here and now."""
         return 0
 
-    def whole_batch(self, samples: int) -> int:
+    def global_batch_size(self, samples: int) -> int:
         """Return how many samples the batch has of which so many are passed to the kernels here and now."""
         return samples
 
     def release(self) -> None:
         """Return what memory the backend keeps for later; called when a training ends."""
 
-    def memory(self) -> tuple[int, int] | None:
+    def memory_info(self) -> tuple[int, int] | None:
         """Return the bytes that are free for arrays, and those that the device has; None where nobody knows."""
         return None
 
@@ -199,7 +199,7 @@ class Backend:
 
     # --- looking at time ----------------------------------------------------------------------
 
-    def timed(self, label: str, call: Callable[[], T]) -> tuple[T, float]:
+    def time_call(self, label: str, call: Callable[[], T]) -> tuple[T, float]:
         """Return what a call returns and the seconds it took; the label is for a profiler's picture."""
         self.synchronize()
         started = time.perf_counter()
@@ -211,7 +211,7 @@ class Backend:
         """Return one line that says what computes: for people, not for programs."""
         return f"{self.name} (NumPy {np.__version__})"
 
-    def circumstances(self) -> dict[str, Any]:
+    def environment(self) -> dict[str, Any]:
         """Return, as plain data, what the last bits of a result depend on besides its inputs."""
         return {"backend": self.name, "NumPy": np.__version__}
 
@@ -277,7 +277,7 @@ class Backend:
             y = self.relu(y)
         return y.reshape(*columns.shape[:3], weight.shape[-1])
 
-    def conv2d_method(self, window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
+    def conv2d_algorithm(self, window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
         """Return in a word how `conv2d` computes such a convolution."""
         return "im2col"
 
@@ -373,12 +373,12 @@ class Backend:
         total = self.xp.zeros_like(x, shape=(x.shape[0], *output_size, x.shape[3]))
         for i, j in window.offsets():
             total += padded[window.slices(i, j, output_size)]
-        return total / window.real_counts(self.xp, image_size).astype(x.dtype)
+        return total / window.valid_counts(self.xp, image_size).astype(x.dtype)
 
     def average_pool2d_gradient(self, dy: Array, image_size: tuple[int, int], window: Window) -> Array:
         """Share dy (N, OH, OW, C) among the elements of each window: dx (N, H, W, C)."""
         N, OH, OW, C = dy.shape
-        share = dy / window.real_counts(self.xp, image_size).astype(dy.dtype)
+        share = dy / window.valid_counts(self.xp, image_size).astype(dy.dtype)
         padded = self.xp.zeros_like(dy, shape=(N, *window.padded_size(image_size), C))
         for i, j in window.offsets():
             padded[window.slices(i, j, (OH, OW))] += share
@@ -544,17 +544,17 @@ class Backend:
         unbiased_square = square / (1.0 - beta2**step)
         values -= learning_rate * unbiased_mean / (self.xp.sqrt(unbiased_square) + epsilon)
 
-    def blend(self, target: Array, source: Array, share: float) -> None:
-        """Move `target` (P,) towards `source` (P,), in place, by a share of the way: 0 stays, 1 arrives exactly."""
-        way = source - target
-        if share < 0.5:
-            target += share * way
+    def lerp_(self, target: Array, source: Array, weight: float) -> None:
+        """Interpolate `target` (P,) towards `source` (P,) in place; weight 0 leaves it, 1 gives the source exactly."""
+        difference = source - target
+        if weight < 0.5:
+            target += weight * difference
         else:
-            target[...] = source - (1.0 - share) * way
+            target[...] = source - (1.0 - weight) * difference
 
     # --- batches and random numbers -----------------------------------------------------------
 
-    def gather(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:
+    def load_batch(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:
         """Return samples of a data set x (P, …), picked by number (N,) or slice, as floats; bytes become 0 … 1.
 
         Images (P, H, W, C) may be placed on the way: cropped, moved, mirrored, painted over in part.

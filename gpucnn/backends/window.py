@@ -60,14 +60,14 @@ class Window:
         """Return (H + PT + PB, W + PL + PR)."""
         return image_size[0] + sum(self.padding[0]), image_size[1] + sum(self.padding[1])
 
-    def turned(self) -> "Window":
+    def flipped(self) -> "Window":
         """Return the window that takes dy back to dx for stride 1; its padding is negative if this is too wide."""
         (PT, PB), (PL, PR) = self.padding
         reach_h, reach_w = self.extent[0] - 1, self.extent[1] - 1
         padding = (reach_h - PT, reach_h - PB), (reach_w - PL, reach_w - PR)
         return Window(self.size, padding=padding, dilation=self.dilation)
 
-    def real_counts(self, xp: Any, image_size: Pair) -> Any:
+    def valid_counts(self, xp: Any, image_size: Pair) -> Any:
         """Return how many elements of each window lie inside the image: integers (OH, OW, 1)."""
         sides: list[Any] = []
         for axis, positions in enumerate(self.output_size(image_size)):

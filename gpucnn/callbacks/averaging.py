@@ -135,7 +135,7 @@ class _Average(Callback, Configurable, family="average"):
 
     def _move_averages(self, model: "Model", share: float) -> None:
         for average, array in zip(self._averages, self._arrays(model), strict=True):
-            model.backend.blend(average, array, share)
+            model.backend.lerp_(average, array, share)
 
     def _decay_at(self, epoch: float, epochs: float) -> float:
         if isinstance(self.decay, Schedule):

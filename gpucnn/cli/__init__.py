@@ -31,7 +31,7 @@ app.add_typer(show, name="show")
 def version(asked: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     """Train convolutional networks in NumPy on a CPU or in CuPy on a GPU."""
     if asked:
-        from gpucnn import __version__
+        from gpucnn.version import __version__
 
         print(f"gpucnn {__version__}")
         raise typer.Exit

@@ -9,7 +9,7 @@ from typing import Any
 from rich.status import Status
 
 from gpucnn.backends import auto_choice
-from gpucnn.core.printing import Part, PlainConsole, styled
+from gpucnn.core.console import Part, PlainConsole, styled
 from gpucnn.datasets import Dataset
 from gpucnn.errors import CheckpointWarning, DataError
 from gpucnn.model import Model

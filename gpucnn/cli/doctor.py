@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from gpucnn import __version__, datasets
-from gpucnn.backends import get_backend, in_short
+from gpucnn import datasets
+from gpucnn.backends import first_line, get_backend
 from gpucnn.backends.numpy.cores import usable_cores
 from gpucnn.backends.numpy.threads import num_threads
 from gpucnn.cli.common import say
 from gpucnn.errors import BackendUnavailable, ConfigurationError
+from gpucnn.version import __version__
 
 # the environment variables that change what gpucnn does, or how fast
 SETTINGS = (
@@ -155,7 +156,7 @@ def _gpu() -> Iterator[Finding]:
     except BackendUnavailable as error:
         no_driver = "if this machine has an NVIDIA GPU, install NVIDIA's driver, until `nvidia-smi` lists the GPU"
         remedy = f"CuPy and the driver do not fit each other: {install}" if driver else no_driver
-        yield "GPU", f"the probe failed: {in_short(error.__cause__ or error)}", remedy
+        yield "GPU", f"the probe failed: {first_line(error.__cause__ or error)}", remedy
 
 
 def cuda_driver_version() -> tuple[int, int] | None:

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gpucnn.cli.common import console, open_model, say, say_error
+from gpucnn.core.console import styled
 from gpucnn.core.files import write_whole
-from gpucnn.core.printing import styled
 from gpucnn.core.text import printable
 from gpucnn.data.images import centre_digit, is_dark_on_light, read_image
 from gpucnn.errors import ConfigurationError, DataError, NumericError

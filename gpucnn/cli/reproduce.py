@@ -9,7 +9,7 @@ import typer
 from gpucnn.cli.common import RUNS, console, say
 from gpucnn.cli.runs import being_written, make_runs, table
 from gpucnn.core.files import explained, user_path, write_into
-from gpucnn.core.printing import duration
+from gpucnn.core.text import duration
 from gpucnn.errors import ConfigurationError
 from gpucnn.runs import reproduction
 from gpucnn.runs.reproduction import Reproduction

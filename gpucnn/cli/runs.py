@@ -11,8 +11,9 @@ from rich.table import Table
 from gpucnn.backends import get_backend
 from gpucnn.callbacks.snapshots import Snapshots
 from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console, say, working
+from gpucnn.core.console import Part, narrow_table
 from gpucnn.core.files import FolderLock, explained, make_folder, remove_parts, user_path, write_into
-from gpucnn.core.printing import Part, duration, narrow_table
+from gpucnn.core.text import duration
 from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError

@@ -7,7 +7,7 @@ import typer
 
 from gpucnn.cli.common import DATA_NAMES, data_of, describe, open_model, say
 from gpucnn.core.text import printable
-from gpucnn.data.tta import NAMES, check_views
+from gpucnn.data.tta import NAMES, check_tta
 
 
 def test(
@@ -26,12 +26,12 @@ def test(
     network, path = open_model(model, backend)
     dataset = data_of(network, path, data, data_dir)
     _, (images, labels) = dataset
-    scores = network.evaluate(images, labels, views=views)
-    predictions = network.predict(images, views=views).argmax(axis=1)
+    scores = network.evaluate(images, labels, tta=views)
+    predictions = network.predict(images, tta=views).argmax(axis=1)
     say(f"  model     {path}")
     say(f"  data      {describe(dataset)}: {len(images):,} test images; {dataset.source}")
-    if (seen := check_views(views, network.input_shape)) is not None:
-        say(f"  views     the mean of {len(seen.places())} of each image ({views})")
+    if (seen := check_tta(views, network.input_shape)) is not None:
+        say(f"  views     the mean of {len(seen.offsets())} of each image ({views})")
     for number, name in enumerate(dataset.class_names):
         of_class = labels == number
         if of_class.any():

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy  # noqa: TID251 (its version goes into the run's settings; no array is made)
 import typer
 
-from gpucnn import __version__, networks
+from gpucnn import networks
 from gpucnn.callbacks import Callback, EarlyStopping
 from gpucnn.callbacks.defects import DefectWatch
 from gpucnn.callbacks.snapshots import Snapshots
@@ -49,6 +49,7 @@ from gpucnn.saving.model_file import content
 from gpucnn.schedules import Schedule
 from gpucnn.training.checkpoints import BEST, Checkpoints, place_of
 from gpucnn.training.history import History
+from gpucnn.version import __version__
 
 MAY_CHANGE = ("run_dir", "resume", "backend", "data_dir", "epochs")  # options that may be given with --resume
 

@@ -21,7 +21,7 @@ from gpucnn.backends import Array, Backend
 from gpucnn.callbacks import Callback
 from gpucnn.core import checks
 from gpucnn.core.files import user_path, write_whole
-from gpucnn.core.printing import duration
+from gpucnn.core.text import duration
 from gpucnn.data.batches import batches, check_batch_size
 from gpucnn.data.idx import find_idx, read_idx
 from gpucnn.errors import ConfigurationError, DataError, ShapeError

@@ -256,7 +256,7 @@ class _ProgressBar:
     def __init__(self, file: str) -> None:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-        from gpucnn.core.printing import PlainConsole
+        from gpucnn.core.console import PlainConsole
 
         console = PlainConsole(stderr=True)
         columns: list[Any] = [TextColumn(file, markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn()]

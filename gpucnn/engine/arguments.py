@@ -33,7 +33,7 @@ def check_dtype(dtype: Any) -> str:
 
 def check_precision(dtype: str, backend: Backend) -> None:
     """Refuse half precision where it would be slower and no use."""
-    if dtype == "float16" and not backend.half_precision:
+    if dtype == "float16" and not backend.supports_float16:
         raise ConfigurationError(
             f'dtype="float16" is for GPUs, whose tensor cores multiply it fast; the backend {backend.name!r} computes '
             'in float32 and float64: pass dtype="float32", or backend="cupy" where there is a GPU'

@@ -21,7 +21,7 @@ def refresh_statistics(model: "Model", x: Any, batch_size: int) -> None:
     streams = [buffer for buffer in model.network.buffers().values() if buffer.on_host]
     if not norms:
         return
-    (inputs,) = backend.bring(x)
+    (inputs,) = backend.upload(x)
     sums = [backend.xp.zeros_like(buffer.value) for buffer in held]
     before = [buffer.value.copy() for buffer in held]
     momenta, states = [norm.momentum for norm in norms], [stream.value.copy() for stream in streams]

@@ -7,7 +7,7 @@ pass itself tells.
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from gpucnn.backends.base import Feed
+from gpucnn.backends.base import StreamedDataset
 from gpucnn.engine.evaluation import release
 from gpucnn.errors import OutOfMemory
 
@@ -59,12 +59,12 @@ def _passes_fit(model: "Model", data: tuple[Any, Any], size: int) -> bool:
     """Return whether there is memory for passes over batches of a size, and over a smaller last one after them."""
     last = len(data[0]) % size
     try:
-        (x,) = model.backend.bring(data[0], step=size * model.bytes_of_a_sample())
+        (x,) = model.backend.upload(data[0], step=size * model.bytes_of_a_sample())
         y = model.backend.from_host(data[1])
         for part in [slice(0, size)] * PASSES + [slice(0, last)] * (last > 0):
             with model.computing(size):
-                picked, whole = (x[part], slice(None)) if isinstance(x, Feed) else (x, part)
-                model.loss_and_gradients(model.backend.gather(picked, whole, model.dtype), y[part])
+                picked, whole = (x[part], slice(None)) if isinstance(x, StreamedDataset) else (x, part)
+                model.loss_and_gradients(model.backend.load_batch(picked, whole, model.dtype), y[part])
     except MemoryError:
         return False
     return True

@@ -39,7 +39,7 @@ class Pass:
             return [function(0, array[self._slices[0]])]
         # each thread with the context of this one: which errors of arithmetic are raised, say, is kept there
         tasks = [partial(copy_context().run, function, number, array[part]) for number, part in enumerate(self._slices)]
-        return self._backend.together(tasks, self._slices)
+        return self._backend.run_sharded(tasks, self._slices)
 
     def _forward(self, number: int, x: Array) -> Array:
         y, self._ways_back[number] = self.networks[number].forward(x, **self._options)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from gpucnn.core.printing import PrintsAsTable, narrow_table, styled
-from gpucnn.core.text import printable
+from gpucnn.core.console import PrintsAsTable, narrow_table, styled
+from gpucnn.core.text import format_decimals, format_shape, printable, short_count
 from gpucnn.layers.base import Layer
 from gpucnn.layers.containers import Residual, Sequential
 from gpucnn.rng import host_generator
@@ -64,7 +64,7 @@ def _output_elements(layer: Layer) -> int:
 def summary_table(model: "Model") -> Table:
     """Return a table of output shapes, parameters, floating-point operations and bytes of the outputs."""
     table = narrow_table(
-        title=f"{model.name}: input {' × '.join(map(str, model.input_shape))}, {model.dtype}",
+        title=f"{model.name}: input {format_shape(model.input_shape)}, {model.dtype}",
         caption="MFLOP of the products and kB of the output are those of one image, forward",
     )
     table.add_column("layer", no_wrap=True)
@@ -164,26 +164,14 @@ class Profile(PrintsAsTable):
     def _cells(row: LayerTime, total: float) -> list[str]:
         has_products = row.flops_forward > 0
         return [
-            _in_thousands(row.parameters) if row.parameters else "",
-            _significant(row.output_bytes / 1e6),
-            _significant((row.flops_forward + row.flops_backward) / 1e6) if has_products else "",
+            short_count(row.parameters) if row.parameters else "",
+            format_decimals(row.output_bytes / 1e6),
+            format_decimals((row.flops_forward + row.flops_backward) / 1e6) if has_products else "",
             f"{row.forward_seconds * 1e3:.2f}",
             f"{row.backward_seconds * 1e3:.2f}",
             f"{100 * row.seconds / total:.0f} %",
             f"{row.gflops:,.0f}" if has_products else "",
         ]
-
-
-def _significant(number: float) -> str:
-    """Return a number with decimals where it is small."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}" if number >= 1 else f"{number:.2f}"
-
-
-def _in_thousands(count: int) -> str:
-    """Return a count, in thousands or millions where it is large: 650, 131k, 6.6M."""
-    if count < 10_000:
-        return f"{count:,}"
-    return f"{count / 1000:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M"
 
 
 def random_batch(model: "Model", batch_size: int) -> tuple[Any, Any]:
@@ -201,7 +189,7 @@ def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:
     times: dict[str, list[float]] = {}
     inputs, labels = model.as_floats(model.backend.from_host(x)), model.backend.from_host(y)
     try:
-        with model.backend.working(as_team=True):
+        with model.backend.execution_context(sharded=True):
             for repeat in range(WARM_UP + repeats):
                 _timed_pass(model, inputs, labels, times if repeat >= WARM_UP else {})
     finally:
@@ -240,13 +228,13 @@ def _timed_pass(model: "Model", x: Any, labels: Any, times: dict[str, list[float
     ways_back = []
     network = model.network
     for name, layer, options, goes_back in network.execution_order(need_dx=False, plan=network.unfused_plan()):
-        (x, backward), seconds = model.backend.timed(name, partial(layer.forward, x, train=True, **options))
+        (x, backward), seconds = model.backend.time_call(name, partial(layer.forward, x, train=True, **options))
         times.setdefault(name, [0.0, 0.0])[0] += seconds
         if goes_back:
             ways_back.append((name, backward))
     dy = _loss_gradient(model, x, labels)
     for name, backward in reversed(ways_back):
-        dy, seconds = model.backend.timed(f"{name} backward", partial(backward, dy))
+        dy, seconds = model.backend.time_call(f"{name} backward", partial(backward, dy))
         times[name][1] += seconds
 
 

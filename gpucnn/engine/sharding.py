@@ -44,7 +44,7 @@ class Sliced:
         With `repeat` the pass may be recorded, or the repeat of one that was. The way back is to be walked then before
         the next pass, unless it is one of inference.
         """
-        slices = backend.slices(len(x), self._flops * len(x)) if self.can_slice else [slice(0, len(x))]
+        slices = backend.shards(len(x), self._flops * len(x)) if self.can_slice else [slice(0, len(x))]
         options: dict[str, Any] = {"train": train} | ({} if need_dx else {"need_dx": False})
         if repeat:
             done = self.repeats.forward(backend, x, slices, options)

@@ -120,11 +120,11 @@ class Sequential(Layer):
     def forward(self, x: Array, *, train: bool, need_dx: bool = True) -> tuple[Array, Backward]:
         """Return y and the backward function, which returns None for dx without `need_dx`.
 
-        Without it the backward pass is that of a training step: it can be walked once, and lets go of what each layer kept
-        as soon as it has passed that layer.
+        Without it the backward function is that of a training step: it may be called once, and frees what each layer
+        saved as soon as it has run that layer.
         """
         backwards: list[tuple[str, Backward]] = []
-        plan = self._inference_plan if self.backend.folds_norms and not train else self._train_plan
+        plan = self._inference_plan if self.backend.folds_batch_norm and not train else self._train_plan
         for name, layer, options, needs_backward in self.execution_order(need_dx, plan):
             given = x
             try:
@@ -156,7 +156,7 @@ class Sequential(Layer):
     ) -> Iterator[tuple[str, Layer, dict[str, Any], bool]]:
         """Yield the name of each layer that computes, the layer, its options, and whether the backward pass passes it.
 
-        Where nobody wants dx, the backward pass ends at the first layer that has parameters to be trained, and that layer
+        Where dx is not needed, the backward pass ends at the first layer that has trainable parameters, and that layer
         leaves its own dx out if it can.
         """
         wanted = need_dx

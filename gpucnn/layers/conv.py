@@ -145,6 +145,6 @@ class Conv2D(Layer):
     def algorithm(self, batch_size: int) -> str:
         """Return the path that the backend chooses for this geometry."""
         C = self.weight.shape[2] * self.groups
-        return self.backend.conv2d_method(
+        return self.backend.conv2d_algorithm(
             self.window, batch_size, C, self.filters, self.groups, self.weight.value.dtype
         )

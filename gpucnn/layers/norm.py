@@ -54,12 +54,12 @@ class BatchNorm(Layer):
         return 2 if math.prod((self.input_shape or (1,))[:-1]) < 2 else 1
 
     def forward(self, x: Array, *, train: bool, fused_relu: bool = False) -> tuple[Array, Backward]:
-        """Return y and the backward function, by the batch's statistics in training and by the running ones otherwise."""
+        """Return y and the backward function, by the statistics of the batch in training, by the running ones otherwise."""
         return self._forward_train(x, fused_relu) if train else self._forward_inference(x, fused_relu)
 
     def _forward_train(self, x: Array, fused_relu: bool) -> tuple[Array, Backward]:
         backend, scale, shift = self.backend, self.scale, self.shift
-        count = backend.whole_batch(len(x)) * math.prod(x.shape[1:-1])
+        count = backend.global_batch_size(len(x)) * math.prod(x.shape[1:-1])
         if count < 2:
             raise ShapeError(
                 f"{self.display_name}: a batch of shape {tuple(x.shape)} has one value a channel, so its variance is "
@@ -67,7 +67,7 @@ class BatchNorm(Layer):
             )
         y, mean, variance, kept = backend.batch_norm(x, scale.value, shift.value, self.epsilon, fused_relu)
         for running, batch in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
-            backend.blend(running.value, batch, 1.0 - self.momentum)
+            backend.lerp_(running.value, batch, 1.0 - self.momentum)
 
         def backward(dy: Array) -> Array:
             dx, dscale, dshift = backend.batch_norm_gradient(dy, kept, variance, scale.value, self.epsilon)

@@ -191,7 +191,7 @@ class Optimizer(Configurable, family="optimizer"):
         self._clip(backend, gradients[self._layout.trainable])
         step = self.steps if step is None else step
         self._apply(backend, values, gradients, self.broadcast_rates(learning_rate), step)
-        if backend.on_host and self.steps % FLUSH_EVERY == 0:
+        if backend.is_host and self.steps % FLUSH_EVERY == 0:
             self._flush_denormals(backend)
 
     def broadcast_rates(self, rate: LearningRates) -> Sequence[Number]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpucnn.core import checks
+from gpucnn.core.text import percent
 from gpucnn.data.arrays import host_array
 from gpucnn.errors import DataError, ShapeError
 from gpucnn.plots.canvas import SMALL, new_figure, plain, save
@@ -87,7 +88,7 @@ def confusion(matrix: Any, class_names: Sequence[str] | None = None, *, path: st
             axes.text(
                 j,
                 i,
-                f"{matrix[i, j]:,}\n{_percent(shares[i, j])}",
+                f"{matrix[i, j]:,}\n{percent(shares[i, j], 1)}",
                 ha="center",
                 va="center",
                 fontsize=SMALL,
@@ -147,7 +148,7 @@ def mistakes(
         picture = np.clip(images[index] / top, 0, 1)
         axes.imshow(picture if picture.shape[2] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
         is_, said = (names[k] for k in (int(labels[index]), int(predictions[index])))
-        axes.set_title(f"true: {is_}\npredicted: {said}\n{_percent(sureness[index])}", fontsize=SMALL)
+        axes.set_title(f"true: {is_}\npredicted: {said}\n{percent(sureness[index], 1)}", fontsize=SMALL)
         axes.set_axis_off()
     number = f"{len(shown)} most confident of " if len(shown) < len(wrong) else ""
     words = f"{number}{len(wrong):,} mistakes" if len(wrong) else "no mistakes"
@@ -172,8 +173,3 @@ def _names(class_names: Sequence[str] | None, K: int) -> list[str]:
     if len(names) != K:
         raise ShapeError(f"there are {len(names)} class names for {K} classes; pass a name for each")
     return names
-
-
-def _percent(share: float) -> str:
-    """Return a share as words; less than all is never rounded up to all."""
-    return f"{100 * share:.1f} %" if share == 1.0 or share < 0.9995 else "> 99.9 %"

@@ -5,10 +5,9 @@ from typing import Any
 
 from gpucnn import plots
 from gpucnn.callbacks.defects import is_number
-from gpucnn.core.printing import duration
+from gpucnn.core.text import duration, format_count, percent, plural, significant
 from gpucnn.report.curves import Curve, drawn
 from gpucnn.report.run import Run
-from gpucnn.report.words import count, percent, significant, some
 from gpucnn.runs.statistics import Record, possible_mean, summary
 
 
@@ -42,10 +41,9 @@ def statistics(run: Run) -> Statistics | None:
     names = list(dict.fromkeys(name for record in records for name in record["numbers"] if _is_shown(name)))
     names.sort(key=lambda name: (not name.startswith("test"), name.startswith("seconds"), "accuracy" not in name))
     defective = len(records) - len(good)
-    words = f"{some(len(records), 'run')} of {run.settings.get('recipe', run.model.name)}"
-    words += (
-        f", {count(defective)} of them with a defect and not in the averages" if defective else ", none with a defect"
-    )
+    words = f"{plural(len(records), 'run')} of {run.settings.get('recipe', run.model.name)}"
+    excluded = f"{format_count(defective)} of them with a defect and excluded from the averages"
+    words += f", {excluded}" if defective else ", none with a defect"
     columns = {name: [_last(record["numbers"].get(name)) for record in good] for name in names}
     known = {name: [value for value in values if value is not None] for name, values in columns.items()}
     found = {name: summary(values, possible_mean(name)) for name, values in known.items() if values}
@@ -76,7 +74,7 @@ def _row(record: Record, names: list[str], this: Any) -> RunRow:
     defect = record.get("defect")
     words = "" if defect is None else f"{defect['kind']}: {defect['detail']}"
     if record.get("restarts"):
-        words = f"{words + '; ' if words else ''}after {some(len(record['restarts']), 'restart')}"
+        words = f"{words + '; ' if words else ''}after {plural(len(record['restarts']), 'restart')}"
     numbers = ["–" if (value := values[name]) is None else _shown(name, value) for name in names]
     return RunRow(str(record["seed"]), numbers, words, record["seed"] == this)
 
@@ -99,5 +97,5 @@ def _curve(records: list[Record]) -> Curve | None:
     listed = [{"accuracy": values} for values in histories if isinstance(values, list) and values]
     if max((len(one["accuracy"]) for one in listed), default=0) < 2:
         return None  # a curve of one point
-    caption = f"Training accuracy of {some(len(listed), 'run')}, with their mean."
+    caption = f"Training accuracy of {plural(len(listed), 'run')}, with their mean."
     return Curve(drawn(plots.runs(listed), "runs", "Training accuracy of all runs by epoch"), caption)

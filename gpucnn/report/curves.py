@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpucnn import plots
-from gpucnn.core.printing import duration
+from gpucnn.core.text import duration, format_loss, percent
 from gpucnn.plots.svg import inline_svg
 from gpucnn.report.overview import Scores
 from gpucnn.report.run import Run
-from gpucnn.report.words import loss, percent
 from gpucnn.runs.folder import validated_on_test
 
 if TYPE_CHECKING:
@@ -82,4 +81,4 @@ def drawn(figure: "Figure", prefix: str, description: str) -> str:
 def _shown(name: str, value: float) -> str:
     if "accuracy" in name:
         return percent(value)
-    return duration(value) if name == "seconds" else loss(value)
+    return duration(value) if name == "seconds" else format_loss(value)

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpucnn import plots
+from gpucnn.core.text import format_count, percent, plural
 from gpucnn.plots.canvas import spread
 from gpucnn.report.curves import drawn
 from gpucnn.report.run import Run
-from gpucnn.report.words import count, percent, some
 
 LOOKS = 12  # that are listed, at most
 BOX = 100, 40  # of a histogram, in its own units
@@ -40,8 +40,8 @@ def defects(run: Run) -> Defects | str:
     if run.watch is None:
         return "This run was not watched for defects: there is no defects.json in its folder."
     defect, looks = run.watch["defect"], run.watch["looks"]
-    last = f", the last at step {count(looks[-1]['step'])}" if looks else ""
-    seen = some(len(looks), "look")
+    last = f", the last at step {format_count(looks[-1]['step'])}" if looks else ""
+    seen = plural(len(looks), "look")
     verdict = f"Nothing was found in {seen}{last}."
     if defect is not None:
         where = f" in {defect['layer']}" if defect["layer"] else ""
@@ -60,7 +60,7 @@ def defects(run: Run) -> Defects | str:
 def _look(look: dict[str, Any]) -> list[str]:
     dead = max(look["dead"], key=look["dead"].get, default="")
     worst = f"{percent(look['dead'][dead], 0)} of {dead}" if dead and look["dead"][dead] > 0 else "none"
-    return [count(look["step"]), percent(look["accuracy"], 1), percent(look["one_class"], 1), worst]
+    return [format_count(look["step"]), percent(look["accuracy"], 1), percent(look["one_class"], 1), worst]
 
 
 def _histogram(name: str, one: dict[str, Any]) -> Histogram:
@@ -71,7 +71,7 @@ def _histogram(name: str, one: dict[str, Any]) -> Histogram:
     steps = [f"M0 {height}"]
     for place, number in enumerate(counts):
         steps.append(f"V{height - height * number / highest:.2f}H{width * (place + 1) / len(counts):.2f}")
-    odd = f"{count(one['not_finite'])} not finite" if one["not_finite"] else ""
+    odd = f"{format_count(one['not_finite'])} not finite" if one["not_finite"] else ""
     # the largest value lies in the last bin, unless all are the same
     ends = f"{edges[0]:.2g} … {edges[-1]:.2g}" if counts and counts[-1] else f"all {edges[0]:.2g}"
     return Histogram(name, "".join([*steps, f"V{height}Z"]), ends.replace("-", "−"), odd)

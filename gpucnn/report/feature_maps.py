@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpucnn.core.text import format_shape, percent, significant
 from gpucnn.errors import ConfigurationError
 from gpucnn.model import Model
 from gpucnn.plots.canvas import spread
 from gpucnn.plots.confusion import surest_mistakes
 from gpucnn.plots.feature_maps import layer_outputs
 from gpucnn.report.png import Picture, extremes, grey, grid, image_of, reduced
-from gpucnn.report.words import percent, sides, significant
 from gpucnn.runs.folder import Predicted
 
 MAPS = 16  # of a layer that are shown, at most
@@ -115,7 +115,9 @@ def _image(model: Model, test: Predicted, index: int) -> MapImage:
     ]
     title = true if best[0] == test.labels[index] else f"{true}, taken for {test.names[best[0]]}"
     thumbnail = grid([image_of(pixels)], 1, "", largest=56)  # its label names it
-    whole = MapLayer("input", sides(pixels.shape), pixels.shape[2], grid([image_of(pixels)], 1, f"test image {index}"))
+    whole = MapLayer(
+        "input", format_shape(pixels.shape), pixels.shape[2], grid([image_of(pixels)], 1, f"test image {index}")
+    )
     named = zip(_apart([label for label, _ in passed]), passed, strict=True)
     return MapImage(
         index, title, said, thumbnail, [whole, *(_maps(name, values, index) for name, (_, values) in named)]
@@ -128,7 +130,7 @@ def _maps(name: str, values: Any, index: int) -> MapLayer:
     shown = min(C, MAPS)
     low, high = extremes(values)
     tiles = [reduced(grey(values[..., c], low, high), SIDE) for c in range(shown)]
-    words = f"{sides(values.shape)}; black is {significant(low)}, white {significant(high)}"
+    words = f"{format_shape(values.shape)}; black is {significant(low)}, white {significant(high)}"
     if shown < C:
         words += f"; {shown} of {C} maps are shown"
     if (factor := tiles[0][1]) > 1:

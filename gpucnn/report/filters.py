@@ -7,11 +7,11 @@ from typing import Any
 from PIL import Image
 
 from gpucnn.callbacks.snapshots import convolution_weights
+from gpucnn.core.text import format_count, significant
 from gpucnn.plots.canvas import spread
 from gpucnn.plots.filters import as_colours, is_coloured, largest_weight
 from gpucnn.report.png import Picture, grey, grid
 from gpucnn.report.run import Run
-from gpucnn.report.words import count, significant
 
 EPOCHS = 50  # that are shown, at most, evenly spread
 ACROSS = 32  # filters and input channels that are shown, at most
@@ -57,7 +57,7 @@ def kernels(run: Run) -> Kernels | str:
         notes.append("The run kept no snapshots, so there are only the filters that the model has now.")
     shown = {number: epochs[number] for number in (list(epochs)[place] for place in spread(len(epochs), EPOCHS))}
     if len(shown) < len(epochs):
-        notes.append(f"{len(shown)} of {count(len(epochs))} epochs are shown, evenly spread.")
+        notes.append(f"{len(shown)} of {format_count(len(epochs))} epochs are shown, evenly spread.")
     left_out = [path.removesuffix(".weight") for path in present if path not in next(iter(epochs.values()))]
     if left_out:
         notes.append(f"No snapshots were kept of {', '.join(left_out)}, which would have taken too much space.")

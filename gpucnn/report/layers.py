@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from gpucnn.callbacks.defects import is_number
+from gpucnn.core.text import format_count, format_shape, percent
 from gpucnn.engine.profiling import random_batch
 from gpucnn.errors import OutOfMemory
 from gpucnn.layers.base import Layer
 from gpucnn.report.run import Run
-from gpucnn.report.words import count, percent, sides
 
 BATCH_SIZE = 128  # where the run does not say its own
 LARGEST = 256  # a run on whole data sets is timed on a part
@@ -62,7 +62,7 @@ def layers(run: Run) -> Layers | str:
             name=name,
             what=what.get(name, ""),
             output=output,
-            parameters=count(parameters) if parameters else "",
+            parameters=format_count(parameters) if parameters else "",
             flops=f"{flops / 1e6:,.1f}" if flops else "",
             bytes=f"{size_in_bytes / 1e6:,.3f}",
             forward=f"{1e3 * forward:.2f}",
@@ -84,7 +84,7 @@ def layers(run: Run) -> Layers | str:
         for one in profile.layers
     ]
     rows = [
-        row(one.path, sides(one.output_shape), each, one.method)
+        row(one.path, format_shape(one.output_shape), each, one.method)
         for one, each in zip(profile.layers, numbers, strict=True)
     ]
     sums = [sum(column) for column in zip(*numbers, strict=True)]

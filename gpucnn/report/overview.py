@@ -4,13 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpucnn.callbacks.defects import is_number
-from gpucnn.core.printing import duration
+from gpucnn.core.text import duration, format_count, format_loss, format_shape, percent, plural
 from gpucnn.engine.profiling import frozen_count, parameter_count
 from gpucnn.errors import GpucnnError
 from gpucnn.optimizers import Optimizer
-from gpucnn.report import words
 from gpucnn.report.run import Run
-from gpucnn.report.words import count, percent, sides, some
 from gpucnn.runs.folder import Predicted, describe, in_words, validated_on_test
 from gpucnn.schedules import Schedule
 
@@ -55,20 +53,20 @@ def headline(run: Run, scores: Scores) -> list[Fact]:
     accuracy, loss = scores.accuracy, scores.loss
     result = [
         Fact("test accuracy", *((UNKNOWN,) if accuracy is None else (percent(accuracy), scores.remark))),
-        Fact("test loss", *((UNKNOWN,) if loss is None else (words.loss(loss), scores.remark))),
-        Fact("parameters", count(parameter_count(run.model.network)), _trained(run)),
+        Fact("test loss", *((UNKNOWN,) if loss is None else (format_loss(loss), scores.remark))),
+        Fact("parameters", format_count(parameter_count(run.model.network)), _trained(run)),
     ]
     seconds = run.history.history.get("seconds") if run.history else None
     if run.history is not None and seconds:
         epochs = run.settings.get("epochs")
-        words_for = some(run.history.epochs, "epoch") if not isinstance(epochs, float) else f"{epochs:g} epochs"
-        result.append(Fact("training time", duration(sum(seconds)), words_for))
+        epochs_text = plural(run.history.epochs, "epoch") if not isinstance(epochs, float) else f"{epochs:g} epochs"
+        result.append(Fact("training time", duration(sum(seconds)), epochs_text))
     return result
 
 
 def _trained(run: Run) -> str:
     frozen = frozen_count(run.model.network)
-    return f"{count(frozen)} of them frozen" if frozen else "numbers that are trained"
+    return f"{format_count(frozen)} of them frozen" if frozen else "numbers that are trained"
 
 
 def facts(run: Run, test: Predicted | str) -> list[Fact]:
@@ -81,7 +79,7 @@ def facts(run: Run, test: Predicted | str) -> list[Fact]:
     in_words = {"gpucnn": "gpucnn", "python": "Python", "numpy": "NumPy", "cupy": "CuPy", "cuda": "CUDA"}
     listed = [f"{in_words.get(name, name)} {v}" for name, v in versions.items()] if isinstance(versions, dict) else []
     return [
-        Fact("Network", model.name, f"{sides(model.input_shape)} → {sides(model.output_shape)}"),
+        Fact("Network", model.name, f"{format_shape(model.input_shape)} → {format_shape(model.output_shape)}"),
         _data(run, test),
         Fact("Validation", _validation(run)),
         Fact("Optimizer", optimizer),
@@ -159,4 +157,4 @@ def _word(value: Any) -> str:
     """Return a setting as a word."""
     if value is None or value == "":
         return UNKNOWN
-    return count(value) if is_number(value) and isinstance(value, int) else str(value)
+    return format_count(value) if is_number(value) and isinstance(value, int) else str(value)

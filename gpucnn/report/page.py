@@ -121,7 +121,7 @@ def _predicted(run: Run, data: str | None, data_dir: str | Path | None) -> Predi
 
 def _page(**contents: Any) -> str:
     """Lay the sections into the template, with a policy that lets a browser run this style and script and no other."""
-    from gpucnn import __version__
+    from gpucnn.version import __version__
 
     style, script = _text("page.css"), _text("page.js")
     policy = "; ".join(

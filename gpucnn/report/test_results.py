@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpucnn import plots
+from gpucnn.core.text import percent
 from gpucnn.plots.confusion import NUMBERED, surest_mistakes
 from gpucnn.plots.svg import inline_svg
 from gpucnn.report.png import Picture, grid, image_of
-from gpucnn.report.words import percent
 from gpucnn.runs.folder import Predicted, describe
 
 FREQUENT = 8  # confusions that are named

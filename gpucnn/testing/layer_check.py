@@ -21,7 +21,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gpucnn.backends import Backend, get_backend
-from gpucnn.core.printing import PrintsAsTable, styled
+from gpucnn.core.console import PrintsAsTable, styled
 from gpucnn.engine.arguments import checked_shape
 from gpucnn.engine.replicas import Fingerprint
 from gpucnn.errors import (

@@ -28,7 +28,7 @@ import numpy as np
 from rich.table import Table
 
 from gpucnn.backends import Array, Backend, get_backend
-from gpucnn.core.printing import PrintsAsTable, narrow_table, styled
+from gpucnn.core.console import PrintsAsTable, narrow_table, styled
 from gpucnn.data.batches import check_inputs, check_labels
 from gpucnn.errors import ConfigurationError
 from gpucnn.layers.base import Backward, Layer
@@ -270,7 +270,7 @@ def _record(model: "Model", backend: Backend, x: Any) -> list[_Call]:
 def _results(model: "Model", calls: list[_Call], x: Any, labels: Any) -> dict[int, Results]:
     """Return what the model's backend computes for every recorded call by itself, and for a whole training step."""
     state = model.state_dict()
-    with model.backend.working(as_team=True):
+    with model.backend.execution_context(sharded=True):
         results = {number: _result(model, call) for number, call in enumerate(calls)}
     if labels is not None:
         model.load_state_dict(state)

@@ -15,7 +15,7 @@ import numpy as np
 from gpucnn.backends.base import Backend
 
 
-class HostMeetsDevice(TypeError):
+class HostDeviceMixError(TypeError):
     """A host array and a device array met without `from_host` or `to_host`."""
 
 
@@ -29,7 +29,7 @@ class DeviceArray:
         self._data, self._owner = data, owner
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        raise HostMeetsDevice("implicit conversion of a device array to a host array; use backend.to_host")
+        raise HostDeviceMixError("implicit conversion of a device array to a host array; use backend.to_host")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # the back doors through which NumPy would look inside
@@ -113,7 +113,7 @@ class StrictBackend(Backend):
     """The portable kernels on a pretended device."""
 
     name = "strict"
-    on_host = False
+    is_host = False
 
     def __init__(self) -> None:
         self.xp = StrictModule(self)
@@ -132,7 +132,7 @@ class StrictBackend(Backend):
         if isinstance(value, DeviceArray):
             return value._data
         if isinstance(value, np.ndarray):
-            raise HostMeetsDevice(f"a host array of shape {value.shape} met a device array; use backend.from_host")
+            raise HostDeviceMixError(f"a host array of shape {value.shape} met a device array; use backend.from_host")
         if isinstance(value, tuple | list):
             return type(value)(self.unwrap(item) for item in value)
         return value
@@ -154,7 +154,7 @@ class StrictBackend(Backend):
     def to_host(self, array: Any) -> Any:
         """Return a host array, and count the read."""
         if not isinstance(array, DeviceArray):
-            raise HostMeetsDevice(f"to_host got a {type(array).__name__}, which is on the host already")
+            raise HostDeviceMixError(f"to_host got a {type(array).__name__}, which is on the host already")
         self.reads += 1
         return np.array(array._data)
 

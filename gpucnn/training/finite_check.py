@@ -26,7 +26,7 @@ class Watch:
 
     def __init__(self, model: "Model", wanted: bool) -> None:
         self.model, self.wanted = model, wanted
-        self.at_once = model.backend.on_host or not model.jit
+        self.at_once = model.backend.is_host or not model.jit
         self._clipped = wanted and model.optimizer.clip_value is not None  # which makes infinity finite
         xp = model.backend.xp
         self._first_bad = xp.full((), NEVER, dtype=xp.int64) if wanted and not self.at_once else None

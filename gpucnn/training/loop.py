@@ -65,7 +65,7 @@ class Training:
         if self.model.claim is not None:
             self.model.claim.steps = True
         try:
-            with self.model.backend.fixed() if self.deterministic else nullcontext():
+            with self.model.backend.fixed_num_threads() if self.deterministic else nullcontext():
                 return self._run()
         except BaseException as error:
             self.model.fault = error if isinstance(error, NumericError) else None
@@ -90,7 +90,7 @@ class Training:
     def order(self) -> Any:
         """Return the order in which this epoch visits its samples, by the seed; None is that of the data."""
         model = self.model
-        return rng.shuffled_order(model.seed, model.epochs_seen, len(self.data[0])) if self.shuffle else None
+        return rng.epoch_order(model.seed, model.epochs_seen, len(self.data[0])) if self.shuffle else None
 
     def _parts(self) -> list[slice]:
         """Return the batches of this epoch, as parts of its order."""
@@ -209,5 +209,5 @@ def to_device(model: "Model", *data: Pair, batch_size: int = 0) -> list[Pair]:
     Inputs become a feed where they are too many to stay there together, beside a step on a batch of that size.
     """
     step = batch_size * model.bytes_of_a_sample() if batch_size else 0
-    inputs = model.backend.bring(*(x for x, _ in data), step=step)
+    inputs = model.backend.upload(*(x for x, _ in data), step=step)
     return [(x, model.backend.from_host(y)) for x, (_, y) in zip(inputs, data, strict=True)]

@@ -5,41 +5,18 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpucnn.core.text import Output
+from gpucnn.core.text import Output, clock, format_epoch, format_metrics, format_two_lines
 from gpucnn.metrics import RunningMeans
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.table import Table
 
-    from gpucnn.core.printing import PlainConsole
+    from gpucnn.core.console import PlainConsole
 
 REFRESH_SECONDS = 0.25  # between two looks at the numbers on the device
 NARROW = 100  # columns of a terminal, below which the bar is short
 TIMES = 7  # characters of an epoch's seconds, so that those of several stand below each other
-
-
-def in_words(logs: dict[str, float]) -> str:
-    """Return an epoch's numbers as people read them: accuracies in percent, losses with four digits."""
-    parts = []
-    for key, value in logs.items():
-        if key.endswith("so_far") or "seconds" in key or key == "learning_rate":
-            continue
-        shown = f"{100 * value:.2f} %" if key.endswith("accuracy") else f"{value:.4f}"
-        parts.append(f"{key.replace('val_', 'validation ')} {shown}")
-    return ", ".join(parts)
-
-
-def in_two_lines(logs: dict[str, float]) -> str:
-    """Return the same numbers with those of the validation, if there are any, in a line of their own."""
-    own = in_words({key: value for key, value in logs.items() if not key.startswith("val_")})
-    validation = in_words({key[len("val_") :]: value for key, value in logs.items() if key.startswith("val_")})
-    return f"{own}\nvalidation {validation}" if validation else own
-
-
-def count(epoch: int, epochs: float) -> str:
-    """Return how far a training is when an epoch is over, such as `3/10`, or `9.9/9.9` for a last one that is cut."""
-    return f"{min(epoch + 1, epochs):g}/{epochs:g}"
 
 
 def time_left(
@@ -59,13 +36,6 @@ def time_left(
     whole = sum(earlier) / len(earlier) if earlier else pace * steps / size
     of_epoch = max(whole * size - pace * step, of_steps)
     return of_steps, of_epoch + whole * (epochs - epoch - size)
-
-
-def clock(seconds: float) -> str:
-    """Return a time as a clock shows it: 0:07, 12:30, 2:06:40."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 class Silent:
@@ -92,11 +62,11 @@ class Lines(Silent):
 
     def begin_epoch(self, epoch: int, epochs: float, steps: int, done: int = 0, earlier: Sequence[float] = ()) -> None:
         """Remember the numbers of the line's beginning."""
-        self.head = f"epoch {count(epoch, epochs)}"
+        self.head = f"epoch {format_epoch(epoch, epochs)}"
 
     def end_epoch(self, logs: dict[str, float]) -> None:
         """Print the line."""
-        print(f"{self.head}: {in_words(logs)}, {_seconds(logs):.1f} s", file=Output(), flush=True)
+        print(f"{self.head}: {format_metrics(logs)}, {_seconds(logs):.1f} s", file=Output(), flush=True)
 
 
 class Bar(Silent):
@@ -132,7 +102,7 @@ class Bar(Silent):
 
     def begin_epoch(self, epoch: int, epochs: float, steps: int, done: int = 0, earlier: Sequence[float] = ()) -> None:
         """Begin a bar."""
-        named = count(epoch, epochs).rjust(len(count(math.ceil(epochs) - 1, epochs)))
+        named = format_epoch(epoch, epochs).rjust(len(format_epoch(math.ceil(epochs) - 1, epochs)))
         self.task = self.progress.add_task("", total=steps, completed=done, epoch=named, times="", numbers="")
         self.began = self.looked = time.perf_counter()
         self.place, self.earlier = (epoch, epochs, steps), earlier
@@ -145,7 +115,7 @@ class Bar(Silent):
         assert self.task is not None
         if now - self.looked >= REFRESH_SECONDS:
             self.looked = now
-            self.progress.update(self.task, numbers=in_words(totals.read()), times=self._left(now))
+            self.progress.update(self.task, numbers=format_metrics(totals.read()), times=self._left(now))
         self.progress.advance(self.task)
 
     def _left(self, now: float) -> str:
@@ -158,10 +128,10 @@ class Bar(Silent):
     def end_epoch(self, logs: dict[str, float]) -> None:
         """Print the full bar with the epoch's final numbers and its time; what runs next is drawn below it."""
         assert self.task is not None
-        times, numbers = f"{_seconds(logs):.1f} s".rjust(TIMES), in_words(logs)
+        times, numbers = f"{_seconds(logs):.1f} s".rjust(TIMES), format_metrics(logs)
         self.progress.update(self.task, numbers=numbers, times=times)
         if self._width() > self.progress.console.width:
-            self.progress.update(self.task, numbers=in_two_lines(logs))
+            self.progress.update(self.task, numbers=format_two_lines(logs))
         self._print()
 
     def _row(self) -> "Table":
@@ -193,7 +163,7 @@ def make_progress(verbose: "bool | int | str") -> Silent:
     if not verbose:
         return Silent()
     if verbose == "auto":
-        from gpucnn.core.printing import PlainConsole  # imported late: rich takes longer than the rest of the package
+        from gpucnn.core.console import PlainConsole  # imported late: rich takes longer than the rest of the package
 
         if (console := PlainConsole()).redraws:
             return Bar(console)

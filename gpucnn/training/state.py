@@ -18,6 +18,7 @@ from gpucnn.data.batches import batches, steps_of
 from gpucnn.data.fingerprint import fingerprint
 from gpucnn.errors import CheckpointError, GpucnnError
 from gpucnn.saving.tree import Tree, misfit
+from gpucnn.version import __version__
 
 if TYPE_CHECKING:
     from gpucnn.training.loop import Training
@@ -63,9 +64,7 @@ def completed(known: dict[str, Any], training: "Training") -> dict[str, Any]:
 
 def circumstances(training: "Training") -> dict[str, Any]:
     """Return, as plain data, what may change, but not without changing the last bits of results."""
-    from gpucnn import __version__
-
-    return {**training.model.backend.circumstances(), "gpucnn": __version__}
+    return {**training.model.backend.environment(), "gpucnn": __version__}
 
 
 def differences(then: Any, now: Any, path: str = "") -> Iterator[str]:

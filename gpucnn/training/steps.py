@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpucnn import rng
-from gpucnn.backends import Array, in_short
-from gpucnn.backends.base import Feed
+from gpucnn.backends import Array, first_line
+from gpucnn.backends.base import StreamedDataset
 from gpucnn.backends.image_transform import Placement
 from gpucnn.core.config import Configurable
-from gpucnn.data.augment import Augmentation, Placing, words_of
+from gpucnn.data.augment import Augmentation, AugmentationPipeline, count_random_words
 from gpucnn.engine.replicas import Fingerprint
 from gpucnn.errors import GpucnnError, OutOfMemory, RecordingWarning
 from gpucnn.optimizers.base import LearningRates, Optimizer
@@ -45,8 +45,8 @@ class Steps:
         self.watch = Watch(model, check_numerics)
         self.model, (self._x, self._y), self._batch_size = model, data, batch_size
         self.augment = augment
-        self.stream = rng.new_state(rng.host_generator(model.seed, "augment", model.epochs_seen))
-        self._placing = self._prepare() if augment else None
+        self.stream = rng.new_stream(rng.host_generator(model.seed, "augment", model.epochs_seen))
+        self._augmenter = self._prepare() if augment else None
         self.totals = model.new_totals()
         self._host_order: Any = None
         self._order: Array | None = None
@@ -54,8 +54,8 @@ class Steps:
     def begin_epoch(self, order: Any) -> None:
         """Begin to visit the samples in an order, a host array (P,), or None for that of the data."""
         self.totals.reset()
-        if self._placing is not None:
-            self._placing.begin_epoch(self.model.epochs_seen)
+        if self._augmenter is not None:
+            self._augmenter.begin_epoch(self.model.epochs_seen)
         self._host_order = order
         self._order = None if order is None else self.model.backend.from_host(order)
 
@@ -65,7 +65,7 @@ class Steps:
     def make(self, part: slice, rate: LearningRates) -> None:
         """Make the step on one part of the order, at one learning rate or at those of the optimizer's groups."""
         picked = part if self._order is None else self._order[part]
-        if isinstance(self._x, Feed):
+        if isinstance(self._x, StreamedDataset):
             self._step(self._fed(part), slice(None), picked, rate)
         else:
             self._step(self._x, picked, picked, rate)
@@ -80,26 +80,26 @@ class Steps:
         model = self.model
         with model.computing(self._batch_size):
             labels = self._y[picked_labels]
-            inputs = model.backend.gather(x, picked, model.dtype, self._placement(picked_labels, len(labels)))
+            inputs = model.backend.load_batch(x, picked, model.dtype, self._placement(picked_labels, len(labels)))
             loss, outputs = model.step(inputs, labels, rate, number)
             self.totals.add(loss, outputs, labels)
 
-    def _prepare(self) -> Placing:
-        """Bring across what the augmentations need; the words that last are the seed's alone, whichever fit this is."""
+    def _prepare(self) -> AugmentationPipeline:
+        """Upload what the augmentations need; the random words of each image depend on the seed alone."""
         model, augment = self.model, self.augment
-        lasting, count = None, words_of(augment, lasting=True)
+        per_image, count = None, count_random_words(augment, per_image=True)
         if count:
-            state = rng.new_state(rng.host_generator(model.seed, "augment for good"))
-            lasting = rng.draw_bits(model.backend, state, (len(self._x), count))
+            state = rng.new_stream(rng.host_generator(model.seed, "augment for good"))
+            per_image = rng.random_bits(model.backend, state, (len(self._x), count))
         H, W, _ = self._x.shape[1:]
-        return Placing(augment, model.backend, (H, W), lasting)
+        return AugmentationPipeline(augment, model.backend, (H, W), per_image)
 
     def _placement(self, picked: Any, N: int) -> Placement | None:
         """Draw how the images of a batch are augmented, by their places in the data set."""
-        if self._placing is None:
+        if self._augmenter is None:
             return None
-        words = rng.draw_bits(self.model.backend, self.stream, (N, words_of(self.augment)))
-        return self._placing.of(words, picked)
+        words = rng.random_bits(self.model.backend, self.stream, (N, count_random_words(self.augment)))
+        return self._augmenter.sample(words, picked)
 
 
 class RecordedSteps(Steps):
@@ -126,7 +126,9 @@ class RecordedSteps(Steps):
         xp = model.backend.xp
         self._picked = xp.zeros(batch_size, dtype=xp.int64)
         self._fed_inputs = (
-            xp.zeros((batch_size, *self._x.shape[1:]), dtype=self._x.dtype) if isinstance(self._x, Feed) else None
+            xp.zeros((batch_size, *self._x.shape[1:]), dtype=self._x.dtype)
+            if isinstance(self._x, StreamedDataset)
+            else None
         )
         self._rates: list[Array] = []
         self._number = xp.zeros((), dtype=xp.int64)
@@ -221,7 +223,7 @@ class RecordedSteps(Steps):
             cause: BaseException = error
             while isinstance(cause, OutOfMemory) and cause.__cause__ is not None:  # without its advice for the batch
                 cause = cause.__cause__
-            self._give_up(f"{type(cause).__name__}: {in_short(cause)}")
+            self._give_up(f"{type(cause).__name__}: {first_line(cause)}")
             return False
         self._replay = replay, counts
         return True

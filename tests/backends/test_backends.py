@@ -10,7 +10,7 @@ import pytest
 import gpucnn
 from gpucnn import backends, layers
 from gpucnn.errors import BackendUnavailable, ConfigurationError
-from gpucnn.testing.strict import HostMeetsDevice, StrictBackend
+from gpucnn.testing.strict import HostDeviceMixError, StrictBackend
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_the_strict_backend_refuses_host_arrays():
     ):
         with pytest.raises(TypeError):
             mistake()
-    with pytest.raises(HostMeetsDevice, match="met a device array"):
+    with pytest.raises(HostDeviceMixError, match="met a device array"):
         device *= host
     kept = backend.to_host(device)
     kept[...] = 7

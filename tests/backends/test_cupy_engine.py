@@ -16,30 +16,10 @@ from gpucnn.backends import Backend
 from gpucnn.backends.window import Window
 from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Rotate, Translate
 from gpucnn.errors import ConfigurationError, OutOfMemory
-from tests import host_kernels
-from tests.conftest import SIMULATED, make_backend
+from tests.helpers import SIMULATED, make_backend
 
-GPUS = (SIMULATED, "cupy")
 PORTABLE = Backend()
 TOLERANCE = {"float16": 4e-3, "float32": 3e-6, "float64": 1e-13}  # of the largest number
-
-
-def pytest_generate_tests(metafunc):
-    if "gpu_name" in metafunc.fixturenames:
-        names = [name for name in GPUS if name in metafunc.config.backends]
-        metafunc.parametrize("gpu_name", names or [pytest.param(SIMULATED, marks=pytest.mark.skip("not asked for"))])
-
-
-@pytest.fixture
-def gpu(gpu_name):
-    return make_backend(gpu_name)
-
-
-@pytest.fixture
-def simulated(request):
-    if SIMULATED not in request.config.backends:
-        pytest.skip(f"looks into the simulation, which is not tested here: {host_kernels.why_not() or 'not asked for'}")
-    return make_backend(SIMULATED)
 
 
 def numbers(rng, shape, dtype):
@@ -86,7 +66,7 @@ def test_convolutions(gpu, rng, name, dtype, C, F):
     x, dy = numbers(rng, (N, H, W, C), dtype), numbers(rng, (N, OH, OW, F), dtype)
     weight = numbers(rng, (*window.size, C // groups, F), dtype).astype(parameters)
     bias = numbers(rng, F, parameters)
-    assert gpu.conv2d_method(window, N, C, F, groups, dtype) == method
+    assert gpu.conv2d_algorithm(window, N, C, F, groups, dtype) == method
 
     exact = [array.astype("float64") for array in (x, weight, bias, dy)]
     expected = {
@@ -448,7 +428,7 @@ def test_data_that_does_not_fit_is_fed_in_batches(gpu, rng, monkeypatch, jit, sh
     held, history = fitted(gpu, data, "adam", **options)
     kept = gpu.xp.get_default_memory_pool().free_bytes  # counts as free, too
     monkeypatch.setattr(gpu.xp.cuda.runtime, "memGetInfo", lambda: (1.9 * data[0].nbytes - kept(), 2**30))
-    assert [hasattr(brought, "ndim") for brought in gpu.bring(*data)] == [False, True]
+    assert [hasattr(brought, "ndim") for brought in gpu.upload(*data)] == [False, True]
     fed, fed_history = fitted(gpu, data, "adam", **options)
     for what in ("loss", "val_loss", "val_accuracy"):
         assert fed_history[what] == history[what], what
@@ -746,6 +726,6 @@ def test_views_are_averaged_in_single_precision(gpu):
         gpucnn.Model([L.Conv2D(4, 3), L.Flatten(), L.Dense(3), L.Softmax()], (8, 8, 3), backend=gpu, dtype=dtype)
         for dtype in ("float16", "float32")
     )
-    outputs = half.predict(x, views="mirror-shift")
+    outputs = half.predict(x, tta="flip+shift")
     assert outputs.dtype == "float32"
-    assert np.abs(outputs - single.predict(x, views="mirror-shift")).max() < 5e-3
+    assert np.abs(outputs - single.predict(x, tta="flip+shift")).max() < 5e-3

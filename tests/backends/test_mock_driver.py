@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends.test_cuda_kernels import OF_CUPY
+from tests.helpers import OF_CUPY
 
 RUN = Path(__file__).parents[1] / "mock_driver/run.py"
 
@@ -114,7 +114,7 @@ ample = fitted(network(backend, 16), 16)[0]
 for room in (2_600_000, *range(1_300_000, 700_000, -50_000)):
     model, (x, y) = network(backend, 16), data(64, 16)
     backend.release()
-    taken = cupy.cuda.Memory(backend.memory()[0] - room)
+    taken = cupy.cuda.Memory(backend.memory_info()[0] - room)
     try:
         loss = fitted(model, 16)[0]
         print("as ample" if np.allclose(loss, ample, rtol=1e-4) else loss, model.why_not_repeated or "captured")

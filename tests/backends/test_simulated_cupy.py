@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gpucnn.backends
-from gpucnn.testing.strict import HostMeetsDevice
+from gpucnn.testing.strict import HostDeviceMixError
 from tests.host_kernels import compile_for_host, why_not
 from tests.simulated_cupy import CUDARuntimeError, IllegalAddress, Importer, OutOfMemoryError, Simulation, load_backend
 
@@ -313,7 +313,7 @@ def test_arrays_on_the_two_sides_do_not_meet(cupy):
         lambda: cupy.asnumpy(host),
         lambda: Simulation().cupy.exp(array),  # not even those of two GPUs
     ):
-        with pytest.raises((HostMeetsDevice, TypeError)):
+        with pytest.raises((HostDeviceMixError, TypeError)):
             meet()
     assert (array + np.float64(1) + 1).get().tolist() == [3, 3, 3]
 

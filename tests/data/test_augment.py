@@ -16,14 +16,14 @@ from gpucnn.core.config import Configurable
 from gpucnn.data.augment import (
     AlternatingFlip,
     Augmentation,
+    AugmentationPipeline,
     Cutout,
-    Draw,
     Flip,
-    Placing,
     RandomCrop,
     Rotate,
+    Sample,
     Translate,
-    words_of,
+    count_random_words,
 )
 from gpucnn.data.synthetic import synthetic_digits
 from gpucnn.errors import ConfigurationError, ShapeError
@@ -135,7 +135,7 @@ def test_meaning(backend, rng, name, kind):
     """Picked out of order, and twice. Turned floats are not rounded to whole pixel values, as turned bytes are."""
     x, fields, picked = images(rng), PLACEMENTS[name], [7, 0, 3, 3, 8]
     data = x if kind == "uint8" else x.astype("float32") / 255
-    batch = backend.gather(
+    batch = backend.load_batch(
         backend.from_host(data), backend.from_host(np.array(picked)), "float32", on_backend(backend, fields)
     )
     assert batch.dtype == "float32"
@@ -148,7 +148,7 @@ def test_meaning(backend, rng, name, kind):
 def test_turned_floats_are_means_of_four(backend, rng):
     x = images(rng)[:5]
     data = backend.from_host(x / 255)
-    batch = backend.to_host(backend.gather(data, slice(0, 5), "float64", on_backend(backend, TURNED)))
+    batch = backend.to_host(backend.load_batch(data, slice(0, 5), "float64", on_backend(backend, TURNED)))
     for n in range(5):
         expected = turned(x[n], TURNED["cosine"][n], TURNED["sine"][n], TURNED["around"]).astype(float) / 255
         assert np.abs(batch[n] - expected).max() < 1e-12
@@ -160,7 +160,7 @@ def test_quarter_turns_are_exact(backend, rng, quarters):
     x = rng.integers(0, 256, (4, 7, 7, 2)).astype("uint8")
     cosine, sine = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarters]
     placement = on_backend(backend, {"cosine": [cosine * ONE] * 4, "sine": [sine * ONE] * 4})
-    batch = backend.gather(backend.from_host(x), slice(0, 4), "float64", placement)
+    batch = backend.load_batch(backend.from_host(x), slice(0, 4), "float64", placement)
     assert np.array_equal(backend.to_host(batch), np.rot90(x, quarters, axes=(1, 2)) / 255)
 
 
@@ -176,7 +176,9 @@ def test_engines_turn_as_the_portable_text_does(backend, shape):
     batches = []
     for other in (backend, Backend()):
         arrays = {key: other.from_host(value) if key != "around" else value for key, value in fields.items()}
-        batches.append(other.to_host(other.gather(other.from_host(x), slice(0, 70), "float32", Placement(**arrays))))
+        batches.append(
+            other.to_host(other.load_batch(other.from_host(x), slice(0, 70), "float32", Placement(**arrays)))
+        )
     assert np.array_equal(*batches)
     assert batches[0].max() == 1
 
@@ -196,18 +198,18 @@ def test_the_same_bits_on_every_backend(backend, rng, augment, dtype):
     x, picked = images(rng), rng.permutation(9)
     batches = []
     for other in (backend, Backend()):
-        words = other.random_bits(5, 6, 9 * words_of(augment)).reshape(9, -1)
-        lasting = other.random_bits(7, 8, 9 * words_of(augment, lasting=True)).reshape(9, -1)
+        words = other.random_bits(5, 6, 9 * count_random_words(augment)).reshape(9, -1)
+        per_image = other.random_bits(7, 8, 9 * count_random_words(augment, per_image=True)).reshape(9, -1)
         on_device = other.from_host(picked)
-        placement = Placing(augment, other, (H, W), lasting).of(words, on_device)
-        batches.append(other.to_host(other.gather(other.from_host(x), on_device, dtype, placement)))
+        placement = AugmentationPipeline(augment, other, (H, W), per_image).sample(words, on_device)
+        batches.append(other.to_host(other.load_batch(other.from_host(x), on_device, dtype, placement)))
     assert np.array_equal(*batches)
     assert batches[0].shape != x.shape or not np.array_equal(batches[0], x[picked] / 255)
 
 
 def test_a_slice_of_the_data(backend, rng):
     x, fields = images(rng), PLACEMENTS["mirrored"]
-    batch = backend.gather(backend.from_host(x), slice(2, 7), "float32", on_backend(backend, fields))
+    batch = backend.load_batch(backend.from_host(x), slice(2, 7), "float32", on_backend(backend, fields))
     for place in range(5):
         expected = placed(x[2 + place], flip=fields["flip"][place])
         assert np.array_equal(backend.to_host(batch)[place], expected.astype("float32"))
@@ -215,9 +217,9 @@ def test_a_slice_of_the_data(backend, rng):
 
 def drawn(augmentation, count=20_000, epoch=0):
     backend = Backend()
-    words = backend.random_bits(1, 2, count * augmentation.words).reshape(count, -1)
+    words = backend.random_bits(1, 2, count * augmentation.random_words).reshape(count, -1)
     size = augmentation.result_size((H, W))
-    return augmentation.place(backend, Draw(words, (H, W), size, epoch, augmentation.tables()))
+    return augmentation.sample(backend, Sample(words, (H, W), size, epoch, augmentation.lookup_tables()))
 
 
 def test_what_is_drawn():
@@ -302,13 +304,15 @@ def mirrored_in(epochs):
 
 def test_words_that_last_are_those_of_the_sample(backend):
     """Beside an augmentation that draws anew for each batch; one of each two images of a batch is the other's twin."""
-    lasting = np.array([[2**31], [2**31 - 1], [0], [2**32 - 1]], "uint32")
+    per_image = np.array([[2**31], [2**31 - 1], [0], [2**32 - 1]], "uint32")
     words, picked = np.array([[7, 8, 0, 1], [9, 10, 1, 2], [11, 12, 2, 0]], "uint32"), np.array([3, 0, 1])
-    placing = Placing([Cutout(1), AlternatingFlip(), Translate(1)], backend, (H, W), backend.from_host(lasting))
+    pipeline = AugmentationPipeline(
+        [Cutout(1), AlternatingFlip(), Translate(1)], backend, (H, W), backend.from_host(per_image)
+    )
     for epoch, expected in enumerate([[1, 1, 0], [0, 0, 1], [1, 1, 0]]):
-        placing.begin_epoch(epoch)
+        pipeline.begin_epoch(epoch)
         for number in (backend.from_host(picked), slice(0, 3)):
-            placement = placing.of(backend.from_host(words), number)
+            placement = pipeline.sample(backend.from_host(words), number)
             assert placement.flip.dtype == "int32"
             flips = backend.to_host(placement.flip).tolist()
             assert flips == (expected if not isinstance(number, slice) else [int(f) ^ epoch % 2 for f in (1, 0, 0)])
@@ -343,8 +347,8 @@ def test_crops_are_parts_of_the_padded_image(backend, rng, crop, padding, size):
     wide = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), **options) if padding else x
     tops, lefts = wide.shape[1] - OH + 1, wide.shape[2] - OW + 1
     words = rng.integers(0, 2**32, (9, 2)).astype("uint32")
-    placement = Placing([crop], backend, (H, W)).of(backend.from_host(words))
-    batch = backend.gather(backend.from_host(x), slice(0, 9), "float32", placement)
+    placement = AugmentationPipeline([crop], backend, (H, W)).sample(backend.from_host(words))
+    batch = backend.load_batch(backend.from_host(x), slice(0, 9), "float32", placement)
     assert batch.shape == (9, OH, OW, C)
     for n, image in enumerate(backend.to_host(batch)):
         top, left = words[n] % (tops, lefts)
@@ -507,13 +511,13 @@ def test_augmentations_describe_themselves():
         (
             lambda: augmented([RandomCrop(), Translate(2)]),
             ConfigurationError,
-            "and each moves images; leave one",
+            "and each translates images; remove one",
         ),
-        (lambda: augmented([Flip(), Flip(0.1)]), ConfigurationError, "two of the kind Flip"),
+        (lambda: augmented([Flip(), Flip(0.1)]), ConfigurationError, "augment has two of Flip"),
         (
             lambda: augmented([AlternatingFlip(), Cutout(2), Flip(0.2)]),
             ConfigurationError,
-            r"has AlternatingFlip\(\) and Flip\(probability=0.2\), and each mirrors images; leave one of them",
+            r"has AlternatingFlip\(\) and Flip\(probability=0.2\), and each flips images; remove one of them",
         ),
         (lambda: augmented(["flip"]), ConfigurationError, r"takes objects of gpucnn.data.augment.*not 'flip'"),
         (lambda: augmented_features(), ShapeError, r"only images \(H, W, C\) can be augmented.*shape \(7,\)"),

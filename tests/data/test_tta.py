@@ -1,4 +1,4 @@
-"""Views at test time: which, how they are weighed, that logits are averaged, and what they are good for."""
+"""Test-time augmentation: the views and their weights, averaged logits, and the gain in accuracy."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import gpucnn
 from gpucnn import layers as L
 from gpucnn import losses
 from gpucnn.backends import Backend
-from gpucnn.data.tta import Views, check_views
+from gpucnn.data.tta import Views, check_tta
 from gpucnn.errors import ConfigurationError, ShapeError
 
 H, W, C = 5, 6, 3
@@ -23,7 +23,7 @@ def images(count=7, kind="uint8"):
     return x if kind == "uint8" else x / 255
 
 
-def by_hand(model, x, mirror, shift):
+def by_hand(model, x, flip, shift):
     """The weighted mean of the outputs over views made by NumPy's own padding and slices, one at a time."""
     views = [(x, 1.0)]
     if shift:
@@ -32,7 +32,7 @@ def by_hand(model, x, mirror, shift):
         views = [(x, 0.5), (first, 0.25), (last, 0.25)]
     total = np.zeros((len(x), 3))
     for view, weight in views:
-        if mirror:
+        if flip:
             total += weight / 2 * (model.predict(view) + model.predict(view[:, :, ::-1]))
         else:
             total += weight * model.predict(view)
@@ -44,16 +44,16 @@ def softmax(logits):
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-VIEWS = [Views(), Views(mirror=False, shift=2), Views(shift=1), Views(mirror=False)]
+VIEWS = [Views(), Views(flip=False, shift=2), Views(shift=1), Views(flip=False)]
 
 
 @pytest.mark.parametrize("kind", ["uint8", "float64"])
 @pytest.mark.parametrize("views", VIEWS, ids=str)
-def test_predictions_are_means_over_views(backend, views, kind):
+def test_predict_averages_over_views(backend, views, kind):
     model, x = network(backend), images(kind=kind)
-    expected = by_hand(model, x, views.mirror, views.shift)
-    assert np.abs(model.predict(x, views=views, batch_size=3) - expected).max() < 1e-12
-    assert views == Views(mirror=False) or np.abs(expected - model.predict(x)).max() > 1e-3
+    expected = by_hand(model, x, views.flip, views.shift)
+    assert np.abs(model.predict(x, tta=views, batch_size=3) - expected).max() < 1e-12
+    assert views == Views(flip=False) or np.abs(expected - model.predict(x)).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -65,42 +65,42 @@ def test_predictions_are_means_over_views(backend, views, kind):
         (losses.CategoricalCrossEntropy(from_logits=True), []),
     ],
 )
-@pytest.mark.parametrize("views", ["mirror", "mirror-shift"])
-def test_logits_are_averaged_before_a_softmax(backend, loss, end, views):
+@pytest.mark.parametrize("views", ["flip", "flip+shift"])
+def test_tta_averages_logits_before_a_softmax(backend, loss, end, views):
     """And so the loss is that of the mean of the logits, whether the softmax is fused with it or not."""
     model, plain = network(backend, [make() for make in end]), network(backend)
     plain.load_state_dict(model.state_dict())
     x, y = images(), np.array([0, 1, 2, 2, 1, 0, 0])
-    logits = by_hand(plain, x, True, int(views == "mirror-shift"))
+    logits = by_hand(plain, x, True, int(views == "flip+shift"))
     expected = softmax(logits) if end else logits
-    predicted = model.predict(x, views=views, batch_size=4)
+    predicted = model.predict(x, tta=views, batch_size=4)
     assert np.abs(predicted - expected).max() < 1e-12
     if loss is None:
         return
     model.compile("sgd", loss)
-    assert np.array_equal(model.predict(x, views=views, batch_size=4), predicted)
+    assert np.array_equal(model.predict(x, tta=views, batch_size=4), predicted)
     probabilities, one_hot = softmax(logits), np.eye(3)[y]
     if isinstance(loss, losses.MeanSquaredError):
         expected_loss = ((probabilities - one_hot) ** 2).mean()
     else:
         expected_loss = -np.log(probabilities[np.arange(7), y]).mean()
-    scores = model.evaluate(x, y, views=views, batch_size=4)
+    scores = model.evaluate(x, y, tta=views, batch_size=4)
     assert scores["loss"] == pytest.approx(expected_loss, rel=1e-12)
     assert scores["accuracy"] == (logits.argmax(axis=1) == y).mean()
     assert scores["loss"] != pytest.approx(model.evaluate(x, y)["loss"], rel=1e-4)
 
 
-def test_nothing_is_trained_and_dtypes_stay(backend):
+def test_tta_trains_nothing_and_keeps_dtypes(backend):
     model = network(backend, [L.Softmax()], dtype="float32").compile()
     before = model.state_dict()
-    assert model.predict(images(), views="mirror").dtype == "float32"
-    model.evaluate(images(), np.zeros(7, int), views="mirror")
+    assert model.predict(images(), tta="flip").dtype == "float32"
+    model.evaluate(images(), np.zeros(7, int), tta="flip")
     for path, value in model.state_dict().items():
         assert np.array_equal(value, before[path])
 
 
-def test_views_make_a_network_right_more_often():
-    """Classes that mirroring leaves alone: the part of the weights that is not symmetric is noise, and averaged out."""
+def test_tta_improves_accuracy():
+    """Classes that a flip leaves alone: the part of the weights that is not symmetric is noise, and averaged out."""
     rng = np.random.default_rng(0)
     symmetric = rng.normal(size=(8, 8, 1))
     symmetric = symmetric + symmetric[:, ::-1]
@@ -109,36 +109,40 @@ def test_views_make_a_network_right_more_often():
     for seed in range(3):
         model = gpucnn.Model([L.Flatten(), L.Dense(2), L.Softmax()], (8, 8, 1), seed=seed, backend="numpy").compile()
         model.fit(x[:100], y[:100], epochs=20, batch_size=20, verbose=0)
-        plain, mirrored = (model.evaluate(x[100:], y[100:], views=v)["accuracy"] for v in (None, "mirror"))
-        assert mirrored > plain + 0.03, seed  # the standard deviation of each is below 0.01
+        plain, flipped = (model.evaluate(x[100:], y[100:], tta=v)["accuracy"] for v in (None, "flip"))
+        assert flipped > plain + 0.03, seed  # the standard deviation of each is below 0.01
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: Views(mirror=1), ConfigurationError, "Views: mirror must be True or False, not 1"),
+        (lambda: Views(flip=1), ConfigurationError, "Views: flip must be True or False, not 1"),
         (lambda: Views(shift=-1), ConfigurationError, "Views: shift must be an integer of at least 0, not -1"),
         (lambda: Views(shift=0.5), ConfigurationError, "Views: shift must be an integer of at least 0"),
         (
-            lambda: network().predict(images(), views="flip"),
+            lambda: network().predict(images(), tta="mirror"),
             ConfigurationError,
-            "mirror, mirror-shift, not 'flip'",
+            r"'flip', 'flip\+shift', or .* not 'mirror'",
         ),
         (
-            lambda: network().predict(images(), views=[Views()]),
+            lambda: network().predict(images(), tta=[Views()]),
             ConfigurationError,
-            "views must be a gpucnn.data.tta",
+            "tta must be one of",
         ),
-        (lambda: network().predict(images(), views=Views(shift=5)), ShapeError, "5x6 has no 5 pixels to reflect"),
-        (lambda: check_views("mirror", (7,)), ShapeError, r"only images \(H, W, C\) have views.*shape \(7,\)"),
+        (
+            lambda: network().predict(images(), tta=Views(shift=5)),
+            ShapeError,
+            "fewer than 6 pixels a side to reflect",
+        ),
+        (lambda: check_tta("flip", (7,)), ShapeError, r"takes images \(H, W, C\).*shape \(7,\)"),
     ],
 )
-def test_errors(make, error, message):
+def test_tta_errors(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
-def test_views_of_a_portable_backend_are_those_of_any(backend):
+def test_views_are_the_same_on_every_backend(backend):
     x = images()
     for views in VIEWS:
         pairs = zip(views.of(backend, backend.from_host(x), "float32"), views.of(Backend(), x, "float32"), strict=True)

@@ -8,8 +8,7 @@ from gpucnn import layers, optimizers
 from gpucnn.callbacks import MovingAverage
 from gpucnn.errors import ConfigurationError, ShapeError
 from gpucnn.testing.strict import StrictBackend
-from tests.training.test_groups import simulated
-from tests.training.test_model import small_model, stripes
+from tests.helpers import simulated_backend, small_model, stripes
 
 
 def stack(backend="numpy", dtype="float64"):
@@ -93,7 +92,7 @@ def test_recorded_steps_see_the_new_statistics():
     x, y = stripes(70)
     states = []
     for jit in (True, False):
-        model = small_model(backend=simulated())
+        model = small_model(backend=simulated_backend())
         model.compile(model.optimizer, model.loss, jit=jit)
         for _ in range(2):
             model.fit(x, y, batch_size=16, verbose=0)

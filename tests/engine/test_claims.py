@@ -11,8 +11,7 @@ import gpucnn
 from gpucnn.backends import Backend
 from gpucnn.callbacks import Callback
 from gpucnn.errors import ConfigurationError, NumericError
-from tests.training.test_groups import assert_same_bits
-from tests.training.test_model import small_model, stripes
+from tests.helpers import assert_same_bits, small_model, stripes
 
 DATA = stripes(40)
 

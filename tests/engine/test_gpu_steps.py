@@ -20,29 +20,12 @@ from gpucnn.errors import OutOfMemory, RecordingWarning
 from gpucnn.networks.whitening import whiten
 from gpucnn.optimizers import Group
 from gpucnn.training import steps as training_steps
-from tests import host_kernels
-from tests.conftest import SIMULATED, make_backend
 from tests.simulated_cupy import Importer, Simulation, load_backend
 
-GPUS = (SIMULATED, "cupy")
-
-
-def pytest_generate_tests(metafunc):
-    if "gpu_name" in metafunc.fixturenames:
-        names = [name for name in GPUS if name in metafunc.config.backends]
-        metafunc.parametrize("gpu_name", names or [pytest.param(SIMULATED, marks=pytest.mark.skip("not asked for"))])
-
 
 @pytest.fixture
-def gpu(gpu_name):
-    return make_backend(gpu_name)
-
-
-@pytest.fixture
-def simulated(request):
+def simulated(needs_simulation):
     """A class of backends, of which each device gets one, over a simulation of two GPUs."""
-    if SIMULATED not in request.config.backends:
-        pytest.skip(f"looks into the simulation, which is not tested here: {host_kernels.why_not() or 'not asked for'}")
     return load_backend(Simulation(devices=2))
 
 
@@ -458,7 +441,7 @@ def test_training_and_validation_data_share_one_decision(simulated, monkeypatch)
 
     def stays(*megabytes, step=0):
         data = [np.zeros(int(1e6 * size), "uint8") for size in megabytes]
-        return [hasattr(brought, "ndim") for brought in backend.bring(*data, step=step)]
+        return [hasattr(brought, "ndim") for brought in backend.upload(*data, step=step)]
 
     assert stays(3, 1.9) == [True, True]
     backend.release()
@@ -469,13 +452,13 @@ def test_training_and_validation_data_share_one_decision(simulated, monkeypatch)
     assert stays(3, 1, step=8_000_000) == [False, True]
     assert stays(3, step=20_000_000) == [False]
     there = backend.from_host(np.zeros(9_000_000, "uint8"))
-    assert backend.bring(there)[0] is there
+    assert backend.upload(there)[0] is there
 
 
 def test_a_fit_decides_for_both_data_sets(simulated, monkeypatch):
     backend, seen = simulated(0), []
-    bring = backend.bring
-    monkeypatch.setattr(backend, "bring", lambda *data, **step: seen.append((data, step)) or bring(*data, **step))
+    upload = backend.upload
+    monkeypatch.setattr(backend, "upload", lambda *data, **step: seen.append((data, step)) or upload(*data, **step))
     x, y = images_and_labels()
     model = small(backend)
     model.fit(x, y, batch_size=6, validation_data=(x[:9], y[:9]), verbose=0)
@@ -518,7 +501,7 @@ def test_products_round_their_factors_in_the_thread_that_asked_for_it(simulated,
     def multiply(tf32):
         threading.current_thread().name = f"tf32 {tf32}"
         a = backend.from_host(x)
-        with backend.working(as_team=False, allow_tf32=tf32):
+        with backend.execution_context(sharded=False, allow_tf32=tf32):
             barrier.wait(20)
             backend.dense(a, a.T, None)
             barrier.wait(20)
@@ -597,8 +580,8 @@ def test_a_model_on_the_second_gpu_leaves_the_thread_on_the_first(simulated, tmp
         note([history[what] for what in ("loss", "val_loss", "accuracy")])
         note(model.compile("adam").fit(x, y, batch_size=9, verbose=0, shuffle=False).history["loss"])
         note(model.why_not_repeated)
-        note(model.evaluate(x, y, views="mirror"))
-        note(model.predict(x, views="mirror-shift").tobytes())
+        note(model.evaluate(x, y, tta="flip"))
+        note(model.predict(x, tta="flip+shift").tobytes())
         note(float(model.train_on_batch(x, y)))
         outputs, backward = model.forward(x, train=True)
         backward(outputs)
@@ -638,12 +621,12 @@ def test_models_on_two_gpus_in_one_process(simulated):
 def test_memory_is_that_of_the_backends_gpu(simulated):
     first, second = simulated(0), simulated(1)
     second.release()
-    before = second.memory()[0]
+    before = second.memory_info()[0]
     there = second.xp.zeros(4)
     with second.on_device():
         there = second.xp.zeros(1_000_000, dtype="uint8")
-    assert first.memory()[0] > second.memory()[0]
-    assert before - second.memory()[0] == there.nbytes
+    assert first.memory_info()[0] > second.memory_info()[0]
+    assert before - second.memory_info()[0] == there.nbytes
     del there
     second.release()
-    assert second.memory()[0] == before
+    assert second.memory_info()[0] == before

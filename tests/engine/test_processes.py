@@ -128,8 +128,8 @@ def test_where_no_more_threads_start_the_batch_is_shared_by_those_there_are(two_
 def test_where_a_team_finds_no_threads_it_says_so(two_threads, no_more_threads):
     cut = [slice(0, 16), slice(16, 32), slice(32, 48)]
     with pytest.raises(ConfigurationError, match=r"cut for 3 threads, and the system starts no more than 2; set"):
-        threads.together([int] * 3, cut)
-    assert threads.together([int] * 2, cut[:2]) == [0, 0]
+        threads.run_sharded([int] * 3, cut)
+    assert threads.run_sharded([int] * 2, cut[:2]) == [0, 0]
 
 
 def test_there_are_no_more_threads_than_the_largest_number_in_use(two_threads):

@@ -83,7 +83,7 @@ def test_the_batch_is_really_shared():
 
         def forward(self, x, *, train):
             seen.append(
-                (threading.get_ident(), len(x), self.backend.samples_before(), self.backend.whole_batch(len(x)))
+                (threading.get_ident(), len(x), self.backend.shard_offset(), self.backend.global_batch_size(len(x)))
             )
             meeting.wait()
             return super().forward(x, train=train)
@@ -234,7 +234,7 @@ def test_an_interrupt_ends_the_step_for_all():
         per_sample = True
 
         def forward(self, x, *, train):
-            if not self.backend.samples_before():
+            if not self.backend.shard_offset():
                 raise KeyboardInterrupt
             return super().forward(x, train=train)
 
@@ -250,7 +250,7 @@ def test_a_failing_layer_ends_the_step_for_all():
         per_sample = True
 
         def forward(self, x, *, train):
-            if self.backend.samples_before():
+            if self.backend.shard_offset():
                 raise ShapeError("no more")
             return super().forward(x, train=train)
 
@@ -266,7 +266,7 @@ def test_how_a_batch_is_cut(monkeypatch):
 
     def sizes(batch, work_of_an_image, count):
         gpucnn.set_num_threads(count)
-        cut = threads.slices(batch, work_of_an_image * batch)
+        cut = threads.shards(batch, work_of_an_image * batch)
         assert [part.start for part in cut] == [0, *(part.stop for part in cut[:-1])]
         assert cut[-1].stop == batch
         return [part.stop - part.start for part in cut]
@@ -336,16 +336,16 @@ class TestBlas:
 
     def test_blas_is_held_to_one_thread_in_a_step_and_given_back(self, set):
         gpucnn.set_num_threads(2)
-        with ENGINE.working(as_team=True):
+        with ENGINE.execution_context(sharded=True):
             assert self.now() == {1}
-            with ENGINE.working(as_team=False):
+            with ENGINE.execution_context(sharded=False):
                 assert self.now() == {1}
             assert self.now() == {1}
         assert self.now() == {3}
-        with ENGINE.working(as_team=False):
+        with ENGINE.execution_context(sharded=False):
             assert self.now() == {2}  # without a team they are BLAS' own
         set(1)
-        with ENGINE.working(as_team=False):
+        with ENGINE.execution_context(sharded=False):
             assert self.now() == {1}  # what the user set is not raised
 
     def test_blas_is_held_in_every_thread(self):

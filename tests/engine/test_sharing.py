@@ -375,7 +375,7 @@ def test_averages_of_parameters_that_another_model_froze_are_refused(data):
         lambda model, x, y: model.forward(x, train=True),
         lambda model, x, y: model.predict(x),
         lambda model, x, y: model.evaluate(x, y),
-        lambda model, x, y: model.evaluate(x, y, views="mirror"),
+        lambda model, x, y: model.evaluate(x, y, tta="flip"),
         lambda model, x, y: model.freeze(),
         lambda model, x, y: model.compile(),
         lambda model, x, y: model.apply_gradients(),

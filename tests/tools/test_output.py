@@ -17,14 +17,11 @@ from PIL import Image
 import gpucnn
 from gpucnn import layers, metrics
 from gpucnn.backends import Backend
-from gpucnn.core.printing import PlainConsole
+from gpucnn.core.console import PlainConsole
 from gpucnn.core.text import for_output, printable
 from gpucnn.errors import DataError
 from gpucnn.training import progress
-from tests.cli.test_cli import digits, run, trained
-from tests.training.test_model import small_model, stripes
-
-__all__ = ["digits", "run", "trained"]  # fixtures
+from tests.helpers import small_model, stripes
 
 HOSTILE = ["\x1b]0;title\x07", "\x1b[2J\x1b[H", "\x9b31m", "\rsure", "\u202eevil", "a\nb", "\ud800", "\udce9", "\x00"]
 MARKUP = ["[bold]x[/bold]", "[/x]", "[link=http://evil]y[/link]", "[red]fox", "cat [old]", ":smile:", "[", "\\[x]"]
@@ -151,7 +148,7 @@ def test_all_words_go_through_one_console():
     """No other console than the one that takes names as data, and no markup, anywhere in the package."""
     for path in Path(gpucnn.__file__).parent.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        if path.name != "printing.py":
+        if path.name != "console.py":
             assert "rich.console" not in text, path
         assert "rich.markup" not in text, path
         assert "[/]" not in text, path

@@ -16,60 +16,36 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import gpucnn
-from gpucnn import Checkpoints, callbacks, layers, losses, optimizers
+from gpucnn import Checkpoints, layers, losses, optimizers
 from gpucnn.callbacks import Callback, EarlyStopping, LookAhead, MovingAverage
-from gpucnn.callbacks.defects import DefectWatch
-from gpucnn.core.printing import PlainConsole
+from gpucnn.core.console import PlainConsole
 from gpucnn.data.augment import AlternatingFlip, Flip, Translate
 from gpucnn.data.fingerprint import fingerprint
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
 from gpucnn.saving import tree as trees
 from gpucnn.testing.strict import StrictBackend
-from gpucnn.training import checkpoints, progress
+from gpucnn.training import checkpoints, progress, state
 from gpucnn.training.interrupt import Interruption
 from gpucnn.training.state import differences
-from tests.training.test_groups import assert_same_bits
-from tests.training.test_model import small_model, stripes
-from tests.training.test_resume import Killed, numbers
-
-DATA, VALIDATION = stripes(40), stripes(30, seed=1)
+from tests.helpers import (
+    DATA,
+    VALIDATION,
+    Kill,
+    Killed,
+    always,
+    assert_same_bits,
+    fit,
+    killed,
+    numbers,
+    positions,
+    small_model,
+    stripes,
+)
 
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr("gpucnn.core.files.os.fsync", lambda handle: None)
-
-
-def always(folder, **options):
-    """Save after every step, and keep everything."""
-    return Checkpoints(folder, **{"every_seconds": None, "every_steps": 1, "keep": 1000} | options)
-
-
-def fit(model, keeper=None, *more, data=DATA, **options):
-    options = {"epochs": 2, "batch_size": 10, "verbose": 0} | options
-    return model.fit(*data, callbacks=list(more), checkpoints=keeper, **options)
-
-
-class Kill(Callback):
-    """Ends the training after so many steps."""
-
-    def __init__(self, after):
-        self.after = after
-
-    def on_step_end(self, model, step):
-        if model.optimizer.steps > self.after:
-            raise Killed
-
-
-def killed(folder, after=6, model=None, **options):
-    """Leave the checkpoints of a training that was killed in the step after so many."""
-    with pytest.raises(Killed):
-        fit(model or small_model(), always(folder), Kill(after), **options)
-    return Checkpoints(folder).files()
-
-
-def positions(folder):
-    return [tuple(map(int, checkpoints.NAME.fullmatch(path.name).groups())) for path in Checkpoints(folder).files()]
 
 
 # --- trees ----------------------------------------------------------------------------------------
@@ -419,7 +395,7 @@ def test_other_circumstances_are_said(tmp_path, monkeypatch, change, message):
         if change == "threads":
             gpucnn.set_num_threads(2)
         elif change == "version":
-            monkeypatch.setattr(gpucnn, "__version__", "0.2.0")
+            monkeypatch.setattr(state, "__version__", "0.2.0")
         elif change == "winograd":
             monkeypatch.setenv("GPUCNN_WINOGRAD", "0")
         else:
@@ -857,21 +833,6 @@ def test_the_recipe_of_a_network_is_prepared_and_then_restored(tmp_path):
     assert_same_bits(train(checkpoints=tmp_path, resume=True), expected)
 
 
-def test_early_stopping_and_the_watch_do_what_they_are_tested_for(tmp_path):
-    """What the table of `test_resume` relies on."""
-    from tests.training.test_resume import CASES, uninterrupted
-
-    _, (_, stopping), history = uninterrupted(CASES["early stopping"])
-    assert isinstance(stopping, EarlyStopping)
-    assert stopping.best_epoch < history.epochs - 1 < 11
-    _, (watch, snapshots, diary), _ = uninterrupted(CASES["watched"])
-    assert isinstance(watch, DefectWatch)
-    assert any(sum(map(bool, held["counts"])) > 1 for key, held in watch.histograms.items() if "gradient" in key)
-    assert len(snapshots.epochs) < 4
-    assert any(np.any(gradient) for gradient in diary.gradients.values())
-    assert callbacks.Callback().state(small_model()) == {}
-
-
 # --- what the bar says ----------------------------------------------------------------------------
 
 
@@ -890,13 +851,6 @@ def test_early_stopping_and_the_watch_do_what_they_are_tested_for(tmp_path):
 )
 def test_the_time_that_is_left(earlier, pace, step, steps, epoch, epochs, expected):
     assert progress.time_left(earlier, pace, step, steps, epoch, epochs) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"), [(0.4, "0:00"), (7, "0:07"), (59.6, "1:00"), (750, "12:30"), (7600, "2:06:40")]
-)
-def test_a_time_as_a_clock_shows_it(seconds, shown):
-    assert progress.clock(seconds) == shown
 
 
 @pytest.mark.parametrize("width", [80, 120])

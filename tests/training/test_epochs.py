@@ -9,12 +9,11 @@ from typer.testing import CliRunner
 import gpucnn
 from gpucnn import callbacks, networks, optimizers, schedules
 from gpucnn.cli import app
-from gpucnn.core.printing import PlainConsole
+from gpucnn.core.console import PlainConsole
 from gpucnn.data.batches import check_epochs, steps_of
 from gpucnn.networks import Recipe
 from gpucnn.training import progress
-from tests.training.test_groups import assert_same_bits, simulated
-from tests.training.test_model import small_model, stripes
+from tests.helpers import assert_same_bits, simulated_backend, small_model, stripes
 
 
 class Steps(callbacks.Callback):
@@ -139,7 +138,7 @@ def test_recorded_steps_give_the_same_bits():
     x, y = stripes(70)
     models = []
     for jit in (True, False):
-        model = small_model(backend=simulated())
+        model = small_model(backend=simulated_backend())
         model.compile(model.optimizer, model.loss, jit=jit)
         model.fit(x, y, epochs=2.5, batch_size=16, verbose=0)
         assert model.optimizer.steps == 13

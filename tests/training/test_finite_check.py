@@ -15,7 +15,7 @@ from gpucnn.cli import app
 from gpucnn.core.files import FolderLock
 from gpucnn.errors import NumericError
 from gpucnn.testing.strict import StrictBackend
-from tests.training.test_groups import simulated
+from tests.helpers import simulated_backend
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns of what overflows
 BATCH, BAD = 4, 9  # the sample that spoils the third step
@@ -182,7 +182,7 @@ def test_recorded_steps_say_which_it_was():
     x, y = data()
     x = np.concatenate([np.zeros_like(x), x])  # the bad one is a step that is repeated, not the first or the recorded
     y = np.concatenate([y, y])
-    model = regression(simulated())
+    model = regression(simulated_backend())
     with pytest.raises(NumericError, match="since step 7 of the optimizer"):
         fit(model, x, y)
 
@@ -249,6 +249,6 @@ def test_statistics_that_overflow_end_the_training(backend, jit):
     with np.errstate(all="ignore"), pytest.raises(NumericError) as caught:
         model.fit(x, np.arange(48) % 3, batch_size=16, verbose=0)
     assert caught.value.step == 1
-    if backend.on_host or not jit:
+    if backend.is_host or not jit:
         assert caught.value.layer == "batch_norm"
         assert re.search(r"batch_norm: its (output|running_var) holds", str(caught.value))

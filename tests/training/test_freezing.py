@@ -9,9 +9,16 @@ from gpucnn.callbacks import Callback
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.optimizers import Group
 from gpucnn.testing.strict import StrictBackend
-from tests.training.test_groups import GROUPS, OPTIMIZERS, assert_same_bits, simulated
-from tests.training.test_model import small_model, stripes
-from tests.training.test_model_file import described, rewritten
+from tests.helpers import (
+    GROUPS,
+    OPTIMIZERS,
+    assert_same_bits,
+    described,
+    rewritten,
+    simulated_backend,
+    small_model,
+    stripes,
+)
 
 KERNELS = ("conv2d_parameter_gradients", "conv2d_input_gradient", "dense_parameter_gradients", "dense_input_gradient")
 
@@ -155,7 +162,7 @@ def test_recorded_steps_give_the_same_bits(name):
     x, y = stripes(70)
     models = []
     for jit in (True, False):
-        model = small_model(backend=simulated(), optimizer=OPTIMIZERS[name](GROUPS))
+        model = small_model(backend=simulated_backend(), optimizer=OPTIMIZERS[name](GROUPS))
         model.compile(model.optimizer, model.loss, jit=jit)
         model.fit(x, y, epochs=1, batch_size=16, verbose=0)
         model.freeze("conv2d", "dense.bias").fit(x, y, epochs=2, batch_size=16, verbose=0)

@@ -8,7 +8,7 @@ from gpucnn import callbacks, layers, optimizers, schedules
 from gpucnn.backends import Backend
 from gpucnn.errors import ConfigurationError
 from gpucnn.optimizers import Group
-from tests.training.test_groups import assert_same_bits, simulated
+from tests.helpers import assert_same_bits, simulated_backend
 
 
 def data(count=48):
@@ -68,7 +68,7 @@ def test_nothing_is_computed_for_what_rests(monkeypatch):
     assert watch.input_gradients == [3, 3, 0]
 
 
-@pytest.mark.parametrize("backend", [Backend, lambda: "numpy", simulated], ids=["base", "numpy", "simulated"])
+@pytest.mark.parametrize("backend", [Backend, lambda: "numpy", simulated_backend], ids=["base", "numpy", "simulated"])
 def test_all_else_learns_as_with_a_rate_of_zero(backend):
     x, y = data()
     models = [
@@ -86,7 +86,7 @@ def test_recorded_steps_are_recorded_anew(dtype):
     x, y = data(64)  # no last, smaller batch, which is never recorded
     watches, models = [Watch(), Watch()], []
     for jit, watch in zip((True, False), watches, strict=True):
-        models.append(first_rests(Group("first", train_epochs=1), simulated(), jit, dtype))
+        models.append(first_rests(Group("first", train_epochs=1), simulated_backend(), jit, dtype))
         models[-1].fit(x, y, epochs=3, batch_size=16, callbacks=[watch], verbose=0)
     assert_same_bits(*models)
     for watch in watches:

@@ -15,9 +15,7 @@ from gpucnn import Checkpoints
 from gpucnn.callbacks import Callback
 from gpucnn.training import interrupt
 from gpucnn.training.interrupt import Interruption, whole_step
-from tests.training.test_checkpoints import always, fit, positions
-from tests.training.test_groups import assert_same_bits
-from tests.training.test_model import small_model, stripes
+from tests.helpers import always, assert_same_bits, fit, positions, small_model, stripes
 
 ROOT = Path(__file__).parents[2]
 

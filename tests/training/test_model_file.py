@@ -6,27 +6,13 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import gpucnn
 from gpucnn import layers, losses, networks, optimizers
 from gpucnn.core.config import with_current_names
 from gpucnn.errors import CheckpointError, ConfigurationError
-from tests.training.test_model import small_model, stripes
-
-
-def described(path):
-    with safe_open(path, framework="numpy") as file:
-        return json.loads(file.metadata()["gpucnn"])
-
-
-def rewritten(path, change):
-    """Write the file again with its description changed."""
-    description = described(path)
-    change(description)
-    save_file(load_file(path), path, metadata={"gpucnn": json.dumps(description)})
-    return path
+from tests.helpers import described, rewritten, small_model, stripes
 
 
 @pytest.fixture

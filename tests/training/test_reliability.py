@@ -59,7 +59,7 @@ def bits(model):
 
 def test_these_networks_are_shared_among_threads():
     gpucnn.set_num_threads(2)
-    assert len(threads.slices(64, 64 * network().network.total_flops())) == 2
+    assert len(threads.shards(64, 64 * network().network.total_flops())) == 2
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -263,20 +263,20 @@ class Small(Backend):
         self.released += 1
 
 
-@pytest.mark.parametrize("views", [None, "mirror"])
+@pytest.mark.parametrize("views", [None, "flip"])
 def test_where_memory_runs_out_predict_takes_fewer_at_once(views):
     x, y = images(50)
     model = network(backend=Small(10_000))
-    expected, scores = model.predict(x, views=views), model.evaluate(x, y, views=views)
+    expected, scores = model.predict(x, tta=views), model.evaluate(x, y, tta=views)
     backend = Small(8)
     model.to(backend)
-    assert model.predict(x, batch_size=50, views=views) == pytest.approx(expected, abs=1e-6)
+    assert model.predict(x, batch_size=50, tta=views) == pytest.approx(expected, abs=1e-6)
     assert backend.tried[:4] == [50, 25, 13, 7]
     assert max(backend.tried[4:]) == 7, "what was found to fit is kept"
     assert backend.released == 3
     backend = Small(8)
     model.to(backend)
-    assert model.evaluate(x, y, batch_size=50, views=views) == pytest.approx(scores, rel=1e-5)
+    assert model.evaluate(x, y, batch_size=50, tta=views) == pytest.approx(scores, rel=1e-5)
     assert 50 in backend.tried
 
 

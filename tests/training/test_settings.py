@@ -14,6 +14,7 @@ from gpucnn.core.config import Configurable
 from gpucnn.errors import ArgumentError, ConfigurationError, GpucnnError, UnknownNameError
 from gpucnn.layers.geometry import make_window
 from gpucnn.training.checkpoints import Checkpoints
+from tests.helpers import assert_same_bits
 
 for module in pkgutil.walk_packages(gpucnn.__path__, "gpucnn."):
     if not module.name.startswith(
@@ -218,11 +219,6 @@ def test_names_of_other_libraries_get_a_hint(make, message):
 def model_of(*inside, **options):
     model = gpucnn.Model([layers.Flatten(), *inside, layers.Dense(3), layers.Softmax()], (4, 4, 1), backend="numpy")
     return model.compile(options.pop("optimizer", optimizers.SGD(0.1)), **options)
-
-
-def assert_same_bits(model, control):
-    ours, theirs = model.state_dict(), control.state_dict()
-    assert {path: value.tobytes() for path, value in ours.items()} == {p: v.tobytes() for p, v in theirs.items()}
 
 
 @pytest.fixture

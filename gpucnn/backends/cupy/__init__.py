@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import cupy
 import numpy as np
 
-from gpucnn.backends.base import Array, Backend, Feed
+from gpucnn.backends.base import Array, Backend, StreamedDataset
 from gpucnn.backends.cupy import elementwise, graph, kernels, norm, pooling, streaming
 from gpucnn.backends.cupy.convolution import Convolution, add_bias, path
 from gpucnn.backends.cupy.cublas import Cublas
@@ -28,8 +28,8 @@ class CupyBackend(Backend):
     """
 
     xp = cupy
-    half_precision = True
-    on_host = False
+    supports_float16 = True
+    is_host = False
     can_record = True
 
     def __init__(self, device: int = 0) -> None:
@@ -66,15 +66,15 @@ class CupyBackend(Backend):
         with self.on_device():
             return cupy.asnumpy(array)
 
-    def bring(self, *data: Any, step: int = 0) -> list[Array | Feed]:
+    def upload(self, *data: Any, step: int = 0) -> list[Array | StreamedDataset]:
         """Copy data sets to the GPU that together leave room for a network there; return feeds for the others."""
         with self.on_device():
-            left, brought = streaming.room_for_data(step), list[Array | Feed]()
+            left, brought = streaming.room_for_data(step), list[Array | StreamedDataset]()
             for one in data:
                 size = 0 if isinstance(one, cupy.ndarray) else one.nbytes
                 fits = size <= max(left, 0)
                 left -= size if fits else 0
-                brought.append(cupy.asarray(one) if fits else streaming.PinnedFeed(one))
+                brought.append(cupy.asarray(one) if fits else streaming.PinnedStream(one))
             return brought
 
     def synchronize(self) -> None:
@@ -87,11 +87,11 @@ class CupyBackend(Backend):
         properties = cupy.cuda.runtime.getDeviceProperties(self.device)
         return f"{self.name} (CuPy {cupy.__version__} on {properties['name'].decode()})"
 
-    def circumstances(self) -> dict[str, Any]:
+    def environment(self) -> dict[str, Any]:
         """Return which GPU and which CuPy compute."""
         return {"backend": self.name, "device": self.describe()}
 
-    def memory(self) -> tuple[int, int] | None:
+    def memory_info(self) -> tuple[int, int] | None:
         """Return the bytes that are free for arrays, those that CuPy keeps for later among them, and all."""
         with self.on_device():
             free, total = cupy.cuda.runtime.memGetInfo()
@@ -103,7 +103,7 @@ class CupyBackend(Backend):
             cupy.get_default_memory_pool().free_all_blocks()
 
     @contextmanager
-    def working(self, as_team: bool, allow_tf32: bool = False) -> Iterator[None]:
+    def execution_context(self, sharded: bool, allow_tf32: bool = False) -> Iterator[None]:
         """Work on this GPU, and let float32 products round their factors to 10 bits if `allow_tf32`."""
         with self.on_device():
             before, self._thread.tf32 = self._thread.tf32, allow_tf32
@@ -112,7 +112,7 @@ class CupyBackend(Backend):
             finally:
                 self._thread.tf32 = before
 
-    def timed(self, label: str, call: Callable[[], T]) -> tuple[T, float]:
+    def time_call(self, label: str, call: Callable[[], T]) -> tuple[T, float]:
         """Return what a call returns and the seconds it took on the GPU; a range of its name for NVIDIA's profilers."""
         with self.on_device():
             started, ended = cupy.cuda.Event(), cupy.cuda.Event()
@@ -149,7 +149,7 @@ class CupyBackend(Backend):
         """Convolve images: x (N, H, W, C), weight (KH, KW, C/groups, F), bias (F,) → (N, OH, OW, F)."""
         return self._convolution.forward(x, weight, bias, window, groups, relu)
 
-    def conv2d_method(self, window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
+    def conv2d_algorithm(self, window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
         """Return in a word how `conv2d` computes such a convolution."""
         return path(window, channels, groups)
 
@@ -307,19 +307,19 @@ class CupyBackend(Backend):
             values, gradients, mean, square, step, learning_rate, beta1, beta2, epsilon, weight_decay, decoupled
         )
 
-    def blend(self, target: Array, source: Array, share: float) -> None:
+    def lerp_(self, target: Array, source: Array, weight: float) -> None:
         """Move `target` (P,) towards `source` (P,), in place, by a share of the way."""
-        elementwise.blend(target, source, share)
+        elementwise.lerp_(target, source, weight)
 
     # --- batches and random numbers -------------------------------------------------------------
 
-    def gather(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:
+    def load_batch(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:
         """Return samples of a data set x (P, …), picked by number (N,) or slice, as floats; bytes become 0 … 1."""
         if isinstance(picked, slice) and placement is not None:
             picked = cupy.arange(len(x))[picked]
         if x.dtype == np.uint8 and not isinstance(picked, slice):
             return elementwise.gather_bytes(x, picked, dtype, placement)
-        return super().gather(x, picked, dtype, placement)
+        return super().load_batch(x, picked, dtype, placement)
 
     def random_bits(self, key: int, counter: int, count: int, start: int = 0) -> Array:
         """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter), 64 bits each."""

@@ -88,7 +88,7 @@ class Convolution:
         C = weight.shape[2] * groups
         if path(window, C, groups) == "depthwise":
             return self._depthwise_input_gradient(dy, plain(weight, dy.dtype), (*image_size, C), window)
-        turned = window.turned()
+        turned = window.flipped()
         if window.strides == (1, 1) and min(min(sides) for sides in turned.padding) >= 0:
             return self.forward(dy, _turned(weight, groups), None, turned, groups, False)
         weight = plain(weight, dy.dtype)

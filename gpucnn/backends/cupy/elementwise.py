@@ -100,9 +100,9 @@ def adam_update(
     _update("adam_update", values, (values, gradients, mean, square, rate, number), *numbers, np.int32(decoupled))
 
 
-def blend(target: Array, source: Array, share: float) -> None:
+def lerp_(target: Array, source: Array, weight: float) -> None:
     """Move one array towards another, in place."""
-    _update("blend", target, (target, source), np.float64(share))
+    _update("lerp", target, (target, source), np.float64(weight))
 
 
 def _update(name: str, values: Array, pointers: tuple[Any, ...], *numbers: Any) -> None:

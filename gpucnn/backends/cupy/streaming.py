@@ -6,7 +6,7 @@ import cupy
 import numpy as np
 from cupyx import empty_pinned
 
-from gpucnn.backends.base import Array, Feed
+from gpucnn.backends.base import Array, StreamedDataset
 
 SHARE = 0.5  # of the free memory that data sets may take together; the rest is for the network
 
@@ -18,7 +18,7 @@ def room_for_data(step: int) -> int:
     return int(min(SHARE * free, free - step))
 
 
-class PinnedFeed(Feed):
+class PinnedStream(StreamedDataset):
     """A data set (P, …) on the host; `feed[picked]` is a batch of it on the GPU.
 
     The batch is put together in pinned memory, which the GPU copies from by itself while Python goes on. There are two

@@ -35,7 +35,7 @@ class NumpyBackend(Backend):
     """NumPy on the CPU: images lie with the batch innermost, and a team of threads shares the batch."""
 
     name = "numpy"
-    folds_norms = True
+    folds_batch_norm = True
 
     @property
     def xp(self) -> Any:  # type: ignore[override]
@@ -43,30 +43,30 @@ class NumpyBackend(Backend):
         return np if recorder() is None else namespace
 
     @contextmanager
-    def working(self, as_team: bool, allow_tf32: bool = False) -> Iterator[None]:
+    def execution_context(self, sharded: bool, allow_tf32: bool = False) -> Iterator[None]:
         """Hold BLAS to one thread if a team of threads shares the work, else to the number that was set."""
-        with super().working(as_team, allow_tf32), blas.blas_threads(1 if as_team else threads.num_threads()):
+        with super().execution_context(sharded, allow_tf32), blas.blas_threads(1 if sharded else threads.num_threads()):
             yield
 
-    def fixed(self) -> AbstractContextManager[None]:
+    def fixed_num_threads(self) -> AbstractContextManager[None]:
         """Stay with the number of threads, whatever is set meanwhile."""
-        return threads.fixed()
+        return threads.fixed_num_threads()
 
-    def slices(self, batch: int, work: float) -> list[slice]:
+    def shards(self, batch_size: int, flops: float) -> list[slice]:
         """Cut a batch into slices of which a team of threads takes one each."""
-        return threads.slices(batch, work)
+        return threads.shards(batch_size, flops)
 
-    def together(self, tasks: Sequence[Callable[[], T]], slices: Sequence[slice]) -> list[T]:
+    def run_sharded(self, tasks: Sequence[Callable[[], T]], shards: Sequence[slice]) -> list[T]:
         """Run tasks side by side, one a slice of the batch."""
-        return threads.together(tasks, slices)
+        return threads.run_sharded(tasks, shards)
 
-    def samples_before(self) -> int:
+    def shard_offset(self) -> int:
         """Return how many samples of the batch stand before those of this thread's slice."""
-        return threads.samples_before()
+        return threads.shard_offset()
 
-    def whole_batch(self, samples: int) -> int:
+    def global_batch_size(self, samples: int) -> int:
         """Return how many samples the batch has of which this thread works on some."""
-        return threads.whole_batch(samples)
+        return threads.global_batch_size(samples)
 
     def recorder(self) -> tracer.Recorder:
         """Return one who records what a thread asks of NumPy."""
@@ -84,10 +84,10 @@ class NumpyBackend(Backend):
         """Return the error function of every element, in the dtype of `x`."""
         return tracer.each_time(partial(super().erf, plain(x)))
 
-    def circumstances(self) -> dict[str, Any]:
+    def environment(self) -> dict[str, Any]:
         """Return also the number of threads, by which a batch is cut, and what computes products and convolutions."""
         own = {"threads": threads.num_threads(), "BLAS": blas.blas_in_words()}
-        return {**super().circumstances(), **own, "Winograd": convolution.winograd_allowed()}
+        return {**super().environment(), **own, "Winograd": convolution.winograd_allowed()}
 
     def release(self) -> None:
         """Return the memory of results that nobody refers to any more to the system."""
@@ -99,7 +99,7 @@ class NumpyBackend(Backend):
         """Convolve images: x (N, H, W, C), weight (KH, KW, C/groups, F), bias (F,) → (N, OH, OW, F)."""
         return convolution.forward(x, weight, bias, window, groups, relu)
 
-    def conv2d_method(self, window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
+    def conv2d_algorithm(self, window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
         """Return in a word how `conv2d` computes such a convolution: the name of its path."""
         return convolution.path(window, batch, channels, filters, groups, dtype)
 
@@ -191,10 +191,10 @@ class NumpyBackend(Backend):
         for part in blocks(len(values), 1, UPDATED_AT_ONCE):
             super().adam_update(values[part], gradients[part], mean[part], square[part], **settings)
 
-    def gather(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:
+    def load_batch(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:
         """Return samples of a data set x (P, …), picked by number (N,) or slice, as floats; bytes become 0 … 1."""
         if placement is not None and placement.cosine is not None and x.dtype == "uint8":
             x, picked = rotation.turned(x[picked], placement), slice(None)
             placement = replace(placement, cosine=None, sine=None)
             placement = None if placement.is_nothing() else placement
-        return super().gather(x, picked, dtype, placement)
+        return super().load_batch(x, picked, dtype, placement)

@@ -152,7 +152,7 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
     """Return dx (N, H, W, C) from dy (N, OH, OW, F) and weight (KH, KW, C/groups, F)."""
     F, C = weight.shape[-1], weight.shape[2] * groups
     name = path(window, len(dy), C, F, groups, dy.dtype)
-    turned = window.turned()
+    turned = window.flipped()
     if name != "depthwise" and _turns(window, image_size, dy.shape[1:3]):
         # for stride 1 dx is dy convolved with the weight turned by half a turn, channels and filters exchanged
         exchanged = [weight[::-1, ::-1, :, f].swapaxes(2, 3) for _, f in _groups(C, F, groups)]
@@ -188,7 +188,7 @@ def shared_gradients(
     tiles as dx, where the path of the weight gradient takes those of dy: without padding these can be much fewer.
     """
     (N, H, W, C), F = x.shape, dy.shape[-1]
-    turned = window.turned()
+    turned = window.flipped()
     name = path(turned, N, F, C, groups, dy.dtype)
     of_path = {"winograd": winograd, "winograd-1d": winograd_1d}.get(name)
     turns = groups == 1 and _turns(window, (H, W), dy.shape[1:3])
@@ -262,7 +262,7 @@ def _turns(window: Window, image_size: tuple[int, int], output_size: tuple[int, 
     It can be for stride 1, unless the padding is as wide as the kernel. It has a window for each pixel of dx, where
     adding back has one for each of dy: half as many, say, where a large kernel without padding shrinks a small image.
     """
-    possible = window.strides == (1, 1) and min(map(min, window.turned().padding)) >= 0
+    possible = window.strides == (1, 1) and min(map(min, window.flipped().padding)) >= 0
     (H, W), (OH, OW) = image_size, output_size
     return possible and (H * W < 1.5 * OH * OW)
 

@@ -97,7 +97,7 @@ def gradient(
     masked, sums = _gradient_sums(rows, matrix, rows.matrix(dy), None if y is None else rows.matrix(y), mean)
     inverse = 1.0 / np.sqrt(variance.astype(np.float64) + epsilon)
     own_dshift, own_dscale = sums[0], sums[1] * inverse
-    parts = threads.gather((matrix.size // rows.channels, own_dshift, own_dscale))
+    parts = threads.all_gather((matrix.size // rows.channels, own_dshift, own_dscale))
     count, dshift, dscale = (sum(numbers) for numbers in zip(*parts, strict=True))
     factor = scale * inverse
     slope = -factor * inverse * dscale / count
@@ -172,7 +172,7 @@ def _statistics(rows: LongRows, matrix: Array) -> tuple[Array, Array]:
         of_squares.append(rows.sums(np.multiply(centred, centred, out=centred)))
     count, centred_sum = matrix.size // C, total(of_centred)
     own_squares = total(of_squares) - centred_sum * centred_sum / count  # of x less this thread's own mean
-    parts = threads.gather((count, pivot + centred_sum / count, own_squares))
+    parts = threads.all_gather((count, pivot + centred_sum / count, own_squares))
     whole_count = sum(count for count, _, _ in parts)
     mean = sum(count * mean for count, mean, _ in parts) / whole_count
     variance = sum(squares + count * (own - mean) ** 2 for count, own, squares in parts) / whole_count

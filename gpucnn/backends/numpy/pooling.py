@@ -132,7 +132,7 @@ def _factor(image_size: tuple[int, int], window: Window, like: Array) -> Array:
     """Return what each element of a window counts for in its average, for each output pixel (OH, OW or 1, 1)."""
     if window.padding == ((0, 0), (0, 0)):
         return constant(np.full((window.output_size(image_size)[0], 1, 1), 1.0 / window.area, like.dtype))
-    return constant((1.0 / window.real_counts(np, image_size)).astype(like.dtype))
+    return constant((1.0 / window.valid_counts(np, image_size)).astype(like.dtype))
 
 
 def _row_blocks(windows: Array) -> tuple[slice, ...]:

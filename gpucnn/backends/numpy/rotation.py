@@ -18,7 +18,7 @@ HALF = np.uint32(1 << (2 * WEIGHT_BITS - 1))
 
 
 def turned(images: Any, placement: Placement) -> Any:
-    """Return images (N, H, W, C) uint8 turned as `placement.turned` in the portable text says, to the bit."""
+    """Return images (N, H, W, C) uint8 turned as `flipped` in the portable text says, to the bit."""
     N, H, W, C = images.shape
     result = np.empty_like(images)
     step = max(1, AT_ONCE // (H * W * C))

@@ -39,7 +39,7 @@ class _Thread(threading.local):
     """What belongs to a thread: its place in a team, and the number of threads it stays with."""
 
     member: "Member | None" = None
-    fixed: int | None = None
+    fixed_num_threads: int | None = None
 
 
 _chosen: int | None = None
@@ -53,7 +53,7 @@ _workers = Workers()
 def _alone() -> None:
     """Forget, in a forked child, the threads that are not there, and what its own had begun."""
     _workers.forget()
-    _this_thread.member = _this_thread.fixed = None
+    _this_thread.member = _this_thread.fixed_num_threads = None
     this_thread.recorder = None
 
 
@@ -72,7 +72,7 @@ def set_num_threads(count: int | None) -> None:
 
 def num_threads() -> int:
     """Return how many threads the CPU engine uses."""
-    count = _this_thread.fixed or _chosen or _by_default()
+    count = _this_thread.fixed_num_threads or _chosen or _by_default()
     return count if _most is None else min(count, _most)
 
 
@@ -89,22 +89,22 @@ def _by_default() -> int:
 
 
 @contextlib.contextmanager
-def fixed() -> Iterator[None]:
+def fixed_num_threads() -> Iterator[None]:
     """Stay with the number of threads in the block, for what this thread computes."""
-    before = _this_thread.fixed
-    _this_thread.fixed = num_threads()
+    before = _this_thread.fixed_num_threads
+    _this_thread.fixed_num_threads = num_threads()
     try:
         yield
     finally:
-        _this_thread.fixed = before
+        _this_thread.fixed_num_threads = before
 
 
-def slices(batch: int, work: float) -> list[slice]:
-    """Cut a batch that costs `work` floating-point operations forward into a slice a thread; one if it is too small."""
+def shards(batch_size: int, flops: float) -> list[slice]:
+    """Split a batch whose forward pass costs `flops` into one shard per thread; into a single one if it is small."""
     if _this_thread.member is not None:
-        return [slice(0, batch)]
-    count = max(1, min(num_threads(), batch // LEAST_IMAGES, int(work / LEAST_WORK)))
-    return list(equal_parts(batch, count if count == 1 else _startable(count)))
+        return [slice(0, batch_size)]
+    count = max(1, min(num_threads(), batch_size // LEAST_IMAGES, int(flops / LEAST_WORK)))
+    return list(equal_parts(batch_size, count if count == 1 else _startable(count)))
 
 
 def _startable(count: int) -> int:
@@ -221,7 +221,7 @@ class Member:
         finally:
             _this_thread.member = None
 
-    def gather(self, part: Any) -> list[Any]:
+    def all_gather(self, part: Any) -> list[Any]:
         """Return what all members give, in order."""
         self._meetings += 1
         return self.team.meet(self.rank, self._meetings, part)
@@ -231,19 +231,19 @@ class Member:
         self.team.wait(self.rank)
 
 
-def together(tasks: Sequence[Callable[[], T]], slices: Sequence[slice]) -> list[T]:
+def run_sharded(tasks: Sequence[Callable[[], T]], slices: Sequence[slice]) -> list[T]:
     """Run tasks as a team, one a slice of the batch, and return their results in order."""
     return Team(slices).run(tasks)
 
 
-def gather(part: tuple[Any, ...]) -> list[Any]:
+def all_gather(part: tuple[Any, ...]) -> list[Any]:
     """Return the parts that all members of this thread's team give, in order; the part alone where there is none."""
     member, noting = _this_thread.member, recorder()
     if member is None:
         return [part]
     if noting is None:
-        return member.gather(part)
-    parts = member.gather(tuple(map(noting.left, part)))
+        return member.all_gather(part)
+    parts = member.all_gather(tuple(map(noting.left, part)))
     noting.note(_meet_again)
     return parts
 
@@ -254,13 +254,13 @@ def _meet_again() -> None:
     _this_thread.member.wait()
 
 
-def samples_before() -> int:
+def shard_offset() -> int:
     """Return how many samples of the batch stand before those that this thread works on."""
     member = _this_thread.member
     return 0 if member is None else member.samples.start
 
 
-def whole_batch(samples: int) -> int:
+def global_batch_size(samples: int) -> int:
     """Return how many samples the batch has of which this thread works on some."""
     member = _this_thread.member
     return samples if member is None else member.team.batch

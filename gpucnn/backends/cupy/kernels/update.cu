@@ -46,14 +46,14 @@ extern "C" __global__ void adam_update(real* values, const real* gradients, real
     }
 }
 
-extern "C" __global__ void blend(real* target, const real* source, unsigned count, double share) {
+extern "C" __global__ void lerp(real* target, const real* source, unsigned count, double weight) {
     for (MY_ELEMENTS(i, count)) {
         Pack to = load(target + (size_t)i * WIDTH);
         const Pack from = load(source + (size_t)i * WIDTH);
         for (int k = 0; k < WIDTH; k++) {
-            const work way = (work)from.at[k] - (work)to.at[k];
-            to.at[k] = share < 0.5 ? (real)((work)to.at[k] + (work)share * way)
-                                   : (real)((work)from.at[k] - (work)(1 - share) * way);
+            const work difference = (work)from.at[k] - (work)to.at[k];
+            to.at[k] = weight < 0.5 ? (real)((work)to.at[k] + (work)weight * difference)
+                                    : (real)((work)from.at[k] - (work)(1 - weight) * difference);
         }
         store(target + (size_t)i * WIDTH, to);
     }

@@ -1,6 +1,5 @@
-"""How results are told to people: tables, in a terminal, in a notebook and as plain text, and times in words."""
+"""How results are printed: tables and styled lines, on a terminal, in a notebook and as plain text."""
 
-import math
 from typing import IO, Any, cast
 
 from rich.box import SIMPLE_HEAD
@@ -10,18 +9,18 @@ from rich.text import Text
 
 from gpucnn.core.text import Output, for_output, printable
 
-WIDTH = 120  # columns, of a table where there is no terminal
+WIDTH = 120  # columns of a table where there is no terminal
 
 
 class PlainConsole(Console):
-    """A console that shows words as they are: nothing in them is markup, an emoji or an order to the terminal."""
+    """A console that prints text literally: nothing in it is markup, an emoji or a control sequence."""
 
     def __init__(self, *, stderr: bool = False, **options: Any) -> None:
         file = cast(IO[str], Output("stderr" if stderr else "stdout"))
         super().__init__(file=file, markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return words as they are shown, those of tables too."""
+        """Return the text as it is printed, that of tables too."""
         return super().render_str(printable(text, lines=True), **options)
 
     @property
@@ -34,11 +33,11 @@ class PlainConsole(Console):
         raise
 
 
-Part = str | tuple[str, str]  # of a line: words, or words and their style
+Part = str | tuple[str, str]  # of a line: text, or text and its style
 
 
 def styled(*parts: Part) -> Text:
-    """Return words, each of the parts plain or with a style; what stands in them is data."""
+    """Return a text of parts, each plain or with a style; markup and control characters in them are data."""
     return Text.assemble(*((printable(p), "") if isinstance(p, str) else (printable(p[0]), p[1]) for p in parts))
 
 
@@ -63,15 +62,3 @@ class PrintsAsTable:
         return for_output(capture.get())
 
     __repr__ = __str__
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people read it: 2.1 ms, 35.4 s, 31 min, 2 h 6 min."""
-    if not math.isfinite(seconds):
-        return f"{seconds} s"
-    if seconds < 1:
-        return f"{1000 * seconds:.1f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
