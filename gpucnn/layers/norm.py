@@ -54,7 +54,7 @@ class BatchNorm(Layer):
         return 2 if math.prod((self.input_shape or (1,))[:-1]) < 2 else 1
 
     def forward(self, x: Array, *, train: bool, fused_relu: bool = False) -> tuple[Array, Backward]:
-        """Return y and the backward function, by the statistics of the batch in training, by the running ones otherwise."""
+        """Return y and the backward function, by the statistics of the batch in training, else by the running ones."""
         return self._forward_train(x, fused_relu) if train else self._forward_inference(x, fused_relu)
 
     def _forward_train(self, x: Array, fused_relu: bool) -> tuple[Array, Backward]:
