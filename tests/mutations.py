@@ -177,9 +177,9 @@ FAULTS = (
     ),
     Fault(
         "stale: gradients of the step before",
-        "gpucnn/model.py",
-        "            self.zero_grad()  # which binds\n            if in_slices",
-        "            if in_slices",
+        "gpucnn/engine/executor.py",
+        "            self.zero_grad()  # which binds\n            if sharded",
+        "            if sharded",
         ("tests/training/test_model.py", "tests/engine/test_sharding.py"),
     ),
     # the portable kernels

@@ -309,7 +309,7 @@ class Checkpoints:
         files = Checkpoints(folder).files()
         for path in reversed(files):
             try:
-                tree = trees.from_file(path, KEY)
+                tree = state.with_current_keys(trees.from_file(path, KEY))
             except CheckpointError as error:
                 _warn(f"{error} The checkpoint before it is tried.")
                 continue

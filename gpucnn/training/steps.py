@@ -45,9 +45,9 @@ class Steps:
         self.watch = Watch(model, check_numerics)
         self.model, (self._x, self._y), self._batch_size = model, data, batch_size
         self.augment = augment
-        self.stream = rng.new_stream(rng.host_generator(model.seed, "augment", model.epochs_seen))
+        self.stream = rng.new_stream(rng.host_generator(model.seed, "augment", model.epochs_trained))
         self._augmenter = self._prepare() if augment else None
-        self.totals = model.new_totals()
+        self.totals = model.new_metrics()
         self._host_order: Any = None
         self._order: Array | None = None
 
@@ -55,7 +55,7 @@ class Steps:
         """Begin to visit the samples in an order, a host array (P,), or None for that of the data."""
         self.totals.reset()
         if self._augmenter is not None:
-            self._augmenter.begin_epoch(self.model.epochs_seen)
+            self._augmenter.begin_epoch(self.model.epochs_trained)
         self._host_order = order
         self._order = None if order is None else self.model.backend.from_host(order)
 
@@ -78,10 +78,10 @@ class Steps:
         self, x: Array, picked: Any, picked_labels: Any, rate: LearningRates, number: Array | None = None
     ) -> None:
         model = self.model
-        with model.computing(self._batch_size):
+        with model.execution_context(self._batch_size):
             labels = self._y[picked_labels]
             inputs = model.backend.load_batch(x, picked, model.dtype, self._placement(picked_labels, len(labels)))
-            loss, outputs = model.step(inputs, labels, rate, number)
+            loss, outputs = model.train_step(inputs, labels, rate, number, self.watch)
             self.totals.add(loss, outputs, labels)
 
     def _prepare(self) -> AugmentationPipeline:
@@ -255,7 +255,7 @@ class _Settings:
 def _around(steps: RecordedSteps) -> Iterator[Any]:
     """Yield the settings and arrays that a step reads outside of its network."""
     model = steps.model
-    yield from (model.network, model.backend, model.dtype, model.allow_tf32, model.numerics, model.flat_gradients())
+    yield from (model.network, model.backend, model.dtype, model.allow_tf32, model.flat_gradients())
     for thing in (model.loss, model.optimizer, model.metrics, steps.augment):
         yield from _inside(thing, set())
 

@@ -205,7 +205,7 @@ def change_weights(model, chance):
 
 
 def abandon(model, chance, count):
-    return np.array(model.training_pass(model.as_floats(batch_of(chance, count)[0]), repeat=model.jit)[0])
+    return np.array(model.forward_train(model.as_floats(batch_of(chance, count)[0]), repeat=model.jit)[0])
 
 
 def there_and_back(model, chance, count):
@@ -232,7 +232,7 @@ OPERATIONS = {
     "weights": (3, lambda model, chance, count: change_weights(model, chance)),
     "freeze": (1, lambda model, chance, count: [model.freeze(chance.choice(list(model.parameters()))), 0][1]),
     "unfreeze": (1, lambda model, chance, count: [model.unfreeze(), 0][1]),
-    "release": (1, lambda model, chance, count: model.release()),
+    "release": (1, lambda model, chance, count: model.free_memory()),
     "threads": (1, lambda model, chance, count: gpucnn.set_num_threads(chance.choice([1, 2]))),
 }
 

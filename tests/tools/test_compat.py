@@ -241,13 +241,13 @@ def test_a_printed_step_is_that_step_alone(data, capsys, backend):
     model.finalize()
     seen = []
 
-    def step(x, labels, rate, number=None, step=model.network.step):
-        loss, outputs = step(x, labels, rate, number)
+    def step(x, labels, rate, *options, step=model.network.train_step):
+        loss, outputs = step(x, labels, rate, *options)
         right = backend.to_host(outputs).argmax(axis=1) == backend.to_host(labels)
         seen.append((right.mean(), float(backend.to_host(loss))))
         return loss, outputs
 
-    model.network.step = step
+    model.network.train_step = step
     model.train(x, y, epochs=1, print_every=2, batch_size=4)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
     assert lines == [f"step: {k}, acc: {seen[k][0]:.3f}, loss: {seen[k][1]:.3f}, lr: 0.1" for k in (0, 2, 4)]

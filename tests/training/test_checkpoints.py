@@ -25,7 +25,7 @@ from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
 from gpucnn.saving import tree as trees
 from gpucnn.testing.strict import StrictBackend
 from gpucnn.training import checkpoints, progress, state
-from gpucnn.training.interrupt import Interruption
+from gpucnn.training.interrupt import DeferredInterrupt
 from gpucnn.training.state import differences
 from tests.helpers import (
     DATA,
@@ -265,7 +265,7 @@ def test_a_fresh_model_is_enough(tmp_path):
     again = small_model()
     fit(again, tmp_path, resume=True, **options)
     assert_same_bits(again, model)
-    assert again.epochs_seen == model.epochs_seen == 5
+    assert again.epochs_trained == model.epochs_trained == 5
 
 
 def test_a_finished_training_is_there_at_once(tmp_path):
@@ -469,9 +469,10 @@ def damaged(path, how):
     elif how == "another file":
         small_model().save(path)
     else:  # one bit
-        place = {"a bit of an array": len(content) - 3, "a bit of the description": content.index(b"epochs_seen") + 14}[
-            how
-        ]
+        place = {
+            "a bit of an array": len(content) - 3,
+            "a bit of the description": content.index(b"epochs_trained") + 17,
+        }[how]
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
 
 
@@ -652,7 +653,7 @@ def test_the_best_model_is_an_ordinary_file(tmp_path, monkeypatch, monitor, chos
         assert (value == epochs.states[values.index(best)][path]).all(), path
     if chosen.startswith("val_"):
         assert loaded.evaluate(*VALIDATION)[chosen[4:]] == best
-    assert loaded.epochs_seen == values.index(best) + 1
+    assert loaded.epochs_trained == values.index(best) + 1
 
 
 def test_without_validation_no_model_is_the_best(tmp_path):
@@ -763,9 +764,9 @@ def test_ctrl_c_at_the_end_of_an_epoch(tmp_path, where, keyboard):
 
 
 def test_a_second_ctrl_c_does_not_wait(keyboard):
-    with Interruption() as interruption:
+    with DeferredInterrupt() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
-        assert interruption.asked
+        assert interruption.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -777,7 +778,7 @@ def test_a_handler_of_the_programs_own_stays():
 
     before = signal.signal(signal.SIGINT, own)
     try:
-        with Interruption():
+        with DeferredInterrupt():
             assert signal.getsignal(signal.SIGINT) is own
         assert signal.getsignal(signal.SIGINT) is own
     finally:

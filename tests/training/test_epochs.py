@@ -77,7 +77,7 @@ def test_the_last_epoch_is_cut_and_the_rest_is_as_ever(backend):
     stopped.fit(x, y, epochs=2, batch_size=20, callbacks=[Stop()], verbose=0)
     assert watch.counts == [5, 3]
     assert cut.optimizer.steps == 8
-    assert history.epochs == cut.epochs_seen == 2
+    assert history.epochs == cut.epochs_trained == 2
     assert_same_bits(cut, stopped)
 
 

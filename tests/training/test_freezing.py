@@ -241,7 +241,7 @@ def test_files_of_older_versions_freeze_nothing(tmp_path):
         ("conv2d_4", r"no parameter matches 'conv2d_4'; there are conv2d\.weight, batch_norm\.scale"),
         ("relu", "no parameter matches 'relu'"),
         (3, r"what is frozen or unfrozen must be a pattern .* not \['dense', 3\]"),
-        (layers.Dense(3), r"Dense\(3\) is no layer of this model; pass one of model\.layers, or its name"),
+        (layers.Dense(3), r"Dense\(3\) is not a layer of this model; pass one of model\.layers, or its name"),
     ],
 )
 def test_what_is_not_there_is_refused_and_nothing_changes(what, message):
@@ -259,7 +259,7 @@ def test_not_while_a_training_goes_on():
 
     x, y = stripes(10)
     model = small_model()
-    with pytest.raises(ConfigurationError, match="cannot be frozen or unfrozen while fit goes on"):
+    with pytest.raises(ConfigurationError, match="cannot be frozen or unfrozen while fit is running"):
         model.fit(x, y, callbacks=[Freezes()], verbose=0)
     model.freeze("dense")
 

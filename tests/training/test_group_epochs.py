@@ -148,7 +148,7 @@ def test_a_resumed_training_lets_them_rest(tmp_path):
 
     class Stop(callbacks.Callback):
         def on_step_end(self, model, step):
-            if model.epochs_seen == 2 and step == 1:
+            if model.epochs_trained == 2 and step == 1:
                 raise KeyboardInterrupt
 
     x, y = data()

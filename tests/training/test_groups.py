@@ -155,7 +155,7 @@ def test_slots_follow_into_another_dtype_and_another_layout():
     before = {path: model.optimizer.slots["velocity"][place.slice] for path, place in model._flat.layout.places.items()}
     assert model.to("numpy", "float64").optimizer.slots["velocity"].dtype == "float64"
     model._groups = [list(reversed(model.parameters()))]
-    model._lay()
+    model._lay_out()
     model.optimizer.rebind(model.backend, model.backend, model._flat.values, model._flat.layout)
     for path, place in model._flat.layout.places.items():
         assert (model.optimizer.slots["velocity"][place.slice] == before[path]).all(), path

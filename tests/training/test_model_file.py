@@ -36,7 +36,7 @@ def test_a_trained_model_comes_back(backend, tmp_path):
     assert repr(loaded.network) == repr(model.network)
     assert loaded.optimizer.config() == model.optimizer.config()
     assert loaded.class_names == model.class_names
-    assert (loaded.seed, loaded.dtype, loaded.epochs_seen) == (0, "float32", 1)
+    assert (loaded.seed, loaded.dtype, loaded.epochs_trained) == (0, "float32", 1)
 
 
 def test_a_loaded_model_trains_on(saved):
@@ -146,7 +146,7 @@ def test_files_that_are_no_model(tmp_path, saved):
         (lambda d: d.update(input_shape="wide"), "input_shape must be the shape of one sample"),
         (lambda d: d.update(dtype="object"), "dtype must be"),
         (lambda d: d.update(seed="x"), "seed must be an integer"),
-        (lambda d: d.update(epochs_seen="many"), "invalid literal for int"),
+        (lambda d: d.update(epochs_trained="many"), "invalid literal for int"),
         (lambda d: d["training"].update(optimizer={"Optimizer": "Evil"}), "there is no optimizer named 'Evil'"),
     ],
 )

@@ -186,7 +186,7 @@ def assert_same(ours, theirs):
     (model, callbacks, history), (other, others, expected) = ours, theirs
     assert_same_bits(model, other)
     assert numbers(history) == numbers(expected)
-    assert (model.epochs_seen, model.optimizer.steps) == (other.epochs_seen, other.optimizer.steps)
+    assert (model.epochs_trained, model.optimizer.steps) == (other.epochs_trained, other.optimizer.steps)
     assert model.stop_training == other.stop_training
     assert model.progress == other.progress
     assert type(model.averaged_by) is type(other.averaged_by)

@@ -295,7 +295,7 @@ def test_changed_settings_of_an_optimizer_count_from_the_next_step(change, setti
     model.fit(*data, batch_size=16, verbose=0)
     control = model_of(optimizer=optimizers.SGD(**{"learning_rate": 0.1} | settings), jit=jit)
     control.load_state_dict(model.state_dict())
-    control.epochs_seen = 1
+    control.epochs_trained = 1
     for name, slot in model.optimizer.slots.items():
         if name in control.optimizer.slots:
             control.optimizer.slots[name][...] = slot
