@@ -34,7 +34,7 @@ class Loss(Configurable, family="loss"):
         self.backend: Backend = get_backend("numpy")
 
     def __call__(self, y: Array, labels: Array) -> tuple[Array, LossBackward]:
-        """Return the mean loss of outputs y and its backward function: `backward()` is dy, `backward(2.0)` twice that."""
+        """Return the mean loss of outputs y and its backward function: `backward()` is dy, `backward(2.0)` twice it."""
         raise NotImplementedError(f"{type(self).__name__} has no __call__")
 
 

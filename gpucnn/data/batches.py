@@ -17,7 +17,7 @@ from gpucnn.errors import ConfigurationError, DataError, DTypeError, ShapeError
 class Task(Protocol):
     """What a loss says of the labels that it takes (see `gpucnn.losses.Loss`)."""
 
-    of_classes: bool
+    expects_classes: bool
     takes_classes: bool
 
 

@@ -334,7 +334,7 @@ class Executor(BoundNetwork):
         """Run one training step on device arrays; return the mean loss and the outputs before the update.
 
         With a fused softmax the outputs are logits. The learning rate is one number, or all that the optimizer's
-        `learning_rates_at` returns, one for each of its groups. A step that is to be captured takes its rates and its `number`,
+        `learning_rates_at` returns, one for each of its groups. A step that is captured takes rates and its `number`,
         from 1, as arrays () of one. `check` looks at the gradients before the update.
         """
         optimizer = self.optimizer
