@@ -49,7 +49,7 @@ class Sequential(Layer):
     """
 
     supports_skip_dx = True
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def __init__(self, layers: list[Layer] | tuple[Layer, ...], *, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -274,7 +274,7 @@ class Residual(Layer):
     """
 
     supports_fused_relu = True
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def __init__(
         self, main: Layer | list[Layer], shortcut: Layer | list[Layer] | None = None, *, name: str | None = None

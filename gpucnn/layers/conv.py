@@ -38,7 +38,7 @@ class Conv2D(Layer):
 
     supports_skip_dx = True
     supports_fused_relu = True
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ class Dense(Layer):
     """
 
     supports_skip_dx = True
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def __init__(
         self,
