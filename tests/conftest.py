@@ -12,11 +12,11 @@ from gpucnn.testing.strict import StrictBackend
 from tests import host_kernels, simulated_cupy
 
 SIMULATED = "cupy (simulated)"  # the CuPy backend over NumPy, with its kernels compiled for the host
-NAMES = ("portable", "numpy", "strict", SIMULATED, "cupy")
+NAMES = ("reference", "numpy", "strict", SIMULATED, "cupy")
 
 
 def make_backend(name):
-    made = {"portable": Backend, "strict": StrictBackend, SIMULATED: lambda: simulated_cupy.load_backend()()}
+    made = {"reference": Backend, "strict": StrictBackend, SIMULATED: lambda: simulated_cupy.load_backend()()}
     return made.get(name, lambda: get_backend(name))()
 
 

@@ -1,7 +1,7 @@
 """Augmentation: images that are shown a little differently each time, so that a network learns what does not matter.
 
 An augmentation only says how; the images are changed on the model's backend, while a batch is gathered, in one pass
-over their bytes. It draws random words for each image from a counter-based stream, which give the same placements on
+over their bytes. It draws random words for each image from a counter-based stream, which give the same transforms on
 every backend: `model.fit(x, y, augment=[Flip(), Translate(4), Cutout(8)])`. Whatever the order of the list, an image is
 turned first, then moved or cropped, then mirrored, and painted over at last.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends import Array, Backend
-from gpucnn.backends.image_transform import BITS, ONE, Placement
+from gpucnn.backends.image_transform import BITS, ONE, ImageTransform
 from gpucnn.core import checks
 from gpucnn.core.config import Configurable
 from gpucnn.data.arrays import host_array
@@ -67,7 +67,7 @@ class Augmentation(Configurable, family="augmentation"):
         return ()
 
     def place(self, backend: Backend, draw: Draw) -> Numbers:
-        """Return fields of a `Placement`."""
+        """Return fields of an `ImageTransform`."""
         raise NotImplementedError(f"{type(self).__name__} has no place")
 
 
@@ -133,7 +133,7 @@ class Translate(Augmentation):
     def place(self, backend: Backend, draw: Draw) -> Numbers:
         """Draw both offsets from −pixels … pixels, all equally likely."""
         offsets = (draw.words % (2 * self.pixels + 1)).astype("int32") - self.pixels
-        return {"down": offsets[:, 0], "right": offsets[:, 1]}
+        return {"shift_y": offsets[:, 0], "shift_x": offsets[:, 1]}
 
 
 class RandomCrop(Augmentation):
@@ -194,10 +194,10 @@ class RandomCrop(Augmentation):
         top = (draw.words[:, 0] % (H + 2 * self.padding - OH + 1)).astype("int32")
         left = (draw.words[:, 1] % (W + 2 * self.padding - OW + 1)).astype("int32")
         return {
-            "down": self.padding - top,
-            "right": self.padding - left,
-            "size": draw.size,
-            "beside": self.fill if self.mode == "zeros" else None,
+            "shift_y": self.padding - top,
+            "shift_x": self.padding - left,
+            "crop_size": draw.size,
+            "border": self.fill if self.mode == "zeros" else None,
         }
 
 
@@ -247,7 +247,7 @@ class Rotate(Augmentation):
         numbers = (draw.words % STEPS).astype("int32")
         turn, inverse = turns[numbers[:, 0]], inverses[numbers[:, 1]]
         cosine, sine = (turn[:, which] * inverse + (ONE >> 1) >> BITS for which in (0, 1))
-        return {"cosine": cosine, "sine": sine, "around": self.fill}
+        return {"cosine": cosine, "sine": sine, "rotation_fill": self.fill}
 
 
 class Cutout(Augmentation):
@@ -271,10 +271,10 @@ class Cutout(Augmentation):
         """Draw the centre, a pixel of the image."""
         OH, OW = draw.size
         return {
-            "hole_top": (draw.words[:, 0] % OH).astype("int32") - self.size // 2,
-            "hole_left": (draw.words[:, 1] % OW).astype("int32") - self.size // 2,
-            "hole": self.size,
-            "fill": self.fill,
+            "cutout_top": (draw.words[:, 0] % OH).astype("int32") - self.size // 2,
+            "cutout_left": (draw.words[:, 1] % OW).astype("int32") - self.size // 2,
+            "cutout": self.size,
+            "cutout_fill": self.fill,
         }
 
 
@@ -357,7 +357,7 @@ class Placing:
         """Begin an epoch, of those that the model has been trained for, from 0."""
         self._epoch[...] = number
 
-    def of(self, words: Array, picked: Any = None) -> Placement:
+    def of(self, words: Array, picked: Any = None) -> ImageTransform:
         """Return how the images of a batch are placed.
 
         Arguments:
@@ -374,7 +374,7 @@ class Placing:
             used[kind] += augmentation.words
             draw = Draw(own, self._image_size, self._size, self._epoch, tables)
             fields |= augmentation.place(self._backend, draw)
-        return Placement(**fields)
+        return ImageTransform(**fields)
 
 
 def _pixel(value: Any, what: str) -> int:

@@ -88,8 +88,8 @@ def _epochs(images: Any, augment: Sequence[Augmentation], epochs: int, seed: int
     shown = []
     for epoch in range(epochs):
         placing.begin_epoch(epoch)
-        placement = placing.of(rng.draw_bits(backend, state, (N, words_of(augment))), slice(0, N))
-        shown.append(backend.load_batch(images, slice(0, N), "float32", placement))
+        transform = placing.of(rng.draw_bits(backend, state, (N, words_of(augment))), slice(0, N))
+        shown.append(backend.load_batch(images, slice(0, N), "float32", transform))
     return shown
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gpucnn import rng
 from gpucnn.backends import Array, first_line
 from gpucnn.backends.base import StreamedDataset
-from gpucnn.backends.image_transform import Placement
+from gpucnn.backends.image_transform import ImageTransform
 from gpucnn.core.config import Configurable
 from gpucnn.data.augment import Augmentation, Placing, words_of
 from gpucnn.engine.replicas import Fingerprint
@@ -92,7 +92,7 @@ class Steps:
         H, W, _ = self._x.shape[1:]
         return Placing(augment, model.backend, (H, W), lasting)
 
-    def _placement(self, picked: Any, N: int) -> Placement | None:
+    def _placement(self, picked: Any, N: int) -> ImageTransform | None:
         """Draw how the images of a batch are augmented, by their places in the data set."""
         if self._placing is None:
             return None

@@ -466,7 +466,7 @@ def halved(state):
 def test_changes_between_steps_are_noticed(what, monkeypatch):
     monkeypatch.setenv("GPUCNN_WINOGRAD", "1")  # and so put back afterwards
     models = alike(lambda: [*small()[:5], L.Conv2D(8, 3, padding="same"), *small()[5:]], SHAPE)
-    assert models[0].layers[5].method(32) == "winograd-1d"
+    assert models[0].layers[5].algorithm(32) == "winograd-1d"
     train(models, 4, SHAPE)
     assert repeats(models[0])
     for model in models:
