@@ -136,7 +136,7 @@ class Ours:
         steps = make_steps(model, *to_device(model, data(net, batch)), batch)
         if isinstance(steps, RecordedSteps) != recorded:
             raise RuntimeError(f"asked for recorded={recorded}, gpucnn chose {type(steps).__name__}")
-        steps.begin_epoch(rng.shuffled_order(0, 0, BATCHES * batch))
+        steps.begin_epoch(rng.epoch_order(0, 0, BATCHES * batch))
         parts = itertools.cycle([slice(start, start + batch) for start in range(0, BATCHES * batch, batch)])
         return lambda: steps.make(next(parts), RATE)
 

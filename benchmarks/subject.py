@@ -28,7 +28,7 @@ def gpucnn_subject(kind, net, batch, threads):
     backend = get_backend("numpy") if kind == "gpucnn" else Backend()
     model = gpucnn_model(net, backend)
     x, y = data(net, batch)
-    return lambda: model.step(x, y, 0.01), lambda: model.forward(x)[0]
+    return lambda: model.train_step(x, y, 0.01), lambda: model.forward(x)[0]
 
 
 def torch_subject(kind, net, batch, threads):

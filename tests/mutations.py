@@ -177,9 +177,9 @@ FAULTS = (
     ),
     Fault(
         "stale: gradients of the step before",
-        "gpucnn/model.py",
-        "            self.zero_grad()  # which binds\n            if in_slices",
-        "            if in_slices",
+        "gpucnn/engine/executor.py",
+        "            self.zero_grad()  # which binds\n            if sharded",
+        "            if sharded",
         ("tests/training/test_model.py", "tests/engine/test_sharding.py"),
     ),
     # the reference kernels
@@ -301,7 +301,7 @@ FAULTS = (
     Fault(
         "same draws: each slice draws the first's mask",
         "gpucnn/rng.py",
-        "start = backend.shard_offset() * a_sample",
+        "start = backend.shard_offset() * per_sample",
         "start = 0",
         TEAM,
     ),

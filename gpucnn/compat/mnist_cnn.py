@@ -369,15 +369,15 @@ class _Network(gpucnn.Model):
 
     last: Any = None
 
-    def step(self, x: Array, labels: Array, learning_rate: Rates, number: Array | None = None) -> tuple[Array, Array]:
+    def train_step(self, x: Array, labels: Array, learning_rate: Rates, *options: Any) -> tuple[Array, Array]:
         """Make one step as every model does."""
-        loss, outputs = super().step(x, labels, learning_rate, number)
+        loss, outputs = super().train_step(x, labels, learning_rate, *options)
         self.last = loss, outputs, labels, self.optimizer.as_rates(learning_rate)[0]
         return loss, outputs
 
     def checked(self, x: Any, y: Any) -> tuple[Any, Any]:
         """Return data and labels as host arrays that the model can take."""
-        return self._checked(x, y)
+        return self._check_data(x, y)
 
 
 class _Decay(Callback):

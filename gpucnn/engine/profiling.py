@@ -3,19 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from gpucnn.core.console import PrintsAsTable, narrow_table, styled
 from gpucnn.core.text import format_decimals, format_shape, printable, short_count
+from gpucnn.engine.executor import Executor
 from gpucnn.layers.base import Layer
 from gpucnn.layers.containers import Residual, Sequential
 from gpucnn.rng import host_generator
-
-if TYPE_CHECKING:
-    from gpucnn.model import Model
 
 WARM_UP = 2  # passes before the first timed one: they fill caches and, on a GPU, compile kernels
 HEADINGS = ("output", "params", "MB", "MFLOP", "ms →", "ms ←", "share", "GFLOP/s")
@@ -61,7 +59,7 @@ def _output_elements(layer: Layer) -> int:
     )
 
 
-def summary_table(model: "Model") -> Table:
+def summary_table(model: Executor) -> Table:
     """Return a table of output shapes, parameters, floating-point operations and bytes of the outputs."""
     table = narrow_table(
         title=f"{model.name}: input {format_shape(model.input_shape)}, {model.dtype}",
@@ -174,7 +172,7 @@ class Profile(PrintsAsTable):
         ]
 
 
-def random_batch(model: "Model", batch_size: int) -> tuple[Any, Any]:
+def random_batch(model: Executor, batch_size: int) -> tuple[Any, Any]:
     """Return random inputs and labels that the model takes, host arrays, the same at every call."""
     rng = host_generator(0, "profile inputs")
     x = rng.random((batch_size, *model.input_shape)).astype(model.state_dtype)
@@ -183,7 +181,7 @@ def random_batch(model: "Model", batch_size: int) -> tuple[Any, Any]:
     return x, y
 
 
-def profile(model: "Model", x: Any, y: Any, repeats: int) -> Profile:
+def profile(model: Executor, x: Any, y: Any, repeats: int) -> Profile:
     """Time the model's layers on one checked batch; leaves weights, gradients and running statistics as they were."""
     kept = model.state_dict()
     times: dict[str, list[float]] = {}
@@ -223,7 +221,7 @@ def _products_back(layer: Layer, options: dict[str, Any], goes_back: bool) -> in
     return 2 - ("input_gradient" in options) - is_frozen if goes_back else 0
 
 
-def _timed_pass(model: "Model", x: Any, labels: Any, times: dict[str, list[float]]) -> None:
+def _timed_pass(model: Executor, x: Any, labels: Any, times: dict[str, list[float]]) -> None:
     """Pass one batch forward and backward as a training step does; add each top-level layer's seconds to `times`."""
     ways_back = []
     network = model.network
@@ -238,7 +236,7 @@ def _timed_pass(model: "Model", x: Any, labels: Any, times: dict[str, list[float
         times[name][1] += seconds
 
 
-def _loss_gradient(model: "Model", y: Any, labels: Any) -> Any:
+def _loss_gradient(model: Executor, y: Any, labels: Any) -> Any:
     """Return dy of the loss, or ones where the model is not compiled."""
     if model.loss is None:
         return model.backend.xp.ones_like(y)

@@ -6,9 +6,10 @@ large. A network learns from them worse, and one that has learned from 0 … 1 s
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpucnn.core.config import is_ours
+from gpucnn.engine.executor import Executor
 from gpucnn.errors import DataWarning
 from gpucnn.layers.activation import Sigmoid, Softmax, Tanh
 from gpucnn.layers.base import Layer
@@ -18,15 +19,12 @@ from gpucnn.layers.dense import Dense
 from gpucnn.layers.norm import Normalization
 from gpucnn.layers.shape import Flatten
 
-if TYPE_CHECKING:
-    from gpucnn.model import Model
-
 LOOKED_AT = 16  # samples, evenly chosen: this is done for each batch that is predicted
 ENDS: dict[type[Layer], tuple[int, int]] = {Sigmoid: (0, 1), Softmax: (0, 1), Tanh: (-1, 1)}  # of what layers give
 APART = 30.0  # times: far more than data of one unit differ, far less than the 255 of bytes and shares
 
 
-def warn_of_scale(model: "Model", x: Any, what: str, *, whole: bool) -> None:
+def warn_of_scale(model: Executor, x: Any, what: str, *, whole: bool) -> None:
     """Warn, once a model, where inputs on the host can hardly have the scale that is meant.
 
     Arguments:
@@ -45,7 +43,7 @@ def warn_of_scale(model: "Model", x: Any, what: str, *, whole: bool) -> None:
         warnings.warn(words, DataWarning, stacklevel=3)
 
 
-def warn_of_targets(model: "Model", y: Any, what: str) -> None:
+def warn_of_targets(model: Executor, y: Any, what: str) -> None:
     """Warn, once a model, of targets that lie outside what its last layer can ever give.
 
     A sigmoid learns nothing but its end from pixels 0 … 255 as floats, or from labels −1 and 1.
@@ -89,7 +87,7 @@ def _first(layers: Sequence[Layer]) -> Layer:
     return layers[0]
 
 
-def _as_pixels(model: "Model", first: Layer, sample: Any, what: str) -> str:
+def _as_pixels(model: Executor, first: Layer, sample: Any, what: str) -> str:
     """Return a warning for pixels in other units than 0 … 1, before a layer that does not scale them."""
     if len(model.input_shape) != 3 or not isinstance(first, Conv2D | Dense):
         return ""

@@ -29,7 +29,7 @@ class Dropout(Layer):
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Open the layer's own random stream."""
-        self.stream = Buffer(random.new_state(rng), on_host=True)
+        self.stream = Buffer(random.new_stream(rng), on_host=True)
         return input_shape
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
@@ -37,5 +37,5 @@ class Dropout(Layer):
         if not train or self.rate == 0:
             return x, lambda dy: dy
         kept = 1.0 - self.rate
-        factor = random.draw_mask(self.backend, self.stream.value, x.shape, kept).astype(x.dtype) / kept
+        factor = random.bernoulli(self.backend, self.stream.value, x.shape, kept).astype(x.dtype) / kept
         return x * factor, lambda dy: dy * factor

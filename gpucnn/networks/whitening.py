@@ -103,7 +103,7 @@ def _seen(target: Model | Conv2D, before: list[Layer], images: Any) -> Iterator[
     for part in batches(len(images), BATCH):
         pixels = images[part]
         if isinstance(target, Model):
-            with target.computing(len(pixels)):
+            with target.execution_context(len(pixels)):
                 x = target.as_floats(target.backend.from_host(pixels))
                 for layer in before:
                     x, _ = layer.forward(x, train=False)

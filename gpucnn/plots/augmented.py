@@ -10,7 +10,7 @@ from gpucnn import rng
 from gpucnn.backends import get_backend
 from gpucnn.core import checks
 from gpucnn.data.arrays import host_array
-from gpucnn.data.augment import Augmentation, Placing, check_augmentations, words_of
+from gpucnn.data.augment import Augmentation, AugmentationPipeline, check_augmentations, count_random_words
 from gpucnn.errors import ConfigurationError, ShapeError
 from gpucnn.plots.canvas import ACROSS, GAP, draw_tiles, mark_rows, new_figure, plain, save
 
@@ -82,14 +82,14 @@ def _result_size(augment: Any, image_size: tuple[int, int]) -> tuple[int, int]:
 def _epochs(images: Any, augment: Sequence[Augmentation], epochs: int, seed: int) -> list[Any]:
     """Return the images as they are shown in each epoch."""
     backend, N = get_backend("numpy"), len(images)
-    state, lasting_state = (rng.new_state(rng.host_generator(seed, word)) for word in ("picture", "picture for good"))
-    lasting = rng.draw_bits(backend, lasting_state, (N, words_of(augment, lasting=True)))
-    placing = Placing(augment, backend, images.shape[1:3], lasting)
+    stream, image_stream = (rng.new_stream(rng.host_generator(seed, name)) for name in ("picture", "picture for good"))
+    per_image = rng.random_bits(backend, image_stream, (N, count_random_words(augment, per_image=True)))
+    pipeline = AugmentationPipeline(augment, backend, images.shape[1:3], per_image)
     shown = []
     for epoch in range(epochs):
-        placing.begin_epoch(epoch)
-        transform = placing.of(rng.draw_bits(backend, state, (N, words_of(augment))), slice(0, N))
-        shown.append(backend.load_batch(images, slice(0, N), "float32", transform))
+        pipeline.begin_epoch(epoch)
+        words = rng.random_bits(backend, stream, (N, count_random_words(augment)))
+        shown.append(backend.load_batch(images, slice(0, N), "float32", pipeline.sample(words, slice(0, N))))
     return shown
 
 

@@ -72,7 +72,7 @@ def feature_maps(
 
 def layer_outputs(model: Model, pixels: Any) -> Iterator[tuple[Layer, Any]]:
     """Yield every layer in order with what it makes of one image, as a host array without the batch's axis."""
-    with model.computing(1):
+    with model.execution_context(1):
         x = model.as_floats(model.backend.from_host(pixels))
         for layer in _one_after_another(model.network):
             x, _ = layer.forward(x, train=False)

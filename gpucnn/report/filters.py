@@ -53,7 +53,7 @@ def kernels(run: Run) -> Kernels | str:
         return "The network has no convolution, so there are no filters to show."
     epochs, notes = run.snapshots, []
     if not epochs or not any(epochs.values()):
-        epochs = {run.model.epochs_seen: present}
+        epochs = {run.model.epochs_trained: present}
         notes.append("The run kept no snapshots, so there are only the filters that the model has now.")
     shown = {number: epochs[number] for number in (list(epochs)[place] for place in spread(len(epochs), EPOCHS))}
     if len(shown) < len(epochs):

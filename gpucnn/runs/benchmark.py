@@ -37,9 +37,9 @@ def time_network(name: str, backend: Backend, batch_size: int, seconds: float) -
     labels = generator.integers(0, model.output_shape[-1], batch_size)
 
     calls = {
-        "train": _call(model, lambda x, y: model.step(x, y, 0.01), images, labels),
+        "train": _call(model, lambda x, y: model.train_step(x, y, 0.01), images, labels),
         "inference": _call(model, lambda x, y: model.forward(x), images, labels),
-        "reference": _call(reference, lambda x, y: reference.step(x, y, 0.01), images, labels),
+        "reference": _call(reference, lambda x, y: reference.train_step(x, y, 0.01), images, labels),
     }
     taken: dict[str, list[float]] = {what: [] for what in calls}
     started, rounds = time.perf_counter(), 0

@@ -93,7 +93,7 @@ def _describe(model: Model) -> dict[str, Any]:
         "input_shape": list(model.input_shape),
         "dtype": model.dtype,
         "seed": model.seed,
-        "epochs_seen": model.epochs_seen,
+        "epochs_trained": model.epochs_trained,
         "class_names": model.class_names,
         "recipe": None if model.recipe is None else _describe_recipe(model.recipe),
         "network": model.network.config(),
@@ -170,7 +170,7 @@ def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Ba
     frozen = described.get("frozen", [])  # files of older versions say nothing
     if frozen:
         model.freeze(*(escape(str(path)) for path in frozen))
-    model.epochs_seen = int(described.get("epochs_seen", 0))
+    model.epochs_trained = int(described.get("epochs_trained", described.get("epochs_seen", 0)))
     names, recipe = described.get("class_names"), described.get("recipe")
     model.class_names = [str(name) for name in names] if isinstance(names, list) else None
     if isinstance(recipe, dict):

@@ -438,7 +438,7 @@ def _is_recorded(subject: _Subject) -> str:
 def _results_of_step(model: Model, x: Any, subject: _Subject) -> dict[str, Any]:
     """Return what a training pass gives and leaves, and what inference gives then."""
     model.zero_grad()
-    y, way_back = model.training_pass(x, repeat=model.jit)
+    y, way_back = model.forward_train(x, repeat=model.jit)
     way_back(subject.dy(tuple(y.shape)))
     results = {"y": y, "a gradient": model.flat_gradients().copy()} | model.state_dict()
     return results | {"y of inference": model.forward(x)[0]}

@@ -309,7 +309,7 @@ class Checkpoints:
         files = Checkpoints(folder).files()
         for path in reversed(files):
             try:
-                tree = trees.from_file(path, KEY)
+                tree = state.with_current_keys(trees.from_file(path, KEY))
             except CheckpointError as error:
                 _warn(f"{error} The checkpoint before it is tried.")
                 continue
@@ -347,7 +347,7 @@ class Checkpoints:
         if then != training.epochs:
             self._lengthen(path, tree, training)
         before = tree["circumstances"]
-        if isinstance(before, dict) and before.get("backend") == "portable":  # the name it had before
+        if isinstance(before, dict) and before.get("backend") == "reference":  # the name it had before
             before = {**before, "backend": "reference"}
         if changed := list(state.differences(before, self._circumstances)):
             _warn(

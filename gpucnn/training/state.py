@@ -27,6 +27,16 @@ if TYPE_CHECKING:
 MOST_SAID = 6  # differences that a message names
 
 
+FORMER_KEYS = {"epochs_seen": "epochs_trained"}  # of a checkpoint's model
+
+
+def with_current_keys(tree: Tree) -> Tree:
+    """Return a tree as it would be written now, whenever it was written."""
+    if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
+        return tree | {"model": {FORMER_KEYS.get(key, key): value for key, value in tree["model"].items()}}
+    return tree
+
+
 def settings(training: "Training") -> dict[str, Any]:
     """Return, as plain data, what must be the same for a training to be the one that was interrupted."""
     model, data = training.model, training.data
@@ -128,7 +138,7 @@ def gather(training: "Training", steps: "Steps") -> Tree:
     model, to_host = training.model, training.model.backend.to_host
     held = {
         "arrays": model.state_dict(),
-        "epochs_seen": model.epochs_seen,
+        "epochs_trained": model.epochs_trained,
         "progress": model.progress,
         "stop": model.stop_training,
     }
@@ -162,7 +172,7 @@ def restore(training: "Training", steps: "Steps", tree: Tree) -> None:
         CheckpointError: the tree does not hold what this training keeps; the model is as it was.
     """
     model = training.model
-    weights, counts = model.state_dict(), (model.epochs_seen, model.progress, model.optimizer.steps)
+    weights, counts = model.state_dict(), (model.epochs_trained, model.progress, model.optimizer.steps)
     slots = model.optimizer.state_dict(model.backend)
     try:
         if wrong := _misfit(training, steps, tree):
@@ -171,7 +181,7 @@ def restore(training: "Training", steps: "Steps", tree: Tree) -> None:
     except (GpucnnError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         model.load_state_dict(weights)
         model.optimizer.load_state_dict(model.backend, slots)
-        model.epochs_seen, model.progress, model.optimizer.steps = counts
+        model.epochs_trained, model.progress, model.optimizer.steps = counts
         for callback in training.callbacks:  # which forgets what it has taken over
             callback.on_fit_begin(model)
         raise CheckpointError(
@@ -191,7 +201,7 @@ def _restore(training: "Training", steps: "Steps", tree: Tree) -> None:
     model.load_state_dict(held["arrays"])
     for path, gradient in held.get("gradients", {}).items():
         model.parameters()[path].grad[...] = model.backend.from_host(gradient)  # type: ignore[index]
-    model.epochs_seen, model.stop_training = held["epochs_seen"], held["stop"]
+    model.epochs_trained, model.stop_training = held["epochs_trained"], held["stop"]
     model.progress = held["progress"][0], training.epochs
     model.optimizer.steps = tree["optimizer"]["steps"]
     model.optimizer.load_state_dict(model.backend, tree["optimizer"]["slots"])
@@ -232,7 +242,7 @@ def _wrong_numbers(training: "Training", tree: Tree) -> str:
     most = steps_of(epoch, training.epochs, -(-len(training.data[0]) // training.batch_size)) if epoch < whole else 0
     if not (0 <= epoch <= whole and 0 <= step <= most):
         return f"its position, epoch {epoch} and step {step}, is not within the training"
-    counts = [tree["model"]["epochs_seen"], tree["optimizer"]["steps"], tree["position"]["seconds"]]
+    counts = [tree["model"]["epochs_trained"], tree["optimizer"]["steps"], tree["position"]["seconds"]]
     if not all(0 <= count < math.inf for count in counts):
         return f"its counts are {counts}"
     samples, history = tree["samples"], tree["history"]

@@ -16,7 +16,7 @@ from gpucnn.backends import Array, first_line
 from gpucnn.backends.base import StreamedDataset
 from gpucnn.backends.image_transform import ImageTransform
 from gpucnn.core.config import Configurable
-from gpucnn.data.augment import Augmentation, Placing, words_of
+from gpucnn.data.augment import Augmentation, AugmentationPipeline, count_random_words
 from gpucnn.engine.replicas import Fingerprint
 from gpucnn.errors import GpucnnError, OutOfMemory, RecordingWarning
 from gpucnn.optimizers.base import Optimizer, Rates
@@ -45,17 +45,17 @@ class Steps:
         self.watch = Watch(model, check_numerics)
         self.model, (self._x, self._y), self._batch_size = model, data, batch_size
         self.augment = augment
-        self.stream = rng.new_state(rng.host_generator(model.seed, "augment", model.epochs_seen))
-        self._placing = self._prepare() if augment else None
-        self.totals = model.new_totals()
+        self.stream = rng.new_stream(rng.host_generator(model.seed, "augment", model.epochs_trained))
+        self._augmenter = self._prepare() if augment else None
+        self.totals = model.new_metrics()
         self._host_order: Any = None
         self._order: Array | None = None
 
     def begin_epoch(self, order: Any) -> None:
         """Begin to visit the samples in an order, a host array (P,), or None for that of the data."""
         self.totals.reset()
-        if self._placing is not None:
-            self._placing.begin_epoch(self.model.epochs_seen)
+        if self._augmenter is not None:
+            self._augmenter.begin_epoch(self.model.epochs_trained)
         self._host_order = order
         self._order = None if order is None else self.model.backend.from_host(order)
 
@@ -76,28 +76,28 @@ class Steps:
 
     def _step(self, x: Array, picked: Any, picked_labels: Any, rate: Rates, number: Array | None = None) -> None:
         model = self.model
-        with model.computing(self._batch_size):
+        with model.execution_context(self._batch_size):
             labels = self._y[picked_labels]
             inputs = model.backend.load_batch(x, picked, model.dtype, self._placement(picked_labels, len(labels)))
-            loss, outputs = model.step(inputs, labels, rate, number)
+            loss, outputs = model.train_step(inputs, labels, rate, number, self.watch)
             self.totals.add(loss, outputs, labels)
 
-    def _prepare(self) -> Placing:
-        """Bring across what the augmentations need; the words that last are the seed's alone, whichever fit this is."""
+    def _prepare(self) -> AugmentationPipeline:
+        """Upload what the augmentations need; the random words of each image depend on the seed alone."""
         model, augment = self.model, self.augment
-        lasting, count = None, words_of(augment, lasting=True)
+        per_image, count = None, count_random_words(augment, per_image=True)
         if count:
-            state = rng.new_state(rng.host_generator(model.seed, "augment for good"))
-            lasting = rng.draw_bits(model.backend, state, (len(self._x), count))
+            state = rng.new_stream(rng.host_generator(model.seed, "augment for good"))
+            per_image = rng.random_bits(model.backend, state, (len(self._x), count))
         H, W, _ = self._x.shape[1:]
-        return Placing(augment, model.backend, (H, W), lasting)
+        return AugmentationPipeline(augment, model.backend, (H, W), per_image)
 
     def _placement(self, picked: Any, N: int) -> ImageTransform | None:
         """Draw how the images of a batch are augmented, by their places in the data set."""
-        if self._placing is None:
+        if self._augmenter is None:
             return None
-        words = rng.draw_bits(self.model.backend, self.stream, (N, words_of(self.augment)))
-        return self._placing.of(words, picked)
+        words = rng.random_bits(self.model.backend, self.stream, (N, count_random_words(self.augment)))
+        return self._augmenter.sample(words, picked)
 
 
 class RecordedSteps(Steps):
@@ -253,7 +253,7 @@ class _Settings:
 def _around(steps: RecordedSteps) -> Iterator[Any]:
     """Yield the settings and arrays that a step reads outside of its network."""
     model = steps.model
-    yield from (model.network, model.backend, model.dtype, model.allow_tf32, model.numerics, model.flat_gradients())
+    yield from (model.network, model.backend, model.dtype, model.allow_tf32, model.flat_gradients())
     for thing in (model.loss, model.optimizer, model.metrics, steps.augment):
         yield from _inside(thing, set())
 

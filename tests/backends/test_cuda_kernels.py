@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import OF_CUPY
+
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 WIDE, NARROW = [(2, 8), (4, 4), (8, 2)], [(2, 1), (4, 1), (8, 1)]  # bytes of an element, elements moved at once
 BUILDS = [(arch, *form) for arch in ARCHITECTURES for form in WIDE] + [("sm_75", *form) for form in NARROW]
-OF_CUPY = ("-ftz=true", "--device-as-default-execution-space")  # which CuPy adds to ours, before the architecture
 KERNELS = Path(__file__).parents[2] / "gpucnn/backends/cupy/kernels"
 
 

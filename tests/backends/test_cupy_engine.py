@@ -16,30 +16,10 @@ from gpucnn.backends import Backend
 from gpucnn.backends.window import Window
 from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Rotate, Translate
 from gpucnn.errors import ConfigurationError, OutOfMemory
-from tests import host_kernels
-from tests.conftest import SIMULATED, make_backend
+from tests.helpers import SIMULATED, make_backend
 
-GPUS = (SIMULATED, "cupy")
 PORTABLE = Backend()
 TOLERANCE = {"float16": 4e-3, "float32": 3e-6, "float64": 1e-13}  # of the largest number
-
-
-def pytest_generate_tests(metafunc):
-    if "gpu_name" in metafunc.fixturenames:
-        names = [name for name in GPUS if name in metafunc.config.backends]
-        metafunc.parametrize("gpu_name", names or [pytest.param(SIMULATED, marks=pytest.mark.skip("not asked for"))])
-
-
-@pytest.fixture
-def gpu(gpu_name):
-    return make_backend(gpu_name)
-
-
-@pytest.fixture
-def simulated(request):
-    if SIMULATED not in request.config.backends:
-        pytest.skip(f"looks into the simulation, which is not tested here: {host_kernels.why_not() or 'not asked for'}")
-    return make_backend(SIMULATED)
 
 
 def numbers(rng, shape, dtype):

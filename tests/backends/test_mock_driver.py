@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends.test_cuda_kernels import OF_CUPY
+from tests.helpers import OF_CUPY
 
 RUN = Path(__file__).parents[1] / "mock_driver/run.py"
 

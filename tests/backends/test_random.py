@@ -57,29 +57,29 @@ def test_words_are_uniform_and_independent(backend):
 
 
 def test_a_stream_moves_on_and_its_state_repeats_it(backend):
-    state = rng.new_state(rng.host_generator(0, "test"))
+    state = rng.new_stream(rng.host_generator(0, "test"))
     kept = state.copy()
-    first, second = (backend.to_host(rng.draw_bits(backend, state, (3, 4))) for _ in range(2))
+    first, second = (backend.to_host(rng.random_bits(backend, state, (3, 4))) for _ in range(2))
     assert first.shape == (3, 4)
     assert not np.array_equal(first, second)
     assert int(state[1]) == 2
-    assert np.array_equal(backend.to_host(rng.draw_bits(backend, kept, (3, 4))), first)
+    assert np.array_equal(backend.to_host(rng.random_bits(backend, kept, (3, 4))), first)
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.25, 0.9, 1.0])
 def test_masks_have_their_probability(backend, probability):
-    state = rng.new_state(rng.host_generator(0, "test"))
-    mask = backend.to_host(rng.draw_mask(backend, state, (300, 300), probability))
+    state = rng.new_stream(rng.host_generator(0, "test"))
+    mask = backend.to_host(rng.bernoulli(backend, state, (300, 300), probability))
     assert mask.dtype == bool
     assert abs(mask.mean() - probability) < 0.01
 
 
 def test_data_order_is_a_function_of_seed_and_epoch():
-    order = rng.shuffled_order(3, 1, 1000)
+    order = rng.epoch_order(3, 1, 1000)
     assert np.array_equal(np.sort(order), np.arange(1000))
-    assert np.array_equal(order, rng.shuffled_order(3, 1, 1000))
-    assert not np.array_equal(order, rng.shuffled_order(3, 2, 1000))
-    assert not np.array_equal(order, rng.shuffled_order(4, 1, 1000))
+    assert np.array_equal(order, rng.epoch_order(3, 1, 1000))
+    assert not np.array_equal(order, rng.epoch_order(3, 2, 1000))
+    assert not np.array_equal(order, rng.epoch_order(4, 1, 1000))
 
 
 FAN_IN, FAN_OUT = 300, 100

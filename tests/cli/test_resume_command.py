@@ -17,10 +17,7 @@ from gpucnn.backends import get_backend
 from gpucnn.core import files
 from gpucnn.training import checkpoints
 from gpucnn.training.checkpoints import Checkpoints, place_of
-from tests.cli import test_cli
-from tests.training.test_resume import TIMES
-
-run, digits = test_cli.run, test_cli.digits
+from tests.helpers import TIMES
 
 OPTIONS = ("--epochs", "4", "--batch-size", "50", "--validate", "--checkpoint-every", "0")
 LEFT = [

@@ -16,14 +16,14 @@ from gpucnn.core.config import Configurable
 from gpucnn.data.augment import (
     AlternatingFlip,
     Augmentation,
+    AugmentationPipeline,
     Cutout,
-    Draw,
     Flip,
-    Placing,
     RandomCrop,
     Rotate,
+    Sample,
     Translate,
-    words_of,
+    count_random_words,
 )
 from gpucnn.data.synthetic import synthetic_digits
 from gpucnn.errors import ConfigurationError, ShapeError
@@ -65,21 +65,21 @@ def transformed(
     image,
     shift_y=0,
     shift_x=0,
+    crop_size=(H, W),
+    border=None,
     flip=0,
     cutout_top=0,
     cutout_left=0,
     cutout=0,
     cutout_fill=0,
-    crop_size=(H, W),
-    border=None,
-    **turn,
+    **rotation,
 ):
-    """One image by plain loops, what lies beside it by NumPy's own padding."""
+    """One image by plain loops; NumPy pads it."""
     OH, OW = crop_size
     result = np.zeros((OH, OW, C))
     options = {"mode": "reflect"} if border is None else {"constant_values": border}
-    if turn:
-        image = rounded(rotated(image, **turn))
+    if rotation:
+        image = rounded(rotated(image, **rotation))
     wide = np.pad(image, ((FAR, FAR), (FAR, FAR), (0, 0)), **options)
     for h in range(OH):
         for w in range(OW):
@@ -99,7 +99,7 @@ ROTATED = {
 
 TRANSFORMS = {
     "nothing": {},
-    "moved": {"shift_y": [-4, -1, 0, 1, 5], "shift_x": [4, 2, 0, -3, -4]},
+    "shifted": {"shift_y": [-4, -1, 0, 1, 5], "shift_x": [4, 2, 0, -3, -4]},
     "cropped": {"shift_y": [-2, -1, 0, -2, 0], "shift_x": [0, -1, -2, -2, 0], "crop_size": (4, 3)},
     "padded and cropped": {
         "shift_y": [2, -3, 1, 0, -6],
@@ -108,13 +108,13 @@ TRANSFORMS = {
         "border": 33,
     },
     "larger": {"shift_y": [0, 3, 2, 1, 3], "shift_x": [3, 0, 1, 1, 2], "crop_size": (9, 8), "flip": [1, 0, 1, 0, 1]},
-    "mirrored": {"flip": [1, 0, 1, 0, 0]},
-    "moved over a value": {"shift_y": [-4, -1, 0, 1, 6], "shift_x": [5, 2, 0, -3, -4], "border": 200},
-    "painted": {"cutout_top": [-2, 0, 4, 5, 2], "cutout_left": [1, -1, 3, 4, 2], "cutout": 3, "cutout_fill": 77},
-    "turned": ROTATED,
-    "turned, moved, mirrored": ROTATED
+    "flipped": {"flip": [1, 0, 1, 0, 0]},
+    "shifted over a value": {"shift_y": [-4, -1, 0, 1, 6], "shift_x": [5, 2, 0, -3, -4], "border": 200},
+    "cutout only": {"cutout_top": [-2, 0, 4, 5, 2], "cutout_left": [1, -1, 3, 4, 2], "cutout": 3, "cutout_fill": 77},
+    "rotated": ROTATED,
+    "rotated, shifted, flipped": ROTATED
     | {"shift_y": [1, -2, 0, 1, 0], "shift_x": [0, 2, -1, 0, 1], "flip": [1, 0, 1, 0, 1]},
-    "turned and cropped": ROTATED
+    "rotated and cropped": ROTATED
     | {"shift_y": [-2, 3, 0, 1, -6], "shift_x": [0, 2, -4, -2, 1], "crop_size": (4, 4), "border": 3},
     "all": {
         "shift_y": [-4, -1, 0, 1, 5],
@@ -217,17 +217,17 @@ def test_the_same_bits_on_every_backend(backend, rng, augment, dtype):
     x, picked = images(rng), rng.permutation(9)
     batches = []
     for other in (backend, Backend()):
-        words = other.random_bits(5, 6, 9 * words_of(augment)).reshape(9, -1)
-        lasting = other.random_bits(7, 8, 9 * words_of(augment, lasting=True)).reshape(9, -1)
+        words = other.random_bits(5, 6, 9 * count_random_words(augment)).reshape(9, -1)
+        per_image = other.random_bits(7, 8, 9 * count_random_words(augment, per_image=True)).reshape(9, -1)
         on_device = other.from_host(picked)
-        transform = Placing(augment, other, (H, W), lasting).of(words, on_device)
+        transform = AugmentationPipeline(augment, other, (H, W), per_image).sample(words, on_device)
         batches.append(other.to_host(other.load_batch(other.from_host(x), on_device, dtype, transform)))
     assert np.array_equal(*batches)
     assert batches[0].shape != x.shape or not np.array_equal(batches[0], x[picked] / 255)
 
 
 def test_a_slice_of_the_data(backend, rng):
-    x, fields = images(rng), TRANSFORMS["mirrored"]
+    x, fields = images(rng), TRANSFORMS["flipped"]
     batch = backend.load_batch(backend.from_host(x), slice(2, 7), "float32", on_backend(backend, fields))
     for place in range(5):
         expected = transformed(x[2 + place], flip=fields["flip"][place])
@@ -236,9 +236,9 @@ def test_a_slice_of_the_data(backend, rng):
 
 def drawn(augmentation, count=20_000, epoch=0):
     backend = Backend()
-    words = backend.random_bits(1, 2, count * augmentation.words).reshape(count, -1)
+    words = backend.random_bits(1, 2, count * augmentation.random_words).reshape(count, -1)
     size = augmentation.result_size((H, W))
-    return augmentation.place(backend, Draw(words, (H, W), size, epoch, augmentation.tables()))
+    return augmentation.sample(backend, Sample(words, (H, W), size, epoch, augmentation.lookup_tables()))
 
 
 def test_what_is_drawn():
@@ -323,13 +323,15 @@ def mirrored_in(epochs):
 
 def test_words_that_last_are_those_of_the_sample(backend):
     """Beside an augmentation that draws anew for each batch; one of each two images of a batch is the other's twin."""
-    lasting = np.array([[2**31], [2**31 - 1], [0], [2**32 - 1]], "uint32")
+    per_image = np.array([[2**31], [2**31 - 1], [0], [2**32 - 1]], "uint32")
     words, picked = np.array([[7, 8, 0, 1], [9, 10, 1, 2], [11, 12, 2, 0]], "uint32"), np.array([3, 0, 1])
-    placing = Placing([Cutout(1), AlternatingFlip(), Translate(1)], backend, (H, W), backend.from_host(lasting))
+    pipeline = AugmentationPipeline(
+        [Cutout(1), AlternatingFlip(), Translate(1)], backend, (H, W), backend.from_host(per_image)
+    )
     for epoch, expected in enumerate([[1, 1, 0], [0, 0, 1], [1, 1, 0]]):
-        placing.begin_epoch(epoch)
+        pipeline.begin_epoch(epoch)
         for number in (backend.from_host(picked), slice(0, 3)):
-            transform = placing.of(backend.from_host(words), number)
+            transform = pipeline.sample(backend.from_host(words), number)
             assert transform.flip.dtype == "int32"
             flips = backend.to_host(transform.flip).tolist()
             assert flips == (expected if not isinstance(number, slice) else [int(f) ^ epoch % 2 for f in (1, 0, 0)])
@@ -364,7 +366,7 @@ def test_crops_are_parts_of_the_padded_image(backend, rng, crop, padding, size):
     wide = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), **options) if padding else x
     tops, lefts = wide.shape[1] - OH + 1, wide.shape[2] - OW + 1
     words = rng.integers(0, 2**32, (9, 2)).astype("uint32")
-    transform = Placing([crop], backend, (H, W)).of(backend.from_host(words))
+    transform = AugmentationPipeline([crop], backend, (H, W)).sample(backend.from_host(words))
     batch = backend.load_batch(backend.from_host(x), slice(0, 9), "float32", transform)
     assert batch.shape == (9, OH, OW, C)
     for n, image in enumerate(backend.to_host(batch)):
@@ -528,13 +530,13 @@ def test_augmentations_describe_themselves():
         (
             lambda: augmented([RandomCrop(), Translate(2)]),
             ConfigurationError,
-            "and each moves images; leave one",
+            "and each translates images; remove one",
         ),
-        (lambda: augmented([Flip(), Flip(0.1)]), ConfigurationError, "two of the kind Flip"),
+        (lambda: augmented([Flip(), Flip(0.1)]), ConfigurationError, "augment has two of Flip"),
         (
             lambda: augmented([AlternatingFlip(), Cutout(2), Flip(0.2)]),
             ConfigurationError,
-            r"has AlternatingFlip\(\) and Flip\(probability=0.2\), and each mirrors images; leave one of them",
+            r"has AlternatingFlip\(\) and Flip\(probability=0.2\), and each flips images; remove one of them",
         ),
         (lambda: augmented(["flip"]), ConfigurationError, r"takes objects of gpucnn.data.augment.*not 'flip'"),
         (lambda: augmented_features(), ShapeError, r"only images \(H, W, C\) can be augmented.*shape \(7,\)"),

@@ -8,9 +8,6 @@ from gpucnn import plots
 from gpucnn.cli.show import _of_each_class
 from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Translate
 from gpucnn.errors import ConfigurationError, ShapeError
-from tests.cli import test_cli
-
-run, digits = test_cli.run, test_cli.digits
 
 
 def pictures(count=3, H=6, W=5, C=3):
@@ -119,7 +116,7 @@ def test_the_command_takes_a_recipe(run, digits, monkeypatch):
         ("--network resnet20 --flip", "--network resnet20 names augmentations, and Flip() others; give one or"),
         ("--network lenet-9", "lenet-9"),
         ("--translate 28", "has no 28 pixels to reflect"),
-        ("--flip --alternating-flip", "each mirrors images; leave one of them"),
+        ("--flip --alternating-flip", "each flips images; remove one of them"),
         ("--flip --count 17", "expected 1 to 16 images"),
         ("--flip -o seen.txt", "seen.txt: pictures cannot be written as .txt"),
     ],

@@ -408,7 +408,7 @@ def test_the_scratch_of_a_recorded_vgg_stays_below_16_megabytes_a_thread(batch):
     gpucnn.set_num_threads(2)
     model = gpucnn_model("vgg", ENGINE)
     for step in range(2):
-        model.step(*batch_of(step, (32, 32, 3), batch), 0.01)
+        model.train_step(*batch_of(step, (32, 32, 3), batch), 0.01)
     recorded = model._sliced_trunk.repeats._passes[True][1]
     for recorder in recorded._recorders:
         assert 1 << 20 < sum(buffer.nbytes for buffer in recorder._scratch.values()) < 16 << 20
@@ -648,8 +648,8 @@ def test_one_way_back_at_a_time():
     model, _ = alike(small, SHAPE)
     for step in range(2):
         model.train_on_batch(*batch_of(step, SHAPE))
-    _, first = model.training_pass(batch_of(0, SHAPE)[0], repeat=True)
-    _, second = model.training_pass(batch_of(1, SHAPE)[0], repeat=True)
+    _, first = model.forward_train(batch_of(0, SHAPE)[0], repeat=True)
+    _, second = model.forward_train(batch_of(1, SHAPE)[0], repeat=True)
     with pytest.raises(ConfigurationError, match="walked already"):
         first(np.ones((32, 3), "float32"))
     second(np.ones((32, 3), "float32"))
@@ -665,7 +665,7 @@ def test_inference_between_the_two_halves_of_a_step():
     results = []
     for model in models:
         model.zero_grad()
-        _, way_back = model.training_pass(batch_of(1, SHAPE)[0], repeat=model.jit)
+        _, way_back = model.forward_train(batch_of(1, SHAPE)[0], repeat=model.jit)
         between = model.forward(x)[0]
         assert not np.array_equal(between, expected)  # the running statistics went on
         way_back(np.ones((32, 3), "float32"))

@@ -34,7 +34,7 @@ class Own(Layer):
         self.weight = Parameter(1 + 0.1 * rng.standard_normal(input_shape[-1:]))
         self.kernel = np.linspace(0.5, 1.5, input_shape[-1]).astype("float32")
         self.seen = Buffer(np.zeros(input_shape[-1:]))
-        self.stream = Buffer(random_streams.new_state(rng), on_host=True)
+        self.stream = Buffer(random_streams.new_stream(rng), on_host=True)
         return input_shape
 
     def forward(self, x, *, train):
@@ -76,7 +76,7 @@ def collects(self, xp, x, train):
 def draws(self, xp, x, train):
     if not train:
         return x
-    return x * random_streams.draw_mask(self.backend, self.stream.value, x.shape, 0.7)
+    return x * random_streams.bernoulli(self.backend, self.stream.value, x.shape, 0.7)
 
 
 def takes_the_largest(self, xp, x, train):
@@ -205,7 +205,7 @@ def change_weights(model, chance):
 
 
 def abandon(model, chance, count):
-    return np.array(model.training_pass(model.as_floats(batch_of(chance, count)[0]), repeat=model.jit)[0])
+    return np.array(model.forward_train(model.as_floats(batch_of(chance, count)[0]), repeat=model.jit)[0])
 
 
 def there_and_back(model, chance, count):
@@ -232,7 +232,7 @@ OPERATIONS = {
     "weights": (3, lambda model, chance, count: change_weights(model, chance)),
     "freeze": (1, lambda model, chance, count: [model.freeze(chance.choice(list(model.parameters()))), 0][1]),
     "unfreeze": (1, lambda model, chance, count: [model.unfreeze(), 0][1]),
-    "release": (1, lambda model, chance, count: model.release()),
+    "release": (1, lambda model, chance, count: model.free_memory()),
     "threads": (1, lambda model, chance, count: gpucnn.set_num_threads(chance.choice([1, 2]))),
 }
 

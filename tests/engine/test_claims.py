@@ -11,8 +11,7 @@ import gpucnn
 from gpucnn.backends import Backend
 from gpucnn.callbacks import Callback
 from gpucnn.errors import ConfigurationError, NumericError
-from tests.training.test_groups import assert_same_bits
-from tests.training.test_model import small_model, stripes
+from tests.helpers import assert_same_bits, small_model, stripes
 
 DATA = stripes(40)
 
@@ -52,7 +51,7 @@ def test_what_a_callback_may_not_do_is_refused_and_changes_nothing(name):
     model = fitted(acts)
     assert len(acts.refused) == 2
     assert "while fit " in acts.refused[0]
-    assert "goes on" in acts.refused[0]
+    assert "is running" in acts.refused[0]
     assert_same_bits(model, fitted())
     REFUSED[name](model)  # and afterwards it may be done
 
@@ -61,8 +60,8 @@ def test_a_fit_within_a_fit_is_refused_with_a_remedy():
     acts = Does(REFUSED["fit"])
     fitted(acts)
     assert acts.refused[0] == (
-        "fit was called while fit of the same model goes on, and both would change the same weights; call it when that "
-        "has ended, or train a copy, copy.deepcopy(model)"
+        "fit was called while fit of the same model is running, and both would change the same weights; call it when "
+        "that has ended, or train a copy, copy.deepcopy(model)"
     )
 
 
@@ -124,7 +123,7 @@ def test_another_thread_is_refused_while_a_fit_goes_on(name):
     try:
         assert inside.wait(20)
         assert model.predict(DATA[0]).shape == (40, 3)
-        with pytest.raises(ConfigurationError, match=r"while fit .*goes on"):
+        with pytest.raises(ConfigurationError, match=r"while fit .*is running"):
             acts(model)
     finally:
         leave.set()

@@ -202,7 +202,7 @@ def test_a_comparison_that_is_interrupted_is_made_again(where, train, monkeypatc
         for seed in range(6):
             if seed == 2 and where == "between":
                 for model in both:
-                    model.training_pass(batch(seed)[0], repeat=model.jit)  # which nobody walks back
+                    model.forward_train(batch(seed)[0], repeat=model.jit)  # which nobody walks back
             elif seed == 2 and (train or where == "forward"):
                 monkeypatch.setitem(globals(), "interrupted_in", where)
                 for model in both:
@@ -271,7 +271,7 @@ def test_a_way_back_that_is_compared_is_walked_once():
     model, _ = models(lambda self, x, train: x * 2)
     for seed in range(2):
         model.train_on_batch(*batch(seed))
-    y, back = model.training_pass(batch(2)[0], repeat=True)
+    y, back = model.forward_train(batch(2)[0], repeat=True)
     back(np.ones(y.shape, y.dtype))
     with pytest.raises(ConfigurationError, match="walked already"):
         back(np.ones(y.shape, y.dtype))

@@ -20,29 +20,12 @@ from gpucnn.errors import OutOfMemory, RecordingWarning
 from gpucnn.networks.whitening import whiten
 from gpucnn.optimizers import Group
 from gpucnn.training import steps as training_steps
-from tests import host_kernels
-from tests.conftest import SIMULATED, make_backend
 from tests.simulated_cupy import Importer, Simulation, load_backend
 
-GPUS = (SIMULATED, "cupy")
-
-
-def pytest_generate_tests(metafunc):
-    if "gpu_name" in metafunc.fixturenames:
-        names = [name for name in GPUS if name in metafunc.config.backends]
-        metafunc.parametrize("gpu_name", names or [pytest.param(SIMULATED, marks=pytest.mark.skip("not asked for"))])
-
 
 @pytest.fixture
-def gpu(gpu_name):
-    return make_backend(gpu_name)
-
-
-@pytest.fixture
-def simulated(request):
+def simulated(needs_simulation):
     """A class of backends, of which each device gets one, over a simulation of two GPUs."""
-    if SIMULATED not in request.config.backends:
-        pytest.skip(f"looks into the simulation, which is not tested here: {host_kernels.why_not() or 'not asked for'}")
     return load_backend(Simulation(devices=2))
 
 
@@ -418,7 +401,7 @@ def test_a_step_that_is_never_captured_leaves_no_memory_behind(simulated):
     model = wide(backend)
     data = images_and_labels(64, 16)
     model.train_on_batch(data[0][:16], data[1][:16])
-    model.release()
+    model.free_memory()
     before = backend.simulation.reserved[0]
     for after in (1, 2, 3):
         model.fit(*data, batch_size=16, verbose=0, callbacks=[After(stop, after)])
@@ -478,7 +461,7 @@ def test_a_fit_decides_for_both_data_sets(simulated, monkeypatch):
     model.fit(x, y, batch_size=6, validation_data=(x[:9], y[:9]), verbose=0)
     (((training, validation), step),) = seen
     assert (len(training), len(validation)) == (48, 9)
-    assert step == {"step": 6 * model.bytes_of_a_sample()}
+    assert step == {"step": 6 * model.bytes_per_sample()}
 
 
 # --- threads ----------------------------------------------------------------------------------------
@@ -602,7 +585,7 @@ def test_a_model_on_the_second_gpu_leaves_the_thread_on_the_first(simulated, tmp
         note(backend.to_host(outputs).tobytes())
         model.zero_grad()
         note(model.freeze("conv2d").unfreeze().parameters().keys())
-        note(model.refresh_statistics(x).state_dict().keys())
+        note(model.recalibrate_batch_norm(x).state_dict().keys())
         note(len(model.profile(x, y, repeats=1).layers))
         note(gpucnn.parity(model, x, y).agrees)
         model.load_state_dict(model.state_dict())

@@ -17,7 +17,6 @@ from gpucnn import layers
 from gpucnn.core import files
 from gpucnn.core.files import FolderLock
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
-from tests.cli import test_cli
 
 X, Y = np.random.default_rng(0).integers(0, 256, (64, 6, 6, 1), dtype=np.uint8), np.arange(64) % 3
 
@@ -105,9 +104,6 @@ def test_where_a_file_system_has_no_locks_it_is_trained_all_the_same(tmp_path, m
 
 
 # --- commands ----------------------------------------------------------------------------------
-
-
-digits = test_cli.digits
 
 
 def command(*words):

@@ -425,7 +425,7 @@ def test_the_scratch_of_vgg_stays_below_16_megabytes_a_thread(batch, monkeypatch
     workspace.forget()
     model = gpucnn_model("vgg", ENGINE)
     rng = np.random.default_rng(0)
-    model.step(rng.normal(size=(batch, 32, 32, 3)).astype("float32"), rng.integers(0, 10, batch), 0.01)
+    model.train_step(rng.normal(size=(batch, 32, 32, 3)).astype("float32"), rng.integers(0, 10, batch), 0.01)
     assert len(held) == 4  # two members, forward and backward
     assert 1 << 20 < max(held) < 16 << 20, held
 

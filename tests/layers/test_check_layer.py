@@ -308,13 +308,13 @@ def test_broken_promises(promise):
 def test_random_streams_that_are_buffers_are_right():
     class Noise(Layer):
         def build(self, input_shape, generator):
-            self.stream = Buffer(rng.new_state(generator), on_host=True)
+            self.stream = Buffer(rng.new_stream(generator), on_host=True)
             return input_shape
 
         def forward(self, x, *, train):
             if not train:
                 return x, lambda dy: dy
-            mask = rng.draw_mask(self.backend, self.stream.value, x.shape, 0.5)
+            mask = rng.bernoulli(self.backend, self.stream.value, x.shape, 0.5)
             return x * mask, lambda dy: dy * mask
 
     assert not gpucnn.check_layer(Noise(), (7,)).failures

@@ -42,7 +42,7 @@ from gpucnn.errors import GpucnnError
 from gpucnn.runs.folder import read_history, run_config
 from gpucnn.runs.statistics import Runs
 from gpucnn.saving import tree as trees
-from tests.training.test_model_file import described
+from tests.helpers import described
 
 SECONDS = 5  # that reading one file may take
 MEMORY = 64 << 20  # bytes that it may take on top of twenty times the file's size

@@ -9,21 +9,9 @@ from gpucnn.backends import Backend
 from gpucnn.errors import ConfigurationError
 from gpucnn.rng import host_generator
 from tests.cases import CASES
-
-# how far two backends may differ, relative to the largest number in the array
-TOLERANCE = {"float32": 2e-6, "float64": 1e-13}
-GRADIENT_TOLERANCE = 1e-6
-STEP = 1e-6
+from tests.helpers import GRADIENT_TOLERANCE, STEP, TOLERANCE, assert_close, spread_out
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-
-
-def spread_out(shape, seed=0, low=-2.0, high=2.03):
-    """Numbers of `shape` that are all different and well apart, none of them 0: no ties, no kinks."""
-    count = int(np.prod(shape))
-    values = low + (high - low) * (np.arange(count) + 0.5) / count
-    assert np.abs(values).min() > 10 * STEP
-    return np.random.default_rng(seed).permutation(values).reshape(shape)
 
 
 def built(case, backend=None, dtype="float64"):
@@ -51,13 +39,6 @@ def run(case, layer, x, dy=None):
     return {"y": host_y, "dx": backend.to_host(dx)} | {
         path: backend.to_host(parameter.grad).copy() for path, parameter in layer.parameters().items()
     }
-
-
-def assert_close(actual, expected, tolerance, what):
-    assert actual.shape == expected.shape, what
-    scale = max(float(np.abs(expected).max()), 1e-30)
-    worst = float(np.abs(actual - expected).max()) / scale
-    assert worst <= tolerance, f"{what}: off by {worst:.2e} of the largest number, allowed {tolerance:.0e}"
 
 
 def test_every_layer_has_a_row():

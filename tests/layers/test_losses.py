@@ -9,7 +9,7 @@ import gpucnn
 from gpucnn import layers, losses, metrics, optimizers
 from gpucnn.errors import ConfigurationError
 from tests import reference
-from tests.layers.test_layers import GRADIENT_TOLERANCE, STEP, TOLERANCE, assert_close, spread_out
+from tests.helpers import GRADIENT_TOLERANCE, STEP, TOLERANCE, assert_close, spread_out
 
 N, K = 4, 5
 LABELS = np.array([3, 0, 4, 3])

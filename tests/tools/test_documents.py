@@ -22,18 +22,24 @@ from gpucnn.cli import app
 from gpucnn.data import augment
 from gpucnn.data.synthetic import synthetic_digits
 from gpucnn.runs.reproduction import REPRODUCTIONS
-from tests.cli.test_cli import digits, run, trained
-
-__all__ = ["digits", "run", "trained"]  # fixtures
 
 ROOT = Path(__file__).parents[2]
 if not (ROOT / "README.md").exists():
     pytest.skip("not a source tree", allow_module_level=True)
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+DOCS = ROOT / "docs"
+PAGES = {p.relative_to(DOCS).as_posix(): p.read_text(encoding="utf-8") for p in sorted(DOCS.rglob("*.md"))}
 OTHERS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("ARCHITECTURE.md", "CONTRIBUTING.md")}
 EVERY = {"README.md": README, **PAGES, **OTHERS}
+MEASURED = PAGES["measurements.md"]
+
+# what the blocks of a page write
+WRITTEN = {
+    "training.md": {"mnist.safetensors"},
+    "long-runs.md": {"run"},
+    "visualization.md": {"history.png", "filters.png", "maps.png", "confusion.png", "mistakes.png", "report.html"},
+}
 
 # what a machine without a GPU has in its place
 WITHOUT_GPU = {'backend="cupy"': 'backend="numpy"', 'dtype="float16"': 'dtype="float32"', "allow_tf32=True": "seed=1"}
@@ -73,10 +79,27 @@ def test_blocks_of_a_page_run_one_after_another(name, run, trained, tmp_path, mo
             block = block.replace(device, host)
         with contextlib.redirect_stdout(None):
             exec(compile(block, name, "exec"), session)
-    if name == "README.md":
-        written = {"lenet.safetensors", "maps.png", "confusion.png", "report.html", "run"}
-        assert written <= {path.name for path in tmp_path.iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} == WRITTEN.get(name, set()) | {"runs"}
     assert sorted(path.name for path in trained.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_output_of_the_readme_is_what_its_first_block_prints(capfd, tmp_path, monkeypatch):
+    if datasets.available("mnist") is None:
+        pytest.skip("no mnist in $GPUCNN_DATA or the cache")
+    monkeypatch.chdir(tmp_path)
+    block, (printed,) = blocks(README, "python")[0], blocks(README, "text")
+    exec(compile(block, "README.md", "exec"), {})
+    found, shown = (re.findall(r"[\d.]+(?= ?%)", text) for text in (capfd.readouterr().out, printed))
+    assert len(found) == len(shown) > 0
+    assert [float(n) for n in found] == pytest.approx([float(n) for n in shown], abs=0.5)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_links_of_a_page_lead_to_files(name):
+    folder = (DOCS / name).parent if name in PAGES else ROOT
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", EVERY[name]):
+        assert (folder / link).exists(), link
 
 
 def commands(text):
@@ -176,9 +199,10 @@ def what_there_is():
     return [f"| {kind} | {', '.join(f'`{name}`' for name in names)} |" for kind, names in kinds.items()]
 
 
-def test_the_readme_names_what_there_is():
-    missing = [row for row in what_there_is() if row not in README]
-    assert not missing, "\n".join(["rows that the README should have:", *missing])
+def test_tables_name_what_there_is():
+    text = "\n".join((README, PAGES["training.md"], PAGES["visualization.md"]))
+    missing = [row for row in what_there_is() if row not in text]
+    assert not missing, "\n".join(["rows that the README, or a table of docs/, should have:", *missing])
 
 
 # Figures
@@ -227,19 +251,19 @@ def test_figures_of_cifar10_are_those_of_their_results():
     held = results("cifar10_network-4_gpucnn")
     passed = [(held["accuracy"][place], held["seconds"][place] / 60) for place in (5, 11)]
     words = f"{100 * passed[0][0]:.1f} % after {passed[0][1]:.1f} minutes, **{100 * passed[1][0]:.1f} %** after "
-    assert words + f"{passed[1][1]:.1f}, and {100 * held['views']:.1f} % with several views" in plain
+    assert words + f"{passed[1][1]:.1f}, and {100 * held['views']:.1f} % with TTA" in plain
     assert (
         f"| `network-4` on CIFAR-10, 12 epochs | 1 | {100 * passed[0][0]:.1f} % after {passed[0][1]:.0f} minutes, "
         f"{100 * passed[1][0]:.1f} % after {passed[1][1]:.0f} |"
-    ) in README
+    ) in MEASURED
     held = results("cifar10_resnet20_gpucnn")
     assert held["epochs"] == 10
-    assert f"**{100 * held['plain']:.1f} %**, and {100 * held['views']:.1f} % with several views" in plain
-    assert f"| `resnet20` on CIFAR-10, 10 epochs | 1 | {100 * held['plain']:.1f} % |" in README
-    assert (
-        f"{100 * ours['plain']:.1f} % of the test images, {100 * ours['views']:.1f} % with several views; "
-        f"{minutes[0]:.0f} minutes, PyTorch {minutes[1]:.0f} in turns"
-    ) in README
+    assert f"**{100 * held['plain']:.1f} %**, and {100 * held['views']:.1f} % with TTA" in plain
+    assert f"| `resnet20` on CIFAR-10, 10 epochs | 1 | {100 * held['plain']:.1f} % |" in MEASURED
+    right, averaged = (f"{100 * ours[key]:.1f} %" for key in ("plain", "views"))
+    times = f"{minutes[0]:.0f} minutes", f"PyTorch {minutes[1]:.0f}, interleaved"
+    assert f"{right} of the test images, {averaged} with test-time augmentation; {', '.join(times)}" in MEASURED
+    assert f"epochs, 1 run | {right} of the test images in {'; '.join(times)} |" in README
 
 
 def test_sizes_of_the_networks_on_cifar10():
@@ -292,23 +316,22 @@ def test_what_was_published_is_what_is_reproduced():
             assert seconds_of(theirs)[0] == pytest.approx(entry.published.seconds, abs=30)
             low, high = (entry.published.seconds / (short + by) for by in (off, -off))
             assert low - 0.5 <= float(ratio) <= high + 0.5, (name, long / short)
-        shown = f"| {name} | {published} | {ours} | {theirs} | {time} |"
-        in_readme = next((line for line in README.splitlines() if line.startswith(f"| {name} | ")), None)
-        assert in_readme is None or in_readme.replace("|  |", "|  |") == shown
     assert {row[0] for row in rows[1:]} == {name for name, entry in REPRODUCTIONS.items() if not entry.long}
 
 
-def test_figures_of_trainings_in_the_readme_are_those_of_their_results():
+def test_accuracies_are_those_of_their_results():
     held = results("accuracy")
     assert held["epochs"] == 3
     for net, begins in (("lenet", "| `lenet` on MNIST for 3 epochs"), ("network-3", "| `network-3` on CIFAR-10 for 3")):
         engine = held["nets"][net]["engine"]
-        row = next(line for line in README.splitlines() if line.startswith(begins))
+        row = next(line for line in MEASURED.splitlines() if line.startswith(begins))
         mean, low, high = (round(f(engine["accuracies"]), 3) for f in (statistics.mean, min, max))
         assert f"| {len(engine['accuracies'])} seeds | {mean:.2f} % of the test images on average, " in row
         assert f"{low:.2f} % to {high:.2f} %" in row
         times = sorted({f"{seconds:.0f}" for seconds in engine["seconds"]})
         assert f"; {' to '.join(times[:1] + times[1:][-1:])} s" in row
+        if net == "lenet":
+            assert f"3 epochs, {len(engine['accuracies'])} seeds | {mean:.2f} % of the test images" in README
 
 
 def of_nets(what, threads, batch=128):
@@ -320,7 +343,10 @@ def of_nets(what, threads, batch=128):
 @pytest.mark.parametrize(("threads", "counted"), [(1, "one thread"), (2, "two threads")])
 def test_times_beside_pytorch_are_those_of_their_results(what, word, threads, counted):
     ratios, found = of_nets(what, threads)
-    assert f"| {word}, {counted} | {' | '.join(f'{ratio:.2f}' for ratio in ratios.values())} |" in README
+    figures = [f"{ratio:.2f}" for ratio in ratios.values()]
+    assert f"| {word}, {counted} | {' | '.join(figures)} |" in MEASURED
+    if threads == 2:
+        assert re.search(rf"^\| {word} ÷ PyTorch's.* \| {', '.join(figures)} \|$", README, re.MULTILINE)
     shares = [
         found[net]["gpucnn"]["train_mb"] / min(found[net][p]["train_mb"] for p in ("torch", "torch_channels_last"))
         for net in ratios
@@ -335,7 +361,7 @@ def test_sentences_on_small_batches_are_those_of_their_results():
     assert f"{two['net3']:.1f}" == "1.0"
     assert (
         f"network-3 is level, and the deeper ones take {two['vgg']:.1f} and {two['resnet20']:.1f} times as long"
-        in spaced(README)
+        in spaced(MEASURED)
     )
 
 

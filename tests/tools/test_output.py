@@ -21,10 +21,7 @@ from gpucnn.core.console import PlainConsole
 from gpucnn.core.text import for_output, printable
 from gpucnn.errors import DataError
 from gpucnn.training import progress
-from tests.cli.test_cli import digits, run, trained
-from tests.training.test_model import small_model, stripes
-
-__all__ = ["digits", "run", "trained"]  # fixtures
+from tests.helpers import small_model, stripes
 
 HOSTILE = ["\x1b]0;title\x07", "\x1b[2J\x1b[H", "\x9b31m", "\rsure", "\u202eevil", "a\nb", "\ud800", "\udce9", "\x00"]
 MARKUP = ["[bold]x[/bold]", "[/x]", "[link=http://evil]y[/link]", "[red]fox", "cat [old]", ":smile:", "[", "\\[x]"]

@@ -13,7 +13,7 @@ from gpucnn.errors import ConfigurationError
 from gpucnn.testing.strict import StrictBackend
 from gpucnn.training import progress
 from gpucnn.training.history import History
-from tests.training.test_model import small_model, stripes
+from tests.helpers import small_model, stripes
 
 
 def test_summary_shows_every_layer(capsys):

@@ -9,8 +9,7 @@ from gpucnn.callbacks import Callback, EarlyStopping, LookAhead, MovingAverage
 from gpucnn.callbacks.averaging import _Average
 from gpucnn.errors import ConfigurationError
 from gpucnn.testing.strict import StrictBackend
-from tests.training.test_groups import assert_same_bits, simulated
-from tests.training.test_model import small_model, stripes
+from tests.helpers import assert_same_bits, simulated_backend, small_model, stripes
 
 AVERAGES = {
     "moving": lambda: MovingAverage(0.9),
@@ -145,7 +144,7 @@ def test_validation_and_the_end_have_the_averages(name):
 def test_recorded_steps_give_the_same_bits(name, dtype):
     models = []
     for jit in (True, False):
-        model = small_model(backend=simulated(), dtype=dtype)
+        model = small_model(backend=simulated_backend(), dtype=dtype)
         model.compile(model.optimizer, model.loss, jit=jit)
         fit(model, AVERAGES[name](), epochs=2.5)
         models.append(model)

@@ -17,10 +17,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import gpucnn
-from gpucnn import Checkpoints, callbacks, layers, losses, optimizers
+from gpucnn import Checkpoints, layers, losses, optimizers
 from gpucnn.backends import Backend
 from gpucnn.callbacks import Callback, EarlyStopping, LookAhead, MovingAverage
-from gpucnn.callbacks.defects import DefectWatch
 from gpucnn.core.console import PlainConsole
 from gpucnn.data.augment import AlternatingFlip, Flip, Translate
 from gpucnn.data.fingerprint import fingerprint
@@ -28,50 +27,27 @@ from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
 from gpucnn.saving import tree as trees
 from gpucnn.testing.strict import StrictBackend
 from gpucnn.training import checkpoints, progress, state
-from gpucnn.training.interrupt import Interruption
+from gpucnn.training.interrupt import DeferredInterrupt
 from gpucnn.training.state import differences
-from tests.training.test_groups import assert_same_bits
-from tests.training.test_model import small_model, stripes
-from tests.training.test_resume import Killed, numbers
-
-DATA, VALIDATION = stripes(40), stripes(30, seed=1)
+from tests.helpers import (
+    DATA,
+    VALIDATION,
+    Kill,
+    Killed,
+    always,
+    assert_same_bits,
+    fit,
+    killed,
+    numbers,
+    positions,
+    small_model,
+    stripes,
+)
 
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr("gpucnn.core.files.os.fsync", lambda handle: None)
-
-
-def always(folder, **options):
-    """Save after every step, and keep everything."""
-    return Checkpoints(folder, **{"every_seconds": None, "every_steps": 1, "keep": 1000} | options)
-
-
-def fit(model, keeper=None, *more, data=DATA, **options):
-    options = {"epochs": 2, "batch_size": 10, "verbose": 0} | options
-    return model.fit(*data, callbacks=list(more), checkpoints=keeper, **options)
-
-
-class Kill(Callback):
-    """Ends the training after so many steps."""
-
-    def __init__(self, after):
-        self.after = after
-
-    def on_step_end(self, model, step):
-        if model.optimizer.steps > self.after:
-            raise Killed
-
-
-def killed(folder, after=6, model=None, **options):
-    """Leave the checkpoints of a training that was killed in the step after so many."""
-    with pytest.raises(Killed):
-        fit(model or small_model(), always(folder), Kill(after), **options)
-    return Checkpoints(folder).files()
-
-
-def positions(folder):
-    return [tuple(map(int, checkpoints.NAME.fullmatch(path.name).groups())) for path in Checkpoints(folder).files()]
 
 
 # --- trees ----------------------------------------------------------------------------------------
@@ -291,7 +267,7 @@ def test_a_fresh_model_is_enough(tmp_path):
     again = small_model()
     fit(again, tmp_path, resume=True, **options)
     assert_same_bits(again, model)
-    assert again.epochs_seen == model.epochs_seen == 5
+    assert again.epochs_trained == model.epochs_trained == 5
 
 
 def test_a_finished_training_is_there_at_once(tmp_path):
@@ -505,9 +481,10 @@ def damaged(path, how):
     elif how == "another file":
         small_model().save(path)
     else:  # one bit
-        place = {"a bit of an array": len(content) - 3, "a bit of the description": content.index(b"epochs_seen") + 14}[
-            how
-        ]
+        place = {
+            "a bit of an array": len(content) - 3,
+            "a bit of the description": content.index(b"epochs_trained") + 17,
+        }[how]
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
 
 
@@ -688,7 +665,7 @@ def test_the_best_model_is_an_ordinary_file(tmp_path, monkeypatch, monitor, chos
         assert (value == epochs.states[values.index(best)][path]).all(), path
     if chosen.startswith("val_"):
         assert loaded.evaluate(*VALIDATION)[chosen[4:]] == best
-    assert loaded.epochs_seen == values.index(best) + 1
+    assert loaded.epochs_trained == values.index(best) + 1
 
 
 def test_without_validation_no_model_is_the_best(tmp_path):
@@ -799,9 +776,9 @@ def test_ctrl_c_at_the_end_of_an_epoch(tmp_path, where, keyboard):
 
 
 def test_a_second_ctrl_c_does_not_wait(keyboard):
-    with Interruption() as interruption:
+    with DeferredInterrupt() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
-        assert interruption.asked
+        assert interruption.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -813,7 +790,7 @@ def test_a_handler_of_the_programs_own_stays():
 
     before = signal.signal(signal.SIGINT, own)
     try:
-        with Interruption():
+        with DeferredInterrupt():
             assert signal.getsignal(signal.SIGINT) is own
         assert signal.getsignal(signal.SIGINT) is own
     finally:
@@ -867,21 +844,6 @@ def test_the_recipe_of_a_network_is_prepared_and_then_restored(tmp_path):
     with pytest.raises(Killed):
         train(Kill(6), checkpoints=always(tmp_path))
     assert_same_bits(train(checkpoints=tmp_path, resume=True), expected)
-
-
-def test_early_stopping_and_the_watch_do_what_they_are_tested_for(tmp_path):
-    """What the table of `test_resume` relies on."""
-    from tests.training.test_resume import CASES, uninterrupted
-
-    _, (_, stopping), history = uninterrupted(CASES["early stopping"])
-    assert isinstance(stopping, EarlyStopping)
-    assert stopping.best_epoch < history.epochs - 1 < 11
-    _, (watch, snapshots, diary), _ = uninterrupted(CASES["watched"])
-    assert isinstance(watch, DefectWatch)
-    assert any(sum(map(bool, held["counts"])) > 1 for key, held in watch.histograms.items() if "gradient" in key)
-    assert len(snapshots.epochs) < 4
-    assert any(np.any(gradient) for gradient in diary.gradients.values())
-    assert callbacks.Callback().state(small_model()) == {}
 
 
 # --- what the bar says ----------------------------------------------------------------------------

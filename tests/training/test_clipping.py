@@ -9,8 +9,7 @@ import gpucnn
 from gpucnn import layers, optimizers
 from gpucnn.errors import ConfigurationError
 from gpucnn.testing.strict import StrictBackend
-from tests.training.test_groups import GROUPS, assert_same_bits, simulated
-from tests.training.test_model import small_model, stripes
+from tests.helpers import GROUPS, assert_same_bits, simulated_backend, small_model, stripes
 
 KINDS = {
     "sgd": lambda **options: optimizers.SGD(0.1, momentum=0.9, **options),
@@ -109,7 +108,7 @@ def test_recorded_steps_give_the_same_bits(clip, dtype):
     x, y = stripes(70)
     models = []
     for jit in (True, False):
-        model = small_model(backend=simulated(), dtype=dtype, optimizer=KINDS["sgd"](**CLIPS[clip]))
+        model = small_model(backend=simulated_backend(), dtype=dtype, optimizer=KINDS["sgd"](**CLIPS[clip]))
         model.compile(model.optimizer, model.loss, jit=jit)
         model.fit(x, y, epochs=3, batch_size=16, verbose=0)
         models.append(model)
@@ -122,7 +121,7 @@ def test_half_precision_clips_the_gradients_without_their_scale(clip):
     x, y = stripes(64)
     moves = []
     for dtype in ("float16", "float32"):
-        model = small_model(backend=simulated(), dtype=dtype, optimizer=optimizers.SGD(1.0, **CLIPS[clip]))
+        model = small_model(backend=simulated_backend(), dtype=dtype, optimizer=optimizers.SGD(1.0, **CLIPS[clip]))
         before = model.state_dict()
         model.train_on_batch(x, y)
         after = model.state_dict()

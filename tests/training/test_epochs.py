@@ -13,8 +13,7 @@ from gpucnn.core.console import PlainConsole
 from gpucnn.data.batches import check_epochs, steps_of
 from gpucnn.networks import Recipe
 from gpucnn.training import progress
-from tests.training.test_groups import assert_same_bits, simulated
-from tests.training.test_model import small_model, stripes
+from tests.helpers import assert_same_bits, simulated_backend, small_model, stripes
 
 
 class Steps(callbacks.Callback):
@@ -78,7 +77,7 @@ def test_the_last_epoch_is_cut_and_the_rest_is_as_ever(backend):
     stopped.fit(x, y, epochs=2, batch_size=20, callbacks=[Stop()], verbose=0)
     assert watch.counts == [5, 3]
     assert cut.optimizer.steps == 8
-    assert history.epochs == cut.epochs_seen == 2
+    assert history.epochs == cut.epochs_trained == 2
     assert_same_bits(cut, stopped)
 
 
@@ -139,7 +138,7 @@ def test_recorded_steps_give_the_same_bits():
     x, y = stripes(70)
     models = []
     for jit in (True, False):
-        model = small_model(backend=simulated())
+        model = small_model(backend=simulated_backend())
         model.compile(model.optimizer, model.loss, jit=jit)
         model.fit(x, y, epochs=2.5, batch_size=16, verbose=0)
         assert model.optimizer.steps == 13

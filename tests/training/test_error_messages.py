@@ -2,17 +2,16 @@
 
 import gzip
 import re
-import struct
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import gpucnn
 from gpucnn import datasets, layers, losses, optimizers
 from gpucnn.data.cifar import read_cifar10_batch
 from gpucnn.data.idx import read_idx, read_idx_pair
 from gpucnn.errors import ConfigurationError, DataError, DataWarning, DTypeError, GpucnnError, ShapeError
+from tests.helpers import pictures, write_idx
 
 HEAD = [layers.Flatten(), layers.Dense(3), layers.Softmax()]
 
@@ -197,20 +196,6 @@ def test_float64_and_uint8_are_what_they_look_like():
 
 
 # --- files -------------------------------------------------------------------------------------
-
-
-def write_idx(path, array, claims=None):
-    shape = claims or array.shape
-    path.write_bytes(bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + array.tobytes())
-    return path
-
-
-def pictures(folder, sizes=((8, 8),), classes=("cats", "dogs")):
-    for name in classes:
-        (folder / name).mkdir(parents=True)
-        for number, size in enumerate(sizes):
-            Image.new("L", size).save(folder / name / f"{number}.png")
-    return folder
 
 
 IMAGES = np.zeros((3, 4, 4), np.uint8)

@@ -15,7 +15,7 @@ from gpucnn.cli import app
 from gpucnn.core.files import FolderLock
 from gpucnn.errors import NumericError
 from gpucnn.testing.strict import StrictBackend
-from tests.training.test_groups import simulated
+from tests.helpers import simulated_backend
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns of what overflows
 BATCH, BAD = 4, 9  # the sample that spoils the third step
@@ -182,7 +182,7 @@ def test_recorded_steps_say_which_it_was():
     x, y = data()
     x = np.concatenate([np.zeros_like(x), x])  # the bad one is a step that is repeated, not the first or the recorded
     y = np.concatenate([y, y])
-    model = regression(simulated())
+    model = regression(simulated_backend())
     with pytest.raises(NumericError, match="since step 7 of the optimizer"):
         fit(model, x, y)
 

@@ -9,9 +9,16 @@ from gpucnn.callbacks import Callback
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.optimizers import Group
 from gpucnn.testing.strict import StrictBackend
-from tests.training.test_groups import GROUPS, OPTIMIZERS, assert_same_bits, simulated
-from tests.training.test_model import small_model, stripes
-from tests.training.test_model_file import described, rewritten
+from tests.helpers import (
+    GROUPS,
+    OPTIMIZERS,
+    assert_same_bits,
+    described,
+    rewritten,
+    simulated_backend,
+    small_model,
+    stripes,
+)
 
 KERNELS = ("conv2d_parameter_gradients", "conv2d_input_gradient", "dense_parameter_gradients", "dense_input_gradient")
 
@@ -155,7 +162,7 @@ def test_recorded_steps_give_the_same_bits(name):
     x, y = stripes(70)
     models = []
     for jit in (True, False):
-        model = small_model(backend=simulated(), optimizer=OPTIMIZERS[name](GROUPS))
+        model = small_model(backend=simulated_backend(), optimizer=OPTIMIZERS[name](GROUPS))
         model.compile(model.optimizer, model.loss, jit=jit)
         model.fit(x, y, epochs=1, batch_size=16, verbose=0)
         model.freeze("conv2d", "dense.bias").fit(x, y, epochs=2, batch_size=16, verbose=0)
@@ -234,7 +241,7 @@ def test_files_of_older_versions_freeze_nothing(tmp_path):
         ("conv2d_4", r"no parameter matches 'conv2d_4'; there are conv2d\.weight, batch_norm\.scale"),
         ("relu", "no parameter matches 'relu'"),
         (3, r"what is frozen or unfrozen must be a pattern .* not \['dense', 3\]"),
-        (layers.Dense(3), r"Dense\(3\) is no layer of this model; pass one of model\.layers, or its name"),
+        (layers.Dense(3), r"Dense\(3\) is not a layer of this model; pass one of model\.layers, or its name"),
     ],
 )
 def test_what_is_not_there_is_refused_and_nothing_changes(what, message):
@@ -252,7 +259,7 @@ def test_not_while_a_training_goes_on():
 
     x, y = stripes(10)
     model = small_model()
-    with pytest.raises(ConfigurationError, match="cannot be frozen or unfrozen while fit goes on"):
+    with pytest.raises(ConfigurationError, match="cannot be frozen or unfrozen while fit is running"):
         model.fit(x, y, callbacks=[Freezes()], verbose=0)
     model.freeze("dense")
 

@@ -8,7 +8,7 @@ from gpucnn import callbacks, layers, optimizers, schedules
 from gpucnn.backends import Backend
 from gpucnn.errors import ConfigurationError
 from gpucnn.optimizers import Group
-from tests.training.test_groups import assert_same_bits, simulated
+from tests.helpers import assert_same_bits, simulated_backend
 
 
 def data(count=48):
@@ -66,7 +66,7 @@ def test_nothing_is_computed_for_what_rests(monkeypatch):
     assert watch.input_gradients == [3, 3, 0]
 
 
-@pytest.mark.parametrize("backend", [Backend, lambda: "numpy", simulated], ids=["base", "numpy", "simulated"])
+@pytest.mark.parametrize("backend", [Backend, lambda: "numpy", simulated_backend], ids=["base", "numpy", "simulated"])
 def test_all_else_learns_as_with_a_rate_of_zero(backend):
     x, y = data()
     models = [
@@ -84,7 +84,7 @@ def test_recorded_steps_are_recorded_anew(dtype):
     x, y = data(64)  # no last, smaller batch, which is never recorded
     watches, models = [Watch(), Watch()], []
     for jit, watch in zip((True, False), watches, strict=True):
-        models.append(first_rests(Group("first", epochs=1), simulated(), jit, dtype))
+        models.append(first_rests(Group("first", epochs=1), simulated_backend(), jit, dtype))
         models[-1].fit(x, y, epochs=3, batch_size=16, callbacks=[watch], verbose=0)
     assert_same_bits(*models)
     for watch in watches:
@@ -146,7 +146,7 @@ def test_a_resumed_training_lets_them_rest(tmp_path):
 
     class Stop(callbacks.Callback):
         def on_step_end(self, model, step):
-            if model.epochs_seen == 2 and step == 1:
+            if model.epochs_trained == 2 and step == 1:
                 raise KeyboardInterrupt
 
     x, y = data()

@@ -9,17 +9,20 @@ from gpucnn.backends import Backend
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.optimizers import Group
 from gpucnn.testing.strict import StrictBackend
-from tests.conftest import SIMULATED, make_backend, why_missing
-from tests.training.test_model import small_model, stripes
-from tests.training.test_model_file import described, rewritten
-from tests.training.test_optimizers import adam, sgd
-
-DECAY = 0.02
-GROUPS = (
-    Group("batch_norm.s*", rate=0.5, weight_decay=0.0),
-    Group(["*.bias", "batch_norm.scale"], rate=2.0),  # the scale belongs to the first group that matches
-    Group("dense", rate=0.25, weight_decay=0.3),  # its bias belongs to the one before
+from tests.helpers import (
+    DECAY,
+    GROUPS,
+    OPTIMIZERS,
+    adam,
+    assert_same_bits,
+    described,
+    rewritten,
+    sgd,
+    simulated_backend,
+    small_model,
+    stripes,
 )
+
 OF_PATHS = {  # factor of the rate, weight decay
     "conv2d.weight": (1.0, DECAY),
     "batch_norm.scale": (0.5, 0.0),
@@ -29,12 +32,6 @@ OF_PATHS = {  # factor of the rate, weight decay
     "dense.weight": (0.25, 0.3),
     "dense.bias": (2.0, DECAY),
 }
-OPTIMIZERS = {
-    "sgd": lambda groups: optimizers.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=DECAY, groups=groups),
-    "plain sgd": lambda groups: optimizers.SGD(0.1, weight_decay=DECAY, groups=groups),
-    "adam": lambda groups: optimizers.Adam(0.1, weight_decay=DECAY, groups=groups),
-    "adamw": lambda groups: optimizers.AdamW(0.1, weight_decay=DECAY, groups=groups),
-}
 FORMULAS = {
     "sgd": (sgd, {"momentum": 0.9, "nesterov": True}),
     "plain sgd": (sgd, {}),
@@ -43,19 +40,8 @@ FORMULAS = {
 }
 
 
-def simulated():
-    if why := why_missing(SIMULATED):
-        pytest.skip(why)
-    return make_backend(SIMULATED)
-
-
-def assert_same_bits(a, b):
-    for path, value in a.state_dict().items():
-        assert value.tobytes() == b.state_dict()[path].tobytes(), path
-
-
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_each_parameter_takes_its_groups_steps(backend, monkeypatch, name):
+def test_each_parameter_takes_its_groups_steps(backend, name):
     """Three steps along gradients that are given, against the formula with the group's rate and weight decay."""
     model = small_model(backend=backend, dtype="float64", optimizer=OPTIMIZERS[name](GROUPS))
     formula, settings = FORMULAS[name]
@@ -68,9 +54,8 @@ def test_each_parameter_takes_its_groups_steps(backend, monkeypatch, name):
             parameter.grad[...] = backend.from_host(gradients[-1][path].reshape(parameter.shape))
         model.optimizer.update(backend, model._flat.values, model._flat.gradients, model.optimizer.rates_at())
     for path, (factor, decay) in OF_PATHS.items():
-        monkeypatch.setattr("tests.training.test_optimizers.RATE", 0.1 * factor)
         expected = [
-            formula(value, [step[path][i] for step in gradients], weight_decay=decay, **settings)
+            formula(value, [step[path][i] for step in gradients], weight_decay=decay, rate=0.1 * factor, **settings)
             for i, value in enumerate(start[path])
         ]
         assert model.state_dict()[path].ravel() == pytest.approx(np.array(expected), rel=1e-12, abs=1e-13), path
@@ -132,7 +117,7 @@ def test_recorded_steps_give_the_same_bits(name, dtype):
     groups = (*GROUPS[:2], Group("dense", schedules.OneCycle(1.0), 0.3))
     models = []
     for jit in (True, False):
-        model = small_model(backend=simulated(), dtype=dtype, optimizer=OPTIMIZERS[name](groups))
+        model = small_model(backend=simulated_backend(), dtype=dtype, optimizer=OPTIMIZERS[name](groups))
         model.compile(model.optimizer, model.loss, jit=jit)
         model.fit(x, y, epochs=3, batch_size=16, verbose=0)
         models.append(model)
@@ -143,7 +128,7 @@ def test_recorded_steps_are_those_of_the_portable_text():
     x, y = stripes(70)
     groups = (*GROUPS[:2], Group("dense", schedules.OneCycle(1.0), 0.3))
     states = []
-    for backend in (simulated(), Backend()):
+    for backend in (simulated_backend(), Backend()):
         model = small_model(backend=backend, dtype="float64", optimizer=OPTIMIZERS["adamw"](groups))
         model.fit(x, y, epochs=2, batch_size=16, verbose=0)
         states.append(model.state_dict())
@@ -170,7 +155,7 @@ def test_slots_follow_into_another_dtype_and_another_layout():
     before = {path: model.optimizer.slots["velocity"][place.part] for path, place in model._flat.layout.places.items()}
     assert model.to("numpy", "float64").optimizer.slots["velocity"].dtype == "float64"
     model._groups = [list(reversed(model.parameters()))]
-    model._lay()
+    model._lay_out()
     model.optimizer.move(model.backend, model.backend, model._flat.values, model._flat.layout)
     for path, place in model._flat.layout.places.items():
         assert (model.optimizer.slots["velocity"][place.part] == before[path]).all(), path

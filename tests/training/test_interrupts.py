@@ -13,11 +13,10 @@ import pytest
 import gpucnn
 from gpucnn import Checkpoints
 from gpucnn.callbacks import Callback
-from gpucnn.training import interrupt
-from gpucnn.training.interrupt import Interruption, whole_step
-from tests.training.test_checkpoints import always, fit, positions
-from tests.training.test_groups import assert_same_bits
-from tests.training.test_model import small_model, stripes
+from gpucnn.engine import signals
+from gpucnn.engine.signals import whole_step
+from gpucnn.training.interrupt import DeferredInterrupt
+from tests.helpers import always, assert_same_bits, fit, positions, small_model, stripes
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +79,7 @@ def test_who_interrupts_a_long_step_again_is_obeyed_at_once(monkeypatch):
     def step():
         with whole_step:
             send()
-            monkeypatch.setattr(interrupt.time, "monotonic", lambda: now + interrupt.PATIENCE + 100)
+            monkeypatch.setattr(signals.time, "monotonic", lambda: now + signals.PATIENCE + 100)
             reached.append("the second")
             send()
             reached.append("the end")
@@ -219,7 +218,7 @@ def test_a_handler_that_a_callback_sets_stays():
     def own(number, frame):
         pass
 
-    with Interruption():
+    with DeferredInterrupt():
         signal.signal(signal.SIGTERM, own)
     assert signal.getsignal(signal.SIGTERM) is own
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -18,11 +18,7 @@ from gpucnn.data.augment import Flip, Translate
 from gpucnn.errors import CheckpointError, CheckpointWarning
 from gpucnn.training import checkpoints
 from gpucnn.training.checkpoints import Checkpoints
-from tests.cli import test_cli
-from tests.training.test_checkpoints import DATA, VALIDATION, Kill, Killed, always, assert_same_bits, fit, numbers
-from tests.training.test_model import small_model
-
-run, digits = test_cli.run, test_cli.digits
+from tests.helpers import DATA, VALIDATION, Kill, Killed, always, assert_same_bits, fit, numbers, small_model
 
 
 def options():

@@ -11,40 +11,7 @@ from gpucnn import callbacks, layers, losses, networks, optimizers, schedules
 from gpucnn.errors import CheckpointError, ConfigurationError, ShapeError
 from gpucnn.testing.strict import StrictBackend
 from gpucnn.training.history import History
-
-
-def stripes(count, seed=0):
-    """Images 8×8 of vertical, horizontal or diagonal stripes with noise, uint8, and which they are."""
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, 3, count)
-    rows, columns = np.mgrid[:8, :8]
-    patterns = np.stack([columns % 2, rows % 2, (rows + columns) // 2 % 2])
-    images = 60 + 120 * patterns[labels] + generator.integers(0, 60, (count, 8, 8))
-    return images.astype(np.uint8)[..., None], labels
-
-
-def small_model(seed=0, backend="numpy", dtype="float32", optimizer=None):
-    model = gpucnn.Model(
-        [
-            layers.Normalization(0.5, 0.25),
-            layers.Conv2D(4, 3, padding="same", use_bias=False),
-            layers.BatchNorm(),
-            layers.ReLU(),
-            layers.MaxPool2D(2),
-            layers.Conv2D(8, 3),
-            layers.ReLU(),
-            layers.AveragePool2D(2),
-            layers.Flatten(),
-            layers.Dropout(0.1),
-            layers.Dense(3),
-            layers.Softmax(),
-        ],
-        input_shape=(8, 8, 1),
-        seed=seed,
-        backend=backend,
-        dtype=dtype,
-    )
-    return model.compile(optimizer or optimizers.SGD(0.1, momentum=0.9), losses.CategoricalCrossEntropy())
+from tests.helpers import small_model, stripes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

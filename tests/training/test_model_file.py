@@ -6,27 +6,13 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import gpucnn
 from gpucnn import layers, losses, networks, optimizers
 from gpucnn.core.config import with_current_names
 from gpucnn.errors import CheckpointError, ConfigurationError
-from tests.training.test_model import small_model, stripes
-
-
-def described(path):
-    with safe_open(path, framework="numpy") as file:
-        return json.loads(file.metadata()["gpucnn"])
-
-
-def rewritten(path, change):
-    """Write the file again with its description changed."""
-    description = described(path)
-    change(description)
-    save_file(load_file(path), path, metadata={"gpucnn": json.dumps(description)})
-    return path
+from tests.helpers import described, rewritten, small_model, stripes
 
 
 @pytest.fixture
@@ -50,7 +36,7 @@ def test_a_trained_model_comes_back(backend, tmp_path):
     assert repr(loaded.network) == repr(model.network)
     assert loaded.optimizer.config() == model.optimizer.config()
     assert loaded.class_names == model.class_names
-    assert (loaded.seed, loaded.dtype, loaded.epochs_seen) == (0, "float32", 1)
+    assert (loaded.seed, loaded.dtype, loaded.epochs_trained) == (0, "float32", 1)
 
 
 def test_a_loaded_model_trains_on(saved):
@@ -160,7 +146,7 @@ def test_files_that_are_no_model(tmp_path, saved):
         (lambda d: d.update(input_shape="wide"), "input_shape must be the shape of one sample"),
         (lambda d: d.update(dtype="object"), "dtype must be"),
         (lambda d: d.update(seed="x"), "seed must be an integer"),
-        (lambda d: d.update(epochs_seen="many"), "invalid literal for int"),
+        (lambda d: d.update(epochs_trained="many"), "invalid literal for int"),
         (lambda d: d["training"].update(optimizer={"Optimizer": "Evil"}), "there is no optimizer named 'Evil'"),
     ],
 )

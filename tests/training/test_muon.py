@@ -12,9 +12,7 @@ from gpucnn.errors import ConfigurationError
 from gpucnn.optimizers import SGD, AdamW, Group, Muon
 from gpucnn.optimizers.muon import COEFFICIENTS, orthogonalized
 from gpucnn.testing.strict import StrictBackend
-from tests.training.test_groups import assert_same_bits, simulated
-from tests.training.test_model import small_model, stripes
-from tests.training.test_optimizers import adam, sgd
+from tests.helpers import adam, assert_same_bits, sgd, simulated_backend, small_model, stripes
 
 SHAPES = [(6, 6), (4, 9), (30, 5), (1, 7), (8, 1), (64, 48)]
 
@@ -91,7 +89,7 @@ def by_hand(value, gradients, optimizer, factor, decay):
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_three_steps(backend, monkeypatch, name):
+def test_three_steps(backend, name):
     """Filters as matrices (KH·KW·C, F), of which one is in a group; everything else as the other optimizer has it."""
     groups = [Group("conv2d_1.weight", rate=0.5, weight_decay=0.0)]
     optimizer = MAKE[name](weight_decay=0.1, groups=groups)
@@ -103,7 +101,6 @@ def test_three_steps(backend, monkeypatch, name):
             parameter.grad[...] = backend.from_host(gradients[path])
         optimizer.update(backend, model._flat.values, model._flat.gradients, optimizer.rates_at())
     after = model.state_dict()
-    monkeypatch.setattr("tests.training.test_optimizers.RATE", 0.1)
     for path, parameter in model.parameters().items():
         gradients = [step[path] for step in steps]
         if path in OWN:
@@ -154,7 +151,9 @@ def test_recorded_steps_give_the_same_bits(name, dtype):
     x, y = stripes(70)
     models = []
     for jit in (True, False):
-        model = small_model(backend=simulated(), dtype=dtype, optimizer=MAKE[name](weight_decay=0.1, clip_norm=1.0))
+        model = small_model(
+            backend=simulated_backend(), dtype=dtype, optimizer=MAKE[name](weight_decay=0.1, clip_norm=1.0)
+        )
         model.compile(model.optimizer, model.loss, jit=jit)
         model.fit(x, y, epochs=3, batch_size=16, verbose=0)
         models.append(model)

@@ -137,7 +137,7 @@ def test_fit_takes_what_the_recipe_says():
             self.steps += 1
 
     def prepare(model, images):
-        told.append((model.epochs_seen, images.shape))
+        told.append((model.epochs_trained, images.shape))
 
     recipe = networks.Recipe("mnist", 2, 10, (Flip(1.0),), lambda: [Counts()], prepare)
     mirrored, plain = small_net(recipe), small_net(replace(recipe, augment=()))

@@ -10,32 +10,10 @@ from gpucnn import optimizers, schedules
 from gpucnn.backends import get_backend
 from gpucnn.errors import ConfigurationError
 from gpucnn.optimizers.base import SWEEP
+from tests.helpers import RATE, adam, sgd
 
 START = [1.0, -2.0, 0.5]
 GRADIENTS = [[0.1, -0.2, 0.3], [0.4, 0.0, -0.1], [-0.3, 0.2, 0.2]]
-RATE = 0.1
-
-
-def sgd(value, gradients, momentum=0.0, nesterov=False, weight_decay=0.0):
-    velocity = 0.0
-    for gradient in gradients:
-        gradient += weight_decay * value
-        velocity = momentum * velocity + gradient
-        value -= RATE * (gradient + momentum * velocity if nesterov else velocity)
-    return value
-
-
-def adam(value, gradients, weight_decay=0.0, decoupled=False, beta1=0.9, beta2=0.999, epsilon=1e-8):
-    mean = square = 0.0
-    for step, gradient in enumerate(gradients, start=1):
-        if decoupled:
-            value -= RATE * weight_decay * value
-        else:
-            gradient += weight_decay * value
-        mean = beta1 * mean + (1 - beta1) * gradient
-        square = beta2 * square + (1 - beta2) * gradient**2
-        value -= RATE * (mean / (1 - beta1**step)) / (math.sqrt(square / (1 - beta2**step)) + epsilon)
-    return value
 
 
 ROWS = {

@@ -14,15 +14,9 @@ from gpucnn.callbacks.snapshots import Snapshots
 from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Rotate, Translate
 from gpucnn.optimizers import Group
 from gpucnn.training.checkpoints import Checkpoints
-from tests.training.test_groups import assert_same_bits, simulated
-from tests.training.test_model import small_model, stripes
+from tests.helpers import VALIDATION, Killed, assert_same_bits, numbers, simulated_backend, small_model, stripes
 
 BATCH, COUNT = 16, 56  # three whole batches and a smaller one
-TIMES = ("seconds", "step_seconds", "val_seconds")
-
-
-class Killed(Exception):
-    """In place of a process that is gone."""
 
 
 class Events(Callback):
@@ -135,7 +129,6 @@ def trained_before(model):
     model.fit(*stripes(40), epochs=2, batch_size=10, verbose=0)
 
 
-VALIDATION = stripes(30, seed=1)
 GROUPS = [Group("*.bias", rate=schedules.PiecewiseConstant([(0, 2.0), (1.5, 0.5)])), Group("dense", weight_decay=0.1)]
 CASES = {
     "sgd": Case(),
@@ -185,17 +178,12 @@ def attributes(callbacks):
     return [{name: plain(value) for name, value in vars(c).items() if name not in hidden} for c in callbacks]
 
 
-def numbers(history):
-    """Return a history but for times."""
-    return {key: [repr(value) for value in values] for key, values in history.history.items() if key not in TIMES}
-
-
 def assert_same(ours, theirs):
     """Compare (model, callbacks, history): weights, buffers, slots, counts, numbers, and what callbacks hold."""
     (model, callbacks, history), (other, others, expected) = ours, theirs
     assert_same_bits(model, other)
     assert numbers(history) == numbers(expected)
-    assert (model.epochs_seen, model.optimizer.steps) == (other.epochs_seen, other.optimizer.steps)
+    assert (model.epochs_trained, model.optimizer.steps) == (other.epochs_trained, other.optimizer.steps)
     assert model.stop_training == other.stop_training
     assert model.progress == other.progress
     assert type(model.averaged_by) is type(other.averaged_by)
@@ -259,7 +247,7 @@ def test_killed_again_and_again(name, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_recorded_steps(name, dtype, tmp_path):
     """On a backend that records a step and repeats it: a resumed training records anew."""
-    case, options = CASES[name], {"backend": simulated(), "dtype": dtype}
+    case, options = CASES[name], {"backend": simulated_backend(), "dtype": dtype}
     expected = uninterrupted(case, **options)
     for at in (4, 7, 9):
         assert_same(resumed(case, tmp_path / str(at), [at, 3], **options), expected)
@@ -269,3 +257,16 @@ def test_recorded_steps(name, dtype, tmp_path):
 def test_on_every_backend(name, backend, tmp_path):
     case = CASES[name]
     assert_same(resumed(case, tmp_path, [6, 5, 4], backend=backend), uninterrupted(case, backend=backend))
+
+
+def test_early_stopping_and_the_watch_do_what_they_are_tested_for(tmp_path):
+    """What the table of cases relies on."""
+    _, (_, stopping), history = uninterrupted(CASES["early stopping"])
+    assert isinstance(stopping, EarlyStopping)
+    assert stopping.best_epoch < history.epochs - 1 < 11
+    _, (watch, snapshots, diary), _ = uninterrupted(CASES["watched"])
+    assert isinstance(watch, DefectWatch)
+    assert any(sum(map(bool, held["counts"])) > 1 for key, held in watch.histograms.items() if "gradient" in key)
+    assert len(snapshots.epochs) < 4
+    assert any(np.any(gradient) for gradient in diary.gradients.values())
+    assert Callback().state(small_model()) == {}

@@ -14,6 +14,7 @@ from gpucnn.core.config import Configurable
 from gpucnn.errors import ArgumentError, ConfigurationError, GpucnnError, UnknownNameError
 from gpucnn.layers.geometry import fit_window
 from gpucnn.training.checkpoints import Checkpoints
+from tests.helpers import assert_same_bits
 
 for module in pkgutil.walk_packages(gpucnn.__path__, "gpucnn."):
     if not module.name.startswith(
@@ -220,11 +221,6 @@ def model_of(*inside, **options):
     return model.compile(options.pop("optimizer", optimizers.SGD(0.1)), **options)
 
 
-def assert_same_bits(model, control):
-    ours, theirs = model.state_dict(), control.state_dict()
-    assert {path: value.tobytes() for path, value in ours.items()} == {p: v.tobytes() for p, v in theirs.items()}
-
-
 @pytest.fixture
 def data(rng):
     return rng.standard_normal((48, 4, 4, 1)).astype("float32"), rng.integers(0, 3, 48)
@@ -299,7 +295,7 @@ def test_changed_settings_of_an_optimizer_count_from_the_next_step(change, setti
     model.fit(*data, batch_size=16, verbose=0)
     control = model_of(optimizer=optimizers.SGD(**{"learning_rate": 0.1} | settings), jit=jit)
     control.load_state_dict(model.state_dict())
-    control.epochs_seen = 1
+    control.epochs_trained = 1
     for name, slot in model.optimizer.slots.items():
         if name in control.optimizer.slots:
             control.optimizer.slots[name][...] = slot

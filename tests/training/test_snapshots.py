@@ -8,7 +8,7 @@ import gpucnn
 from gpucnn import layers
 from gpucnn.callbacks.snapshots import KEY, SNAPSHOTS, Snapshots, load_snapshots
 from gpucnn.errors import CheckpointError, ConfigurationError
-from tests.training.test_model import small_model, stripes
+from tests.helpers import small_model, stripes
 
 SNAPSHOT_BYTES = 4 * (9 * 4 + 9 * 4 * 8)  # both convolutions of the small model in float32
 

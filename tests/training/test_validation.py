@@ -13,9 +13,6 @@ from gpucnn.errors import ConfigurationError
 from gpucnn.report.overview import facts
 from gpucnn.report.run import open_run
 from gpucnn.runs.folder import validated_on_test
-from tests.cli.test_cli import digits, run
-
-__all__ = ["digits", "run"]  # fixtures
 
 
 def drawn(labels, fraction, seed=0):
