@@ -44,7 +44,7 @@ class Layer(Configurable, family="layer"):
     #: shape each time, decide nothing by their numbers, and draw random ones by `gpucnn.rng` alone. On the CPU what is
     #: not known to be captured rightly falls back to eager passes, and the first replay is compared with one; nobody
     #: sees Python that reads an array's memory past NumPy, or a module's variables, and by them decides only rarely
-    recordable = False
+    capturable = False
 
     #: settings that `forward` reads in each pass, so that they may be changed once the layer is built
     adjustable: ClassVar[tuple[str, ...]] = ()
@@ -55,7 +55,7 @@ class Layer(Configurable, family="layer"):
         """Take the four as said of this very `forward`: one that was written anew must say them again."""
         super().__init_subclass__(**options)
         if "forward" in vars(cls):
-            for promise in ("can_skip_input_gradient", "can_apply_relu", "per_sample", "recordable"):
+            for promise in ("can_skip_input_gradient", "can_apply_relu", "per_sample", "capturable"):
                 if promise not in vars(cls):
                     setattr(cls, promise, False)
 

@@ -49,7 +49,7 @@ class Sequential(Layer):
     """
 
     can_skip_input_gradient = True
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def __init__(self, layers: list[Layer] | tuple[Layer, ...], *, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -266,7 +266,7 @@ class Residual(Layer):
     """
 
     can_apply_relu = True
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def __init__(
         self, main: Layer | list[Layer], shortcut: Layer | list[Layer] | None = None, *, name: str | None = None

@@ -38,7 +38,7 @@ class Conv2D(Layer):
 
     can_skip_input_gradient = True
     can_apply_relu = True
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ class Dense(Layer):
     """
 
     can_skip_input_gradient = True
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def __init__(
         self,

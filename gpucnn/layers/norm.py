@@ -32,7 +32,7 @@ class BatchNorm(Layer):
     """
 
     can_apply_relu = True
-    per_sample = recordable = True
+    per_sample = capturable = True
     adjustable = "momentum", "epsilon"
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, *, name: str | None = None) -> None:
@@ -114,7 +114,7 @@ class Normalization(Layer):
         ShapeError          not one number, nor one for each channel
     """
 
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def __init__(self, mean: Any = None, deviation: Any = None, *, name: str | None = None) -> None:
         super().__init__(name=name)

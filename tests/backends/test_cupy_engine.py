@@ -477,7 +477,7 @@ def with_a_layer_of_ones_own(backend, look, promises, jit=True):
     """A compiled network in the middle of which a layer does what a recorded step cannot hold."""
 
     class Own(L.Layer):
-        recordable = promises
+        capturable = promises
 
         def forward(self, x, *, train):
             look(self.backend, x)
@@ -495,10 +495,10 @@ def test_a_step_that_cannot_be_recorded_is_made_as_it_comes(gpu, rng, look):
     """Nothing was done when it is noticed, so random streams and counts are those of steps made one by one."""
     data = images_and_labels(rng)
     model, eager = (with_a_layer_of_ones_own(gpu, LOOKS[look], True, jit) for jit in (True, False))
-    with pytest.warns(gpucnn.RecordingWarning, match=r"cannot be captured .* backend\.dense .* jit=False") as caught:
+    with pytest.warns(gpucnn.CaptureWarning, match=r"cannot be captured .* backend\.dense .* jit=False") as caught:
         history = model.fit(*data, epochs=2, batch_size=16, verbose=0)
     assert len(caught) == 1
-    assert model.why_not_repeated
+    assert model.why_not_captured
     expected = eager.fit(*data, epochs=2, batch_size=16, verbose=0)
     model.fit(*data, batch_size=16, verbose=0)  # and does not try again
     eager.fit(*data, batch_size=16, verbose=0)
@@ -507,7 +507,7 @@ def test_a_step_that_cannot_be_recorded_is_made_as_it_comes(gpu, rng, look):
     assert model.optimizer.steps == eager.optimizer.steps == 15
     for path, value in model.state_dict().items():
         assert np.array_equal(value, eager.state_dict()[path]), path
-    assert not model.to("numpy").why_not_repeated
+    assert not model.to("numpy").why_not_captured
 
 
 def test_errors_of_our_own_are_not_taken_for_a_step_that_cannot_be_recorded(gpu, rng):
@@ -529,7 +529,7 @@ def test_a_layer_that_does_not_promise_it_is_not_recorded(gpu, rng):
     model = with_a_layer_of_ones_own(gpu, lambda backend, x: calls.append(x.shape), False)
     model.fit(*images_and_labels(rng, 64), batch_size=16, verbose=0)
     assert len(calls) == 4
-    assert model.why_not_repeated == "layers that do not say recordable = True: own"
+    assert model.why_not_captured == "layers that do not say capturable = True: own"
 
 
 # --- half precision -----------------------------------------------------------------------------

@@ -117,7 +117,7 @@ for room in (2_600_000, *range(1_300_000, 700_000, -50_000)):
     taken = cupy.cuda.Memory(backend.memory_info()[0] - room)
     try:
         loss = fitted(model, 16)[0]
-        print("as ample" if np.allclose(loss, ample, rtol=1e-4) else loss, model.why_not_repeated or "captured")
+        print("as ample" if np.allclose(loss, ample, rtol=1e-4) else loss, model.why_not_captured or "captured")
     except MemoryError:
         print("out of memory")
     del taken
@@ -132,7 +132,7 @@ for room in (2_600_000, *range(1_300_000, 700_000, -50_000)):
 def test_a_capture_without_memory_goes_on_eagerly():
     program = """
 class Growing(L.Layer):
-    recordable = True
+    capturable = True
     def forward(self, x, *, train):
         passes.append(1)
         cupy.empty(500_000 + 100_000_000 * (len(passes) == 2), np.uint8)
@@ -146,7 +146,7 @@ for jit in (True, False):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         states.append(fitted(model, 16))
-    print([str(warning.message)[:60] for warning in caught], model.why_not_repeated[:60])
+    print([str(warning.message)[:60] for warning in caught], model.why_not_captured[:60])
 print(states[0] == states[1])
 """
     captured, eager, same = said_by(program, PRETENDED_MEMORY="90000000")
@@ -165,7 +165,7 @@ results = []
 for backend in (*backends, *backends):
     model = network(backend, 8)
     results.append((fitted(model, 8, validation_data=data(20, 8)), model.predict(data(20, 8)[0]).tobytes()))
-    print(here(), {parameter.value.device.id for parameter in model.parameters().values()}, model.why_not_repeated)
+    print(here(), {parameter.value.device.id for parameter in model.parameters().values()}, model.why_not_captured)
 with ThreadPoolExecutor(2) as pool:
     others = list(pool.map(lambda backend: fitted(network(backend, 8), 8, validation_data=data(20, 8)), backends))
 print(here(), results[0] == results[1] == results[2] == results[3], [other == results[0][0] for other in others])
@@ -196,7 +196,7 @@ for number in range(6):
     models = [network(backend, 8, seed) for seed in (1, 2)]
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda model: fitted(model, 8, callbacks=[Waits()]), models))
-    print(found == alone, [model.why_not_repeated for model in models])
+    print(found == alone, [model.why_not_captured for model in models])
 """
     assert said_by(program) == ["True ['', '']"] * 6
 
@@ -209,7 +209,7 @@ backend = get_backend("cupy")
 gc.set_threshold(1)
 model = network(backend, 8)
 fitted(model, 8)
-print(len(seen) > 100, any(seen), repr(model.why_not_repeated))
+print(len(seen) > 100, any(seen), repr(model.why_not_captured))
 """
     assert said_by(program) == ["True False ''"]
 

@@ -10,10 +10,10 @@ import gpucnn
 from gpucnn import layers as L
 from gpucnn.backends import get_backend
 from gpucnn.backends.numpy import arena, memory, threads
-from gpucnn.backends.numpy.traced_array import Traced
+from gpucnn.backends.numpy.traced_array import TracedArray
 from gpucnn.engine import comparison, passes
-from gpucnn.engine.replicas import Fingerprint
-from gpucnn.errors import ConfigurationError, RecordingWarning
+from gpucnn.engine.replicas import NetworkSignature
+from gpucnn.errors import CaptureWarning, ConfigurationError
 from gpucnn.layers.base import Buffer, Layer
 
 ENGINE = get_backend("numpy")
@@ -33,7 +33,7 @@ def own(function):
     """A layer that computes a function, by which it also sends gradients back."""
 
     class Own(Layer):
-        per_sample = recordable = True
+        per_sample = capturable = True
 
         def forward(self, x, *, train):
             return function(self, x, train), lambda dy: function(self, dy, train)
@@ -73,16 +73,16 @@ def test_a_replay_that_differs_is_said_and_never_used(count):
     gpucnn.set_num_threads(count)
     both = models(past_the_doors)
     alike(both, range(2))
-    assert both[0].why_not_repeated == ""
-    with pytest.warns(RecordingWarning, match="all of them are eager: the output of a replay is not"):
+    assert both[0].why_not_captured == ""
+    with pytest.warns(CaptureWarning, match="all of them are eager: the output of a replay is not"):
         alike(both, [2])
     alike(both, range(3, 8))
-    assert both[0].why_not_repeated == "the output of a replay is not what the layers themselves compute"
+    assert both[0].why_not_captured == "the output of a replay is not what the layers themselves compute"
 
 
 def test_a_way_back_that_differs_is_noticed():
     class Own(Layer):
-        per_sample = recordable = True
+        per_sample = capturable = True
 
         def forward(self, x, *, train):
             return x * 2, lambda dy: past_the_doors(self, dy, train)
@@ -91,13 +91,13 @@ def test_a_way_back_that_differs_is_noticed():
         gpucnn.Model([L.Dense(6), Own(), L.Dense(3), L.Softmax()], SHAPE, backend=ENGINE).compile(jit=jit)
         for jit in (True, False)
     ]
-    with pytest.warns(RecordingWarning, match="the gradient of dense.weight of a replay is not"):
+    with pytest.warns(CaptureWarning, match="the gradient of dense.weight of a replay is not"):
         alike(both, range(5))
 
 
 def test_a_buffer_that_python_counts_is_noticed():
     class Counts(Layer):
-        per_sample = recordable = True
+        per_sample = capturable = True
 
         def build(self, input_shape, rng):
             self.steps = Buffer(np.zeros(1), on_host=True)
@@ -111,7 +111,7 @@ def test_a_buffer_that_python_counts_is_noticed():
         gpucnn.Model([L.Dense(6), Counts(), L.Dense(3), L.Softmax()], SHAPE, backend=ENGINE).compile(jit=jit)
         for jit in (True, False)
     ]
-    with pytest.warns(RecordingWarning, match="counts.steps of a replay is not"):
+    with pytest.warns(CaptureWarning, match="counts.steps of a replay is not"):
         alike(both, range(6))
     assert float(both[0].layers[1].steps.value[0]) == 6
 
@@ -122,9 +122,9 @@ def test_a_replay_that_fails_falls_back():
 
     both = models(picky)
     alike(both, range(2))
-    captured = both[0]._sliced_trunk.repeats._passes[True][1]
-    captured._repeats["forward"][0]._calls.append(lambda: 1 / 0)
-    with pytest.warns(RecordingWarning, match="a replay raised ZeroDivisionError"):
+    captured = both[0]._sharded_trunk.captures._captured[True][1]
+    captured._replays["forward"][0]._calls.append(lambda: 1 / 0)
+    with pytest.warns(CaptureWarning, match="a replay raised ZeroDivisionError"):
         alike(both, range(2, 6))
 
 
@@ -145,7 +145,7 @@ def test_what_did_not_change_since_the_capture_is_compared_when_it_does():
             for each in (model, eager):
                 each.layers[0].weight.value[...] *= 2
             assert model.predict(x).tobytes() == eager.predict(x).tobytes()
-        assert any(issubclass(warning.category, RecordingWarning) for warning in caught)
+        assert any(issubclass(warning.category, CaptureWarning) for warning in caught)
 
 
 def test_the_comparison_disturbs_neither_buffers_nor_streams_nor_gradients():
@@ -155,18 +155,18 @@ def test_the_comparison_disturbs_neither_buffers_nor_streams_nor_gradients():
         alike(both, [seed])
         gradients = [model.flat_gradients().tobytes() for model in both]
         assert gradients[0] == gradients[1]
-    assert both[0]._sliced_trunk.repeats._passes[True][1].serves()
+    assert both[0]._sharded_trunk.captures._captured[True][1].is_valid()
 
 
 def test_a_capture_is_compared_once(monkeypatch):
     made = []
-    forward = passes.Pass.forward
+    forward = passes.ShardedPass.forward
     model, _ = models(lambda self, x, train: x * 2)
-    monkeypatch.setattr(passes.Pass, "forward", lambda *args: made.append(type(args[0])) or forward(*args))
+    monkeypatch.setattr(passes.ShardedPass, "forward", lambda *args: made.append(type(args[0])) or forward(*args))
     for seed in range(10):
         model.train_on_batch(*batch(seed))
     # two passes, one replay and the eager pass it is compared with, seven replays
-    assert made.count(passes.Pass) == 2
+    assert made.count(passes.ShardedPass) == 2
     assert len(made) == 11
 
 
@@ -174,7 +174,7 @@ interrupted_in = ""  # a variable of the module: a fingerprint does not see it
 
 
 class Interrupted(Layer):
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def forward(self, x, *, train):
         if interrupted_in == "forward":
@@ -198,11 +198,11 @@ def test_a_comparison_that_is_interrupted_is_made_again(where, train, monkeypatc
         return float(model.train_on_batch(x, y)) if train else model.predict(x).tobytes()
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RecordingWarning)
+        warnings.simplefilter("ignore", CaptureWarning)
         for seed in range(6):
             if seed == 2 and where == "between":
                 for model in both:
-                    model.forward_train(batch(seed)[0], repeat=model.jit)  # which nobody walks back
+                    model.forward_train(batch(seed)[0], capture=model.jit)  # which nobody walks back
             elif seed == 2 and (train or where == "forward"):
                 monkeypatch.setitem(globals(), "interrupted_in", where)
                 for model in both:
@@ -215,16 +215,16 @@ def test_a_comparison_that_is_interrupted_is_made_again(where, train, monkeypatc
 def test_memory_that_does_not_suffice_for_a_comparison_leaves_the_pass_eager(monkeypatch):
     both = models(lambda self, x, train: x * 2)
     alike(both, range(2))
-    forward, failed = passes.Pass.forward, []
+    forward, failed = passes.ShardedPass.forward, []
 
     def short(self, x):
-        if type(self) is passes.Pass and not failed:
+        if type(self) is passes.ShardedPass and not failed:
             failed.append(1)
             raise MemoryError
         return forward(self, x)
 
-    monkeypatch.setattr(passes.Pass, "forward", short)
-    with pytest.warns(RecordingWarning, match="memory does not suffice to compare"):
+    monkeypatch.setattr(passes.ShardedPass, "forward", short)
+    with pytest.warns(CaptureWarning, match="memory does not suffice to compare"):
         both[0].train_on_batch(*batch(2))
     both[1].train_on_batch(*batch(2))
     alike(both, range(3, 6))
@@ -238,19 +238,19 @@ def test_memory_that_ends_in_a_way_back_lets_the_pass_be_made_anew(count, monkey
         made = [L.Dense(6), L.BatchNorm(), L.Dropout(0.5), own(lambda self, x, train: x * 2), L.Dense(3), L.Softmax()]
         both.append(gpucnn.Model(made, SHAPE, backend=ENGINE).compile("adam", jit=jit))
     alike(both, range(2))
-    backward, failed = passes.Pass.backward, []
+    backward, failed = passes.ShardedPass.backward, []
 
     def short(self, dy):
         dx = backward(self, dy)
-        if type(self) is passes.Pass and not failed:
+        if type(self) is passes.ShardedPass and not failed:
             failed.append(1)
             raise MemoryError
         return dx
 
-    monkeypatch.setattr(passes.Pass, "backward", short)
-    with pytest.warns(RecordingWarning, match="memory does not suffice to compare"):
+    monkeypatch.setattr(passes.ShardedPass, "backward", short)
+    with pytest.warns(CaptureWarning, match="memory does not suffice to compare"):
         both[0].train_on_batch(*batch(2))
-    monkeypatch.setattr(passes.Pass, "backward", backward)
+    monkeypatch.setattr(passes.ShardedPass, "backward", backward)
     both[1].train_on_batch(*batch(2))
     alike(both, range(3, 6))
 
@@ -262,8 +262,8 @@ def test_memory_that_a_replay_lacks_is_not_the_fault_of_a_layer():
     def full():
         raise MemoryError
 
-    both[0]._sliced_trunk.repeats._passes[True][1]._repeats["forward"][0]._calls.append(full)
-    with pytest.warns(RecordingWarning, match="memory does not suffice .* a smaller batch size leaves room for both$"):
+    both[0]._sharded_trunk.captures._captured[True][1]._replays["forward"][0]._calls.append(full)
+    with pytest.warns(CaptureWarning, match="memory does not suffice .* a smaller batch size leaves room for both$"):
         alike(both, range(2, 6))
 
 
@@ -271,7 +271,7 @@ def test_a_way_back_that_is_compared_is_walked_once():
     model, _ = models(lambda self, x, train: x * 2)
     for seed in range(2):
         model.train_on_batch(*batch(seed))
-    y, back = model.forward_train(batch(2)[0], repeat=True)
+    y, back = model.forward_train(batch(2)[0], capture=True)
     back(np.ones(y.shape, y.dtype))
     with pytest.raises(ConfigurationError, match="walked already"):
         back(np.ones(y.shape, y.dtype))
@@ -279,7 +279,7 @@ def test_a_way_back_that_is_compared_is_walked_once():
 
 def test_arrays_of_a_layer_are_put_back_and_followed():
     class Remembers(Layer):
-        per_sample = recordable = True
+        per_sample = capturable = True
 
         def build(self, input_shape, rng):
             self.kernel, self.number = np.arange(6, dtype="float32"), np.float32(3)
@@ -293,11 +293,11 @@ def test_arrays_of_a_layer_are_put_back_and_followed():
         for jit in (True, False)
     ]
     alike(both, range(5))
-    assert not isinstance(both[0].layers[0].kernel, Traced)
+    assert not isinstance(both[0].layers[0].kernel, TracedArray)
     for model in both:
         model.layers[0].kernel *= 2  # in place: the same array
     alike(both, range(5, 8))
-    assert both[0]._sliced_trunk.repeats._passes[True][1].serves()
+    assert both[0]._sharded_trunk.captures._captured[True][1].is_valid()
 
 
 # --- errors of arithmetic ---------------------------------------------------------------------
@@ -400,12 +400,12 @@ def test_a_fingerprint_sees_changes_at_depth(what, monkeypatch):
     for kind, name in ((Deep, "scale"), (Deep, "forward"), (Config, "factor"), (Config, "shared")):
         monkeypatch.setattr(kind, name, vars(kind)[name] if name != "shared" else [1.0])  # put back afterwards
     model = gpucnn.Model([Deep(), L.Dense(2)], SHAPE, backend=ENGINE)
-    fingerprint = Fingerprint(model.network)
-    assert fingerprint.is_true()
+    fingerprint = NetworkSignature(model.network)
+    assert fingerprint.is_current()
     model.predict(batch(0)[0])
-    assert fingerprint.is_true()
+    assert fingerprint.is_current()
     CHANGES[what](model.layers[0])
-    assert not fingerprint.is_true()
+    assert not fingerprint.is_current()
 
 
 def test_same_bits_takes_nan_for_nan_and_tells_zeros_apart():

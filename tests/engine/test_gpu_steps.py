@@ -16,7 +16,7 @@ import gpucnn
 from gpucnn import callbacks, losses, optimizers
 from gpucnn import layers as L
 from gpucnn.data.augment import AlternatingFlip, Flip, Translate
-from gpucnn.errors import OutOfMemory, RecordingWarning
+from gpucnn.errors import CaptureWarning, OutOfMemory
 from gpucnn.networks.whitening import whiten
 from gpucnn.optimizers import Group
 from gpucnn.training import steps as training_steps
@@ -199,8 +199,8 @@ def test_settings_of_one_value_are_not_a_change(simulated):
 def test_settings_that_change_with_each_step_cost_one_room(simulated, monkeypatch):
     """The room of the first step is given up, and no other one is made while settings do not rest."""
     backend, rooms = simulated(0), []
-    make = backend.room_to_record
-    monkeypatch.setattr(backend, "room_to_record", lambda: rooms.append(1) or make())
+    make = backend.capture_pool
+    monkeypatch.setattr(backend, "capture_pool", lambda: rooms.append(1) or make())
     results = []
     for jit in (True, False):
         rates = iter(np.linspace(0.1, 0.6, 40).tolist())
@@ -212,7 +212,7 @@ def test_settings_that_change_with_each_step_cost_one_room(simulated, monkeypatc
 
 def test_changes_put_off_a_capture_by_a_bounded_number_of_steps(simulated, monkeypatch):
     """With a bound of 2: captured and replayed 3 steps of the first 4, and 2 of each 4 that follow a change."""
-    monkeypatch.setattr(training_steps, "MOST_EAGER", 2)
+    monkeypatch.setattr(training_steps, "MAX_EAGER", 2)
     backend, rates = simulated(0), iter((0.4, 0.5, 0.6))
     change = After(lambda model: setattr(model.layers[3], "rate", next(rates)), 4, 8, 12)
     outcome(small(backend), callbacks=[change])
@@ -223,7 +223,7 @@ def test_a_layer_that_changes_itself_with_each_step_is_not_captured(gpu):
     """A replay would leave out what its Python does."""
 
     class Counting(L.Layer):
-        recordable = True
+        capturable = True
         calls = 0
 
         def forward(self, x, *, train):
@@ -235,17 +235,17 @@ def test_a_layer_that_changes_itself_with_each_step_is_not_captured(gpu):
         for jit in (True, False):
             layers = [L.Flatten(), Counting(), L.Dense(4), L.Softmax()]
             models.append(gpucnn.Model(layers, (6, 6, 2), backend=gpu).compile(optimizers.SGD(1e-4), jit=jit))
-        with pytest.warns(RecordingWarning, match="changes attributes of layers, loss, optimizer or metrics"):
+        with pytest.warns(CaptureWarning, match="changes attributes of layers, loss, optimizer or metrics"):
             captured = outcome(models[0])
         assert captured == outcome(models[1])
-        assert "changes attributes" in models[0].why_not_repeated
+        assert "changes attributes" in models[0].why_not_captured
     finally:
         L.Layer.registry.pop("Counting")
 
 
 def test_a_layer_that_keeps_something_from_its_first_step_is_captured(simulated):
     class Keeping(L.Layer):
-        recordable = True
+        capturable = True
 
         def forward(self, x, *, train):
             if not hasattr(self, "factor"):
@@ -257,7 +257,7 @@ def test_a_layer_that_keeps_something_from_its_first_step_is_captured(simulated)
         layers = [L.Flatten(), Keeping(), L.Dense(4), L.Softmax()]
         model = gpucnn.Model(layers, (6, 6, 2), backend=backend).compile(optimizers.SGD(0.1))
         outcome(model)
-        assert not model.why_not_repeated
+        assert not model.why_not_captured
         assert backend.simulation.graph_launches == 16 - 3
     finally:
         L.Layer.registry.pop("Keeping")
@@ -289,7 +289,7 @@ def test_a_capture_frees_nothing_that_its_graph_uses(simulated):
             ended += 1
             continue
         assert found == pytest.approx(ample, rel=1e-5), megabytes
-        assert not model.why_not_repeated
+        assert not model.why_not_captured
         assert backend.simulation.graph_launches == 7
         halved += backend.simulation.launches["im2col"] > columns
     assert halved >= 3
@@ -300,7 +300,7 @@ def test_a_capture_that_runs_out_of_memory_goes_on_eagerly(simulated):
     """The step before it has fitted; one that was not captured does so again."""
 
     class Growing(L.Layer):
-        recordable = True
+        capturable = True
 
         def forward(self, x, *, train):
             self.backend.xp.empty(calls.append(1) or 10 ** (6 + (len(calls) == 2)), dtype="uint8")
@@ -315,9 +315,9 @@ def test_a_capture_that_runs_out_of_memory_goes_on_eagerly(simulated):
             model = gpucnn.Model(layers, (6, 6, 2), backend=backend).compile(optimizers.Adam(0.01), jit=jit)
             if jit:
                 backend.simulation.capacity = 40_000_000
-                with pytest.warns(RecordingWarning, match=r"no room for .* bytes more than the step took before"):
+                with pytest.warns(CaptureWarning, match=r"no room for .* bytes more than the step took before"):
                     results.append(outcome(model))
-                assert "no room" in model.why_not_repeated
+                assert "no room" in model.why_not_captured
                 assert backend.simulation.graph_launches == 0
             else:
                 results.append(outcome(model))
@@ -336,31 +336,31 @@ def test_a_capture_may_grow_but_not_free(simulated):
             xp.add(kept[: 1000 * (number + 1)], 1.0, out=kept[: 1000 * (number + 1)])
             xp.ones(1000 * (number + 1), dtype="float32")
 
-    with backend.room_to_record() as room:
+    with backend.capture_pool() as pool:
         step(2)
-    backend.recording(room, lambda: step(5), {})(0)
+    backend.capture(pool, lambda: step(5), {})(0)
     assert float(kept[0]) == 7
 
-    with backend.room_to_record() as room:
+    with backend.capture_pool() as pool:
         step(3)
     with pytest.raises(RuntimeError, match=r"12,000 bytes that the captured step may use were freed"):
-        backend.recording(room, lambda: (step(3), room.pool.free_all_blocks()), {})
+        backend.capture(pool, lambda: (step(3), pool.pool.free_all_blocks()), {})
 
 
 def test_a_first_launch_that_fails_is_made_eagerly(simulated, monkeypatch):
     backend = simulated(0)
-    recording = backend.recording
+    capture = backend.capture
 
-    def fails(room, step, strides):
-        recording(room, step, strides)
+    def fails(pool, step, increments):
+        capture(pool, step, increments)
 
         def launch(repeat):
             raise RuntimeError("cudaErrorMemoryAllocation")
 
         return launch
 
-    monkeypatch.setattr(backend, "recording", fails)
-    with pytest.warns(RecordingWarning, match="cudaErrorMemoryAllocation"):
+    monkeypatch.setattr(backend, "capture", fails)
+    with pytest.warns(CaptureWarning, match="cudaErrorMemoryAllocation"):
         captured = outcome(small(backend))
     assert captured == outcome(small(backend, jit=False))
 
@@ -427,7 +427,7 @@ def test_memory_that_the_default_pool_keeps_serves_the_first_step(simulated):
     backend.simulation.capacity = 60_000_000
     xp.empty(backend.simulation.capacity - backend.simulation.reserved[0] - 100_000, dtype="uint8")  # unused at once
     model.fit(*data, batch_size=16, verbose=0)
-    assert not model.why_not_repeated
+    assert not model.why_not_captured
 
 
 def test_training_and_validation_data_share_one_decision(simulated, monkeypatch):
@@ -480,7 +480,7 @@ def test_two_trainings_in_two_threads_give_the_bits_that_they_give_alone(simulat
             waiting = [After(together.function, *together.steps) for _ in models]
             tasks = [pool.submit(outcome, model, callbacks=[wait]) for model, wait in zip(models, waiting, strict=True)]
             assert [task.result() for task in tasks] == alone
-        assert not any(model.why_not_repeated for model in models)
+        assert not any(model.why_not_captured for model in models)
 
 
 def test_products_round_their_factors_in_the_thread_that_asked_for_it(simulated, monkeypatch):
@@ -576,7 +576,7 @@ def test_a_model_on_the_second_gpu_leaves_the_thread_on_the_first(simulated, tmp
         history = model.fit(x, y, epochs=2, batch_size=8, callbacks=[average], **options).history
         note([history[what] for what in ("loss", "val_loss", "accuracy")])
         note(model.compile("adam").fit(x, y, batch_size=9, verbose=0, shuffle=False).history["loss"])
-        note(model.why_not_repeated)
+        note(model.why_not_captured)
         note(model.evaluate(x, y, tta="flip"))
         note(model.predict(x, tta="flip+shift").tobytes())
         note(float(model.train_on_batch(x, y)))

@@ -200,8 +200,8 @@ def test_a_child_holds_nothing_of_what_other_threads_held(two_threads, monkeypat
     """Every lock of the package, BLAS, and the parameters of a model that was being recorded."""
     x, y = images()
     model = network()
-    held = [threads._one_team, threads._workers._lock, blas._lock, memory.arena._lock, capture._one_at_a_time]
-    held += [model._sliced_trunk.repeats.room.lock]
+    held = [threads._one_team, threads._workers._lock, blas._lock, memory.arena._lock, capture._capture_lock]
+    held += [model._sharded_trunk.captures.memory.lock]
     assert all(any(lock is other for other in forks.locks()) for lock in held)
     inside, leave = threading.Event(), threading.Event()
     threads_of_blas = [library.get() for library in blas._libraries()[0]]
@@ -210,13 +210,13 @@ def test_a_child_holds_nothing_of_what_other_threads_held(two_threads, monkeypat
         with blas.blas_threads(1):
             for lock in held:
                 lock.acquire()
-            recorder = model.backend.recorder()
-            capture._seen(model.network, recorder)
+            tracer = model.backend.tracer()
+            capture._with_traced_state(model.network, tracer)
             inside.set()
             leave.wait()
             for lock in held:
                 lock.release()
-            capture._put_back()
+            capture._restore()
 
     def child():
         free = not any(lock.locked() for lock in forks.locks())

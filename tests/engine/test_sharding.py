@@ -109,7 +109,7 @@ def test_a_layer_that_mixes_samples_sees_the_whole_batch():
     assert {Bolder.per_sample, Bolder.can_apply_relu, Bolder.can_skip_input_gradient} == {False}
     for mixing in (Centred(), Bolder(3, 3)):
         model = gpucnn.Model([mixing, L.ReLU(), L.Flatten(), L.Dense(4)], (8, 9, 3), backend="numpy")
-        assert not sharding.Sliced(model.network).can_slice
+        assert not sharding.ShardedNetwork(model.network).can_shard
     x = np.random.default_rng(0).normal(size=(50, 6)).astype("float32")
     model = gpucnn.Model([Centred(), L.Dense(3)], (6,), backend="numpy")
     np.testing.assert_allclose(model.forward(x)[0].mean(axis=0), 0, atol=1e-6)
@@ -148,12 +148,12 @@ def test_replicas_follow_what_the_user_changes():
     """An attribute set between two steps counts for every slice."""
     gpucnn.set_num_threads(2)
     model = gpucnn.Model([L.Flatten(), L.Dropout(0.5), L.ReLU()], (8, 9, 3), backend="numpy")
-    model._sliced._flops = 1000
+    model._sharded._flops = 1000
     x = np.ones((50, 8, 9, 3), "float32")
     assert (model.forward(x, train=True)[0] == 0).mean() == pytest.approx(0.5, abs=0.05)
-    kept = list(model._sliced._replicas)
+    kept = list(model._sharded._replicas)
     model.forward(x, train=True)
-    assert model._sliced._replicas == kept != []  # nothing has changed
+    assert model._sharded._replicas == kept != []  # nothing has changed
     model.layers[1].rate = 0.1
     y = model.forward(x, train=True)[0]
     assert (y[:25] == 0).mean() == pytest.approx(0.1, abs=0.03)
@@ -191,10 +191,10 @@ def test_replicas_follow_layers_that_are_exchanged_or_kept_in_a_dictionary():
     assert list(model.parameters()) == [
         f"branches.{path}.{name}" for path in ("by_name.b", "dense") for name in ("weight", "bias")
     ]
-    model._sliced._flops = 1000
+    model._sharded._flops = 1000
     x = np.ones((50, 8, 9, 3), "float32")
     model.forward(x, train=True)
-    (replica,) = model._sliced._replicas
+    (replica,) = model._sharded._replicas
     twin = replica.network.layers[1]
     assert type(twin.others) is Pair
     for ours, theirs in (
@@ -204,21 +204,21 @@ def test_replicas_follow_layers_that_are_exchanged_or_kept_in_a_dictionary():
         assert ours is not theirs
         assert ours.weight is not theirs.weight
         assert ours.weight.value is theirs.weight.value
-    assert replica.is_true()
+    assert replica.is_current()
     kept = model.layers[1].by_name["a"]
     model.layers[1].by_name["a"] = L.ReLU()
-    assert not replica.is_true()
+    assert not replica.is_current()
     model.layers[1].by_name["a"] = kept
-    assert replica.is_true()
+    assert replica.is_current()
     list.__setitem__(model.network.layers, 2, L.ReLU())  # which users cannot do
-    assert not replica.is_true()
+    assert not replica.is_current()
 
 
 def test_replicas_take_over_what_is_loaded():
     """A random stream that is set back gives all slices the masks that it gave before."""
     gpucnn.set_num_threads(2)
     model = gpucnn.Model([L.Flatten(), L.Dropout(0.5), L.ReLU()], (8, 9, 3), backend="numpy")
-    model._sliced._flops = 1000
+    model._sharded._flops = 1000
     x = np.ones((50, 8, 9, 3), "float32")
     state = model.state_dict()
     first, second = (model.forward(x, train=True)[0] for _ in range(2))

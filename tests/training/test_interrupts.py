@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def usual_handlers():
-    """Python's own, which a shell's background jobs do without."""
+    """Python's own."""
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGALRM: signal.SIG_DFL}
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
@@ -34,6 +34,25 @@ def usual_handlers():
 
 def send(number=signal.SIGINT):
     os.kill(os.getpid(), number)
+
+
+def test_ignored_signals_stay_ignored(tmp_path):
+    """As nohup and a shell's background jobs ask: neither ends a training run, nor does its checkpoint note them."""
+
+    class Send(Callback):
+        def on_step_end(self, model, step):
+            send(signal.SIGINT)
+            send(signal.SIGTERM)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        fit(small_model(), always(tmp_path), Send())
+        assert all(signal.getsignal(number) == signal.SIG_IGN for number in numbers)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert positions(tmp_path)[-1][0] == 2
 
 
 # --- whole steps ----------------------------------------------------------------------------------

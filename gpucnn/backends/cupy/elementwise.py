@@ -111,10 +111,10 @@ def _update(name: str, values: Array, pointers: tuple[Any, ...], *numbers: Any) 
     kernels.over_elements(name, values.dtype, width, count, *pointers, np.uint32(count), *numbers)
 
 
-def random_bits(key: int, counter: int, count: int, start: int, repeats: Array | None, stride: int) -> Array:
+def random_bits(key: int, counter: int, count: int, start: int, replays: Array | None, stride: int) -> Array:
     """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter)."""
     words = cupy.empty(count, np.uint32)
-    numbers = np.uint64(key), np.uint64(counter), NULL if repeats is None else repeats, np.uint64(stride)
+    numbers = np.uint64(key), np.uint64(counter), NULL if replays is None else replays, np.uint64(stride)
     blocks = (start % 4 + count + 3) // 4
     kernels.over_elements("random_bits", np.float32, 1, blocks, words, *numbers, np.uint64(start), np.uint32(count))
     return words

@@ -19,12 +19,12 @@ from gpucnn.backends.numpy import (
     pooling,
     rotation,
     threads,
-    tracer,
     workspace,
 )
 from gpucnn.backends.numpy.memory_layout import blocks
 from gpucnn.backends.numpy.namespace import namespace
-from gpucnn.backends.numpy.traced_array import plain, recorder
+from gpucnn.backends.numpy.traced_array import current_tracer, untraced
+from gpucnn.backends.numpy.tracer import Tracer, on_replay
 from gpucnn.backends.window import Window
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class NumpyBackend(Backend):
     @property
     def xp(self) -> Any:  # type: ignore[override]
         """NumPy; while this thread's pass is captured, with functions for making arrays that are seen."""
-        return np if recorder() is None else namespace
+        return np if current_tracer() is None else namespace
 
     @contextmanager
     def execution_context(self, sharded: bool, allow_tf32: bool = False) -> Iterator[None]:
@@ -68,21 +68,21 @@ class NumpyBackend(Backend):
         """Return how many samples the batch has of which this thread works on some."""
         return threads.global_batch_size(samples)
 
-    def recorder(self) -> tracer.Recorder:
+    def tracer(self) -> Tracer:
         """Return one who records what a thread asks of NumPy."""
-        return tracer.Recorder(memory.arena, workspace.given_away)
+        return Tracer(memory.arena, workspace.given_away)
 
-    def choices(self) -> Any:
+    def kernel_options(self) -> Any:
         """Return whether Winograd's methods may be taken, and which errors of arithmetic are said."""
         return convolution.winograd_allowed(), np.geterr()
 
-    def each_time(self, draw: Callable[[], Array]) -> Array:
+    def on_replay(self, draw: Callable[[], Array]) -> Array:
         """Return what a function draws, which is called again in each repeat."""
-        return tracer.each_time(draw)
+        return on_replay(draw)
 
     def erf(self, x: Array) -> Array:
         """Return the error function of every element, in the dtype of `x`."""
-        return tracer.each_time(partial(super().erf, plain(x)))
+        return on_replay(partial(super().erf, untraced(x)))
 
     def environment(self) -> dict[str, Any]:
         """Return also the number of threads, by which a batch is cut, and what computes products and convolutions."""
