@@ -347,7 +347,7 @@ class Checkpoints:
         if then != training.epochs:
             self._lengthen(path, tree, training)
         before = tree["circumstances"]
-        if isinstance(before, dict) and before.get("backend") == "reference":  # the name it had before
+        if isinstance(before, dict) and before.get("backend") == "portable":  # the name it had before
             before = {**before, "backend": "reference"}
         if changed := list(state.differences(before, self._circumstances)):
             _warn(
