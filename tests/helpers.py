@@ -27,13 +27,13 @@ from tests import host_kernels, simulated_cupy
 
 SIMULATED = "cupy (simulated)"  # the CuPy backend over NumPy, with its kernels compiled for the host
 GPUS = (SIMULATED, "cupy")
-BACKENDS = ("portable", "numpy", "strict", *GPUS)
+BACKENDS = ("reference", "numpy", "strict", *GPUS)
 
 OF_CUPY = ("-ftz=true", "--device-as-default-execution-space")  # which CuPy adds to ours, before the architecture
 
 
 def make_backend(name):
-    made = {"portable": Backend, "strict": StrictBackend, SIMULATED: lambda: simulated_cupy.load_backend()()}
+    made = {"reference": Backend, "strict": StrictBackend, SIMULATED: lambda: simulated_cupy.load_backend()()}
     return made.get(name, lambda: get_backend(name))()
 
 

@@ -182,7 +182,7 @@ FAULTS = (
         "            if sharded",
         ("tests/training/test_model.py", "tests/engine/test_sharding.py"),
     ),
-    # the portable kernels
+    # the reference kernels
     Fault(
         "off by one: col2im's interior",
         BASE,

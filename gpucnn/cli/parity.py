@@ -17,9 +17,9 @@ from gpucnn.testing.parity import parity as compare
 def parity(
     network: Annotated[str | None, typer.Option(help="A named network, with fresh weights.")] = None,
     model: Annotated[Path | None, typer.Option(help="Or a run folder or a .safetensors file.")] = None,
-    backend: Annotated[str, typer.Option(help="Which to test: auto, numpy, portable, cupy or cupy:N.")] = "auto",
+    backend: Annotated[str, typer.Option(help="Which to test: auto, numpy, reference, cupy or cupy:N.")] = "auto",
     reference: Annotated[
-        str | None, typer.Option(help="Against which. Without it: numpy for a GPU, the portable kernels for numpy.")
+        str | None, typer.Option(help="Against which. Without it: numpy for a GPU, the reference kernels for numpy.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Random inputs to compare on.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of the inputs, and of fresh weights.")] = 0,

@@ -89,7 +89,7 @@ def summary_table(model: Executor) -> Table:
 class LayerTime:
     """One layer's share of a step: average seconds forward and backward, and what it computes how.
 
-    `path` is the layer's name; `method` says how the backend computes it, where there is a choice. Floating-point
+    `path` is the layer's name; `algorithm` says how the backend computes it, where there is a choice. Floating-point
     operations are those of its products, `output_bytes` those of its outputs and of the layers' inside, for the batch.
     """
 
@@ -99,7 +99,7 @@ class LayerTime:
     flops_forward: int
     flops_backward: int
     output_bytes: int
-    method: str
+    algorithm: str
     forward_seconds: float
     backward_seconds: float
 
@@ -136,12 +136,12 @@ class Profile(PrintsAsTable):
             "MB of outputs; MFLOP of the products, forward and backward; ms forward → and backward ←"
         )
         table = narrow_table(title, caption)
-        table.add_column("layer, method", overflow="fold")  # the only column that may shrink: numbers are never cut
+        table.add_column("layer, algorithm", overflow="fold")  # the only column that may shrink: numbers are never cut
         for heading in HEADINGS:
             table.add_column(heading, justify="right", no_wrap=True)
         total = sum(row.seconds for row in self.layers) or 1.0
         for row in self.layers:
-            named = styled(row.path, (f" {row.method}" if row.method else "", "dim"))
+            named = styled(row.path, (f" {row.algorithm}" if row.algorithm else "", "dim"))
             table.add_row(named, "×".join(map(str, row.output_shape)), *self._cells(row, total))
         table.add_section()
         whole = LayerTime(
@@ -151,7 +151,7 @@ class Profile(PrintsAsTable):
             flops_forward=sum(row.flops_forward for row in self.layers),
             flops_backward=sum(row.flops_backward for row in self.layers),
             output_bytes=sum(row.output_bytes for row in self.layers),
-            method="",
+            algorithm="",
             forward_seconds=sum(row.forward_seconds for row in self.layers),
             backward_seconds=sum(row.backward_seconds for row in self.layers),
         )
@@ -203,7 +203,7 @@ def profile(model: Executor, x: Any, y: Any, repeats: int) -> Profile:
             flops_forward=layer.total_flops() * len(x),
             flops_backward=layer.total_flops() * len(x) * products[name],
             output_bytes=_output_elements(layer) * len(x) * BYTES[model.dtype],
-            method=layer.algorithm(len(x)),
+            algorithm=layer.algorithm(len(x)),
             forward_seconds=times[name][0] / repeats,
             backward_seconds=times[name][1] / repeats,
         )

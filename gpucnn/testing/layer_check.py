@@ -467,7 +467,7 @@ def _keeps_off_the_host(subject: _Subject) -> str:
 
 
 def _agrees(subject: _Subject) -> str:
-    """Check the numbers on every backend of this machine, in both precisions, against the portable kernels."""
+    """Check the numbers on every backend of this machine, in both precisions, against the reference kernels."""
     names = ["numpy"]
     with contextlib.suppress(BackendUnavailable):
         names.append(get_backend("cupy").name)
@@ -475,10 +475,10 @@ def _agrees(subject: _Subject) -> str:
     for name in names:
         for dtype in ("float32", "float64"):
             model = Model([subject.twin()], subject.input_shape, seed=subject.seed, backend=name, dtype=dtype)
-            result = parity(model, x, backend=name, reference="portable")
+            result = parity(model, x, backend=name, reference="reference")
             if not result.agrees:
                 raise _Wrong(f"on {name} in {dtype}: {result.verdict()}")
-    return f"{', '.join(names)} against portable"
+    return f"{', '.join(names)} against reference"
 
 
 def _is_saved(subject: _Subject) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gpucnn import rng
 from gpucnn.backends import Array, first_line
 from gpucnn.backends.base import StreamedDataset
-from gpucnn.backends.image_transform import Placement
+from gpucnn.backends.image_transform import ImageTransform
 from gpucnn.core.config import Configurable
 from gpucnn.data.augment import Augmentation, AugmentationPipeline, count_random_words
 from gpucnn.engine.replicas import NetworkSignature
@@ -94,7 +94,7 @@ class StepRunner:
         H, W, _ = self._x.shape[1:]
         return AugmentationPipeline(augment, model.backend, (H, W), per_image)
 
-    def _augment(self, picked: Any, N: int) -> Placement | None:
+    def _augment(self, picked: Any, N: int) -> ImageTransform | None:
         """Draw how the images of a batch are augmented, by their places in the data set."""
         if self._augmenter is None:
             return None

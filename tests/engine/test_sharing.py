@@ -76,7 +76,7 @@ def test_copy_of_a_model_trains_as_the_original_does(copied, data, backend):
     """With its momentum, and apart from the original."""
     model = fresh(backend)
     fit(model, data)
-    if copied is pickled and gpucnn.backends._made.get(backend.name) is not backend:
+    if copied is pickled and gpucnn.backends._instances.get(backend.name) is not backend:
         pytest.skip("a backend that is found by no name")
     twin = copied(model)
     assert twin.backend is model.backend
@@ -363,8 +363,8 @@ def test_averages_of_parameters_that_another_model_froze_are_refused(data):
     [
         lambda model: model.layers[3].to("numpy", "float64"),
         lambda model: model.network.to("numpy", "float64"),
-        lambda model: model.layers[3].to("portable"),
-        lambda model: gpucnn.Model(model.layers[:4], SHAPE, backend="portable"),
+        lambda model: model.layers[3].to("reference"),
+        lambda model: gpucnn.Model(model.layers[:4], SHAPE, backend="reference"),
     ],
 )
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_layers_that_were_moved_are_refused_by_name_until_they_are_moved_back(mo
     fit(control, data)
     assert same_bits(model.state_dict(), control.state_dict())
     if isinstance(second, gpucnn.Model):
-        with pytest.raises(ConfigurationError, match=r"model.to\('portable', 'float32'\) moves"):
+        with pytest.raises(ConfigurationError, match=r"model.to\('reference', 'float32'\) moves"):
             second.predict(data[0])
 
 

@@ -26,12 +26,12 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("backend", ["portable", "numpy"])
+@pytest.mark.parametrize("backend", ["reference", "numpy"])
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_plan_computes_what_the_layers_say(name, train, backend):
     """Forward, input gradient and parameter gradients of a `Sequential` are those of its layers one after another."""
-    backend = Backend() if backend == "portable" else get_backend(backend)
+    backend = Backend() if backend == "reference" else get_backend(backend)
     network = L.Sequential(NETWORKS[name]())
     network.ensure_built((7, 8, 3), host_generator(0, "weights"))
     network.to(backend, "float64")
@@ -169,12 +169,12 @@ def test_a_profile_times_every_layer_and_names_its_method():
         backend="numpy",
     )
     profile = model.profile(np.zeros((32, 8, 8, 3), "float32"), np.zeros((32, 512), "float32"), repeats=2)
-    assert [row.method for row in profile.layers] == ["rows", "", "winograd-1d", "", "", ""]
+    assert [row.algorithm for row in profile.layers] == ["lowered-rows", "", "winograd-1d", "", "", ""]
     assert "winograd-1d" in str(profile)
     assert all(row.forward_seconds > 0 for row in profile.layers)
     branch = [L.Conv2D(8, 3, padding=1), L.Conv2D(8, 3, padding=1), L.Conv2D(8, 1)]
     nested = gpucnn.Model([L.Residual(branch, L.Conv2D(8, 1))], (8, 8, 8), backend="numpy")
-    assert nested.layers[0].algorithm(32) == "winograd-1d, rows"
-    assert nested.layers[0].algorithm(4) == "chunks"
-    portable = gpucnn.Model([L.Conv2D(4, 3)], (8, 8, 3), backend=Backend())
-    assert portable.layers[0].algorithm(32) == "im2col"
+    assert nested.layers[0].algorithm(32) == "winograd-1d, lowered-rows"
+    assert nested.layers[0].algorithm(4) == "im2col"
+    reference = gpucnn.Model([L.Conv2D(4, 3)], (8, 8, 3), backend=Backend())
+    assert reference.layers[0].algorithm(32) == "im2col"

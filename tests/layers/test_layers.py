@@ -92,7 +92,7 @@ def test_gradient(case):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @every_case
 def test_parity(case, backend, dtype):
-    """Value, dtype and owner on every backend against the portable kernels in float64."""
+    """Value, dtype and owner on every backend against the reference kernels in float64."""
     expected = run(case, built(case), inputs(case))
     layer = built(case, backend, dtype)
     owner = type(backend.from_host(np.zeros(1)))

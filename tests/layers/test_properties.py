@@ -15,7 +15,7 @@ from gpucnn.errors import GpucnnError
 from gpucnn.layers import AveragePool2D, Conv2D, MaxPool2D
 from tests import reference
 
-BACKENDS = {"portable": Backend, "numpy": lambda: get_backend("numpy")}
+BACKENDS = {"reference": Backend, "numpy": lambda: get_backend("numpy")}
 ENDLESS = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 MOST = 40_000  # multiplications in Python that one example may cost
 

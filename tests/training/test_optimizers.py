@@ -58,17 +58,17 @@ def test_the_engine_updates_part_by_part_with_the_same_bits(row, monkeypatch):
     rng = np.random.default_rng(0)
     start, steps = rng.normal(size=23).astype("float32"), rng.normal(size=(3, 23)).astype("float32")
     ends = []
-    for name in ("portable", "numpy"):
+    for name in ("reference", "numpy"):
         optimizer, values = type(ROWS[row][0]).from_config(ROWS[row][0].config()), start.copy()
         optimizer.reset(get_backend(name), values)
         for gradients in steps:
             optimizer.update(get_backend(name), values, gradients, RATE)
         ends.append((values, *optimizer.slots.values()))
-    for portable, engine in zip(*ends, strict=True):
-        assert portable.tobytes() == engine.tobytes()
+    for reference, engine in zip(*ends, strict=True):
+        assert reference.tobytes() == engine.tobytes()
 
 
-@pytest.mark.parametrize("name", ["portable", "numpy"])
+@pytest.mark.parametrize("name", ["reference", "numpy"])
 @pytest.mark.parametrize(("optimizer", "slot"), [("sgd", "velocity"), ("adam", "mean")])
 def test_a_velocity_without_gradients_comes_to_rest(optimizer, slot, name):
     """0.9 of the smallest numbers there are rounds to themselves, so that it would never reach 0 by itself."""
