@@ -86,9 +86,9 @@ class Layer(Configurable, family="layer"):
         """Return how many samples a training batch must have; a layer without opinion takes one."""
         return 1
 
-    def algorithm(self, batch: int) -> str:
+    def algorithm(self, batch_size: int) -> str:
         """Return how the backend computes this layer, or those inside it, for so many images; "" without a choice."""
-        words = [word for _, child in self.children() for word in child.algorithm(batch).split(", ")]
+        words = [word for _, child in self.children() for word in child.algorithm(batch_size).split(", ")]
         return ", ".join(word for word in dict.fromkeys(words) if word)
 
     def total_flops(self) -> int:

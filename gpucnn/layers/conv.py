@@ -142,7 +142,7 @@ class Conv2D(Layer):
         OH, OW, _ = self.output_shape
         return 2 * OH * OW * self.weight.size
 
-    def algorithm(self, batch: int) -> str:
+    def algorithm(self, batch_size: int) -> str:
         """Return the path that the backend chooses for this geometry."""
         C = self.weight.shape[2] * self.groups
         return self.backend.conv2d_algorithm(
