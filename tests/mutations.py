@@ -182,7 +182,7 @@ FAULTS = (
         "            if sharded",
         ("tests/training/test_model.py", "tests/engine/test_sharding.py"),
     ),
-    # the portable kernels
+    # the reference kernels
     Fault(
         "off by one: col2im's interior",
         BASE,
@@ -294,7 +294,7 @@ FAULTS = (
     Fault(
         "never at rest: velocities too small to matter",
         "gpucnn/optimizers/base.py",
-        "if backend.is_host and self.steps % SWEEP == 0:",
+        "if backend.is_host and self.steps % FLUSH_EVERY == 0:",
         "if False:",
         ("tests/training/test_optimizers.py",),
     ),

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gpucnn.backends.image_transform import Placement, placed
+from gpucnn.backends.image_transform import ImageTransform, apply_transform
 from gpucnn.backends.philox import philox4x32
 from gpucnn.backends.window import Window
 
@@ -30,7 +30,7 @@ INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 
 
 class StreamedDataset:
-    """A data set (P, …) that stays on the host; `feed[picked]`, by a slice or host numbers, is a batch of it across."""
+    """A data set (P, …) that stays on the host; `data[indices]`, a slice or host integers, uploads a batch of it."""
 
     shape: tuple[int, ...]
     dtype: Any
@@ -38,7 +38,7 @@ class StreamedDataset:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, picked: Any) -> Array:
+    def __getitem__(self, indices: Any) -> Array:
         raise NotImplementedError(f"{type(self).__name__} brings nothing across")
 
 
@@ -82,7 +82,7 @@ class Tracer:
 class Backend:
     """Arrays on the host, and every kernel as the textbook writes it."""
 
-    name = "portable"
+    name = "reference"
     xp: ModuleType | Any = np
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Backend":
@@ -554,15 +554,15 @@ class Backend:
 
     # --- batches and random numbers -----------------------------------------------------------
 
-    def load_batch(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:
+    def load_batch(self, x: Array, indices: Any, dtype: Any, transform: ImageTransform | None = None) -> Array:
         """Return samples of a data set x (P, …), picked by number (N,) or slice, as floats; bytes become 0 … 1.
 
         Images (P, H, W, C) may be placed on the way: cropped, moved, mirrored, painted over in part.
         """
-        if placement is None:
-            return as_floats(x[picked], dtype)
-        numbers = self.xp.arange(len(x))[picked] if isinstance(picked, slice) else picked
-        return as_floats(placed(self.xp, x, numbers, placement), dtype)
+        if transform is None:
+            return as_floats(x[indices], dtype)
+        numbers = self.xp.arange(len(x))[indices] if isinstance(indices, slice) else indices
+        return as_floats(apply_transform(self.xp, x, numbers, transform), dtype)
 
     def random_bits(self, key: int, counter: int, count: int, start: int = 0) -> Array:
         """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter), 64 bits each."""

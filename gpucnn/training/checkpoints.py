@@ -346,7 +346,10 @@ class Checkpoints:
             )
         if then != training.epochs:
             self._lengthen(path, tree, training)
-        if changed := list(state.differences(tree["circumstances"], self._circumstances)):
+        before = tree["circumstances"]
+        if isinstance(before, dict) and before.get("backend") == "portable":  # the name it had before
+            before = {**before, "backend": "reference"}
+        if changed := list(state.differences(before, self._circumstances)):
             _warn(
                 f"the training goes on under other circumstances: {state.in_words(changed)}; its numbers may differ in "
                 "their last bits from those of one that was not interrupted"

@@ -1,4 +1,4 @@
-"""Choosing a backend, the messages where one cannot be had, and the wall itself."""
+"""Choosing a backend, the messages where one is unavailable, and the host/device boundary."""
 
 import logging
 import sys
@@ -17,7 +17,7 @@ from gpucnn.testing.strict import HostDeviceMixError, StrictBackend
 def forgetful(monkeypatch):
     """A process that has not looked for a GPU yet."""
     monkeypatch.setattr(backends, "_auto", None)
-    monkeypatch.setattr(backends, "_made", {"numpy": backends._made["numpy"]})
+    monkeypatch.setattr(backends, "_instances", {"numpy": backends._instances["numpy"]})
 
 
 @pytest.fixture
@@ -55,10 +55,15 @@ def with_cupy_but_no_gpu(monkeypatch, forgetful):
     sys.modules.pop("gpucnn.backends.cupy", None)
 
 
-def test_process_has_one_default_backend():
+def test_backend_is_created_once_per_process():
     assert backends.get_backend("numpy") is backends.get_backend("numpy")
     backend = StrictBackend()
     assert backends.get_backend(backend) is backend
+
+
+def test_backend_name_in_old_files():
+    assert backends.get_backend("reference") is backends.get_backend("reference")
+    assert backends.get_backend("reference").name == "reference"
 
 
 def test_backend_argument_precedes_block_and_environment(monkeypatch, without_cupy):

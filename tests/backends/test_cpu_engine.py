@@ -1,4 +1,4 @@
-"""The CPU engine's kernels against the portable ones: every path, odd sizes, slices and blocks, forced one by one.
+"""The CPU engine's kernels against the reference ones: every path, odd sizes, slices and blocks, forced one by one.
 
 The team of threads is the subject of `test_sharding.py`.
 """
@@ -145,7 +145,7 @@ def force(monkeypatch, name):
 def test_lowered_rows_serve_every_geometry(name, batch, monkeypatch):
     """Whatever the number of images: also the few that the engine would not give them."""
     monkeypatch.setitem(CONVOLUTIONS, name, (batch, *CONVOLUTIONS[name][1:]))
-    force(monkeypatch, "rows")
+    force(monkeypatch, "lowered-rows")
     expected = all_three(PORTABLE, name)
     for what, actual in all_three(ENGINE, name).items():
         assert_l2_close(actual, expected[what], TOLERANCE["float64"], what)
@@ -162,7 +162,7 @@ def test_kernel_row_gemm_serves_every_geometry(name, batch, monkeypatch):
     """Every geometry that a product for each row of the kernel can serve, in large blocks and the smallest."""
     monkeypatch.setitem(CONVOLUTIONS, name, (batch, *CONVOLUTIONS[name][1:]))
     expected = all_three(PORTABLE, name)
-    force(monkeypatch, "kernel-rows")
+    force(monkeypatch, "kernel-row-gemm")
     monkeypatch.setattr(convolution, "_turns", lambda *geometry: False)  # dx would be of other geometry
     for block in (kernel_row_gemm.BLOCK, 1):
         monkeypatch.setattr(kernel_row_gemm, "BLOCK", block)
@@ -297,35 +297,37 @@ def test_convolution_method_by_shape(monkeypatch):
 
     plain = Window((3, 3))
     assert path(plain, 16, 64, 64) == path(plain, 8, 16, 96) == path(plain, 8, 96, 16) == "winograd"
-    assert path(plain, 16, 64, 64, dtype="float64") == path(plain, 16, 16, 16, dtype="float64") == "kernel-rows"
-    assert path(plain, 7, 64, 64) == path(plain, 7, 16, 16) == "chunks"
+    assert path(plain, 16, 64, 64, dtype="float64") == path(plain, 16, 16, 16, dtype="float64") == "kernel-row-gemm"
+    assert path(plain, 7, 64, 64) == path(plain, 7, 16, 16) == "im2col"
     assert path(plain, 128, 15, 200) == path(plain, 128, 8, 8) == path(plain, 128, 64, 64, groups=2) == "winograd-1d"
-    assert path(plain, 128, 7, 200) == path(plain, 128, 64, 64, groups=16) == "rows"
-    assert path(plain, 128, 200, 7) == "kernel-rows"
+    assert path(plain, 128, 7, 200) == path(plain, 128, 64, 64, groups=16) == "lowered-rows"
+    assert path(plain, 128, 200, 7) == "kernel-row-gemm"
     assert path(plain, 16, 256, 512) == path(plain, 16, 512, 4096, groups=4) == "winograd"
     assert (
         path(plain, 16, 256, 513)
         == path(plain, 15, 256, 512)
         == path(plain, 8, 32, 2049)
         == path(plain, 8, 15, 1500)
-        == "chunks"
+        == "im2col"
     )
-    assert path(Window((4, 4)), 16, 64, 128) == "rows"
-    assert path(Window((4, 4)), 16, 64, 129) == path(Window((4, 4)), 15, 64, 128) == "chunks"
-    assert path(Window((4, 4)), 8, 128, 128) == "kernel-rows"
-    assert path(Window((4, 4)), 8, 128, 129) == "chunks"
+    assert path(Window((4, 4)), 16, 64, 128) == "lowered-rows"
+    assert path(Window((4, 4)), 16, 64, 129) == path(Window((4, 4)), 15, 64, 128) == "im2col"
+    assert path(Window((4, 4)), 8, 128, 128) == "kernel-row-gemm"
+    assert path(Window((4, 4)), 8, 128, 129) == "im2col"
     assert path(plain, 128, 64, 64, groups=64) == path(plain, 1, 64, 64, groups=64) == "depthwise"
-    assert path(plain, 128, 1, 64) == "rows"
+    assert path(plain, 128, 1, 64) == "lowered-rows"
     strided, wide = Window((3, 3), (2, 2)), Window((5, 5))
-    assert path(strided, 128, 64, 64) == path(strided, 128, 8, 24) == "kernel-rows"
-    assert path(strided, 128, 7, 7) == path(strided, 128, 8, 25) == path(strided, 128, 64, 64, groups=2) == "rows"
-    assert path(wide, 128, 64, 64) == path(wide, 128, 64, 80) == path(wide, 128, 5, 5) == "kernel-rows"
-    assert path(wide, 128, 64, 81) == path(wide, 128, 4, 4) == "rows"
-    assert path(Window((3, 3), dilation=(2, 1)), 128, 64, 64) == "kernel-rows"
-    assert path(Window((3, 3), dilation=(1, 2)), 128, 64, 64) == "rows"
-    assert path(Window((3, 3), (2, 2), ((0, 0), (3, 0))), 128, 64, 64) == "rows"
+    assert path(strided, 128, 64, 64) == path(strided, 128, 8, 24) == "kernel-row-gemm"
+    assert (
+        path(strided, 128, 7, 7) == path(strided, 128, 8, 25) == path(strided, 128, 64, 64, groups=2) == "lowered-rows"
+    )
+    assert path(wide, 128, 64, 64) == path(wide, 128, 64, 80) == path(wide, 128, 5, 5) == "kernel-row-gemm"
+    assert path(wide, 128, 64, 81) == path(wide, 128, 4, 4) == "lowered-rows"
+    assert path(Window((3, 3), dilation=(2, 1)), 128, 64, 64) == "kernel-row-gemm"
+    assert path(Window((3, 3), dilation=(1, 2)), 128, 64, 64) == "lowered-rows"
+    assert path(Window((3, 3), (2, 2), ((0, 0), (3, 0))), 128, 64, 64) == "lowered-rows"
     monkeypatch.setenv("GPUCNN_WINOGRAD", "0")
-    assert path(plain, 16, 64, 64) == path(plain, 16, 32, 32) == "kernel-rows"
+    assert path(plain, 16, 64, 64) == path(plain, 16, 32, 32) == "kernel-row-gemm"
 
 
 @pytest.mark.parametrize("name", ["depthwise_of_few", "depthwise_of_few_multiplied", "depthwise_of_one"])
@@ -557,7 +559,7 @@ def test_arena_reuses_only_unreferenced_memory(held_by):
 def test_kernel_row_gemm_of_long_rows_keeps_to_the_scratch():
     """A row of the output of all images would be 8 MB; some of the images are taken at a time."""
     window, x = Window((3, 3), (2, 2), SAME3), np.ones((512, 4, 64, 64), "float32")
-    assert convolution.path(window, 512, 64, 128, 1, x.dtype) == "kernel-rows"
+    assert convolution.path(window, 512, 64, 128, 1, x.dtype) == "kernel-row-gemm"
     workspace.forget()
     y = ENGINE.conv2d(x, np.ones((3, 3, 64, 128), "float32"), None, window)
     assert 0 < workspace.held() <= 4 << 20

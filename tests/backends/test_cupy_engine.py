@@ -56,8 +56,8 @@ WINDOWS = {
 @pytest.mark.parametrize("name", WINDOWS)
 @pytest.mark.parametrize(("C", "F"), [(8, 16), (8, 24), (16, 16)])
 def test_convolutions(gpu, rng, name, dtype, C, F):
-    """All three passes against the portable text in float64, of numbers that the dtype can hold."""
-    window, groups, method = WINDOWS[name]
+    """All three passes against the reference implementation in float64, of numbers that the dtype can hold."""
+    window, groups, algorithm = WINDOWS[name]
     if groups == 8:
         C = 8
     N, H, W = 5, 9, 10
@@ -66,7 +66,7 @@ def test_convolutions(gpu, rng, name, dtype, C, F):
     x, dy = numbers(rng, (N, H, W, C), dtype), numbers(rng, (N, OH, OW, F), dtype)
     weight = numbers(rng, (*window.size, C // groups, F), dtype).astype(parameters)
     bias = numbers(rng, F, parameters)
-    assert gpu.conv2d_algorithm(window, N, C, F, groups, dtype) == method
+    assert gpu.conv2d_algorithm(window, N, C, F, groups, dtype) == algorithm
 
     exact = [array.astype("float64") for array in (x, weight, bias, dy)]
     expected = {
@@ -167,7 +167,7 @@ def test_channel_sums(gpu, rng, shape, dtype):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_batch_norm(gpu, rng, shape, dtype, relu):
-    """Both passes against the portable text in float64, of channels that lie anywhere from −8 to 8."""
+    """Both passes against the reference implementation in float64, of channels that lie anywhere from −8 to 8."""
     C = shape[-1]
     x = (numbers(rng, shape, "float64") + np.linspace(-8, 8, C)).astype(dtype)
     dy = numbers(rng, shape, dtype)
@@ -359,10 +359,10 @@ def test_captured_steps_give_the_bits_of_eager_steps(gpu, rng, optimizer, dtype)
 def test_captured_steps_agree_with_portable_kernels(gpu, rng, optimizer):
     data = images_and_labels(rng)
     recorded, history = fitted(gpu, data, optimizer, "float64", validation_data=data)
-    portable, expected = fitted(Backend(), data, optimizer, "float64", validation_data=data)
+    reference, expected = fitted(Backend(), data, optimizer, "float64", validation_data=data)
     for what in ("loss", "accuracy", "val_loss", "val_accuracy"):
         assert history[what] == pytest.approx(expected[what], rel=1e-9), what
-    for path, value in portable.state_dict().items():
+    for path, value in reference.state_dict().items():
         assert_close(recorded.state_dict()[path], value, "float32", path)
 
 
@@ -699,7 +699,7 @@ def test_profile_times_with_events_and_names_ranges(simulated, rng):
     profile = model.profile(x, y, repeats=2)
     labels = [row.path for row in profile.layers]
     assert set(labels) <= set(simulated.simulation.ranges)
-    assert {row.path: row.method for row in profile.layers if row.method} == {
+    assert {row.path: row.algorithm for row in profile.layers if row.algorithm} == {
         "conv2d": "im2col",
         "residual": "im2col",
         "conv2d_1": "depthwise",
@@ -710,14 +710,14 @@ def test_profile_times_with_events_and_names_ranges(simulated, rng):
 def test_lenet_steps_agree_with_portable_kernels(gpu, rng, dtype):
     """Three steps of LeNet on images of real size: loss, outputs and every parameter."""
     x, y = rng.integers(0, 256, (3, 24, 28, 28, 1)).astype("uint8"), rng.integers(0, 10, (3, 24))
-    ours, portable = (gpucnn.networks.lenet(seed=4, backend=backend, dtype=dtype) for backend in (gpu, Backend()))
+    ours, reference = (gpucnn.networks.lenet(seed=4, backend=backend, dtype=dtype) for backend in (gpu, Backend()))
     for images, labels in zip(x, y, strict=True):
         loss = float(gpu.to_host(ours.train_on_batch(images, labels)))
-        assert loss == pytest.approx(float(portable.train_on_batch(images, labels)), rel=10 * TOLERANCE[dtype])
-    for path, value in portable.state_dict().items():
+        assert loss == pytest.approx(float(reference.train_on_batch(images, labels)), rel=10 * TOLERANCE[dtype])
+    for path, value in reference.state_dict().items():
         scale = np.abs(value).max() + 1e-3
         assert np.abs(ours.state_dict()[path] - value).max() <= 30 * TOLERANCE[dtype] * scale, path
-    assert_close(ours.predict(x[0]), portable.predict(x[0]), "float32")
+    assert_close(ours.predict(x[0]), reference.predict(x[0]), "float32")
 
 
 def test_tta_averages_in_fp32(gpu):

@@ -127,14 +127,14 @@ def test_initializer_dirac_passes_channels_on(kernel, filters, groups):
     layer = layers.Conv2D(
         filters, kernel, padding="same", groups=groups, weight_initializer=initializers.Dirac("lecun_uniform")
     )
-    layer.build_once((6, 7, 4), rng.host_generator(0, "test"))
+    layer.ensure_built((6, 7, 4), rng.host_generator(0, "test"))
     y, _ = layer.forward(images, train=False)
     C, F = 4 // groups, filters // groups
     for group in range(groups):
         for channel in range(min(C, F)):
             assert np.array_equal(y[..., group * F + channel], images[..., group * C + channel])
     plain = layers.Conv2D(filters, kernel, padding="same", groups=groups, weight_initializer="lecun_uniform")
-    plain.build_once((6, 7, 4), rng.host_generator(0, "test"))
+    plain.ensure_built((6, 7, 4), rng.host_generator(0, "test"))
     for place in range(filters):
         drawn = np.array_equal(layer.weight.value[..., place], plain.weight.value[..., place])
         assert drawn == (place % F >= C)
@@ -161,10 +161,10 @@ def test_initializer_dirac_trains_twenty_plain_layers():
 
 
 def test_initializer_dirac_is_described_and_named():
-    layer = layers.Conv2D(8, 3, weight_initializer=initializers.Dirac(rest=initializers.Uniform(-0.1, 0.1)))
+    layer = layers.Conv2D(8, 3, weight_initializer=initializers.Dirac(remaining=initializers.Uniform(-0.1, 0.1)))
     again = layers.Layer.from_config(layer.config())
-    assert repr(again.weight_initializer) == "Dirac(rest=Uniform(-0.1, 0.1))"
-    layers.Conv2D(8, 3, weight_initializer="dirac").build_once((6, 6, 4), rng.host_generator(0, "test"))
+    assert repr(again.weight_initializer) == "Dirac(remaining=Uniform(-0.1, 0.1))"
+    layers.Conv2D(8, 3, weight_initializer="dirac").ensure_built((6, 6, 4), rng.host_generator(0, "test"))
 
 
 def test_initializers_are_all_tested():
@@ -180,7 +180,7 @@ def test_initializers_are_all_tested():
     [
         (lambda: initializers.Dirac("xavier"), "no initializer named 'xavier'"),
         (
-            lambda: layers.Dense(3, weight_initializer="dirac").build_once((5,), rng.host_generator(0, "test")),
+            lambda: layers.Dense(3, weight_initializer="dirac").ensure_built((5,), rng.host_generator(0, "test")),
             r"Dirac\(\) makes the weight of a convolution \(KH, KW, C, F\), not one of shape \(5, 3\); choose another",
         ),
         (lambda: initializers.Uniform(1, 1), r"Uniform\(1, 1\): expected two finite numbers, low < high"),

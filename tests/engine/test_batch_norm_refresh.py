@@ -59,7 +59,7 @@ def test_refresh_is_pytorchs_update_bn(rng):
 
 def test_refresh_agrees_on_all_backends(backend, rng):
     x = rng.integers(0, 256, (50, 6, 6, 2)).astype("uint8")
-    states = [stack(where).recalibrate_batch_norm(x, batch_size=20).state_dict() for where in (backend, "portable")]
+    states = [stack(where).recalibrate_batch_norm(x, batch_size=20).state_dict() for where in (backend, "reference")]
     for path, value in states[1].items():
         assert states[0][path] == pytest.approx(value, rel=1e-9, abs=1e-12), path
 

@@ -464,7 +464,7 @@ def halved(state):
 def test_changes_between_steps_are_obeyed(what, monkeypatch):
     monkeypatch.setenv("GPUCNN_WINOGRAD", "1")  # and so put back afterwards
     models = alike(lambda: [*small()[:5], L.Conv2D(8, 3, padding="same"), *small()[5:]], SHAPE)
-    assert models[0].layers[5].method(32) == "winograd-1d"
+    assert models[0].layers[5].algorithm(32) == "winograd-1d"
     train(models, 4, SHAPE)
     assert replays(models[0])
     for model in models:
@@ -636,7 +636,7 @@ def test_backward_of_a_training_step_runs_once():
     model, _ = alike(small, SHAPE)
     for step in range(2):
         model.train_on_batch(*batch_of(step, SHAPE))
-    _, backward = model._sharded_trunk.forward(ENGINE, batch_of(0, SHAPE)[0], train=True, input_gradient=False)
+    _, backward = model._sharded_trunk.forward(ENGINE, batch_of(0, SHAPE)[0], train=True, need_dx=False)
     backward(np.ones((32, 3), "float32"))
     with pytest.raises(ConfigurationError, match="walked already"):
         backward(np.ones((32, 3), "float32"))

@@ -304,7 +304,7 @@ def test_layer_arrays_are_restored_and_followed():
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("backend", ["numpy", "portable"])
+@pytest.mark.parametrize("backend", ["numpy", "reference"])
 def test_underflow_is_ignored_where_all_errors_raise(backend, count):
     gpucnn.set_num_threads(count)
     side = np.where(np.arange(64) % 2, 1.0, -1.0)[:, None] * np.ones(SHAPE)

@@ -80,7 +80,7 @@ def setting(get, name, value):
 
 
 def of_layer(name, value, label):
-    return setting(lambda model: next(layer for layer in model.layers if layer.label == label), name, value)
+    return setting(lambda model: next(layer for layer in model.layers if layer.display_name == label), name, value)
 
 
 def of_optimizer(name, value):
@@ -136,7 +136,10 @@ SETTINGS = {
     "group's weight decay": (with_groups, of_first_group("weight_decay", 0.5)),
     "label smoothing": (None, setting(lambda model: model.loss, "label_smoothing", 0.5)),
     "Muon's momentum": (lambda: optimizers.Muon(0.02), of_optimizer("momentum", 0.5)),
-    "Muon's other": (lambda: optimizers.Muon(0.02, other=adam()), setting(lambda m: m.optimizer.other, "beta1", 0.0)),
+    "Muon's other": (
+        lambda: optimizers.Muon(0.02, fallback=adam()),
+        setting(lambda m: m.optimizer.fallback, "beta1", 0.0),
+    ),
     "frozen": (None, freeze),
     "another key of a stream": (None, new_stream),
     "a stream from the beginning": (None, earlier_stream),
@@ -570,7 +573,7 @@ def test_model_on_the_second_gpu_leaves_the_thread_on_the_first(simulated, tmp_p
             assert not backend.simulation.outer_devices
 
         model = deep(backend)
-        note(model.compile(optimizers.Muon(0.02, clip_norm=1.0, groups=[Group("conv2d.*", 0.5, epochs=1)])).jit)
+        note(model.compile(optimizers.Muon(0.02, clip_norm=1.0, groups=[Group("conv2d.*", 0.5, train_epochs=1)])).jit)
         options = {"validation_data": (x, y), "augment": [AlternatingFlip(), Translate(1)], "verbose": 0}
         average = callbacks.MovingAverage(0.9)
         history = model.fit(x, y, epochs=2, batch_size=8, callbacks=[average], **options).history

@@ -69,7 +69,7 @@ def test_adapt_takes_the_memory_of_one_part_of_the_data(tmp_path):
     tracemalloc.stop()
     assert peak < 40e6  # of 15 MB that would be 123 MB as float64
     assert layer.mean == pytest.approx((np.mean(data[:2], axis=(0, 1, 2)) / 255).tolist(), rel=1e-12)
-    assert layer.deviation == pytest.approx((np.std(data[:2], axis=(0, 1, 2)) / 255).tolist(), rel=1e-12)
+    assert layer.std == pytest.approx((np.std(data[:2], axis=(0, 1, 2)) / 255).tolist(), rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "uint8", "bool"])

@@ -41,7 +41,7 @@ def test_parity_of_backends_that_agree(dtype):
     assert result.agrees, str(result)
     assert result.first_divergence is None
     assert (result.backend, result.dtype, result.batch_size) == (model().backend.describe(), dtype, 24)
-    assert "portable" in result.reference
+    assert "reference" in result.reference
     layers = list(dict.fromkeys(d.layer for d in result.differences))
     assert layers == [
         *["conv2d", "batch_norm", "relu", "max_pool2d"],
@@ -126,7 +126,7 @@ def test_parity_allows_for_another_order_of_summation():
             dx = self.conv2d_input_gradient(dy, weight, x.shape[1:3], window, groups)
             return *self.conv2d_parameter_gradients(x, dy, window, groups, bias), dx
 
-    for seed, filters, reference in ((1, 1, "numpy"), (2, 3, "numpy"), (4, 1, "portable")):
+    for seed, filters, reference in ((1, 1, "numpy"), (2, 3, "numpy"), (4, 1, "reference")):
         x = np.random.default_rng(seed).normal(size=(32, 34, 34, 3)).astype("float32")
         made = gpucnn.Model([L.Conv2D(filters, 3), L.BatchNorm()], (34, 34, 3), seed=seed, backend="numpy")
         result = gpucnn.parity(made, x, backend=OneByOne(), reference=reference)
@@ -152,11 +152,11 @@ def test_parity_changes_nothing():
     watched, untouched = model(), model()
     for one in (watched, untouched):
         one.train_on_batch(x, y)
-    before, plan = watched.state_dict(), watched.network._plan
+    before, plan = watched.state_dict(), watched.network._train_plan
     gpucnn.parity(watched, x, y)
     assert watched.backend.name == "numpy"
     assert watched.dtype == "float32"
-    assert watched.network._plan is plan
+    assert watched.network._train_plan is plan
     assert all("forward" not in vars(layer) for layer in watched.network.all_layers())
     for path, array in watched.state_dict().items():
         assert array.dtype == before[path].dtype
@@ -177,7 +177,7 @@ def test_parity_that_fails_changes_nothing():
     with pytest.raises(RuntimeError, match="no"):
         gpucnn.parity(made, np.ones((4, 4), "float32"))
     assert all("forward" not in vars(layer) for layer in made.network.all_layers())
-    assert made.network._plan == [(0, {}), (1, {})]
+    assert made.network._train_plan == [(0, {}), (1, {})]
     assert all(np.array_equal(array, before[path]) for path, array in made.state_dict().items())
 
 
@@ -226,7 +226,7 @@ def test_parity_command_takes_a_model_of_any_loss(tmp_path):
 def test_parity_command_takes_a_model(tmp_path):
     made = model()
     made.save(tmp_path / "model.safetensors")
-    result = run("--model", str(tmp_path / "model.safetensors"), "--backend", "portable", "--reference", "numpy")
+    result = run("--model", str(tmp_path / "model.safetensors"), "--backend", "reference", "--reference", "numpy")
     assert result.exit_code == 0, result.output
     refused = run("--model", str(tmp_path), "--network", "lenet")
     assert isinstance(refused.exception, GpucnnError)

@@ -106,7 +106,7 @@ def test_sharding_shows_the_whole_batch_to_layers_that_mix_samples():
         def forward(self, x, *, train):
             return super().forward(x, train=train)
 
-    assert {Bolder.per_sample, Bolder.can_apply_relu, Bolder.can_skip_input_gradient} == {False}
+    assert {Bolder.per_sample, Bolder.supports_fused_relu, Bolder.supports_skip_dx} == {False}
     for mixing in (Centred(), Bolder(3, 3)):
         model = gpucnn.Model([mixing, L.ReLU(), L.Flatten(), L.Dense(4)], (8, 9, 3), backend="numpy")
         assert not sharding.ShardedNetwork(model.network).can_shard
@@ -140,7 +140,7 @@ def test_replicas_share_parameter_values_alone():
         assert not np.shares_memory(buffer.value, model.network.buffers()[path].value)
     main = twin.layers[1].main.layers
     assert main[0] is main[3] is not model.layers[1].main.layers[0]
-    planned = [layer for _, layer, *_ in twin.steps(input_gradient=True)]
+    planned = [layer for _, layer, *_ in twin.execution_order(need_dx=True)]
     assert all(any(layer is own for own in twin.layers) for layer in planned)
 
 
@@ -176,9 +176,9 @@ def test_replicas_follow_exchanged_layers_and_layers_in_dictionaries():
             self.by_name, self.others = {"a": L.Dropout(0.5), "b": L.Dense(4)}, Pair(L.Dense(4), L.ReLU())
 
         def build(self, input_shape, rng):
-            self.by_name["a"].build_once(input_shape, rng)
-            self.others[0].build_once(input_shape, rng)
-            return self.by_name["b"].build_once(input_shape, rng)
+            self.by_name["a"].ensure_built(input_shape, rng)
+            self.others[0].ensure_built(input_shape, rng)
+            return self.by_name["b"].ensure_built(input_shape, rng)
 
         def forward(self, x, *, train):
             dropped, back = self.by_name["a"].forward(x, train=train)

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import gpucnn
 from gpucnn import Checkpoints, layers, losses, optimizers
+from gpucnn.backends import Backend
 from gpucnn.callbacks import Callback, EarlyStopping, LookAhead, MovingAverage
 from gpucnn.core.console import PlainConsole
 from gpucnn.data.augment import AlternatingFlip, Flip, Translate
@@ -404,6 +406,16 @@ def test_other_circumstances_are_said(tmp_path, monkeypatch, change, message):
             fit(small_model(backend=backend), tmp_path, resume=True)
     finally:
         gpucnn.set_num_threads(None)
+
+
+def test_backend_name_in_old_checkpoint(tmp_path, monkeypatch):
+    """Files written before hold "portable" for the reference backend."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Backend, "name", "portable")
+        killed(tmp_path, model=small_model(backend=Backend()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CheckpointWarning)
+        fit(small_model(backend="reference"), tmp_path, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -862,7 +874,7 @@ def test_the_bar_fits_a_terminal(monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     bar = progress.Bar(PlainConsole())
     bar.begin_epoch(1, 10, 469, 69, [50.0])
-    totals = type("Totals", (), {"read": lambda self: {"loss": 0.1234, "accuracy": 0.9812}})()
+    totals = type("RunningMeans", (), {"read": lambda self: {"loss": 0.1234, "accuracy": 0.9812}})()
     for _ in range(100):
         now[0] += 0.1
         bar.step(totals)

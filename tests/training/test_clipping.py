@@ -86,7 +86,7 @@ def test_an_optimizer_takes_clipped_gradients(backend, kind, clip, groups):
         assert any((clipped[path] != gradients[path]).any() for path in clipped)
         for path, parameter in plain.parameters().items():
             parameter.grad[...] = backend.from_host(clipped[path])
-        plain.optimizer.update(backend, plain._flat.values, plain._flat.gradients, plain.optimizer.rates_at())
+        plain.optimizer.update(backend, plain._flat.values, plain._flat.gradients, plain.optimizer.learning_rates_at())
         clipping.train_on_batch(x, y)
     for path in plain.parameters():
         assert clipping.state_dict()[path] == pytest.approx(plain.state_dict()[path], rel=1e-9, abs=1e-12), path

@@ -86,13 +86,13 @@ def test_schedules_measure_by_the_share():
     rates = []
 
     class Watched(optimizers.SGD):
-        def rates_at(self, epoch=None, epochs=1.0):
-            rates.append(super().rates_at(epoch, epochs)[0])
+        def learning_rates_at(self, epoch=None, epochs=1.0):
+            rates.append(super().learning_rates_at(epoch, epochs)[0])
             return [rates[-1]]
 
     try:
         x, y = stripes(40)
-        small_model(optimizer=Watched(schedules.OneCycle(0.3, rise=1 / 3, initial=0.0))).fit(
+        small_model(optimizer=Watched(schedules.OneCycle(0.3, warmup_fraction=1 / 3, start_factor=0.0))).fit(
             x, y, epochs=1.5, batch_size=10, verbose=0
         )
     finally:

@@ -19,7 +19,7 @@ from tests.helpers import simulated_backend
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns of what overflows
 BATCH, BAD = 4, 9  # the sample that spoils the third step
-HERE = {"portable": Backend, "numpy": lambda: "numpy"}
+HERE = {"reference": Backend, "numpy": lambda: "numpy"}
 
 
 def data(value=1e30):

@@ -81,7 +81,7 @@ def test_what_was_gathered_is_kept_while_frozen():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The gradients that a backend of the portable kernels is asked for, in order."""
+    """The gradients that a backend of the reference kernels is asked for, in order."""
     backend, asked = StrictBackend(), []
     for name in KERNELS:
         original = getattr(backend, name)

@@ -52,7 +52,7 @@ def test_each_parameter_takes_its_groups_steps(backend, name):
         gradients.append({path: generator.normal(size=values.size) for path, values in start.items()})
         for path, parameter in model.parameters().items():
             parameter.grad[...] = backend.from_host(gradients[-1][path].reshape(parameter.shape))
-        model.optimizer.update(backend, model._flat.values, model._flat.gradients, model.optimizer.rates_at())
+        model.optimizer.update(backend, model._flat.values, model._flat.gradients, model.optimizer.learning_rates_at())
     for path, (factor, decay) in OF_PATHS.items():
         expected = [
             formula(value, [step[path][i] for step in gradients], weight_decay=decay, rate=0.1 * factor, **settings)
@@ -104,9 +104,9 @@ def test_a_rate_may_be_a_schedule():
 
 def test_outside_fit_groups_take_their_highest_share():
     optimizer = optimizers.SGD(0.1, groups=[Group("*", schedules.OneCycle(3.0)), Group("*", 0.5)])
-    assert optimizer.rates_at() == pytest.approx([0.1, 0.3, 0.05])
-    assert optimizer.rates_at(0, 10) == pytest.approx([0.1, 0.012, 0.05])
-    assert optimizer.as_rates(0.2) == pytest.approx([0.2, 0.6, 0.1])
+    assert optimizer.learning_rates_at() == pytest.approx([0.1, 0.3, 0.05])
+    assert optimizer.learning_rates_at(0, 10) == pytest.approx([0.1, 0.012, 0.05])
+    assert optimizer.broadcast_rates(0.2) == pytest.approx([0.2, 0.6, 0.1])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -152,13 +152,13 @@ def test_slots_follow_into_another_dtype_and_another_layout():
     model = small_model(optimizer=OPTIMIZERS["sgd"](GROUPS))
     x, y = stripes(20)
     model.train_on_batch(x, y)
-    before = {path: model.optimizer.slots["velocity"][place.part] for path, place in model._flat.layout.places.items()}
+    before = {path: model.optimizer.slots["velocity"][place.slice] for path, place in model._flat.layout.places.items()}
     assert model.to("numpy", "float64").optimizer.slots["velocity"].dtype == "float64"
     model._groups = [list(reversed(model.parameters()))]
     model._lay_out()
-    model.optimizer.move(model.backend, model.backend, model._flat.values, model._flat.layout)
+    model.optimizer.rebind(model.backend, model.backend, model._flat.values, model._flat.layout)
     for path, place in model._flat.layout.places.items():
-        assert (model.optimizer.slots["velocity"][place.part] == before[path]).all(), path
+        assert (model.optimizer.slots["velocity"][place.slice] == before[path]).all(), path
 
 
 def test_a_saved_model_keeps_its_groups(tmp_path):
@@ -168,7 +168,7 @@ def test_a_saved_model_keeps_its_groups(tmp_path):
     loaded = gpucnn.load(tmp_path / "m.safetensors", backend="numpy")
     assert loaded.optimizer.config() == model.optimizer.config()
     assert repr(loaded.optimizer.groups[0]) == (
-        "Group('*.bias', rate=PiecewiseConstant([[0.0, 1.0], [3.0, 0.0]]), weight_decay=0.0)"
+        "Group('*.bias', lr_multiplier=PiecewiseConstant([[0.0, 1.0], [3.0, 0.0]]), weight_decay=0.0)"
     )
     assert loaded._flat.layout == model._flat.layout
     assert_same_bits(loaded, model)
@@ -199,7 +199,7 @@ def test_a_pattern_without_a_parameter_is_refused_and_changes_nothing():
         (lambda: Group(3), r'a group\'s match must be a pattern such as "\*\.bias", or a list of them, not 3'),
         (lambda: Group([]), r"not \[\]"),
         (lambda: Group(["*.bias", ""]), r"not \['\*\.bias', ''\]"),
-        (lambda: Group("*", rate=-1.0), "a learning rate must be a number that is at least 0, not -1.0"),
+        (lambda: Group("*", lr_multiplier=-1.0), "a learning rate must be a number that is at least 0, not -1.0"),
         (lambda: Group("*", weight_decay=-1), "weight_decay must be a number that is at least 0, not -1"),
         (lambda: optimizers.SGD(groups=Group("*")), r"groups must be a list of Group objects such as \[Group"),
         (lambda: optimizers.Adam(groups=["*.bias"]), r"groups must be a list of Group objects .*not \['\*\.bias'\]"),

@@ -324,7 +324,7 @@ def test_normalization_adapts_to_data():
     x, y = stripes(200)
     model = gpucnn.Model([layers.Normalization(), layers.Flatten(), layers.Dense(3), layers.Softmax()], (8, 8, 1))
     model.compile()
-    with pytest.raises(ConfigurationError, match="neither mean nor deviation"):
+    with pytest.raises(ConfigurationError, match="neither mean nor std"):
         model.fit(x, y, verbose=0)
     model.layers[0].adapt(x)
     seen = model.backend.to_host(model.layers[0].forward(model.as_floats(model.backend.from_host(x)), train=True)[0])
@@ -337,7 +337,7 @@ def test_normalization_adapts_to_data():
 def test_batch_norm_keeps_running_statistics_as_the_paper_says(backend):
     x = np.random.default_rng(0).normal(3.0, 2.0, (6, 2, 2, 3))
     layer = layers.BatchNorm(momentum=0.75)
-    layer.build_once((2, 2, 3), None)
+    layer.ensure_built((2, 2, 3), None)
     layer.to(backend)
     layer.forward(backend.from_host(x), train=True)
     state = layer.state_dict()
@@ -348,7 +348,7 @@ def test_batch_norm_keeps_running_statistics_as_the_paper_says(backend):
 
 def test_batch_norm_on_a_batch_of_one_is_refused():
     layer = layers.BatchNorm(name="norm")
-    layer.build_once((3,), None)
+    layer.ensure_built((3,), None)
     with pytest.raises(ShapeError, match=r"norm: a batch of shape \(1, 3\) has one value a channel"):
         layer.forward(np.ones((1, 3)), train=True)
     assert layer.forward(np.ones((1, 3)), train=False)[0].shape == (1, 3)
@@ -430,7 +430,7 @@ def test_the_first_layer_leaves_out_the_gradient_nobody_wants(monkeypatch):
         ),
         (lambda: layers.BatchNorm(epsilon=0), ConfigurationError, "epsilon must be a number that is above 0, not 0"),
         (lambda: layers.Normalization(0.5), ConfigurationError, "pass both, or neither"),
-        (lambda: layers.Normalization(0.5, 0), ConfigurationError, "deviation must be positive, not 0"),
+        (lambda: layers.Normalization(0.5, 0), ConfigurationError, "std must be positive, not 0"),
         (lambda: layers.Normalization("a", 1), ConfigurationError, "mean must be a finite number"),
         (
             lambda: gpucnn.Model([layers.Normalization([0.1, 0.2], [1, 1])], (4, 4, 3)),

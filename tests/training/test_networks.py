@@ -186,9 +186,9 @@ def test_airbench94_is_prepared_as_its_paper_says():
     assert all((state[path] == 1).all() for path in frozen[1:])
     weight = state["whitening.weight"]
     np.testing.assert_allclose(weight[..., :12], -weight[..., 12:], atol=1e-7)
-    rates = dict(zip(["others", "shift", "whitening.bias"], model.optimizer.rates_at(0.0, 9.9), strict=True))
+    rates = dict(zip(["others", "shift", "whitening.bias"], model.optimizer.learning_rates_at(0.0, 9.9), strict=True))
     assert rates["others"] == pytest.approx(0.2 * 1.5)
     assert rates["shift"] == pytest.approx(64 * 0.2 * 1.5)
-    assert [model.optimizer.rates_at(epoch, 9.9)[2] > 0 for epoch in (2.9, 3.1)] == [True, False]
-    assert model.optimizer.rates_at(0.23 * 9.9, 9.9)[0] == pytest.approx(1.5)
-    assert model.optimizer.rates_at(9.9, 9.9)[0] == pytest.approx(0.07 * 1.5)
+    assert [model.optimizer.learning_rates_at(epoch, 9.9)[2] > 0 for epoch in (2.9, 3.1)] == [True, False]
+    assert model.optimizer.learning_rates_at(0.23 * 9.9, 9.9)[0] == pytest.approx(1.5)
+    assert model.optimizer.learning_rates_at(9.9, 9.9)[0] == pytest.approx(0.07 * 1.5)

@@ -284,7 +284,7 @@ def test_where_not_even_one_sample_fits_it_says_so():
     x, y = images(3)
     for use in (lambda model: model.predict(x), lambda model: model.evaluate(x, y)):
         with pytest.raises(
-            OutOfMemory, match=r"conv2d: out of memory on portable at a batch of 1: no room for 1; not even one"
+            OutOfMemory, match=r"conv2d: out of memory on reference at a batch of 1: no room for 1; not even one"
         ):
             use(network(backend=Small(0)))
 
@@ -296,7 +296,7 @@ def test_training_says_which_batch_fits_and_changes_nothing(verb):
     model = network(backend=backend)
     before = model.state_dict()
     options = {"batch_size": 64, "verbose": 0} if verb == "fit" else {}
-    message = r"out of memory on portable at a batch of 64: no room for 64; a batch_size of 16 fits, as was tried"
+    message = r"out of memory on reference at a batch of 64: no room for 64; a batch_size of 16 fits, as was tried"
     with pytest.raises(OutOfMemory, match=message):
         getattr(model, verb)(x, y, **options)
     assert backend.tried[:2] == [64, 32]

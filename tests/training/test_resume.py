@@ -129,7 +129,10 @@ def trained_before(model):
     model.fit(*stripes(40), epochs=2, batch_size=10, verbose=0)
 
 
-GROUPS = [Group("*.bias", rate=schedules.PiecewiseConstant([(0, 2.0), (1.5, 0.5)])), Group("dense", weight_decay=0.1)]
+GROUPS = [
+    Group("*.bias", lr_multiplier=schedules.PiecewiseConstant([(0, 2.0), (1.5, 0.5)])),
+    Group("dense", weight_decay=0.1),
+]
 CASES = {
     "sgd": Case(),
     "plain sgd, float64": Case(
@@ -140,7 +143,7 @@ CASES = {
     ),
     "adam": Case(lambda: optimizers.Adam(0.01)),
     "adamw, groups": Case(lambda: optimizers.AdamW(schedules.WarmUp(0.01, 2), groups=GROUPS)),
-    "muon": Case(lambda: optimizers.Muon(0.02, other=optimizers.Adam(0.01))),
+    "muon": Case(lambda: optimizers.Muon(0.02, fallback=optimizers.Adam(0.01))),
     "frozen": Case(lambda: optimizers.Adam(0.01), after=lambda model: model.freeze("conv2d", "batch_norm.shift")),
     "shared layers": Case(model=shared_layers),
     "no shuffle": Case(shuffle=False),

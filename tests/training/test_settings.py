@@ -12,7 +12,7 @@ import gpucnn
 from gpucnn import callbacks, layers, losses, optimizers, schedules
 from gpucnn.core.config import Configurable
 from gpucnn.errors import ArgumentError, ConfigurationError, GpucnnError, UnknownNameError
-from gpucnn.layers.geometry import fit_window
+from gpucnn.layers.geometry import make_window
 from gpucnn.training.checkpoints import Checkpoints
 from tests.helpers import assert_same_bits
 
@@ -46,14 +46,14 @@ NEEDED = {
     "Translate": {"pixels": 2},
     "Cutout": {"size": 3},
     "Rotate": {"degrees": 12.5},
-    "Normalization": {"mean": 0.5, "deviation": 0.25},
+    "Normalization": {"mean": 0.5, "std": 0.25},
     "SGD": {"momentum": 0.5},
     "BinaryAccuracy": {},
 }
 # a value that is allowed, where that of an example is not to be found
 EXAMPLES = {
     "Group.weight_decay": 0.25,
-    "Group.epochs": 2,
+    "Group.train_epochs": 2,
     "SGD.clip_norm": 0.5,
     "Adam.clip_norm": 0.5,
     "AdamW.clip_norm": 0.5,
@@ -68,8 +68,8 @@ EXAMPLES = {
 }
 # arguments that hold words, objects, or lists of them
 OTHERS = {
-    "name", "padding", "weight_initializer", "layers", "main", "shortcut", "groups", "other", "match", "schedule",
-    "points", "unit", "rest", "mode",
+    "name", "padding", "weight_initializer", "layers", "main", "shortcut", "groups", "fallback", "match", "schedule",
+    "points", "unit", "remaining", "mode",
 }  # fmt: skip
 
 
@@ -339,7 +339,7 @@ class Jump(schedules.Schedule):
 def test_schedule_that_returns_no_rate_is_refused_at_that_step(then, where, data, tmp_path):
     """Before the weights are touched, so that what was saved then can be gone on with."""
 
-    groups = [optimizers.Group("*.bias", rate=Jump(then))] if where == "a group" else []
+    groups = [optimizers.Group("*.bias", lr_multiplier=Jump(then))] if where == "a group" else []
     model = model_of(optimizer=optimizers.SGD(0.1 if groups else Jump(then), momentum=0.5, groups=groups))
     keeper = Checkpoints(tmp_path / "run", every_steps=1)
     for resume in (False, True):
@@ -376,7 +376,7 @@ def test_warm_up_reaches_the_rate_of_its_schedule():
 def test_glorot_counts_a_convolutions_outputs_whatever_its_groups(groups):
     """KH·KW·C/groups and KH·KW·F, as Keras and PyTorch do."""
     layer = layers.Conv2D(64, 3, groups=groups, weight_initializer="glorot_uniform")
-    layer.build_once((8, 8, 64), np.random.default_rng(0))
+    layer.ensure_built((8, 8, 64), np.random.default_rng(0))
     limit = np.sqrt(6 / (9 * 64 / groups + 9 * 64))
     assert 0.97 * limit < np.abs(layer.weight.value).max() <= limit
 
@@ -392,7 +392,7 @@ def test_window_takes_numbers_of_numpy():
     conv = layers.Conv2D(i(4), (i(3), i(2)), strides=[i(2), i(1)], padding=((i(1), i(0)), (i(2), i(1))), dilation=i(1))
     assert repr(conv) == "Conv2D(4, (3, 2), strides=(2, 1), padding=((1, 0), (2, 1)))"
     json.dumps(conv.config())
-    assert fit_window("x", (8, 8), (3, 2), (2, 1), conv.padding).padding == ((1, 0), (2, 1))
+    assert make_window("x", (8, 8), (3, 2), (2, 1), conv.padding).padding == ((1, 0), (2, 1))
 
 
 def test_models_take_numbers_of_numpy(data):

@@ -60,7 +60,7 @@ def test_the_same_filters_on_every_backend(backend):
     images = photographs()
     filters = [
         whiten(m, images) and m.state_dict()["conv2d.weight"]
-        for m in (model_for(images, 24, 2, backend), model_for(images, 24, 2, "portable"))
+        for m in (model_for(images, 24, 2, backend), model_for(images, 24, 2, "reference"))
     ]
     assert np.abs(filters[0] - filters[1]).max() < 1e-7 * np.abs(filters[1]).max()
 

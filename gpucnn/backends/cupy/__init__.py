@@ -14,7 +14,7 @@ from gpucnn.backends.base import Array, Backend, StreamedDataset
 from gpucnn.backends.cupy import elementwise, graph, kernels, norm, pooling, streaming
 from gpucnn.backends.cupy.convolution import Convolution, add_bias, path
 from gpucnn.backends.cupy.cublas import Cublas
-from gpucnn.backends.image_transform import Placement
+from gpucnn.backends.image_transform import ImageTransform
 from gpucnn.backends.window import Window
 
 T = TypeVar("T")
@@ -313,13 +313,13 @@ class CupyBackend(Backend):
 
     # --- batches and random numbers -------------------------------------------------------------
 
-    def load_batch(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:
+    def load_batch(self, x: Array, indices: Any, dtype: Any, transform: ImageTransform | None = None) -> Array:
         """Return samples of a data set x (P, …), picked by number (N,) or slice, as floats; bytes become 0 … 1."""
-        if isinstance(picked, slice) and placement is not None:
-            picked = cupy.arange(len(x))[picked]
-        if x.dtype == np.uint8 and not isinstance(picked, slice):
-            return elementwise.gather_bytes(x, picked, dtype, placement)
-        return super().load_batch(x, picked, dtype, placement)
+        if isinstance(indices, slice) and transform is not None:
+            indices = cupy.arange(len(x))[indices]
+        if x.dtype == np.uint8 and not isinstance(indices, slice):
+            return elementwise.gather_bytes(x, indices, dtype, transform)
+        return super().load_batch(x, indices, dtype, transform)
 
     def random_bits(self, key: int, counter: int, count: int, start: int = 0) -> Array:
         """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter), 64 bits each."""
