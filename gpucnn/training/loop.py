@@ -26,7 +26,7 @@ from gpucnn.training.history import History
 from gpucnn.training.interrupt import DeferredInterrupt
 from gpucnn.training.progress import Silent, make_progress
 from gpucnn.training.state import restore
-from gpucnn.training.steps import Steps, make_steps
+from gpucnn.training.steps import StepRunner, make_step_runner
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
@@ -109,7 +109,7 @@ class Training:
         model, keeper = self.model, self.checkpoints
         pairs = [self.data] if self.validation_data is None else [self.data, self.validation_data]
         data, *validation = to_device(model, *pairs, batch_size=self.batch_size)
-        steps = make_steps(model, data, self.batch_size, self.augment, self.check_numerics)
+        steps = make_step_runner(model, data, self.batch_size, self.augment, self.check_numerics)
         model.numerics = steps.watch
         model.stop_training = False
         for callback in self.callbacks:
@@ -141,7 +141,7 @@ class Training:
             callback.on_fit_end(model)
         return self.history
 
-    def _train(self, steps: Steps, parts: Sequence[slice], progress: Silent) -> dict[str, float]:
+    def _train(self, steps: StepRunner, parts: Sequence[slice], progress: Silent) -> dict[str, float]:
         """Visit every sample of these batches once, in the order that seed and epoch give, or those that are left."""
         model, keeper, count = self.model, self.checkpoints, len(self.data[0])
         if not self.step:
@@ -154,9 +154,9 @@ class Training:
         for part in parts[self.step :]:
             if self.step and model.stop_training:
                 break
-            rates = model.optimizer.rates_at(self.epoch + part.start / count, self.epochs)
+            rates = model.optimizer.learning_rates_at(self.epoch + part.start / count, self.epochs)
             model.bind()
-            steps.make(part, rates)
+            steps.run(part, rates)
             self.learning_rate = rates[0]
             model.progress = min(self.epoch + part.stop / count, self.epochs), self.epochs
             progress.step(steps.totals)
@@ -175,7 +175,7 @@ class Training:
         times = {"seconds": seconds, "seconds_per_step": seconds / self.step}
         return logs | cumulative | {"learning_rate": self.learning_rate} | times
 
-    def _obey(self, keeper: Checkpoints, steps: Steps) -> None:
+    def _obey(self, keeper: Checkpoints, steps: StepRunner) -> None:
         """End the training here if that was asked for, by Ctrl-C or SIGTERM, with a checkpoint of now."""
         if self._interruption is not None and self._interruption.requested:
             keeper.save(self, steps, interrupted=True)

@@ -44,7 +44,7 @@ def tiny(monkeypatch):
             *(Normalization(0.1307, 0.3081), Conv2D(4, 5, strides=2, weight_initializer=Dirac("he_normal")), ReLU()),
             *(MaxPool2D(3), Flatten(), Dropout(0.1), Dense(num_classes), Softmax()),
         ]
-        groups = [Group("*.bias", rate=2.0, weight_decay=0.0), Group("conv2d.weight", epochs=3)]
+        groups = [Group("*.bias", lr_multiplier=2.0, weight_decay=0.0), Group("conv2d.weight", train_epochs=3)]
         return layers, SGD(OneCycle(0.01, 0.25, 0.05, 0.01), momentum=0.9, weight_decay=1e-4, groups=groups)
 
     return design
