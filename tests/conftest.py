@@ -1,50 +1,33 @@
 """What all tests share: the backends of this machine, and `--backend`, which makes a missing one a failure."""
 
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 
 import numpy as np
 import pytest
 
-from gpucnn.backends import Backend, get_backend
-from gpucnn.errors import BackendUnavailable
-from gpucnn.testing.strict import StrictBackend
-from tests import host_kernels, simulated_cupy
-
-SIMULATED = "cupy (simulated)"  # the CuPy backend over NumPy, with its kernels compiled for the host
-NAMES = ("portable", "numpy", "strict", SIMULATED, "cupy")
-
-
-def make_backend(name):
-    made = {"portable": Backend, "strict": StrictBackend, SIMULATED: lambda: simulated_cupy.load_backend()()}
-    return made.get(name, lambda: get_backend(name))()
-
-
-def why_missing(name):
-    return {"cupy": why_no_gpu, SIMULATED: host_kernels.why_not}.get(name, lambda: "")()
-
-
-def why_no_gpu():
-    try:
-        get_backend("cupy")
-    except BackendUnavailable as error:
-        return str(error)
-    return ""
+from gpucnn import __main__
+from tests.helpers import BACKENDS, GPUS, SIMULATED, make_backend, why_missing, why_no_gpu, write_digits
 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--backend", choices=NAMES, action="append", help="test only this backend, and fail where it cannot be had"
+        "--backend", choices=BACKENDS, action="append", help="test only this backend, and fail where it cannot be had"
     )
 
 
 def pytest_configure(config):
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="gpucnn-tests-")  # what commands remember of runs
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts jobs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     asked = config.getoption("--backend") or []
     for name in asked:
         if missing := why_missing(name):
             raise pytest.UsageError(f"--backend {name}: {missing}")
-    config.backends = asked or [name for name in NAMES if not why_missing(name)]
+    config.backends = asked or [name for name in BACKENDS if not why_missing(name)]
 
 
 def pytest_report_header(config):
@@ -59,11 +42,31 @@ def pytest_report_header(config):
 def pytest_generate_tests(metafunc):
     if "backend_name" in metafunc.fixturenames:
         metafunc.parametrize("backend_name", metafunc.config.backends, scope="session")
+    if "gpu_name" in metafunc.fixturenames:
+        names = [name for name in GPUS if name in metafunc.config.backends]
+        metafunc.parametrize("gpu_name", names or [pytest.param(SIMULATED, marks=pytest.mark.skip("not asked for"))])
 
 
 @pytest.fixture
 def backend(backend_name):
     return make_backend(backend_name)
+
+
+@pytest.fixture
+def gpu(gpu_name):
+    return make_backend(gpu_name)
+
+
+@pytest.fixture
+def needs_simulation(request):
+    """Skip what looks into the simulated CuPy where that is not tested."""
+    if SIMULATED not in request.config.backends:
+        pytest.skip(f"looks into the simulation, which is not tested here: {why_missing(SIMULATED) or 'not asked for'}")
+
+
+@pytest.fixture
+def simulated(needs_simulation):
+    return make_backend(SIMULATED)
 
 
 @pytest.fixture
@@ -75,3 +78,43 @@ def rng():
 def no_settings_from_outside(monkeypatch):
     """Tests choose their backend themselves."""
     monkeypatch.delenv("GPUCNN_BACKEND", raising=False)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A folder with a small MNIST, made of synthetic digits."""
+    return write_digits(tmp_path_factory.mktemp("data") / "mnist", 2000, 300)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run a command in an empty folder; return its exit status, its output and its errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GPUCNN_DATA", raising=False)
+    monkeypatch.setenv("GPUCNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gpucnn", *map(str, arguments)])
+        status = 0
+        try:
+            __main__.main()
+        except SystemExit as stop:
+            status = stop.code
+        shown = capsys.readouterr()
+        return status, shown.out, shown.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def trained(digits, tmp_path_factory):
+    """The folder of a run that has learned its digits."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    command = [sys.executable, "-m", "gpucnn", "train", "--data", "mnist", "--data-dir", digits, "--run-dir", folder]
+    done = subprocess.run(
+        [*command, "--epochs", "6", "--batch-size", "32"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("test accuracy ")
+    return folder

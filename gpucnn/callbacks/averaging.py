@@ -154,7 +154,7 @@ class MovingAverage(_Average):
                  which nobody trained, are soon forgotten
 
     Validation, callbacks at the end of an epoch and the model after `fit` have the averaged weights.
-    `model.refresh_statistics` computes the statistics of batch norms anew for them.
+    `model.recalibrate_batch_norm` computes the statistics of batch norms anew for them.
 
     Raises
         ConfigurationError  an argument makes no sense, or a schedule or function returns what is no decay

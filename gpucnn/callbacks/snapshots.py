@@ -51,7 +51,7 @@ class Snapshots(Callback):
     def on_fit_begin(self, model: "Model") -> None:
         """Forget earlier trainings, choose what fits, and keep the weights that training begins with."""
         self.epochs, self.left_out, self._paths = {}, [], []
-        self._first, self._every, self._size = model.epochs_seen, 1, 0
+        self._first, self._every, self._size = model.epochs_trained, 1, 0
         for path, weight in convolution_weights(model).items():
             size = weight.size * weight.value.itemsize
             if 2 * (self._size + size) <= self.limit:
@@ -112,7 +112,7 @@ class Snapshots(Callback):
         """Keep the weights of now, the newest, and drop what the limit asks for."""
         if not self._paths:
             return
-        newest, weights = model.epochs_seen, convolution_weights(model)
+        newest, weights = model.epochs_trained, convolution_weights(model)
         self.epochs = {epoch: kept for epoch, kept in self.epochs.items() if (epoch - self._first) % self._every == 0}
         self.epochs[newest] = {path: model.backend.to_host(weights[path].value).copy() for path in self._paths}
         while len(self.epochs) * self._size > self.limit:

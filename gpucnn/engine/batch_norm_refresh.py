@@ -1,19 +1,17 @@
-"""Statistics of batch norms computed anew, where the running ones were collected with other weights."""
+"""Running statistics of batch norms computed again, where they were collected with other weights."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpucnn.data.batches import batches
+from gpucnn.engine.executor import Executor
 from gpucnn.layers.norm import BatchNorm
 
-if TYPE_CHECKING:
-    from gpucnn.model import Model
 
-
-def refresh_statistics(model: "Model", x: Any, batch_size: int) -> None:
+def recalibrate_batch_norm(model: Executor, x: Any, batch_size: int) -> None:
     """Set each batch norm's running statistics to their mean over the batches of checked host data.
 
-    A batch counts by its samples. With a momentum of 0 a pass in training mode leaves the batch's own statistics in the
-    layer, from where they are added up on the device. The random streams of dropout layers are put back after it.
+    Batches are weighted by their size. With a momentum of 0 a pass in training mode leaves the batch's own statistics
+    in the layer, from where they are added up on the device. The random streams of dropout layers are restored.
     """
     backend = model.backend
     norms = list({id(layer): layer for layer in model.network.all_layers() if isinstance(layer, BatchNorm)}.values())

@@ -1,19 +1,17 @@
-"""Who trains a model: one thread at a time, and no `fit` within another."""
+"""Which method is training a model: one thread at a time, and no `fit` inside another."""
 
 import os
 import threading
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from gpucnn.core import forks
 from gpucnn.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from gpucnn.model import Model
-
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T", bound="Claimable")
 
 _lock = forks.lock()
 
@@ -23,21 +21,21 @@ class Claim:
 
     def __init__(self, method: str) -> None:
         self.method, self.over = method, False
-        self.steps = False  # are made already, and may have been recorded
+        self.steps = False  # whether it has begun to make steps, which may be captured
         self._thread, self._process = threading.get_ident(), os.getpid()
 
     @property
     def holds(self) -> bool:
-        """Whether the training goes on; in a forked child none does that its parent had begun."""
+        """Whether the method is still running; in a forked child, none is that the parent had begun."""
         return not self.over and self._process == os.getpid()
 
     @property
     def here(self) -> bool:
-        """Whether it is this thread's, which calls from a callback then."""
+        """Whether it runs in this thread, which then calls from a callback."""
         return self._thread == threading.get_ident()
 
-    def take(self, model: "Model", within: bool) -> None:
-        """Claim a model, or with `within` be part of what the same thread has begun.
+    def take(self, model: "Claimable", within: bool) -> None:
+        """Claim a model, or with `within` join the method that this thread is running already.
 
         Raises:
             ConfigurationError: it is being trained.
@@ -49,25 +47,31 @@ class Claim:
                 return
         if not (within and other.here):
             raise ConfigurationError(
-                f"{self.method} was called while {other.method} of the same model goes on"
+                f"{self.method} was called while {other.method} of the same model is running"
                 f"{'' if other.here else ' in another thread'}, and both would change the same weights; call it when "
                 "that has ended, or train a copy, copy.deepcopy(model)"
             )
 
     def __reduce__(self) -> Any:
-        """Leave it out of copies and pickles of the model: they are not being trained."""
+        """Leave it out of copies of the model: they are not being trained."""
         return type(None), ()
 
 
-def trains(*, within: bool) -> "Callable[[Callable[Concatenate[Model, P], R]], Callable[Concatenate[Model, P], R]]":
-    """Decorate a method that trains its model: it is refused while another one does.
+class Claimable(Protocol):
+    """What can be trained by one method at a time."""
 
-    With `within` a callback of that other one may call it.
+    claim: Claim | None
+
+
+def trains(*, within: bool) -> Callable[[Callable[Concatenate[T, P], R]], Callable[Concatenate[T, P], R]]:
+    """Decorate a method that trains its model: it raises while another one is running.
+
+    With `within`, a callback of that other one may call it.
     """
 
-    def decorate(method: "Callable[Concatenate[Model, P], R]") -> "Callable[Concatenate[Model, P], R]":
+    def decorate(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
         @wraps(method)
-        def alone(model: "Model", *args: P.args, **options: P.kwargs) -> R:
+        def alone(model: T, *args: P.args, **options: P.kwargs) -> R:
             claim = Claim(method.__name__)
             try:
                 claim.take(model, within)

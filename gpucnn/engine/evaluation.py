@@ -1,58 +1,56 @@
-"""Scoring and predicting, a part of the samples after another; where memory runs out, with smaller parts."""
+"""Scoring and predicting in batches; where memory runs out, in smaller ones."""
 
 import gc
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from gpucnn.engine.executor import Executor
 from gpucnn.errors import OutOfMemory
-
-if TYPE_CHECKING:
-    from gpucnn.model import Model
 
 T = TypeVar("T")
 
 
-def by_parts(model: "Model", count: int, size: int, function: Callable[[slice], T]) -> list[T]:
-    """Return what a function gives for one part of `count` samples after another, each of at most `size`.
+def in_batches(model: Executor, count: int, size: int, function: Callable[[slice], T]) -> list[T]:
+    """Return what a function gives for each batch of `count` samples, at most `size` at a time.
 
-    Where memory runs out, all that is kept for later is released and the part is halved, and so are all that follow.
+    Where memory runs out, all that is kept for later is freed and the batch is halved, and so are all that follow.
 
     Raises:
         OutOfMemory: not even one sample fits.
     """
-    start, results, released = 0, [], False
+    start, results, halved = 0, [], False
     while start < count:
-        part = slice(start, min(start + size, count))
+        batch = slice(start, min(start + size, count))
         try:
-            results.append(function(part))
+            results.append(function(batch))
         except MemoryError as error:
-            if released and part.stop - part.start == 1:
+            if halved and batch.stop - batch.start == 1:
                 raise OutOfMemory(
                     f"{error}; not even one sample fits", getattr(error, "layer", ""), explained=True
                 ) from error
         else:
-            start = part.stop
+            start = batch.stop
             continue
-        # only here, outside the handler, has the error let go of the arrays of the pass that failed
-        size, released = (part.stop - part.start + 1) // 2, True
-        release(model)
+        # only here, outside the handler, does the error no longer hold the arrays of the pass that failed
+        size, halved = (batch.stop - batch.start + 1) // 2, True
+        free_memory(model)
     return results
 
 
-def release(model: "Model") -> None:
-    """Release what a model and its backend keep for later, and what only circles of references hold."""
-    model.release()
+def free_memory(model: Executor) -> None:
+    """Free what a model and its backend keep for later, and what only reference cycles hold."""
+    model.free_memory()
     gc.collect()
 
 
-def evaluate(model: "Model", on_device: tuple[Any, Any], batch_size: int) -> dict[str, float]:
-    """Return the mean loss and metrics over data that is on the device."""
-    x, y = on_device
-    totals = model.new_totals()
+def evaluate(model: Executor, data: tuple[Any, Any], batch_size: int) -> dict[str, float]:
+    """Return the mean loss and metrics over inputs and labels on the device."""
+    x, y = data
+    totals = model.new_metrics()
 
-    def score(part: slice) -> None:
-        loss, outputs = model._score(model.as_floats(x[part]), y[part])
-        totals.add(loss, outputs, y[part])
+    def score(batch: slice) -> None:
+        loss, outputs = model.test_step(model.as_floats(x[batch]), y[batch])
+        totals.add(loss, outputs, y[batch])
 
-    by_parts(model, len(x), batch_size, score)
+    in_batches(model, len(x), batch_size, score)
     return totals.read()

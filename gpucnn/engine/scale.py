@@ -6,9 +6,10 @@ large. A network learns from them worse, and one that has learned from 0 … 1 s
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpucnn.core.config import is_ours
+from gpucnn.engine.executor import Executor
 from gpucnn.errors import DataWarning
 from gpucnn.layers.activation import Sigmoid, Softmax, Tanh
 from gpucnn.layers.base import Layer
@@ -18,15 +19,12 @@ from gpucnn.layers.dense import Dense
 from gpucnn.layers.norm import Normalization
 from gpucnn.layers.shape import Flatten
 
-if TYPE_CHECKING:
-    from gpucnn.model import Model
-
 LOOKED_AT = 16  # samples, evenly chosen: this is done for each batch that is predicted
 ENDS: dict[type[Layer], tuple[int, int]] = {Sigmoid: (0, 1), Softmax: (0, 1), Tanh: (-1, 1)}  # of what layers give
 APART = 30.0  # times: far more than data of one unit differ, far less than the 255 of bytes and shares
 
 
-def warn_of_scale(model: "Model", x: Any, what: str, *, whole: bool) -> None:
+def warn_of_scale(model: Executor, x: Any, what: str, *, whole: bool) -> None:
     """Warn, once a model, where inputs on the host can hardly have the scale that is meant.
 
     Arguments:
@@ -45,7 +43,7 @@ def warn_of_scale(model: "Model", x: Any, what: str, *, whole: bool) -> None:
         warnings.warn(words, DataWarning, stacklevel=3)
 
 
-def warn_of_targets(model: "Model", y: Any, what: str) -> None:
+def warn_of_targets(model: Executor, y: Any, what: str) -> None:
     """Warn, once a model, of targets that lie outside what its last layer can ever give.
 
     A sigmoid learns nothing but its end from pixels 0 … 255 as floats, or from labels −1 and 1.
@@ -62,8 +60,9 @@ def warn_of_targets(model: "Model", y: Any, what: str) -> None:
     if y.shape[1:] == model.output_shape and (low < ends[0] - room or high > ends[1] + room):
         model.warned_of_targets = True
         warnings.warn(
-            f"{what} holds targets from {low:g} to {high:g}, and {last.label}, the last layer, gives numbers from "
-            f"{ends[0]} to {ends[1]} only, which never meet them; scale the targets, or leave {last.label} out",
+            f"{what} holds targets from {low:g} to {high:g}, and {last.display_name}, the last layer, gives numbers "
+            "from "
+            f"{ends[0]} to {ends[1]} only, which never meet them; scale the targets, or leave {last.display_name} out",
             DataWarning,
             stacklevel=3,
         )
@@ -89,7 +88,7 @@ def _first(layers: Sequence[Layer]) -> Layer:
     return layers[0]
 
 
-def _as_pixels(model: "Model", first: Layer, sample: Any, what: str) -> str:
+def _as_pixels(model: Executor, first: Layer, sample: Any, what: str) -> str:
     """Return a warning for pixels in other units than 0 … 1, before a layer that does not scale them."""
     if len(model.input_shape) != 3 or not isinstance(first, Conv2D | Dense):
         return ""
@@ -114,13 +113,14 @@ def _beside_statistics(layer: Normalization, sample: Any, what: str, whole: bool
     rows = sample.reshape(-1, sample.shape[-1]).astype("float64")
     mean, square = rows.sum(axis=0) / len(rows) / scale, (rows * rows).sum(axis=0) / len(rows) / scale**2
     spread = abs(square - mean * mean) ** 0.5  # to a few digits, as factors of 30 need
-    subtract, divide = (0 * mean + numbers for numbers in (layer.mean, layer.deviation))  # of each channel
+    subtract, divide = (0 * mean + numbers for numbers in (layer.mean, layer.std))  # of each channel
     far, wide = abs(mean - subtract) > APART * divide, spread > APART * divide
     narrow = (spread > 0) & (APART * spread < divide)
     if not (far | wide).any() and not (whole and narrow.all()):
         return ""
     return (
-        f"{what} has mean {_short(mean)} and deviation {_short(spread)}, but {layer.label} has mean {_short(subtract)} "
+        f"{what} has mean {_short(mean)} and deviation {_short(spread)}, but {layer.display_name} has mean "
+        f"{_short(subtract)} "
         f"and deviation {_short(divide)}: they are not in the same units; uint8 counts as 0 … 1, floats as they are: "
         "adapt to the very data that the model is given"
     )

@@ -67,7 +67,7 @@ def feature_maps(
     rows, outputs = [("input", pixels[0])], None
     for layer, values in layer_outputs(model, pixels):
         if values.ndim == 3:
-            rows.append((layer.label, values))
+            rows.append((layer.display_name, values))
         outputs = (layer, values)
     columns = min(max_maps, max(values.shape[2] for _, values in rows))
     bars = outputs is not None and outputs[1].ndim == 1
@@ -84,7 +84,7 @@ def feature_maps(
 
 def layer_outputs(model: Model, pixels: Any) -> Iterator[tuple[Layer, Any]]:
     """Yield every layer in order with its output for one image, a host array without the batch axis."""
-    with model.computing(1):
+    with model.execution_context(1):
         x = model.as_floats(model.backend.from_host(pixels))
         for layer in _one_after_another(model.network):
             x, _ = layer.forward(x, train=False)
@@ -133,6 +133,8 @@ def _draw_bars(axes: Any, layer: Layer, outputs: Any, class_names: Sequence[str]
     if probabilities:
         axes.set_xlim(0, 118)
         axes.set_xticks([0, 25, 50, 75, 100])
-    axes.set_title(f"{layer.label}{f', {MAX_CLASSES} of {K} classes' if K > MAX_CLASSES else ''}", fontsize="medium")
+    axes.set_title(
+        f"{layer.display_name}{f', {MAX_CLASSES} of {K} classes' if K > MAX_CLASSES else ''}", fontsize="medium"
+    )
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -109,7 +109,7 @@ def _image(model: Model, test: Predicted, index: int) -> ImageMaps:
     top = [int(k) for k in probabilities.argsort()[::-1][:TOP]]
     predictions = ", ".join(f"{test.names[k]} ({percent(float(probabilities[k]), 1)})" for k in top)
     outputs = [
-        (layer.label, values)
+        (layer.display_name, values)
         for layer, values in layer_outputs(model, pixels[None])
         if values.ndim == 3  # until the network flattens them
     ]

@@ -53,11 +53,10 @@ def filters(run: Run) -> Filters | str:
         return "The network has no convolution, so there are no filters to show."
     epochs, notes = run.snapshots, []
     if not epochs or not any(epochs.values()):
-        epochs = {run.model.epochs_seen: present}
+        epochs = {run.model.epochs_trained: present}
         notes.append("The run has no snapshots; these are the filters of the final model.")
-    shown = {
-        number: epochs[number] for number in (list(epochs)[place] for place in evenly_spaced(len(epochs), MAX_EPOCHS))
-    }
+    numbers = list(epochs)
+    shown = {numbers[place]: epochs[numbers[place]] for place in evenly_spaced(len(numbers), MAX_EPOCHS)}
     if len(shown) < len(epochs):
         notes.append(f"{len(shown)} of {format_count(len(epochs))} epochs shown, evenly spaced.")
     skipped = [path.removesuffix(".weight") for path in present if path not in next(iter(epochs.values()))]

@@ -74,7 +74,7 @@ def facts(run: Run, test: Predicted | str) -> list[Fact]:
     model, settings = run.model, run.settings
     optimizer, schedule = _optimizer(run)
     batch_size = settings.get("batch_size") or (model.recipe and model.recipe.batch_size)
-    epochs = settings.get("epochs") or (run.history and run.history.epochs) or model.epochs_seen
+    epochs = settings.get("epochs") or (run.history and run.history.epochs) or model.epochs_trained
     versions = settings.get("versions")
     titles = {"python": "Python", "numpy": "NumPy", "cupy": "CuPy", "cuda": "CUDA"}
     listed = [f"{titles.get(name, name)} {v}" for name, v in versions.items()] if isinstance(versions, dict) else []

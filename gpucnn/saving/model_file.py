@@ -17,7 +17,7 @@ from gpucnn.core.files import explained, user_path, write_whole
 from gpucnn.data.augment import Augmentation
 from gpucnn.data.batches import check_batch_size, check_epochs
 from gpucnn.errors import CheckpointError, ConfigurationError, GpucnnError
-from gpucnn.initializers import at_most
+from gpucnn.initializers import element_budget
 from gpucnn.layers import Sequential
 from gpucnn.layers.base import Layer
 from gpucnn.losses import Loss
@@ -93,7 +93,7 @@ def _describe(model: Model) -> dict[str, Any]:
         "input_shape": list(model.input_shape),
         "dtype": model.dtype,
         "seed": model.seed,
-        "epochs_seen": model.epochs_seen,
+        "epochs_trained": model.epochs_trained,
         "class_names": model.class_names,
         "recipe": None if model.recipe is None else _describe_recipe(model.recipe),
         "network": model.network.config(),
@@ -149,7 +149,7 @@ def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Ba
             "was the description edited?"
         )
     input_shape = described.get("input_shape")
-    with at_most(sum(array.size for array in state.values())):  # which is what the file holds
+    with element_budget(sum(array.size for array in state.values())):  # which is what the file holds
         model = Model(
             network,
             tuple(input_shape) if isinstance(input_shape, list) else (),
@@ -170,7 +170,7 @@ def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Ba
     frozen = described.get("frozen", [])  # files of older versions say nothing
     if frozen:
         model.freeze(*(escape(str(path)) for path in frozen))
-    model.epochs_seen = int(described.get("epochs_seen", 0))
+    model.epochs_trained = int(described.get("epochs_trained", described.get("epochs_seen", 0)))
     names, recipe = described.get("class_names"), described.get("recipe")
     model.class_names = [str(name) for name in names] if isinstance(names, list) else None
     if isinstance(recipe, dict):

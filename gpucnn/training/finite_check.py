@@ -132,5 +132,5 @@ def origin(model: "Model", inputs: Array, labels: Array) -> tuple[str, str, str]
         return looking
 
     with watched(model.network, watch):
-        model.loss_and_gradients(inputs, labels, in_slices=False)
+        model.loss_and_gradients(inputs, labels, sharded=False)
     return found[0] if found else ("", "backward", "a gradient holds NaN or infinity")

@@ -1,137 +1,43 @@
-"""Ctrl-C and other signals while a model computes: steps are whole, and a training that has checkpoints saves itself.
+"""`DeferredInterrupt`: Ctrl-C or SIGTERM ends a training run with checkpoints after the step, once it is saved."""
 
-Python calls a signal's handler between any two instructions of the main thread. One that raises there, as that of
-Ctrl-C does, could leave weights half updated, or threads waiting for one that is gone. So handlers wait until the step
-is over, or the part of a prediction. Who sends a signal again, while a long step goes on, is obeyed at once.
-"""
-
-# what `signal` wraps in enums; to make those takes twenty times as long, in every step
-import _signal  # type: ignore[import-not-found]
 import signal
 import threading
-import time
 from types import FrameType
 from typing import Any
 
-from gpucnn.core import forks
-
-PATIENCE = 1.0  # seconds; a signal that has waited longer is handled at once if it comes again
-# those that programs give handlers that raise; Ctrl-C is the first to wait, and the last to be as it was
-NAMES = ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGBREAK", "SIGUSR1", "SIGUSR2")
-SIGNALS = [int(getattr(signal, name)) for name in NAMES if hasattr(signal, name)]
+from gpucnn.engine.signals import handler_of
 
 
-class _WholeStep:
-    """While it is entered in the main thread, handlers of signals that are written in Python wait; may be nested."""
-
-    def __init__(self) -> None:
-        self._depth, self._thread = 0, 0
-        self.handlers: dict[int, Any] = {}  # in whose place `_note` stands, or stood
-        self._waiting: dict[int, tuple[float, FrameType | None]] = {}  # since when, and what was interrupted
-
-    def __enter__(self) -> None:
-        thread = threading.get_ident()
-        if thread == threading.main_thread().ident:
-            if not self._depth:
-                self._take()
-                self._thread = thread
-            self._depth += 1
-
-    def __exit__(self, *_: Any) -> None:
-        if not self._depth or threading.get_ident() != self._thread:
-            return
-        if self._depth > 1:
-            self._depth -= 1
-            return
-        try:
-            self._give_back()
-        finally:
-            self._depth = 0
-            self._handle()
-
-    def _take(self) -> None:
-        """Stand in the place of all handlers; until this is done, and if it is not, signals go on to them."""
-        for number in SIGNALS:
-            handler = _signal.getsignal(number)
-            if callable(handler) and handler is not _note:
-                self.handlers[number] = handler
-                _signal.signal(number, _note)
-
-    def _give_back(self) -> None:
-        for number in reversed(self.handlers):
-            if _signal.getsignal(number) is _note:  # else it was given another one meanwhile
-                _signal.signal(number, self.handlers[number])
-
-    def _handle(self) -> None:
-        """Call the handlers of the signals that wait, all of them, also where one raises."""
-        try:
-            while self._waiting:
-                number = next(iter(self._waiting))
-                _, frame = self._waiting.pop(number)
-                self.handlers[number](number, frame)
-        finally:
-            if self._waiting:
-                self._handle()
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """Let a signal wait if a step goes on and it has not come before, as it was noted, for long."""
-        if self._depth:
-            since, _ = self._waiting.setdefault(number, (time.monotonic(), frame))
-            if time.monotonic() - since <= PATIENCE:
-                return
-            self._handle()
-        self.handlers[number](number, frame)
-
-    def forked(self) -> None:
-        """Let nothing wait in a forked child for a step of a thread that is not there."""
-        if self._thread != threading.get_ident():
-            self._depth, self._waiting = 0, {}
-
-
-whole_step = _WholeStep()
-forks.in_child(whole_step.forked)
-
-
-def _note(number: int, frame: FrameType | None) -> None:
-    whole_step.note(number, frame)
-
-
-def _handler(number: int) -> Any:
-    """Return what handles a signal, when it has waited."""
-    found = signal.getsignal(number)
-    return whole_step.handlers[number] if found is _note else found
-
-
-class Interruption:
-    """While it is entered, a first Ctrl-C or SIGTERM is only noted, in `asked`; a second one ends all at once.
+class DeferredInterrupt:
+    """While it is entered, a first Ctrl-C or SIGTERM is only noted, in `requested`; a second one ends all at once.
 
     SIGTERM is what `docker stop`, batch systems and a machine that is shut down send. Signals come to the main thread
     alone, and a program may have handlers of its own: elsewhere, and there, nothing is changed.
     """
 
     def __init__(self) -> None:
-        self.asked = 0  # the signal's number
+        self.requested = 0  # the signal's number
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "DeferredInterrupt":
         if threading.current_thread() is threading.main_thread():
             for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-                if _handler(number) is usual:
+                if handler_of(number) is usual:
                     self._before[number] = usual
-                    signal.signal(number, self._note)
+                    signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: Any) -> None:
         for number, usual in self._before.items():
-            if _handler(number) == self._note:  # else the program has set its own meanwhile
+            if handler_of(number) == self._handle:  # else the program has set its own meanwhile
                 signal.signal(number, usual)
         self._before = {}
 
     def error(self) -> BaseException:
         """Return what the signal that was noted raises: KeyboardInterrupt, or the exit with status 128 + 15."""
-        return KeyboardInterrupt() if self.asked == signal.SIGINT else SystemExit(128 + self.asked)
+        return KeyboardInterrupt() if self.requested == signal.SIGINT else SystemExit(128 + self.requested)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        again, self.asked = bool(self.asked), number
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again, self.requested = bool(self.requested), number
         if again:
             raise self.error()

@@ -17,22 +17,21 @@ from gpucnn.callbacks import Callback
 from gpucnn.data.augment import Augmentation
 from gpucnn.data.batches import batches, steps_of
 from gpucnn.engine.evaluation import evaluate
-from gpucnn.engine.memory import with_advice
+from gpucnn.engine.memory import Pair, suggest_batch_size, to_device
+from gpucnn.engine.signals import whole_step
 from gpucnn.errors import NumericError
 from gpucnn.saving.tree import Tree
 from gpucnn.training.checkpoints import Checkpoints
 from gpucnn.training.history import History
-from gpucnn.training.interrupt import Interruption, whole_step
+from gpucnn.training.interrupt import DeferredInterrupt
 from gpucnn.training.progress import Silent, make_progress
 from gpucnn.training.state import restore
-from gpucnn.training.steps import Steps, make_steps
+from gpucnn.training.steps import StepRunner, make_step_runner
 
 if TYPE_CHECKING:
     from gpucnn.model import Model
 
 EVALUATION_BATCH = 256
-
-Pair = tuple[Any, Any]  # inputs and labels
 
 
 @dataclass
@@ -72,13 +71,13 @@ class Training:
             for callback in self.callbacks:
                 callback.on_fit_interrupted(self.model)
             if isinstance(error, MemoryError):
-                raise with_advice(self.model, self.data, self.batch_size, error) from error
+                raise suggest_batch_size(self.model, self.data, self.batch_size, error) from error
             raise
         finally:
             with whole_step:
                 self.model.numerics = None
                 self.model.rest(None)
-                self.model.release()
+                self.model.free_memory()
 
     @property
     def a_step_follows(self) -> bool:
@@ -90,7 +89,7 @@ class Training:
     def order(self) -> Any:
         """Return the order in which this epoch visits its samples, by the seed; None is that of the data."""
         model = self.model
-        return rng.epoch_order(model.seed, model.epochs_seen, len(self.data[0])) if self.shuffle else None
+        return rng.epoch_order(model.seed, model.epochs_trained, len(self.data[0])) if self.shuffle else None
 
     def _parts(self) -> list[slice]:
         """Return the batches of this epoch, as parts of its order."""
@@ -110,7 +109,7 @@ class Training:
         model, keeper = self.model, self.checkpoints
         pairs = [self.data] if self.validation_data is None else [self.data, self.validation_data]
         data, *validation = to_device(model, *pairs, batch_size=self.batch_size)
-        steps = make_steps(model, data, self.batch_size, self.augment, self.check_numerics)
+        steps = make_step_runner(model, data, self.batch_size, self.augment, self.check_numerics)
         model.numerics = steps.watch
         model.stop_training = False
         for callback in self.callbacks:
@@ -119,7 +118,7 @@ class Training:
             restore(self, steps, found)
         elif keeper is not None:
             keeper.first(self, steps)
-        interrupting = nullcontext() if keeper is None else Interruption()
+        interrupting = nullcontext() if keeper is None else DeferredInterrupt()
         with closing(steps), interrupting as interruption, make_progress(self.verbose) as bar:
             self._interruption = interruption
             while self.epoch < math.ceil(self.epochs) and (self.step or not model.stop_training):
@@ -142,7 +141,7 @@ class Training:
             callback.on_fit_end(model)
         return self.history
 
-    def _train(self, steps: Steps, parts: Sequence[slice], progress: Silent) -> dict[str, float]:
+    def _train(self, steps: StepRunner, parts: Sequence[slice], progress: Silent) -> dict[str, float]:
         """Visit every sample of these batches once, in the order that seed and epoch give, or those that are left."""
         model, keeper, count = self.model, self.checkpoints, len(self.data[0])
         if not self.step:
@@ -155,9 +154,9 @@ class Training:
         for part in parts[self.step :]:
             if self.step and model.stop_training:
                 break
-            rates = model.optimizer.rates_at(self.epoch + part.start / count, self.epochs)
+            rates = model.optimizer.learning_rates_at(self.epoch + part.start / count, self.epochs)
             model.bind()
-            steps.make(part, rates)
+            steps.run(part, rates)
             self.learning_rate = rates[0]
             model.progress = min(self.epoch + part.stop / count, self.epochs), self.epochs
             progress.step(steps.totals)
@@ -168,7 +167,7 @@ class Training:
                 self.seconds = time.perf_counter() - started
                 keeper.step_made(self, steps)
                 self._obey(keeper, steps)
-        model.epochs_seen += 1
+        model.epochs_trained += 1
         self.samples.append(steps.totals.samples)
         logs = steps.totals.read()
         so_far = {f"{key}_so_far": self._mean_with_earlier(key, value) for key, value in logs.items()}
@@ -176,9 +175,9 @@ class Training:
         times = {"seconds": seconds, "step_seconds": seconds / self.step}
         return logs | so_far | {"learning_rate": self.learning_rate} | times
 
-    def _obey(self, keeper: Checkpoints, steps: Steps) -> None:
+    def _obey(self, keeper: Checkpoints, steps: StepRunner) -> None:
         """End the training here if that was asked for, by Ctrl-C or SIGTERM, with a checkpoint of now."""
-        if self._interruption is not None and self._interruption.asked:
+        if self._interruption is not None and self._interruption.requested:
             keeper.save(self, steps, interrupted=True)
             raise self._interruption.error()
 
@@ -201,13 +200,3 @@ class Training:
         scores = evaluate(self.model, validation, EVALUATION_BATCH)
         named = {f"val_{key}": value for key, value in scores.items()}
         return named | {"val_seconds": time.perf_counter() - started}
-
-
-def to_device(model: "Model", *data: Pair, batch_size: int = 0) -> list[Pair]:
-    """Bring pairs of inputs and labels across as they are: uint8 images stay uint8.
-
-    Inputs become a feed where they are too many to stay there together, beside a step on a batch of that size.
-    """
-    step = batch_size * model.bytes_of_a_sample() if batch_size else 0
-    inputs = model.backend.upload(*(x for x, _ in data), step=step)
-    return [(x, model.backend.from_host(y)) for x, (_, y) in zip(inputs, data, strict=True)]

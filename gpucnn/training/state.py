@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpucnn.callbacks import Callback
 from gpucnn.core.checks import is_integer, is_number
-from gpucnn.core.config import Configurable
+from gpucnn.core.config import Configurable, with_current_names
 from gpucnn.data.batches import batches, steps_of
 from gpucnn.data.fingerprint import fingerprint
 from gpucnn.errors import CheckpointError, GpucnnError
@@ -22,9 +22,19 @@ from gpucnn.version import __version__
 
 if TYPE_CHECKING:
     from gpucnn.training.loop import Training
-    from gpucnn.training.steps import Steps
+    from gpucnn.training.steps import StepRunner
 
 MOST_SAID = 6  # differences that a message names
+
+
+FORMER_KEYS = {"epochs_seen": "epochs_trained"}  # of a checkpoint's model
+
+
+def with_current_keys(tree: Tree) -> Tree:
+    """Return a tree as it would be written now, whenever it was written."""
+    if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
+        return tree | {"model": {FORMER_KEYS.get(key, key): value for key, value in tree["model"].items()}}
+    return tree
 
 
 def settings(training: "Training") -> dict[str, Any]:
@@ -55,6 +65,7 @@ def settings(training: "Training") -> dict[str, Any]:
 
 def completed(known: dict[str, Any], training: "Training") -> dict[str, Any]:
     """Return the settings of a checkpoint with arguments of callbacks that are newer than it, at their defaults."""
+    known = with_current_names(known)
     callbacks, held = _stateful(training), known.get("callbacks")
     if not isinstance(held, list) or len(held) != len(callbacks) or not all(isinstance(one, dict) for one in held):
         return known
@@ -120,15 +131,18 @@ def same_so_far(training: "Training", tree: Tree, epochs: float) -> bool:
     parts = list(batches(count, training.batch_size))
     made = [(epoch, part.start) for epoch in range(last) for part in parts] + [(last, p.start) for p in parts[:step]]
     points = [epoch + start / count for epoch, start in made]
-    return all(optimizer.rates_at(point, epochs) == optimizer.rates_at(point, training.epochs) for point in points)
+    return all(
+        optimizer.learning_rates_at(point, epochs) == optimizer.learning_rates_at(point, training.epochs)
+        for point in points
+    )
 
 
-def gather(training: "Training", steps: "Steps") -> Tree:
+def gather(training: "Training", steps: "StepRunner") -> Tree:
     """Return the tree, with copies of all arrays on the host."""
     model, to_host = training.model, training.model.backend.to_host
     held = {
         "arrays": model.state_dict(),
-        "epochs_seen": model.epochs_seen,
+        "epochs_trained": model.epochs_trained,
         "progress": model.progress,
         "stop": model.stop_training,
     }
@@ -152,7 +166,7 @@ def gather(training: "Training", steps: "Steps") -> Tree:
     }
 
 
-def restore(training: "Training", steps: "Steps", tree: Tree) -> None:
+def restore(training: "Training", steps: "StepRunner", tree: Tree) -> None:
     """Put everything back that `gather` returned; the callbacks have been told that the fit begins.
 
     Within an epoch they are told that it begins as well, before their states are put back: one without a state finds
@@ -162,8 +176,10 @@ def restore(training: "Training", steps: "Steps", tree: Tree) -> None:
         CheckpointError: the tree does not hold what this training keeps; the model is as it was.
     """
     model = training.model
-    weights, counts = model.state_dict(), (model.epochs_seen, model.progress, model.optimizer.steps)
+    weights, counts = model.state_dict(), (model.epochs_trained, model.progress, model.optimizer.steps)
     slots = model.optimizer.state_dict(model.backend)
+    if isinstance(saved := tree["optimizer"].get("slots"), dict):
+        tree["optimizer"]["slots"] = model.optimizer.with_current_slots(saved)
     try:
         if wrong := _misfit(training, steps, tree):
             raise CheckpointError(wrong)
@@ -171,7 +187,7 @@ def restore(training: "Training", steps: "Steps", tree: Tree) -> None:
     except (GpucnnError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         model.load_state_dict(weights)
         model.optimizer.load_state_dict(model.backend, slots)
-        model.epochs_seen, model.progress, model.optimizer.steps = counts
+        model.epochs_trained, model.progress, model.optimizer.steps = counts
         for callback in training.callbacks:  # which forgets what it has taken over
             callback.on_fit_begin(model)
         raise CheckpointError(
@@ -180,7 +196,7 @@ def restore(training: "Training", steps: "Steps", tree: Tree) -> None:
         ) from error
 
 
-def _restore(training: "Training", steps: "Steps", tree: Tree) -> None:
+def _restore(training: "Training", steps: "StepRunner", tree: Tree) -> None:
     model, held, position = training.model, tree["model"], tree["position"]
     training.epoch, training.step, training.seconds = position["epoch"], position["step"], position["seconds"]
     training.learning_rate = position["learning_rate"]
@@ -191,7 +207,7 @@ def _restore(training: "Training", steps: "Steps", tree: Tree) -> None:
     model.load_state_dict(held["arrays"])
     for path, gradient in held.get("gradients", {}).items():
         model.parameters()[path].grad[...] = model.backend.from_host(gradient)  # type: ignore[index]
-    model.epochs_seen, model.stop_training = held["epochs_seen"], held["stop"]
+    model.epochs_trained, model.stop_training = held["epochs_trained"], held["stop"]
     model.progress = held["progress"][0], training.epochs
     model.optimizer.steps = tree["optimizer"]["steps"]
     model.optimizer.load_state_dict(model.backend, tree["optimizer"]["slots"])
@@ -203,7 +219,7 @@ def _restore(training: "Training", steps: "Steps", tree: Tree) -> None:
         steps.totals.load_state(tree["totals"])
 
 
-def _misfit(training: "Training", steps: "Steps", tree: Tree) -> str:
+def _misfit(training: "Training", steps: "StepRunner", tree: Tree) -> str:
     """Return in words what of a tree is not of the form of what this training saves, or ""."""
     own, varies = gather(training, steps), {"history": None, "samples": None, "totals": None, "callbacks": None}
     parameters = training.model.parameters()
@@ -232,7 +248,7 @@ def _wrong_numbers(training: "Training", tree: Tree) -> str:
     most = steps_of(epoch, training.epochs, -(-len(training.data[0]) // training.batch_size)) if epoch < whole else 0
     if not (0 <= epoch <= whole and 0 <= step <= most):
         return f"its position, epoch {epoch} and step {step}, is not within the training"
-    counts = [tree["model"]["epochs_seen"], tree["optimizer"]["steps"], tree["position"]["seconds"]]
+    counts = [tree["model"]["epochs_trained"], tree["optimizer"]["steps"], tree["position"]["seconds"]]
     if not all(0 <= count < math.inf for count in counts):
         return f"its counts are {counts}"
     samples, history = tree["samples"], tree["history"]

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import OF_CUPY
+
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 WIDE, NARROW = [(2, 8), (4, 4), (8, 2)], [(2, 1), (4, 1), (8, 1)]  # bytes of an element, elements moved at once
 BUILDS = [(arch, *form) for arch in ARCHITECTURES for form in WIDE] + [("sm_75", *form) for form in NARROW]
-OF_CUPY = ("-ftz=true", "--device-as-default-execution-space")  # which CuPy adds to ours, before the architecture
 KERNELS = Path(__file__).parents[2] / "gpucnn/backends/cupy/kernels"
 
 
@@ -64,7 +65,7 @@ def compile_for(architecture, text, itemsize, width):
 
 @pytest.mark.skipif(NVRTC is None, reason="the wheel nvidia-cuda-nvrtc is not installed")
 @pytest.mark.parametrize(("architecture", "itemsize", "width"), BUILDS)
-def test_every_kernel_compiles(architecture, itemsize, width):
+def test_kernels_compile_for_every_architecture(architecture, itemsize, width):
     found = 0
     for file, text in sources().items():
         code, log = compile_for(architecture, text, itemsize, width)
@@ -77,14 +78,14 @@ def test_every_kernel_compiles(architecture, itemsize, width):
 
 
 @pytest.mark.skipif(NVRTC is None, reason="the wheel nvidia-cuda-nvrtc is not installed")
-def test_a_mistake_is_found():
+def test_kernel_with_a_mistake_does_not_compile():
     text = sources()["random.cu"] + '\nextern "C" __global__ void wrong() { nothing(); }'
     code, log = compile_for("sm_90", text, 4, 4)
     assert code == b""
     assert "nothing" in log
 
 
-def test_no_kernel_adds_with_atomics():
+def test_kernels_use_no_atomics():
     """Sums in an order that changes from run to run would change their last bits."""
     without_comments = re.sub(r"//.*", "", "".join(sources().values()))
     assert "atomic" not in without_comments

@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import struct
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,63 +10,11 @@ import pytest
 from PIL import Image
 
 import gpucnn
-from gpucnn import __main__
 from gpucnn.data.images import is_dark_on_light, read_image
 from gpucnn.data.synthetic import synthetic_digits
 from gpucnn.errors import BackendUnavailable, DataError
 
 doctor_module = importlib.import_module("gpucnn.cli.doctor")  # the package's `doctor` is the command
-
-
-def write_idx(path, array):
-    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    path.write_bytes(header + array.astype(np.uint8).tobytes())
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory):
-    """A folder with a small MNIST, made of synthetic digits."""
-    folder = tmp_path_factory.mktemp("data") / "mnist"
-    folder.mkdir()
-    for split, count, seed in (("train", 2000, 0), ("t10k", 300, 1)):
-        images, labels = synthetic_digits(count, seed)
-        write_idx(folder / f"{split}-images-idx3-ubyte", images[..., 0])
-        write_idx(folder / f"{split}-labels-idx1-ubyte", labels)
-    return folder
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder; return its exit status, its output and its errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("GPUCNN_DATA", raising=False)
-    monkeypatch.setenv("GPUCNN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gpucnn", *map(str, arguments)])
-        status = 0
-        try:
-            __main__.main()
-        except SystemExit as stop:
-            status = stop.code
-        shown = capsys.readouterr()
-        return status, shown.out, shown.err
-
-    return call
-
-
-@pytest.fixture(scope="session")
-def trained(digits, tmp_path_factory):
-    """The folder of a run that has learned its digits."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    command = [sys.executable, "-m", "gpucnn", "train", "--data", "mnist", "--data-dir", digits, "--run-dir", folder]
-    done = subprocess.run(
-        [*command, "--epochs", "6", "--batch-size", "32"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("test accuracy ")
-    return folder
 
 
 def test_train_leaves_a_run(trained):
@@ -338,11 +284,11 @@ def test_bench_measures_and_writes(run, tmp_path):
     status, shown, _ = run(*f"bench lenet --backend numpy --batch-size 16 --seconds 0.1 --json {file}".split())
     assert status == 0
     assert "lenet" in shown
-    assert "× portable" in shown
+    assert "× reference" in shown
     report = json.loads(file.read_text())
     (timing,) = report["timings"]
     assert report["batch_size"] == timing["batch_size"] == 16
-    assert min(timing["train_seconds"], timing["inference_seconds"], timing["portable_train_seconds"]) > 0
+    assert min(timing["train_seconds"], timing["inference_seconds"], timing["reference_train_seconds"]) > 0
     assert timing["train_flops"] == 3 * 16 * 2 * (
         28 * 28 * 6 * 25 + 10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10
     )

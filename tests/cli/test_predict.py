@@ -16,9 +16,6 @@ from gpucnn.data.images import centre_digit, is_dark_on_light, read_image
 from gpucnn.data.synthetic import synthetic_digits
 from gpucnn.errors import ShapeError
 from gpucnn.plots.prediction import prediction
-from tests.cli.test_cli import digits, run, trained
-
-__all__ = ["digits", "run", "trained"]  # fixtures
 
 
 def on_paper(digit, size=(300, 400), scale=6, corner=(40, 150), paper=225, ink=40):

@@ -15,20 +15,13 @@ from gpucnn import layers, plots
 from gpucnn.callbacks.snapshots import load_snapshots
 from gpucnn.data.synthetic import synthetic_digits
 from gpucnn.saving.tree import read_tensors
-from tests.cli import test_cli
-
-run = test_cli.run
+from tests.helpers import write_digits
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A small MNIST of synthetic digits, and the folder of a run of two epochs on it."""
-    data = tmp_path_factory.mktemp("data") / "mnist"
-    data.mkdir()
-    for split, count, seed in (("train", 600, 0), ("t10k", 80, 1)):
-        images, labels = synthetic_digits(count, seed)
-        test_cli.write_idx(data / f"{split}-images-idx3-ubyte", images[..., 0])
-        test_cli.write_idx(data / f"{split}-labels-idx1-ubyte", labels)
+    data = write_digits(tmp_path_factory.mktemp("data") / "mnist", 600, 80)
     folder = tmp_path_factory.mktemp("run") / "run"
     command = f"train --data mnist --epochs 2 --batch-size 50 --data-dir {data} --run-dir {folder}"
     subprocess.run([sys.executable, "-m", "gpucnn", *command.split()], check=True, capture_output=True)

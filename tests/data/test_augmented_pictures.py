@@ -8,9 +8,6 @@ from gpucnn import plots
 from gpucnn.cli.show import _of_each_class
 from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Translate
 from gpucnn.errors import ConfigurationError, ShapeError
-from tests.cli import test_cli
-
-run, digits = test_cli.run, test_cli.digits
 
 
 def pictures(count=3, H=6, W=5, C=3):

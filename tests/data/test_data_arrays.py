@@ -69,7 +69,7 @@ VERBS = {
     "predict": lambda data: classifier().predict(data),
     "train_on_batch": lambda data: classifier().train_on_batch(data, Y),
     "adapt": lambda data: layers.Normalization().adapt(data),
-    "refresh_statistics": lambda data: classifier().refresh_statistics(data),
+    "recalibrate_batch_norm": lambda data: classifier().recalibrate_batch_norm(data),
     "profile": lambda data: classifier().profile(data, Y),
     "parity": lambda data: gpucnn.parity(classifier(), data),
     "crop": lambda data: classifier().fit(data, Y, augment=[RandomCrop(4)], verbose=0),

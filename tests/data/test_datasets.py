@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from gpucnn import datasets
 from gpucnn.data import download, synthetic
 from gpucnn.data.download import REMOTES, Remote, cache_folder, fetch
 from gpucnn.errors import ConfigurationError, DataError
+from tests.helpers import idx_bytes
 
 STEMS = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 
@@ -39,10 +39,6 @@ def clean_surroundings(monkeypatch, tmp_path):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def encode(array):
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-
-
 def tiny_mnist(height=28, last_label=9):
     """Return the four files of a tiny MNIST, 12 training and 10 test images, as bytes by stem."""
     files = {}
@@ -50,8 +46,8 @@ def tiny_mnist(height=28, last_label=9):
         images = np.arange(n * height * 28).reshape(n, height, 28) % 251
         labels = np.arange(n) % 10
         labels[-1] = last_label
-        files[f"{split}-images-idx3-ubyte"] = encode(images.astype(np.uint8))
-        files[f"{split}-labels-idx1-ubyte"] = encode(labels.astype(np.uint8))
+        files[f"{split}-images-idx3-ubyte"] = idx_bytes(images.astype(np.uint8))
+        files[f"{split}-labels-idx1-ubyte"] = idx_bytes(labels.astype(np.uint8))
     return files
 
 

@@ -23,11 +23,7 @@ from gpucnn.runs.folder import read_history, remember_data, run_config
 from gpucnn.runs.statistics import Runs
 from gpucnn.saving import tree as trees
 from gpucnn.training.checkpoints import KEY
-from tests.cli.test_cli import run
-from tests.training.test_checkpoints import DATA, VALIDATION, killed
-from tests.training.test_model import small_model
-
-__all__ = ["run"]  # a fixture
+from tests.helpers import DATA, VALIDATION, Kill, Killed, always, fit, killed, pictures, small_model
 
 
 def model_file(path, layers, shape=(4,), tensors=None, **more):
@@ -83,7 +79,7 @@ def test_the_time_for_many_layers_grows_with_their_number(tmp_path):
     finally:
         containers.snake_case = original
     assert len(calls) <= 3001
-    assert [layer.label for layer in model.layers[-2:]] == ["relu_2998", "relu_2999"]
+    assert [layer.display_name for layer in model.layers[-2:]] == ["relu_2998", "relu_2999"]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +187,6 @@ def checkpoints_of(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("gpucnn.core.files.os.fsync", lambda handle: None)
         options = {"validation_data": VALIDATION, "augment": [Translate(1)]}
-        from tests.training.test_checkpoints import Kill, Killed, always, fit
 
         with pytest.raises(Killed):
             fit(small_model(), always(folder), *callbacks(), Kill(6), **options)
@@ -263,7 +258,7 @@ def test_a_checkpoint_that_says_something_else_is_refused_by_the_place(tmp_path,
             np.zeros(3),
             r"model.arrays.conv2d.weight is an array of float64 of shape",
         ),
-        (("model", "epochs_seen"), "many", r"model.epochs_seen is 'many' where 0 was expected"),
+        (("model", "epochs_trained"), "many", r"model.epochs_trained is 'many' where 0 was expected"),
         (("history", "loss"), [], "history is not lists of 1 numbers"),
         (("samples",), [0], "samples is not a list of 1 positive numbers"),
         (("position", "step"), 77, "its position, epoch 1 and step 77, is not within the training"),
@@ -316,7 +311,6 @@ def test_what_a_stranger_laid_into_a_run_folder_neither_hangs_nor_fills_the_memo
 
 
 def test_the_data_folder_that_a_stranger_names_is_not_read(run_folder, tmp_path):
-    from tests.training.test_error_messages import pictures
 
     mine = pictures(tmp_path / "mine", sizes=[(8, 8)] * 3, classes=("a", "b", "c"))
     settings = {"data": "images", "data_dir": str(mine), "network": "lenet", "test": {}}

@@ -8,8 +8,7 @@ from gpucnn import layers, optimizers
 from gpucnn.callbacks import MovingAverage
 from gpucnn.errors import ConfigurationError, ShapeError
 from gpucnn.testing.strict import StrictBackend
-from tests.training.test_groups import simulated
-from tests.training.test_model import small_model, stripes
+from tests.helpers import simulated_backend, small_model, stripes
 
 
 def stack(backend="numpy", dtype="float64"):
@@ -20,13 +19,13 @@ def stack(backend="numpy", dtype="float64"):
 
 
 @pytest.mark.parametrize("batch_size", [64, 16, 24])
-def test_means_over_batches(backend, rng, batch_size):
+def test_refresh_averages_statistics_over_batches(backend, rng, batch_size):
     """Of the first batch norm, whose inputs a convolution gives; the last batch of 24 is smaller, and counts so."""
     x = rng.normal(size=(64, 6, 6, 2))
     model = stack(backend)
     _ = model.forward(x[:10], train=True)
     before = model.state_dict()
-    assert model.refresh_statistics(x, batch_size=batch_size) is model
+    assert model.recalibrate_batch_norm(x, batch_size=batch_size) is model
     after = model.state_dict()
     convolved = gpucnn.Model([layers.Conv2D(5, 3, padding="same")], (6, 6, 2), backend="numpy", dtype="float64")
     convolved.load_state_dict({path: value for path, value in before.items() if path.startswith("conv2d.")})
@@ -42,11 +41,11 @@ def test_means_over_batches(backend, rng, batch_size):
     assert [layer.momentum for layer in model.network.all_layers() if hasattr(layer, "momentum")] == [0.3, 0.9]
 
 
-def test_it_is_pytorchs_update_bn(rng):
+def test_refresh_is_pytorchs_update_bn(rng):
     torch = pytest.importorskip("torch")
     x = rng.normal(size=(60, 4, 4, 3)) + 2.0
     model = gpucnn.Model([layers.BatchNorm(), layers.Conv2D(2, 1), layers.BatchNorm()], (4, 4, 3), dtype="float64")
-    model.refresh_statistics(x, batch_size=20)
+    model.recalibrate_batch_norm(x, batch_size=20)
     state = model.state_dict()
     theirs = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2)).double()
     with torch.no_grad():
@@ -58,29 +57,29 @@ def test_it_is_pytorchs_update_bn(rng):
         assert state[f"{ours}.running_var"] == pytest.approx(norm.running_var.numpy(), rel=1e-9)
 
 
-def test_all_backends_agree(backend, rng):
+def test_refresh_agrees_on_all_backends(backend, rng):
     x = rng.integers(0, 256, (50, 6, 6, 2)).astype("uint8")
-    states = [stack(where).refresh_statistics(x, batch_size=20).state_dict() for where in (backend, "portable")]
+    states = [stack(where).recalibrate_batch_norm(x, batch_size=20).state_dict() for where in (backend, "reference")]
     for path, value in states[1].items():
         assert states[0][path] == pytest.approx(value, rel=1e-9, abs=1e-12), path
 
 
-def test_statistics_that_are_not_finite_are_forgotten(rng):
+def test_refresh_forgets_statistics_that_are_not_finite(rng):
     model = stack()
     model.network.buffers()["batch_norm.running_mean"].value[...] = np.nan
     model.network.buffers()["batch_norm.running_var"].value[...] = np.inf
-    model.refresh_statistics(rng.normal(size=(20, 6, 6, 2)))
+    model.recalibrate_batch_norm(rng.normal(size=(20, 6, 6, 2)))
     assert all(np.isfinite(value).all() for value in model.state_dict().values())
 
 
-def test_nothing_is_read_and_a_training_goes_on_as_without():
+def test_refresh_reads_nothing_back_and_leaves_training_alone():
     x, y = stripes(64)
     backend = StrictBackend()
     refreshed, plain = small_model(backend=backend), small_model(backend=backend)
     for model in (refreshed, plain):
         model.fit(x, y, batch_size=16, verbose=0)
     before = backend.reads
-    refreshed.refresh_statistics(x)
+    refreshed.recalibrate_batch_norm(x)
     assert backend.reads == before
     for model in (refreshed, plain):
         model.fit(x, y, batch_size=16, verbose=0)
@@ -88,47 +87,47 @@ def test_nothing_is_read_and_a_training_goes_on_as_without():
         assert refreshed.state_dict()[path].tobytes() == plain.state_dict()[path].tobytes(), path
 
 
-def test_recorded_steps_see_the_new_statistics():
+def test_refresh_is_seen_by_captured_steps():
     """Between two fits of recorded steps, on the same bits as between two of steps made one by one."""
     x, y = stripes(70)
     states = []
     for jit in (True, False):
-        model = small_model(backend=simulated())
+        model = small_model(backend=simulated_backend())
         model.compile(model.optimizer, model.loss, jit=jit)
         for _ in range(2):
             model.fit(x, y, batch_size=16, verbose=0)
-            model.refresh_statistics(x, batch_size=32)
+            model.recalibrate_batch_norm(x, batch_size=32)
         states.append(model.state_dict())
     assert all(states[0][path].tobytes() == states[1][path].tobytes() for path in states[0])
 
 
-def test_a_batch_of_one_is_refused_and_the_statistics_stay():
+def test_refresh_refuses_a_batch_of_one_and_keeps_statistics():
     model = gpucnn.Model([layers.Dense(3), layers.BatchNorm(0.7)], (4,), backend="numpy")
     model.network.buffers()["batch_norm.running_mean"].value[...] = 5.0
     with pytest.raises(ShapeError, match="has one value a channel"):
-        model.refresh_statistics(np.ones((9, 4)), batch_size=4)
+        model.recalibrate_batch_norm(np.ones((9, 4)), batch_size=4)
     assert (model.state_dict()["batch_norm.running_mean"] == 5.0).all()
     assert model.layers[1].momentum == 0.7
 
 
-def test_what_makes_no_sense_is_refused():
+def test_refresh_arguments_out_of_range_are_refused():
     with pytest.raises(ShapeError, match="x"):
-        stack().refresh_statistics(np.ones((3, 5, 5, 2)))
+        stack().recalibrate_batch_norm(np.ones((3, 5, 5, 2)))
     with pytest.raises(ConfigurationError, match="batch_size must be a positive integer, not 0"):
-        stack().refresh_statistics(np.ones((3, 6, 6, 2)), batch_size=0)
+        stack().recalibrate_batch_norm(np.ones((3, 6, 6, 2)), batch_size=0)
     without = gpucnn.Model([layers.Dense(3)], (4,), backend="numpy")
-    assert without.refresh_statistics(np.ones((3, 4))) is without
+    assert without.recalibrate_batch_norm(np.ones((3, 4))) is without
 
 
-def test_averaged_weights_need_their_own_statistics():
+def test_refresh_restores_accuracy_of_averaged_weights():
     """The effect it exists for: statistics of other weights spoil a network; refreshed, it is as good as it can be."""
     x, y = stripes(300)
     model = small_model(optimizer=optimizers.SGD(0.3, momentum=0.9))
     model.fit(x, y, epochs=3, batch_size=32, callbacks=[MovingAverage(0.99)], verbose=0)
-    good = model.refresh_statistics(x).evaluate(x, y)["loss"]
+    good = model.recalibrate_batch_norm(x).evaluate(x, y)["loss"]
     first = model.state_dict() | {
         path: value for path, value in small_model(seed=1).state_dict().items() if "running" in path
     }
     model.load_state_dict(first)
     assert model.evaluate(x, y)["loss"] > 2 * good
-    assert model.refresh_statistics(x).evaluate(x, y)["loss"] == pytest.approx(good, rel=1e-6)
+    assert model.recalibrate_batch_norm(x).evaluate(x, y)["loss"] == pytest.approx(good, rel=1e-6)

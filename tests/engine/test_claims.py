@@ -11,8 +11,7 @@ import gpucnn
 from gpucnn.backends import Backend
 from gpucnn.callbacks import Callback
 from gpucnn.errors import ConfigurationError, NumericError
-from tests.training.test_groups import assert_same_bits
-from tests.training.test_model import small_model, stripes
+from tests.helpers import assert_same_bits, small_model, stripes
 
 DATA = stripes(40)
 
@@ -47,22 +46,22 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_a_callback_may_not_do_is_refused_and_changes_nothing(name):
+def test_callback_calls_that_would_disturb_fit_are_refused(name):
     acts = Does(REFUSED[name])
     model = fitted(acts)
     assert len(acts.refused) == 2
     assert "while fit " in acts.refused[0]
-    assert "goes on" in acts.refused[0]
+    assert "is running" in acts.refused[0]
     assert_same_bits(model, fitted())
     REFUSED[name](model)  # and afterwards it may be done
 
 
-def test_a_fit_within_a_fit_is_refused_with_a_remedy():
+def test_fit_within_a_fit_is_refused_with_a_remedy():
     acts = Does(REFUSED["fit"])
     fitted(acts)
     assert acts.refused[0] == (
-        "fit was called while fit of the same model goes on, and both would change the same weights; call it when that "
-        "has ended, or train a copy, copy.deepcopy(model)"
+        "fit was called while fit of the same model is running, and both would change the same weights; call it when "
+        "that has ended, or train a copy, copy.deepcopy(model)"
     )
 
 
@@ -77,7 +76,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("name", ALLOWED)
-def test_what_a_callback_may_do_changes_nothing_of_the_training(name):
+def test_callback_may_predict_and_evaluate_without_effect(name):
     acts = Does(ALLOWED[name])
     assert_same_bits(fitted(acts), fitted())
     assert acts.refused == []
@@ -85,7 +84,7 @@ def test_what_a_callback_may_do_changes_nothing_of_the_training(name):
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("name", ALLOWED)
-def test_what_a_callback_does_leaves_the_watch_for_nan_on(name):
+def test_callback_leaves_the_nan_check_on(name):
     def act(model):
         ALLOWED[name](model)
         model.layers[1].weight.value[...] = np.inf
@@ -94,7 +93,7 @@ def test_what_a_callback_does_leaves_the_watch_for_nan_on(name):
         fitted(Does(act))
 
 
-def test_a_callback_may_make_a_step_and_load_weights():
+def test_callback_may_make_a_step_and_load_weights():
     made = small_model()
     state = made.state_dict()
 
@@ -110,7 +109,7 @@ def test_a_callback_may_make_a_step_and_load_weights():
 
 
 @pytest.mark.parametrize("name", [*REFUSED, "train_on_batch"])
-def test_another_thread_is_refused_while_a_fit_goes_on(name):
+def test_thread_is_refused_while_another_fits(name):
     acts = {**REFUSED, "train_on_batch": lambda model: model.train_on_batch(*DATA)}[name]
     inside, leave = threading.Event(), threading.Event()
 
@@ -124,7 +123,7 @@ def test_another_thread_is_refused_while_a_fit_goes_on(name):
     try:
         assert inside.wait(20)
         assert model.predict(DATA[0]).shape == (40, 3)
-        with pytest.raises(ConfigurationError, match=r"while fit .*goes on"):
+        with pytest.raises(ConfigurationError, match=r"while fit .*is running"):
             acts(model)
     finally:
         leave.set()
@@ -132,7 +131,7 @@ def test_another_thread_is_refused_while_a_fit_goes_on(name):
     assert_same_bits(model, fitted())
 
 
-def test_a_fit_that_failed_is_over():
+def test_fit_that_failed_is_over():
     def fail(model):
         raise RuntimeError("on purpose")
 

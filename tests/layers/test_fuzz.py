@@ -42,7 +42,7 @@ from gpucnn.errors import GpucnnError
 from gpucnn.runs.folder import read_history, run_config
 from gpucnn.runs.statistics import Runs
 from gpucnn.saving import tree as trees
-from tests.training.test_model_file import described
+from tests.helpers import described
 
 SECONDS = 5  # that reading one file may take
 MEMORY = 64 << 20  # bytes that it may take on top of twenty times the file's size
@@ -105,7 +105,7 @@ def small_network():
         layers.Dense(3),
         layers.Softmax(),
     ]
-    groups = [optimizers.Group("*.bias", rate=2.0, epochs=3)]
+    groups = [optimizers.Group("*.bias", lr_multiplier=2.0, train_epochs=3)]
     optimizer = optimizers.SGD(schedules.OneCycle(0.1), momentum=0.9, groups=groups)
     return gpucnn.Model(network, (6, 6, 2), backend="numpy").compile(optimizer)
 

@@ -20,7 +20,7 @@ def test_the_naive_lenet_learns_the_same_lesson():
     model.load_state_dict(state)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(4, 28, 28, 1)).astype("float32"), rng.integers(0, 10, 4)
-    loss, _ = model.step(x, y, 0.1)
+    loss, _ = model.train_step(x, y, 0.1)
     assert float(loss) == pytest.approx(naive.step(x, y, 0.1), rel=1e-5)
     after = model.state_dict()
     for name, layer in zip(("conv2d", "conv2d_1", "dense", "dense_1", "dense_2"), trained, strict=True):

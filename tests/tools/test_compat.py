@@ -31,9 +31,8 @@ from gpucnn.compat.mnist_cnn import (
     load_mnist_labels,
 )
 from gpucnn.core.text import duration
-from gpucnn.data.synthetic import synthetic_digits
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
-from tests.cli.test_cli import write_idx
+from tests.helpers import write_digits, write_idx
 
 # "Basic Code Setup" of the project's page, unchanged
 SCRIPT = r"""
@@ -72,14 +71,6 @@ model.validate(validation_data = (X_test, test_labels), batch_size=128, print_ev
 IMPORTS = "from gpucnn.compat.mnist_cnn import *\n"
 
 
-def write_mnist(folder, train=8500, test=300):
-    folder.mkdir()
-    for split, count, seed in (("train", train, 0), ("t10k", test, 1)):
-        images, labels = synthetic_digits(count, seed)
-        write_idx(folder / f"{split}-images-idx3-ubyte", images[..., 0])
-        write_idx(folder / f"{split}-labels-idx1-ubyte", labels)
-
-
 def run_script(folder, script=SCRIPT):
     (folder / "main.py").write_text(IMPORTS + script)
     environment = os.environ | {"PYTHONPATH": str(Path(gpucnn.__file__).parent.parent), "GPUCNN_BACKEND": "numpy"}
@@ -97,7 +88,7 @@ def run_script(folder, script=SCRIPT):
 
 
 def test_the_script_of_document_002_runs(tmp_path):
-    write_mnist(tmp_path / "MNISTdata")
+    write_digits(tmp_path / "MNISTdata", 8500, 300)
     shown = run_script(tmp_path)
     # 8,500 images are 67 steps of 128 an epoch: a line for steps 0, 64 and the last
     number = r"\d+\.\d{3}"
@@ -250,13 +241,13 @@ def test_a_printed_step_is_that_step_alone(data, capsys, backend):
     model.finalize()
     seen = []
 
-    def step(x, labels, rate, number=None, step=model.network.step):
-        loss, outputs = step(x, labels, rate, number)
+    def step(x, labels, rate, *options, step=model.network.train_step):
+        loss, outputs = step(x, labels, rate, *options)
         right = backend.to_host(outputs).argmax(axis=1) == backend.to_host(labels)
         seen.append((right.mean(), float(backend.to_host(loss))))
         return loss, outputs
 
-    model.network.step = step
+    model.network.train_step = step
     model.train(x, y, epochs=1, print_every=2, batch_size=4)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
     assert lines == [f"step: {k}, acc: {seen[k][0]:.3f}, loss: {seen[k][1]:.3f}, lr: 0.1" for k in (0, 2, 4)]

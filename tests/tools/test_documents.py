@@ -22,9 +22,6 @@ from gpucnn.cli import app
 from gpucnn.data import augment
 from gpucnn.data.synthetic import synthetic_digits
 from gpucnn.runs.reproduction import REPRODUCTIONS
-from tests.cli.test_cli import digits, run, trained
-
-__all__ = ["digits", "run", "trained"]  # fixtures
 
 ROOT = Path(__file__).parents[2]
 if not (ROOT / "README.md").exists():
@@ -254,14 +251,14 @@ def test_figures_of_cifar10_are_those_of_their_results():
     held = results("cifar10_network-4_gpucnn")
     passed = [(held["accuracy"][place], held["seconds"][place] / 60) for place in (5, 11)]
     words = f"{100 * passed[0][0]:.1f} % after {passed[0][1]:.1f} minutes, **{100 * passed[1][0]:.1f} %** after "
-    assert words + f"{passed[1][1]:.1f}, and {100 * held['views']:.1f} % with several views" in plain
+    assert words + f"{passed[1][1]:.1f}, and {100 * held['views']:.1f} % with TTA" in plain
     assert (
         f"| `network-4` on CIFAR-10, 12 epochs | 1 | {100 * passed[0][0]:.1f} % after {passed[0][1]:.0f} minutes, "
         f"{100 * passed[1][0]:.1f} % after {passed[1][1]:.0f} |"
     ) in MEASURED
     held = results("cifar10_resnet20_gpucnn")
     assert held["epochs"] == 10
-    assert f"**{100 * held['plain']:.1f} %**, and {100 * held['views']:.1f} % with several views" in plain
+    assert f"**{100 * held['plain']:.1f} %**, and {100 * held['views']:.1f} % with TTA" in plain
     assert f"| `resnet20` on CIFAR-10, 10 epochs | 1 | {100 * held['plain']:.1f} % |" in MEASURED
     right, averaged = (f"{100 * ours[key]:.1f} %" for key in ("plain", "views"))
     times = f"{minutes[0]:.0f} minutes", f"PyTorch {minutes[1]:.0f}, interleaved"

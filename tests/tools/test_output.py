@@ -21,10 +21,7 @@ from gpucnn.core.console import PlainConsole
 from gpucnn.core.text import for_output, printable
 from gpucnn.errors import DataError
 from gpucnn.training import progress
-from tests.cli.test_cli import digits, run, trained
-from tests.training.test_model import small_model, stripes
-
-__all__ = ["digits", "run", "trained"]  # fixtures
+from tests.helpers import small_model, stripes
 
 HOSTILE = ["\x1b]0;title\x07", "\x1b[2J\x1b[H", "\x9b31m", "\rsure", "\u202eevil", "a\nb", "\ud800", "\udce9", "\x00"]
 MARKUP = ["[bold]x[/bold]", "[/x]", "[link=http://evil]y[/link]", "[red]fox", "cat [old]", ":smile:", "[", "\\[x]"]
@@ -351,11 +348,11 @@ def test_a_bar_says_what_its_times_are(terminal, capsys, monkeypatch):
     monkeypatch.setattr(progress.time, "perf_counter", lambda: float(next(clock)))  # a step takes a second
     bar = progress.Bar(PlainConsole())
     bar.begin_epoch(0, 2, 100)
-    bar.step(metrics.Totals(Backend(), []))
+    bar.step(metrics.RunningMeans(Backend(), []))
     assert bar.progress.tasks[0].fields["times"] == "ETA 1:39 / total 3:19"
     bar = progress.Bar(PlainConsole())
     bar.begin_epoch(0, 1, 100)
-    bar.step(metrics.Totals(Backend(), []))
+    bar.step(metrics.RunningMeans(Backend(), []))
     assert bar.progress.tasks[0].fields["times"] == "ETA 1:39"
 
 

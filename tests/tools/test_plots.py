@@ -18,7 +18,7 @@ from gpucnn.callbacks.snapshots import Snapshots
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
 from gpucnn.plots.svg import inline_svg
 from gpucnn.training.history import History
-from tests.training.test_model import small_model, stripes
+from tests.helpers import small_model, stripes
 
 RUN = History(
     {

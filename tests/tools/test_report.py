@@ -8,8 +8,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,22 +18,18 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import gpucnn
-from gpucnn import layers, losses, optimizers, report, schedules
+from gpucnn import layers, losses, optimizers, report
 from gpucnn.callbacks.defects import DefectWatch
-from gpucnn.callbacks.snapshots import Snapshots, load_snapshots
+from gpucnn.callbacks.snapshots import load_snapshots
 from gpucnn.core.text import duration
-from gpucnn.data.synthetic import synthetic_digits
 from gpucnn.errors import CheckpointError, ConfigurationError, DataError, OutOfMemory
 from gpucnn.report.feature_maps import choose_images
-from gpucnn.runs.folder import Predicted, remember_data
+from gpucnn.runs.folder import Predicted
 from gpucnn.runs.statistics import Runs
 from gpucnn.saving.tree import read_tensors
-from tests.cli import test_cli
-
-run = test_cli.run
+from tests.tools.conftest import CLASS_NAMES
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
-NAMES = ["<script>alert(1)</script>", 'a $x^2$ & "b"', "<img src=x onerror=alert(1)>"]
 
 
 # --- reading a page ---------------------------------------------------------------------------
@@ -144,27 +138,6 @@ def facts(page):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A small MNIST of synthetic digits."""
-    folder = tmp_path_factory.mktemp("data") / "mnist"
-    folder.mkdir()
-    for split, count, seed in (("train", 600, 0), ("t10k", 200, 1)):
-        images, labels = synthetic_digits(count, seed)
-        test_cli.write_idx(folder / f"{split}-images-idx3-ubyte", images[..., 0])
-        test_cli.write_idx(folder / f"{split}-labels-idx1-ubyte", labels)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def made(data, tmp_path_factory):
-    """The folder of a run of three epochs."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    command = f"train --data mnist --epochs 3 --batch-size 50 --backend numpy --data-dir {data} --run-dir {folder}"
-    subprocess.run([sys.executable, "-m", "gpucnn", *command.split()], check=True, capture_output=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def model(made):
     return gpucnn.load(made / "model.safetensors", backend="numpy")
 
@@ -203,46 +176,6 @@ def page(source):
 def folder(made, tmp_path):
     """A copy of the run that a test may spoil."""
     return shutil.copytree(made, tmp_path / "run")
-
-
-@pytest.fixture(scope="module")
-def coloured(tmp_path_factory):
-    """The folder of a run on coloured images whose folders, classes and settings have names to be wary of."""
-    data = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(3)
-    for k in range(3):
-        (data / f"<i>{k}&{k}").mkdir()
-        for n in range(20):
-            picture = rng.integers(0, 60, (8, 8, 3), dtype=np.uint8)
-            picture[..., k] += np.uint8(20 if n == 0 else 150)  # one of each is hardly to be told
-            Image.fromarray(picture).save(data / f"<i>{k}&{k}" / f"{n}.png")
-    folder = tmp_path_factory.mktemp("coloured") / '<b>run & "more"'
-    folder.mkdir()
-    model = gpucnn.Model(
-        [
-            layers.Conv2D(5, 3, padding="same"),
-            layers.ReLU(),
-            layers.MaxPool2D(2),
-            layers.Sequential([layers.Conv2D(40, 3), layers.ReLU()]),
-            layers.Sequential([layers.Conv2D(4, 1), layers.ReLU()]),
-            layers.Flatten(),
-            layers.Dense(3),
-            layers.Softmax(),
-        ],
-        (8, 8, 3),
-        backend="numpy",
-        name="<em>network</em>",
-    )
-    model.compile(optimizer=optimizers.Adam(schedules.Cosine(0.01)))
-    model.class_names = NAMES
-    (x, y), _ = gpucnn.datasets.image_folder(data)
-    history = model.fit(x, y, epochs=4, batch_size=16, callbacks=[Snapshots(folder)], verbose=0)
-    history.save(folder / "history.json")
-    model.save(folder / "model.safetensors")
-    settings = {"data": "images", "data_dir": str(data), "source": "<u>here</u>", "versions": {"<s>": "1"}}
-    (folder / "config.json").write_text(json.dumps(settings))
-    remember_data(data)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +301,7 @@ def test_layers_table_is_that_of_the_model(page, model, profiles):
     assert len(found) == len(model.layers)
     total = sum(row.seconds for row in profile.layers)
     for line, (name, layer), row in zip(found, model.network.children(), profile.layers, strict=True):
-        title, output, parameters, flops, size, forward, backward, share, speed, method = line
+        title, output, parameters, flops, size, forward, backward, share, speed, algorithm = line
         assert title == f"{name} {layer!r}"
         assert output == " × ".join(map(str, layer.output_shape))
         count = sum(parameter.size for parameter in layer.parameters().values())
@@ -379,7 +312,7 @@ def test_layers_table_is_that_of_the_model(page, model, profiles):
         assert (forward, backward) == (f"{1e3 * row.forward_seconds:.2f}", f"{1e3 * row.backward_seconds:.2f}")
         assert float(re.sub("[<>%]", "", share)) == pytest.approx(100 * row.seconds / total, abs=0.1)
         assert speed == (f"{work / row.seconds / 1e9:,.1f}" if work else "")
-        assert method == layer.method(50)
+        assert algorithm == layer.algorithm(50)
     convolution = dict(zip([line[0].split()[0] for line in found], found, strict=True))["conv2d"]
     assert convolution[3] == f"{2 * 50 * 2 * 28 * 28 * 6 * 25 / 1e6:,.1f}"  # products, twice: its input has no gradient
     assert whole[2] == "61,706"
@@ -565,7 +498,7 @@ def test_feature_maps_are_those_of_the_forward_pass(page, model, test_set):
         for layer in model.layers:
             values, _ = layer.forward(values, train=False)
             if values.ndim == 4:
-                passed.append((layer.label, np.array(values[0])))
+                passed.append((layer.display_name, np.array(values[0])))
         shown = panel.all("figure")
         assert len(shown) == len(passed) == 8
         np.testing.assert_array_equal(pixels(shown[0].one("img"))[..., 0], images[number, ..., 0])
@@ -980,11 +913,11 @@ def test_page_escapes_names(coloured_page, coloured):
     assert found.one("header").one("p", cls="eyebrow").text == f"Training report: {coloured.name}"
     assert found.one("title").text.startswith(f"{coloured.name}: <em>network</em>")
     headings = section(found, "test").one("table").one("thead").all("th")
-    assert [heading.text for heading in headings[:3]] == NAMES
+    assert [heading.text for heading in headings[:3]] == CLASS_NAMES
     assert facts(found)["Data"].endswith("<u>here</u>")
     assert facts(found)["Versions"] == "<s> 1"
     titles = [h3.text for h3 in section(found, "feature-maps").all("h3")]
-    assert all(any(name in title for name in NAMES) for title in titles)
+    assert all(any(name in title for name in CLASS_NAMES) for title in titles)
     assert str(coloured) in found.one("footer").text
 
 

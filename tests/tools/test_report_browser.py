@@ -11,7 +11,6 @@ from PIL import Image
 from gpucnn import report
 from gpucnn.callbacks.snapshots import load_snapshots
 from tests import chromium
-from tests.tools.test_report import coloured, data, made  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.skipif(bool(chromium.why_not()), reason=f"not tested in a browser: {chromium.why_not()}")
 
@@ -52,7 +51,7 @@ SHOWN = "[...document.querySelectorAll('#{0} figure')].filter((f) => f.checkVisi
 
 
 @pytest.fixture(scope="module")
-def pages(made, coloured, tmp_path_factory):  # noqa: F811
+def pages(made, coloured, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     return {
         "digits": report.write(made, folder / "digits.html", backend="numpy"),
@@ -114,7 +113,7 @@ def test_policy_forbids_injected_content(reader, pages, tmp_path):
     assert sum("Content Security Policy" in line for line in reader.console) == 2
 
 
-def test_slider_selects_epochs_by_keyboard(reader, pages, made):  # noqa: F811
+def test_slider_selects_epochs_by_keyboard(reader, pages, made):
     reader.open(pages["digits"])
     epochs = len(load_snapshots(made))
     focus(reader, "#filters-epoch")
@@ -247,7 +246,7 @@ def test_tables_scroll_in_their_own_box(reader, pages):
     assert reader.run(f"{box}.scrollLeft") > 0
 
 
-def test_page_without_scripts_is_complete(reader, pages, made):  # noqa: F811
+def test_page_without_scripts_is_complete(reader, pages, made):
     reader.look(WIDE, script=False)
     reader.open(pages["digits"])
     document = reader.call("DOM.getDocument")["root"]["nodeId"]

@@ -184,10 +184,10 @@ def test_a_long_recipe_goes_on_where_it_was_killed(small_data, tmp_path, monkeyp
     monkeypatch.setitem(REPRODUCTIONS, "lenet", Reproduction("lenet", 0.9, long=True))
     whole = invoke("runs", "lenet", "--runs", 1, "--epochs", 3, "--backend", "numpy", "-o", tmp_path / "whole")
     assert whole.exit_code == 0
-    step, made = gpucnn.Model.step, []
+    step, made = gpucnn.Model.train_step, []
 
     def dies(model, *arguments):
-        made.append(model.epochs_seen)
+        made.append(model.epochs_trained)
         if len(made) == 4:
             raise RuntimeError("the power went")
         return step(model, *arguments)

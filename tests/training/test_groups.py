@@ -9,17 +9,20 @@ from gpucnn.backends import Backend
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.optimizers import Group
 from gpucnn.testing.strict import StrictBackend
-from tests.conftest import SIMULATED, make_backend, why_missing
-from tests.training.test_model import small_model, stripes
-from tests.training.test_model_file import described, rewritten
-from tests.training.test_optimizers import adam, sgd
-
-DECAY = 0.02
-GROUPS = (
-    Group("batch_norm.s*", rate=0.5, weight_decay=0.0),
-    Group(["*.bias", "batch_norm.scale"], rate=2.0),  # the scale belongs to the first group that matches
-    Group("dense", rate=0.25, weight_decay=0.3),  # its bias belongs to the one before
+from tests.helpers import (
+    DECAY,
+    GROUPS,
+    OPTIMIZERS,
+    adam,
+    assert_same_bits,
+    described,
+    rewritten,
+    sgd,
+    simulated_backend,
+    small_model,
+    stripes,
 )
+
 OF_PATHS = {  # factor of the rate, weight decay
     "conv2d.weight": (1.0, DECAY),
     "batch_norm.scale": (0.5, 0.0),
@@ -29,12 +32,6 @@ OF_PATHS = {  # factor of the rate, weight decay
     "dense.weight": (0.25, 0.3),
     "dense.bias": (2.0, DECAY),
 }
-OPTIMIZERS = {
-    "sgd": lambda groups: optimizers.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=DECAY, groups=groups),
-    "plain sgd": lambda groups: optimizers.SGD(0.1, weight_decay=DECAY, groups=groups),
-    "adam": lambda groups: optimizers.Adam(0.1, weight_decay=DECAY, groups=groups),
-    "adamw": lambda groups: optimizers.AdamW(0.1, weight_decay=DECAY, groups=groups),
-}
 FORMULAS = {
     "sgd": (sgd, {"momentum": 0.9, "nesterov": True}),
     "plain sgd": (sgd, {}),
@@ -43,19 +40,8 @@ FORMULAS = {
 }
 
 
-def simulated():
-    if why := why_missing(SIMULATED):
-        pytest.skip(why)
-    return make_backend(SIMULATED)
-
-
-def assert_same_bits(a, b):
-    for path, value in a.state_dict().items():
-        assert value.tobytes() == b.state_dict()[path].tobytes(), path
-
-
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_each_parameter_takes_its_groups_steps(backend, monkeypatch, name):
+def test_groups_set_rate_and_weight_decay_of_each_parameter(backend, name):
     """Three steps along gradients that are given, against the formula with the group's rate and weight decay."""
     model = small_model(backend=backend, dtype="float64", optimizer=OPTIMIZERS[name](GROUPS))
     formula, settings = FORMULAS[name]
@@ -66,17 +52,16 @@ def test_each_parameter_takes_its_groups_steps(backend, monkeypatch, name):
         gradients.append({path: generator.normal(size=values.size) for path, values in start.items()})
         for path, parameter in model.parameters().items():
             parameter.grad[...] = backend.from_host(gradients[-1][path].reshape(parameter.shape))
-        model.optimizer.update(backend, model._flat.values, model._flat.gradients, model.optimizer.rates_at())
+        model.optimizer.update(backend, model._flat.values, model._flat.gradients, model.optimizer.learning_rates_at())
     for path, (factor, decay) in OF_PATHS.items():
-        monkeypatch.setattr("tests.training.test_optimizers.RATE", 0.1 * factor)
         expected = [
-            formula(value, [step[path][i] for step in gradients], weight_decay=decay, **settings)
+            formula(value, [step[path][i] for step in gradients], weight_decay=decay, rate=0.1 * factor, **settings)
             for i, value in enumerate(start[path])
         ]
         assert model.state_dict()[path].ravel() == pytest.approx(np.array(expected), rel=1e-12, abs=1e-13), path
 
 
-def test_an_update_is_one_kernel_a_group(monkeypatch):
+def test_groups_update_by_one_kernel_each(monkeypatch):
     updates = []
     monkeypatch.setattr(Backend, "sgd_update", lambda self, values, *rest, **kwargs: updates.append(len(values)))
     x, y = stripes(8)
@@ -88,7 +73,7 @@ def test_an_update_is_one_kernel_a_group(monkeypatch):
     assert len(updates) == 1
 
 
-def test_groups_of_the_optimizers_own_numbers_change_nothing(backend):
+def test_groups_with_the_optimizers_own_settings_change_nothing(backend):
     x, y = stripes(64)
     grouped = small_model(backend=backend, optimizer=OPTIMIZERS["sgd"]([Group("*.bias"), Group("conv2d")]))
     plain = small_model(backend=backend, optimizer=OPTIMIZERS["sgd"](()))
@@ -98,7 +83,7 @@ def test_groups_of_the_optimizers_own_numbers_change_nothing(backend):
     assert list(grouped.parameters()) == list(plain.parameters()), "paths keep the order of the network"
 
 
-def test_a_rate_may_be_a_schedule():
+def test_groups_take_a_schedule():
     """A bias that is trained in the first epoch only stands still from then on, and the others do not."""
     rate = schedules.PiecewiseConstant([(0, 1.0), (1, 0.0)])
     seen = []
@@ -117,33 +102,33 @@ def test_a_rate_may_be_a_schedule():
     assert history["learning_rate"] == [0.1, 0.1, 0.1], "the history shows the rate without a group"
 
 
-def test_outside_fit_groups_take_their_highest_share():
+def test_groups_take_their_peak_outside_fit():
     optimizer = optimizers.SGD(0.1, groups=[Group("*", schedules.OneCycle(3.0)), Group("*", 0.5)])
-    assert optimizer.rates_at() == pytest.approx([0.1, 0.3, 0.05])
-    assert optimizer.rates_at(0, 10) == pytest.approx([0.1, 0.012, 0.05])
-    assert optimizer.as_rates(0.2) == pytest.approx([0.2, 0.6, 0.1])
+    assert optimizer.learning_rates_at() == pytest.approx([0.1, 0.3, 0.05])
+    assert optimizer.learning_rates_at(0, 10) == pytest.approx([0.1, 0.012, 0.05])
+    assert optimizer.broadcast_rates(0.2) == pytest.approx([0.2, 0.6, 0.1])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_recorded_steps_give_the_same_bits(name, dtype):
+def test_groups_are_the_same_with_captured_steps(name, dtype):
     """Every group's rate changes from step to step."""
     x, y = stripes(70)
     groups = (*GROUPS[:2], Group("dense", schedules.OneCycle(1.0), 0.3))
     models = []
     for jit in (True, False):
-        model = small_model(backend=simulated(), dtype=dtype, optimizer=OPTIMIZERS[name](groups))
+        model = small_model(backend=simulated_backend(), dtype=dtype, optimizer=OPTIMIZERS[name](groups))
         model.compile(model.optimizer, model.loss, jit=jit)
         model.fit(x, y, epochs=3, batch_size=16, verbose=0)
         models.append(model)
     assert_same_bits(*models)
 
 
-def test_recorded_steps_are_those_of_the_portable_text():
+def test_groups_captured_agree_with_portable_kernels():
     x, y = stripes(70)
     groups = (*GROUPS[:2], Group("dense", schedules.OneCycle(1.0), 0.3))
     states = []
-    for backend in (simulated(), Backend()):
+    for backend in (simulated_backend(), Backend()):
         model = small_model(backend=backend, dtype="float64", optimizer=OPTIMIZERS["adamw"](groups))
         model.fit(x, y, epochs=2, batch_size=16, verbose=0)
         states.append(model.state_dict())
@@ -151,7 +136,7 @@ def test_recorded_steps_are_those_of_the_portable_text():
         assert states[0][path] == pytest.approx(value, rel=1e-8, abs=1e-9), path
 
 
-def test_moving_keeps_groups_and_slots():
+def test_groups_and_slots_survive_moving():
     x, y = stripes(64)
     stay, move = (small_model(dtype="float64", optimizer=OPTIMIZERS["adamw"](GROUPS)) for _ in range(2))
     for model in (stay, move):
@@ -163,27 +148,27 @@ def test_moving_keeps_groups_and_slots():
         assert move.to("numpy").state_dict()[path] == pytest.approx(array, rel=1e-12), path
 
 
-def test_slots_follow_into_another_dtype_and_another_layout():
+def test_slots_follow_into_another_dtype_and_layout():
     model = small_model(optimizer=OPTIMIZERS["sgd"](GROUPS))
     x, y = stripes(20)
     model.train_on_batch(x, y)
-    before = {path: model.optimizer.slots["velocity"][place.part] for path, place in model._flat.layout.places.items()}
+    before = {path: model.optimizer.slots["velocity"][place.slice] for path, place in model._flat.layout.places.items()}
     assert model.to("numpy", "float64").optimizer.slots["velocity"].dtype == "float64"
     model._groups = [list(reversed(model.parameters()))]
-    model._lay()
-    model.optimizer.move(model.backend, model.backend, model._flat.values, model._flat.layout)
+    model._lay_out()
+    model.optimizer.rebind(model.backend, model.backend, model._flat.values, model._flat.layout)
     for path, place in model._flat.layout.places.items():
-        assert (model.optimizer.slots["velocity"][place.part] == before[path]).all(), path
+        assert (model.optimizer.slots["velocity"][place.slice] == before[path]).all(), path
 
 
-def test_a_saved_model_keeps_its_groups(tmp_path):
+def test_groups_are_saved_with_the_model(tmp_path):
     groups = [Group("*.bias", schedules.PiecewiseConstant([(0, 1.0), (3, 0.0)]), 0.0), GROUPS[1]]
     model = small_model(optimizer=OPTIMIZERS["sgd"](groups))
     model.save(tmp_path / "m.safetensors")
     loaded = gpucnn.load(tmp_path / "m.safetensors", backend="numpy")
     assert loaded.optimizer.config() == model.optimizer.config()
     assert repr(loaded.optimizer.groups[0]) == (
-        "Group('*.bias', rate=PiecewiseConstant([[0.0, 1.0], [3.0, 0.0]]), weight_decay=0.0)"
+        "Group('*.bias', lr_multiplier=PiecewiseConstant([[0.0, 1.0], [3.0, 0.0]]), weight_decay=0.0)"
     )
     assert loaded._flat.layout == model._flat.layout
     assert_same_bits(loaded, model)
@@ -198,7 +183,7 @@ def described_without_groups(folder):
     return described(folder / "plain.safetensors")["training"]["optimizer"]
 
 
-def test_a_pattern_without_a_parameter_is_refused_and_changes_nothing():
+def test_groups_without_a_parameter_are_refused_and_change_nothing():
     model = small_model()
     before, optimizer = model._flat.values, model.optimizer
     message = r"no parameter matches 'conv2d_7\.\*'; there are conv2d\.weight, batch_norm\.scale, .*dense\.bias; a patt"
@@ -214,7 +199,7 @@ def test_a_pattern_without_a_parameter_is_refused_and_changes_nothing():
         (lambda: Group(3), r'a group\'s match must be a pattern such as "\*\.bias", or a list of them, not 3'),
         (lambda: Group([]), r"not \[\]"),
         (lambda: Group(["*.bias", ""]), r"not \['\*\.bias', ''\]"),
-        (lambda: Group("*", rate=-1.0), "a learning rate must be a number that is at least 0, not -1.0"),
+        (lambda: Group("*", lr_multiplier=-1.0), "a learning rate must be a number that is at least 0, not -1.0"),
         (lambda: Group("*", weight_decay=-1), "weight_decay must be a number that is at least 0, not -1"),
         (lambda: optimizers.SGD(groups=Group("*")), r"groups must be a list of Group objects such as \[Group"),
         (lambda: optimizers.Adam(groups=["*.bias"]), r"groups must be a list of Group objects .*not \['\*\.bias'\]"),
@@ -223,12 +208,12 @@ def test_a_pattern_without_a_parameter_is_refused_and_changes_nothing():
         (lambda: schedules.PiecewiseConstant([(0, 1)], unit="steps"), "one of 'epochs', 'training', not 'steps'"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(make, message):
+def test_groups_out_of_range_are_refused(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
 
 
-def test_weights_alone_decay():
+def test_groups_decay_weights_alone():
     """The effect groups are most used for: a decay that pulls weights towards 0 leaves what is in another group."""
     model = gpucnn.Model([layers.Dense(3), layers.BatchNorm(), layers.Softmax()], (4,), backend="numpy")
     groups = [Group(["*.bias", "batch_norm"], weight_decay=0.0)]

@@ -14,15 +14,9 @@ from gpucnn.callbacks.snapshots import Snapshots
 from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Rotate, Translate
 from gpucnn.optimizers import Group
 from gpucnn.training.checkpoints import Checkpoints
-from tests.training.test_groups import assert_same_bits, simulated
-from tests.training.test_model import small_model, stripes
+from tests.helpers import VALIDATION, Killed, assert_same_bits, numbers, simulated_backend, small_model, stripes
 
 BATCH, COUNT = 16, 56  # three whole batches and a smaller one
-TIMES = ("seconds", "step_seconds", "val_seconds")
-
-
-class Killed(Exception):
-    """In place of a process that is gone."""
 
 
 class Events(Callback):
@@ -135,8 +129,10 @@ def trained_before(model):
     model.fit(*stripes(40), epochs=2, batch_size=10, verbose=0)
 
 
-VALIDATION = stripes(30, seed=1)
-GROUPS = [Group("*.bias", rate=schedules.PiecewiseConstant([(0, 2.0), (1.5, 0.5)])), Group("dense", weight_decay=0.1)]
+GROUPS = [
+    Group("*.bias", lr_multiplier=schedules.PiecewiseConstant([(0, 2.0), (1.5, 0.5)])),
+    Group("dense", weight_decay=0.1),
+]
 CASES = {
     "sgd": Case(),
     "plain sgd, float64": Case(
@@ -147,7 +143,7 @@ CASES = {
     ),
     "adam": Case(lambda: optimizers.Adam(0.01)),
     "adamw, groups": Case(lambda: optimizers.AdamW(schedules.WarmUp(0.01, 2), groups=GROUPS)),
-    "muon": Case(lambda: optimizers.Muon(0.02, other=optimizers.Adam(0.01))),
+    "muon": Case(lambda: optimizers.Muon(0.02, fallback=optimizers.Adam(0.01))),
     "frozen": Case(lambda: optimizers.Adam(0.01), after=lambda model: model.freeze("conv2d", "batch_norm.shift")),
     "shared layers": Case(model=shared_layers),
     "no shuffle": Case(shuffle=False),
@@ -185,17 +181,12 @@ def attributes(callbacks):
     return [{name: plain(value) for name, value in vars(c).items() if name not in hidden} for c in callbacks]
 
 
-def numbers(history):
-    """Return a history but for times."""
-    return {key: [repr(value) for value in values] for key, values in history.history.items() if key not in TIMES}
-
-
 def assert_same(ours, theirs):
     """Compare (model, callbacks, history): weights, buffers, slots, counts, numbers, and what callbacks hold."""
     (model, callbacks, history), (other, others, expected) = ours, theirs
     assert_same_bits(model, other)
     assert numbers(history) == numbers(expected)
-    assert (model.epochs_seen, model.optimizer.steps) == (other.epochs_seen, other.optimizer.steps)
+    assert (model.epochs_trained, model.optimizer.steps) == (other.epochs_trained, other.optimizer.steps)
     assert model.stop_training == other.stop_training
     assert model.progress == other.progress
     assert type(model.averaged_by) is type(other.averaged_by)
@@ -229,7 +220,7 @@ def no_waiting_for_the_disk(monkeypatch):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_resumed_from_every_place(name, tmp_path):
+def test_resume_from_every_checkpoint(name, tmp_path):
     """From each checkpoint that a training can leave: the beginning, after every step, after every epoch, the end."""
     case, all_of_them = CASES[name], Checkpoints(tmp_path / "all", every_seconds=None, every_steps=1, keep=1000)
     model = case.model()
@@ -247,7 +238,7 @@ def test_resumed_from_every_place(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_killed_again_and_again(name, tmp_path):
+def test_resume_after_being_killed_repeatedly(name, tmp_path):
     """Some steps after each beginning, with checkpoints at other places than the kills."""
     case = CASES[name]
     expected = uninterrupted(case)
@@ -257,15 +248,28 @@ def test_killed_again_and_again(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw, groups", "muon", "augmentation", "look-ahead", "fractional epochs"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_recorded_steps(name, dtype, tmp_path):
+def test_resume_with_captured_steps(name, dtype, tmp_path):
     """On a backend that records a step and repeats it: a resumed training records anew."""
-    case, options = CASES[name], {"backend": simulated(), "dtype": dtype}
+    case, options = CASES[name], {"backend": simulated_backend(), "dtype": dtype}
     expected = uninterrupted(case, **options)
     for at in (4, 7, 9):
         assert_same(resumed(case, tmp_path / str(at), [at, 3], **options), expected)
 
 
 @pytest.mark.parametrize("name", ["sgd", "moving average", "watched", "augmentation"])
-def test_on_every_backend(name, backend, tmp_path):
+def test_resume_on_every_backend(name, backend, tmp_path):
     case = CASES[name]
     assert_same(resumed(case, tmp_path, [6, 5, 4], backend=backend), uninterrupted(case, backend=backend))
+
+
+def test_resume_cases_stop_early_and_find_defects(tmp_path):
+    """What the table of cases relies on."""
+    _, (_, stopping), history = uninterrupted(CASES["early stopping"])
+    assert isinstance(stopping, EarlyStopping)
+    assert stopping.best_epoch < history.epochs - 1 < 11
+    _, (watch, snapshots, diary), _ = uninterrupted(CASES["watched"])
+    assert isinstance(watch, DefectWatch)
+    assert any(sum(map(bool, held["counts"])) > 1 for key, held in watch.histograms.items() if "gradient" in key)
+    assert len(snapshots.epochs) < 4
+    assert any(np.any(gradient) for gradient in diary.gradients.values())
+    assert Callback().state(small_model()) == {}
