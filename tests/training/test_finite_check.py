@@ -221,7 +221,7 @@ def test_a_watch_takes_it_over():
     assert str(watch.defect).startswith("diverged in dense at step 7: NaN or infinity on the way ")
     assert watch.histograms["dense.weight"]["not_finite"] == 0
     model.fit(x[:8], y[:8], batch_size=8, verbose=0)
-    assert model.fault is None
+    assert model.training is None
 
 
 def test_the_command_says_where_and_keeps_what_was_good(tmp_path):
