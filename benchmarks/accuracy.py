@@ -1,4 +1,4 @@
-"""Does the CPU engine train as well as the portable kernels? Test accuracy of the same networks, from several seeds.
+"""Does the CPU engine train as well as the reference kernels? Test accuracy of the same networks, from several seeds.
 
     python -m benchmarks.accuracy                        lenet, network-2 and network-3, five seeds, three epochs each
     python -m benchmarks.accuracy --nets lenet --epochs 20
@@ -19,7 +19,7 @@ from gpucnn import datasets, networks
 from gpucnn.backends import get_backend
 
 RESULTS = Path(__file__).parent / "results"
-BACKENDS = {"numpy": "engine", "portable": "portable"}
+BACKENDS = {"numpy": "engine", "reference": "reference"}
 
 
 def train(net, backend, seed, epochs):
@@ -36,11 +36,11 @@ def train(net, backend, seed, epochs):
 def table(rows, epochs):
     """Return the results as Markdown: means and standard deviations over seeds, and the difference of the means."""
     lines = [
-        f"| net, {epochs} epochs | seeds | engine, % | portable, % | difference | its standard error |",
+        f"| net, {epochs} epochs | seeds | engine, % | reference, % | difference | its standard error |",
         "|---|---|---|---|---|---|",
     ]
     for net, row in rows.items():
-        ours, theirs = row["engine"]["accuracies"], row["portable"]["accuracies"]
+        ours, theirs = row["engine"]["accuracies"], row["reference"]["accuracies"]
         spread = [statistics.stdev(accuracies) for accuracies in (ours, theirs)]
         error = math.hypot(*spread) / math.sqrt(len(ours))
         lines.append(

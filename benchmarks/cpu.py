@@ -1,4 +1,4 @@
-"""Train and inference times on the CPU, beside PyTorch, the portable kernels and a naive peer; writes JSON and a table.
+"""Train and inference times on the CPU, next to PyTorch, reference kernels and a naive peer; writes JSON and a table.
 
     python -m benchmarks.cpu                                  all nets, batches 32, 128, 512, one and two threads
     python -m benchmarks.cpu --nets lenet --batches 128 --threads 2 --rounds 5
@@ -30,7 +30,7 @@ TUNED = {
 }
 PEERS = {  # name → subject, additions to the environment
     "gpucnn": ("gpucnn", {}),
-    "portable": ("portable", {}),
+    "reference": ("reference", {}),
     "torch": ("torch", {}),
     "torch_channels_last": ("torch_channels_last", {}),
     "torch_tuned": ("torch", TUNED),
@@ -43,7 +43,7 @@ NO_AVX512 = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
-PORTABLE_UP_TO = 128  # images a batch: its columns for larger ones are gigabytes
+REFERENCE_UP_TO = 128  # images a batch: its columns for larger ones are gigabytes
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -84,7 +84,7 @@ class Subject:
 
 def measure(net, batch, threads, rounds, calls, held=None, python=None):
     """Time every peer on one net; return a row a peer: medians, minima (ms) and peak memory (MB)."""
-    names = [name for name in PEERS if name != "portable" or batch <= PORTABLE_UP_TO]
+    names = [name for name in PEERS if name != "reference" or batch <= REFERENCE_UP_TO]
     if net == "lenet" and batch == 32 and threads == 1:
         names.append("naive")
     subjects = {name: Subject(name, net, batch, threads, held) for name in names}
@@ -122,19 +122,19 @@ def ratio(rows, what, subject="gpucnn", tuned=True):
 def table(results):
     """Return the results as Markdown: ratios below 1 are faster than PyTorch."""
     lines = [
-        "| net | batch | threads | train ms | ÷ tuned torch | ÷ torch | ÷ portable | infer ms | ÷ tuned torch "
+        "| net | batch | threads | train ms | ÷ tuned torch | ÷ torch | ÷ reference | infer ms | ÷ tuned torch "
         "| peak MB | torch's peak MB |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         rows = result["peers"]
-        ours, portable = rows["gpucnn"], rows.get("portable")
-        of_portable = f"{ours['train_median_ms'] / portable['train_median_ms']:.2f}" if portable else ""
+        ours, reference = rows["gpucnn"], rows.get("reference")
+        of_reference = f"{ours['train_median_ms'] / reference['train_median_ms']:.2f}" if reference else ""
         torch_mb = min(rows[peer]["train_mb"] for peer in ("torch", "torch_channels_last"))
         lines.append(
             f"| {result['net']} | {result['batch']} | {result['threads']} | {ours['train_median_ms']:.2f} "
             f"| **{ratio(rows, 'train'):.2f}** | {ratio(rows, 'train', tuned=False):.2f} "
-            f"| {of_portable} "
+            f"| {of_reference} "
             f"| {ours['infer_median_ms']:.2f} | {ratio(rows, 'infer'):.2f} | {ours['train_mb']:.0f} | {torch_mb:.0f} |"
         )
     for result in results:

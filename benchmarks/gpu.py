@@ -42,7 +42,7 @@ from gpucnn.backends import get_backend
 from gpucnn.data import cifar
 from gpucnn.errors import BackendUnavailable, DataError
 from gpucnn.training.loop import to_device
-from gpucnn.training.steps import make_steps
+from gpucnn.training.steps import make_step_runner
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("numpy", "cupy-cuda13x", "cupy-cuda12x", "torch", "nvidia-cublas", "nvidia-cudnn-cu13", "scipy", "pytest")
@@ -236,12 +236,12 @@ def _trained(backend, precision, steps, batch, jit):
     model.compile(optimizers.SGD(0.05, momentum=0.9, nesterov=True), "categorical_crossentropy", jit=jit)
     generator, count = np.random.default_rng(0), 4 * batch
     images = generator.integers(0, 256, (count, 16, 16, 3), np.uint8), generator.integers(0, 10, count)
-    made = make_steps(model, *to_device(model, images), batch)
+    made = make_step_runner(model, *to_device(model, images), batch)
     for step in range(steps):
         place = step * batch % count
         if place == 0:
             made.begin_epoch(rng.epoch_order(0, step, count))
-        made.make(slice(place, place + batch), 0.05)
+        made.run(slice(place, place + batch), 0.05)
     return model.state_dict()
 
 
@@ -380,7 +380,7 @@ def training(bench, net, precision, batch, epochs):
         eighth = L.Normalization(0.0, 8.0)  # of the logits: without it a high learning rate leads nowhere
         layers = [L.Normalization(0.0, 1.0), *resnet9_layers(x.shape[1], bench.settings.width), eighth, L.Softmax()]
         model = Model(layers, dtype=dtype, name=net, **options)
-        schedule = schedules.OneCycle(0.4, rise=0.2)
+        schedule = schedules.OneCycle(0.4, warmup_fraction=0.2)
         model.compile(optimizers.SGD(schedule, momentum=0.9, nesterov=True, weight_decay=5e-4))
     else:
         model = networks.by_name(net)(dtype=dtype, **options)

@@ -21,7 +21,7 @@ from gpucnn import Model, optimizers, rng
 from gpucnn import layers as L
 from gpucnn.backends import Window
 from gpucnn.training.loop import to_device
-from gpucnn.training.steps import RecordedSteps, make_steps
+from gpucnn.training.steps import CapturedSteps, make_step_runner
 
 PASSES = {"forward": 1, "weight gradient": 1, "input gradient": 1, "all": 3}  # and how many products each is
 BATCHES = 4  # in the data set that steps go round in
@@ -92,9 +92,9 @@ class Ours:
             for _ in range(count):
                 call()
 
-        with self.backend.room_to_record() as room:
+        with self.backend.capture_pool() as pool:
             several()
-        repeat = self.backend.recording(room, several, {})
+        repeat = self.backend.capture(pool, several, {})
         return lambda: repeat(0)
 
     def convolution(self, images, channels, side, precision):
@@ -133,12 +133,12 @@ class Ours:
     def step(self, net, batch, precision, recorded, width=64):
         """Return a function that makes the training's next step: as it comes, or recorded and repeated."""
         model = gpucnn_net(net, self.backend, precision, recorded, width)
-        steps = make_steps(model, *to_device(model, data(net, batch)), batch)
-        if isinstance(steps, RecordedSteps) != recorded:
+        steps = make_step_runner(model, *to_device(model, data(net, batch)), batch)
+        if isinstance(steps, CapturedSteps) != recorded:
             raise RuntimeError(f"asked for recorded={recorded}, gpucnn chose {type(steps).__name__}")
         steps.begin_epoch(rng.epoch_order(0, 0, BATCHES * batch))
         parts = itertools.cycle([slice(start, start + batch) for start in range(0, BATCHES * batch, batch)])
-        return lambda: steps.make(next(parts), RATE)
+        return lambda: steps.run(next(parts), RATE)
 
     def memory(self, make):
         """Return the MB that steps take: of the whole GPU, and of CuPy's default pool, a recorded step's own left out.

@@ -3,7 +3,7 @@
     python -m benchmarks.subject SUBJECT NET BATCH THREADS
 
 Each line it reads is `train K` or `infer K`; it answers with one line of JSON: K times in seconds, and the peak memory
-of the process so far in MB. Subjects: gpucnn, portable, torch, torch_channels_last, naive.
+of the process so far in MB. Subjects: gpucnn, reference, torch, torch_channels_last, naive.
 """
 
 import json
@@ -22,7 +22,7 @@ def data(net, batch):
 
 
 def gpucnn_subject(kind, net, batch, threads):
-    """Return a train step and an inference of gpucnn, on the NumPy backend or on the portable kernels."""
+    """Return a train step and an inference of gpucnn, on the NumPy backend or on the reference kernels."""
     from gpucnn.backends import Backend, get_backend
 
     backend = get_backend("numpy") if kind == "gpucnn" else Backend()
@@ -70,7 +70,7 @@ def naive_subject(kind, net, batch, threads):
 
 SUBJECTS = {
     "gpucnn": gpucnn_subject,
-    "portable": gpucnn_subject,
+    "reference": gpucnn_subject,
     "torch": torch_subject,
     "torch_channels_last": torch_subject,
     "naive": naive_subject,

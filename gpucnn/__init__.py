@@ -19,6 +19,7 @@ from gpucnn.backends.numpy.threads import set_num_threads
 from gpucnn.core.hints import no_such_class
 from gpucnn.errors import (
     BackendUnavailable,
+    CaptureWarning,
     CheckpointError,
     CheckpointWarning,
     ConfigurationError,
@@ -29,7 +30,6 @@ from gpucnn.errors import (
     LayerError,
     NumericError,
     OutOfMemory,
-    RecordingWarning,
     ShapeError,
     ThreadWarning,
 )
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackendUnavailable",
+    "CaptureWarning",
     "CheckpointError",
     "CheckpointWarning",
     "Checkpoints",
@@ -56,7 +57,6 @@ __all__ = [
     "Model",
     "NumericError",
     "OutOfMemory",
-    "RecordingWarning",
     "ShapeError",
     "ThreadWarning",
     "__version__",

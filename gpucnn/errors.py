@@ -54,7 +54,7 @@ class CheckpointWarning(UserWarning):
     """A training goes on, but a checkpoint could not be written or read, or its last bits may differ."""
 
 
-class RecordingWarning(UserWarning):
+class CaptureWarning(UserWarning):
     """A training goes on, but more slowly: its steps cannot be recorded and repeated."""
 
 

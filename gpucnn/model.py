@@ -21,9 +21,9 @@ from gpucnn.engine.evaluation import evaluate, in_batches
 from gpucnn.engine.executor import Executor
 from gpucnn.engine.memory import suggest_batch_size, to_device
 from gpucnn.engine.scale import warn_of_scale, warn_of_targets
-from gpucnn.engine.sharding import Sliced
+from gpucnn.engine.sharding import ShardedNetwork
 from gpucnn.errors import CheckpointError, ConfigurationError, DataError, GpucnnError, ShapeError
-from gpucnn.initializers import at_most
+from gpucnn.initializers import element_budget
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Shape
 from gpucnn.losses import Loss, MeanSquaredError
@@ -163,10 +163,10 @@ class Model(Executor):
         """Refuse batches that a layer cannot be trained on, before any work is done."""
         last = count % size or min(count, size)
         for layer in self.network.all_layers():
-            if layer.least_batch() > last:
+            if layer.min_batch_size() > last:
                 raise ShapeError(
-                    f"{layer.label}: needs {layer.least_batch()} samples in each batch, and {count:,} samples in "
-                    f"batches of {size:,} leave a last one of {last:,}; choose another batch_size"
+                    f"{layer.display_name}: needs {layer.min_batch_size()} samples in each batch, and {count:,} "
+                    f"samples in batches of {size:,} leave a last one of {last:,}; choose another batch_size"
                 )
 
     @trains(within=True)
@@ -176,7 +176,7 @@ class Model(Executor):
 
         Outside `fit` a schedule has no end to measure by, so the step is made at its highest rate.
         """
-        rates = self.optimizer.rates_at()
+        rates = self.optimizer.learning_rates_at()
         x, y = self._check_data(x, y)
         try:
             with self.execution_context(len(x)):
@@ -249,14 +249,14 @@ class Model(Executor):
 
     def _predict_views(self, x: Array, views: Views, *, logits: bool = False) -> Array:
         """Return the mean of the outputs over views of images on the device; of the logits if a softmax is last."""
-        last, network = self.layers[-1], self._sliced
+        last, network = self.layers[-1], self._sharded
         if isinstance(last, Softmax):
-            network = self._sliced_trunk if self._trunk is not self.network else Sliced(self._without_last())
+            network = self._sharded_trunk if self._trunk is not self.network else ShardedNetwork(self._without_last())
         total = 0.0
         self._check_layers()
         with self.execution_context(len(x)):
             for view, weight in views.of(self.backend, x, self.dtype):
-                outputs, _ = network.forward(self.backend, view, train=False, repeat=self.jit)
+                outputs, _ = network.forward(self.backend, view, train=False, capture=self.jit)
                 total = total + weight * outputs.astype(self.state_dtype, copy=False)
             return last.forward(total, train=False)[0] if isinstance(last, Softmax) and not logits else total
 
@@ -359,7 +359,7 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "auto", dtype: s
 def _build(described: dict[str, Any], state: dict[str, Any], backend: str | Backend, dtype: str | None) -> Model:
     """Return the model that `Model.config` described, with these weights."""
     input_shape = described.get("input_shape")
-    with at_most(sum(array.size for array in state.values())):  # which is what the file holds
+    with element_budget(sum(array.size for array in state.values())):  # which is what the file holds
         model = Model(
             model_file.read_network(described.get("network")),
             tuple(input_shape) if isinstance(input_shape, list) else (),

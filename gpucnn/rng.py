@@ -41,7 +41,7 @@ def random_bits(backend: Backend, state: "np.ndarray[Any, Any]", shape: tuple[in
         start = backend.shard_offset() * per_sample
         return backend.random_bits(key, counter, shape[0] * per_sample, start).reshape(shape)
 
-    return backend.each_time(draw)
+    return backend.on_replay(draw)
 
 
 def bernoulli(backend: Backend, state: "np.ndarray[Any, Any]", shape: tuple[int, ...], probability: float) -> Array:

@@ -1,6 +1,7 @@
 """What all tests share: the backends of this machine, and `--backend`, which makes a missing one a failure."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="gpucnn-tests-")  # what commands remember of runs
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts jobs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     asked = config.getoption("--backend") or []
     for name in asked:
         if missing := why_missing(name):

@@ -27,13 +27,13 @@ from tests import host_kernels, simulated_cupy
 
 SIMULATED = "cupy (simulated)"  # the CuPy backend over NumPy, with its kernels compiled for the host
 GPUS = (SIMULATED, "cupy")
-BACKENDS = ("portable", "numpy", "strict", *GPUS)
+BACKENDS = ("reference", "numpy", "strict", *GPUS)
 
 OF_CUPY = ("-ftz=true", "--device-as-default-execution-space")  # which CuPy adds to ours, before the architecture
 
 
 def make_backend(name):
-    made = {"portable": Backend, "strict": StrictBackend, SIMULATED: lambda: simulated_cupy.load_backend()()}
+    made = {"reference": Backend, "strict": StrictBackend, SIMULATED: lambda: simulated_cupy.load_backend()()}
     return made.get(name, lambda: get_backend(name))()
 
 
@@ -154,9 +154,9 @@ def adam(value, gradients, weight_decay=0.0, decoupled=False, beta1=0.9, beta2=0
 
 DECAY = 0.02
 GROUPS = (
-    Group("batch_norm.s*", rate=0.5, weight_decay=0.0),
-    Group(["*.bias", "batch_norm.scale"], rate=2.0),  # the scale belongs to the first group that matches
-    Group("dense", rate=0.25, weight_decay=0.3),  # its bias belongs to the one before
+    Group("batch_norm.s*", lr_multiplier=0.5, weight_decay=0.0),
+    Group(["*.bias", "batch_norm.scale"], lr_multiplier=2.0),  # the scale belongs to the first group that matches
+    Group("dense", lr_multiplier=0.25, weight_decay=0.3),  # its bias belongs to the one before
 )
 OPTIMIZERS = {
     "sgd": lambda groups: optimizers.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=DECAY, groups=groups),

@@ -33,7 +33,7 @@ KERNELS = (
     "tests/training/test_optimizers.py",
 )
 TEAM = ("tests/engine/test_sharding.py", "tests/training/test_reliability.py")
-RECORDING = ("tests/engine/test_capture.py",)
+CAPTURE = ("tests/engine/test_capture.py",)
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ FAULTS = (
         "            if sharded",
         ("tests/training/test_model.py", "tests/engine/test_sharding.py"),
     ),
-    # the portable kernels
+    # the reference kernels
     Fault(
         "off by one: col2im's interior",
         BASE,
@@ -294,7 +294,7 @@ FAULTS = (
     Fault(
         "never at rest: velocities too small to matter",
         "gpucnn/optimizers/base.py",
-        "if backend.is_host and self.steps % SWEEP == 0:",
+        "if backend.is_host and self.steps % FLUSH_EVERY == 0:",
         "if False:",
         ("tests/training/test_optimizers.py",),
     ),
@@ -308,59 +308,59 @@ FAULTS = (
     Fault(
         "lost: gradients of the second thread",
         "gpucnn/engine/replicas.py",
-        "parameter.add_grad(twin.grad)",
+        "parameter.add_grad(clone.grad)",
         "pass",
         TEAM,
     ),
-    # passes that are recorded and repeated
+    # passes that are captured and replayed
     Fault(
         "of yesterday: weights as they were when a pass was recorded",
         "gpucnn/engine/capture.py",
-        "parameter.rebind(seen(value), ",
+        "parameter.rebind(traced(value), ",
         "parameter.rebind(value, ",
-        RECORDING,
+        CAPTURE,
     ),
     Fault(
         "of yesterday: dropout draws once and for all",
         f"{NUMPY}/tracer.py",
-        "    return noting.result_of(_unrecorded(function))",
-        "    return noting.copy_of(_unrecorded(function)())",
-        RECORDING,
+        "    return tracer.trace_opaque(_untraced(function))",
+        "    return tracer.copy_like(_untraced(function)())",
+        CAPTURE,
     ),
     Fault(
         "not noted: arrays that are converted",
         f"{NUMPY}/traced_array.py",
-        'noting.note(np.copyto, plain(copy), own, casting="unsafe")',
+        'tracer.append(np.copyto, untraced(copy), own, casting="unsafe")',
         "pass",
-        RECORDING,
+        CAPTURE,
     ),
     Fault(
         "not noticed: a recorded pass of another network",
         "gpucnn/engine/capture.py",
-        "for way in ways) and self._fingerprint.is_true()",
-        "for way in ways)",
-        RECORDING,
+        "for direction in directions) and self._signature.is_current()",
+        "for direction in directions)",
+        CAPTURE,
     ),
     Fault(
         "not met: threads that repeat a batch norm",
         f"{NUMPY}/threads.py",
-        "    noting.note(_meet_again)",
+        "    tracer.append(_meet_again)",
         "    pass",
-        RECORDING,
+        CAPTURE,
     ),
     Fault(
         "overwritten: outputs of an earlier repeat",
         "gpucnn/engine/capture.py",
         "return parts[0].copy() if len(parts) == 1 else",
         "return parts[0] if len(parts) == 1 else",
-        RECORDING,
+        CAPTURE,
     ),
     Fault(
         "in use for ever: memory of what was noted",
         f"{NUMPY}/traced_array.py",
-        "return np.asarray(_Place(value, maker if base is None else base))",
+        "return np.asarray(_ArrayInterface(value, maker if base is None else base))",
         "return value.view(np.ndarray)",
-        RECORDING,
+        CAPTURE,
     ),
     # CUDA kernels, compiled for the host
     Fault(

@@ -15,51 +15,51 @@ from gpucnn.errors import BackendUnavailable, ConfigurationError
 
 __all__ = ["Array", "Backend", "NumpyBackend", "Window", "auto_choice", "get_backend", "in_short", "use_backend"]
 
-NAMES = (
-    'there are "auto", "numpy", "cupy", "cupy:N" for the GPU of number N, and "portable" for the kernels\' plain text'
-)
+KNOWN = 'there are "auto", "numpy", "cupy", "cupy:N" for GPU number N, and "reference" for the reference implementation'
 
-_chosen: ContextVar[str | None] = ContextVar("gpucnn_backend", default=None)
-_made: dict[str, Backend] = {"numpy": NumpyBackend(), "portable": Backend()}
+_selected: ContextVar[str | None] = ContextVar("gpucnn_backend", default=None)
+_instances: dict[str, Backend] = {"numpy": NumpyBackend(), "reference": Backend()}
 _auto: tuple[str, str] | None = None
 
 
 def get_backend(name: "str | Backend | None" = None) -> Backend:
-    """Return a backend, made once a process: `"auto"`, `"numpy"`, `"cupy"`, `"cupy:1"`, `"portable"`.
+    """Return the backend of a name, one instance per process: `"auto"`, `"numpy"`, `"cupy"`, `"cupy:1"`, `"reference"`.
 
     Without a name, or with `"auto"`, the `use_backend` block decides, else the environment variable
     `GPUCNN_BACKEND`, else what the machine has: the GPU if CuPy computes on one, else NumPy. A backend that is
     passed in is returned.
 
     Raises:
-        BackendUnavailable: `"cupy"` was asked for by name and cannot be had; says why and what mends it.
-        ConfigurationError: a name that no backend has.
+        BackendUnavailable: `"cupy"` was requested by name and is unavailable; says why and how to fix it.
+        ConfigurationError: an unknown name.
     """
     if isinstance(name, Backend):
         return name
     if name is None or name == "auto":
-        name = _chosen.get() or os.environ.get("GPUCNN_BACKEND") or "auto"
+        name = _selected.get() or os.environ.get("GPUCNN_BACKEND") or "auto"
     if name == "auto":
         name = auto_choice()[0]
-    if name not in _made:
-        _made[name] = _make_cupy(name)
-    return _made[name]
+    if name == "portable":  # the name of the reference backend in files written before
+        name = "reference"
+    if name not in _instances:
+        _instances[name] = _make_cupy(name)
+    return _instances[name]
 
 
 @contextlib.contextmanager
 def use_backend(name: "str | Backend") -> Iterator[Backend]:
-    """Use a backend for every model that is made in the block without naming one."""
+    """Use a backend for every model that is created in the block without naming one."""
     backend = get_backend(name)
-    _made.setdefault(backend.name, backend)
-    token = _chosen.set(backend.name)
+    _instances.setdefault(backend.name, backend)
+    token = _selected.set(backend.name)
     try:
         yield backend
     finally:
-        _chosen.reset(token)
+        _selected.reset(token)
 
 
 def auto_choice() -> tuple[str, str]:
-    """Return the backend that `"auto"` stands for and why; asked once a process, and said once in the log."""
+    """Return the backend that `"auto"` stands for and why; decided, and logged, once per process."""
     global _auto
     if _auto is None:
         log = logging.getLogger("gpucnn")
@@ -68,7 +68,7 @@ def auto_choice() -> tuple[str, str]:
             log.info("gpucnn computes with NumPy: %s", _auto[1])
         else:
             try:
-                _made["cupy"] = _make_cupy("cupy")
+                _instances["cupy"] = _make_cupy("cupy")
                 _auto = "cupy", "CuPy computes on a GPU here"
             except BackendUnavailable as error:
                 _auto = "numpy", str(error)
@@ -77,7 +77,7 @@ def auto_choice() -> tuple[str, str]:
 
 
 def _make_cupy(name: str) -> Backend:
-    """Make the CuPy backend for `"cupy"` or `"cupy:N"`, or say why it cannot be had."""
+    """Return a CuPy backend for `"cupy"` or `"cupy:N"`, or say why it is unavailable."""
     device = _device_number(name)
     try:
         from gpucnn.backends.cupy import CupyBackend
@@ -89,9 +89,9 @@ def _make_cupy(name: str) -> Backend:
         ) from error
     try:
         return CupyBackend(device)
-    except ConfigurationError:  # a setting that makes no sense is not a GPU that cannot be had
+    except ConfigurationError:  # an invalid setting does not make a GPU unavailable
         raise
-    except Exception as error:  # CuPy has many ways to say that a GPU does not work; all mean the same here
+    except Exception as error:  # CuPy reports a GPU that does not work in many ways; all mean the same here
         raise BackendUnavailable(
             f"backend {name!r}: CuPy is installed, but no kernel runs on GPU {device} "
             f"({type(error).__name__}: {first_line(error)}); see that `nvidia-smi` lists the GPU and that the CuPy "
@@ -100,12 +100,12 @@ def _make_cupy(name: str) -> Backend:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says: CuPy lists whole folders where a library is missing."""
+    """Return the first line of an error message: CuPy lists whole folders where a library is missing."""
     return textwrap.shorten(str(error).strip().partition("\n")[0], 300, placeholder=" …")
 
 
 def _device_number(name: str) -> int:
     family, _, number = name.partition(":")
     if family != "cupy" or (":" in name and not number.isdecimal()):
-        raise ConfigurationError(f"there is no backend named {name!r}; {NAMES}")
+        raise ConfigurationError(f"there is no backend named {name!r}; {KNOWN}")
     return int(number or 0)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gpucnn.backends.image_transform import Placement, placed
+from gpucnn.backends.image_transform import ImageTransform, apply_transform
 from gpucnn.backends.philox import philox4x32
 from gpucnn.backends.window import Window
 
@@ -30,7 +30,7 @@ INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 
 
 class StreamedDataset:
-    """A data set (P, …) that stays on the host; `feed[picked]`, by a slice or host numbers, is a batch of it across."""
+    """A data set (P, …) that stays on the host; `data[indices]`, a slice or host integers, uploads a batch of it."""
 
     shape: tuple[int, ...]
     dtype: Any
@@ -38,14 +38,14 @@ class StreamedDataset:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, picked: Any) -> Array:
+    def __getitem__(self, indices: Any) -> Array:
         raise NotImplementedError(f"{type(self).__name__} brings nothing across")
 
 
-class Repeat:
+class Replay:
     """What a function did with arrays, to be repeated with other numbers."""
 
-    gave_up = ""  # why it cannot be repeated, if so
+    failure = ""  # why it cannot be repeated, if so
 
     def __call__(self, *arrays: Array) -> Array:
         """Return what the function returns for arrays like those that it was recorded with.
@@ -55,22 +55,22 @@ class Repeat:
         raise NotImplementedError(f"{type(self).__name__} repeats nothing")
 
 
-class Recorder:
+class Tracer:
     """Records what functions do with arrays, so that it can be repeated with other numbers at less cost.
 
     All repeats work in the same memory, so what one of them leaves there is gone with the next, but for what a function
     that was recorded later has got of one that was recorded earlier.
     """
 
-    def record(self, function: Callable[..., Array], *arrays: Array) -> tuple[Array, Repeat]:
+    def trace(self, function: Callable[..., Array], *arrays: Array) -> tuple[Array, Replay]:
         """Return what a function returns for arrays, and its repeat."""
         raise NotImplementedError(f"{type(self).__name__} records nothing")
 
-    def seen(self, array: Array) -> Array:
+    def traced(self, array: Array) -> Array:
         """Return an array in the same memory; what a function reads and writes is noticed if it is such an array."""
         raise NotImplementedError(f"{type(self).__name__} records nothing")
 
-    def unseen(self, array: Array) -> Array:
+    def untraced(self, array: Array) -> Array:
         """Return such an array as it was."""
         raise NotImplementedError(f"{type(self).__name__} records nothing")
 
@@ -82,7 +82,7 @@ class Recorder:
 class Backend:
     """Arrays on the host, and every kernel as the textbook writes it."""
 
-    name = "portable"
+    name = "reference"
     xp: ModuleType | Any = np
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Backend":
@@ -167,33 +167,33 @@ class Backend:
     # --- a step recorded once and repeated: an engine may -------------------------------------
 
     #: whether `recording` records, so that repeating a step costs less than making it
-    can_record = False
+    can_capture = False
 
-    def recording(self, room: Any, step: Callable[[], None], strides: dict[int, int]) -> Callable[[int], None]:
+    def capture(self, room: Any, step: Callable[[], None], strides: dict[int, int]) -> Callable[[int], None]:
         """Record what `step` does to the arrays of this backend; return a function that repeats it.
 
-        The step was made before, within the `room_to_record` that has given the room. It must read all that changes
+        The step was made before, within the `capture_pool` that has given the room. It must read all that changes
         from one time to the next from arrays. Only random streams go on by themselves: in repeat r, from 0, the stream
         of key k draws what it would have drawn at a counter larger by r·strides[k]. The function is given r.
         """
         raise NotImplementedError(f"{self.name} records nothing")
 
     @contextmanager
-    def room_to_record(self) -> Iterator[Any]:
+    def capture_pool(self) -> Iterator[Any]:
         """Give memory of its own to a step that is to be recorded, for as long as somebody holds what is yielded."""
         yield
 
     # --- passes recorded while they are made, and repeated: an engine may ----------------------
 
-    def recorder(self) -> Recorder | None:
+    def tracer(self) -> Tracer | None:
         """Return one who records what functions of arrays compute, on one thread; None where nobody can."""
         return None
 
-    def choices(self) -> Any:
+    def kernel_options(self) -> Any:
         """Return what decides, besides shapes and types, how kernels compute: while it stays, recordings serve."""
         return None
 
-    def each_time(self, draw: Callable[[], Array]) -> Array:
+    def on_replay(self, draw: Callable[[], Array]) -> Array:
         """Return what a function draws, which does so again whenever what is computed here and now is repeated."""
         return draw()
 
@@ -554,15 +554,15 @@ class Backend:
 
     # --- batches and random numbers -----------------------------------------------------------
 
-    def load_batch(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:
+    def load_batch(self, x: Array, indices: Any, dtype: Any, transform: ImageTransform | None = None) -> Array:
         """Return samples of a data set x (P, …), picked by number (N,) or slice, as floats; bytes become 0 … 1.
 
         Images (P, H, W, C) may be placed on the way: cropped, moved, mirrored, painted over in part.
         """
-        if placement is None:
-            return as_floats(x[picked], dtype)
-        numbers = self.xp.arange(len(x))[picked] if isinstance(picked, slice) else picked
-        return as_floats(placed(self.xp, x, numbers, placement), dtype)
+        if transform is None:
+            return as_floats(x[indices], dtype)
+        numbers = self.xp.arange(len(x))[indices] if isinstance(indices, slice) else indices
+        return as_floats(apply_transform(self.xp, x, numbers, transform), dtype)
 
     def random_bits(self, key: int, counter: int, count: int, start: int = 0) -> Array:
         """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter), 64 bits each."""

@@ -24,13 +24,13 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.1, help="How long it may take in all, about.")] = 60.0,
     output: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
-    """Time training steps and inference, beside the portable kernels that every backend is checked against."""
+    """Time training steps and inference, beside the reference kernels that every backend is checked against."""
     chosen = get_backend(backend)
     names = networks or list(TIMED)
     say((chosen.describe(), "bold"), f", batches of {batch_size} random images")
     table = Table(box=SIMPLE_HEAD)
     table.add_column("network")
-    for heading in ("train images/s", "ms a step", "GFLOP/s", "inference images/s", "× portable"):
+    for heading in ("train images/s", "ms a step", "GFLOP/s", "inference images/s", "× reference"):
         table.add_column(heading, justify="right")
     timings = []
     for name in names:
@@ -39,7 +39,7 @@ def bench(
         timings.append(timing)
         table.add_row(*_cells(timing))
     console.print(table)
-    remark = "medians; GFLOP/s counts forward and backward products; × portable is training speed over the "
+    remark = "medians; GFLOP/s counts forward and backward products; × reference is training speed over the "
     console.print(remark + "plain text of the kernels in NumPy, as in a textbook", style="dim")
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -55,5 +55,5 @@ def _cells(timing: Timing) -> list[str]:
         f"{timing.train_seconds * 1e3:,.2f}",
         f"{timing.train_flops / timing.train_seconds / 1e9:,.1f}",
         f"{timing.batch_size / timing.inference_seconds:,.0f}",
-        f"{timing.portable_train_seconds / timing.train_seconds:,.1f}",
+        f"{timing.reference_train_seconds / timing.train_seconds:,.1f}",
     ]

@@ -17,9 +17,9 @@ from gpucnn.testing.parity import parity as compare
 def parity(
     network: Annotated[str | None, typer.Option(help="A named network, with fresh weights.")] = None,
     model: Annotated[Path | None, typer.Option(help="Or a run folder or a .safetensors file.")] = None,
-    backend: Annotated[str, typer.Option(help="Which to test: auto, numpy, portable, cupy or cupy:N.")] = "auto",
+    backend: Annotated[str, typer.Option(help="Which to test: auto, numpy, reference, cupy or cupy:N.")] = "auto",
     reference: Annotated[
-        str | None, typer.Option(help="Against which. Without it: numpy for a GPU, the portable kernels for numpy.")
+        str | None, typer.Option(help="Against which. Without it: numpy for a GPU, the reference kernels for numpy.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Random inputs to compare on.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of the inputs, and of fresh weights.")] = 0,
@@ -36,8 +36,8 @@ def parity(
     x = rng.random((batch_size, *chosen.input_shape))
     y = None
     if chosen.loss is not None:
-        of_classes, shape = chosen.loss.of_classes, chosen.output_shape
-        y = rng.integers(0, shape[-1], batch_size) if of_classes else rng.random((batch_size, *shape))
+        expects_classes, shape = chosen.loss.expects_classes, chosen.output_shape
+        y = rng.integers(0, shape[-1], batch_size) if expects_classes else rng.random((batch_size, *shape))
     result = compare(chosen, x.astype(chosen.dtype), y, reference=reference)
     console.print(result.table())
     if output is not None:

@@ -15,7 +15,7 @@ from gpucnn.networks import by_name
 def profile(
     network: Annotated[str | None, typer.Option(help="A named network, with fresh weights.")] = None,
     model: Annotated[Path | None, typer.Option(help="Or a run folder or a .safetensors file.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, numpy, portable, cupy or cupy:N.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, numpy, reference, cupy or cupy:N.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Random inputs a pass.")] = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Passes to average over, after two to warm up.")] = 10,
     output: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,

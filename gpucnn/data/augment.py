@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends import Array, Backend
-from gpucnn.backends.image_transform import BITS, ONE, Placement
+from gpucnn.backends.image_transform import BITS, ONE, ImageTransform
 from gpucnn.core import checks
 from gpucnn.core.config import Configurable
 from gpucnn.data.arrays import host_array
 from gpucnn.errors import ConfigurationError, ShapeError
 
-Fields = dict[str, Any]  # of a Placement
+Fields = dict[str, Any]  # of an ImageTransform
 
 TABLE_SIZE = 1025  # angles, and scale factors; the middle entry is the identity
 MAX_ROTATED_SIDES = 32768  # pixels, height + width: twice the centre's coordinate, scaled, takes 31 bits
@@ -67,7 +67,7 @@ class Augmentation(Configurable, family="augmentation"):
         return ()
 
     def sample(self, backend: Backend, sample: Sample) -> Fields:
-        """Return fields of a `Placement`."""
+        """Return fields of an `ImageTransform`."""
         raise NotImplementedError(f"{type(self).__name__} does not define sample")
 
 
@@ -133,7 +133,7 @@ class Translate(Augmentation):
     def sample(self, backend: Backend, sample: Sample) -> Fields:
         """Return both offsets, uniform from −pixels … pixels."""
         offsets = (sample.random_words % (2 * self.pixels + 1)).astype("int32") - self.pixels
-        return {"down": offsets[:, 0], "right": offsets[:, 1]}
+        return {"shift_y": offsets[:, 0], "shift_x": offsets[:, 1]}
 
 
 class RandomCrop(Augmentation):
@@ -194,10 +194,10 @@ class RandomCrop(Augmentation):
         top = (sample.random_words[:, 0] % (H + 2 * self.padding - OH + 1)).astype("int32")
         left = (sample.random_words[:, 1] % (W + 2 * self.padding - OW + 1)).astype("int32")
         return {
-            "down": self.padding - top,
-            "right": self.padding - left,
-            "size": sample.size,
-            "beside": self.fill if self.mode == "zeros" else None,
+            "shift_y": self.padding - top,
+            "shift_x": self.padding - left,
+            "crop_size": sample.size,
+            "border": self.fill if self.mode == "zeros" else None,
         }
 
 
@@ -246,7 +246,7 @@ class Rotate(Augmentation):
         indices = (sample.random_words % TABLE_SIZE).astype("int32")
         rotation, inverse = rotations[indices[:, 0]], inverses[indices[:, 1]]
         cosine, sine = (rotation[:, which] * inverse + (ONE >> 1) >> BITS for which in (0, 1))
-        return {"cosine": cosine, "sine": sine, "around": self.fill}
+        return {"cosine": cosine, "sine": sine, "rotation_fill": self.fill}
 
 
 class Cutout(Augmentation):
@@ -270,10 +270,10 @@ class Cutout(Augmentation):
         """Return the square's corner; its centre is uniform over the pixels."""
         OH, OW = sample.size
         return {
-            "hole_top": (sample.random_words[:, 0] % OH).astype("int32") - self.size // 2,
-            "hole_left": (sample.random_words[:, 1] % OW).astype("int32") - self.size // 2,
-            "hole": self.size,
-            "fill": self.fill,
+            "cutout_top": (sample.random_words[:, 0] % OH).astype("int32") - self.size // 2,
+            "cutout_left": (sample.random_words[:, 1] % OW).astype("int32") - self.size // 2,
+            "cutout": self.size,
+            "cutout_fill": self.fill,
         }
 
 
@@ -359,7 +359,7 @@ class AugmentationPipeline:
         """Begin an epoch, by the number of epochs that the model has been trained for."""
         self._epoch[...] = number
 
-    def sample(self, random_words: Array, indices: Any = None) -> Placement:
+    def sample(self, random_words: Array, indices: Any = None) -> ImageTransform:
         """Return the transforms of a batch of images.
 
         Arguments:
@@ -376,7 +376,7 @@ class AugmentationPipeline:
             used[kind] += augmentation.random_words
             sample = Sample(words, self._image_size, self._size, self._epoch, tables)
             fields |= augmentation.sample(self._backend, sample)
-        return Placement(**fields)
+        return ImageTransform(**fields)
 
 
 def _pixel(value: Any, what: str) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpucnn.backends import Array, Backend
-from gpucnn.backends.image_transform import Placement
+from gpucnn.backends.image_transform import ImageTransform
 from gpucnn.core import checks
 from gpucnn.errors import ConfigurationError, ShapeError
 
@@ -44,8 +44,8 @@ class Views:
         N, xp = len(x), backend.xp
         for shift, flip, weight in self.offsets():
             moved = xp.full(N, shift, dtype="int32") if shift else None
-            placement = Placement(down=moved, right=moved, flip=xp.ones(N, dtype="int32") if flip else None)
-            yield backend.load_batch(x, slice(0, N), dtype, placement if shift or flip else None), weight
+            transform = ImageTransform(shift_y=moved, shift_x=moved, flip=xp.ones(N, dtype="int32") if flip else None)
+            yield backend.load_batch(x, slice(0, N), dtype, transform if shift or flip else None), weight
 
 
 NAMES = {"flip": Views(), "flip+shift": Views(shift=1)}

@@ -26,7 +26,7 @@ class State:
         self._arrays = gradients | {path: buffer.value for path, buffer in buffers.items()}
         self._copies = {what: array.copy() for what, array in self._arrays.items()}
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Write the copies to where they were made."""
         for what, array in self._arrays.items():
             array[...] = self._copies[what]

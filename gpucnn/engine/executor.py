@@ -21,16 +21,16 @@ from gpucnn.core.hints import hinted
 from gpucnn.engine.arguments import check_last_layer
 from gpucnn.engine.bound_network import BoundNetwork, on_device
 from gpucnn.engine.claims import trains
-from gpucnn.engine.sharding import Sliced
+from gpucnn.engine.sharding import ShardedNetwork
 from gpucnn.engine.signals import whole_step
 from gpucnn.errors import ConfigurationError, OutOfMemory
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Shape
 from gpucnn.layers.containers import Sequential
 from gpucnn.losses import CategoricalCrossEntropy, Loss, checked_loss, chosen_loss
-from gpucnn.metrics import Metric, Totals, chosen_metrics
+from gpucnn.metrics import Metric, RunningMeans, chosen_metrics
 from gpucnn.optimizers import Optimizer
-from gpucnn.optimizers.base import Rates
+from gpucnn.optimizers.base import LearningRates
 
 #: the executor whose context this thread is in
 _executing: "ContextVar[Executor | None]" = ContextVar("executing", default=None)
@@ -82,7 +82,7 @@ class Executor(BoundNetwork):
         self.chooses_metrics = False  # whether the first data decide which metrics mean something
         self._optimizer: Optimizer | None = None
         self._trunk = self.network
-        self._sliced = self._sliced_trunk = Sliced(self.network)
+        self._sharded = self._sharded_trunk = ShardedNetwork(self.network)
         self.epochs_trained, self.stop_training = 0, False
         self.warned_of_scale = self.warned_of_targets = False
         self._place(self.backend, dtype)
@@ -145,7 +145,7 @@ class Executor(BoundNetwork):
     # --- state that follows the network's ---------------------------------------------------------
 
     def _place(self, backend: Backend, dtype: str) -> None:
-        self._gave_up_steps = ""  # why no whole steps are recorded
+        self._capture_failure = ""  # why no whole step is captured
         super()._place(backend, dtype)
         if self.loss is not None:
             self.loss.backend = backend
@@ -155,11 +155,11 @@ class Executor(BoundNetwork):
         before = vars(self).get("_flat")
         super()._lay_out(source)
         if before is not None and self._optimizer is not None and self._optimizer.serves(before.values):
-            self._optimizer.move(source or self.backend, self.backend, self._flat.values, self._flat.layout)
+            self._optimizer.rebind(source or self.backend, self.backend, self._flat.values, self._flat.layout)
 
-    def _note_trained(self) -> None:
-        super()._note_trained()
-        self._trunk.note_trained()
+    def _refresh_trainable(self) -> None:
+        super()._refresh_trainable()
+        self._trunk.refresh_trainable()
 
     def rest(self, epoch: int | None) -> bool:
         """Let the parameters of groups rest whose epochs are over, or wake all with None; tell whether any changed.
@@ -172,7 +172,7 @@ class Executor(BoundNetwork):
                 changed |= parameters[path].resting != resting
                 parameters[path].resting = resting
         if changed:
-            self._note_trained()
+            self._refresh_trainable()
         return changed
 
     # --- passes -------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ class Executor(BoundNetwork):
     @contextmanager
     def _execution_context(self, batch_size: int) -> Iterator[None]:
         try:
-            working = self.backend.execution_context(sharded=self._sliced.can_slice, allow_tf32=self.allow_tf32)
+            working = self.backend.execution_context(sharded=self._sharded.can_shard, allow_tf32=self.allow_tf32)
             with whole_step, working:
                 before = _executing.set(self)
                 try:
@@ -220,7 +220,9 @@ class Executor(BoundNetwork):
             self._check_layers()
         with self.execution_context(len(x)):
             inputs = self.as_floats(self.backend.from_host(x))
-            y, network_backward = self._sliced.forward(self.backend, inputs, train=train, repeat=self.jit and not train)
+            y, network_backward = self._sharded.forward(
+                self.backend, inputs, train=train, capture=self.jit and not train
+            )
 
         def backward(dy: Array) -> Array:
             with self.execution_context(len(x)):
@@ -228,12 +230,12 @@ class Executor(BoundNetwork):
 
         return y, backward
 
-    def forward_train(self, x: Array, *, repeat: bool) -> tuple[Array, Backward]:
+    def forward_train(self, x: Array, *, capture: bool) -> tuple[Array, Backward]:
         """Return the outputs for device floats and the backward function, which leaves gradients in the parameters.
 
-        With a fused softmax the outputs are logits. With `repeat` the pass may be captured, or be a replay of one.
+        With a fused softmax the outputs are logits. With `capture` the pass may be captured, or be a replay of one.
         """
-        return self._sliced_trunk.forward(self.backend, x, train=True, input_gradient=False, repeat=repeat)
+        return self._sharded_trunk.forward(self.backend, x, train=True, need_dx=False, capture=capture)
 
     def bytes_per_sample(self) -> int:
         """Return about how much memory a step takes for each sample: all outputs, and all their gradients."""
@@ -242,23 +244,23 @@ class Executor(BoundNetwork):
 
     def free_memory(self) -> None:
         """Free memory that is kept for later: captured passes, and what the backend caches."""
-        for sliced in (self._sliced, self._sliced_trunk):
-            sliced.repeats.forget()
+        for sharded in (self._sharded, self._sharded_trunk):
+            sharded.captures.invalidate()
         self.backend.release()
 
     @property
-    def why_not_repeated(self) -> str:
-        """Why passes of training are not recorded and repeated, or not any more; "" if nothing stands in the way."""
-        return self._gave_up_steps or self._sliced_trunk.repeats.gave_up
+    def why_not_captured(self) -> str:
+        """Why passes of training are not captured, or not any more; "" if nothing stands in the way."""
+        return self._capture_failure or self._sharded_trunk.captures.failure
 
-    def give_up_repeating(self, reason: str) -> None:
-        """Record no step any more on this backend, for a reason that `why_not_repeated` returns from now on."""
-        self._gave_up_steps = reason
+    def disable_capture(self, reason: str) -> None:
+        """Capture no step any more on this backend, for a reason that `why_not_captured` returns from now on."""
+        self._capture_failure = reason
 
     def _without_last(self) -> Sequential:
         """Return the layers but for the last one as a network."""
         trunk = Sequential(self.layers[:-1])
-        trunk.build_once(self.input_shape, None)
+        trunk.ensure_built(self.input_shape, None)
         return trunk
 
     # --- training -----------------------------------------------------------------------------
@@ -279,9 +281,9 @@ class Executor(BoundNetwork):
             metrics: what is measured besides the loss: a list of metrics or their names; None or [] for nothing. "auto"
                 is the accuracy where labels are classes, or 0 and 1, and nothing for a regression; the first data that
                 the model is fitted or evaluated with decide where the loss does not.
-            jit: capture the work of training once and replay it from then on, if all layers say `recordable`: on a GPU
+            jit: capture the work of training once and replay it from then on, if all layers say `capturable`: on a GPU
                 `fit` launches a whole step as one graph instead of kernel by kernel, and on the CPU passes run without
-                the layers' Python. The numbers are the same either way; `why_not_repeated` says why nothing is
+                the layers' Python. The numbers are the same either way; `why_not_captured` says why nothing is
                 captured. Turn it off if custom losses or metrics decide anything in Python.
 
         Raises:
@@ -292,16 +294,16 @@ class Executor(BoundNetwork):
         self._check_layers()
         loss = self._prepare_loss(loss)
         chooses = isinstance(metrics, str) and metrics == "auto"
-        chosen = chosen_metrics(["accuracy"] * loss.of_classes if chooses else metrics)
+        chosen = chosen_metrics(["accuracy"] * loss.expects_classes if chooses else metrics)
         optimizer = Optimizer.get(optimizer)
-        groups = optimizer.split({path: parameter.shape for path, parameter in self.parameters().items()})
+        groups = optimizer.partition({path: parameter.shape for path, parameter in self.parameters().items()})
         self._trunk = self.network
         if isinstance(loss, CategoricalCrossEntropy) and isinstance(self.layers[-1], Softmax):
             self._trunk = self._without_last()  # the softmax is computed with the loss, as one kernel
-        self._sliced_trunk = self._sliced
+        self._sharded_trunk = self._sharded
         if self._trunk is not self.network:
-            self._sliced_trunk = Sliced(self._trunk, self._sliced.repeats.room)
-        self.jit, self._gave_up_steps = checks.flag(jit, "jit"), ""
+            self._sharded_trunk = ShardedNetwork(self._trunk, self._sharded.captures.memory)
+        self.jit, self._capture_failure = checks.flag(jit, "jit"), ""
         vars(self).update(loss=loss, metrics=chosen, chooses_metrics=chooses)
         self._optimizer, self._groups = None, groups
         self._lay_out()
@@ -318,23 +320,23 @@ class Executor(BoundNetwork):
             )
         return self._optimizer
 
-    def new_metrics(self) -> Totals:
+    def new_metrics(self) -> RunningMeans:
         """Return empty sums of loss and metrics on the model's backend."""
-        return Totals(self.backend, self.metrics)
+        return RunningMeans(self.backend, self.metrics)
 
     @on_device
     def train_step(
         self,
         x: Array,
         labels: Array,
-        learning_rate: Rates,
+        learning_rate: LearningRates,
         number: Array | None = None,
         check: GradientCheck | None = None,
     ) -> tuple[Array, Array]:
         """Run one training step on device arrays; return the mean loss and the outputs before the update.
 
         With a fused softmax the outputs are logits. The learning rate is one number, or all that the optimizer's
-        `rates_at` returns, one for each of its groups. A step that is to be captured takes its rates and its `number`,
+        `learning_rates_at` returns, one for each of its groups. A step that is captured takes rates and its `number`,
         from 1, as arrays () of one. `check` looks at the gradients before the update.
         """
         optimizer = self.optimizer
@@ -361,9 +363,9 @@ class Executor(BoundNetwork):
         with self.execution_context(len(x)):
             self.zero_grad()  # which binds
             if sharded:
-                outputs, network_backward = self.forward_train(x, repeat=self.jit)
+                outputs, network_backward = self.forward_train(x, capture=self.jit)
             else:
-                outputs, network_backward = self._trunk.forward(x, train=True, input_gradient=False)
+                outputs, network_backward = self._trunk.forward(x, train=True, need_dx=False)
             exact = outputs.astype(self.state_dtype, copy=False)
             loss, loss_backward = self._compute_loss(exact, labels)
             network_backward(loss_backward(scale).astype(outputs.dtype, copy=False))
@@ -375,7 +377,7 @@ class Executor(BoundNetwork):
         """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""
         self._check_layers()
         with self.execution_context(len(x)):
-            outputs, _ = self._sliced_trunk.forward(self.backend, x, train=False, repeat=self.jit)
+            outputs, _ = self._sharded_trunk.forward(self.backend, x, train=False, capture=self.jit)
             exact = outputs.astype(self.state_dtype, copy=False)
             return self._compute_loss(exact, labels)[0], exact
 
@@ -383,7 +385,7 @@ class Executor(BoundNetwork):
         assert self.loss is not None
         if self._trunk is not self.network:
             assert isinstance(self.loss, CategoricalCrossEntropy)
-            return self.loss.on_logits(outputs, labels)
+            return self.loss.from_logits_fused(outputs, labels)
         return checked_loss(self.loss, outputs, labels)
 
     @trains(within=True)
@@ -402,7 +404,7 @@ class Executor(BoundNetwork):
         Raises:
             ConfigurationError: the model is not compiled, or its optimizer is bound to another model by now.
         """
-        rates = self.optimizer.rates_at()
+        rates = self.optimizer.learning_rates_at()
         self.bind()
         with self.execution_context(1):
             self.optimizer.update(self.backend, self._flat.values, self._flat.gradients, rates)

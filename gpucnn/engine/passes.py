@@ -10,7 +10,7 @@ from gpucnn.engine.replicas import Replica
 from gpucnn.layers.base import Backward, Layer
 
 
-class Pass:
+class ShardedPass:
     """A pass of a network over the slices of a batch, forward and then, as often as one likes, back."""
 
     def __init__(
@@ -18,22 +18,22 @@ class Pass:
     ) -> None:
         self._backend, self._replicas, self._slices, self._options = backend, replicas, slices, options
         self.networks = [network, *(replica.network for replica in replicas)]
-        self._ways_back: list[Any] = [None] * len(slices)
+        self._backwards: list[Any] = [None] * len(slices)
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
         """Return the network's output for x (N, …) and the way back."""
         for replica in self._replicas:
             replica.copy_buffers()
-        return self._joined(self._each(self._forward, x)), self.backward
+        return self._concatenate(self._map_shards(self._forward, x)), self.backward
 
     def backward(self, dy: Array) -> Array:
         """Return dx, or None if it is not wanted, and add to the parameters' gradients."""
-        dx = self._each(self._backward, dy)
+        dx = self._map_shards(self._backward, dy)
         for replica in self._replicas:
-            replica.hand_over_gradients()
-        return self._joined(dx) if self._options.get("input_gradient", True) else None
+            replica.reduce_gradients()
+        return self._concatenate(dx) if self._options.get("need_dx", True) else None
 
-    def _each(self, function: Callable[[int, Array], Array], array: Array) -> list[Array]:
+    def _map_shards(self, function: Callable[[int, Array], Array], array: Array) -> list[Array]:
         """Return what a function returns for the number of each slice and the slice of an array."""
         if len(self._slices) == 1:
             return [function(0, array[self._slices[0]])]
@@ -42,13 +42,13 @@ class Pass:
         return self._backend.run_sharded(tasks, self._slices)
 
     def _forward(self, number: int, x: Array) -> Array:
-        y, self._ways_back[number] = self.networks[number].forward(x, **self._options)
+        y, self._backwards[number] = self.networks[number].forward(x, **self._options)
         return y
 
     def _backward(self, number: int, dy: Array) -> Array:
         if number:
-            self._replicas[number - 1].forget_gradients()
-        return self._ways_back[number](dy)
+            self._replicas[number - 1].clear_gradients()
+        return self._backwards[number](dy)
 
-    def _joined(self, parts: list[Array]) -> Array:
+    def _concatenate(self, parts: list[Array]) -> Array:
         return parts[0] if len(parts) == 1 else self._backend.xp.concatenate(parts)

@@ -89,7 +89,7 @@ def summary_table(model: Executor) -> Table:
 class LayerTime:
     """One layer's share of a step: average seconds forward and backward, and what it computes how.
 
-    `path` is the layer's name; `method` says how the backend computes it, where there is a choice. Floating-point
+    `path` is the layer's name; `algorithm` says how the backend computes it, where there is a choice. Floating-point
     operations are those of its products, `output_bytes` those of its outputs and of the layers' inside, for the batch.
     """
 
@@ -99,7 +99,7 @@ class LayerTime:
     flops_forward: int
     flops_backward: int
     output_bytes: int
-    method: str
+    algorithm: str
     forward_seconds: float
     backward_seconds: float
 
@@ -136,12 +136,12 @@ class Profile(PrintsAsTable):
             "MB of outputs; MFLOP of the products, forward and backward; ms forward → and backward ←"
         )
         table = narrow_table(title, caption)
-        table.add_column("layer, method", overflow="fold")  # the only column that may shrink: numbers are never cut
+        table.add_column("layer, algorithm", overflow="fold")  # the only column that may shrink: numbers are never cut
         for heading in HEADINGS:
             table.add_column(heading, justify="right", no_wrap=True)
         total = sum(row.seconds for row in self.layers) or 1.0
         for row in self.layers:
-            named = styled(row.path, (f" {row.method}" if row.method else "", "dim"))
+            named = styled(row.path, (f" {row.algorithm}" if row.algorithm else "", "dim"))
             table.add_row(named, "×".join(map(str, row.output_shape)), *self._cells(row, total))
         table.add_section()
         whole = LayerTime(
@@ -151,7 +151,7 @@ class Profile(PrintsAsTable):
             flops_forward=sum(row.flops_forward for row in self.layers),
             flops_backward=sum(row.flops_backward for row in self.layers),
             output_bytes=sum(row.output_bytes for row in self.layers),
-            method="",
+            algorithm="",
             forward_seconds=sum(row.forward_seconds for row in self.layers),
             backward_seconds=sum(row.backward_seconds for row in self.layers),
         )
@@ -176,8 +176,8 @@ def random_batch(model: Executor, batch_size: int) -> tuple[Any, Any]:
     """Return random inputs and labels that the model takes, host arrays, the same at every call."""
     rng = host_generator(0, "profile inputs")
     x = rng.random((batch_size, *model.input_shape)).astype(model.state_dtype)
-    of_classes, shape = model.loss is None or model.loss.of_classes, model.output_shape
-    y = rng.integers(0, shape[-1], batch_size) if of_classes else rng.random((batch_size, *shape))
+    expects_classes, shape = model.loss is None or model.loss.expects_classes, model.output_shape
+    y = rng.integers(0, shape[-1], batch_size) if expects_classes else rng.random((batch_size, *shape))
     return x, y
 
 
@@ -193,7 +193,7 @@ def profile(model: Executor, x: Any, y: Any, repeats: int) -> Profile:
     finally:
         model.load_state_dict(kept)
         model.zero_grad()
-    steps = model.network.steps(input_gradient=False, plan=model.network.one_by_one())
+    steps = model.network.execution_order(need_dx=False, plan=model.network.unfused_plan())
     products = {name: _products_back(layer, options, goes_back) for name, layer, options, goes_back in steps}
     rows = [
         LayerTime(
@@ -203,7 +203,7 @@ def profile(model: Executor, x: Any, y: Any, repeats: int) -> Profile:
             flops_forward=layer.total_flops() * len(x),
             flops_backward=layer.total_flops() * len(x) * products[name],
             output_bytes=_output_elements(layer) * len(x) * BYTES[model.dtype],
-            method=layer.method(len(x)),
+            algorithm=layer.algorithm(len(x)),
             forward_seconds=times[name][0] / repeats,
             backward_seconds=times[name][1] / repeats,
         )
@@ -218,14 +218,14 @@ def _products_back(layer: Layer, options: dict[str, Any], goes_back: bool) -> in
     Nobody wants the dx of the first layer that is trained, nor the dweight of a frozen one.
     """
     is_frozen = 0 < parameter_count(layer) == frozen_count(layer)
-    return 2 - ("input_gradient" in options) - is_frozen if goes_back else 0
+    return 2 - ("need_dx" in options) - is_frozen if goes_back else 0
 
 
 def _timed_pass(model: Executor, x: Any, labels: Any, times: dict[str, list[float]]) -> None:
     """Pass one batch forward and backward as a training step does; add each top-level layer's seconds to `times`."""
     ways_back = []
     network = model.network
-    for name, layer, options, goes_back in network.steps(input_gradient=False, plan=network.one_by_one()):
+    for name, layer, options, goes_back in network.execution_order(need_dx=False, plan=network.unfused_plan()):
         (x, backward), seconds = model.backend.time_call(name, partial(layer.forward, x, train=True, **options))
         times.setdefault(name, [0.0, 0.0])[0] += seconds
         if goes_back:

@@ -18,7 +18,7 @@ OWN = ("gpucnn.", "builtins", "types", "typing", "functools")
 PLAIN = (str, bytes, int, float, complex, type(None), type, ModuleType, BuiltinFunctionType, Backend)
 
 
-class Fingerprint:
+class NetworkSignature:
     """What a network held at one time: all that can be reached from its layers' attributes.
 
     That is the attributes of layers and their classes, the arrays of parameters and buffers (not the numbers in them,
@@ -34,7 +34,7 @@ class Fingerprint:
         self._look_at(network)
         self._sizes, self._then = self._sizes_now(), list(self._now())
 
-    def is_true(self) -> bool:
+    def is_current(self) -> bool:
         """Tell whether it still holds them: the very same objects, not equal ones."""
         return self._sizes_now() == self._sizes and all(map(operator.is_, self._now(), self._then))
 
@@ -107,61 +107,61 @@ class Replica:
     """
 
     def __init__(self, network: Layer) -> None:
-        self._twins: dict[int, Any] = {}
+        self._clones: dict[int, Any] = {}
         self._parameters: list[tuple[Parameter, Parameter]] = []  # of the network and of the twin
         self._buffers: list[tuple[Buffer, Buffer]] = []
-        self.network = self._twin(network)
-        self._fingerprint = Fingerprint(network)  # afterwards: to be copied leaves a trace in a class
+        self.network = self._clone(network)
+        self._signature = NetworkSignature(network)  # afterwards: to be copied leaves a trace in a class
 
-    def _twin(self, value: Any) -> Any:
+    def _clone(self, value: Any) -> Any:
         """Return what the twin holds in the place of something that the network holds."""
         if isinstance(value, list | tuple):
-            items = [self._twin(item) for item in value]
+            items = [self._clone(item) for item in value]
             if all(map(operator.is_, items, value)):  # nothing of the network
                 return value
             return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a named tuple or not
         if isinstance(value, dict):
-            held = {key: self._twin(item) for key, item in value.items()}
+            held = {key: self._clone(item) for key, item in value.items()}
             if all(map(operator.is_, held.values(), value.values())):
                 return value
-            twins = copy.copy(value)
-            twins.update(held)
-            return twins
+            clones = copy.copy(value)
+            clones.update(held)
+            return clones
         if not isinstance(value, Layer | Parameter | Buffer):
             return value
-        if id(value) in self._twins:
-            return self._twins[id(value)]
-        twin: Any = copy.copy(value)
-        self._twins[id(value)] = twin
+        if id(value) in self._clones:
+            return self._clones[id(value)]
+        clone: Any = copy.copy(value)
+        self._clones[id(value)] = clone
         if isinstance(value, Layer):
-            vars(twin).update({name: self._twin(held) for name, held in vars(value).items()})
+            vars(clone).update({name: self._clone(held) for name, held in vars(value).items()})
         elif isinstance(value, Parameter):
-            twin.grad = None
-            self._parameters.append((value, twin))
+            clone.grad = None
+            self._parameters.append((value, clone))
         else:
-            twin.rebind(value.value.copy())
-            self._buffers.append((value, twin))
-        return twin
+            clone.rebind(value.value.copy())
+            self._buffers.append((value, clone))
+        return clone
 
-    def is_true(self) -> bool:
+    def is_current(self) -> bool:
         """Tell whether the network is still what it was when the twin was made."""
-        return self._fingerprint.is_true()
+        return self._signature.is_current()
 
     def copy_buffers(self) -> None:
         """Take over the network's buffers; those of the twin are used in a pass, and then forgotten."""
-        for buffer, twin in self._buffers:
-            twin.value = buffer.value
+        for buffer, clone in self._buffers:
+            clone.value = buffer.value
 
-    def forget_gradients(self) -> None:
+    def clear_gradients(self) -> None:
         """Forget the twin's gradients."""
-        for _, twin in self._parameters:
-            twin.grad = None
+        for _, clone in self._parameters:
+            clone.grad = None
 
-    def hand_over_gradients(self) -> None:
+    def reduce_gradients(self) -> None:
         """Add the twin's gradients to the network's."""
-        for parameter, twin in self._parameters:
-            if twin.grad is not None:
-                parameter.add_grad(twin.grad)
+        for parameter, clone in self._parameters:
+            if clone.grad is not None:
+                parameter.add_grad(clone.grad)
 
 
 def is_array(value: Any) -> bool:

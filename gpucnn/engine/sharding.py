@@ -15,20 +15,20 @@ repeats of that one: the layers' own text does not run again (see `repeats.py`).
 from typing import Any
 
 from gpucnn.backends import Array, Backend
-from gpucnn.engine.capture import Repeats, Room
-from gpucnn.engine.passes import Pass
+from gpucnn.engine.capture import CaptureCache, CaptureMemory
+from gpucnn.engine.passes import ShardedPass
 from gpucnn.engine.replicas import Replica
 from gpucnn.layers.base import Backward, Layer
 
 
-class Sliced:
+class ShardedNetwork:
     """A network that takes a batch in slices where the backend wants it so and every layer allows it."""
 
-    def __init__(self, network: Layer, room: Room | None = None) -> None:
+    def __init__(self, network: Layer, memory: CaptureMemory | None = None) -> None:
         """Take the network, and the room for what is recorded of it, if it shares that with another."""
         self.network = network
-        self.can_slice = all(layer.per_sample for layer in network.all_layers())
-        self.repeats = Repeats(network, room)
+        self.can_shard = all(layer.per_sample for layer in network.all_layers())
+        self.captures = CaptureCache(network, memory)
         self._flops = network.total_flops()
         self._replicas: list[Replica] = []
 
@@ -37,23 +37,23 @@ class Sliced:
         return vars(self) | {"_replicas": []}
 
     def forward(
-        self, backend: Backend, x: Array, *, train: bool, input_gradient: bool = True, repeat: bool = False
+        self, backend: Backend, x: Array, *, train: bool, need_dx: bool = True, capture: bool = False
     ) -> tuple[Array, Backward]:
         """Return the network's output for x (N, …) and the way back, as `network.forward` does.
 
-        With `repeat` the pass may be recorded, or the repeat of one that was. The way back is to be walked then before
-        the next pass, unless it is one of inference.
+        With `capture` the pass may be captured or replayed. Its backward function is to be called then before the next
+        pass, unless it is one of inference.
         """
-        slices = backend.shards(len(x), self._flops * len(x)) if self.can_slice else [slice(0, len(x))]
-        options: dict[str, Any] = {"train": train} | ({} if input_gradient else {"input_gradient": False})
-        if repeat:
-            done = self.repeats.forward(backend, x, slices, options)
+        slices = backend.shards(len(x), self._flops * len(x)) if self.can_shard else [slice(0, len(x))]
+        options: dict[str, Any] = {"train": train} | ({} if need_dx else {"need_dx": False})
+        if capture:
+            done = self.captures.forward(backend, x, slices, options)
             if done is not None:
                 return done
-        return Pass(backend, self.network, self._fresh_replicas(len(slices) - 1), slices, **options).forward(x)
+        return ShardedPass(backend, self.network, self._current_replicas(len(slices) - 1), slices, **options).forward(x)
 
-    def _fresh_replicas(self, count: int) -> list[Replica]:
+    def _current_replicas(self, count: int) -> list[Replica]:
         """Return replicas that agree with the network as it is now: those of the last step, if nothing has changed."""
-        kept = [replica for replica in self._replicas if replica.is_true()][:count]
+        kept = [replica for replica in self._replicas if replica.is_current()][:count]
         self._replicas = kept + [Replica(self.network) for _ in range(count - len(kept))]
         return self._replicas

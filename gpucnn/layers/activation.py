@@ -10,10 +10,10 @@ from gpucnn.layers.base import Backward, Layer
 class ReLU(Layer):
     """Keep what is positive: y = max(x, 0); the slope at 0 is 0. x and y have any shape (N, …)."""
 
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y and the way back, which keeps y rather than x: y is alive in the next layer anyway."""
+        """Return y and the backward function, which keeps y rather than x: y is alive in the next layer anyway."""
         y = self.backend.relu(x)
         return y, lambda dy: self.backend.relu_gradient(dy, y)
 
@@ -27,12 +27,12 @@ class LeakyReLU(Layer):
     Source: Maas, Hannun, Ng, "Rectifier nonlinearities improve neural network acoustic models" (2013).
     """
 
-    per_sample = recordable = True
+    per_sample = capturable = True
     adjustable = ("slope",)
 
     def __init__(self, slope: float = 0.01, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        self.slope = checks.number(slope, f"{self.label}: slope", minimum=0)
+        self.slope = checks.number(slope, f"{self.display_name}: slope", minimum=0)
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Multiply by 1 or by the slope, there and back."""
@@ -43,7 +43,7 @@ class LeakyReLU(Layer):
 class Sigmoid(Layer):
     """Squeeze into (0, 1): y = 1 / (1 + exp(−x)). x and y have any shape (N, …)."""
 
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y, whose small numbers have all their digits, and the backward function.
@@ -58,10 +58,10 @@ class Sigmoid(Layer):
 class Tanh(Layer):
     """Squeeze into (−1, 1): y = tanh(x). x and y have any shape (N, …)."""
 
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y and the way back."""
+        """Return y and the backward function."""
         y = self.backend.xp.tanh(x)
         return y, lambda dy: dy * (1.0 - y * y)
 
@@ -72,10 +72,10 @@ class GELU(Layer):
     x and y have any shape (N, …). Source: Hendrycks, Gimpel, "Gaussian error linear units" (2016).
     """
 
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y and the way back: d(x·Φ(x)) = Φ(x) + x·φ(x), with φ the normal density."""
+        """Return y and the backward function: d(x·Φ(x)) = Φ(x) + x·φ(x), with φ the normal density."""
         y, kept = self.backend.gelu(x)
         return y, lambda dy: self.backend.gelu_gradient(dy, kept)
 
@@ -89,9 +89,9 @@ class Softmax(Layer):
     A model that ends with `Softmax` and trains on cross-entropy computes both as one stable kernel.
     """
 
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y and the way back: dx = y·(dy − Σ dy·y)."""
+        """Return y and the backward function: dx = y·(dy − Σ dy·y)."""
         y = self.backend.softmax(x)
         return y, lambda dy: y * (dy - (dy * y).sum(axis=-1, keepdims=True))

@@ -29,7 +29,7 @@ class LayerRow:
     part: float
     share: str
     gflops: str
-    method: str
+    algorithm: str
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def layers(run: Run) -> Layers | str:
     whole = sum(row.seconds for row in profile.layers) or 1.0
     what = {name: _what(layer) for name, layer in run.model.network.children()}
 
-    def row(name: str, output: str, numbers: tuple[int, int, int, float, float], method: str) -> LayerRow:
+    def row(name: str, output: str, numbers: tuple[int, int, int, float, float], algorithm: str) -> LayerRow:
         parameters, flops, size_in_bytes, forward, backward = numbers
         seconds = forward + backward
         share = round(seconds / whole, 6)  # the whole is 1 but for rounding
@@ -70,7 +70,7 @@ def layers(run: Run) -> Layers | str:
             part=round(100 * share, 1),
             share=percent(share, 1),
             gflops=f"{flops / max(seconds, 1e-12) / 1e9:,.1f}" if flops else "",
-            method=method,
+            algorithm=algorithm,
         )
 
     numbers = [
@@ -84,7 +84,7 @@ def layers(run: Run) -> Layers | str:
         for one in profile.layers
     ]
     rows = [
-        row(one.path, format_shape(one.output_shape), each, one.method)
+        row(one.path, format_shape(one.output_shape), each, one.algorithm)
         for one, each in zip(profile.layers, numbers, strict=True)
     ]
     sums = [sum(column) for column in zip(*numbers, strict=True)]

@@ -1,4 +1,4 @@
-"""Timing whole steps of a named network, on a backend and on the portable kernels in turn."""
+"""Timing whole steps of a named network, on a backend and on the reference kernels in turn."""
 
 import statistics
 import time
@@ -25,13 +25,13 @@ class Timing:
     batch_size: int
     train_seconds: float
     inference_seconds: float
-    portable_train_seconds: float
+    reference_train_seconds: float
     train_flops: int
 
 
 def time_network(name: str, backend: Backend, batch_size: int, seconds: float) -> Timing:
-    """Time a network on random images for about so many seconds, backend and portable kernels taking turns."""
-    model, portable = by_name(name)(backend=backend), by_name(name)(backend=Backend())
+    """Time a network on random images for about so many seconds, backend and reference kernels taking turns."""
+    model, reference = by_name(name)(backend=backend), by_name(name)(backend=Backend())
     generator = rng.host_generator(0, "bench")
     images = generator.standard_normal((batch_size, *model.input_shape)).astype(model.dtype)
     labels = generator.integers(0, model.output_shape[-1], batch_size)
@@ -39,13 +39,13 @@ def time_network(name: str, backend: Backend, batch_size: int, seconds: float) -
     calls = {
         "train": _call(model, lambda x, y: model.train_step(x, y, 0.01), images, labels),
         "inference": _call(model, lambda x, y: model.forward(x), images, labels),
-        "portable": _call(portable, lambda x, y: portable.train_step(x, y, 0.01), images, labels),
+        "reference": _call(reference, lambda x, y: reference.train_step(x, y, 0.01), images, labels),
     }
     taken: dict[str, list[float]] = {what: [] for what in calls}
     started, rounds = time.perf_counter(), 0
     while rounds < WARM_UP + 1 or time.perf_counter() - started < seconds:
         for what, call in calls.items():
-            if rounds < WARM_UP or what != "portable" or rounds % 4 == 0 or not taken[what]:  # it is the slowest
+            if rounds < WARM_UP or what != "reference" or rounds % 4 == 0 or not taken[what]:  # it is the slowest
                 duration = call()
                 if rounds >= WARM_UP:
                     taken[what].append(duration)
@@ -56,7 +56,7 @@ def time_network(name: str, backend: Backend, batch_size: int, seconds: float) -
         batch_size=batch_size,
         train_seconds=median["train"],
         inference_seconds=median["inference"],
-        portable_train_seconds=median["portable"],
+        reference_train_seconds=median["reference"],
         train_flops=3 * model.network.total_flops() * batch_size,
     )
 

@@ -23,13 +23,13 @@ from rich.table import Table
 from gpucnn.backends import Backend, get_backend
 from gpucnn.core.console import PrintsAsTable, styled
 from gpucnn.engine.arguments import checked_shape
-from gpucnn.engine.replicas import Fingerprint
+from gpucnn.engine.replicas import NetworkSignature
 from gpucnn.errors import (
     BackendUnavailable,
+    CaptureWarning,
     ConfigurationError,
     GpucnnError,
     LayerError,
-    RecordingWarning,
     ShapeError,
 )
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
@@ -85,7 +85,7 @@ def check_layer(layer: Layer, input_shape: Shape, *, x: Any = None, seed: int = 
 
     Tried are its description and its shapes, its dtypes, its gradients against central differences in float64, that
     gradients add up, that inputs stay as they are, that a run repeats bit for bit, evaluation, what it promises
-    (`per_sample`, `recordable`, `can_skip_input_gradient`, `can_apply_relu`), that its arrays never mix with the
+    (`per_sample`, `capturable`, `supports_skip_dx`, `supports_fused_relu`), that its arrays never mix with the
     host's, its numbers on every backend of this machine, and that a saved model with it comes back.
 
     Arguments
@@ -157,7 +157,7 @@ class _Subject:
         twin = copy.deepcopy(self.layer, held)
         for parameter in twin.parameters().values():  # of a layer in use: as if it had never been trained
             parameter.grad, parameter.frozen, parameter.resting = None, False, False
-        twin.build_once(self.input_shape, host_generator(self.seed, "weights"))
+        twin.ensure_built(self.input_shape, host_generator(self.seed, "weights"))
         if self.state is None:
             twin.to("numpy", "float64")
             self.state = twin.state_dict()
@@ -343,38 +343,38 @@ def _adds_gradients(subject: _Subject) -> str:
 
 
 def _skips_input_gradient(subject: _Subject) -> str:
-    """Check what `can_skip_input_gradient` promises."""
-    if not subject.layer.can_skip_input_gradient:
+    """Check what `supports_skip_dx` promises."""
+    if not subject.layer.supports_skip_dx:
         return ""
-    whole, part = subject.run(subject.twin()), subject.run(subject.twin(), input_gradient=False)
+    whole, part = subject.run(subject.twin()), subject.run(subject.twin(), need_dx=False)
     for what, array in whole.items():
         if what != "dx" and (what not in part or not _same(part[what], array)):
-            raise _Wrong(f"{what} is another with input_gradient=False, or missing; only dx may be left out")
+            raise _Wrong(f"{what} is another with need_dx=False, or missing; only dx may be left out")
     return "all else is the same"
 
 
 def _applies_relu(subject: _Subject) -> str:
-    """Check what `can_apply_relu` promises."""
-    if not subject.layer.can_apply_relu:
+    """Check what `supports_fused_relu` promises."""
+    if not subject.layer.supports_fused_relu:
         return ""
     plain = subject.twin().forward(subject.x, train=True)[0]
     dy = subject.dy(tuple(plain.shape))
     wanted = subject.run(subject.twin(), dy=dy * (plain > 0)) | {"y": np.maximum(plain, 0)}
-    for what, array in subject.run(subject.twin(), dy=dy, relu=True).items():
+    for what, array in subject.run(subject.twin(), dy=dy, fused_relu=True).items():
         if not _same(array, wanted[what]):
-            raise _Wrong(f"{what} with relu=True is not what the layer and then a ReLU give")
+            raise _Wrong(f"{what} with fused_relu=True is not what the layer and then a ReLU give")
     return "as a ReLU behind it"
 
 
-def _takes_slices(subject: _Subject) -> str:
+def _takes_shards(subject: _Subject) -> str:
     """Check what `per_sample` promises, as far as one thread can tell: samples do not depend on each other."""
     if not subject.layer.per_sample:
         return ""
     twin = subject.twin()
-    before = Fingerprint(twin)
+    before = NetworkSignature(twin)
     for train in (False, True):
         twin.forward(subject.x, train=train)
-        if not before.is_true():
+        if not before.is_current():
             raise _Wrong(
                 "forward sets or changes an attribute, but per_sample = True lets threads pass through side by side; "
                 "keep what the way back needs in local variables, and numbers in buffers"
@@ -389,7 +389,7 @@ def _takes_slices(subject: _Subject) -> str:
 class _Passes(Layer):
     """Add a parameter of 0 to x, whose gradient shows that of x."""
 
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         self.shift = Parameter(np.zeros(input_shape))
@@ -403,9 +403,9 @@ class _Passes(Layer):
         return x + self.shift.value, backward
 
 
-def _is_recorded(subject: _Subject) -> str:
-    """Check what `recordable` promises: replays give what the layer gives, with other inputs and weights each time."""
-    if not subject.layer.recordable:
+def _is_captured(subject: _Subject) -> str:
+    """Check what `capturable` promises: replays give what the layer gives, with other inputs and weights each time."""
+    if not subject.layer.capturable:
         return ""
     eager, captured = (
         Model([_Passes(), subject.twin()], subject.input_shape, backend="numpy", dtype="float64") for _ in range(2)
@@ -413,22 +413,22 @@ def _is_recorded(subject: _Subject) -> str:
     eager.jit = False
     begin = {path: parameter.value.copy() for path, parameter in eager.parameters().items()}
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RecordingWarning)
+        warnings.simplefilter("ignore", CaptureWarning)
         for step in range(REPLAYS):
             x, results = subject.varied(step), []
             for model in (eager, captured):
                 for path, parameter in model.parameters().items():
                     parameter.value = begin[path] * (1 + 0.1 * step) * _signs(begin[path].shape, step)
                 results.append(_results_of_step(model, x, subject))
-            if reason := captured.why_not_repeated or captured._sliced.repeats.gave_up:
+            if reason := captured.why_not_captured or captured._sharded.captures.failure:
                 raise _Wrong(
-                    f"{reason}, but recordable = True says that a pass can be repeated without its Python; decide by "
+                    f"{reason}, but capturable = True says that a pass can be repeated without its Python; decide by "
                     "shapes alone, and compute with what belongs to arrays"
                 )
             for what, array in results[0].items():
                 if not np.array_equal(array, results[1][what], equal_nan=True):
                     raise _Wrong(
-                        f"{what} of a recorded pass that is repeated is not what the layer gives, but recordable = "
+                        f"{what} of a recorded pass that is repeated is not what the layer gives, but capturable = "
                         "True; what changes from pass to pass must be in arrays, and drawn by gpucnn.rng"
                     )
     return "replays give the same bits"
@@ -437,7 +437,7 @@ def _is_recorded(subject: _Subject) -> str:
 def _results_of_step(model: Model, x: Any, subject: _Subject) -> dict[str, Any]:
     """Return what a training pass gives and leaves, and what inference gives then."""
     model.zero_grad()
-    y, way_back = model.forward_train(x, repeat=model.jit)
+    y, way_back = model.forward_train(x, capture=model.jit)
     way_back(subject.dy(tuple(y.shape)))
     results = {"y": y, "a gradient": model.flat_gradients().copy()} | model.state_dict()
     return results | {"y of inference": model.forward(x)[0]}
@@ -466,7 +466,7 @@ def _keeps_off_the_host(subject: _Subject) -> str:
 
 
 def _agrees(subject: _Subject) -> str:
-    """Check the numbers on every backend of this machine, in both precisions, against the portable kernels."""
+    """Check the numbers on every backend of this machine, in both precisions, against the reference kernels."""
     names = ["numpy"]
     with contextlib.suppress(BackendUnavailable):
         names.append(get_backend("cupy").name)
@@ -474,10 +474,10 @@ def _agrees(subject: _Subject) -> str:
     for name in names:
         for dtype in ("float32", "float64"):
             model = Model([subject.twin()], subject.input_shape, seed=subject.seed, backend=name, dtype=dtype)
-            result = parity(model, x, backend=name, reference="portable")
+            result = parity(model, x, backend=name, reference="reference")
             if not result.agrees:
                 raise _Wrong(f"on {name} in {dtype}: {result.verdict()}")
-    return f"{', '.join(names)} against portable"
+    return f"{', '.join(names)} against reference"
 
 
 def _is_saved(subject: _Subject) -> str:
@@ -505,10 +505,10 @@ CHECKS: tuple[tuple[str, Callable[[_Subject], str]], ...] = (
     ("evaluation", _evaluates),
     ("gradients", _has_gradients),
     ("gradients add up", _adds_gradients),
-    ("can_skip_input_gradient", _skips_input_gradient),
-    ("can_apply_relu", _applies_relu),
-    ("per_sample", _takes_slices),
-    ("recordable", _is_recorded),
+    ("supports_skip_dx", _skips_input_gradient),
+    ("supports_fused_relu", _applies_relu),
+    ("per_sample", _takes_shards),
+    ("capturable", _is_captured),
     ("device", _keeps_off_the_host),
     ("parity", _agrees),
     ("saving", _is_saved),

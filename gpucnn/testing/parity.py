@@ -171,7 +171,7 @@ def parity(
         x          inputs (N, …), host data; a batch of 16 or more, since few images take paths of their own
         y          labels, for the loss and the gradients of one training step; None leaves that step out
         backend    which to test; the model's own without it
-        reference  what to test against; without it NumPy for a GPU, and the kernels' portable text for NumPy
+        reference  what to test against; without it NumPy for a GPU, and the reference implementation for NumPy
 
     Raises
         ConfigurationError  y is given, but the model is not compiled; or a training goes on
@@ -180,7 +180,7 @@ def parity(
     model.check_not_training("moved to another backend and back, as parity does,")
     tested = model.backend if backend is None else get_backend(backend)
     if reference is None:
-        reference = "portable" if tested.name in ("numpy", "portable") else "numpy"
+        reference = "reference" if tested.name in ("numpy", "reference") else "numpy"
     against = get_backend(reference)
     x = check_inputs(x, model.input_shape, dtype=model.dtype)
     if y is not None:
@@ -374,4 +374,4 @@ def _as_it_was(model: "Model") -> Iterator[dict[str, Any]]:
         model._optimizer = optimizer
         if optimizer is not None:
             with backend.on_device():
-                optimizer.move(backend, backend, model._flat.values)
+                optimizer.rebind(backend, backend, model._flat.values)

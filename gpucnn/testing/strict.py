@@ -110,7 +110,7 @@ class StrictModule:
 
 
 class StrictBackend(Backend):
-    """The portable kernels on a pretended device."""
+    """The reference kernels on a pretended device."""
 
     name = "strict"
     is_host = False

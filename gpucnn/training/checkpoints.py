@@ -24,7 +24,7 @@ from gpucnn.saving.model_file import content
 from gpucnn.saving.tree import Tree
 from gpucnn.training import state
 from gpucnn.training.session import Training
-from gpucnn.training.steps import Steps
+from gpucnn.training.steps import StepRunner
 
 KEY, FORMAT = "gpucnn_training", 1
 BEST = "best.safetensors"
@@ -170,7 +170,7 @@ class Checkpoints:
             self.best = found["best"]
         return found
 
-    def first(self, training: Training, steps: Steps) -> None:
+    def first(self, training: Training, steps: StepRunner) -> None:
         """Save a training that begins, which shows that it can be saved.
 
         Raises:
@@ -181,14 +181,14 @@ class Checkpoints:
         except OSError as error:
             raise self._no_place(error) from error
 
-    def step_made(self, training: Training, steps: Steps) -> None:
+    def step_made(self, training: Training, steps: StepRunner) -> None:
         """Save if it is time."""
         self._steps += 1
         by_steps = self.every_steps is not None and self._steps >= self.every_steps
         if by_steps or (self.every_seconds is not None and time.monotonic() - self._last >= self.every_seconds):
             self.save(training, steps)
 
-    def epoch_over(self, training: Training, steps: Steps, logs: dict[str, float]) -> None:
+    def epoch_over(self, training: Training, steps: StepRunner, logs: dict[str, float]) -> None:
         """Keep the model if it is the best so far, and save unless the last checkpoint is too fresh."""
         if self._monitor is not None:
             self._compare(training, logs[self._monitor])
@@ -196,7 +196,7 @@ class Checkpoints:
         if self.every_steps is not None or not training.has_next_step or self._cost <= may_cost:
             self.save(training, steps)
 
-    def save(self, training: Training, steps: Steps, *, interrupted: bool = False) -> None:
+    def save(self, training: Training, steps: StepRunner, *, interrupted: bool = False) -> None:
         """Write a checkpoint, and remove those that it makes superfluous; where it cannot be written, warn.
 
         That of an interrupted training is written to another place then, which is named.
@@ -218,7 +218,7 @@ class Checkpoints:
                     "folder be written, and the next one will be",
                 )
 
-    def _save_elsewhere(self, training: Training, steps: Steps, failed: str) -> None:
+    def _save_elsewhere(self, training: Training, steps: StepRunner, failed: str) -> None:
         """Write a checkpoint into a new folder in another place, where that of the training cannot take it."""
         self.elsewhere = elsewhere(self.folder.name)
         try:
@@ -239,7 +239,7 @@ class Checkpoints:
 
     # --- writing ------------------------------------------------------------------------------
 
-    def _write(self, training: Training, steps: Steps) -> None:
+    def _write(self, training: Training, steps: StepRunner) -> None:
         started = time.monotonic()
         steps.watch.check()  # a bad one would take the place of a good one
         self._write_best()
@@ -251,7 +251,7 @@ class Checkpoints:
         self._last, self._steps = time.monotonic(), 0
         self._cost = self._last - started
 
-    def _put(self, training: Training, steps: Steps, folder: Path) -> Path:
+    def _put(self, training: Training, steps: StepRunner, folder: Path) -> Path:
         """Write a checkpoint into a folder, and return its path."""
         head = {"format": FORMAT, "python": platform.python_version(), "best": self.best}
         known = {"settings": self._settings, "circumstances": self._circumstances}
@@ -343,7 +343,10 @@ class Checkpoints:
             )
         if then != training.epochs:
             self._lengthen(path, tree, training)
-        if changed := list(state.differences(tree["circumstances"], self._circumstances)):
+        before = tree["circumstances"]
+        if isinstance(before, dict) and before.get("backend") == "portable":  # the name it had before
+            before = {**before, "backend": "reference"}
+        if changed := list(state.differences(before, self._circumstances)):
             _warn(
                 f"the training goes on under other circumstances: {state.in_words(changed)}; its numbers may differ in "
                 "their last bits from those of one that was not interrupted"

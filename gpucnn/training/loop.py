@@ -22,7 +22,7 @@ from gpucnn.training.interrupt import DeferredInterrupt
 from gpucnn.training.progress import Silent, make_progress
 from gpucnn.training.session import Training
 from gpucnn.training.state import restore
-from gpucnn.training.steps import Steps, make_steps
+from gpucnn.training.steps import StepRunner, make_step_runner
 
 EVALUATION_BATCH = 256
 
@@ -70,7 +70,7 @@ class Trainer(Training):
         model, checkpoints = self.model, self.checkpoints
         pairs = [self.data] if self.validation_data is None else [self.data, self.validation_data]
         data, *validation = to_device(model, *pairs, batch_size=self.batch_size)
-        steps = make_steps(model, data, self.batch_size, self.augment, self.check_numerics)
+        steps = make_step_runner(model, data, self.batch_size, self.augment, self.check_numerics)
         self.watch = steps.watch
         model.stop_training = False
         for callback in self.callbacks:
@@ -90,7 +90,7 @@ class Trainer(Training):
             callback.on_fit_end(model)
         return self.history
 
-    def _fit_epoch(self, steps: Steps, progress: Silent, validation: Pair | None = None) -> dict[str, float]:
+    def _fit_epoch(self, steps: StepRunner, progress: Silent, validation: Pair | None = None) -> dict[str, float]:
         """Train for one epoch, or what is left of it, and validate; return its numbers."""
         model, parts = self.model, self.batches_of_epoch()
         progress.begin_epoch(self.epoch, self.epochs, len(parts), self.step, self._seconds_of_epochs())
@@ -106,7 +106,7 @@ class Trainer(Training):
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         return logs
 
-    def _train_epoch(self, steps: Steps, parts: Sequence[slice], progress: Silent) -> dict[str, float]:
+    def _train_epoch(self, steps: StepRunner, parts: Sequence[slice], progress: Silent) -> dict[str, float]:
         """Visit every sample of these batches once, in the order that seed and epoch give, or those that are left."""
         model, checkpoints, count = self.model, self.checkpoints, len(self.data[0])
         if not self.step:
@@ -119,9 +119,9 @@ class Trainer(Training):
         for part in parts[self.step :]:
             if self.step and model.stop_training:
                 break
-            rates = model.optimizer.rates_at(self.epoch + part.start / count, self.epochs)
+            rates = model.optimizer.learning_rates_at(self.epoch + part.start / count, self.epochs)
             model.bind()
-            steps.make(part, rates)
+            steps.run(part, rates)
             self.learning_rate = rates[0]
             self.progress = min(self.epoch + part.stop / count, self.epochs), self.epochs
             progress.step(steps.totals)
@@ -141,7 +141,7 @@ class Trainer(Training):
         times = {"seconds": seconds, "step_seconds": seconds / self.step}
         return logs | so_far | {"learning_rate": self.learning_rate} | times
 
-    def _stop_if_interrupted(self, checkpoints: Checkpoints, steps: Steps) -> None:
+    def _stop_if_interrupted(self, checkpoints: Checkpoints, steps: StepRunner) -> None:
         """End the run here, with a checkpoint of now, if Ctrl-C or SIGTERM asked for it."""
         if self._interrupt is not None and self._interrupt.requested:
             checkpoints.save(self, steps, interrupted=True)

@@ -13,13 +13,13 @@ from typing import Any
 
 from gpucnn.callbacks import Callback
 from gpucnn.core.checks import is_integer, is_number
-from gpucnn.core.config import Configurable
+from gpucnn.core.config import Configurable, with_current_names
 from gpucnn.data.batches import batches, steps_of
 from gpucnn.data.fingerprint import fingerprint
 from gpucnn.errors import CheckpointError, GpucnnError
 from gpucnn.saving.tree import Tree, misfit
 from gpucnn.training.session import Training
-from gpucnn.training.steps import Steps
+from gpucnn.training.steps import StepRunner
 from gpucnn.version import __version__
 
 MOST_SAID = 6  # differences that a message names
@@ -63,6 +63,7 @@ def settings(training: Training) -> dict[str, Any]:
 
 def completed(known: dict[str, Any], training: Training) -> dict[str, Any]:
     """Return the settings of a checkpoint with arguments of callbacks that are newer than it, at their defaults."""
+    known = with_current_names(known)
     callbacks, held = _stateful(training), known.get("callbacks")
     if not isinstance(held, list) or len(held) != len(callbacks) or not all(isinstance(one, dict) for one in held):
         return known
@@ -128,10 +129,13 @@ def same_so_far(training: Training, tree: Tree, epochs: float) -> bool:
     parts = list(batches(count, training.batch_size))
     made = [(epoch, part.start) for epoch in range(last) for part in parts] + [(last, p.start) for p in parts[:step]]
     points = [epoch + start / count for epoch, start in made]
-    return all(optimizer.rates_at(point, epochs) == optimizer.rates_at(point, training.epochs) for point in points)
+    return all(
+        optimizer.learning_rates_at(point, epochs) == optimizer.learning_rates_at(point, training.epochs)
+        for point in points
+    )
 
 
-def gather(training: Training, steps: Steps) -> Tree:
+def gather(training: Training, steps: StepRunner) -> Tree:
     """Return the tree, with copies of all arrays on the host."""
     model, to_host = training.model, training.model.backend.to_host
     held = {
@@ -160,7 +164,7 @@ def gather(training: Training, steps: Steps) -> Tree:
     }
 
 
-def restore(training: Training, steps: Steps, tree: Tree) -> None:
+def restore(training: Training, steps: StepRunner, tree: Tree) -> None:
     """Put everything back that `gather` returned; the callbacks have been told that the fit begins.
 
     Within an epoch they are told that it begins as well, before their states are put back: one without a state finds
@@ -172,6 +176,8 @@ def restore(training: Training, steps: Steps, tree: Tree) -> None:
     model = training.model
     weights, counts = model.state_dict(), (model.epochs_trained, training.progress, model.optimizer.steps)
     slots = model.optimizer.state_dict(model.backend)
+    if isinstance(saved := tree["optimizer"].get("slots"), dict):
+        tree["optimizer"]["slots"] = model.optimizer.with_current_slots(saved)
     try:
         if wrong := _misfit(training, steps, tree):
             raise CheckpointError(wrong)
@@ -188,7 +194,7 @@ def restore(training: Training, steps: Steps, tree: Tree) -> None:
         ) from error
 
 
-def _restore(training: Training, steps: Steps, tree: Tree) -> None:
+def _restore(training: Training, steps: StepRunner, tree: Tree) -> None:
     model, held, position = training.model, tree["model"], tree["position"]
     training.epoch, training.step, training.seconds = position["epoch"], position["step"], position["seconds"]
     training.learning_rate = position["learning_rate"]
@@ -211,7 +217,7 @@ def _restore(training: Training, steps: Steps, tree: Tree) -> None:
         steps.totals.load_state(tree["totals"])
 
 
-def _misfit(training: Training, steps: Steps, tree: Tree) -> str:
+def _misfit(training: Training, steps: StepRunner, tree: Tree) -> str:
     """Return in words what of a tree is not of the form of what this training saves, or ""."""
     own, varies = gather(training, steps), {"history": None, "samples": None, "totals": None, "callbacks": None}
     parameters = training.model.parameters()

@@ -7,7 +7,7 @@ import pytest
 
 from gpucnn.backends import get_backend
 from gpucnn.backends.numpy import arena, known_calls, workspace
-from gpucnn.backends.numpy.tracer import Recorder
+from gpucnn.backends.numpy.tracer import Tracer
 
 ENGINE = get_backend("numpy")
 
@@ -21,7 +21,7 @@ def rows(x):
 
 
 def captured(function):
-    return Recorder(arena.Arena(), workspace.given_away).record(function, numbers(0))
+    return Tracer(arena.Arena(), workspace.given_away).trace(function, numbers(0))
 
 
 def in_place(change):
@@ -113,28 +113,28 @@ CALLS = {
 
 
 @pytest.mark.parametrize(("group", "number"), [(group, n) for group, calls in CALLS.items() for n in range(len(calls))])
-def test_listed_calls_replay_the_same_bits(group, number):
+def test_known_calls_replay_the_same_bits(group, number):
     function = CALLS[group][number]
     with np.errstate(all="ignore"):
         first, replay = captured(function)
-        assert replay.gave_up == ""
+        assert replay.failure == ""
         for seed, result in ((0, first.copy()), (1, replay(numbers(1)).copy()), (2, replay(numbers(2)))):
             expected = np.asarray(function(numbers(seed)))
             assert result.dtype == expected.dtype
             assert result.copy().tobytes() == expected.tobytes()
 
 
-def test_a_mask_that_is_true_nowhere_when_it_is_captured_is_written_by_later():
+def test_mask_that_is_empty_at_capture_is_written_through_on_replay():
     def function(x):
         y = x * 1
         y[x > 0] = 7.0
         return y
 
-    _, replay = Recorder(arena.Arena(), workspace.given_away).record(function, -np.ones((3, 4), "float32"))
+    _, replay = Tracer(arena.Arena(), workspace.given_away).trace(function, -np.ones((3, 4), "float32"))
     np.testing.assert_array_equal(replay(np.ones((3, 4), "float32")), np.full((3, 4), 7.0))
 
 
-def test_every_function_of_the_list_is_tried():
+def test_known_calls_are_all_tested():
     text = Path(__file__).read_text(encoding="utf-8")
     for function in (
         known_calls.OF_ARRAYS
@@ -151,7 +151,7 @@ UFUNCS = sorted(known_calls.UFUNCS, key=lambda ufunc: ufunc.__name__)
 
 
 @pytest.mark.parametrize("ufunc", UFUNCS, ids=lambda ufunc: ufunc.__name__)
-def test_listed_ufuncs_replay_the_same_bits(ufunc):
+def test_known_ufuncs_replay_the_same_bits(ufunc):
     def function(x):
         given = [x, x[::-1] + 1][: ufunc.nin]
         if ufunc.signature is not None:
@@ -167,7 +167,7 @@ def test_listed_ufuncs_replay_the_same_bits(ufunc):
         except (TypeError, ValueError):
             pytest.skip("of dates, or of text")
         _, replay = captured(function)
-        assert replay.gave_up == ""
+        assert replay.failure == ""
         assert replay(numbers(3)).tobytes() == function(numbers(3)).tobytes()
 
 
@@ -215,18 +215,18 @@ FALLS_BACK = {
 
 
 @pytest.mark.parametrize("reason", FALLS_BACK)
-def test_what_is_not_listed_falls_back_with_its_reason(reason):
+def test_unknown_calls_fall_back_with_a_reason(reason):
     function = FALLS_BACK[reason]
     result, replay = captured(function)
-    assert replay.gave_up
-    assert reason.replace("numpy.eye", "numpy.linspace") in replay.gave_up
+    assert replay.failure
+    assert reason.replace("numpy.eye", "numpy.linspace") in replay.failure
     np.testing.assert_array_equal(result, function(numbers(0)))
 
 
-def test_arrays_that_are_read_by_dlpack_fall_back():
+def test_dlpack_reads_fall_back():
     def function(x):
         return x + np.from_dlpack(x.copy()).sum()
 
     result, replay = captured(function)
-    assert replay.gave_up  # at `__dlpack__`, or where NumPy asks for it past the array's class, at the number
+    assert replay.failure  # at `__dlpack__`, or where NumPy asks for it past the array's class, at the number
     np.testing.assert_array_equal(result, function(numbers(0)))

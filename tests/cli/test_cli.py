@@ -284,11 +284,11 @@ def test_bench_measures_and_writes(run, tmp_path):
     status, shown, _ = run(*f"bench lenet --backend numpy --batch-size 16 --seconds 0.1 --json {file}".split())
     assert status == 0
     assert "lenet" in shown
-    assert "× portable" in shown
+    assert "× reference" in shown
     report = json.loads(file.read_text())
     (timing,) = report["timings"]
     assert report["batch_size"] == timing["batch_size"] == 16
-    assert min(timing["train_seconds"], timing["inference_seconds"], timing["portable_train_seconds"]) > 0
+    assert min(timing["train_seconds"], timing["inference_seconds"], timing["reference_train_seconds"]) > 0
     assert timing["train_flops"] == 3 * 16 * 2 * (
         28 * 28 * 6 * 25 + 10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10
     )

@@ -11,7 +11,7 @@ import gpucnn
 from gpucnn import datasets, optimizers, schedules
 from gpucnn import layers as L
 from gpucnn.backends import Backend
-from gpucnn.backends.image_transform import ONE, Placement
+from gpucnn.backends.image_transform import ONE, ImageTransform
 from gpucnn.core.config import Configurable
 from gpucnn.data.augment import (
     AlternatingFlip,
@@ -35,10 +35,10 @@ def images(rng, count=9):
     return rng.integers(0, 256, (count, H, W, C)).astype("uint8")
 
 
-FAR = 3 * H  # pixels, further than any placement reaches
+FAR = 3 * H  # pixels, further than any shift reaches
 
 
-def turned(image, cosine, sine, around):
+def rotated(image, cosine, sine, rotation_fill):
     """One image by plain loops over single pixels, in fractions; half of a unit is rounded up."""
     height, width = image.shape[:2]
     result = np.zeros(image.shape, object)
@@ -53,7 +53,7 @@ def turned(image, cosine, sine, around):
                     weight = (1 - abs(row - i)) * (1 - abs(column - j))
                     inside = 0 <= i < height and 0 <= j < width
                     for c in range(image.shape[2]):
-                        result[h, w, c] += weight * (int(image[i, j, c]) if inside else around)
+                        result[h, w, c] += weight * (int(image[i, j, c]) if inside else rotation_fill)
     return result
 
 
@@ -61,67 +61,86 @@ def rounded(values):
     return np.vectorize(lambda value: math.floor(value + Fraction(1, 2)), otypes=[float])(values)
 
 
-def placed(image, down=0, right=0, flip=0, hole_top=0, hole_left=0, hole=0, fill=0, size=(H, W), beside=None, **turn):
-    """One image by plain loops, what lies beside it by NumPy's own padding."""
-    OH, OW = size
+def transformed(
+    image,
+    shift_y=0,
+    shift_x=0,
+    crop_size=(H, W),
+    border=None,
+    flip=0,
+    cutout_top=0,
+    cutout_left=0,
+    cutout=0,
+    cutout_fill=0,
+    **rotation,
+):
+    """One image by plain loops; NumPy pads it."""
+    OH, OW = crop_size
     result = np.zeros((OH, OW, C))
-    options = {"mode": "reflect"} if beside is None else {"constant_values": beside}
-    if turn:
-        image = rounded(turned(image, **turn))
+    options = {"mode": "reflect"} if border is None else {"constant_values": border}
+    if rotation:
+        image = rounded(rotated(image, **rotation))
     wide = np.pad(image, ((FAR, FAR), (FAR, FAR), (0, 0)), **options)
     for h in range(OH):
         for w in range(OW):
             column = OW - 1 - w if flip else w
-            pixel = wide[FAR + h - down, FAR + column - right]
-            inside = hole_top <= h < hole_top + hole and hole_left <= w < hole_left + hole
-            result[h, w] = fill / 255 if inside else pixel / 255
+            pixel = wide[FAR + h - shift_y, FAR + column - shift_x]
+            inside = cutout_top <= h < cutout_top + cutout and cutout_left <= w < cutout_left + cutout
+            result[h, w] = cutout_fill / 255 if inside else pixel / 255
     return result
 
 
-TURNED = {
+ROTATED = {
     # nothing; a quarter, which lands between pixels; about 30° to the right; 20 % larger; 100° to the left and smaller
     "cosine": [ONE, 0, 14189, 13653, -4000],
     "sine": [0, ONE, -8192, 0, 22000],
-    "around": 60,
+    "rotation_fill": 60,
 }
 
-PLACEMENTS = {
+TRANSFORMS = {
     "nothing": {},
-    "moved": {"down": [-4, -1, 0, 1, 5], "right": [4, 2, 0, -3, -4]},
-    "cropped": {"down": [-2, -1, 0, -2, 0], "right": [0, -1, -2, -2, 0], "size": (4, 3)},
-    "padded and cropped": {"down": [2, -3, 1, 0, -6], "right": [-1, 2, 0, 9, -4], "size": (5, 4), "beside": 33},
-    "larger": {"down": [0, 3, 2, 1, 3], "right": [3, 0, 1, 1, 2], "size": (9, 8), "flip": [1, 0, 1, 0, 1]},
-    "mirrored": {"flip": [1, 0, 1, 0, 0]},
-    "moved over a value": {"down": [-4, -1, 0, 1, 6], "right": [5, 2, 0, -3, -4], "beside": 200},
-    "painted": {"hole_top": [-2, 0, 4, 5, 2], "hole_left": [1, -1, 3, 4, 2], "hole": 3, "fill": 77},
-    "turned": TURNED,
-    "turned, moved, mirrored": TURNED | {"down": [1, -2, 0, 1, 0], "right": [0, 2, -1, 0, 1], "flip": [1, 0, 1, 0, 1]},
-    "turned and cropped": TURNED | {"down": [-2, 3, 0, 1, -6], "right": [0, 2, -4, -2, 1], "size": (4, 4), "beside": 3},
+    "shifted": {"shift_y": [-4, -1, 0, 1, 5], "shift_x": [4, 2, 0, -3, -4]},
+    "cropped": {"shift_y": [-2, -1, 0, -2, 0], "shift_x": [0, -1, -2, -2, 0], "crop_size": (4, 3)},
+    "padded and cropped": {
+        "shift_y": [2, -3, 1, 0, -6],
+        "shift_x": [-1, 2, 0, 9, -4],
+        "crop_size": (5, 4),
+        "border": 33,
+    },
+    "larger": {"shift_y": [0, 3, 2, 1, 3], "shift_x": [3, 0, 1, 1, 2], "crop_size": (9, 8), "flip": [1, 0, 1, 0, 1]},
+    "flipped": {"flip": [1, 0, 1, 0, 0]},
+    "shifted over a value": {"shift_y": [-4, -1, 0, 1, 6], "shift_x": [5, 2, 0, -3, -4], "border": 200},
+    "cutout only": {"cutout_top": [-2, 0, 4, 5, 2], "cutout_left": [1, -1, 3, 4, 2], "cutout": 3, "cutout_fill": 77},
+    "rotated": ROTATED,
+    "rotated, shifted, flipped": ROTATED
+    | {"shift_y": [1, -2, 0, 1, 0], "shift_x": [0, 2, -1, 0, 1], "flip": [1, 0, 1, 0, 1]},
+    "rotated and cropped": ROTATED
+    | {"shift_y": [-2, 3, 0, 1, -6], "shift_x": [0, 2, -4, -2, 1], "crop_size": (4, 4), "border": 3},
     "all": {
-        "down": [-4, -1, 0, 1, 5],
-        "right": [4, 2, 0, -3, -4],
+        "shift_y": [-4, -1, 0, 1, 5],
+        "shift_x": [4, 2, 0, -3, -4],
         "flip": [1, 0, 1, 1, 0],
-        "hole_top": [-2, 0, 4, 5, 2],
-        "hole_left": [1, -1, 3, 4, 2],
-        "hole": 2,
-        "fill": 200,
+        "cutout_top": [-2, 0, 4, 5, 2],
+        "cutout_left": [1, -1, 3, 4, 2],
+        "cutout": 2,
+        "cutout_fill": 200,
     },
     "all, cropped": {
-        "down": [-4, -1, 0, 1, 5],
-        "right": [4, 2, 0, -3, -4],
-        "size": (4, 7),
-        "beside": 9,
+        "shift_y": [-4, -1, 0, 1, 5],
+        "shift_x": [4, 2, 0, -3, -4],
+        "crop_size": (4, 7),
+        "border": 9,
         "flip": [1, 0, 1, 1, 0],
-        "hole_top": [-2, 0, 4, 3, 2],
-        "hole_left": [1, -1, 6, 4, 2],
-        "hole": 2,
-        "fill": 200,
+        "cutout_top": [-2, 0, 4, 3, 2],
+        "cutout_left": [1, -1, 6, 4, 2],
+        "cutout": 2,
+        "cutout_fill": 200,
     },
 }
 
 
 def on_backend(backend, fields):
-    return Placement(
+    return ImageTransform(
         **{
             name: backend.from_host(np.array(value, "int32")) if isinstance(value, list) else value
             for name, value in fields.items()
@@ -130,10 +149,10 @@ def on_backend(backend, fields):
 
 
 @pytest.mark.parametrize("kind", ["uint8", "float32"])
-@pytest.mark.parametrize("name", PLACEMENTS)
+@pytest.mark.parametrize("name", TRANSFORMS)
 def test_meaning(backend, rng, name, kind):
     """Picked out of order, and twice. Turned floats are not rounded to whole pixel values, as turned bytes are."""
-    x, fields, picked = images(rng), PLACEMENTS[name], [7, 0, 3, 3, 8]
+    x, fields, picked = images(rng), TRANSFORMS[name], [7, 0, 3, 3, 8]
     data = x if kind == "uint8" else x.astype("float32") / 255
     batch = backend.load_batch(
         backend.from_host(data), backend.from_host(np.array(picked)), "float32", on_backend(backend, fields)
@@ -141,16 +160,16 @@ def test_meaning(backend, rng, name, kind):
     assert batch.dtype == "float32"
     for place, number in enumerate(picked):
         one = {key: value[place] if isinstance(value, list) else value for key, value in fields.items()}
-        difference = np.abs(backend.to_host(batch)[place] - placed(x[number], **one).astype("float32"))
+        difference = np.abs(backend.to_host(batch)[place] - transformed(x[number], **one).astype("float32"))
         assert difference.max() <= (0 if kind == "uint8" or "cosine" not in fields else 0.5001 / 255), place
 
 
 def test_turned_floats_are_means_of_four(backend, rng):
     x = images(rng)[:5]
     data = backend.from_host(x / 255)
-    batch = backend.to_host(backend.load_batch(data, slice(0, 5), "float64", on_backend(backend, TURNED)))
+    batch = backend.to_host(backend.load_batch(data, slice(0, 5), "float64", on_backend(backend, ROTATED)))
     for n in range(5):
-        expected = turned(x[n], TURNED["cosine"][n], TURNED["sine"][n], TURNED["around"]).astype(float) / 255
+        expected = rotated(x[n], ROTATED["cosine"][n], ROTATED["sine"][n], ROTATED["rotation_fill"]).astype(float) / 255
         assert np.abs(batch[n] - expected).max() < 1e-12
 
 
@@ -159,8 +178,8 @@ def test_quarter_turns_are_exact(backend, rng, quarters):
     """Counter-clockwise, as NumPy turns a square image; both signs of each axis."""
     x = rng.integers(0, 256, (4, 7, 7, 2)).astype("uint8")
     cosine, sine = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarters]
-    placement = on_backend(backend, {"cosine": [cosine * ONE] * 4, "sine": [sine * ONE] * 4})
-    batch = backend.load_batch(backend.from_host(x), slice(0, 4), "float64", placement)
+    transform = on_backend(backend, {"cosine": [cosine * ONE] * 4, "sine": [sine * ONE] * 4})
+    batch = backend.load_batch(backend.from_host(x), slice(0, 4), "float64", transform)
     assert np.array_equal(backend.to_host(batch), np.rot90(x, quarters, axes=(1, 2)) / 255)
 
 
@@ -171,13 +190,13 @@ def test_engines_turn_as_the_portable_text_does(backend, shape):
     x = generator.integers(0, 256, (70, *shape)).astype("uint8")
     x[:10] = 255
     angles, inverses = generator.uniform(-4, 4, 70), generator.uniform(0.5, 2, 70)
-    fields = {"cosine": (ONE * inverses * np.cos(angles)).astype("int32"), "around": 255}
+    fields = {"cosine": (ONE * inverses * np.cos(angles)).astype("int32"), "rotation_fill": 255}
     fields["sine"] = (ONE * inverses * np.sin(angles)).astype("int32")
     batches = []
     for other in (backend, Backend()):
-        arrays = {key: other.from_host(value) if key != "around" else value for key, value in fields.items()}
+        arrays = {key: other.from_host(value) if key != "rotation_fill" else value for key, value in fields.items()}
         batches.append(
-            other.to_host(other.load_batch(other.from_host(x), slice(0, 70), "float32", Placement(**arrays)))
+            other.to_host(other.load_batch(other.from_host(x), slice(0, 70), "float32", ImageTransform(**arrays)))
         )
     assert np.array_equal(*batches)
     assert batches[0].max() == 1
@@ -201,17 +220,17 @@ def test_the_same_bits_on_every_backend(backend, rng, augment, dtype):
         words = other.random_bits(5, 6, 9 * count_random_words(augment)).reshape(9, -1)
         per_image = other.random_bits(7, 8, 9 * count_random_words(augment, per_image=True)).reshape(9, -1)
         on_device = other.from_host(picked)
-        placement = AugmentationPipeline(augment, other, (H, W), per_image).sample(words, on_device)
-        batches.append(other.to_host(other.load_batch(other.from_host(x), on_device, dtype, placement)))
+        transform = AugmentationPipeline(augment, other, (H, W), per_image).sample(words, on_device)
+        batches.append(other.to_host(other.load_batch(other.from_host(x), on_device, dtype, transform)))
     assert np.array_equal(*batches)
     assert batches[0].shape != x.shape or not np.array_equal(batches[0], x[picked] / 255)
 
 
 def test_a_slice_of_the_data(backend, rng):
-    x, fields = images(rng), PLACEMENTS["mirrored"]
+    x, fields = images(rng), TRANSFORMS["flipped"]
     batch = backend.load_batch(backend.from_host(x), slice(2, 7), "float32", on_backend(backend, fields))
     for place in range(5):
-        expected = placed(x[2 + place], flip=fields["flip"][place])
+        expected = transformed(x[2 + place], flip=fields["flip"][place])
         assert np.array_equal(backend.to_host(batch)[place], expected.astype("float32"))
 
 
@@ -229,15 +248,15 @@ def test_what_is_drawn():
     assert not drawn(Flip(0))["flip"].any()
     assert drawn(Flip(1))["flip"].all()
     assert drawn(AlternatingFlip())["flip"].mean() == pytest.approx(0.5, abs=0.015)
-    for offsets in (drawn(Translate(2))["down"], drawn(Translate(2))["right"]):
+    for offsets in (drawn(Translate(2))["shift_y"], drawn(Translate(2))["shift_x"]):
         values, counts = np.unique(offsets, return_counts=True)
         assert values.tolist() == [-2, -1, 0, 1, 2]
         assert np.abs(counts / offsets.size - 0.2).max() < 0.012
-    assert np.abs(np.corrcoef(drawn(Translate(2))["down"], drawn(Translate(2))["right"])[0, 1]) < 0.03
-    hole = drawn(Cutout(3))
-    assert np.unique(hole["hole_top"]).tolist() == list(range(-1, H - 1))
-    assert np.unique(hole["hole_left"]).tolist() == list(range(-1, W - 1))
-    assert (hole["hole"], hole["fill"]) == (3, 128)
+    assert np.abs(np.corrcoef(drawn(Translate(2))["shift_y"], drawn(Translate(2))["shift_x"])[0, 1]) < 0.03
+    cutout = drawn(Cutout(3))
+    assert np.unique(cutout["cutout_top"]).tolist() == list(range(-1, H - 1))
+    assert np.unique(cutout["cutout_left"]).tolist() == list(range(-1, W - 1))
+    assert (cutout["cutout"], cutout["cutout_fill"]) == (3, 128)
 
 
 def test_angles_and_factors_are_drawn_evenly():
@@ -312,13 +331,13 @@ def test_words_that_last_are_those_of_the_sample(backend):
     for epoch, expected in enumerate([[1, 1, 0], [0, 0, 1], [1, 1, 0]]):
         pipeline.begin_epoch(epoch)
         for number in (backend.from_host(picked), slice(0, 3)):
-            placement = pipeline.sample(backend.from_host(words), number)
-            assert placement.flip.dtype == "int32"
-            flips = backend.to_host(placement.flip).tolist()
+            transform = pipeline.sample(backend.from_host(words), number)
+            assert transform.flip.dtype == "int32"
+            flips = backend.to_host(transform.flip).tolist()
             assert flips == (expected if not isinstance(number, slice) else [int(f) ^ epoch % 2 for f in (1, 0, 0)])
-            assert backend.to_host(placement.hole_top).tolist() == [7 % H, 9 % H, 11 % H]
-            assert backend.to_host(placement.down).tolist() == [-1, 0, 1]
-            assert backend.to_host(placement.right).tolist() == [0, 1, -1]
+            assert backend.to_host(transform.cutout_top).tolist() == [7 % H, 9 % H, 11 % H]
+            assert backend.to_host(transform.shift_y).tolist() == [-1, 0, 1]
+            assert backend.to_host(transform.shift_x).tolist() == [0, 1, -1]
 
 
 def test_alternating_flips_show_each_image_both_ways():
@@ -347,15 +366,15 @@ def test_crops_are_parts_of_the_padded_image(backend, rng, crop, padding, size):
     wide = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), **options) if padding else x
     tops, lefts = wide.shape[1] - OH + 1, wide.shape[2] - OW + 1
     words = rng.integers(0, 2**32, (9, 2)).astype("uint32")
-    placement = AugmentationPipeline([crop], backend, (H, W)).sample(backend.from_host(words))
-    batch = backend.load_batch(backend.from_host(x), slice(0, 9), "float32", placement)
+    transform = AugmentationPipeline([crop], backend, (H, W)).sample(backend.from_host(words))
+    batch = backend.load_batch(backend.from_host(x), slice(0, 9), "float32", transform)
     assert batch.shape == (9, OH, OW, C)
     for n, image in enumerate(backend.to_host(batch)):
         top, left = words[n] % (tops, lefts)
         expected = wide[n, top : top + OH, left : left + OW]
         assert np.array_equal(np.rint(image * 255), expected), n
     many = drawn(crop)
-    for what, count in (("down", tops), ("right", lefts)):
+    for what, count in (("shift_y", tops), ("shift_x", lefts)):
         values, counts = np.unique(many[what], return_counts=True)
         assert values.tolist() == list(range(padding - count + 1, padding + 1))
         assert np.abs(counts / many[what].size - 1 / count).max() < 0.015

@@ -30,7 +30,7 @@ from gpucnn.backends.numpy import (
     winograd_1d,
     workspace,
 )
-from gpucnn.backends.numpy.tracer import Recorder, Traced, as_one, each_time, plain
+from gpucnn.backends.numpy.tracer import TracedArray, Tracer, as_single_call, on_replay, untraced
 from gpucnn.data.augment import Flip, Translate
 from gpucnn.engine import replicas
 from gpucnn.errors import ConfigurationError, NumericError
@@ -85,7 +85,7 @@ def in_several_blocks(x):
     return total
 
 
-@as_one
+@as_single_call
 def _largest_alone(x):
     if x.max() > 0:  # decides by a number
         x[x < x.max()] = 0
@@ -136,13 +136,13 @@ FUNCTIONS = {
     "decides as one": decides_as_one,
     "counts": lambda x: x * np.count_nonzero(x > 0, keepdims=True),
     "places": lambda x: x[:, 1] * x.argmax() + x.repeat(2, axis=0)[: len(x), 0] + x.argmax(axis=0).sum(),
-    "draws": lambda x: x * each_time(lambda: np.arange(x.size, dtype=np.float32).reshape(x.shape)),
+    "draws": lambda x: x * on_replay(lambda: np.arange(x.size, dtype=np.float32).reshape(x.shape)),
     "itself": lambda x: x,
 }
 
 
-def recorder():
-    return Recorder(arena.Arena(), workspace.given_away)
+def new_tracer():
+    return Tracer(arena.Arena(), workspace.given_away)
 
 
 def numbers(seed, batch=16):
@@ -153,12 +153,12 @@ def numbers(seed, batch=16):
 
 @pytest.mark.parametrize("batch", [3, 16], ids=["channels innermost", "batch innermost"])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_repeat_is_what_the_function_returns(name, batch):
-    function, own = FUNCTIONS[name], recorder()
-    first, repeat = own.record(function, numbers(0, batch))
-    assert repeat.gave_up == ""
+def test_replay_returns_what_the_function_returns(name, batch):
+    function, own = FUNCTIONS[name], new_tracer()
+    first, replay = own.trace(function, numbers(0, batch))
+    assert replay.failure == ""
     assert type(first) is np.ndarray
-    for seed, result in ((0, first.copy()), (1, repeat(numbers(1, batch)).copy()), (2, repeat(numbers(2, batch)))):
+    for seed, result in ((0, first.copy()), (1, replay(numbers(1, batch)).copy()), (2, replay(numbers(2, batch)))):
         expected = np.asarray(function(numbers(seed, batch)))
         assert result.dtype == expected.dtype
         assert result.tobytes() == expected.tobytes(), seed
@@ -217,48 +217,48 @@ UNNOTED = {
 
 
 @pytest.mark.parametrize("name", UNNOTED)
-def test_what_cannot_be_noted_is_given_up_and_computed_all_the_same(name):
+def test_capture_gives_up_what_it_cannot_trace_and_computes_it(name):
     function, why = UNNOTED[name]
-    own = recorder()
-    result, repeat = own.record(function, numbers(0))
-    assert why in repeat.gave_up
+    own = new_tracer()
+    result, replay = own.trace(function, numbers(0))
+    assert why in replay.failure
     np.testing.assert_array_equal(result, function(numbers(0)))
 
 
-def test_a_recorder_notes_what_its_own_thread_does_and_nothing_else():
-    own, seen = recorder(), []
+def test_capture_notes_its_own_thread_alone():
+    own, seen = new_tracer(), []
 
     def function(x):
         y = x + 1
-        other = threading.Thread(target=lambda: seen.append((type(y * 2), tracer.recorder())))
+        other = threading.Thread(target=lambda: seen.append((type(y * 2), tracer.current_tracer())))
         other.start()
         other.join()
         return y
 
-    own.record(function, numbers(0))
+    own.trace(function, numbers(0))
     assert seen == [(np.ndarray, None)]
-    assert tracer.recorder() is None
+    assert tracer.current_tracer() is None
 
 
-def test_an_error_ends_the_recording():
+def test_capture_ends_on_an_error():
     with pytest.raises(ZeroDivisionError):
-        recorder().record(lambda x: x / (1 // 0), numbers(0))
-    assert tracer.recorder() is None
+        new_tracer().trace(lambda x: x / (1 // 0), numbers(0))
+    assert tracer.current_tracer() is None
 
 
-def test_warnings_are_given_as_they_would_be():
+def test_capture_passes_warnings_on():
     def function(x):
         with np.errstate(divide="ignore"):
             return 1 / (x - x)
 
-    _, repeat = recorder().record(function, numbers(0))
+    _, replay = new_tracer().trace(function, numbers(0))
     with np.errstate(all="raise"):
         with pytest.raises(FloatingPointError):
             1 / np.zeros(3)
-        repeat(numbers(1))
+        replay(numbers(1))
 
 
-def test_memory_is_used_again_within_a_recording():
+def test_capture_reuses_memory():
     def chain(x, length):
         for _ in range(length):
             x = np.add(x.transpose(0, 2, 1, 3), 1)
@@ -268,28 +268,28 @@ def test_memory_is_used_again_within_a_recording():
 
     held = []
     for length in (2, 40):
-        own = recorder()
-        own.record(lambda x, length=length: chain(x, length), np.zeros((64, 16, 16, 8), np.float32))
-        held.append(own.held())
+        own = new_tracer()
+        own.trace(lambda x, length=length: chain(x, length), np.zeros((64, 16, 16, 8), np.float32))
+        held.append(own.nbytes())
     assert held[1] == held[0] < 5 * (64 * 16 * 16 * 8 * 4)
 
 
-def test_what_is_recorded_is_not_kept_by_what_was_traced():
-    own, made = recorder(), []
-    _, repeat = own.record(lambda x: made.append(x + 1) or made[0] * 2, numbers(0))
-    assert isinstance(made[0], Traced)
+def test_capture_is_not_kept_alive_by_traced_arrays():
+    own, made = new_tracer(), []
+    _, replay = own.trace(lambda x: made.append(x + 1) or made[0] * 2, numbers(0))
+    assert isinstance(made[0], TracedArray)
     del made[:]
     gc.collect()
     assert not any(block.in_use() for blocks in own._arena.blocks.values() for block in blocks)
-    np.testing.assert_array_equal(repeat(numbers(3)), (numbers(3) + 1) * 2)
+    np.testing.assert_array_equal(replay(numbers(3)), (numbers(3) + 1) * 2)
 
 
-def test_traced_arrays_are_plain_ones_where_nobody_records():
-    x, own = numbers(0), recorder()
-    traced = own.seen(x)
-    assert plain(traced).base is x or plain(traced).base.base is x
+def test_traced_arrays_are_plain_without_capture():
+    x, own = numbers(0), new_tracer()
+    traced = own.traced(x)
+    assert untraced(traced).base is x or untraced(traced).base.base is x
     results = [traced + 1, traced[0], traced[0, 0, 0, 0], traced.copy(), traced.astype("f8"), np.stack([traced, x])]
-    assert not any(isinstance(result, Traced) for result in results)
+    assert not any(isinstance(result, TracedArray) for result in results)
     traced[0] = 5
     assert (x[0] == 5).all()
     assert float(traced.sum()) == float(x.sum())
@@ -310,12 +310,10 @@ KERNELS = (
 
 
 @pytest.mark.parametrize("module", KERNELS, ids=lambda module: module.__name__.rpartition(".")[2])
-def test_kernels_take_memory_where_a_recorder_gives_it(module):
+def test_kernels_take_memory_from_the_tracer(module):
     text = inspect.getsource(module)
-    for untraced in ("np.zeros(", "np.empty(", "np.ascontiguousarray(", "np.asarray("):
-        assert untraced not in text, (
-            f"{untraced}…) makes arrays of which nothing is noted; see memory.py and memory_layout.py"
-        )
+    for past in ("np.zeros(", "np.empty(", "np.ascontiguousarray(", "np.asarray("):
+        assert past not in text, f"{past}…) makes arrays of which nothing is noted; see memory.py and memory_layout.py"
 
 
 # --- layers and networks ----------------------------------------------------------------------
@@ -350,12 +348,12 @@ def train(models, steps, input_shape, batch=32, start=0):
     assert_same(models)
 
 
-def repeats(model, train=True):
+def replays(model, train=True):
     """Whether the model has a recorded pass that serves."""
-    sliced = model._sliced_trunk if train else model._sliced
-    assert sliced.repeats.gave_up == ""
-    passes = sliced.repeats._passes
-    return train in passes and passes[train][1].serves()
+    sharded = model._sharded_trunk if train else model._sharded
+    assert sharded.captures.failure == ""
+    passes = sharded.captures._captured
+    return train in passes and passes[train][1].is_valid()
 
 
 def small():
@@ -370,7 +368,7 @@ SHAPE = (8, 8, 3)
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_layer_is_recorded_and_repeats_the_same_bits(case, count):
+def test_layers_replay_the_same_bits(case, count):
     gpucnn.set_num_threads(count)
     batch = max(48, case.batch)
 
@@ -379,19 +377,19 @@ def test_every_layer_is_recorded_and_repeats_the_same_bits(case, count):
 
     models = alike(make, case.input_shape)
     train(models, 5, case.input_shape, batch)
-    assert repeats(models[0])
-    assert not models[1]._sliced_trunk.repeats._passes
+    assert replays(models[0])
+    assert not models[1]._sharded_trunk.captures._captured
     for seed in range(10, 14):
         x = batch_of(seed, case.input_shape, batch)[0]
         first, second = (model.forward(x)[0] for model in models)
         assert first.tobytes() == second.tobytes()
-    assert repeats(models[0], train=False)
+    assert replays(models[0], train=False)
     assert_same(models)
 
 
 @pytest.mark.parametrize("name", ["lenet", "network-3", "resnet20"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_named_networks_repeat_the_same_bits(name, count):
+def test_networks_replay_the_same_bits(name, count):
     gpucnn.set_num_threads(count)
     models = []
     for jit in (True, False):
@@ -399,28 +397,28 @@ def test_named_networks_repeat_the_same_bits(name, count):
         models.append(model.compile(model.optimizer, "categorical_crossentropy", jit=jit))
     shape = models[0].input_shape
     train(models, 4, shape, 32)
-    assert repeats(models[0])
+    assert replays(models[0])
     assert len({model.predict(batch_of(9, shape)[0]).tobytes() for model in models}) == 1
 
 
 @pytest.mark.parametrize("batch", [128, 512])
-def test_the_scratch_of_a_recorded_vgg_stays_below_16_megabytes_a_thread(batch):
+def test_scratch_of_a_captured_vgg_stays_below_16_megabytes_per_thread(batch):
     gpucnn.set_num_threads(2)
     model = gpucnn_model("vgg", ENGINE)
     for step in range(2):
         model.train_step(*batch_of(step, (32, 32, 3), batch), 0.01)
-    recorded = model._sliced_trunk.repeats._passes[True][1]
-    for recorder in recorded._recorders:
+    recorded = model._sharded_trunk.captures._captured[True][1]
+    for recorder in recorded._tracers:
         assert 1 << 20 < sum(buffer.nbytes for buffer in recorder._scratch.values()) < 16 << 20
 
 
-def test_float64_is_recorded_too():
+def test_float64_is_captured():
     models = alike(small, SHAPE, dtype="float64")
     train(models, 4, SHAPE)
-    assert repeats(models[0])
+    assert replays(models[0])
 
 
-def test_the_first_replay_is_compared_with_an_eager_pass(monkeypatch):
+def test_replay_is_compared_with_an_eager_pass_once(monkeypatch):
     model, _ = alike(small, SHAPE)
     made = []
     forward = L.Conv2D.forward
@@ -430,18 +428,18 @@ def test_the_first_replay_is_compared_with_an_eager_pass(monkeypatch):
         assert len(made) == expected
 
 
-def test_without_jit_nothing_is_recorded():
+def test_jit_off_captures_nothing():
     _, model = alike(small, SHAPE)
     for step in range(4):
         model.train_on_batch(*batch_of(step, SHAPE))
-    assert not repeats(model)
+    assert not replays(model)
 
 
-def test_the_portable_kernels_record_nothing():
+def test_portable_backend_captures_nothing():
     model = gpucnn.Model(small(), SHAPE, backend=Backend()).compile()
     for step in range(4):
         model.train_on_batch(*batch_of(step, SHAPE))
-    assert not repeats(model)
+    assert not replays(model)
 
 
 CHANGES = {
@@ -463,36 +461,36 @@ def halved(state):
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_changes_between_steps_are_noticed(what, monkeypatch):
+def test_changes_between_steps_are_obeyed(what, monkeypatch):
     monkeypatch.setenv("GPUCNN_WINOGRAD", "1")  # and so put back afterwards
     models = alike(lambda: [*small()[:5], L.Conv2D(8, 3, padding="same"), *small()[5:]], SHAPE)
-    assert models[0].layers[5].method(32) == "winograd-1d"
+    assert models[0].layers[5].algorithm(32) == "winograd-1d"
     train(models, 4, SHAPE)
-    assert repeats(models[0])
+    assert replays(models[0])
     for model in models:
         CHANGES[what](model)
     train(models, 5, SHAPE, start=4)
-    assert repeats(models[0])
+    assert replays(models[0])
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_other_batches_in_between(count):
+def test_capture_survives_other_batches_in_between(count):
     gpucnn.set_num_threads(count)
     models = alike(small, SHAPE)
     for step, batch in enumerate((32, 32, 32, 20, 32, 50, 50, 50, 32, 32, 1 + 32, 32, 32, 32)):
         train(models, 1, SHAPE, batch, start=step)
 
 
-def test_the_last_smaller_batch_of_an_epoch_does_not_take_the_place_of_the_others():
+def test_capture_survives_the_smaller_last_batch():
     model, _ = alike(small, SHAPE)
     for _ in range(4):
         for batch in (32, 32, 32, 20):
             model.train_on_batch(*batch_of(0, SHAPE, batch))
-        assert model._sliced_trunk.repeats._passes[True][0][0] == (32, *SHAPE)
+        assert model._sharded_trunk.captures._captured[True][0][0] == (32, *SHAPE)
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_fit_is_the_same(count):
+def test_fit_is_the_same_captured_and_eager(count):
     gpucnn.set_num_threads(count)
     models = alike(small, SHAPE)
     x, y = batch_of(0, SHAPE, 150)
@@ -507,14 +505,14 @@ def test_fit_is_the_same(count):
     assert_same(models)
 
 
-def test_a_fit_that_ends_lets_go_of_the_memory():
+def test_fit_releases_captured_memory():
     model, _ = alike(small, SHAPE)
     x, y = batch_of(0, SHAPE, 150)
     model.fit(x, y, epochs=2, batch_size=32, verbose=0)
-    assert not model._sliced_trunk.repeats._passes
+    assert not model._sharded_trunk.captures._captured
 
 
-def test_a_layer_that_promises_nothing_is_not_recorded():
+def test_layer_that_declares_nothing_is_not_captured():
     class Counts(L.ReLU):
         per_sample = True
 
@@ -522,17 +520,17 @@ def test_a_layer_that_promises_nothing_is_not_recorded():
             self.count = getattr(self, "count", 0) + 1
             return super().forward(x, train=train)
 
-    assert not Counts.recordable
+    assert not Counts.capturable
     model = gpucnn.Model([Counts(), *small()], SHAPE, backend=ENGINE).compile()
     for step in range(5):
         model.train_on_batch(*batch_of(step, SHAPE))
-    assert model.why_not_repeated == "layers that do not say recordable = True: counts"
+    assert model.why_not_captured == "layers that do not say capturable = True: counts"
     assert model.layers[0].count == 5
 
 
-def test_a_layer_whose_promise_does_not_hold_is_computed_as_it_comes():
+def test_layer_with_a_false_declaration_runs_eagerly():
     class Decides(L.Layer):
-        per_sample = recordable = True
+        per_sample = capturable = True
 
         def forward(self, x, *, train):
             factor = 2.0 if float(x.sum()) > 0 else 0.5
@@ -540,22 +538,22 @@ def test_a_layer_whose_promise_does_not_hold_is_computed_as_it_comes():
 
     models = alike(lambda: [L.Conv2D(3, 1), Decides(), *small()], SHAPE)
     train(models, 6, SHAPE)
-    assert "__float__" in models[0]._sliced_trunk.repeats.gave_up
-    assert not models[0]._sliced_trunk.repeats._passes
+    assert "__float__" in models[0]._sharded_trunk.captures.failure
+    assert not models[0]._sharded_trunk.captures._captured
 
 
-def test_what_changes_all_the_time_is_recorded_more_and_more_rarely(monkeypatch):
+def test_capture_backs_off_where_settings_change_each_step(monkeypatch):
     model, _ = alike(small, SHAPE)
     recorded = []
-    record = Recorder.record
-    monkeypatch.setattr(Recorder, "record", lambda *args: recorded.append(1) or record(*args))
+    record = Tracer.trace
+    monkeypatch.setattr(Tracer, "trace", lambda *args: recorded.append(1) or record(*args))
     for step in range(40):
         model.layers[1].epsilon = 1e-5 + step * 1e-9
         model.train_on_batch(*batch_of(step, SHAPE))
     assert len(recorded) <= 2 * 5
 
 
-def test_the_way_back_of_an_inference_that_was_repeated():
+def test_backward_of_a_replayed_inference():
     models = alike(small, SHAPE)
     x, dy = batch_of(0, SHAPE)[0], np.ones((32, 3), "float32")
     for _ in range(4):
@@ -565,16 +563,16 @@ def test_the_way_back_of_an_inference_that_was_repeated():
             _, backward = model.forward(x)
             results.append((backward(dy).tobytes(), model.flat_gradients().tobytes()))
         assert results[0] == results[1]
-    assert repeats(models[0], train=False)
+    assert replays(models[0], train=False)
 
 
-def test_outputs_are_the_callers_own():
+def test_outputs_belong_to_the_caller():
     model, _ = alike(small, SHAPE)
     outputs = [model.forward(batch_of(seed, SHAPE)[0])[0] for seed in range(5)]
     assert len({y.tobytes() for y in outputs}) == 5
 
 
-def test_threads_that_predict_at_the_same_time():
+def test_predict_in_several_threads_at_once():
     model, other = alike(small, SHAPE)
     expected = [other.predict(batch_of(seed, SHAPE)[0]) for seed in range(20)]
     wrong = []
@@ -590,10 +588,10 @@ def test_threads_that_predict_at_the_same_time():
     for thread in together:
         thread.join()
     assert not wrong
-    assert not any(isinstance(p.value, Traced) for p in model.parameters().values())
+    assert not any(isinstance(p.value, TracedArray) for p in model.parameters().values())
 
 
-def test_a_copy_of_a_model_learns_for_itself():
+def test_copy_of_a_model_learns_for_itself():
     model, _ = alike(small, SHAPE)
     for step in range(4):
         model.train_on_batch(*batch_of(step, SHAPE))
@@ -606,26 +604,26 @@ def test_a_copy_of_a_model_learns_for_itself():
     assert not np.array_equal(twin.predict(batch_of(9, SHAPE)[0]), before)
 
 
-def test_an_error_while_it_is_recorded_leaves_the_model_as_it_was(monkeypatch):
+def test_capture_that_fails_leaves_the_model_as_it_was(monkeypatch):
     model, _ = alike(small, SHAPE)
     model.train_on_batch(*batch_of(0, SHAPE))
     with monkeypatch.context() as patch:
         patch.setattr(L.MaxPool2D, "forward", lambda *args, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             model.train_on_batch(*batch_of(1, SHAPE))
-    assert not any(isinstance(p.value, Traced) for p in model.parameters().values())
+    assert not any(isinstance(p.value, TracedArray) for p in model.parameters().values())
     for step in range(3):
         assert np.isfinite(float(model.train_on_batch(*batch_of(step, SHAPE))))
-    assert repeats(model)
+    assert replays(model)
 
 
-def test_a_nan_in_a_repeat_is_traced_to_its_layer():
+def test_nan_in_a_replay_is_traced_to_its_layer():
     model, _ = alike(small, SHAPE)
     x, y = batch_of(0, SHAPE, 32 * 6)
 
     class Spoil(gpucnn.callbacks.Callback):
         def on_step_end(self, model, step):
-            assert repeats(model) == (step > 0)
+            assert replays(model) == (step > 0)
             if step == 3:
                 model.layers[0].bias.value[2] = np.nan
 
@@ -634,28 +632,28 @@ def test_a_nan_in_a_repeat_is_traced_to_its_layer():
     assert caught.value.step == 5
 
 
-def test_the_way_back_of_a_training_step_is_walked_once():
+def test_backward_of_a_training_step_runs_once():
     model, _ = alike(small, SHAPE)
     for step in range(2):
         model.train_on_batch(*batch_of(step, SHAPE))
-    _, backward = model._sliced_trunk.forward(ENGINE, batch_of(0, SHAPE)[0], train=True, input_gradient=False)
+    _, backward = model._sharded_trunk.forward(ENGINE, batch_of(0, SHAPE)[0], train=True, need_dx=False)
     backward(np.ones((32, 3), "float32"))
     with pytest.raises(ConfigurationError, match="walked already"):
         backward(np.ones((32, 3), "float32"))
 
 
-def test_one_way_back_at_a_time():
+def test_backward_belongs_to_the_latest_forward():
     model, _ = alike(small, SHAPE)
     for step in range(2):
         model.train_on_batch(*batch_of(step, SHAPE))
-    _, first = model.forward_train(batch_of(0, SHAPE)[0], repeat=True)
-    _, second = model.forward_train(batch_of(1, SHAPE)[0], repeat=True)
+    _, first = model.forward_train(batch_of(0, SHAPE)[0], capture=True)
+    _, second = model.forward_train(batch_of(1, SHAPE)[0], capture=True)
     with pytest.raises(ConfigurationError, match="walked already"):
         first(np.ones((32, 3), "float32"))
     second(np.ones((32, 3), "float32"))
 
 
-def test_inference_between_the_two_halves_of_a_step():
+def test_inference_between_forward_and_backward():
     models = alike(small, SHAPE)
     train(models, 3, SHAPE)
     x = batch_of(5, SHAPE)[0]
@@ -665,31 +663,31 @@ def test_inference_between_the_two_halves_of_a_step():
     results = []
     for model in models:
         model.zero_grad()
-        _, way_back = model.forward_train(batch_of(1, SHAPE)[0], repeat=model.jit)
+        _, way_back = model.forward_train(batch_of(1, SHAPE)[0], capture=model.jit)
         between = model.forward(x)[0]
         assert not np.array_equal(between, expected)  # the running statistics went on
         way_back(np.ones((32, 3), "float32"))
         results.append((between.tobytes(), model.flat_gradients().tobytes(), model.forward(x)[0].tobytes()))
     assert results[0] == results[1]
-    assert repeats(models[0])
+    assert replays(models[0])
 
 
 def test_training_and_inference_share_their_memory():
     model, _ = alike(small, SHAPE)
     for step in range(3):
         model.train_on_batch(*batch_of(step, SHAPE))
-    recorder = model._sliced_trunk.repeats._passes[True][1]._recorders[0]
-    held = recorder.held()
+    recorder = model._sharded_trunk.captures._captured[True][1]._tracers[0]
+    held = recorder.nbytes()
     for step in range(3):
         model.forward(batch_of(step, SHAPE)[0])
         model.train_on_batch(*batch_of(step, SHAPE))
-    assert repeats(model)
-    assert repeats(model, train=False)
-    assert model._sliced.repeats._passes[False][1]._recorders[0] is recorder
-    assert recorder.held() < 1.2 * held
+    assert replays(model)
+    assert replays(model, train=False)
+    assert model._sharded.captures._captured[False][1]._tracers[0] is recorder
+    assert recorder.nbytes() < 1.2 * held
 
 
-def test_a_fingerprint_notices_arrays_and_attributes():
+def test_fingerprint_notices_arrays_and_attributes():
     model, _ = alike(small, SHAPE)
     changes = [
         lambda: setattr(model.layers[1], "epsilon", 1e-3),
@@ -700,7 +698,7 @@ def test_a_fingerprint_notices_arrays_and_attributes():
         lambda: list.append(model.layers, L.ReLU()),  # which users cannot do
     ]
     for change in changes:
-        fingerprint = replicas.Fingerprint(model.network)
-        assert fingerprint.is_true()
+        fingerprint = replicas.NetworkSignature(model.network)
+        assert fingerprint.is_current()
         change()
-        assert not fingerprint.is_true()
+        assert not fingerprint.is_current()

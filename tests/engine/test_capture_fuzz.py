@@ -14,7 +14,7 @@ import gpucnn
 from gpucnn import layers as L
 from gpucnn import rng as random_streams
 from gpucnn.backends.numpy import threads
-from gpucnn.errors import GpucnnError, RecordingWarning
+from gpucnn.errors import CaptureWarning, GpucnnError
 from gpucnn.layers.base import Buffer, Layer, Parameter
 
 SHAPE = (4, 4, 3)
@@ -171,7 +171,7 @@ WRONG = {
 
 def network(names, owner, per_sample):
     def own(name):
-        kind = {"operation": (RIGHT | WRONG)[name], "recordable": True, "per_sample": per_sample and name in RIGHT}
+        kind = {"operation": (RIGHT | WRONG)[name], "capturable": True, "per_sample": per_sample and name in RIGHT}
         return type("Own", (Own,), kind)(owner)
 
     first, *others = map(own, names)
@@ -205,7 +205,7 @@ def change_weights(model, chance):
 
 
 def abandon(model, chance, count):
-    return np.array(model.forward_train(model.as_floats(batch_of(chance, count)[0]), repeat=model.jit)[0])
+    return np.array(model.forward_train(model.as_floats(batch_of(chance, count)[0]), capture=model.jit)[0])
 
 
 def there_and_back(model, chance, count):
@@ -265,7 +265,7 @@ def assert_same_history(seed, length):
         states = [model.state_dict() | {"gradients": model.flat_gradients()} for model in models]
         for path in states[0]:
             assert states[0][path].tobytes() == states[1][path].tobytes(), f"{where}, {path}"
-    return names, models[0].why_not_repeated
+    return names, models[0].why_not_captured
 
 
 @pytest.fixture(autouse=True)
@@ -278,35 +278,35 @@ def small_slices(monkeypatch):
 
 def histories(seeds, length):
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore", RecordingWarning)
+        warnings.simplefilter("ignore", CaptureWarning)
         warnings.simplefilter("ignore", RuntimeWarning)
         return [assert_same_history(seed, length) for seed in seeds]
 
 
 @pytest.mark.parametrize("first", range(0, 12, 4))
-def test_histories_of_own_layers_are_the_same_captured_and_eager(first):
+def test_custom_layers_give_the_same_history_captured_and_eager(first):
     histories(range(first, first + 4), 25)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(1000, 1400, 20))
-def test_long_histories_of_own_layers_are_the_same_captured_and_eager(first):
+def test_custom_layers_give_the_same_long_history_captured_and_eager(first):
     histories(range(first, first + 20), 60)
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_own_layers_that_are_right_are_captured(name):
+def test_custom_layers_that_are_right_are_captured(name):
     gpucnn.set_num_threads(1)
     model = gpucnn.Model(network([name], 0, True), SHAPE, backend="numpy").compile()
     chance = random.Random(0)
     for _ in range(6):
         model.train_on_batch(*batch_of(chance, 32))
-    assert model.why_not_repeated == ""
-    assert model._sliced_trunk.repeats._passes[True][1].serves()
+    assert model.why_not_captured == ""
+    assert model._sharded_trunk.captures._captured[True][1].is_valid()
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_own_layers_that_are_wrong_fall_back(name):
+def test_custom_layers_that_are_wrong_fall_back(name):
     gpucnn.set_num_threads(1)
     models = [
         gpucnn.Model(network([name], ("wrong", jit), False), SHAPE, backend="numpy").compile(jit=jit)
@@ -323,4 +323,4 @@ def test_own_layers_that_are_wrong_fall_back(name):
             assert len({model.predict(x).tobytes() for model in models}) == 1
             for model in models:
                 model.layers[1].weight.value[...] *= 1.1
-    assert captured.why_not_repeated or captured._sliced.repeats.gave_up or name == "keeps the last"
+    assert captured.why_not_captured or captured._sharded.captures.failure or name == "keeps the last"

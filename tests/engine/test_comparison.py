@@ -10,10 +10,10 @@ import gpucnn
 from gpucnn import layers as L
 from gpucnn.backends import get_backend
 from gpucnn.backends.numpy import arena, memory, threads
-from gpucnn.backends.numpy.traced_array import Traced
+from gpucnn.backends.numpy.traced_array import TracedArray
 from gpucnn.engine import comparison, passes
-from gpucnn.engine.replicas import Fingerprint
-from gpucnn.errors import ConfigurationError, RecordingWarning
+from gpucnn.engine.replicas import NetworkSignature
+from gpucnn.errors import CaptureWarning, ConfigurationError
 from gpucnn.layers.base import Buffer, Layer
 
 ENGINE = get_backend("numpy")
@@ -33,7 +33,7 @@ def own(function):
     """A layer that computes a function, by which it also sends gradients back."""
 
     class Own(Layer):
-        per_sample = recordable = True
+        per_sample = capturable = True
 
         def forward(self, x, *, train):
             return function(self, x, train), lambda dy: function(self, dy, train)
@@ -69,20 +69,20 @@ def past_the_doors(self, x, train):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_replay_that_differs_is_said_and_never_used(count):
+def test_replay_that_differs_warns_and_is_never_used(count):
     gpucnn.set_num_threads(count)
     both = models(past_the_doors)
     alike(both, range(2))
-    assert both[0].why_not_repeated == ""
-    with pytest.warns(RecordingWarning, match="all of them are eager: the output of a replay is not"):
+    assert both[0].why_not_captured == ""
+    with pytest.warns(CaptureWarning, match="all of them are eager: the output of a replay is not"):
         alike(both, [2])
     alike(both, range(3, 8))
-    assert both[0].why_not_repeated == "the output of a replay is not what the layers themselves compute"
+    assert both[0].why_not_captured == "the output of a replay is not what the layers themselves compute"
 
 
-def test_a_way_back_that_differs_is_noticed():
+def test_backward_that_differs_is_noticed():
     class Own(Layer):
-        per_sample = recordable = True
+        per_sample = capturable = True
 
         def forward(self, x, *, train):
             return x * 2, lambda dy: past_the_doors(self, dy, train)
@@ -91,13 +91,13 @@ def test_a_way_back_that_differs_is_noticed():
         gpucnn.Model([L.Dense(6), Own(), L.Dense(3), L.Softmax()], SHAPE, backend=ENGINE).compile(jit=jit)
         for jit in (True, False)
     ]
-    with pytest.warns(RecordingWarning, match="the gradient of dense.weight of a replay is not"):
+    with pytest.warns(CaptureWarning, match="the gradient of dense.weight of a replay is not"):
         alike(both, range(5))
 
 
-def test_a_buffer_that_python_counts_is_noticed():
+def test_buffer_counted_in_python_is_noticed():
     class Counts(Layer):
-        per_sample = recordable = True
+        per_sample = capturable = True
 
         def build(self, input_shape, rng):
             self.steps = Buffer(np.zeros(1), on_host=True)
@@ -111,24 +111,24 @@ def test_a_buffer_that_python_counts_is_noticed():
         gpucnn.Model([L.Dense(6), Counts(), L.Dense(3), L.Softmax()], SHAPE, backend=ENGINE).compile(jit=jit)
         for jit in (True, False)
     ]
-    with pytest.warns(RecordingWarning, match="counts.steps of a replay is not"):
+    with pytest.warns(CaptureWarning, match="counts.steps of a replay is not"):
         alike(both, range(6))
     assert float(both[0].layers[1].steps.value[0]) == 6
 
 
-def test_a_replay_that_fails_falls_back():
+def test_replay_that_fails_falls_back():
     def picky(self, x, train):
         return x * 1 if memoryview(np.ascontiguousarray(x)).nbytes else x
 
     both = models(picky)
     alike(both, range(2))
-    captured = both[0]._sliced_trunk.repeats._passes[True][1]
-    captured._repeats["forward"][0]._calls.append(lambda: 1 / 0)
-    with pytest.warns(RecordingWarning, match="a replay raised ZeroDivisionError"):
+    captured = both[0]._sharded_trunk.captures._captured[True][1]
+    captured._replays["forward"][0]._calls.append(lambda: 1 / 0)
+    with pytest.warns(CaptureWarning, match="a replay raised ZeroDivisionError"):
         alike(both, range(2, 6))
 
 
-def test_what_did_not_change_since_the_capture_is_compared_when_it_does():
+def test_comparison_waits_for_changed_weights():
     def first_weight(self, x, train):
         return x if train else x * float(memoryview(weight[0])[0, 0])
 
@@ -145,28 +145,28 @@ def test_what_did_not_change_since_the_capture_is_compared_when_it_does():
             for each in (model, eager):
                 each.layers[0].weight.value[...] *= 2
             assert model.predict(x).tobytes() == eager.predict(x).tobytes()
-        assert any(issubclass(warning.category, RecordingWarning) for warning in caught)
+        assert any(issubclass(warning.category, CaptureWarning) for warning in caught)
 
 
-def test_the_comparison_disturbs_neither_buffers_nor_streams_nor_gradients():
+def test_comparison_leaves_buffers_streams_and_gradients_alone():
     make = lambda: [L.Dense(8), L.BatchNorm(), L.ReLU(), L.Dropout(0.5), L.Dense(3), L.Softmax()]  # noqa: E731
     both = [gpucnn.Model(make(), SHAPE, backend=ENGINE).compile("adam", jit=jit) for jit in (True, False)]
     for seed in range(6):
         alike(both, [seed])
         gradients = [model.flat_gradients().tobytes() for model in both]
         assert gradients[0] == gradients[1]
-    assert both[0]._sliced_trunk.repeats._passes[True][1].serves()
+    assert both[0]._sharded_trunk.captures._captured[True][1].is_valid()
 
 
-def test_a_capture_is_compared_once(monkeypatch):
+def test_comparison_happens_once(monkeypatch):
     made = []
-    forward = passes.Pass.forward
+    forward = passes.ShardedPass.forward
     model, _ = models(lambda self, x, train: x * 2)
-    monkeypatch.setattr(passes.Pass, "forward", lambda *args: made.append(type(args[0])) or forward(*args))
+    monkeypatch.setattr(passes.ShardedPass, "forward", lambda *args: made.append(type(args[0])) or forward(*args))
     for seed in range(10):
         model.train_on_batch(*batch(seed))
     # two passes, one replay and the eager pass it is compared with, seven replays
-    assert made.count(passes.Pass) == 2
+    assert made.count(passes.ShardedPass) == 2
     assert len(made) == 11
 
 
@@ -174,7 +174,7 @@ interrupted_in = ""  # a variable of the module: a fingerprint does not see it
 
 
 class Interrupted(Layer):
-    per_sample = recordable = True
+    per_sample = capturable = True
 
     def forward(self, x, *, train):
         if interrupted_in == "forward":
@@ -189,7 +189,7 @@ class Interrupted(Layer):
 
 @pytest.mark.parametrize("where", ["forward", "backward", "between"])
 @pytest.mark.parametrize("train", [True, False])
-def test_a_comparison_that_is_interrupted_is_made_again(where, train, monkeypatch):
+def test_comparison_that_is_interrupted_is_made_again(where, train, monkeypatch):
     layers = lambda: [L.Dense(6), Interrupted(), L.Dense(3), L.Softmax()]  # noqa: E731
     both = [gpucnn.Model(layers(), SHAPE, backend=ENGINE).compile(jit=jit) for jit in (True, False)]
 
@@ -198,11 +198,11 @@ def test_a_comparison_that_is_interrupted_is_made_again(where, train, monkeypatc
         return float(model.train_on_batch(x, y)) if train else model.predict(x).tobytes()
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RecordingWarning)
+        warnings.simplefilter("ignore", CaptureWarning)
         for seed in range(6):
             if seed == 2 and where == "between":
                 for model in both:
-                    model.forward_train(batch(seed)[0], repeat=model.jit)  # which nobody walks back
+                    model.forward_train(batch(seed)[0], capture=model.jit)  # which nobody walks back
             elif seed == 2 and (train or where == "forward"):
                 monkeypatch.setitem(globals(), "interrupted_in", where)
                 for model in both:
@@ -212,74 +212,74 @@ def test_a_comparison_that_is_interrupted_is_made_again(where, train, monkeypatc
             assert compute(both[0], seed) == compute(both[1], seed)
 
 
-def test_memory_that_does_not_suffice_for_a_comparison_leaves_the_pass_eager(monkeypatch):
+def test_comparison_without_memory_leaves_the_pass_eager(monkeypatch):
     both = models(lambda self, x, train: x * 2)
     alike(both, range(2))
-    forward, failed = passes.Pass.forward, []
+    forward, failed = passes.ShardedPass.forward, []
 
     def short(self, x):
-        if type(self) is passes.Pass and not failed:
+        if type(self) is passes.ShardedPass and not failed:
             failed.append(1)
             raise MemoryError
         return forward(self, x)
 
-    monkeypatch.setattr(passes.Pass, "forward", short)
-    with pytest.warns(RecordingWarning, match="memory does not suffice to compare"):
+    monkeypatch.setattr(passes.ShardedPass, "forward", short)
+    with pytest.warns(CaptureWarning, match="memory does not suffice to compare"):
         both[0].train_on_batch(*batch(2))
     both[1].train_on_batch(*batch(2))
     alike(both, range(3, 6))
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_memory_that_ends_in_a_way_back_lets_the_pass_be_made_anew(count, monkeypatch):
+def test_backward_without_memory_is_run_anew(count, monkeypatch):
     gpucnn.set_num_threads(count)
     both = []
     for jit in (True, False):
         made = [L.Dense(6), L.BatchNorm(), L.Dropout(0.5), own(lambda self, x, train: x * 2), L.Dense(3), L.Softmax()]
         both.append(gpucnn.Model(made, SHAPE, backend=ENGINE).compile("adam", jit=jit))
     alike(both, range(2))
-    backward, failed = passes.Pass.backward, []
+    backward, failed = passes.ShardedPass.backward, []
 
     def short(self, dy):
         dx = backward(self, dy)
-        if type(self) is passes.Pass and not failed:
+        if type(self) is passes.ShardedPass and not failed:
             failed.append(1)
             raise MemoryError
         return dx
 
-    monkeypatch.setattr(passes.Pass, "backward", short)
-    with pytest.warns(RecordingWarning, match="memory does not suffice to compare"):
+    monkeypatch.setattr(passes.ShardedPass, "backward", short)
+    with pytest.warns(CaptureWarning, match="memory does not suffice to compare"):
         both[0].train_on_batch(*batch(2))
-    monkeypatch.setattr(passes.Pass, "backward", backward)
+    monkeypatch.setattr(passes.ShardedPass, "backward", backward)
     both[1].train_on_batch(*batch(2))
     alike(both, range(3, 6))
 
 
-def test_memory_that_a_replay_lacks_is_not_the_fault_of_a_layer():
+def test_replay_without_memory_blames_no_layer():
     both = models(lambda self, x, train: x * 2)
     alike(both, range(2))
 
     def full():
         raise MemoryError
 
-    both[0]._sliced_trunk.repeats._passes[True][1]._repeats["forward"][0]._calls.append(full)
-    with pytest.warns(RecordingWarning, match="memory does not suffice .* a smaller batch size leaves room for both$"):
+    both[0]._sharded_trunk.captures._captured[True][1]._replays["forward"][0]._calls.append(full)
+    with pytest.warns(CaptureWarning, match="memory does not suffice .* a smaller batch size leaves room for both$"):
         alike(both, range(2, 6))
 
 
-def test_a_way_back_that_is_compared_is_walked_once():
+def test_backward_that_is_compared_runs_once():
     model, _ = models(lambda self, x, train: x * 2)
     for seed in range(2):
         model.train_on_batch(*batch(seed))
-    y, back = model.forward_train(batch(2)[0], repeat=True)
+    y, back = model.forward_train(batch(2)[0], capture=True)
     back(np.ones(y.shape, y.dtype))
     with pytest.raises(ConfigurationError, match="walked already"):
         back(np.ones(y.shape, y.dtype))
 
 
-def test_arrays_of_a_layer_are_put_back_and_followed():
+def test_layer_arrays_are_restored_and_followed():
     class Remembers(Layer):
-        per_sample = recordable = True
+        per_sample = capturable = True
 
         def build(self, input_shape, rng):
             self.kernel, self.number = np.arange(6, dtype="float32"), np.float32(3)
@@ -293,19 +293,19 @@ def test_arrays_of_a_layer_are_put_back_and_followed():
         for jit in (True, False)
     ]
     alike(both, range(5))
-    assert not isinstance(both[0].layers[0].kernel, Traced)
+    assert not isinstance(both[0].layers[0].kernel, TracedArray)
     for model in both:
         model.layers[0].kernel *= 2  # in place: the same array
     alike(both, range(5, 8))
-    assert both[0]._sliced_trunk.repeats._passes[True][1].serves()
+    assert both[0]._sharded_trunk.captures._captured[True][1].is_valid()
 
 
 # --- errors of arithmetic ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("backend", ["numpy", "portable"])
-def test_underflow_ends_no_training_where_all_errors_raise(backend, count):
+@pytest.mark.parametrize("backend", ["numpy", "reference"])
+def test_underflow_is_ignored_where_all_errors_raise(backend, count):
     gpucnn.set_num_threads(count)
     side = np.where(np.arange(64) % 2, 1.0, -1.0)[:, None] * np.ones(SHAPE)
     with np.errstate(all="raise"):
@@ -315,7 +315,7 @@ def test_underflow_ends_no_training_where_all_errors_raise(backend, count):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_other_errors_of_arithmetic_are_the_users_captured_or_not(count):
+def test_arithmetic_errors_reach_the_user_captured_or_not(count):
     gpucnn.set_num_threads(count)
     model, _ = models(lambda self, x, train: self.backend.xp.log(x - 100) * 0)
     for seed in range(5):
@@ -328,7 +328,7 @@ def test_other_errors_of_arithmetic_are_the_users_captured_or_not(count):
 # --- memory -----------------------------------------------------------------------------------
 
 
-def test_memory_of_batches_of_many_sizes_is_bounded_by_the_largest(monkeypatch):
+def test_memory_of_many_batch_sizes_is_bounded_by_the_largest(monkeypatch):
     monkeypatch.setattr(memory, "arena", arena.Arena(at_most=memory.AT_MOST))
     rng = np.random.default_rng(0)
 
@@ -396,16 +396,16 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_fingerprint_sees_changes_at_depth(what, monkeypatch):
+def test_fingerprint_sees_nested_changes(what, monkeypatch):
     for kind, name in ((Deep, "scale"), (Deep, "forward"), (Config, "factor"), (Config, "shared")):
         monkeypatch.setattr(kind, name, vars(kind)[name] if name != "shared" else [1.0])  # put back afterwards
     model = gpucnn.Model([Deep(), L.Dense(2)], SHAPE, backend=ENGINE)
-    fingerprint = Fingerprint(model.network)
-    assert fingerprint.is_true()
+    fingerprint = NetworkSignature(model.network)
+    assert fingerprint.is_current()
     model.predict(batch(0)[0])
-    assert fingerprint.is_true()
+    assert fingerprint.is_current()
     CHANGES[what](model.layers[0])
-    assert not fingerprint.is_true()
+    assert not fingerprint.is_current()
 
 
 def test_same_bits_takes_nan_for_nan_and_tells_zeros_apart():

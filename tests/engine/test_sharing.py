@@ -76,7 +76,7 @@ def test_copy_of_a_model_trains_as_the_original_does(copied, data, backend):
     """With its momentum, and apart from the original."""
     model = fresh(backend)
     fit(model, data)
-    if copied is pickled and gpucnn.backends._made.get(backend.name) is not backend:
+    if copied is pickled and gpucnn.backends._instances.get(backend.name) is not backend:
         pytest.skip("a backend that is found by no name")
     twin = copied(model)
     assert twin.backend is model.backend
@@ -190,7 +190,7 @@ def second_of(base, kind):
 
 
 @pytest.mark.parametrize("kind", SECOND)
-def test_second_model_of_the_layers_changes_nothing_by_being_there(kind, data, backend):
+def test_second_model_of_the_same_layers_changes_nothing(kind, data, backend):
     control, base = fresh(backend), fresh(backend)
     for model in (control, base):
         fit(model, data)
@@ -205,14 +205,16 @@ def test_second_model_of_the_layers_changes_nothing_by_being_there(kind, data, b
 
 @pytest.mark.parametrize("jit", [True, False])
 @pytest.mark.parametrize("second", ["sgd", "adam", "groups"])
-def test_models_that_share_layers_train_by_turns(second, jit, data, backend):
+def test_shared_layers_train_in_turn_with_two_models(second, jit, data, backend):
     """As models do that share nothing, and hand the weights of the shared layers over before each step."""
     x, y = data
     make = {
         "sgd": momentum,
         "adam": lambda: optimizers.Adam(0.01),
         "groups": lambda: optimizers.SGD(
-            0.1, momentum=0.5, groups=[optimizers.Group("*.bias", rate=2.0), optimizers.Group("dense*", rate=0.5)]
+            0.1,
+            momentum=0.5,
+            groups=[optimizers.Group("*.bias", lr_multiplier=2.0), optimizers.Group("dense*", lr_multiplier=0.5)],
         ),
     }[second]
 
@@ -361,8 +363,8 @@ def test_averages_of_parameters_that_another_model_froze_are_refused(data):
     [
         lambda model: model.layers[3].to("numpy", "float64"),
         lambda model: model.network.to("numpy", "float64"),
-        lambda model: model.layers[3].to("portable"),
-        lambda model: gpucnn.Model(model.layers[:4], SHAPE, backend="portable"),
+        lambda model: model.layers[3].to("reference"),
+        lambda model: gpucnn.Model(model.layers[:4], SHAPE, backend="reference"),
     ],
 )
 @pytest.mark.parametrize(
@@ -394,11 +396,11 @@ def test_layers_that_were_moved_are_refused_by_name_until_they_are_moved_back(mo
     fit(control, data)
     assert same_bits(model.state_dict(), control.state_dict())
     if isinstance(second, gpucnn.Model):
-        with pytest.raises(ConfigurationError, match=r"model.to\('portable', 'float32'\) moves"):
+        with pytest.raises(ConfigurationError, match=r"model.to\('reference', 'float32'\) moves"):
             second.predict(data[0])
 
 
-def test_models_of_other_dtypes_share_no_layers(data):
+def test_shared_layers_need_one_dtype(data):
     model = fresh(dtype="float64")
     before = model.state_dict()
     with pytest.raises(ConfigurationError, match="conv2d: belongs to a model whose weights are float64 already"):
@@ -415,7 +417,7 @@ def test_layers_that_were_changed_are_refused(data):
             self.branches = [layers.Dense(3), layers.Dense(3)]
 
         def build(self, input_shape, rng):
-            return {branch.build_once(input_shape, rng) for branch in self.branches}.pop()
+            return {branch.ensure_built(input_shape, rng) for branch in self.branches}.pop()
 
         def forward(self, x, *, train):
             made = [branch.forward(x, train=train) for branch in self.branches]
@@ -427,7 +429,7 @@ def test_layers_that_were_changed_are_refused(data):
     fit(model, data)
     assert moved(before, model.state_dict()) == set(before)
     model.layers[1].branches.append(layers.Dense(3))
-    model.layers[1].branches[2].build_once((72,), np.random.default_rng(0))
+    model.layers[1].branches[2].ensure_built((72,), np.random.default_rng(0))
     with pytest.raises(ConfigurationError, match="the layers were changed since"):
         fit(model, data)
 

@@ -82,7 +82,7 @@ def test_the_packages_own_layers_pass(case):
 
 def test_promises_are_tried_where_they_are_made():
     names = [check.name for check in gpucnn.check_layer(layers.Conv2D(2, 3), SHAPE).checks]
-    assert {"can_skip_input_gradient", "can_apply_relu", "per_sample", "recordable"} <= set(names)
+    assert {"supports_skip_dx", "supports_fused_relu", "per_sample", "capturable"} <= set(names)
 
 
 def test_a_built_layer_keeps_its_weights():
@@ -263,14 +263,14 @@ WRONG = {
         "samples depend on each other, but per_sample = True",
     ),
     "a promise of repeats, but Python decides": (
-        {"forward": _decides, "recordable": True},
-        "recordable",
-        "__bool__ is not captured, but recordable = True says that a pass can be repeated",
+        {"forward": _decides, "capturable": True},
+        "capturable",
+        "__bool__ is not captured, but capturable = True says that a pass can be repeated",
     ),
     "a promise of repeats, but Python counts": (
-        {"forward": _counts, "recordable": True},
-        "recordable",
-        "y of a recorded pass that is repeated is not what the layer gives, but recordable = True",
+        {"forward": _counts, "capturable": True},
+        "capturable",
+        "y of a recorded pass that is repeated is not what the layer gives, but capturable = True",
     ),
     "numbers that are not saved": (
         {"build": _draws_outside, "forward": _state_outside},
@@ -292,14 +292,14 @@ def test_what_is_wrong_is_found(fault):
     assert str(error.check).count("WRONG") == len(failures)
 
 
-@pytest.mark.parametrize("promise", ["can_skip_input_gradient", "can_apply_relu"])
+@pytest.mark.parametrize("promise", ["supports_skip_dx", "supports_fused_relu"])
 def test_broken_promises(promise):
     class Wrong(Scale):
         locals()[promise] = True
 
-        def forward(self, x, *, train, input_gradient=True, relu=False):
+        def forward(self, x, *, train, need_dx=True, fused_relu=False):
             y, backward = Scale.forward(self, x, train=train)
-            return y, backward if input_gradient else (lambda dy: None)
+            return y, backward if need_dx else (lambda dy: None)
 
     names = [check.name for check in checked(Wrong()).check.failures]
     assert names == [promise]
@@ -396,9 +396,9 @@ ODD = {
 
 @pytest.mark.parametrize("where", ["weights", "evaluation"])
 @pytest.mark.parametrize("name", ODD)
-def test_recordable_is_tried_with_other_weights_and_in_inference(name, where):
+def test_capturable_is_tried_with_other_weights_and_in_inference(name, where):
     class Odd(Layer):
-        per_sample = recordable = True
+        per_sample = capturable = True
 
         def build(self, input_shape, generator):
             self.weight = Parameter(1 + 0.1 * generator.standard_normal(input_shape))
@@ -417,16 +417,16 @@ def test_recordable_is_tried_with_other_weights_and_in_inference(name, where):
 
             return x * w, backward
 
-    assert "recordable" in [check.name for check in checked(Odd(), (6,)).check.failures]
+    assert "capturable" in [check.name for check in checked(Odd(), (6,)).check.failures]
 
 
-def test_recordable_is_tried_with_other_signs():
+def test_capturable_is_tried_with_other_signs():
     def leaky(self, x, y, back):
         y, negative = x.copy(), x < 0
         y[negative] *= 0.1
         return y, lambda dy: dy * (0.1 + 0.9 * ~negative)
 
-    error = checked(spoiled(forward=forward_with(leaky), recordable=True)())
+    error = checked(spoiled(forward=forward_with(leaky), capturable=True)())
     assert "an array indexed by a mask" in str(error)
 
 
@@ -445,7 +445,7 @@ def test_a_layer_in_use_is_checked_on_a_clean_copy():
 
 def test_a_layer_that_threads_would_share_a_work_array_of_breaks_its_promise():
     class Remembers(Layer):
-        per_sample = recordable = True
+        per_sample = capturable = True
 
         def forward(self, x, *, train):
             self.work = self.backend.xp.empty(x.shape, x.dtype)

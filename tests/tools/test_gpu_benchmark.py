@@ -227,7 +227,7 @@ def test_a_recorded_call_makes_as_many_as_it_says(bench):
 
 def test_a_steps_recording_is_asked_for(bench, monkeypatch):
     monkeypatch.setattr(gpu_nets, "BATCHES", 1)  # too few to record
-    with pytest.raises(RuntimeError, match="asked for recorded=True, gpucnn chose Steps"):
+    with pytest.raises(RuntimeError, match="asked for recorded=True, gpucnn chose StepRunner"):
         bench.ours.step("lenet", 4, "fp32", True)
 
 

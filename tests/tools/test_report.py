@@ -301,7 +301,7 @@ def test_the_table_of_layers_is_that_of_the_model(page, model, profiles):
     assert len(found) == len(model.layers)
     total = sum(row.seconds for row in profile.layers)
     for line, (name, layer), row in zip(found, model.network.children(), profile.layers, strict=True):
-        title, output, parameters, flops, size, forward, backward, share, speed, method = line
+        title, output, parameters, flops, size, forward, backward, share, speed, algorithm = line
         assert title == f"{name} {layer!r}"
         assert output == " × ".join(map(str, layer.output_shape))
         count = sum(parameter.size for parameter in layer.parameters().values())
@@ -312,7 +312,7 @@ def test_the_table_of_layers_is_that_of_the_model(page, model, profiles):
         assert (forward, backward) == (f"{1e3 * row.forward_seconds:.2f}", f"{1e3 * row.backward_seconds:.2f}")
         assert float(re.sub("[<>%]", "", share)) == pytest.approx(100 * row.seconds / total, abs=0.1)
         assert speed == (f"{work / row.seconds / 1e9:,.1f}" if work else "")
-        assert method == layer.method(50)
+        assert algorithm == layer.algorithm(50)
     convolution = dict(zip([line[0].split()[0] for line in found], found, strict=True))["conv2d"]
     assert convolution[3] == f"{2 * 50 * 2 * 28 * 28 * 6 * 25 / 1e6:,.1f}"  # products, twice: its input has no gradient
     assert whole[2] == "61,706"
@@ -498,7 +498,7 @@ def test_feature_maps_are_those_of_the_forward_pass(page, model, test_set):
         for layer in model.layers:
             values, _ = layer.forward(values, train=False)
             if values.ndim == 4:
-                passed.append((layer.label, np.array(values[0])))
+                passed.append((layer.display_name, np.array(values[0])))
         shown = panel.all("figure")
         assert len(shown) == len(passed) == 8
         np.testing.assert_array_equal(pixels(shown[0].one("img"))[..., 0], images[number, ..., 0])

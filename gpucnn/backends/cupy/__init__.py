@@ -14,7 +14,7 @@ from gpucnn.backends.base import Array, Backend, StreamedDataset
 from gpucnn.backends.cupy import elementwise, graph, kernels, norm, pooling, streaming
 from gpucnn.backends.cupy.convolution import Convolution, add_bias, path
 from gpucnn.backends.cupy.cublas import Cublas
-from gpucnn.backends.image_transform import Placement
+from gpucnn.backends.image_transform import ImageTransform
 from gpucnn.backends.window import Window
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class CupyBackend(Backend):
     xp = cupy
     supports_float16 = True
     is_host = False
-    can_record = True
+    can_capture = True
 
     def __init__(self, device: int = 0) -> None:
         self.name = "cupy" if device == 0 else f"cupy:{device}"
@@ -129,17 +129,17 @@ class CupyBackend(Backend):
     # --- a step captured once and replayed ------------------------------------------------------
 
     @contextmanager
-    def room_to_record(self) -> Iterator[graph.Memory]:
+    def capture_pool(self) -> Iterator[graph.CapturePool]:
         """Allocate from a pool of its own, which the captured step then finds filled; yield what `recording` takes."""
         with self.on_device():
-            memory = graph.Memory()
-            with memory.in_use(self._thread):
+            memory = graph.CapturePool()
+            with memory.active(self._thread):
                 yield memory
 
-    def recording(self, room: Any, step: Callable[[], None], strides: dict[int, int]) -> Callable[[int], None]:
+    def capture(self, pool: Any, step: Callable[[], None], increments: dict[int, int]) -> Callable[[int], None]:
         """Capture what `step` does as a CUDA graph; return a function that launches it."""
         with self.on_device():
-            return graph.Recording(step, room, graph.Repeats(strides), self._thread, self._cublas.handle)
+            return graph.CapturedGraph(step, pool, graph.ReplayCounter(increments), self._thread, self._cublas.handle)
 
     # --- convolution and products ---------------------------------------------------------------
 
@@ -313,16 +313,16 @@ class CupyBackend(Backend):
 
     # --- batches and random numbers -------------------------------------------------------------
 
-    def load_batch(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:
+    def load_batch(self, x: Array, indices: Any, dtype: Any, transform: ImageTransform | None = None) -> Array:
         """Return samples of a data set x (P, …), picked by number (N,) or slice, as floats; bytes become 0 … 1."""
-        if isinstance(picked, slice) and placement is not None:
-            picked = cupy.arange(len(x))[picked]
-        if x.dtype == np.uint8 and not isinstance(picked, slice):
-            return elementwise.gather_bytes(x, picked, dtype, placement)
-        return super().load_batch(x, picked, dtype, placement)
+        if isinstance(indices, slice) and transform is not None:
+            indices = cupy.arange(len(x))[indices]
+        if x.dtype == np.uint8 and not isinstance(indices, slice):
+            return elementwise.gather_bytes(x, indices, dtype, transform)
+        return super().load_batch(x, indices, dtype, transform)
 
     def random_bits(self, key: int, counter: int, count: int, start: int = 0) -> Array:
         """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter), 64 bits each."""
-        now = self._thread.repeats
-        repeats, stride = (None, 0) if now is None else now.of(key)
-        return elementwise.random_bits(key, counter, count, start, repeats, stride)
+        now = self._thread.replays
+        replays, stride = (None, 0) if now is None else now.for_stream(key)
+        return elementwise.random_bits(key, counter, count, start, replays, stride)

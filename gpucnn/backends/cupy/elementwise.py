@@ -8,7 +8,7 @@ import numpy as np
 from gpucnn.backends.base import Array
 from gpucnn.backends.cupy import kernels
 from gpucnn.backends.cupy.kernels import NULL, plain, widest, working_dtype
-from gpucnn.backends.image_transform import Placement
+from gpucnn.backends.image_transform import ImageTransform
 
 
 def of_one(name: str, x: Array) -> Array:
@@ -111,33 +111,33 @@ def _update(name: str, values: Array, pointers: tuple[Any, ...], *numbers: Any) 
     kernels.over_elements(name, values.dtype, width, count, *pointers, np.uint32(count), *numbers)
 
 
-def random_bits(key: int, counter: int, count: int, start: int, repeats: Array | None, stride: int) -> Array:
+def random_bits(key: int, counter: int, count: int, start: int, replays: Array | None, stride: int) -> Array:
     """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter)."""
     words = cupy.empty(count, np.uint32)
-    numbers = np.uint64(key), np.uint64(counter), NULL if repeats is None else repeats, np.uint64(stride)
+    numbers = np.uint64(key), np.uint64(counter), NULL if replays is None else replays, np.uint64(stride)
     blocks = (start % 4 + count + 3) // 4
     kernels.over_elements("random_bits", np.float32, 1, blocks, words, *numbers, np.uint64(start), np.uint32(count))
     return words
 
 
-def gather_bytes(images: Array, picked: Array, dtype: Any, placement: Placement | None) -> Array:
+def gather_bytes(images: Array, indices: Array, dtype: Any, transform: ImageTransform | None) -> Array:
     """Return samples (P, …) uint8 picked by number (N,) as floats 0 … 1, (N, …); images may be placed on the way."""
-    images, picked = plain(images), plain(picked, np.int64)
-    if placement is None:
-        x = cupy.empty((len(picked), *images.shape[1:]), dtype)
-        numbers = np.uint32(x.size), np.uint32(x.size // max(len(picked), 1))
-        kernels.over_elements("gather_bytes", dtype, 1, x.size, images, picked, x, *numbers)
+    images, indices = plain(images), plain(indices, np.int64)
+    if transform is None:
+        x = cupy.empty((len(indices), *images.shape[1:]), dtype)
+        numbers = np.uint32(x.size), np.uint32(x.size // max(len(indices), 1))
+        kernels.over_elements("gather_bytes", dtype, 1, x.size, images, indices, x, *numbers)
         return x
     H, W, C = images.shape[1:]
-    OH, OW = placement.result_size((H, W))
-    x = cupy.empty((len(picked), OH, OW, C), dtype)
+    OH, OW = transform.result_size((H, W))
+    x = cupy.empty((len(indices), OH, OW, C), dtype)
     of_images = (
-        *(placement.cosine, placement.sine, placement.down, placement.right, placement.flip),
-        *(placement.hole_top, placement.hole_left),
+        *(transform.cosine, transform.sine, transform.shift_y, transform.shift_x, transform.flip),
+        *(transform.cutout_top, transform.cutout_left),
     )
     pointers = (NULL if numbers is None else plain(numbers, np.int32) for numbers in of_images)
-    beside = -1 if placement.beside is None else placement.beside
-    values = placement.around, beside, placement.hole, placement.fill
+    border = -1 if transform.border is None else transform.border
+    values = transform.rotation_fill, border, transform.cutout, transform.cutout_fill
     sizes = (np.int32(number) for number in (H, W, C, OH, OW, *values))
-    kernels.over_elements("gather_images", dtype, 1, x.size, images, picked, *pointers, x, np.uint32(x.size), *sizes)
+    kernels.over_elements("gather_images", dtype, 1, x.size, images, indices, *pointers, x, np.uint32(x.size), *sizes)
     return x

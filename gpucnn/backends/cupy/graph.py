@@ -19,14 +19,14 @@ from gpucnn.backends.base import Array
 
 MEMORY_ALLOCATION = 2  # cudaError_t
 
-_one_at_a_time = threading.RLock()  # to warm up or to capture, since only a whole process can stop collecting garbage
+_capture_lock = threading.RLock()  # to warm up or to capture, since only a whole process can stop collecting garbage
 
 
 class ThreadState(threading.local):
     """What belongs to the thread that computes: another one may be in the middle of another step."""
 
-    memory: "Memory | None" = None  # of the step that is warmed up or captured now
-    repeats: "Repeats | None" = None  # of the step that is captured now
+    memory: "CapturePool | None" = None  # of the step that is warmed up or captured now
+    replays: "ReplayCounter | None" = None  # of the step that is captured now
     tf32 = False  # whether float32 products may round their factors
 
 
@@ -55,7 +55,7 @@ class Allocator:
         return cupy.cuda.MemoryPointer(memory, 0)
 
 
-class Memory:
+class CapturePool:
     """A pool of memory and a stream for one captured step, on the current GPU."""
 
     def __init__(self) -> None:
@@ -71,13 +71,13 @@ class Memory:
             self.pool.free_all_blocks()  # a pool of CuPy's that goes does not
 
     @contextmanager
-    def in_use(self, state: ThreadState) -> Iterator[None]:
+    def active(self, state: ThreadState) -> Iterator[None]:
         """Allocate from the pool, and work in the stream after all that was started before, and before what follows.
 
         No garbage is collected meanwhile: that could free memory, and destroy graphs, in the middle of a capture.
         """
         cupy.cuda.get_current_stream().synchronize()
-        with _one_at_a_time:
+        with _capture_lock:
             collects, state.memory = gc.isenabled(), self
             gc.disable()
             try:
@@ -104,19 +104,19 @@ class Memory:
             raise RuntimeError(f"{expected - now:,} bytes that the captured step may use were freed in the meantime")
 
 
-class Repeats:
+class ReplayCounter:
     """How often a step was repeated, in the GPU's memory, for the random streams that go on by themselves."""
 
-    def __init__(self, strides: dict[int, int]) -> None:
-        self.strides = strides
+    def __init__(self, increments: dict[int, int]) -> None:
+        self.increments = increments
         self.count: Array = cupy.zeros((), np.uint64)
 
-    def of(self, key: int) -> tuple[Array, int]:
+    def for_stream(self, key: int) -> tuple[Array, int]:
         """Return the number of repeats and by how much each moves on the counter of a stream."""
-        return self.count, self.strides.get(key, 0)
+        return self.count, self.increments.get(key, 0)
 
 
-class Recording:
+class CapturedGraph:
     """A captured step; called with the number of the repeat, it makes the step.
 
     Arguments:
@@ -128,12 +128,12 @@ class Recording:
     """
 
     def __init__(
-        self, step: Callable[[], None], memory: Memory, repeats: Repeats, state: ThreadState, held: Any
+        self, step: Callable[[], None], memory: CapturePool, replays: ReplayCounter, state: ThreadState, held: Any
     ) -> None:
         self._graph: Any = None  # the first, so that it goes before the memory that it uses
-        self._memory, self._repeats, self._held = memory, repeats, held
-        with memory.sealed(), memory.in_use(state):
-            state.repeats = repeats
+        self._memory, self._counter, self._held = memory, replays, held
+        with memory.sealed(), memory.active(state):
+            state.replays = replays
             memory.stream.begin_capture()
             try:
                 step()
@@ -142,11 +142,11 @@ class Recording:
                     memory.stream.end_capture()
                 raise
             finally:
-                state.repeats = None
+                state.replays = None
             self._graph = memory.stream.end_capture()
 
-    def __call__(self, repeat: int) -> None:
+    def __call__(self, number: int) -> None:
         """Launch the step in the current stream; it runs after all that was started there before."""
         with self._memory.device:
-            self._repeats.count.fill(repeat)
+            self._counter.count.fill(number)
             self._graph.launch()

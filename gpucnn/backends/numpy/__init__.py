@@ -1,4 +1,4 @@
-"""The CPU backend: NumPy arrays in the host's memory, and the engine that computes faster than the portable text."""
+"""The CPU backend: NumPy arrays in host memory, and an engine that is faster than the reference implementation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gpucnn.backends.base import Array, Backend
-from gpucnn.backends.image_transform import Placement
+from gpucnn.backends.image_transform import ImageTransform
 from gpucnn.backends.numpy import (
     blas,
     convolution,
@@ -19,12 +19,12 @@ from gpucnn.backends.numpy import (
     pooling,
     rotation,
     threads,
-    tracer,
     workspace,
 )
 from gpucnn.backends.numpy.memory_layout import blocks
 from gpucnn.backends.numpy.namespace import namespace
-from gpucnn.backends.numpy.traced_array import plain, recorder
+from gpucnn.backends.numpy.traced_array import current_tracer, untraced
+from gpucnn.backends.numpy.tracer import Tracer, on_replay
 from gpucnn.backends.window import Window
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class NumpyBackend(Backend):
     @property
     def xp(self) -> Any:  # type: ignore[override]
         """NumPy; while this thread's pass is captured, with functions for making arrays that are seen."""
-        return np if recorder() is None else namespace
+        return np if current_tracer() is None else namespace
 
     @contextmanager
     def execution_context(self, sharded: bool, allow_tf32: bool = False) -> Iterator[None]:
@@ -68,21 +68,21 @@ class NumpyBackend(Backend):
         """Return how many samples the batch has of which this thread works on some."""
         return threads.global_batch_size(samples)
 
-    def recorder(self) -> tracer.Recorder:
+    def tracer(self) -> Tracer:
         """Return one who records what a thread asks of NumPy."""
-        return tracer.Recorder(memory.arena, workspace.given_away)
+        return Tracer(memory.arena, workspace.given_away)
 
-    def choices(self) -> Any:
+    def kernel_options(self) -> Any:
         """Return whether Winograd's methods may be taken, and which errors of arithmetic are said."""
         return convolution.winograd_allowed(), np.geterr()
 
-    def each_time(self, draw: Callable[[], Array]) -> Array:
+    def on_replay(self, draw: Callable[[], Array]) -> Array:
         """Return what a function draws, which is called again in each repeat."""
-        return tracer.each_time(draw)
+        return on_replay(draw)
 
     def erf(self, x: Array) -> Array:
         """Return the error function of every element, in the dtype of `x`."""
-        return tracer.each_time(partial(super().erf, plain(x)))
+        return on_replay(partial(super().erf, untraced(x)))
 
     def environment(self) -> dict[str, Any]:
         """Return also the number of threads, by which a batch is cut, and what computes products and convolutions."""
@@ -169,7 +169,7 @@ class NumpyBackend(Backend):
         return elementwise.relu_gradient(dy, y)
 
     def gelu(self, x: Array) -> tuple[Array, Any]:
-        """Return x·Φ(x), Φ the normal distribution, and its slope; in float64 what the portable gradient needs."""
+        """Return x·Φ(x), Φ the normal distribution, and its slope; in float64 what the reference gradient needs."""
         return elementwise.gelu(x) if x.dtype == "float32" else super().gelu(x)
 
     def gelu_gradient(self, dy: Array, kept: Any) -> Array:
@@ -191,10 +191,10 @@ class NumpyBackend(Backend):
         for part in blocks(len(values), 1, UPDATED_AT_ONCE):
             super().adam_update(values[part], gradients[part], mean[part], square[part], **settings)
 
-    def load_batch(self, x: Array, picked: Any, dtype: Any, placement: Placement | None = None) -> Array:
+    def load_batch(self, x: Array, indices: Any, dtype: Any, transform: ImageTransform | None = None) -> Array:
         """Return samples of a data set x (P, …), picked by number (N,) or slice, as floats; bytes become 0 … 1."""
-        if placement is not None and placement.cosine is not None and x.dtype == "uint8":
-            x, picked = rotation.turned(x[picked], placement), slice(None)
-            placement = replace(placement, cosine=None, sine=None)
-            placement = None if placement.is_nothing() else placement
-        return super().load_batch(x, picked, dtype, placement)
+        if transform is not None and transform.cosine is not None and x.dtype == "uint8":
+            x, indices = rotation.rotate(x[indices], transform), slice(None)
+            transform = replace(transform, cosine=None, sine=None)
+            transform = None if transform.is_identity() else transform
+        return super().load_batch(x, indices, dtype, transform)

@@ -67,8 +67,8 @@ MOST_WEIGHTS, MOST_WEIGHT_GRADIENTS = 8192, 2048
 PATHS: dict[str, Any] = {
     "winograd": winograd,
     "winograd-1d": winograd_1d,
-    "kernel-rows": kernel_row_gemm,
-    "rows": lowered_rows,
+    "kernel-row-gemm": kernel_row_gemm,
+    "lowered-rows": lowered_rows,
 }
 
 
@@ -77,17 +77,17 @@ def path(window: Window, batch: int, channels: int, filters: int, groups: int, d
     if groups == channels > 1:
         return "depthwise"
     if not batch_innermost(batch):
-        return "chunks"
+        return "im2col"
     C, F = channels // groups, filters // groups
     plain = window.size == (3, 3) and window.strides == (1, 1) and window.dilation == (1, 1)
     if plain and min(C, F) >= WINOGRAD_1D_FEWEST and dtype == np.float32 and winograd_allowed():
         both_ways = min(C, F) >= WINOGRAD_FEWEST and C * F >= WINOGRAD_PRODUCT
         name, weights = ("winograd", C * F) if both_ways else ("winograd-1d", 3 * C * F)
     elif groups == 1 and kernel_row_gemm.pays(window, C, F):
-        name, weights = "kernel-rows", window.size[1] * C * F
+        name, weights = "kernel-row-gemm", window.size[1] * C * F
     else:
-        name, weights = "rows", window.area * C * F
-    return name if weights <= MOST_WEIGHTS * batch else "chunks"
+        name, weights = "lowered-rows", window.area * C * F
+    return name if weights <= MOST_WEIGHTS * batch else "im2col"
 
 
 def _path_of_weight_gradient(name: str, batch: int, channels: int, filters: int) -> str:
@@ -95,10 +95,10 @@ def _path_of_weight_gradient(name: str, batch: int, channels: int, filters: int)
     product = channels * filters
     if name == "winograd-1d":
         enough = min(channels, filters) >= WINOGRAD_WEIGHT_FEWEST and product >= WINOGRAD_WEIGHT_PRODUCT
-        name = "winograd" if enough else "rows"
-    if name == "kernel-rows":
-        name = "rows"
-    return "chunks" if name == "winograd" and product > MOST_WEIGHT_GRADIENTS * batch else name
+        name = "winograd" if enough else "lowered-rows"
+    if name == "kernel-row-gemm":
+        name = "lowered-rows"
+    return "im2col" if name == "winograd" and product > MOST_WEIGHT_GRADIENTS * batch else name
 
 
 def winograd_allowed() -> bool:
@@ -110,7 +110,7 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups:
     """Return y (N, OH, OW, F) of x (N, H, W, C), weight (KH, KW, C/groups, F) and bias (F,)."""
     (N, _, _, C), F = x.shape, weight.shape[-1]
     name = path(window, N, C, F, groups, x.dtype)
-    if name == "chunks":
+    if name == "im2col":
         return im2col.convolve(x, weight, bias, window, groups, relu)
 
     def convolved(x: Array) -> Array:
@@ -127,7 +127,7 @@ def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: 
     """Return dweight (KH, KW, C/groups, F) and, with `bias`, dbias (F,) from x (N, H, W, C) and dy (N, OH, OW, F)."""
     (N, _, _, C), F = x.shape, dy.shape[-1]
     name = _path_of_weight_gradient(path(window, N, C, F, groups, x.dtype), N, C // groups, F // groups)
-    if name == "chunks":
+    if name == "im2col":
         return im2col.weight_gradient(x, dy, window, groups), norm.channel_sums(dy) if bias else None
 
     def gradients_of_slice(x: Array, dy: Array) -> tuple[Array, Array | None]:
@@ -158,7 +158,7 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
         exchanged = [weight[::-1, ::-1, :, f].swapaxes(2, 3) for _, f in _groups(C, F, groups)]
         turned_weight = exchanged[0] if groups == 1 else np.concatenate(exchanged, axis=-1)
         return forward(dy, turned_weight, None, turned, groups, relu=False)
-    if name == "chunks":
+    if name == "im2col":
         return im2col.input_gradient(dy, weight, image_size, window, groups)
 
     def gradient(dy: Array) -> Array:
@@ -192,7 +192,7 @@ def shared_gradients(
     name = path(turned, N, F, C, groups, dy.dtype)
     of_path = {"winograd": winograd, "winograd-1d": winograd_1d}.get(name)
     turns = groups == 1 and _turns(window, (H, W), dy.shape[1:3])
-    if of_path is None or not turns or _path_of_weight_gradient(name, N, F, C) == "chunks":
+    if of_path is None or not turns or _path_of_weight_gradient(name, N, F, C) == "im2col":
         return None
     if of_path.tiles_of((H, W)) > of_path.tiles_of(dy.shape[1:3]):
         return None
@@ -250,7 +250,7 @@ def _images_at_once(name: str, x: Array, filters: int, window: Window) -> int:
         return N  # it takes slices of them itself
     if name == "winograd-1d":
         return int(winograd_1d.BLOCK // winograd_1d.tile_bytes(numbers))
-    if name == "kernel-rows":
+    if name == "kernel-row-gemm":
         return int(kernel_row_gemm.ROW // (window.output_size((H, W))[1] * filters * x.itemsize))
     a_lowered_row = window.padded_size((H, W))[1] * max(window.size[0] * C, filters) * x.itemsize
     return int(lowered_rows.BLOCK // a_lowered_row)

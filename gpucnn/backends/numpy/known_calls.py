@@ -30,7 +30,7 @@ UFUNCS = {ufunc for ufunc in vars(np).values() if isinstance(ufunc, np.ufunc) an
 UFUNC_METHODS = {"__call__", "reduce", "accumulate", "reduceat", "outer"}
 
 #: what asks for shapes and types alone
-OF_SHAPES = {np.shape, np.ndim, np.size, np.result_type, np.can_cast, np.may_share_memory, np.shares_memory}
+SHAPE_FUNCTIONS = {np.shape, np.ndim, np.size, np.result_type, np.can_cast, np.may_share_memory, np.shares_memory}
 
 #: uninitialised, or filled with one number
 FILLS: dict[Any, int | None] = {np.empty_like: None, np.zeros_like: 0, np.ones_like: 1}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy.arena import Arena, Block
-from gpucnn.backends.numpy.traced_array import recorder
+from gpucnn.backends.numpy.traced_array import current_tracer
 
 Array = Any
 
@@ -25,9 +25,9 @@ arena = Arena(FORGET_AFTER, at_most=AT_MOST)
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     """Return an uninitialised array, like `np.empty`."""
-    noting = recorder()
-    if noting is not None:
-        return noting.empty(shape, dtype)
+    tracer = current_tracer()
+    if tracer is not None:
+        return tracer.empty(shape, dtype)
     dtype = np.dtype(dtype)
     small = math.prod(shape) * dtype.itemsize < SMALLEST
     return np.empty(shape, dtype) if small else arena.empty(shape, dtype)

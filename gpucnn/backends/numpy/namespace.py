@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy.traced_array import Traced, check, plained, recorder
+from gpucnn.backends.numpy.traced_array import TracedArray, current_tracer, require_traced, untraced_all
 
 Array = Any
 
@@ -34,18 +34,18 @@ def _maker(name: str, number: Any) -> Callable[..., Array]:
     function = getattr(np, name)
 
     def make(self: Namespace, *arguments: Any, **options: Any) -> Array:
-        noting = recorder()
-        array = function(*plained(arguments), **plained(options))
-        if noting is None:
+        tracer = current_tracer()
+        array = function(*untraced_all(arguments), **untraced_all(options))
+        if tracer is None:
             return array
         if name == "full" and len(arguments) > 1 and not isinstance(arguments[1], list | tuple):
-            traced = noting.filled(array, None)
+            traced = tracer.filled(array, None)
             traced[...] = arguments[1]
             return traced
         if _any_traced([*arguments, *options.values()]):
-            noting.give_up(f"numpy.{name} of what the pass computes is not captured")
+            tracer.fail(f"numpy.{name} of what the pass computes is not captured")
             return array
-        return noting.filled(array, array if number is ... else number)
+        return tracer.filled(array, array if number is ... else number)
 
     return make
 
@@ -54,15 +54,15 @@ def _converter(name: str, in_order: bool) -> Callable[..., Array]:
     function = getattr(np, name)
 
     def convert(self: Namespace, given: Any, dtype: Any = None, **options: Any) -> Array:
-        noting = recorder()
-        if noting is None or not isinstance(given, Traced) or options:
-            array = function(plained(given), dtype, **options)
-            if noting is None:
+        tracer = current_tracer()
+        if tracer is None or not isinstance(given, TracedArray) or options:
+            array = function(untraced_all(given), dtype, **options)
+            if tracer is None:
                 return array
             if options or _any_traced(given):
-                noting.give_up(f"numpy.{name} of {'a list of arrays' if not options else 'options'} is not captured")
-            check(noting, given)
-            return noting.filled(array, array)
+                tracer.fail(f"numpy.{name} of {'a list of arrays' if not options else 'options'} is not captured")
+            require_traced(tracer, given)
+            return tracer.filled(array, array)
         wanted = given.dtype if dtype is None else np.dtype(dtype)
         if name == "array":
             return given.astype(wanted)
@@ -75,7 +75,7 @@ def _converter(name: str, in_order: bool) -> Callable[..., Array]:
 
 
 def _any_traced(value: Any) -> bool:
-    return isinstance(value, Traced) or (isinstance(value, list | tuple) and any(map(_any_traced, value)))
+    return isinstance(value, TracedArray) or (isinstance(value, list | tuple) and any(map(_any_traced, value)))
 
 
 for _name, _number in MAKERS.items():

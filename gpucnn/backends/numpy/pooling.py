@@ -17,7 +17,7 @@ import numpy as np
 from gpucnn.backends.numpy import memory, workspace
 from gpucnn.backends.numpy.known_calls import constant
 from gpucnn.backends.numpy.memory_layout import blocks, contiguous, images, pixels, strided
-from gpucnn.backends.numpy.tracer import as_one
+from gpucnn.backends.numpy.tracer import as_single_call
 from gpucnn.backends.window import Window
 
 Array = Any
@@ -93,7 +93,7 @@ def _for_each_window(y: Array) -> Array:
     return y[:, :, None, :, None]
 
 
-@as_one
+@as_single_call
 def _first_alone(won: Array, positive: Array | None) -> None:
     """Leave of several elements of a window that won the first, in won (G, rows, KH, OW, KW, run).
 

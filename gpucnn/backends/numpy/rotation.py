@@ -1,66 +1,67 @@
-"""Turned images, a few at a time, with the four neighbours of every place in one word.
+"""Rotation of images, a few at a time, with the four neighbours of each coordinate packed into one word.
 
-The four bytes around each place are laid side by side in 32 bits once, so that each pixel of the result fetches one
-word. Two of them are weighted by one multiplication: a product of a byte and a weight needs 16 bits. Differences that
-are negative borrow from the other half, and the sum at the end gives back what was borrowed.
+The four bytes around each coordinate are packed into 32 bits once, so that each pixel of the result fetches one word.
+One multiplication weights two of them: a product of a byte and a weight needs 16 bits. Negative differences borrow from
+the other half, and the final sum returns what was borrowed.
 """
 
 from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.image_transform import PLACE_BITS, WEIGHT_BITS, Placement, places
+from gpucnn.backends.image_transform import COORDINATE_BITS, WEIGHT_BITS, ImageTransform, source_coordinates
 
-AT_ONCE = 16384  # pixels: a dozen arrays of them lie in a core's second-level cache
-MARGIN = 2  # pixels around an image, so that both neighbours of a place outside lie there
+PIXEL_BLOCK = 16384  # pixels at a time: a dozen arrays of them fit into a core's second-level cache
+MARGIN = 2  # pixels around an image, so that both neighbours of a coordinate outside lie there
 LOW_BYTES = np.uint32(0x00FF00FF)
 HALF = np.uint32(1 << (2 * WEIGHT_BITS - 1))
 
 
-def turned(images: Any, placement: Placement) -> Any:
-    """Return images (N, H, W, C) uint8 turned as `flipped` in the portable text says, to the bit."""
+def rotate(images: Any, transform: ImageTransform) -> Any:
+    """Return images (N, H, W, C) uint8 rotated, bitwise identical to `image_transform.rotate`."""
     N, H, W, C = images.shape
     result = np.empty_like(images)
-    step = max(1, AT_ONCE // (H * W * C))
+    step = max(1, PIXEL_BLOCK // (H * W * C))
     for start in range(0, N, step):
         part = slice(start, start + step)
-        some = Placement(cosine=placement.cosine[part], sine=placement.sine[part], around=placement.around)
-        _turn(images[part], some, result[part])
+        cosine, sine = transform.cosine[part], transform.sine[part]
+        own = ImageTransform(cosine=cosine, sine=sine, rotation_fill=transform.rotation_fill)
+        _rotate(images[part], own, result[part])
     return result
 
 
-def _turn(images: Any, placement: Placement, result: Any) -> None:
+def _rotate(images: Any, transform: ImageTransform, result: Any) -> None:
     N, H, W, C = images.shape
-    quads = _quads(images, placement.around)
-    row, column = places(np, (H, W), placement)
-    for place, size in ((row, H), (column, W)):
-        place += MARGIN << PLACE_BITS
-        np.maximum(place, 0, out=place)
-        np.minimum(place, (size + MARGIN) << PLACE_BITS, out=place)
-    lower, righter = (
-        (place >> (PLACE_BITS - WEIGHT_BITS) & ((1 << WEIGHT_BITS) - 1)).view(np.uint32)[..., None]
-        for place in (row, column)
+    quads = _quads(images, transform.rotation_fill)
+    row, column = source_coordinates(np, (H, W), transform)
+    for coordinate, size in ((row, H), (column, W)):
+        coordinate += MARGIN << COORDINATE_BITS
+        np.maximum(coordinate, 0, out=coordinate)
+        np.minimum(coordinate, (size + MARGIN) << COORDINATE_BITS, out=coordinate)
+    row_weight, column_weight = (
+        (coordinate >> (COORDINATE_BITS - WEIGHT_BITS) & ((1 << WEIGHT_BITS) - 1)).view(np.uint32)[..., None]
+        for coordinate in (row, column)
     )
-    row >>= PLACE_BITS
+    row >>= COORDINATE_BITS
     row *= quads.shape[2]
-    column >>= PLACE_BITS
+    column >>= COORDINATE_BITS
     row += column
     row += (np.arange(N, dtype=np.int32) * (quads.shape[1] * quads.shape[2]))[:, None, None]
     found = quads.reshape(-1, C).take(row, axis=0)  # (N, H, W, C)
     left = found & LOW_BYTES
     found >>= 8
     found &= LOW_BYTES
-    both = _between(left, found, righter)  # 16 bits of the upper row below 16 bits of the lower one
-    value = _between(both & np.uint32(0xFFFF), both >> 16, lower)
+    both = _lerp(left, found, column_weight)  # 16 bits of the upper row below 16 bits of the lower one
+    value = _lerp(both & np.uint32(0xFFFF), both >> 16, row_weight)
     value += HALF
     value >>= 2 * WEIGHT_BITS
     result[...] = value
 
 
-def _quads(images: Any, around: int) -> Any:
-    """Return for each place the bytes of its pixel, the next, and both below, uint32 (N, H + 3, W + 3, C)."""
+def _quads(images: Any, fill: int) -> Any:
+    """Return for each pixel its byte, that to the right, and both below, packed into uint32 (N, H + 3, W + 3, C)."""
     N, H, W, C = images.shape
-    padded = np.full((N, H + 2 * MARGIN, W + 2 * MARGIN, C), around, np.uint32)
+    padded = np.full((N, H + 2 * MARGIN, W + 2 * MARGIN, C), fill, np.uint32)
     padded[:, MARGIN:-MARGIN, MARGIN:-MARGIN] = images
     pairs = padded[:, :, 1:] << 8
     pairs |= padded[:, :, :-1]
@@ -69,10 +70,10 @@ def _quads(images: Any, around: int) -> Any:
     return quads
 
 
-def _between(one: Any, other: Any, weight: Any) -> Any:
-    """Return one·(256 − weight) + other·weight; both are used up."""
-    other -= one
-    other *= weight
-    one <<= WEIGHT_BITS
-    one += other
-    return one
+def _lerp(a: Any, b: Any, weight: Any) -> Any:
+    """Return a·(256 − weight) + b·weight; both arrays are overwritten."""
+    b -= a
+    b *= weight
+    a <<= WEIGHT_BITS
+    a += b
+    return a

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from gpucnn.backends.numpy.blas import blas_threads
 from gpucnn.backends.numpy.cores import usable_cores
 from gpucnn.backends.numpy.memory_layout import equal_parts
-from gpucnn.backends.numpy.traced_array import recorder, this_thread
+from gpucnn.backends.numpy.traced_array import current_tracer, this_thread
 from gpucnn.backends.numpy.workers import Work, Workers
 from gpucnn.core import forks
 from gpucnn.core.checks import integer, shown
@@ -54,7 +54,7 @@ def _alone() -> None:
     """Forget, in a forked child, the threads that are not there, and what its own had begun."""
     _workers.forget()
     _this_thread.member = _this_thread.fixed_num_threads = None
-    this_thread.recorder = None
+    this_thread.tracer = None
 
 
 def set_num_threads(count: int | None) -> None:
@@ -238,13 +238,13 @@ def run_sharded(tasks: Sequence[Callable[[], T]], slices: Sequence[slice]) -> li
 
 def all_gather(part: tuple[Any, ...]) -> list[Any]:
     """Return the parts that all members of this thread's team give, in order; the part alone where there is none."""
-    member, noting = _this_thread.member, recorder()
+    member, tracer = _this_thread.member, current_tracer()
     if member is None:
         return [part]
-    if noting is None:
+    if tracer is None:
         return member.all_gather(part)
-    parts = member.all_gather(tuple(map(noting.left, part)))
-    noting.note(_meet_again)
+    parts = member.all_gather(tuple(map(tracer.publish, part)))
+    tracer.append(_meet_again)
     return parts
 
 

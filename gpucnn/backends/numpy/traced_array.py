@@ -11,7 +11,7 @@ written out here.
     if x.max() > 0     Traced.__bool__                          the recorder gives up: Python decides by a number
 
 The doors open for what is known to be right when it is made again (see `known_calls.py`), and attributes for those
-that are listed here; with anything else the recorder gives up. So it does where a call is given an array, or a number of
+that are listed here; with anything else it is not captured. So it does where a call is given an array, or a number of
 NumPy's, that is neither traced nor a constant: nobody knows what it was computed from, as that of `np.asarray(x)`,
 which lies in the memory of x. No door is there for code in C that reads or writes memory by itself, `np.nditer` or
 SciPy, and for numbers of Python's that come of it, such as `memoryview(x)[0, 0]`: for these the first replay is
@@ -38,134 +38,136 @@ _attribute_of = np.ndarray.__getattribute__
 PYTHONS = (int, float, complex, str, type, np.dtype, type(None), type(Ellipsis), type(np._NoValue))
 
 
-def recorder() -> Any:
+def current_tracer() -> Any:
     """Return who records what this thread computes, None if nobody does."""
-    return getattr(this_thread, "recorder", None)
+    return getattr(this_thread, "tracer", None)
 
 
-class Traced(np.ndarray[Any, Any]):
+class TracedArray(np.ndarray[Any, Any]):
     """An array of which this thread's recorder notes what is done with it; a plain one where nobody records."""
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """Call NumPy's function, and note it with the array that it writes to."""
-        noting, out = recorder(), options.pop("out", None)
+        tracer, out = current_tracer(), options.pop("out", None)
         function = ufunc if method == "__call__" else getattr(ufunc, method)
-        if noting is not None:
+        if tracer is not None:
             if ufunc not in known_calls.UFUNCS or method not in known_calls.UFUNC_METHODS:
-                noting.give_up(
+                tracer.fail(
                     f"{known_calls.name_of(ufunc)}{'' if method == '__call__' else f'.{method}'} is not captured"
                 )
-            check(noting, [*inputs, *options.values()])
-            _check_written(noting, out)
-        plain_inputs, options = plained(inputs), plained(options)
+            require_traced(tracer, [*inputs, *options.values()])
+            _require_traced_out(tracer, out)
+        plain_inputs, options = untraced_all(inputs), untraced_all(options)
         if out is not None:
-            result, targets = out if ufunc.nout > 1 else out[0], plained(out)
+            result, targets = out if ufunc.nout > 1 else out[0], untraced_all(out)
             function(*plain_inputs, out=targets, **options)
         else:
             returned = function(*plain_inputs, **options)
-            if noting is None or noting.gave_up:
+            if tracer is None or tracer.failure:
                 return returned
-            result = noting.copy_of(returned)
-            targets = (plain(result),)
-        if noting is not None:
-            noting.note(function, *plain_inputs, out=targets[0], **options)
+            result = tracer.copy_like(returned)
+            targets = (untraced(result),)
+        if tracer is not None:
+            tracer.append(function, *plain_inputs, out=targets[0], **options)
         return result
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Call NumPy's function and note it as one call, if it is one of those that may be made again."""
-        noting, arguments, options = recorder(), plained(args), plained(kwargs)
-        if noting is None or func in known_calls.OF_SHAPES:
+        tracer, arguments, options = current_tracer(), untraced_all(args), untraced_all(kwargs)
+        if tracer is None or func in known_calls.SHAPE_FUNCTIONS:
             return func(*arguments, **options)
         if func is np.copyto:
-            check(noting, [*args[1:], *kwargs.values()])
-            _check_written(noting, args[:1])
-            noting.note(func, *arguments, **options)
+            require_traced(tracer, [*args[1:], *kwargs.values()])
+            _require_traced_out(tracer, args[:1])
+            tracer.append(func, *arguments, **options)
             return func(*arguments, **options)
         at = known_calls.OUT_AT.get(func, 1 << 30)
         if len(args) == at + 1:
             kwargs, args = kwargs | {"out": args[at]}, args[:at]
         out = kwargs.get("out")
-        given = {name: value for name, value in kwargs.items() if name != "out"}
-        if why := _why_not(func, args, given, at):
-            noting.give_up(why)
-        check(noting, [*args, *given.values()])
-        if noting.gave_up:
+        inputs = {name: value for name, value in kwargs.items() if name != "out"}
+        if why := _why_not(func, args, inputs, at):
+            tracer.fail(why)
+        require_traced(tracer, [*args, *inputs.values()])
+        if tracer.failure:
             return func(*arguments, **options)
         if out is not None:
-            _check_written(noting, out)
-            noting.note(func, *plained(args), **plained(kwargs))
-            func(*plained(args), **plained(kwargs))
+            _require_traced_out(tracer, out)
+            tracer.append(func, *untraced_all(args), **untraced_all(kwargs))
+            func(*untraced_all(args), **untraced_all(kwargs))
             return out
         if func in known_calls.IN_PARTS:
             return super().__array_function__(func, types, args, kwargs)
         if func in known_calls.FILLS:
-            return noting.filled(func(*arguments, **options), known_calls.FILLS[func])
+            return tracer.filled(func(*arguments, **options), known_calls.FILLS[func])
         if func is np.concatenate:
-            result = noting.copy_of(func(*arguments, **options))
-            noting.note(func, *arguments, **options | {"out": plain(result)})
+            result = tracer.copy_like(func(*arguments, **options))
+            tracer.append(func, *arguments, **options | {"out": untraced(result)})
             return result
         result = func(*arguments, **options)
-        whose = _lies_in(result, args)
+        whose = _shares_memory(result, args)
         if whose is not None:
             return viewed(whose, lambda _: result)
-        return noting.result_of(func, *arguments, **options)
+        return tracer.trace_opaque(func, *arguments, **options)
 
     def __getattribute__(self, name: str) -> Any:
         """Return an attribute; while somebody records, one that is not listed lets the recorder give up."""
         if name not in LISTED:
-            noting = recorder()
-            if noting is not None:
-                noting.give_up(f"numpy.ndarray.{name} is not captured")
+            tracer = current_tracer()
+            if tracer is not None:
+                tracer.fail(f"numpy.ndarray.{name} is not captured")
         return _attribute_of(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute: another shape is a view, but nothing else is noted."""
-        noting = recorder()
-        if noting is not None and name != "shape":
-            noting.give_up(f"setting numpy.ndarray.{name} is not captured")
+        tracer = current_tracer()
+        if tracer is not None and name != "shape":
+            tracer.fail(f"setting numpy.ndarray.{name} is not captured")
         super().__setattr__(name, value)
 
     def __getitem__(self, key: Any) -> Any:
         """Return a view where the key asks for one; else note the copy. A single number is a view as well."""
-        noting, indices = recorder(), plained(key)
-        if noting is None:
-            return plain(self)[indices]
-        check(noting, key)
+        tracer, indices = current_tracer(), untraced_all(key)
+        if tracer is None:
+            return untraced(self)[indices]
+        require_traced(tracer, key)
         if _has_mask(key):
-            noting.give_up("an array indexed by a mask, which is as long as the numbers want it, is not captured")
-        if noting.gave_up:
-            return plain(self)[indices]
-        part = super().__getitem__(_of_a_view(indices))
-        return part if _lies_in(part, self) is not None else noting.result_of(plain(self).__getitem__, indices)
+            tracer.fail("an array indexed by a mask, which is as long as the numbers want it, is not captured")
+        if tracer.failure:
+            return untraced(self)[indices]
+        part = super().__getitem__(_view_key(indices))
+        return (
+            part if _shares_memory(part, self) is not None else tracer.trace_opaque(untraced(self).__getitem__, indices)
+        )
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Copy, and note it. An array is not copied to itself, which is how `array[key] += value` ends."""
-        noting, own, indices, new = recorder(), plain(self), plained(key), plained(value)
+        tracer, own, indices, new = current_tracer(), untraced(self), untraced_all(key), untraced_all(value)
         own[indices] = new
-        if noting is None:
+        if tracer is None:
             return
-        check(noting, [key, value])
-        _check_written(noting, (self,))
+        require_traced(tracer, [key, value])
+        _require_traced_out(tracer, (self,))
         by_mask = _has_mask(key)
         if by_mask and np.ndim(new):
-            noting.give_up("several numbers assigned by a mask are not captured")
-        target = own[_of_a_view(indices)]
-        if by_mask or _lies_in(target, own) is None:  # a mask that is true nowhere may be the next time
-            noting.note(own.__setitem__, indices, new)
-        elif target.size and not (isinstance(new, np.ndarray) and _same_place(target, new)):
-            noting.note(np.copyto, target, new, casting="unsafe")
+            tracer.fail("several numbers assigned by a mask are not captured")
+        target = own[_view_key(indices)]
+        if by_mask or _shares_memory(target, own) is None:  # a mask that is true nowhere may be the next time
+            tracer.append(own.__setitem__, indices, new)
+        elif target.size and not (isinstance(new, np.ndarray) and _same_memory(target, new)):
+            tracer.append(np.copyto, target, new, casting="unsafe")
 
     def reshape(self, *shape: Any, **options: Any) -> Any:
         """Return a view where that can be; else note the copy."""
-        noting, own = recorder(), plain(self)
+        tracer, own = current_tracer(), untraced(self)
         made = super().reshape(*shape, **options)
-        if noting is None or _lies_in(made, own) is not None:
+        if tracer is None or _shares_memory(made, own) is not None:
             return made
         if options.get("order", "C") != "C":
-            return noting.result_of(own.reshape, *shape, **options)
-        copy = noting.empty(made.shape, made.dtype)
-        plain(copy)[...] = made
-        noting.note(np.copyto, plain(copy).reshape(own.shape), own)
+            return tracer.trace_opaque(own.reshape, *shape, **options)
+        copy = tracer.empty(made.shape, made.dtype)
+        untraced(copy)[...] = made
+        tracer.append(np.copyto, untraced(copy).reshape(own.shape), own)
         return copy
 
     def ravel(self, order: Any = "C") -> Any:
@@ -178,20 +180,20 @@ class Traced(np.ndarray[Any, Any]):
 
     def copy(self, order: Any = "C") -> Any:
         """Copy, and note it."""
-        return self._converted(self.dtype, order)
+        return self._cast(self.dtype, order)
 
     def astype(self, dtype: Any, order: Any = "K", casting: Any = "unsafe", subok: Any = True, copy: Any = True) -> Any:
         """Convert, and note it."""
-        return self if not copy and np.dtype(dtype) == self.dtype else self._converted(dtype, order, casting)
+        return self if not copy and np.dtype(dtype) == self.dtype else self._cast(dtype, order, casting)
 
-    def _converted(self, dtype: Any, order: Any, casting: Any = "unsafe") -> Any:
-        noting, own = recorder(), plain(self)
+    def _cast(self, dtype: Any, order: Any, casting: Any = "unsafe") -> Any:
+        tracer, own = current_tracer(), untraced(self)
         converted = own.astype(dtype, order, casting)
-        if noting is None:
+        if tracer is None:
             return converted
-        check(noting, self)
-        copy = noting.copy_of(converted)
-        noting.note(np.copyto, plain(copy), own, casting="unsafe")
+        require_traced(tracer, self)
+        copy = tracer.copy_like(converted)
+        tracer.append(np.copyto, untraced(copy), own, casting="unsafe")
         return copy
 
     def clip(self, min: Any = None, max: Any = None, out: Any = None, **options: Any) -> Any:
@@ -204,24 +206,24 @@ class Traced(np.ndarray[Any, Any]):
 
     def view(self, *arguments: Any, **options: Any) -> Any:
         """Return a view; one that is no longer traced is not noted."""
-        noting, made = recorder(), np.ndarray.view(self, *arguments, **options)
-        if noting is not None and not isinstance(made, Traced):
-            noting.give_up(f"a view as {type(made).__name__} is not captured")
+        tracer, made = current_tracer(), np.ndarray.view(self, *arguments, **options)
+        if tracer is not None and not isinstance(made, TracedArray):
+            tracer.fail(f"a view as {type(made).__name__} is not captured")
         return made
 
     def _by_function(self, what: str, *arguments: Any, **options: Any) -> Any:
         """Call NumPy's function of that name in the place of the method."""
         return getattr(np, what)(self, *arguments, **options)
 
-    def _refused(self, what: str, *arguments: Any, **options: Any) -> Any:
+    def _untraceable(self, what: str, *arguments: Any, **options: Any) -> Any:
         """Do what cannot be noted."""
-        noting = recorder()
-        if noting is not None:
-            noting.give_up(f"numpy.ndarray.{what} is not captured")
-        return getattr(plain(self), what)(*plained(arguments), **plained(options))
+        tracer = current_tracer()
+        if tracer is not None:
+            tracer.fail(f"numpy.ndarray.{what} is not captured")
+        return getattr(untraced(self), what)(*untraced_all(arguments), **untraced_all(options))
 
 
-def _method(how: Callable[..., Any], what: str) -> Callable[..., Any]:
+def _make_method(how: Callable[..., Any], what: str) -> Callable[..., Any]:
     return lambda self, *arguments, **options: how(self, what, *arguments, **options)
 
 
@@ -230,7 +232,7 @@ for _name in (
     *("argmax", "argmin", "argpartition", "argsort", "choose", "cumsum", "cumprod", "diagonal", "dot", "mean"),
     *("repeat", "round", "searchsorted", "std", "take", "trace", "var"),
 ):
-    setattr(Traced, _name, _method(Traced._by_function, _name))
+    setattr(TracedArray, _name, _make_method(TracedArray._by_function, _name))
 # a number for Python, by which it may decide; a text or a copy past what notes it; a change in place
 for _name in (
     *("__bool__", "__int__", "__float__", "__complex__", "__index__", "item", "tolist", "tobytes", "nonzero"),
@@ -238,7 +240,7 @@ for _name in (
     *("sort", "partition", "put", "resize", "byteswap", "setfield", "compress"),
     "__buffer__",  # asked from Python 3.12 on; before, code in C takes the memory without a word
 ):
-    setattr(Traced, _name, _method(Traced._refused, _name))
+    setattr(TracedArray, _name, _make_method(TracedArray._untraceable, _name))
 
 #: the attributes that are known: what says how an array lies, what makes a view, what ends in ufuncs, and what is above
 LISTED = frozenset(
@@ -246,12 +248,12 @@ LISTED = frozenset(
         *("shape", "dtype", "ndim", "size", "itemsize", "nbytes", "strides", "flags", "device", "setflags"),
         *("T", "mT", "real", "imag", "transpose", "swapaxes", "squeeze", "__class__", "__array_priority__", "__dict__"),
         *("sum", "prod", "max", "min", "any", "all", "conj", "conjugate"),
-        *(name for name in vars(Traced) if not name.startswith("__array_")),
+        *(name for name in vars(TracedArray) if not name.startswith("__array_")),
     }
 )
 
 
-class _Place:
+class _ArrayInterface:
     """Where an array lies; NumPy makes another array there that keeps `base`, and not the array."""
 
     def __init__(self, array: Array, base: Any) -> None:
@@ -259,75 +261,75 @@ class _Place:
         self.base = base
 
 
-def plain(value: Any) -> Any:
+def untraced(value: Any) -> Any:
     """Return a traced array as a plain one in the same memory, which it keeps; anything else as it is."""
-    if not isinstance(value, Traced):
+    if not isinstance(value, TracedArray):
         return value
     if value.dtype.kind not in known_calls.NUMERIC:
         return np.ndarray.view(value, np.ndarray)
-    maker = maker_of(value)
+    maker = root_of(value)
     base = _base_of(maker)
-    return np.asarray(_Place(value, maker if base is None else base))
+    return np.asarray(_ArrayInterface(value, maker if base is None else base))
 
 
 def viewed(array: Array, view_of: Callable[[Array], Array]) -> Array:
     """Return the view that a function makes of a plain array, of a traced one."""
-    if not isinstance(array, Traced):
+    if not isinstance(array, TracedArray):
         return view_of(array)
-    return np.asarray(_Place(view_of(plain(array)), maker_of(array))).view(Traced)
+    return np.asarray(_ArrayInterface(view_of(untraced(array)), root_of(array))).view(TracedArray)
 
 
-def maker_of(array: Array) -> Array:
+def root_of(array: Array) -> Array:
     """Return the array that a traced one is a view of, or itself: its base is the memory, None if that is its own."""
     made, holder = array, array
     while holder is not None:
-        made = holder if isinstance(holder, Traced) else made
+        made = holder if isinstance(holder, TracedArray) else made
         # an array, or what NumPy's functions put between two of them
         holder = _base_of(holder) if isinstance(holder, np.ndarray) else getattr(holder, "base", None)
     return made
 
 
-def check(noting: Any, value: Any) -> None:
+def require_traced(tracer: Any, value: Any) -> None:
     """Let the recorder give up if a call is given what it does not know, which may be computed from traced arrays."""
-    if isinstance(value, Traced):
+    if isinstance(value, TracedArray):
         if value.dtype.kind not in known_calls.NUMERIC:
-            noting.give_up(f"an array of {value.dtype} is not captured")
-        elif not noting.made(maker_of(value)):
-            noting.give_up("an array was made in a way that is not captured")
+            tracer.fail(f"an array of {value.dtype} is not captured")
+        elif not tracer.made(root_of(value)):
+            tracer.fail("an array was made in a way that is not captured")
     elif isinstance(value, np.ndarray):
         if not known_calls.is_constant(value):
-            noting.give_up(
+            tracer.fail(
                 "an array is used that NumPy made past the capture; make arrays with self.backend.xp, or keep constant "
                 "ones as attributes of the layer"
             )
     elif isinstance(value, np.generic):
         kind = type(value).__name__
-        noting.give_up(f"a number of NumPy's, a {kind}, is used; make it one of Python's by float(…) or int(…)")
+        tracer.fail(f"a number of NumPy's, a {kind}, is used; make it one of Python's by float(…) or int(…)")
     elif isinstance(value, list | tuple):
         for item in value:
-            check(noting, item)
+            require_traced(tracer, item)
     elif isinstance(value, slice):
-        check(noting, (value.start, value.stop, value.step))
+        require_traced(tracer, (value.start, value.stop, value.step))
     elif not isinstance(value, PYTHONS):
-        noting.give_up(f"a call is given an object of {type(value).__name__}, which is not captured")
+        tracer.fail(f"a call is given an object of {type(value).__name__}, which is not captured")
 
 
-def _check_written(noting: Any, out: Any) -> None:
+def _require_traced_out(tracer: Any, out: Any) -> None:
     """Let the recorder give up if an array is written to that is not traced: what is read of it would not be noted."""
     for array in out if isinstance(out, tuple) else (out,):
-        if array is not None and not (isinstance(array, Traced) and noting.made(maker_of(array))):
-            noting.give_up("an array is written to that is not captured; make it with self.backend.xp")
+        if array is not None and not (isinstance(array, TracedArray) and tracer.made(root_of(array))):
+            tracer.fail("an array is written to that is not captured; make it with self.backend.xp")
 
 
-def _why_not(func: Any, args: Any, given: dict[str, Any], at: int) -> str:
+def _why_not(func: Any, args: Any, inputs: dict[str, Any], at: int) -> str:
     """Return why a call of a function is not captured, "" if it is one of those that are."""
     name = known_calls.name_of(func)
     of_one = func in known_calls.OF_ONE_ARRAY
     if not of_one and func not in known_calls.OF_ARRAYS | known_calls.IN_PARTS | known_calls.FILLS.keys():
         return f"{name} is not captured"
-    if changing := known_calls.CHANGING & given.keys() or len(args) > at:
+    if changing := known_calls.CHANGING & inputs.keys() or len(args) > at:
         return f"{name} is not captured with {', '.join(sorted(changing)) if isinstance(changing, set) else 'so much'}"
-    if of_one and any(_holds_traced(value) for value in (*args[1:], *given.values())):
+    if of_one and any(_holds_traced(value) for value in (*args[1:], *inputs.values())):
         return f"{name} is not captured where more than its first argument is computed"
     return ""
 
@@ -335,7 +337,7 @@ def _why_not(func: Any, args: Any, given: dict[str, Any], at: int) -> str:
 def _holds_traced(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_holds_traced, value))
-    return isinstance(value, Traced)
+    return isinstance(value, TracedArray)
 
 
 def _has_mask(key: Any) -> bool:
@@ -348,33 +350,33 @@ def _is_mask(item: Any) -> bool:
     return isinstance(item, np.ndarray) and item.dtype == bool
 
 
-def plained(value: Any) -> Any:
+def untraced_all(value: Any) -> Any:
     """Return arguments with plain arrays in the place of traced ones."""
     if isinstance(value, list | tuple):
-        items = map(plained, value)
+        items = map(untraced_all, value)
         return list(items) if isinstance(value, list) else tuple(items)
     if type(value) is dict:
-        return {name: plained(item) for name, item in value.items()}
-    return plain(value)
+        return {name: untraced_all(item) for name, item in value.items()}
+    return untraced(value)
 
 
-def _of_a_view(key: Any) -> Any:
+def _view_key(key: Any) -> Any:
     """Return a key by which an array returns a view without axes where it would return a number."""
     keys = key if isinstance(key, tuple) else (key,)
     return key if any(item is Ellipsis for item in keys) else (*keys, ...)
 
 
-def _lies_in(array: Any, others: Any) -> Any:
+def _shares_memory(array: Any, others: Any) -> Any:
     """Return in the memory of which of some arrays another one lies, or None; one without elements lies anywhere."""
     if isinstance(others, list | tuple):
-        return next((found for other in others if (found := _lies_in(array, other)) is not None), None)
+        return next((found for other in others if (found := _shares_memory(array, other)) is not None), None)
     if not isinstance(others, np.ndarray) or not isinstance(array, np.ndarray):
         return None
     shared = np.may_share_memory(np.ndarray.view(array, np.ndarray), np.ndarray.view(others, np.ndarray))
     return others if array.size == 0 or shared else None
 
 
-def _same_place(one: Array, other: Array) -> bool:
+def _same_memory(one: Array, other: Array) -> bool:
     """Tell whether two arrays are the same elements of the same memory."""
     names = ("shape", "strides", "dtype")
     alike = all(getattr(one, name) == getattr(other, name) for name in names)

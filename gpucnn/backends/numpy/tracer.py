@@ -26,14 +26,14 @@ import numpy as np
 from gpucnn.backends import base
 from gpucnn.backends.numpy import known_calls
 from gpucnn.backends.numpy.arena import Arena, Block
-from gpucnn.backends.numpy.traced_array import Traced, maker_of, plain, plained, recorder, this_thread
+from gpucnn.backends.numpy.traced_array import TracedArray, current_tracer, root_of, this_thread, untraced, untraced_all
 
 Array = Any
 
-LEFT = object()  # the sign of arrays that one thread's recorder left for others
+PUBLISHED = object()  # the sign of arrays that one thread's recorder left for others
 
 
-class Recorder(base.Recorder):
+class Tracer(base.Tracer):
     """Records functions of arrays on one thread at a time, and holds the memory that their repeats work in."""
 
     def __init__(self, source: Arena, buffers: Callable[[], dict[tuple[str, str], Array]]) -> None:
@@ -41,7 +41,7 @@ class Recorder(base.Recorder):
 
         What was computed before, as it came, needed as much, and needs it no more.
         """
-        self.gave_up = ""
+        self.failure = ""
         self._buffers = buffers
         self._calls: list[Callable[[], Any]] = []
         self._arena = Arena(source=source)
@@ -49,163 +49,163 @@ class Recorder(base.Recorder):
         self._errors: Any = {}
         self._sign = object()  # on all arrays that this recorder makes
 
-    def record(self, function: Callable[..., Array], *arrays: Array) -> tuple[Array, base.Repeat]:
+    def trace(self, function: Callable[..., Array], *arrays: Array) -> tuple[Array, base.Replay]:
         """Return what a function returns for arrays, and its repeat."""
-        self._calls, self._errors, self.gave_up = [], np.geterr(), ""
+        self._calls, self._errors, self.failure = [], np.geterr(), ""
         for key, buffer in self._buffers().items():
             if key not in self._scratch or self._scratch[key].size < buffer.size:
-                self._scratch[key] = self.seen(buffer)
-        this_thread.recorder = self
+                self._scratch[key] = self.traced(buffer)
+        this_thread.tracer = self
         try:
-            given = [self.copy_of(array) for array in arrays]
-            result = function(*given)
+            inputs = [self.copy_like(array) for array in arrays]
+            result = function(*inputs)
             if result is not None and not self.knows(result):
-                self.give_up("the result was made in a way that is not captured")
+                self.fail("the result was made in a way that is not captured")
         finally:
-            this_thread.recorder = None
-        repeat = Repeat([plain(place) for place in given], self._calls, plain(result), self.gave_up)
-        return plain(result), repeat
+            this_thread.tracer = None
+        replay = Replay([untraced(place) for place in inputs], self._calls, untraced(result), self.failure)
+        return untraced(result), replay
 
-    def seen(self, array: Array) -> Array:
+    def traced(self, array: Array) -> Array:
         """Return an array as one of which is noted what is done with it, in the same memory."""
-        return self._signed(array.view(Traced))
+        return self._signed(array.view(TracedArray))
 
-    def unseen(self, array: Array) -> Array:
+    def untraced(self, array: Array) -> Array:
         """Return such an array as it was."""
-        return plain(array)
+        return untraced(array)
 
     def knows(self, array: Array) -> bool:
         """Tell whether an array is one that this recorder gave or saw made."""
-        return isinstance(array, Traced) and self.made(maker_of(array))
+        return isinstance(array, TracedArray) and self.made(root_of(array))
 
     def made(self, array: Array) -> bool:
         """Tell whether this recorder made a traced array that is no view of another one."""
-        return vars(array).get("sign") in (self._sign, LEFT)
+        return vars(array).get("sign") in (self._sign, PUBLISHED)
 
     def _signed(self, array: Array, sign: object = None) -> Array:
         array.__dict__["sign"] = self._sign if sign is None else sign
         return array
 
-    def held(self) -> int:
+    def nbytes(self) -> int:
         """Return the bytes of the memory that the repeats work in."""
         return sum(block.size for blocks in self._arena.blocks.values() for block in blocks)
 
-    def give_up(self, why: str) -> None:
+    def fail(self, why: str) -> None:
         """Say that what is computed cannot be repeated; the first reason counts."""
-        self.gave_up = self.gave_up or why
+        self.failure = self.failure or why
 
     # --- for those who compute ----------------------------------------------------------------
 
-    def note(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    def append(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         """Note a call, of arrays that are plain."""
-        if self.gave_up:  # the calls will never be made again
+        if self.failure:  # the calls will never be made again
             return
         call, errors = partial(function, *arguments, **options), np.geterr()
-        self._calls.append(call if errors == self._errors else partial(_with_errors, errors, call))
+        self._calls.append(call if errors == self._errors else partial(_with_errstate, errors, call))
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         """Return an uninitialised array."""
-        return self._signed(self._arena.empty(tuple(shape), dtype, Traced))
+        return self._signed(self._arena.empty(tuple(shape), dtype, TracedArray))
 
     def scratch(self, purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
         """Return an uninitialised array that is valid until one is asked for with the same purpose."""
         key, size = (purpose, np.dtype(dtype).char), math.prod(shape)
         if key not in self._scratch or self._scratch[key].size < size:
-            self._scratch[key] = self._signed(Block(size * np.dtype(dtype).itemsize).array((size,), dtype, Traced))
+            self._scratch[key] = self._signed(Block(size * np.dtype(dtype).itemsize).array((size,), dtype, TracedArray))
         return self._scratch[key][:size].reshape(shape)
 
-    def result_of(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    def trace_opaque(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Return what a call returns, a fresh array, and note that it is to be copied there."""
         result = function(*arguments, **options)
         if not isinstance(result, np.ndarray | np.generic):
-            self.give_up(f"{known_calls.name_of(function)} returned {type(result).__name__}, not an array")
+            self.fail(f"{known_calls.name_of(function)} returned {type(result).__name__}, not an array")
             return result
-        copy = self.copy_of(result)
-        target = plain(copy)
-        self.note(lambda: np.copyto(target, function(*arguments, **options)))
+        copy = self.copy_like(result)
+        target = untraced(copy)
+        self.append(lambda: np.copyto(target, function(*arguments, **options)))
         return copy
 
     def filled(self, array: Array, number: Any) -> Array:
         """Return a copy of an array that is filled with a number anew in each replay; None leaves it as it is."""
-        copy = self.copy_of(array)
+        copy = self.copy_like(array)
         if number is not None:
-            self.note(np.copyto, plain(copy), number)
+            self.append(np.copyto, untraced(copy), number)
         return copy
 
-    def copy_of(self, result: Any) -> Array:
+    def copy_like(self, result: Any) -> Array:
         """Return a copy of an array, or a number, that lies as it does; itself if its kind is not captured."""
         array = np.asarray(result)
         if array.dtype.kind not in known_calls.NUMERIC:
-            self.give_up(f"an array of {array.dtype} is not captured")
+            self.fail(f"an array of {array.dtype} is not captured")
             return result
         axes = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
         copy = self.empty([array.shape[axis] for axis in axes], array.dtype)
         copy = copy.transpose(np.argsort(axes)) if axes else copy
-        plain(copy)[...] = array
+        untraced(copy)[...] = array
         return copy
 
-    def left(self, value: Any) -> Any:
+    def publish(self, value: Any) -> Any:
         """Return a copy of an array in memory of its own, for other threads to read; other values as they are."""
         if not isinstance(value, np.ndarray):
             return value
-        own = np.array(plain(value))
-        self.note(np.copyto, own, plain(value))
-        return self._signed(own.view(Traced), LEFT)
+        own = np.array(untraced(value))
+        self.append(np.copyto, own, untraced(value))
+        return self._signed(own.view(TracedArray), PUBLISHED)
 
 
-class Repeat(base.Repeat):
+class Replay(base.Replay):
     """The calls that were noted of a function, made again with other numbers."""
 
-    def __init__(self, given: list[Array], calls: list[Callable[[], Any]], result: Array, gave_up: str) -> None:
-        self._given, self._calls, self._result, self.gave_up = given, calls, result, gave_up
+    def __init__(self, inputs: list[Array], calls: list[Callable[[], Any]], result: Array, failure: str) -> None:
+        self._inputs, self._calls, self._result, self.failure = inputs, calls, result, failure
 
     def __call__(self, *arrays: Array) -> Array:
         """Copy the arrays to where they lay when it was recorded, and make the calls."""
-        for array, place in zip(arrays, self._given, strict=True):
+        for array, place in zip(arrays, self._inputs, strict=True):
             np.copyto(place, array)
         for call in self._calls:
             call()
         return self._result
 
 
-def each_time(function: Callable[[], Array]) -> Array:
+def on_replay(function: Callable[[], Array]) -> Array:
     """Return what a function returns, which is called again in each repeat."""
-    noting = recorder()
-    if noting is None:
+    tracer = current_tracer()
+    if tracer is None:
         return function()
-    return noting.result_of(_unrecorded(function))
+    return tracer.trace_opaque(_untraced(function))
 
 
-def as_one(function: Callable[..., None]) -> Callable[..., None]:
+def as_single_call(function: Callable[..., None]) -> Callable[..., None]:
     """Make a function that writes to arrays it is given one call of a recording; it may decide by numbers then."""
 
     @wraps(function)
-    def noted(*arguments: Any) -> None:
-        noting = recorder()
-        if noting is None:
+    def traced_call(*arguments: Any) -> None:
+        tracer = current_tracer()
+        if tracer is None:
             function(*arguments)
             return
-        _unrecorded(function)(*plained(arguments))
-        noting.note(function, *plained(arguments))
+        _untraced(function)(*untraced_all(arguments))
+        tracer.append(function, *untraced_all(arguments))
 
-    return noted
+    return traced_call
 
 
-def _unrecorded(function: Callable[..., Any]) -> Callable[..., Any]:
+def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function during which this thread does not record."""
 
     def call(*arguments: Any) -> Any:
-        before = recorder()
-        this_thread.recorder = None
+        before = current_tracer()
+        this_thread.tracer = None
         try:
             return function(*arguments)
         finally:
-            this_thread.recorder = before
+            this_thread.tracer = before
 
     return call
 
 
-def _with_errors(errors: Any, call: Callable[[], Any]) -> None:
+def _with_errstate(errors: Any, call: Callable[[], Any]) -> None:
     """Make a call with NumPy's warnings as they were set where it was recorded."""
     with np.errstate(**errors):
         call()

@@ -15,7 +15,7 @@ import numpy as np
 
 from gpucnn.backends.numpy.known_calls import constant
 from gpucnn.backends.numpy.memory import aligned
-from gpucnn.backends.numpy.traced_array import recorder
+from gpucnn.backends.numpy.traced_array import current_tracer
 
 Array = Any
 
@@ -33,9 +33,9 @@ _mine = _Buffers()
 
 def take(purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
     """Return an uninitialised array that is valid until the same thread takes one for the same purpose."""
-    noting = recorder()
-    if noting is not None:
-        return noting.scratch(purpose, shape, dtype)
+    tracer = current_tracer()
+    if tracer is not None:
+        return tracer.scratch(purpose, shape, dtype)
     view = _mine.views.get((purpose, shape, dtype))
     if view is None:
         kind, size = np.dtype(dtype).char, math.prod(shape)
