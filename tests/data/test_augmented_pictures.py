@@ -69,7 +69,7 @@ def test_augmented_crop_is_centred():
         (lambda: plots.augmented(pictures(), "flip"), ConfigurationError, "takes objects of gpucnn.data.augment"),
     ],
 )
-def test_errors(make, error, message):
+def test_augmented_errors(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
