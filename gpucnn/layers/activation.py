@@ -10,7 +10,7 @@ from gpucnn.layers.base import Backward, Layer
 class ReLU(Layer):
     """Keep what is positive: y = max(x, 0); the slope at 0 is 0. x and y have any shape (N, …)."""
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the backward function, which keeps y rather than x: y is alive in the next layer anyway."""
@@ -27,7 +27,7 @@ class LeakyReLU(Layer):
     Source: Maas, Hannun, Ng, "Rectifier nonlinearities improve neural network acoustic models" (2013).
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
     adjustable = ("slope",)
 
     def __init__(self, slope: float = 0.01, *, name: str | None = None) -> None:
@@ -43,7 +43,7 @@ class LeakyReLU(Layer):
 class Sigmoid(Layer):
     """Squeeze into (0, 1): y = 1 / (1 + exp(−x)). x and y have any shape (N, …)."""
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y, whose small numbers have all their digits, and the backward function.
@@ -58,7 +58,7 @@ class Sigmoid(Layer):
 class Tanh(Layer):
     """Squeeze into (−1, 1): y = tanh(x). x and y have any shape (N, …)."""
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the backward function."""
@@ -72,7 +72,7 @@ class GELU(Layer):
     x and y have any shape (N, …). Source: Hendrycks, Gimpel, "Gaussian error linear units" (2016).
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the backward function: d(x·Φ(x)) = Φ(x) + x·φ(x), with φ the normal density."""
@@ -89,7 +89,7 @@ class Softmax(Layer):
     A model that ends with `Softmax` and trains on cross-entropy computes both as one stable kernel.
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the backward function: dx = y·(dy − Σ dy·y)."""

@@ -20,7 +20,7 @@ class Dropout(Layer):
     Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout" (2014).
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
     adjustable = ("rate",)
 
     def __init__(self, rate: float, *, name: str | None = None) -> None:

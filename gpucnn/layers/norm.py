@@ -32,7 +32,7 @@ class BatchNorm(Layer):
     """
 
     supports_fused_relu = True
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
     adjustable = "momentum", "epsilon"
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, *, name: str | None = None) -> None:
@@ -114,7 +114,7 @@ class Normalization(Layer):
         ShapeError          not one number, nor one for each channel
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     renamed: ClassVar[dict[str, str]] = {"deviation": "std"}
 

@@ -55,7 +55,7 @@ class MaxPool2D(_Pool2D):
     """
 
     supports_fused_relu = True
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool, fused_relu: bool = False) -> tuple[Array, Backward]:
         """Return y and the backward function, which sends dy to the winners alone."""
@@ -80,7 +80,7 @@ class AveragePool2D(_Pool2D):
         ShapeError  the window does not fit the image, or padding is as large as the window
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the backward function, which shares dy equally."""
@@ -97,7 +97,7 @@ class GlobalAveragePool2D(Layer):
         y  (N, C)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Keep the channels."""

@@ -16,7 +16,7 @@ class Flatten(Layer):
         y  (N, H·W·C)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Return the product of all sides."""
@@ -38,7 +38,7 @@ class PadChannels(Layer):
         ConfigurationError  a number that is not an integer of at least 0
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def __init__(self, before: int, after: int, *, name: str | None = None) -> None:
         super().__init__(name=name)

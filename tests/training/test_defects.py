@@ -94,7 +94,7 @@ def test_an_output_that_is_not_finite_names_the_layer():
     watch.on_fit_begin(model)
     watch.on_fit_end(model)
     assert (watch.defect.kind, watch.defect.layer) == ("diverged", "explodes")
-    assert watch.defect.detail == "its output is not finite on the way forward"
+    assert watch.defect.detail == "its output holds infinity on the way forward"
 
 
 def test_a_run_that_forgets_has_broken_down():
