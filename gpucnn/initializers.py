@@ -50,6 +50,16 @@ class Initializer(Configurable, family="initializer"):
 
     `fan_in` is the number of inputs that feed one output. `fan_out` counts the outputs that one input feeds, for a
     convolution KH·KW·F however many groups it has, as Keras and PyTorch count them.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> from gpucnn.initializers import Initializer
+        >>> class Ones(Initializer):
+        ...     def create(self, shape, fan_in, fan_out, rng):
+        ...         return np.ones(shape, np.float32)
+        >>> Model([layers.Dense(2, weight_initializer=Ones())], (3,)).predict(np.ones((1, 3), np.float32))
+        array([[3., 3.]], dtype=float32)
     """
 
     def create(
@@ -90,29 +100,68 @@ class HeNormal(_Scaled):
     """Variance 2 / fan_in, normal: keeps the scale of activations through ReLU.
 
     Source: He, Zhang, Ren, Sun, "Delving deep into rectifiers" (2015).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import HeNormal
+        >>> weight = HeNormal().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> round(float(weight.std()) * (300 / 2) ** 0.5, 1)
+        1.0
     """
 
     gain = 2.0
 
 
 class HeUniform(HeNormal):
-    """Variance 2 / fan_in, uniform (He et al., 2015)."""
+    """Variance 2 / fan_in, uniform (He et al., 2015).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import HeUniform
+        >>> weight = HeUniform().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> round(float(abs(weight).max()) * (300 / 6) ** 0.5, 2)
+        1.0
+    """
 
     uniform = True
 
 
 class LecunNormal(_Scaled):
-    """Variance 1 / fan_in, normal. Source: LeCun, Bottou, Orr, Müller, "Efficient backprop" (1998)."""
+    """Variance 1 / fan_in, normal. Source: LeCun, Bottou, Orr, Müller, "Efficient backprop" (1998).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import LecunNormal
+        >>> weight = LecunNormal().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> round(float(weight.std()) * 300**0.5, 1)
+        1.0
+    """
 
 
 class LecunUniform(LecunNormal):
-    """Variance 1 / fan_in, uniform (LeCun et al., 1998)."""
+    """Variance 1 / fan_in, uniform (LeCun et al., 1998).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import LecunUniform
+        >>> weight = LecunUniform().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> round(float(abs(weight).max()) * (300 / 3) ** 0.5, 2)
+        1.0
+    """
 
     uniform = True
 
 
 class FanInUniform(LecunUniform):
-    """Uniform in ±1/√fan_in, a variance of 1 / (3·fan_in): how PyTorch begins its layers."""
+    """Uniform in ±1/√fan_in, a variance of 1 / (3·fan_in): how PyTorch begins its layers.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import FanInUniform
+        >>> weight = FanInUniform().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> round(float(abs(weight).max()) * 300**0.5, 2)
+        1.0
+    """
 
     gain = 1.0 / 3.0
 
@@ -121,6 +170,13 @@ class GlorotNormal(_Scaled):
     """Variance 2 / (fan_in + fan_out), normal.
 
     Source: Glorot, Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import GlorotNormal
+        >>> weight = GlorotNormal().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> round(float(weight.std()) * ((300 + 200) / 2) ** 0.5, 1)
+        1.0
     """
 
     def fan(self, fan_in: int, fan_out: int) -> float:
@@ -129,13 +185,29 @@ class GlorotNormal(_Scaled):
 
 
 class GlorotUniform(GlorotNormal):
-    """Variance 2 / (fan_in + fan_out), uniform (Glorot & Bengio, 2010)."""
+    """Variance 2 / (fan_in + fan_out), uniform (Glorot & Bengio, 2010).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import GlorotUniform
+        >>> weight = GlorotUniform().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> round(float(abs(weight).max()) * ((300 + 200) / 6) ** 0.5, 2)
+        1.0
+    """
 
     uniform = True
 
 
 class Uniform(Initializer):
-    """Uniform in [low, high)."""
+    """Uniform in [low, high).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import Uniform
+        >>> weight = Uniform(-0.5, 0.5).create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> round(float(abs(weight).max()), 2)
+        0.5
+    """
 
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = checks.number(low, "Uniform: low"), checks.number(high, "Uniform: high")
@@ -162,6 +234,14 @@ class Dirac(Initializer):
         ConfigurationError  a weight that is not a convolution's
 
     Source: Zagoruyko, Komodakis, "DiracNets: training very deep neural networks without skip-connections" (2017).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, initializers, layers
+        >>> model = Model([layers.Conv2D(2, 3, padding="same", weight_initializer=initializers.Dirac())], (4, 4, 2))
+        >>> x = np.random.default_rng(0).random((1, 4, 4, 2), dtype=np.float32)
+        >>> np.allclose(model.predict(x), x)
+        True
     """
 
     renamed: ClassVar[dict[str, str]] = {"rest": "remaining"}
@@ -196,7 +276,15 @@ class Dirac(Initializer):
 
 
 class Zeros(Initializer):
-    """All zero."""
+    """All zero.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import Zeros
+        >>> weight = Zeros().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> float(abs(weight).max())
+        0.0
+    """
 
     def __call__(
         self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
@@ -206,12 +294,24 @@ class Zeros(Initializer):
 
 
 def zeros(shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
-    """Return float64 zeros of `shape`: the start of a bias or a running mean."""
+    """Return float64 zeros of `shape`: the start of a bias or a running mean.
+
+    Example:
+        >>> from gpucnn.initializers import zeros
+        >>> zeros((2,))
+        array([0., 0.])
+    """
     _charge(shape)
     return np.zeros(shape)
 
 
 def ones(shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
-    """Return float64 ones of `shape`: the start of a scale or a running variance."""
+    """Return float64 ones of `shape`: the start of a scale or a running variance.
+
+    Example:
+        >>> from gpucnn.initializers import ones
+        >>> ones((2,))
+        array([1., 1.])
+    """
     _charge(shape)
     return np.ones(shape)

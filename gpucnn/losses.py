@@ -23,6 +23,16 @@ class Loss(Configurable, family="loss"):
 
     A custom loss gets the outputs y (N, …) and the labels as `fit` was given them: targets in the shape of the outputs
     as floats, or integers (N,) untouched, unless it declares below that they are class indices.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.losses import Loss
+        >>> class AbsoluteError(Loss):
+        ...     def __call__(self, y, labels):
+        ...         xp, difference = self.backend.xp, y - labels
+        ...         return abs(difference).mean(), lambda dloss=1.0: xp.sign(difference) * (dloss / y.size)
+        >>> float(AbsoluteError()(np.array([1.0, 3.0]), np.array([1.0, 1.0]))[0])
+        1.0
     """
 
     #: whether the labels are classes: class indices (N,), or one-hot rows (N, K); checked against the K outputs
@@ -52,6 +62,13 @@ class CategoricalCrossEntropy(Loss):
         from_logits      y has not passed through a softmax; a last `Softmax` layer is fused with the loss anyway
 
     Source for the smoothing: Szegedy et al., "Rethinking the Inception architecture" (2016).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.losses import CategoricalCrossEntropy
+        >>> loss, backward = CategoricalCrossEntropy()(np.array([[0.5, 0.25, 0.25]]), np.array([0]))
+        >>> round(float(loss), 4), backward().shape
+        (0.6931, (1, 3))
     """
 
     expects_classes = True
@@ -102,6 +119,13 @@ class MeanSquaredError(Loss):
         y       (N, …)
         labels  as y; or the numbers of the classes (N,) where y is (N, K), which stand for one-hot rows, and likewise
                 (N, H, W) for (N, H, W, K)
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.losses import MeanSquaredError
+        >>> loss, backward = MeanSquaredError()(np.array([[1.0, 3.0]]), np.array([[1.0, 1.0]]))
+        >>> float(loss), backward()
+        (2.0, array([[0., 2.]]))
     """
 
     takes_classes = True

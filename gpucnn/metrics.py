@@ -19,7 +19,18 @@ MODES = ("auto", "min", "max")
 
 
 class Metric(Configurable, family="metric"):
-    """Base of every metric; `name` is its key in the history."""
+    """Base of every metric; `name` is its key in the history.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.metrics import Metric
+        >>> class Confidence(Metric):
+        ...     name, larger_is_better = "confidence", True
+        ...     def batch_sum(self, y, labels):
+        ...         return y.max(axis=-1).sum()
+        >>> float(Confidence().batch_sum(np.array([[0.5, 0.5], [1.0, 0.0]]), None))
+        1.5
+    """
 
     name = ""
     #: whether larger numbers are better ones, which early stopping and the choice of the best model go by
@@ -49,6 +60,13 @@ class Accuracy(Metric):
     output (N, 1) or several tags a sample (N, K), each element counts for itself: above the threshold 0.5 (0 for the
     logits of a loss that says `from_logits`) it stands for 1. Several positions or elements of a sample are averaged.
     The form is chosen by the first data; a regression has none and is refused.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.metrics import Accuracy
+        >>> y = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+        >>> int(Accuracy().batch_sum(y, np.array([0, 1, 1])))  # correct answers
+        2
     """
 
     name = "accuracy"

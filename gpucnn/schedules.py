@@ -17,7 +17,18 @@ UNITS = ("epochs", "training")  # of the positions of points
 
 
 class Schedule(Configurable, family="schedule"):
-    """Base of every schedule."""
+    """Base of every schedule.
+
+    Example
+        >>> from gpucnn.optimizers import SGD
+        >>> from gpucnn.schedules import Schedule
+        >>> class Linear(Schedule):
+        ...     peak = 0.1
+        ...     def __call__(self, epoch, epochs):
+        ...         return 0.1 * (1 - epoch / epochs)
+        >>> SGD(Linear()).learning_rate_at(1, 4)
+        0.075...
+    """
 
     @property
     def peak(self) -> float:
@@ -35,7 +46,14 @@ class Schedule(Configurable, family="schedule"):
 
 
 class Constant(Schedule):
-    """One rate throughout."""
+    """One rate throughout.
+
+    Example
+        >>> from gpucnn.schedules import Constant
+        >>> schedule = Constant(0.1)
+        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        [0.1, 0.1, 0.1, 0.1]
+    """
 
     def __init__(self, rate: float) -> None:
         self.rate = check_rate(rate)
@@ -51,7 +69,14 @@ class Constant(Schedule):
 
 
 class StepDecay(Constant):
-    """Multiply the rate by `factor` after each `every` epochs."""
+    """Multiply the rate by `factor` after each `every` epochs.
+
+    Example
+        >>> from gpucnn.schedules import StepDecay
+        >>> schedule = StepDecay(0.1, every=2)
+        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        [0.1, 0.1, 0.01, 0.01]
+    """
 
     def __init__(self, rate: float, every: float, factor: float = 0.1) -> None:
         super().__init__(rate)
@@ -63,7 +88,14 @@ class StepDecay(Constant):
 
 
 class ExponentialDecay(Constant):
-    """Multiply the rate by `factor` per epoch, smoothly."""
+    """Multiply the rate by `factor` per epoch, smoothly.
+
+    Example
+        >>> from gpucnn.schedules import ExponentialDecay
+        >>> schedule = ExponentialDecay(0.1, 0.5)
+        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        [0.1, 0.05, 0.025, 0.0125]
+    """
 
     def __init__(self, rate: float, factor: float) -> None:
         super().__init__(rate)
@@ -78,6 +110,12 @@ class Cosine(Constant):
     """From `rate` to `final` along half a cosine over the whole training.
 
     Source: Loshchilov, Hutter, "SGDR: Stochastic gradient descent with warm restarts" (2017).
+
+    Example
+        >>> from gpucnn.schedules import Cosine
+        >>> schedule = Cosine(0.1)
+        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        [0.1, 0.0854, 0.05, 0.0146]
     """
 
     def __init__(self, rate: float, final: float = 0.0) -> None:
@@ -90,7 +128,14 @@ class Cosine(Constant):
 
 
 class Power(Constant):
-    """From 0 to `rate` at the end of the training, as a power of the fraction that is done."""
+    """From 0 to `rate` at the end of the training, as a power of the fraction that is done.
+
+    Example
+        >>> from gpucnn.schedules import Power
+        >>> schedule = Power(0.1, 2)
+        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        [0.0, 0.0063, 0.025, 0.0563]
+    """
 
     def __init__(self, rate: float, power: float) -> None:
         super().__init__(rate)
@@ -107,6 +152,12 @@ class PiecewiseLinear(Schedule):
     Arguments
         points  at least two, their positions growing
         unit    "epochs", or "training" for positions from 0 (start) to 1 (end)
+
+    Example
+        >>> from gpucnn.schedules import PiecewiseLinear
+        >>> schedule = PiecewiseLinear([(0, 0.0), (2, 0.1), (4, 0.0)])
+        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        [0.0, 0.05, 0.1, 0.05]
     """
 
     def __init__(self, points: Sequence[Sequence[float]], unit: str = "epochs") -> None:
@@ -134,6 +185,12 @@ class PiecewiseConstant(Schedule):
     Arguments
         points  pairs (position, rate), the first position 0 and the others growing
         unit    "epochs", or "training" for positions from 0 (start) to 1 (end)
+
+    Example
+        >>> from gpucnn.schedules import PiecewiseConstant
+        >>> schedule = PiecewiseConstant([(0, 0.1), (3, 0.01)])
+        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        [0.1, 0.1, 0.1, 0.01]
     """
 
     def __init__(self, points: Sequence[Sequence[float]], unit: str = "epochs") -> None:
@@ -162,6 +219,12 @@ class OneCycle(Schedule):
         end_factor       the rate at the end, relative to the peak
 
     Source: Smith, Topin, "Super-convergence" (2018).
+
+    Example
+        >>> from gpucnn.schedules import OneCycle
+        >>> schedule = OneCycle(0.1, 0.5)
+        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        [0.004, 0.052, 0.1, 0.05]
     """
 
     renamed: ClassVar[dict[str, str]] = {
@@ -200,6 +263,12 @@ class WarmUp(Schedule):
         epochs    the length of the warm-up
 
     Source: Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour" (2017).
+
+    Example
+        >>> from gpucnn.schedules import Constant, WarmUp
+        >>> schedule = WarmUp(Constant(0.1), epochs=2)
+        >>> [round(schedule(epoch, 4), 2) for epoch in range(4)]
+        [0.0, 0.05, 0.1, 0.1]
     """
 
     def __init__(self, schedule: Schedule | float, epochs: float = 1.0) -> None:

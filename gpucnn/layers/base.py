@@ -27,6 +27,14 @@ class Layer(Configurable, family="layer"):
 
     A custom layer needs `forward`, and `build` if it has parameters or changes the shape; every constructor
     argument must become an attribute of the same name, and `name` goes to `super().__init__(name=name)`.
+
+    Example
+        >>> from gpucnn import check_layer, layers
+        >>> class Halve(layers.Layer):
+        ...     def forward(self, x, *, train):
+        ...         return x * 0.5, lambda dy: dy * 0.5
+        >>> check_layer(Halve(), input_shape=(6,)).failures
+        []
     """
 
     #: whether `forward` takes `need_dx=False`, with which its backward function leaves dx out and returns None

@@ -41,6 +41,12 @@ class Sequential(Layer):
 
     Raises
         ConfigurationError  something that is no layer, or two layers of one name
+
+    Example
+        >>> from gpucnn import Model, layers
+        >>> block = layers.Sequential([layers.Dense(8), layers.ReLU()])
+        >>> list(Model([block, layers.Dense(2)], input_shape=(4,)).parameters())
+        ['sequential.dense.weight', 'sequential.dense.bias', 'dense.weight', 'dense.bias']
     """
 
     supports_skip_dx = True
@@ -240,6 +246,12 @@ class Residual(Layer):
         ShapeError  the branches return different shapes
 
     Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition" (2016).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.Residual([layers.ReLU()])], (3,)).predict(np.float32([[-2, 0, 1]]))  # x + relu(x)
+        array([[-2.,  0.,  2.]], dtype=float32)
     """
 
     supports_fused_relu = True

@@ -26,6 +26,12 @@ class Dense(Layer):
 
     Raises
         ShapeError          the input is not (N, D)
+
+    Example
+        >>> from gpucnn import Model, layers
+        >>> model = Model([layers.Dense(3)], input_shape=(4,))
+        >>> {path: parameter.shape for path, parameter in model.parameters().items()}
+        {'dense.weight': (4, 3), 'dense.bias': (3,)}
     """
 
     supports_skip_dx = True

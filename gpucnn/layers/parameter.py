@@ -17,6 +17,14 @@ class Parameter(Closed):
     the array that is there, which may be a part of a larger buffer. A `frozen` one takes no gradient, in all models
     that share it; `Model.freeze` makes it so. Nor does one that is `resting`, because the epochs of its `Group` are
     over.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.layers import Parameter
+        >>> weight = Parameter(np.zeros((2, 3), np.float32))
+        >>> weight.add_grad(np.ones((2, 3), np.float32))
+        >>> weight.shape, float(weight.grad.sum())
+        ((2, 3), 6.0)
     """
 
     changed_by: ClassVar[dict[str, str]] = {"trainable": "call model.freeze(…) or model.unfreeze(…)"}
@@ -102,6 +110,13 @@ class Buffer(Closed):
 
     One with `on_host=True` stays in the host's memory whatever the backend, such as the state of a random stream.
     `value` can be assigned as that of a `Parameter`.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.layers import Buffer
+        >>> running_mean = Buffer(np.zeros(3, np.float32))
+        >>> running_mean.value
+        array([0., 0., 0.], dtype=float32)
     """
 
     on_host = False

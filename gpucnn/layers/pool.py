@@ -52,6 +52,14 @@ class MaxPool2D(_Pool2D):
 
     Raises
         ShapeError  the window does not fit the image, or padding is as large as the window
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+        >>> Model([layers.MaxPool2D(2)], (4, 4, 1)).predict(x)[0, ..., 0]
+        array([[ 5.,  7.],
+               [13., 15.]], dtype=float32)
     """
 
     supports_fused_relu = True
@@ -78,6 +86,14 @@ class AveragePool2D(_Pool2D):
 
     Raises
         ShapeError  the window does not fit the image, or padding is as large as the window
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+        >>> Model([layers.AveragePool2D(2)], (4, 4, 1)).predict(x)[0, ..., 0]
+        array([[ 2.5,  4.5],
+               [10.5, 12.5]], dtype=float32)
     """
 
     batch_independent = capturable = shapes_verified = True
@@ -95,6 +111,13 @@ class GlobalAveragePool2D(Layer):
     Shapes
         x  (N, H, W, C)
         y  (N, C)
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+        >>> Model([layers.GlobalAveragePool2D()], (4, 4, 1)).predict(x)
+        array([[7.5]], dtype=float32)
     """
 
     batch_independent = capturable = shapes_verified = True

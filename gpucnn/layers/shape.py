@@ -14,6 +14,11 @@ class Flatten(Layer):
     Shapes
         x  (N, H, W, C), or any (N, …)
         y  (N, H·W·C)
+
+    Example
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.Flatten()], input_shape=(4, 4, 2)).output_shape
+        (32,)
     """
 
     batch_independent = capturable = shapes_verified = True
@@ -36,6 +41,11 @@ class PadChannels(Layer):
 
     Raises
         ConfigurationError  a number that is not an integer of at least 0
+
+    Example
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.PadChannels(2, 3)], input_shape=(4, 4, 3)).output_shape
+        (4, 4, 8)
     """
 
     batch_independent = capturable = shapes_verified = True

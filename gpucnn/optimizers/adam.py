@@ -21,6 +21,13 @@ class Adam(Optimizer):
                        parameters with a rate of their own, and limits of the gradients: see `Optimizer`
 
     Source: Kingma, Ba, "Adam: a method for stochastic optimization" (2015).
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), (x_test, y_test) = datasets.synthetic_digits(64)
+        >>> from gpucnn.optimizers import Adam
+        >>> model = networks.lenet().compile(Adam(1e-3), "categorical_crossentropy")
+        >>> history = model.fit(x, y, epochs=1, verbose=0)
     """
 
     decoupled = False
@@ -75,6 +82,13 @@ class AdamW(Adam):
     """Adam whose weight decay shrinks the values directly: value ← value·(1 − rate·weight_decay).
 
     Source: Loshchilov, Hutter, "Decoupled weight decay regularization" (2019).
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), (x_test, y_test) = datasets.synthetic_digits(64)
+        >>> from gpucnn.optimizers import AdamW
+        >>> model = networks.lenet().compile(AdamW(1e-3, weight_decay=0.01), "categorical_crossentropy")
+        >>> history = model.fit(x, y, epochs=1, verbose=0)
     """
 
     decoupled = True

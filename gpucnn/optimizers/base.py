@@ -32,6 +32,14 @@ class Optimizer(Configurable, family="optimizer"):
 
     `slots` are arrays as long as the flat parameter buffer, by name; `steps` counts the updates. The buffer lies in
     parts: what no group matches, and then each group.
+
+    Example
+        >>> from gpucnn import Model, layers
+        >>> from gpucnn.optimizers import Optimizer
+        >>> class SignSGD(Optimizer):
+        ...     def _update(self, backend, values, gradients, slots, learning_rate, weight_decay, number):
+        ...         values -= learning_rate * backend.xp.sign(gradients)
+        >>> model = Model([layers.Dense(1)], (3,)).compile(SignSGD(0.01), "mean_squared_error")
     """
 
     learning_rate: Schedule | float

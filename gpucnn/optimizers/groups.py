@@ -23,6 +23,12 @@ class Group(Configurable, family="group"):
 
     Raises
         ConfigurationError  an argument makes no sense
+
+    Example
+        >>> from gpucnn.optimizers import SGD, Group
+        >>> biases = Group("*.bias", lr_multiplier=2.0, weight_decay=0.0)
+        >>> SGD(0.1, groups=[biases]).learning_rates_at()
+        [0.1, 0.2]
     """
 
     renamed: ClassVar[dict[str, str]] = {"rate": "lr_multiplier", "epochs": "train_epochs"}

@@ -45,6 +45,13 @@ class Muon(Optimizer):
 
     Source: Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein, "Muon: an optimizer for hidden layers in neural
     networks" (2024).
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), (x_test, y_test) = datasets.synthetic_digits(64)
+        >>> from gpucnn.optimizers import Muon
+        >>> model = networks.lenet().compile(Muon(0.02), "categorical_crossentropy")
+        >>> history = model.fit(x, y, epochs=1, verbose=0)
     """
 
     def __init__(

@@ -22,6 +22,14 @@ class SGD(Optimizer):
                        parameters with a rate of their own, and limits of the gradients: see `Optimizer`
 
     Source: Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum" (2013).
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), (x_test, y_test) = datasets.synthetic_digits(64)
+        >>> from gpucnn.optimizers import SGD
+        >>> sgd = SGD(0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        >>> model = networks.lenet().compile(sgd, "categorical_crossentropy")
+        >>> history = model.fit(x, y, epochs=1, verbose=0)
     """
 
     def __init__(

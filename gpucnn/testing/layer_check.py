@@ -33,9 +33,8 @@ from gpucnn.errors import (
     ShapeError,
 )
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
-from gpucnn.model import Model
+from gpucnn.model import Model, load
 from gpucnn.rng import host_generator
-from gpucnn.saving.model_file import load
 from gpucnn.testing.parity import parity
 from gpucnn.testing.strict import StrictBackend
 

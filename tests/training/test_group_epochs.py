@@ -46,7 +46,7 @@ class Watch(callbacks.Callback):
         self._count = 0
 
 
-def test_they_learn_for_their_epochs_and_rest_after_them():
+def test_group_epochs_learn_and_then_freeze():
     watch, (x, y) = Watch(), data()
     model = first_rests(Group("first", train_epochs=2))
     model.fit(x, y, epochs=4, batch_size=16, callbacks=[watch], verbose=0)
@@ -59,7 +59,7 @@ def test_they_learn_for_their_epochs_and_rest_after_them():
     assert not watch.gradients[2].any()
 
 
-def test_nothing_is_computed_for_what_rests(monkeypatch):
+def test_group_epochs_skip_gradients_nobody_needs(monkeypatch):
     """The second convolution is the lowest that learns then, so nobody wants the gradient of its input."""
     watch, (x, y) = Watch(monkeypatch), data()
     first_rests(Group("first", train_epochs=2), Backend()).fit(
@@ -69,7 +69,7 @@ def test_nothing_is_computed_for_what_rests(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", [Backend, lambda: "numpy", simulated_backend], ids=["base", "numpy", "simulated"])
-def test_all_else_learns_as_with_a_rate_of_zero(backend):
+def test_group_epochs_leave_the_others_as_with_a_zero_rate(backend):
     x, y = data()
     models = [
         first_rests(Group("first", train_epochs=1), backend()),
@@ -81,7 +81,7 @@ def test_all_else_learns_as_with_a_rate_of_zero(backend):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_recorded_steps_are_recorded_anew(dtype):
+def test_group_epochs_capture_steps_again(dtype):
     """With a step that was recorded while the group learned, its gradients would go on being computed."""
     x, y = data(64)  # no last, smaller batch, which is never recorded
     watches, models = [Watch(), Watch()], []
@@ -95,7 +95,7 @@ def test_recorded_steps_are_recorded_anew(dtype):
 
 
 @pytest.mark.parametrize("which", ["first", "second"])
-def test_with_muon(which):
+def test_group_epochs_with_muon(which):
     """Its own groups and the other optimizer's; with `fixed_norm` even a rate of 0 would move the weights."""
     watch, (x, y) = Watch(), data()
     groups = {"first": [Group("first", train_epochs=1)], "second": []}
@@ -109,7 +109,7 @@ def test_with_muon(which):
         assert (array == twice[path]).all() == (path in resting), path
 
 
-def test_on_two_threads():
+def test_group_epochs_on_two_threads():
     x, y = data(128)
     gpucnn.set_num_threads(2)
     watch = Watch()
@@ -120,7 +120,7 @@ def test_on_two_threads():
     assert not watch.gradients[1].any()
 
 
-def test_the_next_training_begins_with_them_awake():
+def test_group_epochs_begin_anew_in_the_next_fit():
     x, y = data()
     model = first_rests(Group("first", train_epochs=1))
     model.fit(x, y, epochs=2, batch_size=16, verbose=0)
@@ -130,7 +130,7 @@ def test_the_next_training_begins_with_them_awake():
     assert (model.state_dict()["first.weight"] != before).any()
 
 
-def test_they_wake_where_a_training_is_interrupted():
+def test_group_epochs_end_where_fit_is_interrupted():
     class Stop(callbacks.Callback):
         def on_epoch_begin(self, model, epoch):
             if epoch == 2:
@@ -143,7 +143,7 @@ def test_they_wake_where_a_training_is_interrupted():
     assert all(parameter.trainable for parameter in model.parameters().values())
 
 
-def test_a_resumed_training_lets_them_rest(tmp_path):
+def test_group_epochs_are_kept_on_resume(tmp_path):
     """Stopped in the middle of an epoch in which they rest."""
 
     class Stop(callbacks.Callback):
@@ -164,11 +164,11 @@ def test_a_resumed_training_lets_them_rest(tmp_path):
 
 
 @pytest.mark.parametrize("epochs", [0, -1, 1.5, True, "3"])
-def test_epochs_that_are_no_number(epochs):
+def test_group_epochs_out_of_range_are_refused(epochs):
     with pytest.raises(ConfigurationError, match=r"a group's train_epochs must be a positive integer, not"):
         Group("*", train_epochs=epochs)
 
 
-def test_a_saved_model_keeps_them(tmp_path):
+def test_group_epochs_are_saved_with_the_model(tmp_path):
     first_rests(Group("first", train_epochs=2)).save(tmp_path / "m.safetensors")
     assert repr(gpucnn.load(tmp_path / "m.safetensors").optimizer.groups[0]) == "Group('first', train_epochs=2)"

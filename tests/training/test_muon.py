@@ -35,7 +35,7 @@ def by_svd(matrix, iterations):
 
 @pytest.mark.parametrize("iterations", [1, 3, 5])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_singular_values_take_the_polynomial_and_vectors_stay(backend, rng, shape, iterations):
+def test_muon_maps_singular_values_and_keeps_vectors(backend, rng, shape, iterations):
     for dtype, tolerance in (("float64", 1e-10), ("float32", 2e-4)):
         matrix = rng.normal(size=shape).astype(dtype)
         nearest = backend.to_host(newton_schulz(backend, backend.from_host(matrix), iterations))
@@ -43,7 +43,7 @@ def test_singular_values_take_the_polynomial_and_vectors_stay(backend, rng, shap
         assert nearest == pytest.approx(by_svd(matrix, iterations), abs=tolerance)
 
 
-def test_singular_values_are_pushed_towards_1(rng):
+def test_muon_pushes_singular_values_towards_1(rng):
     """From a spread of 1 : 100, whatever the scale; the result is near U·Vᵀ."""
     U, _, Vt = np.linalg.svd(rng.normal(size=(40, 20)), full_matrices=False)
     for scale in (1e-12, 1.0, 1e9):
@@ -91,7 +91,7 @@ def by_hand(value, gradients, optimizer, factor, decay):
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_three_steps(backend, name):
+def test_muon_three_steps(backend, name):
     """Filters as matrices (KH·KW·C, F), of which one is in a group; everything else as the other optimizer has it."""
     groups = [Group("conv2d_1.weight", lr_multiplier=0.5, weight_decay=0.0)]
     optimizer = MAKE[name](weight_decay=0.1, groups=groups)
@@ -119,7 +119,7 @@ def test_three_steps(backend, name):
         assert after[path] == pytest.approx(expected, rel=1e-9, abs=1e-10), path
 
 
-def test_what_muon_trains():
+def test_muon_parameters_by_default_and_by_choice():
     """All filters and matrices but the last; or what is asked for, which must be such."""
 
     def own(**options):
@@ -149,7 +149,7 @@ def test_what_muon_trains():
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("name", MAKE)
-def test_recorded_steps_give_the_same_bits(name, dtype):
+def test_muon_is_the_same_with_captured_steps(name, dtype):
     x, y = stripes(70)
     models = []
     for jit in (True, False):
@@ -164,7 +164,7 @@ def test_recorded_steps_give_the_same_bits(name, dtype):
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_all_backends_train_alike(backend, name):
+def test_muon_trains_the_same_on_all_backends(backend, name):
     x, y = stripes(64)
     states = []
     for where in (backend, Backend()):
@@ -175,7 +175,7 @@ def test_all_backends_train_alike(backend, name):
         assert states[0][path] == pytest.approx(value, rel=1e-6, abs=1e-8), path
 
 
-def test_moving_and_freezing_keep_both_optimizers_state():
+def test_muon_keeps_both_states_when_moved_and_frozen():
     x, y = stripes(64)
     stay, move = (small_model(dtype="float64", optimizer=MAKE["nesterov"]()) for _ in range(2))
     for model in (stay, move):
@@ -192,7 +192,7 @@ def test_moving_and_freezing_keep_both_optimizers_state():
         assert (move.state_dict()[path] == before[path]).all() == parameter.frozen, path
 
 
-def test_a_model_given_away_says_so():
+def test_muon_whose_model_moved_to_another_optimizer_says_so():
     optimizer = Muon()
     first = small_model(optimizer=optimizer)
     small_model(optimizer=optimizer)
@@ -200,14 +200,14 @@ def test_a_model_given_away_says_so():
         first.train_on_batch(*stripes(8))
 
 
-def test_one_rate_leaves_the_other_optimizer_its_own():
+def test_muon_rate_leaves_the_other_optimizer_its_own():
     optimizer = MAKE["fixed norm"](groups=[Group("conv2d_1", 0.5)], match=["conv2d*.weight"])
     assert optimizer.learning_rates_at() == pytest.approx([0.24, 0.12, 0.1])
     assert optimizer.learning_rates_at(0, 10) == pytest.approx([0.04 * 0.24, 0.04 * 0.12, 0.004])
     assert optimizer.broadcast_rates(0.5) == pytest.approx([0.5, 0.25, 0.1])
 
 
-def test_a_saved_model_keeps_it(tmp_path):
+def test_muon_is_saved_with_the_model(tmp_path):
     model = small_model(optimizer=MAKE["fixed norm"](match=["conv2d*.weight"]))
     model.save(tmp_path / "m.safetensors")
     loaded = gpucnn.load(tmp_path / "m.safetensors", backend="numpy")
@@ -234,12 +234,12 @@ def test_a_saved_model_keeps_it(tmp_path):
         (lambda: Muon(momentum=1.0), "momentum must be a number that is at least 0 and below 1, not 1.0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(make, message):
+def test_muon_settings_out_of_range_are_refused(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
 
 
-def test_every_direction_learns_at_one_speed():
+def test_muon_learns_every_direction_at_one_speed():
     """What it is for: inputs of very different sizes, whose small ones gradient descent learns last at any rate."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=(256, 6)) * np.geomspace(1.0, 0.01, 6)

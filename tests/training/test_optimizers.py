@@ -38,7 +38,7 @@ ROWS = {
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-14)])
 @pytest.mark.parametrize("row", ROWS)
-def test_three_steps(row, backend, dtype, tolerance):
+def test_optimizers_three_steps(row, backend, dtype, tolerance):
     template, formula, settings = ROWS[row]
     optimizer = type(template).from_config(template.config())
     values = backend.from_host(np.array(START, dtype))
@@ -53,7 +53,7 @@ def test_three_steps(row, backend, dtype, tolerance):
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_the_engine_updates_part_by_part_with_the_same_bits(row, monkeypatch):
+def test_optimizers_update_part_by_part_with_the_same_bits(row, monkeypatch):
     monkeypatch.setattr(gpucnn.backends.numpy, "UPDATED_AT_ONCE", 7)
     rng = np.random.default_rng(0)
     start, steps = rng.normal(size=23).astype("float32"), rng.normal(size=(3, 23)).astype("float32")
@@ -70,7 +70,7 @@ def test_the_engine_updates_part_by_part_with_the_same_bits(row, monkeypatch):
 
 @pytest.mark.parametrize("name", ["reference", "numpy"])
 @pytest.mark.parametrize(("optimizer", "slot"), [("sgd", "velocity"), ("adam", "mean")])
-def test_a_velocity_without_gradients_comes_to_rest(optimizer, slot, name):
+def test_momentum_without_gradients_decays_to_zero(optimizer, slot, name):
     """0.9 of the smallest numbers there are rounds to themselves, so that it would never reach 0 by itself."""
     backend = get_backend(name)
     optimizer = optimizers.SGD(RATE, momentum=0.9) if optimizer == "sgd" else optimizers.Adam(RATE)
@@ -84,14 +84,14 @@ def test_a_velocity_without_gradients_comes_to_rest(optimizer, slot, name):
     assert np.isfinite(values).all()
 
 
-def test_every_optimizer_has_a_row():
+def test_optimizers_are_all_tested():
     shipped = {kind for kind in vars(optimizers).values() if isinstance(kind, type)}
     shipped = {kind for kind in shipped if issubclass(kind, optimizers.Optimizer)} - {optimizers.Optimizer}
     shipped -= {optimizers.Muon}  # which is for matrices; see tests/training/test_muon.py
     assert {type(row[0]) for row in ROWS.values()} == shipped
 
 
-def test_an_optimizer_serves_one_model(backend):
+def test_optimizer_serves_one_model(backend):
     optimizer = optimizers.SGD(0.1, momentum=0.9)
     first, second = (backend.from_host(np.zeros(3)) for _ in range(2))
     optimizer.reset(backend, first)
@@ -129,7 +129,7 @@ def test_an_optimizer_serves_one_model(backend):
         (lambda: optimizers.Optimizer.get(3), "expected an optimizer or its name, not 3"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(make, message):
+def test_optimizer_settings_out_of_range_are_refused(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
 
@@ -153,7 +153,7 @@ def test_settings_that_make_no_sense_are_refused(make, message):
     ],
     ids=lambda value: repr(value) if isinstance(value, schedules.Schedule) else None,
 )
-def test_schedule(schedule, epochs, expected):
+def test_schedules_at_their_corners(schedule, epochs, expected):
     for epoch, rate in expected.items():
         assert schedule(epoch, epochs) == pytest.approx(rate, abs=1e-12), epoch
     assert schedule.peak >= max(expected.values()) - 1e-12
@@ -162,7 +162,7 @@ def test_schedule(schedule, epochs, expected):
     assert [again(e, epochs) for e in expected] == [schedule(e, epochs) for e in expected]
 
 
-def test_outside_fit_a_schedule_stands_at_its_peak():
+def test_schedule_is_at_its_peak_outside_fit():
     optimizer = optimizers.SGD(schedules.OneCycle(0.1))
     assert optimizer.learning_rate_at() == 0.1
     assert optimizer.learning_rate_at(0, 10) == pytest.approx(0.004)

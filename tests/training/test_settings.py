@@ -109,7 +109,7 @@ def make(kind, **changes):
     return kind(**NEEDED.get(kind.__name__, {}) | changes)
 
 
-def test_every_argument_has_an_example():
+def test_settings_all_have_an_example():
     """Whoever adds a class or an argument says here which number it takes, or that it takes none."""
     assert [
         name for name, (*_, value, _) in zip(NAMES, ALL, strict=True) if not isinstance(value, bool | int | float)
@@ -118,7 +118,7 @@ def test_every_argument_has_an_example():
 
 
 @pytest.mark.parametrize(("kind", "argument", "value", "shape"), ALL, ids=NAMES)
-def test_numbers_of_numpy_are_numbers(kind, argument, value, shape):
+def test_settings_take_numpy_numbers(kind, argument, value, shape):
     """And come out of a description as Python's own."""
     plain = make(kind, **{argument: value})
     types = {FLAG: [np.bool_], INTEGER: [np.int64, np.int32, np.uint8], NUMBER: [np.float64, np.float32]}[shape]
@@ -136,7 +136,7 @@ def test_numbers_of_numpy_are_numbers(kind, argument, value, shape):
 
 
 @pytest.mark.parametrize(("kind", "argument", "value", "shape"), ALL, ids=NAMES)
-def test_what_is_not_a_number_is_refused(kind, argument, value, shape):
+def test_settings_refuse_what_is_not_a_number(kind, argument, value, shape):
     """When an object is made, and when the setting is assigned later."""
     wrong = ["1", b"1", [], np.ones(3), object()]
     wrong += [1, 0.0, None] if shape is FLAG else [True, np.bool_(True), float("nan"), np.float32("inf"), -np.inf]
@@ -154,7 +154,7 @@ def test_what_is_not_a_number_is_refused(kind, argument, value, shape):
 
 
 @pytest.mark.parametrize("kind", ours().values(), ids=lambda kind: kind.__name__)
-def test_names_that_do_not_exist_are_refused(kind):
+def test_settings_refuse_unknown_names(kind):
     """As arguments, and as attributes."""
     with pytest.raises(ArgumentError, match=f"{kind.__name__} takes no argument 'nonsense'; it takes"):
         make(kind, nonsense=1)
@@ -209,7 +209,7 @@ def test_names_that_do_not_exist_are_refused(kind):
         (lambda: gpucnn.Sequential, "takes the layers in order"),
     ],
 )
-def test_names_of_other_libraries_get_a_hint(make, message):
+def test_settings_hint_at_names_of_other_libraries(make, message):
     with pytest.raises(GpucnnError) as caught:
         make()
     assert message in str(caught.value)
@@ -249,7 +249,7 @@ def data(rng):
         (lambda model: setattr(model.layers[-2], "name", "other"), "name cannot be changed any more"),
     ],
 )
-def test_attributes_that_would_be_ignored_are_refused(change, message, data):
+def test_settings_refuse_attributes_that_would_be_ignored(change, message, data):
     model, control = model_of(), model_of()
     with pytest.raises(ConfigurationError) as caught:
         change(model)
@@ -259,7 +259,7 @@ def test_attributes_that_would_be_ignored_are_refused(change, message, data):
     assert_same_bits(model, control)
 
 
-def test_layers_of_users_take_any_attribute_but_those_that_another_library_would_obey():
+def test_custom_layers_take_any_attribute_but_those_of_other_libraries():
     class Scaled(layers.Layer):
         def __init__(self, factor=2.0, *, name=None):
             super().__init__(name=name)
@@ -289,7 +289,7 @@ def test_layers_of_users_take_any_attribute_but_those_that_another_library_would
         (lambda o: setattr(o, "nesterov", True), {"momentum": 0.9, "nesterov": True}),
     ],
 )
-def test_changed_settings_of_an_optimizer_count_from_the_next_step(change, settings, jit, data):
+def test_optimizer_settings_count_from_the_next_step(change, settings, jit, data):
     """As a model does that is compiled with them, and has the state of before."""
     model = model_of(optimizer=optimizers.SGD(0.1, momentum=0.9), jit=jit)
     model.fit(*data, batch_size=16, verbose=0)
@@ -351,7 +351,7 @@ def test_schedule_that_returns_no_rate_is_refused_at_that_step(then, where, data
         assert model.optimizer.steps == 5
 
 
-def test_weights_are_those_of_before_where_a_schedule_returns_no_rate(data):
+def test_schedule_that_returns_no_rate_leaves_the_weights(data):
     model, control = (model_of(optimizer=optimizers.SGD(rate)) for rate in (Jump("nan"), 0.1))
     with pytest.raises(ConfigurationError, match="gave nan at epoch"):
         model.fit(*data, batch_size=16, epochs=3, verbose=0)
@@ -381,7 +381,7 @@ def test_glorot_counts_a_convolutions_outputs_whatever_its_groups(groups):
     assert 0.97 * limit < np.abs(layer.weight.value).max() <= limit
 
 
-def test_changed_settings_of_one_cycle_count():
+def test_one_cycle_settings_changed_count():
     cycle = schedules.OneCycle(0.1)
     cycle.rate = 0.5
     assert [cycle(epoch, 10) for epoch in (0, 3, 10)] == pytest.approx([0.02, 0.5, 0.0])
@@ -403,7 +403,7 @@ def test_models_take_numbers_of_numpy(data):
     model.compile().fit(*data, epochs=i(2), batch_size=i(16), verbose=0)
 
 
-def test_losses_of_users_are_configurable():
+def test_custom_losses_are_configurable():
     class Half(losses.MeanSquaredError):
         def __init__(self, factor=0.5):
             super().__init__()
