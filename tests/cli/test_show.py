@@ -236,7 +236,9 @@ def test_show_of_a_model_of_another_version(run, folder, what):
     file = folder / "model.safetensors"
     described = json.loads(read_tensors(file)[0]["gpucnn"])
     save_file(load_file(file), file, metadata={"gpucnn": json.dumps(described | {"format": 99})})
-    assert "is of format 99, and this gpucnn reads format 1; load it with the version" in refused(run, what, folder)
+    assert "holds a gpucnn model of format 99, and this gpucnn reads format 1; was it written" in refused(
+        run, what, folder
+    )
 
 
 @pytest.mark.parametrize("what", ["maps", "history", "confusion", "mistakes"])
