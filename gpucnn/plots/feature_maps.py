@@ -86,18 +86,9 @@ def layer_outputs(model: Model, pixels: Any) -> Iterator[tuple[Layer, Any]]:
     """Yield every layer in order with its output for one image, a host array without the batch axis."""
     with model.execution_context(1):
         x = model.as_floats(model.backend.from_host(pixels))
-        for layer in _one_after_another(model.network):
+        for _, layer in model.network.leaves(inside=Sequential):
             x, _ = layer.forward(x, train=False)
             yield layer, model.backend.to_host(x)[0].astype(model.state_dtype)
-
-
-def _one_after_another(network: Sequential) -> Iterator[Layer]:
-    """Yield the layers in the order in which they compute; a residual block is one."""
-    for layer in network.layers:
-        if type(layer) is Sequential:
-            yield from _one_after_another(layer)
-        else:
-            yield layer
 
 
 def _draw_maps(axes: Any, label: str, values: Any, columns: int, is_input: bool) -> None:
