@@ -321,6 +321,19 @@ class Backend:
         dweight, dbias = self.conv2d_parameter_gradients(x, dy, window, groups, bias)
         return dweight, dbias, self.conv2d_input_gradient(dy, weight, x.shape[1:3], window, groups)
 
+    def conv2d_backward(
+        self, x: Array, dy: Array, weight: Array, window: Window, groups: int, need: tuple[bool, ...]
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        """Return dx, dweight and dbias; None for those that are not in `need`, which says it in the same order."""
+        need_dx, need_dweight, need_dbias = need
+        if need_dx and need_dweight:
+            dweight, dbias, dx = self.conv2d_gradients(x, dy, weight, window, groups, need_dbias)
+            return dx, dweight, dbias
+        if need_dweight:
+            return None, *self.conv2d_parameter_gradients(x, dy, window, groups, need_dbias)
+        dbias = self.channel_sums(dy) if need_dbias else None
+        return self.conv2d_input_gradient(dy, weight, x.shape[1:3], window, groups) if need_dx else None, None, dbias
+
     # --- products of features -----------------------------------------------------------------
 
     def dense(self, x: Array, weight: Array, bias: Array | None) -> Array:
@@ -335,6 +348,18 @@ class Backend:
     def dense_input_gradient(self, dy: Array, weight: Array, x: Array) -> Array:
         """Return dx (N, D) from dy (N, K) and weight (D, K), laid out as x is."""
         return self.xp.matmul(dy, weight.T, out=self.xp.empty_like(x))
+
+    def dense_backward(
+        self, x: Array, dy: Array, weight: Array, need: tuple[bool, ...]
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        """Return dx, dweight and dbias; None for those that are not in `need`, which says it in the same order."""
+        need_dx, need_dweight, need_dbias = need
+        dweight, dbias = None, None
+        if need_dweight:
+            dweight, dbias = self.dense_parameter_gradients(x, dy, need_dbias)
+        elif need_dbias:
+            dbias = self.channel_sums(dy)
+        return self.dense_input_gradient(dy, weight, x) if need_dx else None, dweight, dbias
 
     # --- pooling ------------------------------------------------------------------------------
 

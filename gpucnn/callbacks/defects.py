@@ -5,7 +5,7 @@ import math
 import weakref
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from gpucnn.callbacks import Callback
 from gpucnn.core import checks
@@ -13,9 +13,7 @@ from gpucnn.core.checks import is_number
 from gpucnn.core.files import explained, read_json, user_path, write_into
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.layers.activation import ReLU
-
-if TYPE_CHECKING:
-    from gpucnn.model import Model
+from gpucnn.layers.hooks import find_not_finite
 
 DEFECTS, FORMAT = "defects.json", 1
 ON_DEFECT = ("flag", "stop")
@@ -76,7 +74,7 @@ class TrainingMonitor(Callback):
         self.monitor_data = monitor_data
         self.every = checks.integer(every, "every", minimum=1)
         self.grace_steps = checks.integer(grace_steps, "grace_steps", minimum=1)
-        self._model: weakref.ref[Model] | None = None
+        self._model: weakref.ref[Any] | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -85,7 +83,7 @@ class TrainingMonitor(Callback):
         self.histograms: dict[str, Any] = {}
         self._steps, self._best, self._at_chance = 0, 0.0, 0
 
-    def on_fit_begin(self, model: "Model") -> None:
+    def on_fit_begin(self, model: Any) -> None:
         """Start over with another model; a further fit of the same model continues.
 
         Raises:
@@ -101,32 +99,32 @@ class TrainingMonitor(Callback):
             self._forget()
             self._model = weakref.ref(model)
 
-    def on_step_end(self, model: "Model", step: int) -> None:
+    def on_step_end(self, model: Any, step: int) -> None:
         """Observe the model every few steps."""
         self._steps += 1
         if self.defect is None and self._steps % self.every == 0:
             self._observe(model)
 
-    def on_fit_end(self, model: "Model") -> None:
+    def on_fit_end(self, model: Any) -> None:
         """Observe the model a last time, and keep the histograms of a successful run, to compare others with."""
         if self.defect is None:
             self._observe(model)
         if self.defect is None:
             self.histograms = histograms(model)
 
-    def on_exception(self, model: "Model") -> None:
+    def on_exception(self, model: Any) -> None:
         """Record that NaN or infinity ended the training."""
-        fault = model.fault
+        fault = model.training.fault
         if self.defect is None and fault is not None:
             where = f" in the {fault.direction} pass" if fault.direction else ""
             self.defect = Defect("diverged", self._steps + 1, fault.layer, f"NaN or infinity{where}")
             self.histograms = histograms(model)
 
-    def state(self, model: "Model") -> dict[str, Any]:
+    def state(self, model: Any) -> dict[str, Any]:
         """Return the report, and what the next diagnosis depends on."""
         return {**self.report(), "steps": self._steps, "best": self._best, "at_chance": self._at_chance}
 
-    def load_state(self, model: "Model", state: dict[str, Any]) -> None:
+    def load_state(self, model: Any, state: dict[str, Any]) -> None:
         """Continue where the state was saved.
 
         Raises:
@@ -139,7 +137,7 @@ class TrainingMonitor(Callback):
         self.observations, self.histograms = state["observations"], state["histograms"]
         self._steps, self._best, self._at_chance = state["steps"], state["best"], state["at_chance"]
 
-    def _observe(self, model: "Model") -> None:
+    def _observe(self, model: Any) -> None:
         found = self._diagnose(model)
         if found is not None:
             self.defect = found
@@ -147,16 +145,13 @@ class TrainingMonitor(Callback):
             if self.on_defect == "stop":
                 model.stop_training = True
 
-    def _diagnose(self, model: "Model") -> Defect | None:
+    def _diagnose(self, model: Any) -> Defect | None:
         """Return the first defect, from the gravest down, that the monitoring data show."""
         inputs, labels = self.monitor_data
-        for path, parameter in model.parameters().items():
-            if not _is_finite(model.backend.to_host(parameter.value)):
-                layer, _, name = path.rpartition(".")
-                return Defect("diverged", self._steps, layer, f"its {name} is not finite after the backward pass")
-        outputs, dead, nonfinite = _observe_layers(model, inputs)
-        if nonfinite:  # the loss need not be: fused with a softmax it is finite by construction
-            return Defect("diverged", self._steps, nonfinite, "its output is not finite in the forward pass")
+        outputs, dead, not_finite = _observe_layers(model, inputs)
+        if not_finite:  # the loss need not show it: fused with a softmax it is finite by construction
+            layer, direction, what = not_finite[0]
+            return Defect("diverged", self._steps, layer, f"{what} in the {direction} pass")
         predicted = outputs.argmax(axis=1)
         num_classes, count = outputs.shape[1], len(labels)
         accuracy, chance = float((predicted == labels).mean()), 1.0 / num_classes
@@ -227,27 +222,20 @@ def with_current_names(held: dict[str, Any]) -> dict[str, Any]:
     return held
 
 
-def _is_finite(array: Any) -> bool:
-    return math.isfinite(float(abs(array).max())) if array.size else True
+def _observe_layers(model: Any, inputs: Any) -> tuple[Any, dict[str, float], list[tuple[str, str, str]]]:
+    """Return the outputs as a host array, the fraction of dead units of each ReLU, and where NaN or infinity arises.
 
-
-def _observe_layers(model: "Model", inputs: Any) -> tuple[Any, dict[str, float], str]:
-    """Return the outputs as a host array, the fraction of dead units of each ReLU, and the first non-finite layer.
-
-    A unit is a feature, or a channel of an image; it is dead if it is 0 for all inputs. The layer is "" if all outputs
-    are finite.
+    A unit is a feature, or a channel of an image; it is dead if it is 0 for all inputs.
     """
-    backend, dead, nonfinite = model.backend, {}, ""
-    with backend.on_device():
+    backend, dead = model.backend, {}
+    with backend.on_device(), find_not_finite(model.network) as not_finite:
         x = model.as_floats(backend.from_host(inputs))
         for name, layer in model.network.children():
             x, _ = layer.forward(x, train=False)
             if isinstance(layer, ReLU):
                 fires = backend.to_host((x > 0).any(axis=tuple(range(x.ndim - 1))))
                 dead[name] = 1.0 - float(fires.mean())
-            if not (nonfinite or bool(backend.xp.isfinite(x).all())):
-                nonfinite = name
-        return backend.to_host(x), dead, nonfinite
+        return backend.to_host(x), dead, not_finite
 
 
 def _first_dead_layer(dead: dict[str, float]) -> str:
@@ -255,7 +243,7 @@ def _first_dead_layer(dead: dict[str, float]) -> str:
     return next((layer for layer, fraction in dead.items() if fraction >= MIN_DEAD), "")
 
 
-def histograms(model: "Model") -> dict[str, Any]:
+def histograms(model: Any) -> dict[str, Any]:
     """Return histograms of each parameter's values and last gradients, by path: counts and bin edges.
 
     Values that are not finite are counted separately.

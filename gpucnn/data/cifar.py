@@ -21,7 +21,7 @@ CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 ARCHIVE_NAME = "cifar-10-binary.tar.gz"
-BATCH_NAMES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_cifar_batch")
+BATCH_NAMES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
 
 _ARCHIVE_FOLDER = "cifar-10-batches-bin"
 _RECORD = 1 + 3 * 32 * 32  # bytes: the label, then the red, the green and the blue plane
@@ -40,7 +40,7 @@ Split = tuple[np.ndarray, np.ndarray]
 def read_cifar10(folder: str | PathLike[str]) -> tuple[Split, Split]:
     """Read training and test images from a folder that holds CIFAR-10 in any of three layouts.
 
-    - the official binary batches `data_batch_1.bin` ... `data_batch_5.bin` and `test_cifar_batch.bin`, directly in
+    - the official binary batches `data_batch_1.bin` ... `data_batch_5.bin` and `test_batch.bin`, directly in
       the folder or in its sub-folder `cifar-10-batches-bin`;
     - the compact layout: the same images as lossless sheets, half the size. `data_batch_1_0.webp` ...
       `test_batch_9.webp` hold 1,000 images each, 20 a row and 50 rows; `labels.bin` holds the 60,000 labels,

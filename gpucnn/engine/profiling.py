@@ -1,6 +1,5 @@
 """What each layer holds and costs: the tables behind `model.summary()` and `model.profile(x, y)`."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -28,15 +27,6 @@ def parameter_count(layer: Layer) -> int:
 def frozen_count(layer: Layer) -> int:
     """Return how many of these numbers are frozen."""
     return sum(parameter.size for parameter in layer.parameters().values() if parameter.frozen)
-
-
-def _rows(network: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
-    """Yield the layers that a table shows, by path: those inside `Sequential` and `Residual`, not these themselves."""
-    for name, child in network.children():
-        if isinstance(child, Sequential | Residual):
-            yield from _rows(child, f"{path}{name}.")
-        else:
-            yield path + name, child
 
 
 def _shape(layer: Layer) -> str:
@@ -69,7 +59,7 @@ def summary_table(model: Executor) -> Table:
     table.add_column("what", min_width=12)  # the only column that may shrink, to fit a terminal of 80 characters
     for heading in ("output", "params", "MFLOP", "kB"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for path, layer in _rows(model.network):
+    for path, layer in model.network.leaves(inside=(Sequential, Residual)):
         kilobytes = _elements(layer) * BYTES[model.dtype] / 1000
         flops = layer.total_flops()
         cost = f"{flops / 1e6:,.3f}" if flops else ""

@@ -19,9 +19,10 @@ from gpucnn.layers import (
     Softmax,
 )
 from gpucnn.losses import MeanSquaredError
-from gpucnn.networks.registry import CIFAR10_IMAGE, MNIST_IMAGE, Design, Recipe, Shape, named, normalization
+from gpucnn.networks.registry import CIFAR10_IMAGE, MNIST_IMAGE, Design, Shape, named, normalization
 from gpucnn.optimizers import SGD
 from gpucnn.schedules import OneCycle
+from gpucnn.training.recipe import Recipe
 
 
 @named("lenet", MNIST_IMAGE, Recipe("mnist", 3, 128))

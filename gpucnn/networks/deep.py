@@ -22,10 +22,11 @@ from gpucnn.layers import (
 )
 from gpucnn.losses import CategoricalCrossEntropy
 from gpucnn.model import Model
-from gpucnn.networks.registry import CIFAR10_IMAGE, Design, Recipe, Shape, named, normalization
+from gpucnn.networks.registry import CIFAR10_IMAGE, Design, Shape, named, normalization
 from gpucnn.networks.whitening import whiten
 from gpucnn.optimizers import SGD, Group
 from gpucnn.schedules import OneCycle, PiecewiseLinear, Power
+from gpucnn.training.recipe import Recipe
 
 MOVED = (Flip(), Translate(4))
 

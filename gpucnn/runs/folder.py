@@ -14,8 +14,7 @@ from gpucnn.backends import Backend
 from gpucnn.core.files import make_folder, read_json, user_path, write_into
 from gpucnn.datasets import Dataset
 from gpucnn.errors import CheckpointError, ConfigurationError
-from gpucnn.model import Model
-from gpucnn.saving.model_file import load
+from gpucnn.model import Model, load
 from gpucnn.training.checkpoints import BEST
 from gpucnn.training.history import History, current_key
 

@@ -9,7 +9,7 @@ dropped, and captured anew when the settings rest.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpucnn import rng
 from gpucnn.backends import Array, first_line
@@ -17,14 +17,12 @@ from gpucnn.backends.base import StreamedDataset
 from gpucnn.backends.image_transform import ImageTransform
 from gpucnn.core.config import Configurable
 from gpucnn.data.augment import Augmentation, AugmentationPipeline, count_random_words
+from gpucnn.engine.executor import Executor
 from gpucnn.engine.replicas import NetworkSignature
 from gpucnn.errors import CaptureWarning, GpucnnError, OutOfMemoryError
 from gpucnn.optimizers.base import LearningRates, Optimizer
 from gpucnn.optimizers.groups import Group
 from gpucnn.training.finite_check import Watch
-
-if TYPE_CHECKING:
-    from gpucnn.model import Model
 
 MAX_EAGER = 64  # steps between two captures, however often settings change
 PLAIN = (bool, int, float, str, type(None))  # settings that are compared by their values
@@ -36,7 +34,7 @@ class StepRunner:
 
     def __init__(
         self,
-        model: "Model",
+        model: Executor,
         data: tuple[Array, Array],
         batch_size: int,
         augment: Sequence[Augmentation] = (),
@@ -116,7 +114,7 @@ class CapturedSteps(StepRunner):
 
     def __init__(
         self,
-        model: "Model",
+        model: Executor,
         data: tuple[Array, Array],
         batch_size: int,
         augment: Sequence[Augmentation] = (),
@@ -348,7 +346,7 @@ class _Counters:
 
 
 def make_step_runner(
-    model: "Model",
+    model: Executor,
     data: tuple[Array, Array],
     batch_size: int,
     augment: Sequence[Augmentation] = (),

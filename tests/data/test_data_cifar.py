@@ -13,7 +13,7 @@ from gpucnn.data import cifar
 from gpucnn.data.cifar import CIFAR10_CLASSES, check_labels, find_cifar10, read_cifar10, read_cifar10_batch
 from gpucnn.errors import DataError
 
-BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_cifar_batch.bin"]
+BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
 
 
 def draw(n, seed=0):
@@ -61,7 +61,7 @@ def test_cifar_batch(tmp_path):
     np.testing.assert_array_equal(read_labels, labels)
 
 
-def test_cifar_batch_errors(tmp_path):
+def test_batch_errors(tmp_path):
     path = tmp_path / "b.bin"
     images, labels = draw(3)
     path.write_bytes(encode(images, labels)[:-1])
@@ -94,13 +94,13 @@ def test_cifar_official_batches(tmp_path, inner):
 
 
 def test_cifar_names_what_is_missing(tmp_path):
-    with pytest.raises(DataError, match=r"no CIFAR-10; expected data_batch_1\.bin.*test_cifar_batch\.bin, or"):
+    with pytest.raises(DataError, match=r"no CIFAR-10; expected data_batch_1\.bin.*test_batch\.bin, or"):
         read_cifar10(tmp_path)
     write_batches(tmp_path)
     (tmp_path / BATCHES[2]).unlink()
     (tmp_path / BATCHES[5]).unlink()
     assert find_cifar10(tmp_path) is None
-    with pytest.raises(DataError, match=r"incomplete, data_batch_3\.bin, test_cifar_batch\.bin missing"):
+    with pytest.raises(DataError, match=r"incomplete, data_batch_3\.bin, test_batch\.bin missing"):
         read_cifar10(tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         read_cifar10(tmp_path / "absent")
@@ -194,7 +194,7 @@ def sheets(tmp_path_factory):
     return folder, labels
 
 
-MARKED = {("data_batch_2", 3), ("test_cifar_batch", 9)}
+MARKED = {("data_batch_2", 3), ("test_batch", 9)}
 
 
 def test_cifar_compact_layout(sheets):

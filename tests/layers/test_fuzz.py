@@ -76,7 +76,7 @@ def cifar(_):
 def archive(_):
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as tar:
-        for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_cifar_batch"):
+        for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
             member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}.bin")
             content = cifar(None)
             member.size = len(content)

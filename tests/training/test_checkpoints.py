@@ -560,7 +560,7 @@ def test_checkpoints_are_plain_safetensors(tmp_path):
     assert described["settings"]["data"]["inputs"]["shape"] == [40, 8, 8, 1]
     assert "gpucnn." not in json.dumps(described), "no import path"
     save_file(arrays, path, metadata={})
-    with pytest.raises(CheckpointError, match="holds no gpucnn_training; was it written by another program"):
+    with pytest.raises(CheckpointError, match="does not hold gpucnn_training; was it written by another program"):
         trees.from_file(path, checkpoints.KEY)
 
 

@@ -77,7 +77,7 @@ def test_defect_of_non_finite_weights_is_divergence():
     model.compile(optimizers.SGD(1e4), losses.MeanSquaredError(), metrics=["accuracy"])
     watch, history = watched(model, x, y, epochs=6, on_defect="stop", check_numerics=False)
     assert (watch.defect.kind, watch.defect.layer) == ("diverged", "first")
-    assert watch.defect.detail == "its weight is not finite after the backward pass"
+    assert watch.defect.detail == "its weight holds NaN in the forward pass"
     assert history.epochs < 6
     assert watch.histograms["first.weight"]["not_finite"] == 48
 
@@ -94,7 +94,7 @@ def test_defect_of_non_finite_outputs_names_the_layer():
     watch.on_fit_begin(model)
     watch.on_fit_end(model)
     assert (watch.defect.kind, watch.defect.layer) == ("diverged", "explodes")
-    assert watch.defect.detail == "its output is not finite in the forward pass"
+    assert watch.defect.detail == "its output holds infinity in the forward pass"
 
 
 def test_defect_of_a_run_that_forgets_is_breakdown():

@@ -221,7 +221,7 @@ def test_defect_watch_records_what_the_finite_check_found():
     assert str(watch.defect).startswith("diverged in dense at step 7: NaN or infinity in the ")
     assert watch.histograms["dense.weight"]["not_finite"] == 0
     model.fit(x[:8], y[:8], batch_size=8, verbose=0)
-    assert model.fault is None
+    assert model.training is None
 
 
 def test_finite_check_in_the_train_command(tmp_path):
