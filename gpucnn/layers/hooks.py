@@ -1,6 +1,6 @@
 """Each layer of a network seen while it computes for itself: for who compares layers, or looks for the faulty one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,14 +9,16 @@ from gpucnn.layers.containers import Sequential
 
 
 @contextmanager
-def watched(network: Layer, watch: Callable[[Layer, str], Any]) -> Iterator[None]:
-    """Put `watch(layer, path)` in the place of the `forward` of every layer that has none inside, in the block.
+def watched(
+    network: Layer, watch: Callable[[Layer, str], Any], layers: Iterable[tuple[str, Layer]] | None = None
+) -> Iterator[None]:
+    """Put `watch(layer, path)` in the place of the `forward` of layers, by default of all that have none inside.
 
-    Meanwhile no layer takes over what is its neighbour's, such as a ReLU.
+    In the block, no layers are fused.
     """
     sequentials = [layer for layer in network.all_layers() if isinstance(layer, Sequential)]
     plans = {layer: (layer._train_plan, layer._inference_plan) for layer in sequentials}
-    leaves = _leaves(network)
+    leaves = _leaves(network) if layers is None else list(layers)
     try:
         for sequential in plans:
             sequential._train_plan = sequential._inference_plan = sequential.unfused_plan()
