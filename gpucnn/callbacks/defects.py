@@ -12,6 +12,7 @@ from gpucnn.core import checks
 from gpucnn.core.files import explained, read_json, user_path, write_into
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.layers.activation import ReLU
+from gpucnn.layers.hooks import find_not_finite
 
 DEFECTS, FORMAT = "defects.json", 1
 ACTIONS = ("flag", "stop")
@@ -210,13 +211,9 @@ def not_finite(model: Any, probe: tuple[Any, Any]) -> tuple[str, str, str] | Non
         values = backend.to_host(parameter.value)
         if not _finite(values):
             return path.rpartition(".")[0], "backward", f"its {path.rpartition('.')[2]} is not finite"
-    with backend.on_device():
-        x = model.as_floats(backend.from_host(probe[0]))
-        for name, layer in model.network.children():
-            x, _ = layer.forward(x, train=False)
-            if not _finite(backend.to_host(x)):
-                return name, "forward", "its output is not finite"
-    return None
+    with backend.on_device(), find_not_finite(model.network) as found:
+        model.network.forward(model.as_floats(backend.from_host(probe[0])), train=False)
+    return found[0] if found else None
 
 
 def _finite(array: Any) -> bool:

@@ -85,6 +85,8 @@ MEMBERS = {
     "can_skip_input_gradient": "supports_skip_dx",
     "least_batch": "min_batch_size",
     "of_classes": "expects_classes",
+    "per_sample": "batch_independent",
+    "recordable": "capturable",
 }
 
 #: classes as other libraries call them, and what they are called here

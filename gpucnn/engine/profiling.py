@@ -1,6 +1,5 @@
 """What each layer holds and costs: the tables behind `model.summary()` and `model.profile(x, y)`."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from gpucnn.core.text import format_decimals, format_shape, printable, short_cou
 from gpucnn.engine.executor import Executor
 from gpucnn.layers.base import Layer
 from gpucnn.layers.containers import Residual, Sequential
-from gpucnn.layers.hooks import watched
+from gpucnn.layers.hooks import forward_hooks
 from gpucnn.rng import host_generator
 
 WARM_UP = 2  # passes before the first timed one: they fill caches and, on a GPU, compile kernels
@@ -29,15 +28,6 @@ def parameter_count(layer: Layer) -> int:
 def frozen_count(layer: Layer) -> int:
     """Return how many of these numbers are frozen."""
     return sum(parameter.size for parameter in layer.parameters().values() if parameter.frozen)
-
-
-def _rows(network: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
-    """Yield the layers that a table shows, by path: those inside `Sequential` and `Residual`, not these themselves."""
-    for name, child in network.children():
-        if isinstance(child, Sequential | Residual):
-            yield from _rows(child, f"{path}{name}.")
-        else:
-            yield path + name, child
 
 
 def _shape(layer: Layer) -> str:
@@ -70,7 +60,7 @@ def summary_table(model: Executor) -> Table:
     table.add_column("what", min_width=12)  # the only column that may shrink, to fit a terminal of 80 characters
     for heading in ("output", "params", "MFLOP", "kB"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for path, layer in _rows(model.network):
+    for path, layer in model.network.leaves(inside=(Sequential, Residual)):
         kilobytes = _elements(layer) * BYTES[model.dtype] / 1000
         flops = layer.total_flops()
         cost = f"{flops / 1e6:,.3f}" if flops else ""
@@ -187,7 +177,7 @@ def profile(model: Executor, x: Any, y: Any, repeats: int) -> Profile:
     before, timer = model.state_dict(), _Timer(model)
     inputs, labels = model.as_floats(model.backend.from_host(x)), model.backend.from_host(y)
     try:
-        with model.execution_context(len(x)), watched(model.network, timer.hook, model.network.children()):
+        with model.execution_context(len(x)), forward_hooks(model.network, timer.hook, model.network.children()):
             for repeat in range(WARM_UP + repeats):
                 timer.begin_pass(forget=repeat == WARM_UP)
                 outputs, backward = model.network.forward(inputs, train=True, need_dx=False)
@@ -224,10 +214,8 @@ class _Timer:
         """Expect the first layer again; with `forget`, what was timed so far does not count."""
         self._next = iter(self._names)
         if forget:
-            self.forward_seconds, self.backward_seconds = (
-                dict.fromkeys(self._names, 0.0),
-                dict.fromkeys(self._names, 0.0),
-            )
+            self.forward_seconds = dict.fromkeys(self._names, 0.0)
+            self.backward_seconds = dict.fromkeys(self._names, 0.0)
 
     def hook(self, layer: Layer, path: str) -> Any:
         """Return a forward function of a layer that times this one, and the backward function that it returns.

@@ -94,7 +94,7 @@ def test_defect_of_non_finite_outputs_names_the_layer():
     watch.on_fit_begin(model)
     watch.on_fit_end(model)
     assert (watch.defect.kind, watch.defect.layer) == ("diverged", "explodes")
-    assert watch.defect.detail == "its output is not finite on the way forward"
+    assert watch.defect.detail == "its output holds infinity on the way forward"
 
 
 def test_defect_of_a_run_that_forgets_is_breakdown():
