@@ -301,7 +301,7 @@ FAULTS = (
     Fault(
         "same draws: each slice draws the first's mask",
         "gpucnn/rng.py",
-        "start = backend.shard_offset() * batch_independent",
+        "start = backend.shard_offset() * per_sample",
         "start = 0",
         TEAM,
     ),

@@ -42,7 +42,7 @@ def test_tables_of_a_network_fit_a_terminal_of_80_columns(name, monkeypatch, cap
     PlainConsole().print(profiling.Profile("numpy", 128, 10, rows).table())
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    headings = "layer, algorithm", "output", "params", "MB", "MFLOP", "ms →", "ms ←", "share", "GFLOP/s"
+    headings = "layer, algorithm", "output", "params", "MB", "MFLOP", "fwd ms", "bwd ms", "share", "GFLOP/s"
     assert all(heading in lines[1] for heading in headings)
     assert not any("…" in line for line in lines)
 
