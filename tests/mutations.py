@@ -344,7 +344,7 @@ FAULTS = (
     Fault(
         "not met: threads that repeat a batch norm",
         f"{NUMPY}/threads.py",
-        "    tracer.append(_meet_again)",
+        "    tracer.append(_wait_again)",
         "    pass",
         CAPTURE,
     ),

@@ -184,10 +184,10 @@ def test_kernel_rows_of_any_size():
         C, F = map(int, rng.integers(1, 4, 2))
         x, weight, bias = rng.normal(size=(2, *image_size, C)), rng.normal(size=(*size, C, F)), rng.normal(size=F)
         y = np.full((*window.output_size(image_size), F, 2), np.nan)
-        for _ in kernel_row_gemm.convolve(memory_layout.batch_last(x), weight, bias, window, y):
+        for _ in kernel_row_gemm.convolve(memory_layout.to_hwcn(x), weight, bias, window, y):
             pass
         expected = PORTABLE.conv2d(x, weight, bias, window)
-        assert np.abs(memory_layout.batch_first(y) - expected).max() < 1e-11, (window, image_size)
+        assert np.abs(memory_layout.to_nhwc(y) - expected).max() < 1e-11, (window, image_size)
         tried += 1
     assert tried > 250
 
@@ -202,9 +202,9 @@ def test_strides_are_undone_by_residue(name, pays, monkeypatch):
     N, image_size, C, F, window, _ = CONVOLUTIONS[name]
     rng = np.random.default_rng(1)
     weight, dy = rng.normal(size=(*window.size, C, F)), rng.normal(size=(N, *window.output_size(image_size), F))
-    found = lowered_rows.input_gradient_by_residue(memory_layout.batch_last(dy), weight, image_size, window)
+    found = lowered_rows.input_gradient_by_residue(memory_layout.to_hwcn(dy), weight, image_size, window)
     expected = PORTABLE.conv2d_input_gradient(dy, weight, image_size, window)
-    assert_l2_close(memory_layout.batch_first(found), expected, TOLERANCE["float64"], "dx")
+    assert_l2_close(memory_layout.to_nhwc(found), expected, TOLERANCE["float64"], "dx")
 
 
 def test_strides_of_any_size_are_undone_by_residue():
@@ -218,9 +218,9 @@ def test_strides_of_any_size_are_undone_by_residue():
             continue
         C, F = map(int, rng.integers(1, 4, 2))
         weight, dy = rng.normal(size=(*size, C, F)), rng.normal(size=(2, *window.output_size(image_size), F))
-        found = lowered_rows.input_gradient_by_residue(memory_layout.batch_last(dy), weight, image_size, window)
+        found = lowered_rows.input_gradient_by_residue(memory_layout.to_hwcn(dy), weight, image_size, window)
         expected = PORTABLE.conv2d_input_gradient(dy, weight, image_size, window)
-        assert np.abs(memory_layout.batch_first(found) - expected).max() < 1e-11, (window, image_size)
+        assert np.abs(memory_layout.to_nhwc(found) - expected).max() < 1e-11, (window, image_size)
         tried += 1
     assert tried > 200
 
@@ -273,7 +273,7 @@ def test_small_buffers_change_nothing(name, monkeypatch):
     monkeypatch.setattr(lowered_rows, "PRODUCTS", 1 << 8)
     monkeypatch.setattr(lowered_rows, "SMALL", 4e3)
     monkeypatch.setattr(lowered_rows, "LEAST", 1)
-    monkeypatch.setattr(memory_layout, "AT_ONCE", 3)
+    monkeypatch.setattr(memory_layout, "TRANSPOSE_BLOCK", 3)
     monkeypatch.setattr(convolution, "_images_at_once", lambda *geometry: 16)
     for dtype in ("float32", "float64"):
         for what, actual in all_three(ENGINE, name, dtype).items():
@@ -361,7 +361,7 @@ def test_images_stay_with_the_batch_innermost():
     averaged, masked, added = ENGINE.average_pool2d(y, pool), ENGINE.relu_gradient(y, y), ENGINE.add(y, y)
     for array in (y, pooled, dx, averaged, normed, scaled, masked, added):
         assert array.transpose(1, 2, 3, 0).flags.c_contiguous
-        assert np.shares_memory(memory_layout.batch_last(array), array)
+        assert np.shares_memory(memory_layout.to_hwcn(array), array)
     few = ENGINE.conv2d(*convolution_arrays("wide", "float32")[:3], CONVOLUTIONS["wide"][4])
     assert few.flags.c_contiguous
     assert ENGINE.average_pool2d(few, pool).flags.c_contiguous
@@ -493,15 +493,15 @@ def test_elementwise(shape, dtype, monkeypatch):
 
 
 def test_scratch_is_used_again_and_bounded():
-    first = workspace.take("test", (10, 20), np.float32)
-    again = workspace.take("test", (5, 5), np.float32)
+    first = workspace.get("test", (10, 20), np.float32)
+    again = workspace.get("test", (5, 5), np.float32)
     assert np.shares_memory(first, again)
-    assert not np.shares_memory(first, workspace.take("another", (5, 5), np.float32))
-    assert not np.shares_memory(first, workspace.take("test", (5, 5), np.float64))
+    assert not np.shares_memory(first, workspace.get("another", (5, 5), np.float32))
+    assert not np.shares_memory(first, workspace.get("test", (5, 5), np.float64))
     workspace.forget()
     for name in CONVOLUTIONS:
         all_three(ENGINE, name, "float32")
-    assert 1 << 20 < workspace.held() <= 16 << 20
+    assert 1 << 20 < workspace.nbytes() <= 16 << 20
 
 
 @pytest.mark.parametrize(("batch", "side", "channels"), [(8, 64, 38), (16, 32, 32), (512, 16, 64)])
@@ -511,7 +511,7 @@ def test_both_gradients_at_once_keep_to_the_scratch(batch, side, channels):
     window = Window((3, 3), padding=SAME3)
     workspace.forget()
     ENGINE.conv2d_gradients(x, dy, np.ones((3, 3, channels, channels), "float32"), window)
-    assert 0 < workspace.held() <= 16 << 20
+    assert 0 < workspace.nbytes() <= 16 << 20
 
 
 @pytest.mark.parametrize(("size", "once"), [((16, 16), True), ((14, 14), False), ((13, 13), False)])
@@ -562,7 +562,7 @@ def test_long_rows_of_the_kernel_keep_to_the_scratch():
     assert convolution.path(window, 512, 64, 128, 1, x.dtype) == "kernel-row-gemm"
     workspace.forget()
     y = ENGINE.conv2d(x, np.ones((3, 3, 64, 128), "float32"), None, window)
-    assert 0 < workspace.held() <= 4 << 20
+    assert 0 < workspace.nbytes() <= 4 << 20
     assert np.all(y[:, 1, 1:] == 9 * 64)
     assert np.all(y[:, 0, 0] == 4 * 64)
 
@@ -571,7 +571,7 @@ def test_memory_begins_on_a_cache_line():
     for count in (1 << 16, 70_001, 1 << 20):
         assert memory.empty((count,), np.float32).ctypes.data % 64 == 0
         assert memory.zeros((count,), np.float64).ctypes.data % 64 == 0
-        assert workspace.take(f"line {count}", (count,), np.float32).ctypes.data % 64 == 0
+        assert workspace.get(f"line {count}", (count,), np.float32).ctypes.data % 64 == 0
 
 
 def test_a_training_that_ends_gives_its_memory_back(monkeypatch):
@@ -589,7 +589,7 @@ def test_a_training_that_ends_gives_its_memory_back(monkeypatch):
 
 
 def test_memory_that_is_not_wanted_goes_back(monkeypatch):
-    monkeypatch.setattr(memory, "arena", arena.Arena(forget_after=10))
+    monkeypatch.setattr(memory, "arena", arena.Arena(evict_after=10))
     memory.empty((1 << 20,), np.uint8)
     kept = memory.empty((1 << 21,), np.uint8)
     for size in range(20):

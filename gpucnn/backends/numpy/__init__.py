@@ -28,7 +28,7 @@ from gpucnn.backends.numpy.tracer import Tracer, on_replay
 from gpucnn.backends.window import Window
 
 T = TypeVar("T")
-UPDATED_AT_ONCE = 1 << 16  # numbers of the flat parameter buffer
+UPDATE_BLOCK = 1 << 16  # numbers of the flat parameter buffer
 
 
 class NumpyBackend(Backend):
@@ -70,7 +70,7 @@ class NumpyBackend(Backend):
 
     def tracer(self) -> Tracer:
         """Return one who records what a thread asks of NumPy."""
-        return Tracer(memory.arena, workspace.given_away)
+        return Tracer(memory.arena, workspace.detach)
 
     def kernel_options(self) -> Any:
         """Return whether Winograd's methods may be taken, and which errors of arithmetic are said."""
@@ -86,7 +86,7 @@ class NumpyBackend(Backend):
 
     def environment(self) -> dict[str, Any]:
         """Return also the number of threads, by which a batch is cut, and what computes products and convolutions."""
-        own = {"threads": threads.num_threads(), "BLAS": blas.blas_in_words()}
+        own = {"threads": threads.num_threads(), "BLAS": blas.blas_description()}
         return {**super().environment(), **own, "Winograd": convolution.winograd_allowed()}
 
     def release(self) -> None:
@@ -182,13 +182,13 @@ class NumpyBackend(Backend):
 
     def sgd_update(self, values: Array, gradients: Array, velocity: Array | None, **settings: Any) -> None:
         """Step down the gradient, a part after another that stays in the cache with all that is made of it."""
-        for part in blocks(len(values), 1, UPDATED_AT_ONCE):
+        for part in blocks(len(values), 1, UPDATE_BLOCK):
             own_velocity = None if velocity is None else velocity[part]
             super().sgd_update(values[part], gradients[part], own_velocity, **settings)
 
     def adam_update(self, values: Array, gradients: Array, mean: Array, square: Array, **settings: Any) -> None:
         """Step by the running mean over the root of the running square, likewise a part after another."""
-        for part in blocks(len(values), 1, UPDATED_AT_ONCE):
+        for part in blocks(len(values), 1, UPDATE_BLOCK):
             super().adam_update(values[part], gradients[part], mean[part], square[part], **settings)
 
     def load_batch(self, x: Array, indices: Any, dtype: Any, transform: ImageTransform | None = None) -> Array:

@@ -42,13 +42,13 @@ from gpucnn.backends.numpy import (
     winograd_1d,
 )
 from gpucnn.backends.numpy.memory_layout import (
-    batch_first,
-    batch_innermost,
-    batch_last,
+    batch_slice,
+    batch_slices,
     contiguous,
-    equal_parts,
-    image_slice,
-    image_slices,
+    even_slices,
+    to_hwcn,
+    to_nhwc,
+    uses_hwcn,
 )
 from gpucnn.backends.window import Window
 from gpucnn.core.checks import environment_flag
@@ -76,7 +76,7 @@ def path(window: Window, batch: int, channels: int, filters: int, groups: int, d
     """Return the name of the path that a convolution takes, and its gradients as a rule."""
     if groups == channels > 1:
         return "depthwise"
-    if not batch_innermost(batch):
+    if not uses_hwcn(batch):
         return "im2col"
     C, F = channels // groups, filters // groups
     plain = window.size == (3, 3) and window.strides == (1, 1) and window.dilation == (1, 1)
@@ -133,7 +133,7 @@ def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: 
     def gradients_of_slice(x: Array, dy: Array) -> tuple[Array, Array | None]:
         if name == "depthwise":
             dweight = depthwise.weight_gradient(_padded(x, window), dy, window)
-            return dweight, norm.channel_sums(batch_first(dy)) if bias else None
+            return dweight, norm.channel_sums(to_nhwc(dy)) if bias else None
         of_path = winograd.parameter_gradients if name == "winograd" else lowered_rows.parameter_gradients
         of_groups = [of_path(x[:, :, c], dy[:, :, f], window, bias) for c, f in _groups(C, F, groups)]
         if groups == 1:
@@ -143,7 +143,7 @@ def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: 
 
     slices = _slices(name, N, _images_at_once(name, x, F, window))
     x, dy = _pixels_first(x), _pixels_first(dy)
-    parts = [gradients_of_slice(image_slice(x, images), image_slice(dy, images)) for images in slices]
+    parts = [gradients_of_slice(batch_slice(x, images), batch_slice(dy, images)) for images in slices]
     dweights, dbiases = zip(*parts, strict=True)
     return sum(dweights[1:], dweights[0]), sum(dbiases[1:], dbiases[0]) if bias else None
 
@@ -198,46 +198,46 @@ def shared_gradients(
         return None
     turned_weight, of_turned = weight[::-1, ::-1].swapaxes(2, 3), memory.zeros((*window.size, F, C), dy.dtype)
     dbias = norm.channel_sums(dy) if bias else None
-    slices = image_slices(N, _images_at_once(name, dy, C, turned))
-    x, dy = batch_last(x), batch_last(dy)
+    slices = batch_slices(N, _images_at_once(name, dy, C, turned))
+    x, dy = to_hwcn(x), to_hwcn(dy)
     dx = memory.empty(x.shape, dy.dtype)
     for images in slices:
         out = dx if len(slices) == 1 else memory.empty((H, W, C, images.stop - images.start), dy.dtype)
         of_turned += of_path.convolve_with_gradient(
-            image_slice(dy, images), turned_weight, image_slice(x, images), turned, out
+            batch_slice(dy, images), turned_weight, batch_slice(x, images), turned, out
         )
         if out is not dx:
             dx[..., images] = out
-    return of_turned[::-1, ::-1].swapaxes(2, 3), dbias, batch_first(dx)
+    return of_turned[::-1, ::-1].swapaxes(2, 3), dbias, to_nhwc(dx)
 
 
 def _slices(name: str, batch: int, most: int) -> Sequence[slice]:
     """Cut a batch into slices of at most so many images; a few are taken one by one where they lie, by `depthwise`."""
-    one_by_one = name == "depthwise" and not batch_innermost(batch)
-    return equal_parts(batch, batch) if one_by_one else image_slices(batch, most)
+    one_by_one = name == "depthwise" and not uses_hwcn(batch)
+    return even_slices(batch, batch) if one_by_one else batch_slices(batch, most)
 
 
 def _pixels_first(x: Array) -> Array:
     """Return x (N, H, W, C) as (H, W, C, N): contiguous with the batch innermost, or with few images a view."""
-    return batch_last(x) if batch_innermost(len(x)) else contiguous(x).transpose(1, 2, 3, 0)
+    return to_hwcn(x) if uses_hwcn(len(x)) else contiguous(x).transpose(1, 2, 3, 0)
 
 
 def _by_slices(slices: Sequence[slice], function: Callable[[Array], Array], array: Array) -> Array:
     """Return what a function makes of contiguous slices of images of an array (…, N), joined, as (N, …)."""
     if len(slices) == 1:
-        return batch_first(function(array))
+        return to_nhwc(function(array))
     joined = None
     for images in slices:
-        part = function(image_slice(array, images))
+        part = function(batch_slice(array, images))
         if joined is None:
             joined = _empty(part.shape[:-1], array.shape[-1], part.dtype)
         joined[..., images] = part
-    return batch_first(joined)
+    return to_nhwc(joined)
 
 
 def _empty(image: tuple[int, ...], batch: int, dtype: Any) -> Array:
     """Return uninitialised images (H, W, C, N) that lie as the engine keeps so many."""
-    if batch_innermost(batch):
+    if uses_hwcn(batch):
         return memory.empty((*image, batch), dtype)
     return memory.empty((batch, *image), dtype).transpose(1, 2, 3, 0)
 
@@ -292,4 +292,4 @@ def _padded(x: Array, window: Window) -> Array:
 @lru_cache(maxsize=1024)
 def _groups(channels: int, filters: int, groups: int) -> tuple[tuple[slice, slice], ...]:
     """Return the channels and the filters of each group."""
-    return tuple(zip(equal_parts(channels, groups), equal_parts(filters, groups), strict=True))
+    return tuple(zip(even_slices(channels, groups), even_slices(filters, groups), strict=True))

@@ -31,7 +31,7 @@ def convolve(padded: Array, weight: Array, bias: Array | None, window: Window, o
     wide, by_channel = _wide(weight, padded, out.shape[1]), _by_channel(out, padded)
     for rows in blocks(len(out), out[0].nbytes, BLOCK):
         part = by_channel[rows]
-        term = workspace.take("term", part.shape, part.dtype)
+        term = workspace.get("term", part.shape, part.dtype)
         for number, seen in enumerate(_seen(padded, window, rows, out.shape[1])):
             _multiply(seen, wide[number], term if number else part)
             if number:
@@ -47,7 +47,7 @@ def weight_gradient(padded: Array, dy: Array, window: Window) -> Array:
     sums = memory.zeros((window.area, *dy.shape[2:]), dy.dtype)
     for rows in blocks(len(dy), dy[0].nbytes, BLOCK):
         part = dy[rows]
-        term = workspace.take("term", part.shape, part.dtype)
+        term = workspace.get("term", part.shape, part.dtype)
         ones = workspace.ones(part.shape[0] * part.shape[1], dy.dtype)
         for total, seen in zip(sums, _seen(padded, window, rows, dy.shape[1]), strict=True):
             _multiply(seen, part, term)
@@ -61,7 +61,7 @@ def input_gradient(dy: Array, weight: Array, padded_shape: tuple[int, ...], wind
     wide, dy = _wide(weight, padded, dy.shape[1]), _by_channel(dy, padded)
     for rows in blocks(len(dy), dy[0].nbytes, BLOCK):
         part = dy[rows]
-        term = workspace.take("term", part.shape, part.dtype)
+        term = workspace.get("term", part.shape, part.dtype)
         for gradient, row in zip(_seen(padded, window, rows, dy.shape[1]), wide, strict=True):
             _multiply(part, row, term)
             for one in range(part.shape[3]):

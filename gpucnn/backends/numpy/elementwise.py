@@ -10,7 +10,7 @@ import numpy as np
 
 from gpucnn.backends.base import INV_SQRT_2PI
 from gpucnn.backends.numpy import memory, workspace
-from gpucnn.backends.numpy.memory_layout import batch_first, batch_innermost, batch_last, blocks, contiguous
+from gpucnn.backends.numpy.memory_layout import blocks, contiguous, to_hwcn, to_nhwc, uses_hwcn
 
 Array = Any
 
@@ -52,7 +52,7 @@ def relu_gradient(dy: Array, y: Array) -> Array:
     row, (dy_flat, y_flat) = _alike(dy, y)
     dx = memory.empty(dy_flat.shape, dy.dtype)
     for part in blocks(len(dx), 1, BLOCK):
-        positive = np.greater(y_flat[part], 0, out=workspace.take("positive", dx[part].shape, np.bool_))
+        positive = np.greater(y_flat[part], 0, out=workspace.get("positive", dx[part].shape, np.bool_))
         np.multiply(dy_flat[part], positive, out=dx[part])
     return row(dx)
 
@@ -78,7 +78,7 @@ def gelu(x: Array) -> tuple[Array, Array]:
     with np.errstate(over="ignore"):  # far out P is infinite, and tanh 1
         for part in blocks(len(flat), 1, GELU_BLOCK):
             xs, bell = flat[part], slope[part]
-            square, below = (workspace.take(purpose, xs.shape, xs.dtype) for purpose in ("square", "below"))
+            square, below = (workspace.get(purpose, xs.shape, xs.dtype) for purpose in ("square", "below"))
             np.multiply(xs, xs, out=square)
             np.multiply(square, GELU_P[-1], out=below)
             for coefficient in GELU_P[-2:0:-1]:
@@ -109,7 +109,7 @@ def gelu_gradient(dy: Array, slope: Array) -> Array:
 def _alike(*arrays: Array) -> tuple[Callable[[Array], Array], list[Array]]:
     """Return arrays of one shape as long rows in one order, and the function that gives such a row the shape back."""
     shape = arrays[0].shape
-    if len(shape) != 4 or not batch_innermost(shape[0]):
+    if len(shape) != 4 or not uses_hwcn(shape[0]):
         return (lambda row: row.reshape(shape)), [contiguous(array).reshape(-1) for array in arrays]
     N, H, W, C = shape
-    return (lambda row: batch_first(row.reshape(H, W, C, N))), [batch_last(array).reshape(-1) for array in arrays]
+    return (lambda row: to_nhwc(row.reshape(H, W, C, N))), [to_hwcn(array).reshape(-1) for array in arrays]

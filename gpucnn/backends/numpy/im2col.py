@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from gpucnn.backends.base import column_groups, filter_groups, kernel_groups
 from gpucnn.backends.numpy import memory, workspace
-from gpucnn.backends.numpy.memory_layout import blocks, contiguous, equal_parts
+from gpucnn.backends.numpy.memory_layout import blocks, contiguous, even_slices
 from gpucnn.backends.window import Window
 
 Array = Any
@@ -35,7 +35,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, groups
     for images, rows, columns in _columns(x, window, _chunk(weight)):
         out = y[images, rows]  # contiguous: a chunk is either whole images or rows of one
         for rows_of_group, kernel, filters in zip(
-            column_groups(columns, groups), kernels, equal_parts(F, groups), strict=True
+            column_groups(columns, groups), kernels, even_slices(F, groups), strict=True
         ):
             np.matmul(rows_of_group, kernel, out=out.reshape(-1, F)[:, filters])
         if bias is not None:
@@ -53,7 +53,7 @@ def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
     for images, rows, columns in _columns(x, window, _chunk(total)):
         of_groups = filter_groups(dy[images, rows].reshape(-1, F), groups)
         for rows_of_group, dy_group, filters in zip(
-            column_groups(columns, groups), of_groups, equal_parts(F, groups), strict=True
+            column_groups(columns, groups), of_groups, even_slices(F, groups), strict=True
         ):
             total[:, filters] += rows_of_group.T @ dy_group
     return total.reshape(*window.size, C // groups, F)
@@ -68,13 +68,13 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
     kernels = kernel_groups(weight, groups)
     a_row, most = OW * window.area * C * dy.itemsize, _chunk(weight)
     for images in blocks(N, OH * a_row, most):
-        padded = workspace.take("padded", (images.stop - images.start, *window.padded_size(image_size), C), dy.dtype)
+        padded = workspace.get("padded", (images.stop - images.start, *window.padded_size(image_size), C), dy.dtype)
         padded[...] = 0
         for rows in blocks(OH, (images.stop - images.start) * a_row, most):
             shape = images.stop - images.start, rows.stop - rows.start, OW, *window.size, C
-            columns = workspace.take("input", shape, dy.dtype)
+            columns = workspace.get("input", shape, dy.dtype)
             of_groups = filter_groups(dy[images, rows].reshape(-1, F), groups)
-            for dy_group, kernel, channels in zip(of_groups, kernels, equal_parts(C, groups), strict=True):
+            for dy_group, kernel, channels in zip(of_groups, kernels, even_slices(C, groups), strict=True):
                 columns[..., channels] = (dy_group @ kernel.T).reshape(*shape[:5], -1)
             seen = padded[:, rows.start * window.strides[0] :]
             for i, j in window.offsets():
@@ -103,7 +103,7 @@ def _columns(x: Array, window: Window, most: int) -> Iterator[tuple[slice, slice
         views = views[:, ::SH, ::SW, :, ::DH, ::DW].transpose(0, 1, 2, 4, 5, 3)
         for rows in blocks(OH, a_row, most):
             shape = part.stop - part.start, rows.stop - rows.start, OW, *window.size, C
-            columns = workspace.take("input", shape, x.dtype)
+            columns = workspace.get("input", shape, x.dtype)
             np.copyto(columns, views[:, rows])
             yield part, rows, columns
 
@@ -113,7 +113,7 @@ def _padded(x: Array, window: Window) -> Array:
     if window.padding == ((0, 0), (0, 0)):
         return x
     N, H, W, C = x.shape
-    padded = workspace.take("padded", (N, *window.padded_size((H, W)), C), x.dtype)
+    padded = workspace.get("padded", (N, *window.padded_size((H, W)), C), x.dtype)
     padded[...] = 0
     padded[window.interior((H, W))] = x
     return padded

@@ -84,7 +84,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: A
             part[...] = 0
         for row in rows:
             count = row.outputs.stop - row.outputs.start
-            term = workspace.take("sums", (count, OW, F, n), x.dtype)
+            term = workspace.get("sums", (count, OW, F, n), x.dtype)
             _multiply(x, kernel, row, columns, window, term)
             out[row.outputs] += term
         if bias is not None:

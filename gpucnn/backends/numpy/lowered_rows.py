@@ -75,7 +75,7 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
     for rows in blocks(len(dy), a_row * x.itemsize, GRADIENT_BLOCK):
         dy_rows = _pixels_by_filter(dy[rows])[:, None, None]
         for columns, seen in _windows_by_channel(x, window, rows):
-            products = workspace.take("products", (*seen.shape[:4], F), x.dtype)  # (rows, columns, 1, KH·C, F)
+            products = workspace.get("products", (*seen.shape[:4], F), x.dtype)  # (rows, columns, 1, KH·C, F)
             for start in range(0, OW, width):
                 part = slice(start * n, min(start + width, OW) * n)  # of the pixels of a row, and the images
                 np.matmul(seen[..., part], dy_rows[..., part, :], out=products)
@@ -93,7 +93,7 @@ def _gradients_by_pixel(x: Array, dy: Array, window: Window, bias: bool) -> tupl
     for rows in blocks(OH, OW * C * F * x.itemsize, PRODUCTS):
         for columns in blocks(OW, C * F * x.itemsize, PRODUCTS):
             part = dy[rows, columns]
-            products = workspace.take("products", (*part.shape[:2], C, F), x.dtype)
+            products = workspace.get("products", (*part.shape[:2], C, F), x.dtype)
             np.matmul(seen[rows, columns], part.swapaxes(2, 3), out=products)
             products = products.reshape(-1, C * F)
             total += workspace.ones(len(products), x.dtype) @ products
@@ -111,7 +111,7 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
     padded = memory.zeros((*window.padded_size(image_size), C, n), dy.dtype)
     for rows in blocks(OH, OW * KH * KW * C * n * dy.itemsize, BLOCK):
         count = rows.stop - rows.start
-        windows = workspace.take("sums", (count, OW, KH, KW, C, n), dy.dtype)
+        windows = workspace.get("sums", (count, OW, KH, KW, C, n), dy.dtype)
         np.matmul(kernel, dy[rows], out=windows.reshape(count, OW, -1, n))
         for i, j in window.offsets():
             top, left = rows.start * SH + i * DH, j * DW
@@ -132,11 +132,11 @@ def input_gradient_by_rows(dy: Array, weight: Array, image_size: tuple[int, int]
     dx = memory.zeros((height, width, C, n), dy.dtype)
     for rows in blocks(height, max(KW * C, F) * OW * n * dy.itemsize, BLOCK):
         count = rows.stop - rows.start
-        by_channel = workspace.take("output", (count + KH - 1, F, OW, n), dy.dtype)
+        by_channel = workspace.get("output", (count + KH - 1, F, OW, n), dy.dtype)
         _copy_rows(dy.transpose(0, 2, 1, 3), by_channel, rows.start - (KH - 1), 1)
         row, line, _, item = by_channel.strides
         seen = strided(by_channel, (count, KH * F, OW * n), (row, line, item))
-        shifts = workspace.take("sums", (count, KW, C, OW, n), dy.dtype)
+        shifts = workspace.get("sums", (count, KW, C, OW, n), dy.dtype)
         np.matmul(kernel, seen, out=shifts.reshape(count, KW * C, OW * n))
         for j in range(KW):
             dx[rows, j : j + OW].transpose(0, 2, 1, 3)[...] += shifts[:, j]
@@ -210,7 +210,7 @@ def _windows(x: Array, window: Window, rows: slice, with_ones: bool) -> Array:
     if window.area == 1 and window.padding == ((0, 0), (0, 0)) and not with_ones:
         return x[rows.start * SH : (rows.stop - 1) * SH + 1 : SH, : SW * (OW - 1) + 1 : SW]  # nothing to lower
     left, height = window.padding[1][0], KH * C + with_ones
-    lowered = workspace.take("input", (count, window.padded_size((H, W))[1], height, n), x.dtype)
+    lowered = workspace.get("input", (count, window.padded_size((H, W))[1], height, n), x.dtype)
     lowered[:, :left], lowered[:, left + W :] = 0, 0
     lowered[:, :, KH * C :] = 1
     inner, first = lowered[:, left : left + W], rows.start * SH - window.padding[0][0]
@@ -226,7 +226,7 @@ def _windows(x: Array, window: Window, rows: slice, with_ones: bool) -> Array:
         return strided(lowered, (count, OW, KW * height, n), (row, SW * pixel, number, item))
     # dilated columns do not lie side by side: they are gathered, KW times what was lowered
     shape, strides = (count, OW, KW, height, n), (row, SW * pixel, DW * pixel, number, item)
-    gathered = workspace.take("sums", shape, x.dtype)
+    gathered = workspace.get("sums", shape, x.dtype)
     gathered[...] = strided(lowered, shape, strides)
     return gathered.reshape(count, OW, KW * height, n)
 
@@ -238,10 +238,10 @@ def _pixels_by_filter(dy: Array) -> Array:
     """
     count, OW, F, n = dy.shape
     if F < MANY_FILTERS:
-        by_filter = workspace.take("output", (count, F, OW, n), dy.dtype)
+        by_filter = workspace.get("output", (count, F, OW, n), dy.dtype)
         by_filter[...] = dy.transpose(0, 2, 1, 3)
         return by_filter.reshape(count, F, OW * n).swapaxes(1, 2)
-    by_image = workspace.take("output", (count, OW, n, F), dy.dtype)
+    by_image = workspace.get("output", (count, OW, n, F), dy.dtype)
     np.copyto(by_image.swapaxes(2, 3), dy)
     return by_image.reshape(count, OW * n, F)
 
@@ -257,7 +257,7 @@ def _windows_by_channel(x: Array, window: Window, rows: slice) -> Iterator[tuple
     (top, _), (left, _) = window.padding
     count, OW = rows.stop - rows.start, window.output_size((H, W))[1]
     height, width = SH * (count - 1) + window.extent[0], -(-window.padded_size((H, W))[1] // SW)
-    by_channel = workspace.take("input", (height, C, SW, width, n), x.dtype)
+    by_channel = workspace.get("input", (height, C, SW, width, n), x.dtype)
     for residue in range(SW):
         first, last = (min(max(0, -(-(edge - residue) // SW)), width) for edge in (left, left + W))
         line = by_channel[:, :, residue]

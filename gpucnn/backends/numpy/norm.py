@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy import elementwise, memory, threads, workspace
-from gpucnn.backends.numpy.memory_layout import batch_first, batch_innermost, blocks, contiguous, pixels
+from gpucnn.backends.numpy.memory_layout import as_rows, blocks, contiguous, to_nhwc, uses_hwcn
 
 Array = Any
 
@@ -39,13 +39,13 @@ class LongRows:
     def of(cls, x: Array) -> "LongRows":
         """Return how the engine keeps x (…, C)."""
         N, C = len(x), x.shape[-1]
-        if x.ndim == 4 and batch_innermost(N):
+        if x.ndim == 4 and uses_hwcn(N):
             return cls(x.shape, C, N, _divisor(x.shape[1] * x.shape[2], -(-WIDE // (C * N)), CHUNK // (2 * C * N)))
         return cls(x.shape, C, 1, x.shape[-2] if x.ndim > 2 else 1)
 
     def matrix(self, x: Array) -> Array:
         """Return x as a matrix of rows; a copy only where it lies otherwise."""
-        lying = pixels(x) if x.ndim == 4 else contiguous(x)
+        lying = as_rows(x) if x.ndim == 4 else contiguous(x)
         return lying.reshape(-1, self.tile * self.channels * self.repeat)
 
     def restore(self, matrix: Array) -> Array:
@@ -53,11 +53,11 @@ class LongRows:
         if self.repeat == 1:
             return matrix.reshape(self.shape)
         N, H, W, C = self.shape
-        return batch_first(matrix.reshape(H, W, C, N))
+        return to_nhwc(matrix.reshape(H, W, C, N))
 
     def wide(self, numbers: Array, purpose: str) -> Array:
         """Return a number for each channel (C,) as a row, in the scratch."""
-        row = workspace.take(purpose, (self.tile, self.channels, self.repeat), numbers.dtype)
+        row = workspace.get(purpose, (self.tile, self.channels, self.repeat), numbers.dtype)
         row[...] = numbers[:, None]
         return row.reshape(-1)
 
@@ -106,7 +106,7 @@ def gradient(
     factor_row, slope_row, level_row = (rows.wide(n.astype(x.dtype), purpose) for purpose, n in numbers.items())
     dx = masked if y is not None else memory.empty(matrix.shape, matrix.dtype)
     for part in _chunks(matrix):
-        from_statistics = workspace.take("centred", matrix[part].shape, x.dtype)
+        from_statistics = workspace.get("centred", matrix[part].shape, x.dtype)
         np.multiply(matrix[part], slope_row, out=from_statistics)
         from_statistics += level_row
         out = np.multiply(masked[part], factor_row, out=dx[part])
@@ -123,7 +123,7 @@ def _gradient_sums(rows: LongRows, x: Array, dy: Array, y: Array | None, mean: A
     masked = dy if y is None else memory.empty(dy.shape, dy.dtype)
     for part in _chunks(x):
         if y is not None:
-            positive = np.greater(y[part], 0, out=workspace.take("positive", y[part].shape, np.bool_))
+            positive = np.greater(y[part], 0, out=workspace.get("positive", y[part].shape, np.bool_))
             np.multiply(dy[part], positive, out=masked[part])
         product = _centred(x[part], mean_row)
         product *= masked[part]
@@ -181,7 +181,7 @@ def _statistics(rows: LongRows, matrix: Array) -> tuple[Array, Array]:
 
 def _centred(part: Array, row: Array) -> Array:
     """Return rows less a row of means, in the scratch."""
-    return np.subtract(part, row, out=workspace.take("centred", part.shape, part.dtype))
+    return np.subtract(part, row, out=workspace.get("centred", part.shape, part.dtype))
 
 
 @lru_cache(maxsize=1024)

@@ -1,7 +1,7 @@
 """Pooling: one reduction over a strided view of all windows, one product with the gradient to send it back.
 
-Images are looked at as pixels, (1, H, W, C·N) with the batch innermost and (N, H, W, C) otherwise (see `order.pixels`),
-so that every operation runs over long rows. What the windows see is one view of them,
+Images are taken as rows, (1, H, W, C·N) in HWCN and (N, H, W, C) otherwise (see `memory_layout.as_rows`), so that every
+operation runs over long rows. All windows are one view of them,
 
     windows (G, OH, KH, OW, KW, run)                  overlapping where windows do, reduced over KH and KW
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from gpucnn.backends.numpy import memory, workspace
 from gpucnn.backends.numpy.known_calls import constant
-from gpucnn.backends.numpy.memory_layout import blocks, contiguous, images, pixels, strided
+from gpucnn.backends.numpy.memory_layout import as_rows, blocks, contiguous, from_rows, strided
 from gpucnn.backends.numpy.tracer import as_single_call
 from gpucnn.backends.window import Window
 
@@ -38,24 +38,24 @@ def largest(x: Array, window: Window, relu: bool) -> tuple[Array, Kept]:
         out = np.maximum.reduce(windows[:, rows], axis=(2, 4), out=y[:, rows])
         if relu:
             np.maximum(out, 0, out=out)
-    return images(y, len(x)), (padded, y, relu)
+    return from_rows(y, len(x)), (padded, y, relu)
 
 
 def largest_gradient(dy: Array, kept: Kept, image_size: tuple[int, int], window: Window) -> Array:
     """Return dx (N, H, W, C): dy goes to the first element that equals the largest, if no ReLU cut it off."""
     padded, y, relu = kept
-    windows, dy_pixels = _windows(padded, window, y), pixels(dy)
+    windows, dy_pixels = _windows(padded, window, y), as_rows(dy)
     dpadded = _gradient_of(padded.shape, dy_pixels, window)
     for rows in _row_blocks(windows):
-        won = workspace.take("won", windows[:, rows].shape, np.bool_)
+        won = workspace.get("won", windows[:, rows].shape, np.bool_)
         np.equal(windows[:, rows], _for_each_window(y[:, rows]), out=won)
         positive = None
         if relu:
-            positive = np.greater(y[:, rows], 0, out=workspace.take("positive", y[:, rows].shape, np.bool_))
+            positive = np.greater(y[:, rows], 0, out=workspace.get("positive", y[:, rows].shape, np.bool_))
             won &= _for_each_window(positive)
         _first_alone(won, positive)
         _give(dpadded, window, rows, dy_pixels, won)
-    return images(_interior(dpadded, image_size, window), len(dy))
+    return from_rows(_interior(dpadded, image_size, window), len(dy))
 
 
 def average(x: Array, window: Window) -> Array:
@@ -67,17 +67,17 @@ def average(x: Array, window: Window) -> Array:
     for rows in _row_blocks(windows):
         out = np.add.reduce(windows[:, rows], axis=(2, 4), out=y[:, rows])
         out *= factor[rows]
-    return images(y, len(x))
+    return from_rows(y, len(x))
 
 
 def average_gradient(dy: Array, image_size: tuple[int, int], window: Window) -> Array:
     """Return dx (N, H, W, C): each element of a window gets the window's dy, divided by their number."""
-    dy_pixels, factor = pixels(dy), _factor(image_size, window, dy)
+    dy_pixels, factor = as_rows(dy), _factor(image_size, window, dy)
     G, _, _, run = dy_pixels.shape
     dpadded = _gradient_of((G, *window.padded_size(image_size), run), dy_pixels, window)
     for rows in _row_blocks(_windows(dpadded, window, dy_pixels)):
         _give(dpadded, window, rows, dy_pixels, _for_each_window(factor[None, rows]))
-    return images(_interior(dpadded, image_size, window), len(dy))
+    return from_rows(_interior(dpadded, image_size, window), len(dy))
 
 
 def _windows(padded: Array, window: Window, y: Array) -> Array:
@@ -119,7 +119,7 @@ def _give(dpadded: Array, window: Window, rows: slice, dy: Array, share: Array) 
         return
     shares = np.broadcast_to(share, dwindows.shape)
     for i, j in window.offsets():
-        term = workspace.take("term", dy[:, rows].shape, dy.dtype)
+        term = workspace.get("term", dy[:, rows].shape, dy.dtype)
         dwindows[:, :, i, :, j] += np.multiply(dy[:, rows], shares[:, :, i, :, j], out=term)
 
 
@@ -142,7 +142,7 @@ def _row_blocks(windows: Array) -> tuple[slice, ...]:
 
 def _padded(x: Array, window: Window, fill: float) -> Array:
     """Return the pixels of x (N, H, W, C), with the window's padding."""
-    inner = pixels(x)
+    inner = as_rows(x)
     if window.padding == ((0, 0), (0, 0)):
         return inner
     G, H, W, run = inner.shape

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from gpucnn.backends.numpy.known_calls import constant
-from gpucnn.backends.numpy.memory_layout import equal_parts, strided
+from gpucnn.backends.numpy.memory_layout import even_slices, strided
 from gpucnn.backends.numpy.traced_array import viewed
 
 Array = Any
@@ -114,6 +114,6 @@ def cut(
     down, across = -(-OH // TILE), -(-OW // TILE)
     return [
         (stretch(rows.start, rows.stop, H, OH, top), stretch(columns.start, columns.stop, W, OW, left))
-        for rows in equal_parts(down, -(-down // max(1, most // across)))
-        for columns in equal_parts(across, -(-across // most))
+        for rows in even_slices(down, -(-down // max(1, most // across)))
+        for columns in even_slices(across, -(-across // most))
     ]

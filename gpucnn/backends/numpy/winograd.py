@@ -30,7 +30,7 @@ import numpy as np
 
 from gpucnn.backends.numpy import memory, workspace
 from gpucnn.backends.numpy.known_calls import constant
-from gpucnn.backends.numpy.memory_layout import image_slices
+from gpucnn.backends.numpy.memory_layout import batch_slices
 from gpucnn.backends.numpy.tiles import A_T, SEEN, TILE, G, Stretch, cut
 from gpucnn.backends.window import Window
 
@@ -121,7 +121,7 @@ def _transformed_weight(weight: Array, images: int) -> Array:
 
 def _multiplied(U: Array, V: Array) -> Array:
     """Return M (36, tiles, parts, F/parts, n), in the scratch."""
-    M = workspace.take("output", (*V.shape[:2], *U.shape[2:4], V.shape[3]), V.dtype)
+    M = workspace.get("output", (*V.shape[:2], *U.shape[2:4], V.shape[3]), V.dtype)
     return np.matmul(U, V[:, :, None], out=M)
 
 
@@ -133,7 +133,7 @@ def _add_products(V: Array, dM: Array, dU: Array) -> None:
     for start in range(0, POSITIONS, step):
         part = slice(start, min(start + step, POSITIONS))
         shape = part.stop - start, tiles, C, F
-        products = np.matmul(V[part], dM[part], out=workspace.take("sums", shape, V.dtype))
+        products = np.matmul(V[part], dM[part], out=workspace.get("sums", shape, V.dtype))
         products = products.reshape(*shape[:2], C * F)
         dU[part] += products[:, 0] if tiles == 1 else ones @ products
 
@@ -148,11 +148,11 @@ def _transformed_input(x: Array, block: Block) -> Array:
     down, across, n = block.down, block.across, _count(block.images)
     seen = block.seen(x)
     width, run = seen.shape[1:]
-    lines = workspace.take("lines", (down.count, SEEN, width, run), x.dtype)
+    lines = workspace.get("lines", (down.count, SEEN, width, run), x.dtype)
     for alike in down.seen:
         rows = alike.of(seen, 0)  # (rows of tiles, ≤ 6, width, run)
         np.matmul(alike.matrix, rows.transpose(0, 2, 1, 3), out=lines[alike.tiles].transpose(0, 2, 1, 3))
-    V = workspace.take("input", (SEEN, SEEN, down.count, across.count, run), x.dtype)
+    V = workspace.get("input", (SEEN, SEEN, down.count, across.count, run), x.dtype)
     by_tile = V.transpose(2, 0, 3, 1, 4)  # (rows of tiles, 6, tiles, 6, run)
     for alike in across.seen:
         np.matmul(alike.matrix, alike.of(lines, 2), out=by_tile[:, :, alike.tiles])
@@ -164,16 +164,16 @@ def _transformed_gradient(dy: Array, block: Block, channels: int) -> Array:
     down, across, n = block.down, block.across, _count(block.images)
     made, turned = block.made(dy), dy.shape[2] >= MANY_FILTERS and channels * dy.shape[2] * n <= SMALL
     if turned:  # the filters are laid side by side: this takes a while, but such small products are faster
-        by_image = workspace.take("sums", (*made.shape[:2], n, dy.shape[2]), dy.dtype)
+        by_image = workspace.get("sums", (*made.shape[:2], n, dy.shape[2]), dy.dtype)
         np.copyto(by_image.swapaxes(2, 3), made)
         made = by_image
     made = _in_rows(made, "sums")
     width, run = made.shape[1:]
-    lines = workspace.take("lines", (down.count, SEEN, width, run), dy.dtype)
+    lines = workspace.get("lines", (down.count, SEEN, width, run), dy.dtype)
     for alike in down.made:
         rows = alike.of(made, 0)  # (rows of tiles, ≤ 4, width, run)
         np.matmul(alike.matrix.T, rows.transpose(0, 2, 1, 3), out=lines[alike.tiles].transpose(0, 2, 1, 3))
-    dM = workspace.take("output", (SEEN, SEEN, down.count, across.count, run), dy.dtype)
+    dM = workspace.get("output", (SEEN, SEEN, down.count, across.count, run), dy.dtype)
     by_tile = dM.transpose(2, 0, 3, 1, 4)  # (rows of tiles, 6, tiles, 6, run)
     for alike in across.made:
         np.matmul(alike.matrix.T, alike.of(lines, 2), out=by_tile[:, :, alike.tiles])
@@ -185,10 +185,10 @@ def _put_output(M: Array, out: Array, block: Block) -> None:
     down, across, part = block.down, block.across, block.made(out)
     run = part.shape[2] * part.shape[3]
     by_position = M.reshape(SEEN, SEEN, down.count, across.count * run)
-    lines = workspace.take("input", (down.count, TILE, SEEN, across.count * run), part.dtype)
+    lines = workspace.get("input", (down.count, TILE, SEEN, across.count * run), part.dtype)
     np.matmul(A_T, by_position.transpose(2, 1, 0, 3), out=lines.transpose(0, 2, 1, 3))
     rows = lines.reshape(-1, SEEN, across.count, run)[: len(part)].transpose(0, 2, 1, 3)  # (rows, tiles, 6, run)
-    made = part if _lies_in_rows(part) else workspace.take("lines", part.shape, part.dtype)
+    made = part if _lies_in_rows(part) else workspace.get("lines", part.shape, part.dtype)
     by_pixel = made.reshape(*part.shape[:2], run)
     for alike in across.made:
         np.matmul(alike.matrix, rows[:, alike.tiles], out=alike.of(by_pixel, 1))
@@ -199,7 +199,7 @@ def _put_output(M: Array, out: Array, block: Block) -> None:
 def _in_rows(part: Array, purpose: str) -> Array:
     """Return pixels (h, w, C, n) as (h, w, C·n): a view if channels and images are one run, else in the scratch."""
     if not _lies_in_rows(part):
-        copied = workspace.take(purpose, part.shape, part.dtype)
+        copied = workspace.get(purpose, part.shape, part.dtype)
         np.copyto(copied, part)
         part = copied
     return part.reshape(*part.shape[:2], part.shape[2] * part.shape[3])
@@ -214,7 +214,7 @@ def _blocks(x: Array, y: Array, window: Window) -> list[Block]:
     """Cut the output into blocks of tiles and images whose V and M fit the scratch."""
     a_tile = POSITIONS * max(x.shape[2], y.shape[2]) * x.itemsize  # of one image
     N = x.shape[3]
-    slices = image_slices(N, N if a_tile * N <= WHOLE else BLOCK // a_tile)
+    slices = batch_slices(N, N if a_tile * N <= WHOLE else BLOCK // a_tile)
     tiles = cut(x.shape[:2], y.shape[:2], window.padding, max(1, BLOCK // (a_tile * _count(slices[0]))))
     return [Block(down, across, images) for images in slices for down, across in tiles]
 

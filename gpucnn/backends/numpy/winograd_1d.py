@@ -27,7 +27,7 @@ import numpy as np
 
 from gpucnn.backends.numpy import memory, workspace
 from gpucnn.backends.numpy.known_calls import constant
-from gpucnn.backends.numpy.memory_layout import equal_parts, strided
+from gpucnn.backends.numpy.memory_layout import even_slices, strided
 from gpucnn.backends.numpy.tiles import SEEN, TILE, Alike, G, Stretch, stretch
 from gpucnn.backends.window import Window
 
@@ -75,7 +75,7 @@ def convolve_with_gradient(x: Array, weight: Array, dy: Array, window: Window, o
         _put_output(_multiplied(seen, U, None), block, block.made(out))
         dM = _transformed_gradient(block.made(dy), block)
         tiles, _, count = seen.shape[:3]
-        products = workspace.take("sums", (SEEN, tiles, count, KERNEL * C, F), x.dtype)
+        products = workspace.get("sums", (SEEN, tiles, count, KERNEL * C, F), x.dtype)
         np.matmul(seen, dM, out=products.transpose(1, 0, 2, 3, 4))
         ones = workspace.ones(tiles * count, x.dtype)
         dU += ones.reshape(1, 1, -1) @ products.reshape(SEEN, tiles * count, -1)
@@ -111,14 +111,14 @@ def _blocks(x: Array, window: Window, out: Array, products: int = 0) -> Iterator
     tiles = -(-OW // TILE)
     tiles_at_once = max(1, min(tiles, BLOCK // (LEAST_ROWS * a_tile)))
     rows_at_once = max(1, BLOCK // (tiles_at_once * a_tile))
-    for some in equal_parts(tiles, -(-tiles // tiles_at_once)):
+    for some in even_slices(tiles, -(-tiles // tiles_at_once)):
         across = stretch(some.start, some.stop, W, OW, left)
         pixels = x[:, across.image]
         pixels = pixels.reshape(*pixels.shape[:2], C * n)
         views = [(alike, alike.of(pixels, 1)) for alike in across.seen]  # (H, tiles, ≤ 6, C·n)
-        for rows in equal_parts(OH, -(-OH // rows_at_once)):
+        for rows in even_slices(OH, -(-OH // rows_at_once)):
             count = rows.stop - rows.start
-            V = workspace.take("input", (across.count, SEEN, count + KERNEL - 1, C * n), x.dtype)
+            V = workspace.get("input", (across.count, SEEN, count + KERNEL - 1, C * n), x.dtype)
             _transform(views, rows.start - top, V)
             tile, position, row, item = V.strides
             shape, strides = (across.count, SEEN, count, KERNEL * C, n), (tile, position, row, n * item, item)
@@ -127,7 +127,7 @@ def _blocks(x: Array, window: Window, out: Array, products: int = 0) -> Iterator
 
 def _multiplied(seen: Array, U: Array, bias: Array | None) -> Array:
     """Return M (tiles, 6, rows, F, n), in the scratch, with the bias of the output."""
-    M = workspace.take("output", (*seen.shape[:3], U.shape[2], seen.shape[4]), seen.dtype)
+    M = workspace.get("output", (*seen.shape[:3], U.shape[2], seen.shape[4]), seen.dtype)
     np.matmul(U, seen, out=M)
     if bias is not None:
         M[:, BIAS_AT] += bias[:, None]
@@ -150,11 +150,11 @@ def _transformed_gradient(dy: Array, block: Block) -> Array:
     count, width, F, n = dy.shape
     many = F >= MANY_FILTERS
     if many:
-        by_image = workspace.take("lines", (count, width, n, F), dy.dtype)
+        by_image = workspace.get("lines", (count, width, n, F), dy.dtype)
         np.copyto(by_image.swapaxes(2, 3), dy)
         dy = by_image
     made = dy.reshape(count, width, F * n)
-    dM = workspace.take("output", (block.across.count, SEEN, count, F * n), dy.dtype)
+    dM = workspace.get("output", (block.across.count, SEEN, count, F * n), dy.dtype)
     by_row = dM.transpose(2, 0, 1, 3)
     for alike in block.across.made:
         np.matmul(alike.matrix.T, alike.of(made, 1), out=by_row[:, alike.tiles])
