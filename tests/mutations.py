@@ -238,8 +238,8 @@ FAULTS = (
     Fault(
         "overlap: Winograd's bias at a wrong place",
         f"{NUMPY}/winograd.py",
-        "BIAS_AT = 1 * SEEN + 1",
-        "BIAS_AT = 0",
+        "BIAS_POSITION = 1 * TILE_IN + 1",
+        "BIAS_POSITION = 0",
         ("tests/backends/test_cpu_engine.py",),
     ),
     Fault(
@@ -264,7 +264,7 @@ FAULTS = (
         ("tests/backends/test_cpu_engine.py",),
     ),
     Fault(
-        "not turned: the weight of an input gradient",
+        "not flipped: the weight of an input gradient",
         f"{NUMPY}/convolution.py",
         "weight[::-1, ::-1, :, f].swapaxes(2, 3)",
         "weight[:, ::-1, :, f].swapaxes(2, 3)",

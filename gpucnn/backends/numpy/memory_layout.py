@@ -13,12 +13,14 @@ and where a custom layer returns them in another layout.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from gpucnn.backends.base import Array
 from gpucnn.backends.numpy import memory
 from gpucnn.backends.numpy.traced_array import viewed
+from gpucnn.backends.window import Window
 
 CACHE_LINE_IMAGES = 16  # images whose float32 numbers fill a cache line
 MIN_HWCN_BATCH = 8  # images; with fewer the inner loops would be short again
@@ -109,3 +111,14 @@ def batch_slices(batch: int, max_images: int) -> tuple[slice, ...]:
 def batch_slice(array: Array, images: slice) -> Array:
     """Return some images of an array (…, N) as a contiguous array: itself where these are all."""
     return contiguous(array[..., images])
+
+
+def pad(x: Array, window: Window, axis: int, fill: float = 0.0, allocate: Any = memory.empty) -> Array:
+    """Return an array whose axes `axis` and `axis` + 1 are H and W with the window's padding; itself without any."""
+    if window.padding == ((0, 0), (0, 0)):
+        return x
+    H, W = x.shape[axis : axis + 2]
+    padded = allocate((*x.shape[:axis], *window.padded_size((H, W)), *x.shape[axis + 2 :]), x.dtype)
+    padded[...] = fill
+    padded[window.interior((H, W))[1 - axis :]] = x
+    return padded
