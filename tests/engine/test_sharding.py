@@ -391,7 +391,7 @@ class TestBlas:
                 self.count = count
 
         library = blas.Library(OpenMP())
-        assert library.of_thread
+        assert library.per_thread
         monkeypatch.setattr(blas, "_libraries", lambda: ([], [library]))
 
         def within():
@@ -402,8 +402,8 @@ class TestBlas:
         with blas.blas_threads(1):
             assert in_another_thread(within) == (1, 4)
             assert library.get() == 1
-            member = threads.Worker(threads.Team([slice(0, 1)]), 0, slice(0, 1))
-            assert in_another_thread(lambda: member.run(library.get)) == 1
+            worker = threads.Worker(threads.Team([slice(0, 1)]), 0, slice(0, 1))
+            assert in_another_thread(lambda: worker.run(library.get)) == 1
         assert library.get() == 4
 
 
