@@ -33,8 +33,7 @@ from gpucnn.errors import (
     ShapeError,
     ThreadWarning,
 )
-from gpucnn.model import Model
-from gpucnn.saving.model_file import load
+from gpucnn.model import Model, load
 from gpucnn.training.checkpoints import Checkpoints
 from gpucnn.version import __version__
 

@@ -1,7 +1,7 @@
 """`Callback`: what else happens while a model is fitted; and `EarlyStopping`."""
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpucnn.core import checks
 from gpucnn.core.hints import hinted
@@ -9,15 +9,12 @@ from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.metrics import MODES, is_larger_better
 from gpucnn.saving.tree import misfit
 
-if TYPE_CHECKING:
-    from gpucnn.model import Model
-
 
 class Callback:
     """Base of every callback: each method is called at its time and may be left out.
 
-    `model` is the model that is fitted, `logs` the epoch's numbers as they go into the history. A callback ends the
-    training early by setting `model.stop_training = True`.
+    `model` is the `gpucnn.Model` that is fitted, `logs` the epoch's numbers as they go into the history. A callback
+    stops the training by setting `model.stop_training = True`; `model.training` holds what is known of the run.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -26,28 +23,28 @@ class Callback:
         if "__init__" in vars(cls):
             cls.__init__ = hinted(cls.__init__)  # type: ignore[method-assign]
 
-    def on_fit_begin(self, model: "Model") -> None:
+    def on_fit_begin(self, model: Any) -> None:
         """Before the first epoch."""
 
-    def on_epoch_begin(self, model: "Model", epoch: int) -> None:
+    def on_epoch_begin(self, model: Any, epoch: int) -> None:
         """Before an epoch, the first of which is 0."""
 
-    def on_step_end(self, model: "Model", step: int) -> None:
+    def on_step_end(self, model: Any, step: int) -> None:
         """After a step; `step` counts from 0 within the epoch. Reading from the device here slows training down."""
 
-    def on_epoch_trained(self, model: "Model", epoch: int) -> None:
+    def on_epoch_trained(self, model: Any, epoch: int) -> None:
         """After an epoch's steps, before its validation, if there is one."""
 
-    def on_epoch_end(self, model: "Model", epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
         """After an epoch and its validation."""
 
-    def on_fit_end(self, model: "Model") -> None:
+    def on_fit_end(self, model: Any) -> None:
         """After the last epoch."""
 
-    def on_fit_interrupted(self, model: "Model") -> None:
+    def on_fit_interrupted(self, model: Any) -> None:
         """In place of `on_fit_end` where an error or the user's Ctrl-C ends the training; the error is raised after."""
 
-    def state(self, model: "Model") -> dict[str, Any]:
+    def state(self, model: Any) -> dict[str, Any]:
         """Return what a training that is resumed needs of this callback, for its checkpoints.
 
         Host arrays (`model.backend.to_host`), numbers and words, in lists and in dictionaries by words; tuples come
@@ -56,7 +53,7 @@ class Callback:
         """
         return {}
 
-    def load_state(self, model: "Model", state: dict[str, Any]) -> None:
+    def load_state(self, model: Any, state: dict[str, Any]) -> None:
         """Take over what `state` returned, when a training is resumed.
 
         The model has its weights by then. It is called after `on_fit_begin` and, where the training goes on within an
@@ -144,17 +141,17 @@ class EarlyStopping(Callback):
         self.restore_best, self.mode = checks.flag(restore_best, "restore_best"), checks.one_of(mode, "mode", MODES)
         self.best_epoch = -1
 
-    def on_fit_begin(self, model: "Model") -> None:
+    def on_fit_begin(self, model: Any) -> None:
         """Forget earlier trainings."""
         self._sign = -1.0 if is_larger_better(self.monitor, model.metrics, self.mode) else 1.0
         self.best_epoch, self._best = -1, float("inf")
         self._state: dict[str, Any] | None = None
 
-    def state(self, model: "Model") -> dict[str, Any]:
+    def state(self, model: Any) -> dict[str, Any]:
         """Return the best number, when it was, and the weights of then."""
         return {"best": self._best, "best_epoch": self.best_epoch, "weights": self._state}
 
-    def load_state(self, model: "Model", state: dict[str, Any]) -> None:
+    def load_state(self, model: Any, state: dict[str, Any]) -> None:
         """Compare with the best of before.
 
         Raises:
@@ -164,7 +161,7 @@ class EarlyStopping(Callback):
             raise CheckpointError(f"EarlyStopping: {wrong}")
         self._best, self.best_epoch, self._state = state["best"], state["best_epoch"], state["weights"]
 
-    def on_epoch_end(self, model: "Model", epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
         """Compare with the best so far."""
         if self.monitor not in logs:
             raise ConfigurationError(
@@ -178,7 +175,7 @@ class EarlyStopping(Callback):
         elif epoch - self.best_epoch >= self.patience:
             model.stop_training = True
 
-    def on_fit_end(self, model: "Model") -> None:
+    def on_fit_end(self, model: Any) -> None:
         """Load the best weights."""
         if self._state is not None:
             model.load_state_dict(self._state)

@@ -5,16 +5,13 @@ import math
 import weakref
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpucnn.callbacks import Callback
 from gpucnn.core import checks
 from gpucnn.core.files import explained, read_json, user_path, write_into
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.layers.activation import ReLU
-
-if TYPE_CHECKING:
-    from gpucnn.model import Model
 
 DEFECTS, FORMAT = "defects.json", 1
 ACTIONS = ("flag", "stop")
@@ -65,7 +62,7 @@ class DefectWatch(Callback):
             raise ConfigurationError("probe must be a pair of inputs and class numbers, as many of each, at least one")
         self.probe = probe
         self.every, self.grace = checks.integer(every, "every", minimum=1), checks.integer(grace, "grace", minimum=1)
-        self._model: weakref.ref[Model] | None = None
+        self._model: weakref.ref[Any] | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -74,7 +71,7 @@ class DefectWatch(Callback):
         self.histograms: dict[str, Any] = {}
         self._steps, self._best, self._at_chance = 0, 0.0, 0
 
-    def on_fit_begin(self, model: "Model") -> None:
+    def on_fit_begin(self, model: Any) -> None:
         """Forget another model's training; a further one of the same model goes on.
 
         Raises:
@@ -90,32 +87,32 @@ class DefectWatch(Callback):
             self._forget()
             self._model = weakref.ref(model)
 
-    def on_step_end(self, model: "Model", step: int) -> None:
+    def on_step_end(self, model: Any, step: int) -> None:
         """Look, from time to time."""
         self._steps += 1
         if self.defect is None and self._steps % self.every == 0:
             self._look(model)
 
-    def on_fit_end(self, model: "Model") -> None:
+    def on_fit_end(self, model: Any) -> None:
         """Look a last time, and keep the histograms of a good run beside which those of others can be drawn."""
         if self.defect is None:
             self._look(model)
         if self.defect is None:
             self.histograms = histograms(model)
 
-    def on_fit_interrupted(self, model: "Model") -> None:
+    def on_fit_interrupted(self, model: Any) -> None:
         """Take over what ended the training, where that was NaN or infinity."""
-        fault = model.fault
+        fault = model.training.fault
         if self.defect is None and fault is not None:
             way = f" on the way {fault.direction}" if fault.direction else ""
             self.defect = Defect("diverged", self._steps + 1, fault.layer, f"NaN or infinity{way}")
             self.histograms = histograms(model)
 
-    def state(self, model: "Model") -> dict[str, Any]:
+    def state(self, model: Any) -> dict[str, Any]:
         """Return what was seen, and what was made of it."""
         return {**self.report(), "steps": self._steps, "best": self._best, "at_chance": self._at_chance}
 
-    def load_state(self, model: "Model", state: dict[str, Any]) -> None:
+    def load_state(self, model: Any, state: dict[str, Any]) -> None:
         """Go on watching.
 
         Raises:
@@ -127,7 +124,7 @@ class DefectWatch(Callback):
         self.looks, self.histograms = state["looks"], state["histograms"]
         self._steps, self._best, self._at_chance = state["steps"], state["best"], state["at_chance"]
 
-    def _look(self, model: "Model") -> None:
+    def _look(self, model: Any) -> None:
         found = self._diagnose(model)
         if found is not None:
             self.defect = found
@@ -135,7 +132,7 @@ class DefectWatch(Callback):
             if self.action == "stop":
                 model.stop_training = True
 
-    def _diagnose(self, model: "Model") -> Defect | None:
+    def _diagnose(self, model: Any) -> Defect | None:
         """Return the first of the defects, from the gravest down, that the probe shows."""
         lost = not_finite(model, self.probe)
         if lost is not None:
@@ -203,7 +200,7 @@ def load_report(folder: str | Path) -> dict[str, Any]:
     return held
 
 
-def not_finite(model: "Model", probe: tuple[Any, Any]) -> tuple[str, str, str] | None:
+def not_finite(model: Any, probe: tuple[Any, Any]) -> tuple[str, str, str] | None:
     """Return where a NaN or an infinity first stands: the layer, "forward" or "backward", and what it is in words.
 
     The loss is finite by construction where a softmax is fused with it, so the layers themselves are looked at.
@@ -226,7 +223,7 @@ def _finite(array: Any) -> bool:
     return math.isfinite(float(abs(array).max())) if array.size else True
 
 
-def _activity(model: "Model", x: Any) -> tuple[Any, dict[str, float]]:
+def _activity(model: Any, x: Any) -> tuple[Any, dict[str, float]]:
     """Return the outputs for a probe as a host array, and the share of each ReLU's units that are 0 for all of it.
 
     A unit is a feature, or a channel of an image.
@@ -246,7 +243,7 @@ def _worst(dead: dict[str, float]) -> str:
     return next((layer for layer, share in dead.items() if share >= DEAD), "")
 
 
-def histograms(model: "Model") -> dict[str, Any]:
+def histograms(model: Any) -> dict[str, Any]:
     """Return, for each parameter by path, how its values and its last gradients are distributed: counts and edges.
 
     What is not finite is counted apart.

@@ -8,12 +8,19 @@ from gpucnn.layers.base import Backward, Layer
 
 
 class ReLU(Layer):
-    """Keep what is positive: y = max(x, 0); the slope at 0 is 0. x and y have any shape (N, …)."""
+    """Keep what is positive: y = max(x, 0); the slope at 0 is 0. x and y have any shape (N, …).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.ReLU()], (3,)).predict(np.float32([[-2, 0, 1]]))
+        array([[0., 0., 1.]], dtype=float32)
+    """
 
     per_sample = capturable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y and the way back, which keeps y rather than x: y is alive in the next layer anyway."""
+        """Return y and the backward function, which keeps y rather than x: y is alive in the next layer anyway."""
         y = self.backend.relu(x)
         return y, lambda dy: self.backend.relu_gradient(dy, y)
 
@@ -25,6 +32,12 @@ class LeakyReLU(Layer):
         slope  of the negative side, at least 0
 
     Source: Maas, Hannun, Ng, "Rectifier nonlinearities improve neural network acoustic models" (2013).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.LeakyReLU(0.1)], (3,)).predict(np.float32([[-2, 0, 1]])).round(3)
+        array([[-0.2,  0. ,  1. ]], dtype=float32)
     """
 
     per_sample = capturable = True
@@ -32,7 +45,7 @@ class LeakyReLU(Layer):
 
     def __init__(self, slope: float = 0.01, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        self.slope = checks.number(slope, f"{self.label}: slope", minimum=0)
+        self.slope = checks.number(slope, f"{self.display_name}: slope", minimum=0)
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Multiply by 1 or by the slope, there and back."""
@@ -41,7 +54,14 @@ class LeakyReLU(Layer):
 
 
 class Sigmoid(Layer):
-    """Squeeze into (0, 1): y = 1 / (1 + exp(−x)). x and y have any shape (N, …)."""
+    """Squeeze into (0, 1): y = 1 / (1 + exp(−x)). x and y have any shape (N, …).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.Sigmoid()], (3,)).predict(np.float32([[-2, 0, 1]])).round(3)
+        array([[0.119, 0.5  , 0.731]], dtype=float32)
+    """
 
     per_sample = capturable = True
 
@@ -56,12 +76,19 @@ class Sigmoid(Layer):
 
 
 class Tanh(Layer):
-    """Squeeze into (−1, 1): y = tanh(x). x and y have any shape (N, …)."""
+    """Squeeze into (−1, 1): y = tanh(x). x and y have any shape (N, …).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.Tanh()], (3,)).predict(np.float32([[-2, 0, 1]])).round(3)
+        array([[-0.964,  0.   ,  0.762]], dtype=float32)
+    """
 
     per_sample = capturable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y and the way back."""
+        """Return y and the backward function."""
         y = self.backend.xp.tanh(x)
         return y, lambda dy: dy * (1.0 - y * y)
 
@@ -70,12 +97,18 @@ class GELU(Layer):
     """Weight x by the share of a normal distribution below it: y = x·Φ(x), the exact form with erf.
 
     x and y have any shape (N, …). Source: Hendrycks, Gimpel, "Gaussian error linear units" (2016).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.GELU()], (3,)).predict(np.float32([[-2, 0, 1]])).round(3)
+        array([[-0.046,  0.   ,  0.841]], dtype=float32)
     """
 
     per_sample = capturable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y and the way back: d(x·Φ(x)) = Φ(x) + x·φ(x), with φ the normal density."""
+        """Return y and the backward function: d(x·Φ(x)) = Φ(x) + x·φ(x), with φ the normal density."""
         y, kept = self.backend.gelu(x)
         return y, lambda dy: self.backend.gelu_gradient(dy, kept)
 
@@ -87,11 +120,17 @@ class Softmax(Layer):
         x, y  (N, K)
 
     A model that ends with `Softmax` and trains on cross-entropy computes both as one stable kernel.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.Softmax()], (3,)).predict(np.float32([[-2, 0, 1]])).round(3)
+        array([[0.035, 0.259, 0.705]], dtype=float32)
     """
 
     per_sample = capturable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y and the way back: dx = y·(dy − Σ dy·y)."""
+        """Return y and the backward function: dx = y·(dy − Σ dy·y)."""
         y = self.backend.softmax(x)
         return y, lambda dy: y * (dy - (dy * y).sum(axis=-1, keepdims=True))

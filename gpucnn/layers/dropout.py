@@ -18,6 +18,14 @@ class Dropout(Layer):
         rate  the share that is dropped, 0 ≤ rate < 1
 
     Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout" (2014).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> model = Model([layers.Dropout(0.5)], (1000,), seed=0)
+        >>> y, backward = model.forward(np.ones((1, 1000), np.float32), train=True)
+        >>> 0.4 < float((y == 0).mean()) < 0.6  # dropped; the others are doubled
+        True
     """
 
     per_sample = capturable = True
@@ -25,7 +33,7 @@ class Dropout(Layer):
 
     def __init__(self, rate: float, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        self.rate = checks.number(rate, f"{self.label}: rate, the share that is dropped,", minimum=0, below=1)
+        self.rate = checks.number(rate, f"{self.display_name}: rate, the share that is dropped,", minimum=0, below=1)
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Open the layer's own random stream."""

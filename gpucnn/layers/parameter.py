@@ -1,6 +1,6 @@
 """What a layer holds: `Parameter`, an array that is trained, and `Buffer`, one that is only kept."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from gpucnn.backends import Array
 from gpucnn.core.checks import shown
@@ -17,8 +17,17 @@ class Parameter(Closed):
     the array that is there, which may be a part of a larger buffer. A `frozen` one takes no gradient, in all models
     that share it; `Model.freeze` makes it so. Nor does one that is `resting`, because the epochs of its `Group` are
     over.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.layers import Parameter
+        >>> weight = Parameter(np.zeros((2, 3), np.float32))
+        >>> weight.add_grad(np.ones((2, 3), np.float32))
+        >>> weight.shape, float(weight.grad.sum())
+        ((2, 3), 6.0)
     """
 
+    changed_by: ClassVar[dict[str, str]] = {"trainable": "call model.freeze(…) or model.unfreeze(…)"}
     grad: Array | None = None
     frozen = False
     resting = False
@@ -47,18 +56,18 @@ class Parameter(Closed):
         return int(self._value.size)
 
     @property
-    def learns(self) -> bool:
+    def trainable(self) -> bool:
         """Whether it takes a gradient."""
         return not (self.frozen or self.resting)
 
     def add_grad(self, gradient: Array) -> None:
-        """Add to the gradient, if it learns; a layer that is used twice in one pass adds twice."""
+        """Add to the gradient, if it is trainable; a layer that is used twice in one pass adds twice."""
         if tuple(gradient.shape) != self.shape:
             raise ShapeError(
                 f"a parameter of shape {self.shape} got a gradient of shape {tuple(gradient.shape)}; "
                 "the backward pass of its layer is wrong"
             )
-        if not self.learns:
+        if not self.trainable:
             return
         if self.grad is None:
             self.grad = gradient.copy()
@@ -91,6 +100,13 @@ class Buffer(Closed):
 
     One with `on_host=True` stays in the host's memory whatever the backend, such as the state of a random stream.
     `value` can be assigned as that of a `Parameter`.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.layers import Buffer
+        >>> running_mean = Buffer(np.zeros(3, np.float32))
+        >>> running_mean.value
+        array([0., 0., 0.], dtype=float32)
     """
 
     on_host = False

@@ -19,9 +19,10 @@ from gpucnn.layers import (
     Softmax,
 )
 from gpucnn.losses import MeanSquaredError
-from gpucnn.networks.registry import CIFAR10_IMAGE, MNIST_IMAGE, Design, Recipe, Shape, named, normalization
+from gpucnn.networks.registry import CIFAR10_IMAGE, MNIST_IMAGE, Design, Shape, named, normalization
 from gpucnn.optimizers import SGD
 from gpucnn.schedules import OneCycle
+from gpucnn.training.recipe import Recipe
 
 
 @named("lenet", MNIST_IMAGE, Recipe("mnist", 3, 128))
@@ -79,7 +80,7 @@ def double_conv(image: Shape, classes: int) -> Design:
         *(Conv2D(6, 5, padding="same", weight_initializer=weights), ReLU()),
         *(Conv2D(16, 5, weight_initializer=weights), ReLU(), Flatten()),
         *_lenet_end(classes, weights),
-    ], SGD(OneCycle(0.5, rise=0.5))
+    ], SGD(OneCycle(0.5, warmup_fraction=0.5))
 
 
 @named("single-conv-pool", MNIST_IMAGE, Recipe("mnist", 3, 128))

@@ -1,19 +1,16 @@
 """What a named network is: a function that returns layers and an optimizer, with the recipe that trains it."""
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 from gpucnn.backends import Backend
-from gpucnn.callbacks import Callback
 from gpucnn.core.hints import hinted
-from gpucnn.data.augment import Augmentation
 from gpucnn.errors import ConfigurationError
 from gpucnn.layers import Layer, Normalization
 from gpucnn.losses import CategoricalCrossEntropy, Loss
 from gpucnn.model import Model
 from gpucnn.optimizers import Optimizer
+from gpucnn.training.recipe import Recipe
 
 Shape = tuple[int, int, int]
 Design = tuple[list[Layer], Optimizer]
@@ -23,27 +20,6 @@ MNIST_IMAGE, CIFAR10_IMAGE = (28, 28, 1), (32, 32, 3)
 # mean and standard deviation of the training images, a channel, of pixel / 255
 MNIST_STATISTICS = 0.1307, 0.3081
 CIFAR10_STATISTICS = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a named network is trained: what `fit` takes where it is not told otherwise.
-
-    Attributes
-        data        the data set's name
-        epochs      how often it is visited
-        batch_size  samples a step
-        augment     how its images are changed
-        callbacks   makes what a training is accompanied by, anew for each training
-        prepare     is called with the model and the training images before the first epoch of all
-    """
-
-    data: str
-    epochs: float
-    batch_size: int
-    augment: tuple[Augmentation, ...] = ()
-    callbacks: Callable[[], Sequence[Callback]] = tuple
-    prepare: Callable[[Model, Any], None] | None = None
 
 
 class Network:

@@ -11,11 +11,10 @@ from typing import Any
 
 from gpucnn import datasets
 from gpucnn.backends import Backend
-from gpucnn.saving.model_file import load
 from gpucnn.datasets import Dataset
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.core.files import make_folder, read_json, user_path, write_into
-from gpucnn.model import Model
+from gpucnn.model import Model, load
 from gpucnn.training.checkpoints import BEST
 from gpucnn.training.history import History
 

@@ -7,15 +7,13 @@ checkpoint is due: which step was the first is known then, but the weights are l
 good ones. A model compiled with `jit=False` reads them at each step.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpucnn.backends import Array
+from gpucnn.engine.executor import Executor
 from gpucnn.errors import NumericError
 from gpucnn.layers.base import Backward, Layer
 from gpucnn.layers.hooks import watched
-
-if TYPE_CHECKING:
-    from gpucnn.model import Model
 
 NEVER = 2**62  # the number of a step that is never made
 REMEDY = "A lower learning rate or the optimizer's clip_norm often helps; fit(check_numerics=False) goes on regardless"
@@ -24,7 +22,7 @@ REMEDY = "A lower learning rate or the optimizer's clip_norm often helps; fit(ch
 class Watch:
     """Looks at the gradients and statistics of each step of a training; `wanted=False` looks at none."""
 
-    def __init__(self, model: "Model", wanted: bool) -> None:
+    def __init__(self, model: Executor, wanted: bool) -> None:
         self.model, self.wanted = model, wanted
         self.at_once = model.backend.is_host or not model.jit
         self._clipped = wanted and model.optimizer.clip_value is not None  # which makes infinity finite
@@ -95,7 +93,7 @@ class Watch:
         )
 
 
-def origin(model: "Model", inputs: Array, labels: Array) -> tuple[str, str, str]:
+def origin(model: Executor, inputs: Array, labels: Array) -> tuple[str, str, str]:
     """Return where NaN or infinity first arise in a step: the layer, "forward" or "backward", and what, in words.
 
     The step is made without an update, every layer for itself.

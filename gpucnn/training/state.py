@@ -9,20 +9,18 @@ import inspect
 import json
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpucnn.callbacks import Callback
 from gpucnn.core.checks import is_integer, is_number
-from gpucnn.core.config import Configurable
+from gpucnn.core.config import Configurable, with_current_names
 from gpucnn.data.batches import batches, steps_of
 from gpucnn.data.fingerprint import fingerprint
 from gpucnn.errors import CheckpointError, GpucnnError
 from gpucnn.saving.tree import Tree, misfit
+from gpucnn.training.session import Training
+from gpucnn.training.steps import StepRunner
 from gpucnn.version import __version__
-
-if TYPE_CHECKING:
-    from gpucnn.training.loop import Training
-    from gpucnn.training.steps import StepRunner
 
 MOST_SAID = 6  # differences that a message names
 
@@ -37,7 +35,7 @@ def with_current_keys(tree: Tree) -> Tree:
     return tree
 
 
-def settings(training: "Training") -> dict[str, Any]:
+def settings(training: Training) -> dict[str, Any]:
     """Return, as plain data, what must be the same for a training to be the one that was interrupted."""
     model, data = training.model, training.data
     assert model.loss is not None
@@ -63,15 +61,16 @@ def settings(training: "Training") -> dict[str, Any]:
     return plain
 
 
-def completed(known: dict[str, Any], training: "Training") -> dict[str, Any]:
+def completed(known: dict[str, Any], training: Training) -> dict[str, Any]:
     """Return the settings of a checkpoint with arguments of callbacks that are newer than it, at their defaults."""
+    known = with_current_names(known)
     callbacks, held = _stateful(training), known.get("callbacks")
     if not isinstance(held, list) or len(held) != len(callbacks) or not all(isinstance(one, dict) for one in held):
         return known
     return known | {"callbacks": [_defaults(callback) | one for callback, one in zip(callbacks, held, strict=True)]}
 
 
-def circumstances(training: "Training") -> dict[str, Any]:
+def circumstances(training: Training) -> dict[str, Any]:
     """Return, as plain data, what may change, but not without changing the last bits of results."""
     return {**training.model.backend.environment(), "gpucnn": __version__}
 
@@ -116,7 +115,7 @@ def is_over(tree: Tree, epochs: float) -> bool:
     return tree["model"].get("stop") is True or tree["position"]["epoch"] >= math.ceil(epochs)
 
 
-def same_so_far(training: "Training", tree: Tree, epochs: float) -> bool:
+def same_so_far(training: Training, tree: Tree, epochs: float) -> bool:
     """Tell whether a training of another number of epochs has made the same steps up to a checkpoint of one.
 
     Everything but the schedules, of the learning rate and of averages, is the same whatever the number of epochs.
@@ -130,19 +129,22 @@ def same_so_far(training: "Training", tree: Tree, epochs: float) -> bool:
     parts = list(batches(count, training.batch_size))
     made = [(epoch, part.start) for epoch in range(last) for part in parts] + [(last, p.start) for p in parts[:step]]
     points = [epoch + start / count for epoch, start in made]
-    return all(optimizer.rates_at(point, epochs) == optimizer.rates_at(point, training.epochs) for point in points)
+    return all(
+        optimizer.learning_rates_at(point, epochs) == optimizer.learning_rates_at(point, training.epochs)
+        for point in points
+    )
 
 
-def gather(training: "Training", steps: "StepRunner") -> Tree:
+def gather(training: Training, steps: StepRunner) -> Tree:
     """Return the tree, with copies of all arrays on the host."""
     model, to_host = training.model, training.model.backend.to_host
     held = {
         "arrays": model.state_dict(),
         "epochs_trained": model.epochs_trained,
-        "progress": model.progress,
+        "progress": training.progress,
         "stop": model.stop_training,
     }
-    if not training.a_step_follows:  # which would forget the gradients; callbacks may still look at them
+    if not training.has_next_step:  # which would forget the gradients; callbacks may still look at them
         grads = {path: parameter.grad for path, parameter in model.parameters().items() if parameter.grad is not None}
         held["gradients"] = {path: to_host(grad).copy() for path, grad in grads.items()}
     return {
@@ -153,7 +155,7 @@ def gather(training: "Training", steps: "StepRunner") -> Tree:
             "learning_rate": training.learning_rate,
         },
         "history": training.history.history,
-        "samples": training.samples,
+        "samples": training.samples_per_epoch,
         "model": held,
         "optimizer": {"steps": model.optimizer.steps, "slots": model.optimizer.state_dict(model.backend)},
         "augment": steps.stream.copy(),
@@ -162,7 +164,7 @@ def gather(training: "Training", steps: "StepRunner") -> Tree:
     }
 
 
-def restore(training: "Training", steps: "StepRunner", tree: Tree) -> None:
+def restore(training: Training, steps: StepRunner, tree: Tree) -> None:
     """Put everything back that `gather` returned; the callbacks have been told that the fit begins.
 
     Within an epoch they are told that it begins as well, before their states are put back: one without a state finds
@@ -172,8 +174,10 @@ def restore(training: "Training", steps: "StepRunner", tree: Tree) -> None:
         CheckpointError: the tree does not hold what this training keeps; the model is as it was.
     """
     model = training.model
-    weights, counts = model.state_dict(), (model.epochs_trained, model.progress, model.optimizer.steps)
+    weights, counts = model.state_dict(), (model.epochs_trained, training.progress, model.optimizer.steps)
     slots = model.optimizer.state_dict(model.backend)
+    if isinstance(saved := tree["optimizer"].get("slots"), dict):
+        tree["optimizer"]["slots"] = model.optimizer.with_current_slots(saved)
     try:
         if wrong := _misfit(training, steps, tree):
             raise CheckpointError(wrong)
@@ -181,7 +185,7 @@ def restore(training: "Training", steps: "StepRunner", tree: Tree) -> None:
     except (GpucnnError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         model.load_state_dict(weights)
         model.optimizer.load_state_dict(model.backend, slots)
-        model.epochs_trained, model.progress, model.optimizer.steps = counts
+        model.epochs_trained, training.progress, model.optimizer.steps = counts
         for callback in training.callbacks:  # which forgets what it has taken over
             callback.on_fit_begin(model)
         raise CheckpointError(
@@ -190,19 +194,19 @@ def restore(training: "Training", steps: "StepRunner", tree: Tree) -> None:
         ) from error
 
 
-def _restore(training: "Training", steps: "StepRunner", tree: Tree) -> None:
+def _restore(training: Training, steps: StepRunner, tree: Tree) -> None:
     model, held, position = training.model, tree["model"], tree["position"]
     training.epoch, training.step, training.seconds = position["epoch"], position["step"], position["seconds"]
     training.learning_rate = position["learning_rate"]
     if training.step:
         for callback in training.callbacks:
             callback.on_epoch_begin(model, training.epoch)
-    training.history.history, training.samples = tree["history"], tree["samples"]
+    training.history.history, training.samples_per_epoch = tree["history"], tree["samples"]
     model.load_state_dict(held["arrays"])
     for path, gradient in held.get("gradients", {}).items():
         model.parameters()[path].grad[...] = model.backend.from_host(gradient)  # type: ignore[index]
     model.epochs_trained, model.stop_training = held["epochs_trained"], held["stop"]
-    model.progress = held["progress"][0], training.epochs
+    training.progress = held["progress"][0], training.epochs
     model.optimizer.steps = tree["optimizer"]["steps"]
     model.optimizer.load_state_dict(model.backend, tree["optimizer"]["slots"])
     steps.stream[...] = tree["augment"]
@@ -213,7 +217,7 @@ def _restore(training: "Training", steps: "StepRunner", tree: Tree) -> None:
         steps.totals.load_state(tree["totals"])
 
 
-def _misfit(training: "Training", steps: "StepRunner", tree: Tree) -> str:
+def _misfit(training: Training, steps: StepRunner, tree: Tree) -> str:
     """Return in words what of a tree is not of the form of what this training saves, or ""."""
     own, varies = gather(training, steps), {"history": None, "samples": None, "totals": None, "callbacks": None}
     parameters = training.model.parameters()
@@ -228,14 +232,14 @@ def _misfit(training: "Training", steps: "StepRunner", tree: Tree) -> str:
     return wrong or _wrong_numbers(training, tree)
 
 
-def measured(training: "Training") -> list[str]:
+def measured(training: Training) -> list[str]:
     """Return what an epoch of a training gives: the keys of its history but for times and the learning rate."""
     own = ["loss", *(metric.name for metric in training.model.metrics)]
     validation = [] if training.validation_data is None else [f"val_{key}" for key in own]
     return [*own, *(f"{key}_so_far" for key in own), *validation]
 
 
-def _wrong_numbers(training: "Training", tree: Tree) -> str:
+def _wrong_numbers(training: Training, tree: Tree) -> str:
     """Return in words what of the counts of a tree cannot be, or ""."""
     epoch, step = tree["position"]["epoch"], tree["position"]["step"]
     whole = math.ceil(training.epochs)
@@ -258,7 +262,7 @@ def _wrong_numbers(training: "Training", tree: Tree) -> str:
     return f"history lacks {', '.join(missing)}" if missing else ""
 
 
-def _stateful(training: "Training") -> list[Callback]:
+def _stateful(training: Training) -> list[Callback]:
     """Return the callbacks that have a state of their own."""
     return [callback for callback in training.callbacks if type(callback).state is not Callback.state]
 

@@ -29,11 +29,11 @@ NETWORKS = {
 @pytest.mark.parametrize("backend", ["reference", "numpy"])
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_plan_computes_what_the_layers_say(name, train, backend):
+def test_fusion_computes_what_the_layers_say(name, train, backend):
     """Forward, input gradient and parameter gradients of a `Sequential` are those of its layers one after another."""
     backend = Backend() if backend == "reference" else get_backend(backend)
     network = L.Sequential(NETWORKS[name]())
-    network.build_once((7, 8, 3), host_generator(0, "weights"))
+    network.ensure_built((7, 8, 3), host_generator(0, "weights"))
     network.to(backend, "float64")
     rng = np.random.default_rng(0)
     x = rng.integers(-3, 4, (18, 7, 8, 3)).astype(float)  # whole numbers: many are equal, and many windows negative
@@ -58,13 +58,13 @@ def test_the_plan_computes_what_the_layers_say(name, train, backend):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_which_neighbours_are_told_of_each_other():
+def test_fusion_of_neighbours():
     def plan(*made):
         network = L.Sequential(list(made))
-        network.build_once((8, 8, 3), host_generator(0, "weights"))
-        return network._plan
+        network.ensure_built((8, 8, 3), host_generator(0, "weights"))
+        return network._train_plan
 
-    with_relu, alone = {"relu": True}, {}
+    with_relu, alone = {"fused_relu": True}, {}
     assert plan(L.Conv2D(4, 3), L.ReLU()) == [(0, with_relu)]
     assert plan(L.Conv2D(4, 3), L.BatchNorm(), L.ReLU(), L.Conv2D(4, 3)) == [(0, alone), (1, with_relu), (3, alone)]
     assert plan(L.Conv2D(4, 3), L.ReLU(), L.MaxPool2D(2)) == [(0, alone), (2, with_relu)]
@@ -84,18 +84,21 @@ def test_which_neighbours_are_told_of_each_other():
     assert plan(L.Conv2D(4, 3), MyReLU(), L.MaxPool2D(2)) == [(0, alone), (1, alone), (2, alone)]
 
 
-def test_inference_folds_a_norm_into_the_convolution_before_it():
+def test_fusion_folds_batch_norm_into_the_convolution_at_inference():
     def plan(*made):
         network = L.Sequential(list(made))
-        network.build_once((8, 8, 3), host_generator(0, "weights"))
+        network.ensure_built((8, 8, 3), host_generator(0, "weights"))
         return network._inference_plan
 
     conv = L.Conv2D(4, 3)
-    assert plan(conv, L.BatchNorm(), L.ReLU(), L.Conv2D(4, 3)) == [(0, {"norm": 1, "relu": True}), (3, {})]
-    assert plan(L.Conv2D(4, 3), L.BatchNorm(), L.ReLU(), L.MaxPool2D(2)) == [(0, {"norm": 1}), (3, {"relu": True})]
-    assert plan(L.Conv2D(4, 3), L.ReLU(), L.BatchNorm()) == [(0, {"relu": True}), (2, {})]
-    assert plan(L.Conv2D(4, 3), L.BatchNorm(), L.BatchNorm()) == [(0, {"norm": 1}), (2, {})]
-    assert plan(L.BatchNorm(), L.ReLU()) == [(0, {"relu": True})]
+    assert plan(conv, L.BatchNorm(), L.ReLU(), L.Conv2D(4, 3)) == [(0, {"folded_norm": 1, "fused_relu": True}), (3, {})]
+    assert plan(L.Conv2D(4, 3), L.BatchNorm(), L.ReLU(), L.MaxPool2D(2)) == [
+        (0, {"folded_norm": 1}),
+        (3, {"fused_relu": True}),
+    ]
+    assert plan(L.Conv2D(4, 3), L.ReLU(), L.BatchNorm()) == [(0, {"fused_relu": True}), (2, {})]
+    assert plan(L.Conv2D(4, 3), L.BatchNorm(), L.BatchNorm()) == [(0, {"folded_norm": 1}), (2, {})]
+    assert plan(L.BatchNorm(), L.ReLU()) == [(0, {"fused_relu": True})]
 
     class Mine(L.BatchNorm):
         pass
@@ -104,14 +107,14 @@ def test_inference_folds_a_norm_into_the_convolution_before_it():
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_a_folded_norm_sees_what_was_changed_since(use_bias):
+def test_fusion_sees_what_was_changed_since(use_bias):
     """Weights, statistics and freezing of both layers count at each call, and neither layer is changed by it."""
     model = gpucnn.Model([L.Conv2D(6, 3, use_bias=use_bias), L.BatchNorm(), L.ReLU()], (8, 8, 3), backend="numpy")
     conv, norm, relu = model.layers
     rng = np.random.default_rng(0)
     x = rng.normal(size=(70, 8, 8, 3)).astype("float32")
 
-    def one_by_one():
+    def unfused_plan():
         y = x
         for layer in (conv, norm, relu):
             y = layer.forward(y, train=False)[0]
@@ -122,13 +125,13 @@ def test_a_folded_norm_sees_what_was_changed_since(use_bias):
             holder = getattr(conv if change in ("weight", "bias") else norm, change)
             holder.value[...] = rng.uniform(0.5, 2.0, holder.value.shape)
         before = model.state_dict()
-        np.testing.assert_allclose(model.predict(x), one_by_one(), rtol=1e-4, atol=1e-5, err_msg=change)
+        np.testing.assert_allclose(model.predict(x), unfused_plan(), rtol=1e-4, atol=1e-5, err_msg=change)
         assert all(np.array_equal(value, before[path]) for path, value in model.state_dict().items())
 
 
-def test_a_training_step_lets_go_of_what_it_has_passed():
+def test_training_step_releases_what_backward_has_passed():
     network = L.Sequential([L.Dense(8), L.Tanh(), L.Dense(8)])
-    network.build_once((8,), host_generator(0, "weights"))
+    network.ensure_built((8,), host_generator(0, "weights"))
     network.to("numpy", "float32")
     alive = []
 
@@ -144,9 +147,9 @@ def test_a_training_step_lets_go_of_what_it_has_passed():
             return x, backward
 
     watched = L.Sequential([L.Dense(8), Watches(), Watches(), L.Dense(8)])
-    watched.build_once((8,), host_generator(0, "weights"))
+    watched.ensure_built((8,), host_generator(0, "weights"))
     watched.to("numpy", "float32")
-    y, walk = watched.forward(np.ones((4, 8), "float32"), train=True, input_gradient=False)
+    y, walk = watched.forward(np.ones((4, 8), "float32"), train=True, need_dx=False)
     walk(y)
     gc.collect()
     assert alive[2:] == [
@@ -159,7 +162,7 @@ def test_a_training_step_lets_go_of_what_it_has_passed():
     assert np.array_equal(backward(y), backward(y))  # and with the input's gradient it can be walked often
 
 
-def test_a_profile_times_every_layer_and_names_its_method():
+def test_profile_times_every_layer_and_names_its_method():
     model = gpucnn.Model(
         [L.Conv2D(16, 3, padding=1), L.ReLU(), L.Conv2D(32, 3, padding=1), L.ReLU(), L.MaxPool2D(2), L.Flatten()],
         (8, 8, 3),

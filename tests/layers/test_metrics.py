@@ -72,7 +72,7 @@ def test_accuracy_of_logits_has_its_threshold_at_zero():
         from_logits = True
 
     y = metrics.Accuracy().suited(OnLogits(), (1,), [ONES[:, :1]])
-    assert float(y.total(np.array([[0.3], [-0.3], [0.7]]), np.array([[1.0], [1.0], [1.0]]))) == 2
+    assert float(y.batch_sum(np.array([[0.3], [-0.3], [0.7]]), np.array([[1.0], [1.0], [1.0]]))) == 2
 
 
 MEANINGLESS = {
@@ -134,7 +134,7 @@ class Top2(metrics.Metric):
     name = "top_2"
     larger_is_better = True
 
-    def total(self, y, labels):
+    def batch_sum(self, y, labels):
         return (y.argsort(axis=-1)[:, -2:] == labels[:, None]).sum()
 
 
@@ -177,7 +177,7 @@ def test_metrics_that_the_history_cannot_hold_are_refused(chosen, message):
         (None, "loss must be a loss or its name, not None"),
     ],
 )
-def test_a_loss_that_is_not_one_is_refused(loss, message):
+def test_loss_of_another_type_is_refused(loss, message):
     with pytest.raises(ConfigurationError, match=message):
         classes(loss)
 
@@ -224,12 +224,12 @@ RISING, FALLING = [0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1]
         ("learning_rate", FALLING, {}),
     ],
 )
-def test_early_stopping_goes_the_way_of_the_metric(monitor, values, options):
+def test_early_stopping_follows_the_direction_of_the_metric(monitor, values, options):
     assert stopped_after(monitor, values, **options) == (4, 5)
     assert stopped_after(monitor, values[::-1], **options) == (0, 3)
 
 
-def test_a_metric_that_does_not_say_which_way_is_better_is_refused(tmp_path):
+def test_metric_that_does_not_say_which_direction_is_better_is_refused(tmp_path):
     message = (
         r"nobody says whether a larger 'val_score' is better; pass mode=\"max\" or mode=\"min\", or set larger_is_b"
     )
@@ -249,7 +249,7 @@ def test_a_metric_that_does_not_say_which_way_is_better_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("metric", "mode", "best"), [(Top2(), "auto", max), (Silent(), "max", max), (Silent(), "min", min)]
 )
-def test_the_best_model_is_chosen_the_way_of_the_metric(tmp_path, metric, mode, best):
+def test_best_model_follows_the_direction_of_the_metric(tmp_path, metric, mode, best):
     model, labels = classes(metrics=[metric]), ONES.argmax(axis=1)
     model.compile(optimizers.SGD(0.3), metrics=[metric])
     keeper = gpucnn.Checkpoints(tmp_path / "run", monitor=f"val_{metric.name}", mode=mode)
