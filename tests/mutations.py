@@ -385,14 +385,14 @@ FAULTS = (
     Fault(
         "order: weight decay after the momentum on a GPU",
         f"{CUDA}/update.cu",
-        "step = nesterov ? step + (work)momentum * moved : moved;",
-        "step = nesterov ? moved + (work)momentum * moved : moved;",
+        "step = nesterov ? step + (accum_t)momentum * moved : moved;",
+        "step = nesterov ? moved + (accum_t)momentum * moved : moved;",
     ),
     Fault(
         "overflow: a softmax without its largest logit",
         f"{CUDA}/loss.cu",
-        "y[(size_t)n * K + k] = (real)(exp((work)row[k] - largest) / total)",
-        "y[(size_t)n * K + k] = (real)(exp((work)row[k]) / (exp(largest) * total))",
+        "y[(size_t)n * K + k] = (scalar_t)(exp((accum_t)row[k] - maximum) / total)",
+        "y[(size_t)n * K + k] = (scalar_t)(exp((accum_t)row[k]) / (exp(maximum) * total))",
     ),
     # trainings
     Fault(

@@ -458,13 +458,13 @@ def test_relu_in_place_and_on_strided_arrays(count, dtype):
     x = np.random.default_rng(0).normal(size=count).astype(dtype)
     x[-1] = np.nan
     expected, kept, y = np.maximum(x, 0), x.copy(), np.empty_like(x)
-    elementwise.cut_off(x, y)
+    elementwise.clamp_at_zero(x, y)
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_array_equal(x, kept)
-    elementwise.cut_off(x, x)
+    elementwise.clamp_at_zero(x, x)
     np.testing.assert_array_equal(x, expected)
     part = np.stack([kept, kept], axis=1)  # a part of an array, which is not contiguous
-    elementwise.cut_off(part[:, 0], part[:, 0])
+    elementwise.clamp_at_zero(part[:, 0], part[:, 0])
     np.testing.assert_array_equal(part, np.stack([expected, kept], axis=1))
 
 
