@@ -103,8 +103,8 @@ FAULTS = (
     Fault(
         "off by one: the way back stops early",
         "gpucnn/layers/containers.py",
-        "wanted = wanted or trained\n",
-        "wanted = wanted or (trained and place > 0)\n",
+        "needed = needed or trainable\n",
+        "needed = needed or (trainable and place > 0)\n",
         ("tests/layers/test_layers.py", "tests/training/test_model.py"),
     ),
     Fault(

@@ -27,7 +27,7 @@ class ShardedNetwork:
     def __init__(self, network: Layer, memory: CaptureMemory | None = None) -> None:
         """Take the network, and the room for what is recorded of it, if it shares that with another."""
         self.network = network
-        self.can_shard = all(layer.per_sample for layer in network.all_layers())
+        self.can_shard = all(layer.batch_independent for layer in network.all_layers())
         self.captures = CaptureCache(network, memory)
         self._flops = network.total_flops()
         self._replicas: list[Replica] = []

@@ -17,7 +17,7 @@ class ReLU(Layer):
         array([[0., 0., 1.]], dtype=float32)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the backward function, which keeps y rather than x: y is alive in the next layer anyway."""
@@ -40,7 +40,7 @@ class LeakyReLU(Layer):
         array([[-0.2,  0. ,  1. ]], dtype=float32)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
     adjustable = ("slope",)
 
     def __init__(self, slope: float = 0.01, *, name: str | None = None) -> None:
@@ -63,7 +63,7 @@ class Sigmoid(Layer):
         array([[0.119, 0.5  , 0.731]], dtype=float32)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y, whose small numbers have all their digits, and the backward function.
@@ -85,7 +85,7 @@ class Tanh(Layer):
         array([[-0.964,  0.   ,  0.762]], dtype=float32)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the backward function."""
@@ -105,7 +105,7 @@ class GELU(Layer):
         array([[-0.046,  0.   ,  0.841]], dtype=float32)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the backward function: d(x·Φ(x)) = Φ(x) + x·φ(x), with φ the normal density."""
@@ -128,7 +128,7 @@ class Softmax(Layer):
         array([[0.035, 0.259, 0.705]], dtype=float32)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the backward function: dx = y·(dy − Σ dy·y)."""

@@ -28,7 +28,7 @@ class Dropout(Layer):
         True
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
     adjustable = ("rate",)
 
     def __init__(self, rate: float, *, name: str | None = None) -> None:

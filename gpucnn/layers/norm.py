@@ -40,7 +40,7 @@ class BatchNorm(Layer):
     """
 
     supports_fused_relu = True
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
     adjustable = "momentum", "epsilon"
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, *, name: str | None = None) -> None:
@@ -130,7 +130,7 @@ class Normalization(Layer):
         np.True_
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     renamed: ClassVar[dict[str, str]] = {"deviation": "std"}
 

@@ -60,8 +60,13 @@ class Parameter(Closed):
         """Whether it takes a gradient."""
         return not (self.frozen or self.resting)
 
-    def add_grad(self, gradient: Array) -> None:
-        """Add to the gradient, if it is trainable; a layer that is used twice in one pass adds twice."""
+    def add_grad(self, gradient: Array | None) -> None:
+        """Add to the gradient, if it is trainable; a layer that is used twice in one pass adds twice.
+
+        None, for a gradient that was not needed, adds nothing.
+        """
+        if gradient is None:
+            return
         if tuple(gradient.shape) != self.shape:
             raise ShapeError(
                 f"a parameter of shape {self.shape} got a gradient of shape {tuple(gradient.shape)}; "
@@ -93,6 +98,11 @@ class Parameter(Closed):
 
     def __repr__(self) -> str:
         return f"Parameter(shape={self.shape}, dtype={self._value.dtype})"
+
+
+def needed(need_dx: bool, *parameters: Parameter | None) -> tuple[bool, ...]:
+    """Return which gradients a backward pass computes: dx, and those of trainable parameters."""
+    return need_dx, *(parameter is not None and parameter.trainable for parameter in parameters)
 
 
 class Buffer(Closed):

@@ -63,7 +63,7 @@ class MaxPool2D(_Pool2D):
     """
 
     supports_fused_relu = True
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool, fused_relu: bool = False) -> tuple[Array, Backward]:
         """Return y and the backward function, which sends dy to the winners alone."""
@@ -96,7 +96,7 @@ class AveragePool2D(_Pool2D):
                [10.5, 12.5]], dtype=float32)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the backward function, which shares dy equally."""
@@ -120,7 +120,7 @@ class GlobalAveragePool2D(Layer):
         array([[7.5]], dtype=float32)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Keep the channels."""

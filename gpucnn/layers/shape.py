@@ -21,7 +21,7 @@ class Flatten(Layer):
         (32,)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Return the product of all sides."""
@@ -48,7 +48,7 @@ class PadChannels(Layer):
         (4, 4, 8)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def __init__(self, before: int, after: int, *, name: str | None = None) -> None:
         super().__init__(name=name)

@@ -514,7 +514,7 @@ def test_fit_releases_captured_memory():
 
 def test_layer_that_declares_nothing_is_not_captured():
     class Counts(L.ReLU):
-        per_sample = True
+        batch_independent = True
 
         def forward(self, x, *, train):
             self.count = getattr(self, "count", 0) + 1
@@ -530,7 +530,7 @@ def test_layer_that_declares_nothing_is_not_captured():
 
 def test_layer_with_a_false_declaration_runs_eagerly():
     class Decides(L.Layer):
-        per_sample = capturable = True
+        batch_independent = capturable = True
 
         def forward(self, x, *, train):
             factor = 2.0 if float(x.sum()) > 0 else 0.5
@@ -638,7 +638,7 @@ def test_backward_of_a_training_step_runs_once():
         model.train_on_batch(*batch_of(step, SHAPE))
     _, backward = model._sharded_trunk.forward(ENGINE, batch_of(0, SHAPE)[0], train=True, need_dx=False)
     backward(np.ones((32, 3), "float32"))
-    with pytest.raises(ConfigurationError, match="walked already"):
+    with pytest.raises(ConfigurationError, match="already called"):
         backward(np.ones((32, 3), "float32"))
 
 
@@ -648,7 +648,7 @@ def test_backward_belongs_to_the_latest_forward():
         model.train_on_batch(*batch_of(step, SHAPE))
     _, first = model.forward_train(batch_of(0, SHAPE)[0], capture=True)
     _, second = model.forward_train(batch_of(1, SHAPE)[0], capture=True)
-    with pytest.raises(ConfigurationError, match="walked already"):
+    with pytest.raises(ConfigurationError, match="already called"):
         first(np.ones((32, 3), "float32"))
     second(np.ones((32, 3), "float32"))
 

@@ -169,9 +169,13 @@ WRONG = {
 }
 
 
-def network(names, owner, per_sample):
+def network(names, owner, batch_independent):
     def own(name):
-        kind = {"operation": (RIGHT | WRONG)[name], "capturable": True, "per_sample": per_sample and name in RIGHT}
+        kind = {
+            "operation": (RIGHT | WRONG)[name],
+            "capturable": True,
+            "batch_independent": batch_independent and name in RIGHT,
+        }
         return type("Own", (Own,), kind)(owner)
 
     first, *others = map(own, names)

@@ -33,7 +33,7 @@ def own(function):
     """A layer that computes a function, by which it also sends gradients back."""
 
     class Own(Layer):
-        per_sample = capturable = True
+        batch_independent = capturable = True
 
         def forward(self, x, *, train):
             return function(self, x, train), lambda dy: function(self, dy, train)
@@ -82,7 +82,7 @@ def test_replay_that_differs_warns_and_is_never_used(count):
 
 def test_backward_that_differs_is_noticed():
     class Own(Layer):
-        per_sample = capturable = True
+        batch_independent = capturable = True
 
         def forward(self, x, *, train):
             return x * 2, lambda dy: past_the_doors(self, dy, train)
@@ -97,7 +97,7 @@ def test_backward_that_differs_is_noticed():
 
 def test_buffer_counted_in_python_is_noticed():
     class Counts(Layer):
-        per_sample = capturable = True
+        batch_independent = capturable = True
 
         def build(self, input_shape, rng):
             self.steps = Buffer(np.zeros(1), on_host=True)
@@ -174,7 +174,7 @@ interrupted_in = ""  # a variable of the module: a fingerprint does not see it
 
 
 class Interrupted(Layer):
-    per_sample = capturable = True
+    batch_independent = capturable = True
 
     def forward(self, x, *, train):
         if interrupted_in == "forward":
@@ -273,13 +273,13 @@ def test_backward_that_is_compared_runs_once():
         model.train_on_batch(*batch(seed))
     y, back = model.forward_train(batch(2)[0], capture=True)
     back(np.ones(y.shape, y.dtype))
-    with pytest.raises(ConfigurationError, match="walked already"):
+    with pytest.raises(ConfigurationError, match="already called"):
         back(np.ones(y.shape, y.dtype))
 
 
 def test_layer_arrays_are_restored_and_followed():
     class Remembers(Layer):
-        per_sample = capturable = True
+        batch_independent = capturable = True
 
         def build(self, input_shape, rng):
             self.kernel, self.number = np.arange(6, dtype="float32"), np.float32(3)

@@ -79,7 +79,7 @@ def test_sharding_runs_in_parallel():
     meeting, seen = threading.Barrier(2, timeout=20), []
 
     class Meets(L.ReLU):
-        per_sample = True
+        batch_independent = True
 
         def forward(self, x, *, train):
             seen.append(
@@ -106,7 +106,7 @@ def test_sharding_shows_the_whole_batch_to_layers_that_mix_samples():
         def forward(self, x, *, train):
             return super().forward(x, train=train)
 
-    assert {Bolder.per_sample, Bolder.supports_fused_relu, Bolder.supports_skip_dx} == {False}
+    assert {Bolder.batch_independent, Bolder.supports_fused_relu, Bolder.supports_skip_dx} == {False}
     for mixing in (Centred(), Bolder(3, 3)):
         model = gpucnn.Model([mixing, L.ReLU(), L.Flatten(), L.Dense(4)], (8, 9, 3), backend="numpy")
         assert not sharding.ShardedNetwork(model.network).can_shard
@@ -169,7 +169,7 @@ def test_replicas_follow_exchanged_layers_and_layers_in_dictionaries():
     class Branches(L.Layer):
         """The sum of branches that are kept by name and in a tuple with names."""
 
-        per_sample = True
+        batch_independent = True
 
         def __init__(self):
             super().__init__()
@@ -231,7 +231,7 @@ def test_sharding_interrupt_ends_the_step_for_all_threads():
     gpucnn.set_num_threads(2)
 
     class Interrupted(L.ReLU):
-        per_sample = True
+        batch_independent = True
 
         def forward(self, x, *, train):
             if not self.backend.shard_offset():
@@ -247,7 +247,7 @@ def test_sharding_error_ends_the_step_for_all_threads():
     gpucnn.set_num_threads(2)
 
     class Fails(L.ReLU):
-        per_sample = True
+        batch_independent = True
 
         def forward(self, x, *, train):
             if self.backend.shard_offset():

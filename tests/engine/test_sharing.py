@@ -339,7 +339,7 @@ def test_state_that_is_replaced_in_a_fit_trains_on(what, jit, data, backend):
     assert same_bits(control.state_dict(), model.state_dict())
 
 
-@pytest.mark.parametrize("average", [callbacks.MovingAverage(0.8), callbacks.LookAhead(2)])
+@pytest.mark.parametrize("average", [callbacks.MovingAverage(0.8), callbacks.Lookahead(2)])
 def test_averages_go_on_where_a_second_model_is_made_of_the_layers(average, data):
     results = []
     for act in (lambda model: None, lambda model: gpucnn.Model(model.layers[:3], SHAPE, backend="numpy")):

@@ -82,7 +82,7 @@ def test_check_layer_passes_built_in_layers(case):
 
 def test_check_layer_tries_what_a_layer_declares():
     names = [check.name for check in gpucnn.check_layer(layers.Conv2D(2, 3), SHAPE).checks]
-    assert {"supports_skip_dx", "supports_fused_relu", "per_sample", "capturable"} <= set(names)
+    assert {"supports_skip_dx", "supports_fused_relu", "batch_independent", "capturable"} <= set(names)
 
 
 def test_check_layer_keeps_the_weights_of_a_built_layer():
@@ -258,9 +258,9 @@ WRONG = {
         "a host array of shape (3,) met a device array",
     ),
     "a promise of slices": (
-        {"forward": forward_with(lambda self, x, y, back: (y - y.mean(axis=0), back)), "per_sample": True},
-        "per_sample",
-        "samples depend on each other, but per_sample = True",
+        {"forward": forward_with(lambda self, x, y, back: (y - y.mean(axis=0), back)), "batch_independent": True},
+        "batch_independent",
+        "samples depend on each other, but batch_independent = True",
     ),
     "a promise of repeats, but Python decides": (
         {"forward": _decides, "capturable": True},
@@ -351,7 +351,7 @@ def test_check_layer_in_a_model_names_a_false_declaration():
     wrong = spoiled(**WRONG["another shape than promised"][0])
     model = gpucnn.Model([layers.ReLU(), wrong(name="mine"), layers.Flatten()], SHAPE)
     message = (
-        r"mine: its forward returned shape \(2, 5, 4, 3\) where its build promised \(2, 5, 4, 7\); gpucnn.check_layer"
+        r"mine: its forward returned shape \(2, 5, 4, 3\) where its build declared \(2, 5, 4, 7\); gpucnn.check_layer"
     )
     with pytest.raises(gpucnn.ShapeError, match=message):
         model.predict(np.zeros((2, *SHAPE), "float32"))
@@ -361,9 +361,7 @@ def test_check_layer_in_a_model_names_a_wrong_backward():
     wrong = spoiled(**WRONG["dx in another shape"][0])
     network = [layers.Conv2D(3, 1), wrong(name="mine"), layers.Flatten(), layers.Dense(2), layers.Softmax()]
     model = gpucnn.Model(network, SHAPE).compile("sgd")
-    message = (
-        r"mine: its way back returned shape \(2, 1, 4, 3\) for inputs of shape \(2, 5, 4, 3\); dx must have theirs"
-    )
+    message = r"mine: its backward function returned shape \(2, 1, 4, 3\) for inputs of shape \(2, 5, 4, 3\); dx must have theirs"
     with pytest.raises(gpucnn.ShapeError, match=message):
         model.train_on_batch(np.zeros((2, *SHAPE), "float32"), [0, 1])
 
@@ -398,7 +396,7 @@ ODD = {
 @pytest.mark.parametrize("name", ODD)
 def test_check_layer_tries_capturable_with_other_weights_and_in_inference(name, where):
     class Odd(Layer):
-        per_sample = capturable = True
+        batch_independent = capturable = True
 
         def build(self, input_shape, generator):
             self.weight = Parameter(1 + 0.1 * generator.standard_normal(input_shape))
@@ -445,7 +443,7 @@ def test_check_layer_takes_a_clean_copy_of_a_layer_in_use():
 
 def test_check_layer_finds_a_work_array_shared_by_threads():
     class Remembers(Layer):
-        per_sample = capturable = True
+        batch_independent = capturable = True
 
         def forward(self, x, *, train):
             self.work = self.backend.xp.empty(x.shape, x.dtype)

@@ -1,6 +1,8 @@
 """Layers, losses, metrics, schedules and optimizers of users' own, written as users of other libraries write them."""
 
 import copy
+import importlib
+import inspect
 
 import numpy as np
 import pytest
@@ -219,3 +221,24 @@ def test_model_settings_are_checked_when_assigned():
     assert model.evaluate(X, Y)["loss"] == smoothed.evaluate(X, Y)["loss"]
     model.metrics = []
     assert list(model.evaluate(X, Y)) == ["loss"]
+
+
+def test_copied_layer_runs_without_shape_checks_as_the_original_does():
+    """What a class declares decides, not the module that it stands in."""
+    source = inspect.getsource(layers.Dense).replace("class Dense", "class CopiedDense")
+    module = importlib.import_module("gpucnn.layers.dense")
+    namespace = vars(module) | {"__name__": "users_own"}
+    exec(source, namespace)
+    copied = namespace["CopiedDense"]
+    assert copied.__module__ == "users_own"
+    assert copied.shapes_verified
+
+    class Custom(layers.Dense):
+        def build(self, input_shape, rng):
+            return super().build(input_shape, rng)
+
+    assert not Custom.shapes_verified
+    networks = {kind: layers.Sequential([kind(3), layers.ReLU()]) for kind in (layers.Dense, copied, Custom)}
+    for kind, network in networks.items():
+        network.ensure_built((4,), np.random.default_rng(0))
+        assert list(network._declared_shapes) == (["custom"] if kind is Custom else [])

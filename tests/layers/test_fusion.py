@@ -156,7 +156,7 @@ def test_training_step_releases_what_backward_has_passed():
         [True, True],
         [True, False],
     ]  # the later layer's array is gone when the earlier one's turn comes
-    with pytest.raises(ConfigurationError, match="walked already"):
+    with pytest.raises(ConfigurationError, match="already called"):
         walk(y)
     y, backward = network.forward(np.ones((4, 8), "float32"), train=True)
     assert np.array_equal(backward(y), backward(y))  # and with the input's gradient it can be walked often
