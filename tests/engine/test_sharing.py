@@ -93,8 +93,8 @@ def test_copy_of_a_model_trains_as_the_original_does(copied, data, backend):
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
 @pytest.mark.parametrize("jit", [True, False])
 def test_copy_of_a_model_that_several_threads_have_trained_trains_as_it_does(copied, jit, data, monkeypatch):
-    monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
-    monkeypatch.setattr(threads, "LEAST_IMAGES", 4)
+    monkeypatch.setattr(threads, "MIN_SHARD_FLOPS", 1.0)
+    monkeypatch.setattr(threads, "MIN_SHARD_IMAGES", 4)
     gpucnn.set_num_threads(2)
     try:
         model = fresh()
