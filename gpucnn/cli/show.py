@@ -123,7 +123,7 @@ def maps(
             )
         pixels = images[index]
         title = f"test image {index} ({dataset.class_names[labels[index]]}) in {network.name}"
-    plots.feature_maps(network, pixels, most=count, title=title, path=target)
+    plots.feature_maps(network, pixels, max_maps=count, title=title, path=target)
     _say(target)
 
 

@@ -179,7 +179,7 @@ def test_show_confusion_and_mistakes_of_the_test_set(run, folder, made, drawn):
     wrong = probabilities.argmax(axis=1) != labels
     run("show", "confusion", folder)
     run("show", "mistakes", folder, "--count", 1)
-    assert drawn["confusion"].get_suptitle().startswith(f"{80 - wrong.sum()} of 80 right")
+    assert drawn["confusion"].get_suptitle() == f"Confusion matrix (accuracy {100 - wrong.sum() / 0.8:.2f} %)"
     surest = np.where(wrong, probabilities.max(axis=1), 0).argmax()
     (axes,) = drawn["mistakes"].axes
     np.testing.assert_allclose(tiles(axes)[0], images[surest, ..., 0] / 255)
@@ -302,7 +302,7 @@ def test_show_of_models_that_do_not_fit(run, made, tmp_path):
     for what in ("maps", "confusion", "mistakes"):
         message = refused(run, what, "features.safetensors")
         assert "takes inputs of shape (4,), not grey or colour images" in message
-    assert "there is no convolution here" in refused(run, "filters", "features.safetensors")
+    assert "there is no convolution whose" in refused(run, "filters", "features.safetensors")
     two = gpucnn.Model([layers.Flatten(), layers.Dense(2), layers.Softmax()], (28, 28, 1)).compile()
     two.save(tmp_path / "two.safetensors")
     assert "two.safetensors does not say what it was trained on" in refused(run, "confusion", "two.safetensors")
