@@ -29,7 +29,7 @@ from gpucnn.errors import (
     GpucnnError,
     LayerError,
     NumericError,
-    OutOfMemory,
+    OutOfMemoryError,
     ShapeError,
     ThreadWarning,
 )
@@ -56,7 +56,7 @@ __all__ = [
     "LayerError",
     "Model",
     "NumericError",
-    "OutOfMemory",
+    "OutOfMemoryError",
     "ShapeError",
     "ThreadWarning",
     "__version__",

@@ -37,9 +37,9 @@ def random_bits(backend: Backend, state: "np.ndarray[Any, Any]", shape: tuple[in
     def draw() -> Array:
         key, counter = int(state[0]), int(state[1])
         state[1] += np.uint64(1)
-        batch_independent = math.prod(shape[1:])
-        start = backend.shard_offset() * batch_independent
-        return backend.random_bits(key, counter, shape[0] * batch_independent, start).reshape(shape)
+        per_sample = math.prod(shape[1:])
+        start = backend.shard_offset() * per_sample
+        return backend.random_bits(key, counter, shape[0] * per_sample, start).reshape(shape)
 
     return backend.on_replay(draw)
 

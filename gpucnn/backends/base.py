@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -85,15 +85,16 @@ class Backend:
     name = "reference"
     xp: ModuleType | Any = np
 
+    #: returns the backend of a name; `gpucnn.backends`, which stands above, puts its `get_backend` here
+    by_name: ClassVar[Callable[[str], "Backend"]]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Backend":
         """Return the backend itself: models that are copies of each other compute on the same."""
         return self
 
     def __reduce__(self) -> Any:
         """Be pickled by name, and found in the other process as the backend of that name there."""
-        from gpucnn.backends import get_backend
-
-        return get_backend, (self.name,)
+        return Backend.by_name, (self.name,)
 
     #: whether a model may compute in float16 here, with parameters and statistics in float32
     supports_float16 = False

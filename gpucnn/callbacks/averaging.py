@@ -73,7 +73,7 @@ class _Average(Callback, Configurable, family="average"):
         if self._steps % self.every == 0:
             self._average(model)
 
-    def on_epoch_trained(self, model: Any, epoch: int) -> None:
+    def on_train_epoch_end(self, model: Any, epoch: int) -> None:
         """Show the averages, for the validation and whatever follows until the next epoch."""
         if (other := model.training.averaged_by) not in (None, self):
             raise ConfigurationError(
@@ -84,10 +84,10 @@ class _Average(Callback, Configurable, family="average"):
         for array, average in zip(arrays, self._averages, strict=True):
             array[...] = average
 
-    def on_fit_interrupted(self, model: Any) -> None:
+    def on_exception(self, model: Any) -> None:
         """Leave the model with the averages, as at the end."""
         if self._is_of(model) and self._raw is None and model.training.averaged_by is None:
-            self.on_epoch_trained(model, -1)
+            self.on_train_epoch_end(model, -1)
 
     def state(self, model: Any) -> dict[str, Any]:
         """Return the averages, the raw weights while the averages are shown, and how many steps were made."""
@@ -202,7 +202,7 @@ class MovingAverage(_Average):
         self._move_averages(model, 1.0 - decay)
 
 
-class LookAhead(_Average):
+class Lookahead(_Average):
     """Slow weights follow the trained ones, which are set back to them: k steps forward, one step back.
 
     Every so many steps slow ← decay·slow + (1 − decay)·fast, and then fast ← slow. Validation and the model after
@@ -219,6 +219,8 @@ class LookAhead(_Average):
 
     Source: Zhang, Lucas, Hinton, Ba, "Lookahead optimizer: k steps forward, 1 step back" (2019).
     """
+
+    former_names = ("LookAhead",)
 
     def __init__(self, every: int = 5, decay: Decay = 0.5) -> None:
         super().__init__(decay, every)

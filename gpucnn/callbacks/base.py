@@ -1,7 +1,7 @@
 """`Callback`: what else happens while a model is fitted; and `EarlyStopping`."""
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 from gpucnn.core import checks
 from gpucnn.core.hints import hinted
@@ -16,6 +16,10 @@ class Callback:
     `model` is the `gpucnn.Model` that is fitted, `logs` the epoch's numbers as they go into the history. A callback
     stops the training by setting `model.stop_training = True`; `model.training` holds what is known of the run.
     """
+
+    #: names in older checkpoints: of the class, and of its arguments and the keys of its state
+    former_names: ClassVar[tuple[str, ...]] = ()
+    renamed: ClassVar[dict[str, str]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse arguments that do not fit the constructor with a hint."""
@@ -32,7 +36,7 @@ class Callback:
     def on_step_end(self, model: Any, step: int) -> None:
         """After a step; `step` counts from 0 within the epoch. Reading from the device here slows training down."""
 
-    def on_epoch_trained(self, model: Any, epoch: int) -> None:
+    def on_train_epoch_end(self, model: Any, epoch: int) -> None:
         """After an epoch's steps, before its validation, if there is one."""
 
     def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
@@ -41,7 +45,7 @@ class Callback:
     def on_fit_end(self, model: Any) -> None:
         """After the last epoch."""
 
-    def on_fit_interrupted(self, model: Any) -> None:
+    def on_exception(self, model: Any) -> None:
         """In place of `on_fit_end` where an error or the user's Ctrl-C ends the training; the error is raised after."""
 
     def state(self, model: Any) -> dict[str, Any]:
@@ -61,12 +65,14 @@ class Callback:
         """
 
 
-# what users of Keras write, and what it is called here
+# what Keras and earlier versions call a method, and what it is called here
 OTHER_NAMES = {
     "on_train_begin": "on_fit_begin",
     "on_train_end": "on_fit_end",
     "on_batch_end": "on_step_end",
     "on_train_batch_end": "on_step_end",
+    "on_epoch_trained": "on_train_epoch_end",
+    "on_fit_interrupted": "on_exception",
 }
 
 
@@ -116,8 +122,8 @@ class EarlyStopping(Callback):
     Arguments
         monitor       a key of the history
         patience      stop after this many epochs in a row without improvement
-        minimum       the change that counts as one, at least 0
-        restore_best  load the weights of the best epoch when the training ends
+        min_delta             the smallest change that counts as an improvement, at least 0
+        restore_best_weights  load the weights of the best epoch when the training ends
         mode          "min": smaller is better; "max": larger is better; "auto" asks the metric, and a loss is "min"
 
     Raises
@@ -125,20 +131,23 @@ class EarlyStopping(Callback):
                             does not say which way is better
     """
 
+    renamed: ClassVar = {"minimum": "min_delta", "restore_best": "restore_best_weights"}
+
     def __init__(
         self,
         monitor: str = "val_loss",
         patience: int = 3,
-        minimum: float = 0.0,
-        restore_best: bool = True,
+        min_delta: float = 0.0,
+        restore_best_weights: bool = True,
         *,
         mode: str = "auto",
     ) -> None:
         if not isinstance(monitor, str):
             raise ConfigurationError(f'monitor must be a key of the history such as "val_loss", not {monitor!r}')
         self.monitor, self.patience = monitor, checks.integer(patience, "patience", 1)
-        self.minimum = checks.number(minimum, "minimum", 0)
-        self.restore_best, self.mode = checks.flag(restore_best, "restore_best"), checks.one_of(mode, "mode", MODES)
+        self.min_delta = checks.number(min_delta, "min_delta", 0)
+        self.restore_best_weights = checks.flag(restore_best_weights, "restore_best_weights")
+        self.mode = checks.one_of(mode, "mode", MODES)
         self.best_epoch = -1
 
     def on_fit_begin(self, model: Any) -> None:
@@ -169,9 +178,9 @@ class EarlyStopping(Callback):
                 "pass validation_data, or another monitor"
             )
         value = self._sign * logs[self.monitor]
-        if value < self._best - self.minimum:
+        if value < self._best - self.min_delta:
             self._best, self.best_epoch = value, epoch
-            self._state = model.state_dict() if self.restore_best else None
+            self._state = model.state_dict() if self.restore_best_weights else None
         elif epoch - self.best_epoch >= self.patience:
             model.stop_training = True
 

@@ -23,7 +23,7 @@ from gpucnn.engine.bound_network import BoundNetwork, on_device
 from gpucnn.engine.claims import trains
 from gpucnn.engine.sharding import ShardedNetwork
 from gpucnn.engine.signals import whole_step
-from gpucnn.errors import ConfigurationError, OutOfMemory
+from gpucnn.errors import ConfigurationError, OutOfMemoryError
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Shape
 from gpucnn.layers.containers import Sequential
@@ -196,10 +196,10 @@ class Executor(BoundNetwork):
                 finally:
                     _executing.reset(before)
         except MemoryError as error:
-            if isinstance(error, OutOfMemory) and error.explained:
+            if isinstance(error, OutOfMemoryError) and error.has_advice:
                 raise
             message = self._where_memory_ended(error, batch_size)
-            raise OutOfMemory(message, getattr(error, "layer", ""), explained=True) from error
+            raise OutOfMemoryError(message, getattr(error, "layer", ""), has_advice=True) from error
 
     def _where_memory_ended(self, error: MemoryError, batch_size: int) -> str:
         """Return a message: where memory ran out, what was asked for, and what there is."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from gpucnn.backends import Array
 from gpucnn.core.config import snake_case
-from gpucnn.errors import ConfigurationError, OutOfMemory, ShapeError
+from gpucnn.errors import ConfigurationError, OutOfMemoryError, ShapeError
 from gpucnn.layers.base import Backward, Layer, Shape
 from gpucnn.layers.fusion import FoldedConv2D, Plan, fuse
 
@@ -131,7 +131,7 @@ class Sequential(Layer):
             try:
                 x, layer_backward = layer.forward(given, train=train, **options)
             except MemoryError as error:
-                raise OutOfMemory.at(name, error) from error
+                raise OutOfMemoryError.at(name, error) from error
             if name in self._declared_shapes:
                 layer_backward = _check_shapes(layer, self._declared_shapes[name], given, x, layer_backward)
             if needs_backward:
@@ -201,7 +201,7 @@ def _run_backward(label: str, layer_backward: Backward, dy: Array) -> Array:
     try:
         return layer_backward(dy)
     except MemoryError as error:
-        raise OutOfMemory.at(label, error) from error
+        raise OutOfMemoryError.at(label, error) from error
 
 
 def _check_shapes(layer: Layer, declared: set[Shape], x: Array, y: Array, layer_backward: Backward) -> Backward:

@@ -1,6 +1,6 @@
 """Hooks around the forward and backward of single layers: to compare layers, or to find the first that goes wrong."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,22 +10,24 @@ from gpucnn.layers.containers import Sequential
 
 
 @contextmanager
-def forward_hooks(network: Layer, make_hook: Callable[[Layer, str], Any]) -> Iterator[None]:
-    """Replace the `forward` of every leaf layer by `make_hook(layer, path)`, in the block.
+def forward_hooks(
+    network: Layer, make_hook: Callable[[Layer, str], Any], layers: Iterable[tuple[str, Layer]] | None = None
+) -> Iterator[None]:
+    """Replace the `forward` of layers, by default of every leaf, by `make_hook(layer, path)`, in the block.
 
     Meanwhile no layers are fused.
     """
     sequentials = [layer for layer in network.all_layers() if isinstance(layer, Sequential)]
     plans = {layer: (layer._train_plan, layer._inference_plan) for layer in sequentials}
-    leaves = {id(layer): (path, layer) for path, layer in reversed([*network.leaves()])}
+    hooked = {id(layer): (path, layer) for path, layer in reversed([*(network.leaves() if layers is None else layers)])}
     try:
         for sequential in plans:
             sequential._train_plan = sequential._inference_plan = sequential.unfused_plan()
-        for path, layer in leaves.values():
+        for path, layer in hooked.values():
             vars(layer)["forward"] = make_hook(layer, path)
         yield
     finally:
-        for _, layer in leaves.values():
+        for _, layer in hooked.values():
             vars(layer).pop("forward", None)
         for sequential, saved in plans.items():
             sequential._train_plan, sequential._inference_plan = saved

@@ -39,13 +39,13 @@ class Network:
         backend: str | Backend = "auto",
         *,
         input_shape: Shape | None = None,
-        classes: int = 10,
+        num_classes: int = 10,
         dtype: str = "float32",
         allow_tf32: bool | None = None,
     ) -> Model:
         """Return a compiled model; the arguments are those of `Model`."""
         shape = self.image if input_shape is None else input_shape
-        layers, optimizer = self._design(shape, classes)
+        layers, optimizer = self._design(shape, num_classes)
         model = Model(layers, shape, seed=seed, backend=backend, dtype=dtype, allow_tf32=allow_tf32, name=self.name)
         model.compile(optimizer=optimizer, loss=self._loss, metrics=["accuracy"])
         model.recipe = self.recipe
@@ -58,7 +58,7 @@ NETWORKS: dict[str, Network] = {}
 def named(
     name: str, image: Shape, recipe: Recipe, loss: Loss | None = None
 ) -> Callable[[Callable[[Shape, int], Design]], Network]:
-    """Make a named network of a function that returns its layers and optimizer for an image's shape and classes."""
+    """Register a function that returns layers and an optimizer for an image shape and a number of classes."""
 
     def register(design: Callable[[Shape, int], Design]) -> Network:
         NETWORKS[name] = Network(design, name, image, recipe, loss or CategoricalCrossEntropy())

@@ -99,16 +99,16 @@ def runs(histories: Histories, key: str = "accuracy", *, path: str | Path | None
 
 
 def observations(observations: Sequence[Mapping[str, Any]], *, path: str | Path | None = None) -> "Figure":
-    """Draw a `DefectWatch`'s checks by step: accuracy on its probe, the most-predicted class, and dead units.
+    """Draw a `TrainingMonitor`'s checks by step: accuracy, the most-predicted class, and dead units.
 
     Arguments:
-        observations: its `looks`.
+        observations: a `TrainingMonitor`'s `observations`.
 
     Raises:
         ConfigurationError: there is no observation.
     """
     if not observations:
-        raise ConfigurationError("there are no observations to draw; a DefectWatch makes one every few steps")
+        raise ConfigurationError("there are no observations to draw; a TrainingMonitor makes one every few steps")
     figure = new_figure(6.5, 4.2)
     axes = figure.add_subplot()
     curves = [
@@ -170,7 +170,7 @@ def _draw(axes: Any, history: History, key: str, test: float | None, so_far: boo
     scale, unit = _unit(key)
     curves = [(key, "train", BLUE, "o-"), (f"val_{key}", "validation", VERMILLION, "s-")]
     if so_far:
-        curves.insert(1, (f"{key}_so_far", "train (cumulative mean)", GREY, "--"))
+        curves.insert(1, (f"cumulative_{key}", "train (cumulative mean)", GREY, "--"))
     for name, label, colour, style in curves:
         if name in history.history:
             values = [scale * value for value in history.history[name]]

@@ -43,7 +43,7 @@ def histograms(
 
     Arguments:
         values: arrays by name, such as "conv2d.weight"; or a model, for its parameters and gradients; or the histograms
-            of a `DefectWatch`, whose values count as uniform within a bin.
+            of a `TrainingMonitor`, whose values count as uniform within a bin.
         names: the labels of the two sets.
 
     Raises:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpucnn import plots
-from gpucnn.callbacks.defects import is_number
+from gpucnn.core.checks import is_number
 from gpucnn.core.text import duration, format_count, percent, plural, significant
 from gpucnn.report.curves import Curve, figure_svg
 from gpucnn.report.run import Run
-from gpucnn.runs.statistics import Record, possible_mean, summary
+from gpucnn.runs.statistics import TOTAL_TIME, Record, is_time, possible_mean, summary
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def all_runs(run: Run) -> AllRuns | None:
     if run.runs is None:
         return None
     records, good = run.runs.records, run.runs.good()
-    names = list(dict.fromkeys(name for record in records for name in record["numbers"] if _is_format(name)))
-    names.sort(key=lambda name: (not name.startswith("test"), name.startswith("seconds"), "accuracy" not in name))
+    names = list(dict.fromkeys(name for record in records for name in record["numbers"] if _is_shown(name)))
+    names.sort(key=lambda name: (not name.startswith("test"), is_time(name), "accuracy" not in name))
     defective = len(records) - len(good)
     text = f"{plural(len(records), 'run')} of {run.settings.get('recipe', run.model.name)}"
     excluded = f"{format_count(defective)} of them with a defect and excluded from the averages"
@@ -60,9 +60,9 @@ def all_runs(run: Run) -> AllRuns | None:
     )
 
 
-def _is_format(name: str) -> bool:
+def _is_shown(name: str) -> bool:
     """Return whether a metric gets a column; of the times, only the total."""
-    return "so_far" not in name and (not name.startswith("seconds") or name == "seconds, in all")
+    return "cumulative" not in name and (not is_time(name) or name == TOTAL_TIME)
 
 
 def _is_listed(records: list[Record], name: str) -> bool:
@@ -89,7 +89,7 @@ def _last(value: Any) -> float | None:
 def _format(name: str, value: float) -> str:
     if "accuracy" in name:
         return percent(value)
-    return duration(value) if name.startswith("seconds") else significant(value)
+    return duration(value) if is_time(name) else significant(value)
 
 
 def _curve(records: list[Record]) -> Curve | None:

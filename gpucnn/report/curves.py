@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 INCHES = 4.4, 3.3  # of a figure: its labels can still be read on a phone
 HEADINGS = {
     "accuracy": "accuracy",
-    "accuracy_so_far": "accuracy (cumulative mean)",
+    "cumulative_accuracy": "accuracy (cumulative mean)",
     "val_accuracy": "validation accuracy",
     "loss": "loss",
     "val_loss": "validation loss",

@@ -1,4 +1,4 @@
-"""The checks and findings of a `DefectWatch`."""
+"""The checks and findings of a `TrainingMonitor`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +39,7 @@ def defects(run: Run) -> Defects | str:
     """Return the findings, or the reason why there are none."""
     if run.watch is None:
         return "This run was not monitored for defects: there is no defects.json in its folder."
-    defect, looks = run.watch["defect"], run.watch["looks"]
+    defect, looks = run.watch["defect"], run.watch["observations"]
     last = f" (last at step {format_count(looks[-1]['step'])})" if looks else ""
     checks = plural(len(looks), "check")
     verdict = f"No problems in {checks}{last}." if looks else "No problems were found."

@@ -1,11 +1,12 @@
 """Parameters and cost per layer, timed when the report is written."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from gpucnn.core import checks
 from gpucnn.core.text import format_count, format_shape, percent
 from gpucnn.engine.profiling import random_batch
-from gpucnn.errors import OutOfMemory
+from gpucnn.errors import OutOfMemoryError
 from gpucnn.layers.base import Layer
 from gpucnn.report.run import Run
 
@@ -45,11 +46,12 @@ class Layers:
 
 def layers(run: Run) -> Layers | str:
     """Time the layers on a random batch of the run's batch size, up to a maximum, or return the reason why not."""
-    requested = run.settings.get("batch_size") or (run.model.recipe and run.model.recipe.batch_size)
+    recipe = run.model.recipe
+    requested: Any = run.settings.get("batch_size") or (None if recipe is None else recipe.batch_size)
     size = min(requested, MAX_BATCH_SIZE) if checks.is_integer(requested) and requested > 0 else BATCH_SIZE
     try:
         profile = run.model.profile(*random_batch(run.model, size), repeats=REPEATS)
-    except OutOfMemory as error:
+    except OutOfMemoryError as error:
         return f"The layers could not be timed: {error}."
     whole = sum(row.seconds for row in profile.layers) or 1.0
     what = {name: _what(layer) for name, layer in run.model.network.children()}

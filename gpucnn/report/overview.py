@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from gpucnn.callbacks.defects import is_number
+from gpucnn.core.checks import is_number
 from gpucnn.core.text import duration, format_count, format_loss, format_shape, percent, plural
 from gpucnn.engine.profiling import frozen_count, parameter_count
 from gpucnn.errors import GpucnnError
@@ -123,7 +123,7 @@ def _validation(run: Run) -> str:
         return "none"
     if validated_on_test(run.settings):
         return "on the test images, after each epoch; they also selected the best model"
-    fraction: Any = run.settings.get("hold_out")
+    fraction: Any = run.settings.get("validation_split")
     if not is_number(fraction):
         return UNKNOWN
     return f"on a random {percent(fraction, 0)} of the training images, held out"

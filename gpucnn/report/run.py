@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from gpucnn.backends import Backend
-from gpucnn.callbacks.defects import DEFECTS, is_number, is_report, load_report
+from gpucnn.callbacks.defects import DEFECTS, is_report, load_report
 from gpucnn.callbacks.snapshots import SNAPSHOTS, Epochs, load_snapshots
+from gpucnn.core.checks import is_number
 from gpucnn.model import Model
 from gpucnn.runs.folder import HISTORY, MODEL, STATISTICS, open_model, read_history, run_config
 from gpucnn.runs.statistics import Runs
@@ -17,7 +18,7 @@ from gpucnn.training.history import History
 class Run:
     """A model and the files of its training run; None for those that do not exist.
 
-    `watch` is what `DefectWatch.report` returned; `runs` are those of `gpucnn runs`.
+    `watch` is what `TrainingMonitor.report` returned; `runs` are those of `gpucnn runs`.
     """
 
     model: Model

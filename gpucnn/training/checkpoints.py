@@ -310,7 +310,7 @@ class Checkpoints:
             except CheckpointError as error:
                 _warn(f"{error} The checkpoint before it is tried.")
                 continue
-            self._check(path, tree, training)
+            tree = self._checked(path, tree, training)
             if folder == self.folder:
                 self._whole, self._end = [path], path if state.is_over(tree, training.epochs) else None
             return tree
@@ -321,8 +321,8 @@ class Checkpoints:
             )
         return None
 
-    def _check(self, path: Path, tree: Tree, training: Training) -> None:
-        """Refuse a checkpoint of another training; warn where the same one goes on under other circumstances.
+    def _checked(self, path: Path, tree: Tree, training: Training) -> Tree:
+        """Return a checkpoint with the names of now; refuse one of another run, warn of another environment.
 
         Another number of epochs is taken: it is what a training is lengthened by.
         """
@@ -334,9 +334,9 @@ class Checkpoints:
             )
         if not state.is_head(tree):
             raise CheckpointError(f"{path}: is whole, but not a checkpoint of a training; was it edited?")
+        tree = state.with_current_names(tree, training)
         then = tree["settings"]["epochs"]
-        known = state.completed(tree["settings"], training)
-        if others := list(state.differences(known, self._settings | {"epochs": then})):
+        if others := list(state.differences(tree["settings"], self._settings | {"epochs": then})):
             raise CheckpointError(
                 f"{path}: is of another training: {state.in_words(others)}; pass what it was begun with to go on, or "
                 "another folder to begin anew"
@@ -351,6 +351,7 @@ class Checkpoints:
                 f"the training goes on under other circumstances: {state.in_words(changed)}; its numbers may differ in "
                 "their last bits from those of one that was not interrupted"
             )
+        return tree
 
     def _lengthen(self, path: Path, tree: Tree, training: Training) -> None:
         """Take another number of epochs, if it is not over yet; say so where it comes to something else."""

@@ -85,7 +85,7 @@ class Watch:
             buffer.value[...] = now
         where = f"{layer}: " if layer else ""
         raise NumericError(
-            f"{where}{what} at step {step:,}, on the way {direction}; the weights are those before this step. {REMEDY}",
+            f"{where}{what} at step {step:,}, in the {direction} pass; the weights are from before it. {REMEDY}",
             step=step,
             layer=layer,
             direction=direction,

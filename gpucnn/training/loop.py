@@ -56,7 +56,7 @@ class Trainer(Training):
         except BaseException as error:
             self.fault = error if isinstance(error, NumericError) else None
             for callback in self.callbacks:
-                callback.on_fit_interrupted(self.model)
+                callback.on_exception(self.model)
             if isinstance(error, MemoryError):
                 raise suggest_batch_size(self.model, self.data, self.batch_size, error) from error
             raise
@@ -97,7 +97,7 @@ class Trainer(Training):
         logs = self._train_epoch(steps, parts, progress)
         steps.watch.check()
         for callback in self.callbacks:
-            callback.on_epoch_trained(model, self.epoch)
+            callback.on_train_epoch_end(model, self.epoch)
         logs |= self._validate(validation)
         self.history.add(logs)
         progress.end_epoch(logs)
@@ -137,9 +137,9 @@ class Trainer(Training):
         return self._numbers_of_epoch(steps.totals.read(), time.perf_counter() - started)
 
     def _numbers_of_epoch(self, logs: dict[str, float], seconds: float) -> dict[str, float]:
-        so_far = {f"{key}_so_far": self._mean_with_earlier(key, value) for key, value in logs.items()}
-        times = {"seconds": seconds, "step_seconds": seconds / self.step}
-        return logs | so_far | {"learning_rate": self.learning_rate} | times
+        cumulative = {f"cumulative_{key}": self._mean_with_earlier(key, value) for key, value in logs.items()}
+        times = {"seconds": seconds, "seconds_per_step": seconds / self.step}
+        return logs | cumulative | {"learning_rate": self.learning_rate} | times
 
     def _stop_if_interrupted(self, checkpoints: Checkpoints, steps: StepRunner) -> None:
         """End the run here, with a checkpoint of now, if Ctrl-C or SIGTERM asked for it."""

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpucnn.callbacks import Callback
+from gpucnn.core import config
 from gpucnn.core.checks import is_integer, is_number
-from gpucnn.core.config import Configurable, with_current_names
+from gpucnn.core.config import Configurable
 from gpucnn.data.batches import batches, steps_of
 from gpucnn.data.fingerprint import fingerprint
 from gpucnn.errors import CheckpointError, GpucnnError
 from gpucnn.saving.tree import Tree, misfit
+from gpucnn.training.history import current_key
 from gpucnn.training.session import Training
 from gpucnn.training.steps import StepRunner
 from gpucnn.version import __version__
@@ -29,9 +31,11 @@ FORMER_KEYS = {"epochs_seen": "epochs_trained"}  # of a checkpoint's model
 
 
 def with_current_keys(tree: Tree) -> Tree:
-    """Return a tree as it would be written now, whenever it was written."""
+    """Return a tree with the keys that are written now, whenever it was written."""
     if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
-        return tree | {"model": {FORMER_KEYS.get(key, key): value for key, value in tree["model"].items()}}
+        tree = tree | {"model": {FORMER_KEYS.get(key, key): value for key, value in tree["model"].items()}}
+    if isinstance(tree, dict) and isinstance(tree.get("history"), dict):
+        tree = tree | {"history": {current_key(key): values for key, values in tree["history"].items()}}
     return tree
 
 
@@ -61,13 +65,33 @@ def settings(training: Training) -> dict[str, Any]:
     return plain
 
 
-def completed(known: dict[str, Any], training: Training) -> dict[str, Any]:
-    """Return the settings of a checkpoint with arguments of callbacks that are newer than it, at their defaults."""
-    known = with_current_names(known)
-    callbacks, held = _stateful(training), known.get("callbacks")
-    if not isinstance(held, list) or len(held) != len(callbacks) or not all(isinstance(one, dict) for one in held):
-        return known
-    return known | {"callbacks": [_defaults(callback) | one for callback, one in zip(callbacks, held, strict=True)]}
+def with_current_names(tree: Tree, training: Training) -> Tree:
+    """Return a checkpoint with the names of now for what was renamed since, and the defaults of newer arguments."""
+    callbacks, known = _stateful(training), config.with_current_names(tree["settings"])
+    described, states = known.get("callbacks"), tree.get("callbacks")
+    if _is_list_of_dicts(described, len(callbacks)):
+        known |= {"callbacks": [_defaults(c) | _current(c, held) for c, held in zip(callbacks, described, strict=True)]}
+    if _is_list_of_dicts(states, len(callbacks)):
+        states = [_renamed(callback, held) for callback, held in zip(callbacks, states, strict=True)]
+    return {**tree, "settings": known, "callbacks": states}
+
+
+def _is_list_of_dicts(value: Any, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length and all(isinstance(item, dict) for item in value)
+
+
+def _renamed(callback: Callback, held: dict[str, Any]) -> dict[str, Any]:
+    return {type(callback).renamed.get(name, name): value for name, value in held.items()}
+
+
+def _current(callback: Callback, described: dict[str, Any]) -> dict[str, Any]:
+    """Return a callback's saved class and arguments with the names that they have now."""
+    described = _renamed(callback, described)
+    if described.get("Callback") in type(callback).former_names:
+        described["Callback"] = type(callback).__name__
+    if isinstance(monitor := described.get("monitor"), str):
+        described["monitor"] = current_key(monitor)
+    return described
 
 
 def circumstances(training: Training) -> dict[str, Any]:
@@ -236,7 +260,7 @@ def measured(training: Training) -> list[str]:
     """Return what an epoch of a training gives: the keys of its history but for times and the learning rate."""
     own = ["loss", *(metric.name for metric in training.model.metrics)]
     validation = [] if training.validation_data is None else [f"val_{key}" for key in own]
-    return [*own, *(f"{key}_so_far" for key in own), *validation]
+    return [*own, *(f"cumulative_{key}" for key in own), *validation]
 
 
 def _wrong_numbers(training: Training, tree: Tree) -> str:
@@ -257,7 +281,7 @@ def _wrong_numbers(training: Training, tree: Tree) -> str:
         for values in history.values()
     ):
         return f"history is not lists of {epoch} numbers"
-    keys = [*measured(training), "learning_rate", "seconds", "step_seconds"] if epoch else []
+    keys = [*measured(training), "learning_rate", "seconds", "seconds_per_step"] if epoch else []
     missing = [key for key in keys if key not in history]
     return f"history lacks {', '.join(missing)}" if missing else ""
 

@@ -19,7 +19,7 @@ from gpucnn.core.config import Configurable
 from gpucnn.data.augment import Augmentation, AugmentationPipeline, count_random_words
 from gpucnn.engine.executor import Executor
 from gpucnn.engine.replicas import NetworkSignature
-from gpucnn.errors import CaptureWarning, GpucnnError, OutOfMemory
+from gpucnn.errors import CaptureWarning, GpucnnError, OutOfMemoryError
 from gpucnn.optimizers.base import LearningRates, Optimizer
 from gpucnn.optimizers.groups import Group
 from gpucnn.training.finite_check import Watch
@@ -215,11 +215,13 @@ class CapturedSteps(StepRunner):
             replay = self.model.backend.capture(pool, self._full_step, counts.increments())
             replay(0)  # capturing has computed nothing, but Python has counted
         except Exception as error:  # CuPy and CUDA have many ways to say that a graph cannot hold this
-            if isinstance(error, GpucnnError) and not isinstance(error, OutOfMemory):
+            if isinstance(error, GpucnnError) and not isinstance(error, OutOfMemoryError):
                 raise
             counts.reset_to_begin()
             cause: BaseException = error
-            while isinstance(cause, OutOfMemory) and cause.__cause__ is not None:  # without its advice for the batch
+            while (
+                isinstance(cause, OutOfMemoryError) and cause.__cause__ is not None
+            ):  # without its advice for the batch
                 cause = cause.__cause__
             self._fall_back(f"{type(cause).__name__}: {first_line(cause)}")
             return False

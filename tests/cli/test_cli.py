@@ -44,11 +44,11 @@ def test_test_command_finds_the_data_again(run, trained, digits):
 def test_test_command_averages_over_views(run, trained, digits):
     (_, _), (x_test, y_test) = gpucnn.datasets.mnist(digits)
     expected = gpucnn.load(trained / "model.safetensors", backend="numpy").evaluate(x_test, y_test, tta="flip+shift")
-    status, shown, _ = run("test", trained, "--views", "flip+shift", "--backend", "numpy")
+    status, shown, _ = run("test", trained, "--tta", "flip+shift", "--backend", "numpy")
     assert status == 0
     assert "the mean of 6 of each image (flip+shift)" in shown
     assert f"test accuracy {100 * expected['accuracy']:.2f} % (loss {expected['loss']:.4f})" in shown
-    status, _, errors = run("test", trained, "--views", "mirror")
+    status, _, errors = run("test", trained, "--tta", "mirror")
     assert status != 0
     assert "tta must be one of 'flip', 'flip+shift', or a" in " ".join(errors.split())
 

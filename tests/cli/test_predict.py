@@ -203,7 +203,7 @@ def test_predict_reads_drawings_and_photographs(run, trained, drawn, rng):
     right = sum(result["classes"][0]["class"] == str(label) for result, label in zip(results, drawn[1], strict=True))
     assert right >= 32  # of 40, by a network that has seen 2,000 digits
     Path("as-is").mkdir()
-    run("predict", *files, "--model", trained, "--as-is", "--json", "as-is/results.json")
+    run("predict", *files, "--model", trained, "--no-centre", "--json", "as-is/results.json")
     results = json.loads(Path("as-is/results.json").read_text())["images"]
     assert not any(result["centred"] for result in results)
     small = sum(result["classes"][0]["class"] == str(label) for result, label in zip(results, drawn[1], strict=True))
@@ -267,7 +267,7 @@ def saved_model(path, mean, class_names, shape=(28, 28, 1)):
 def seen_by(model, file):
     """What a saved network is shown of an image file."""
     module = importlib.import_module("gpucnn.cli.predict")  # the package's `predict` is the command
-    return module.predict_file(gpucnn.load(model, backend="numpy"), Path(file), None, as_is=False).pixels
+    return module.predict_file(gpucnn.load(model, backend="numpy"), Path(file), None, no_centre=False).pixels
 
 
 def test_polarity_of_a_model_trained_on_paper(run, drawn):

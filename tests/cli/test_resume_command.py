@@ -168,7 +168,7 @@ def interrupted(run, digits, tmp_path, monkeypatch, capsys):
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "MOST_COST", math.inf)  # each end of an epoch is saved, however short it was
-        patched.setattr("gpucnn.callbacks.defects.DefectWatch.on_epoch_begin", lambda self, *rest: begin(*rest))
+        patched.setattr("gpucnn.callbacks.defects.TrainingMonitor.on_epoch_begin", lambda self, *rest: begin(*rest))
         with pytest.raises(Stop):
             run(
                 "train",
@@ -318,7 +318,9 @@ def test_disk_full_at_the_end_leaves_a_run_to_resume(run, digits, tmp_path, monk
 
 def test_resume_with_early_stopping_and_validation(run, digits, tmp_path):
     options = ("--data", "mnist", "--data-dir", digits, "--epochs", 30, "--batch-size", 50, "--run-dir", "here")
-    status, shown, errors = run("train", *options, "--early-stopping", 2, "--hold-out", 0.2, "--learning-rate", 0.5)
+    status, shown, errors = run(
+        "train", *options, "--early-stopping", 2, "--validation-split", 0.2, "--learning-rate", 0.5
+    )
     assert (status, errors) == (0, "")
     settings = json.loads((tmp_path / "here" / "config.json").read_text())
     history = json.loads((tmp_path / "here" / "history.json").read_text())

@@ -61,10 +61,10 @@ def tiles(axes):
         (("filters",), "filters.png"),
         (("filters", "--layer", "conv2d_1"), "filters-conv2d_1.png"),
         (("filters", "--epoch", "0"), "filters-epoch-0.png"),
-        (("kernels",), "kernels.png"),
-        (("kernels", "--layer", "conv2d_1", "--channel", "2"), "kernels-conv2d_1-channel-2.png"),
-        (("maps",), "maps-0.png"),
-        (("maps", "--index", "7", "--count", "3"), "maps-7.png"),
+        (("filters-by-epoch",), "filters-by-epoch.png"),
+        (("filters-by-epoch", "--layer", "conv2d_1", "--channel", "2"), "filters-by-epoch-conv2d_1-channel-2.png"),
+        (("feature-maps",), "feature-maps-0.png"),
+        (("feature-maps", "--index", "7", "--count", "3"), "feature-maps-7.png"),
         (("history",), "history.png"),
         (("confusion",), "confusion.png"),
         (("mistakes", "--count", "4"), "mistakes.png"),
@@ -82,8 +82,8 @@ def test_show_writes_into_the_run_folder(run, folder, arguments, name):
 def test_show_writes_where_it_is_told(run, folder, tmp_path):
     assert run("show", "history", folder, "-o", "curves.svg")[1] == "curves.svg\n"
     assert "<svg" in (tmp_path / "curves.svg").read_text()[:1000]
-    assert run("show", "kernels", folder, "-o", "kernels.gif")[0] == 0
-    with Image.open(tmp_path / "kernels.gif") as animation:
+    assert run("show", "filters-by-epoch", folder, "-o", "filters.gif")[0] == 0
+    with Image.open(tmp_path / "filters.gif") as animation:
         assert animation.n_frames == 3
 
 
@@ -109,7 +109,7 @@ def test_show_filters_of_the_model_or_of_an_epoch(run, folder, drawn):
 
 
 def test_show_filters_by_epoch_ends_with_the_model(run, folder, drawn):
-    run("show", "kernels", folder, "--layer", "conv2d_1", "--channel", 5)
+    run("show", "filters-by-epoch", folder, "--layer", "conv2d_1", "--channel", 5)
     weight = gpucnn.load(folder / "model.safetensors").state_dict()["conv2d_1.weight"]
     shown = tiles(drawn["filters_by_epoch"].axes[0])
     assert len(shown) == 16 * 3
@@ -145,7 +145,7 @@ def test_show_histograms_of_a_run(run, folder, drawn, tmp_path):
     np.testing.assert_allclose(again.values, shown.values, atol=0.1)
     assert not any("gradient" in axes.get_title() for axes in drawn["histograms"].axes)
     other = shutil.copytree(folder, tmp_path / "other")
-    run("show", "histograms", folder, "--beside", other)
+    run("show", "histograms", folder, "--compare", other)
     assert len(drawn_shares(drawn["histograms"], "dense.weight")) == 2
 
 
@@ -154,12 +154,12 @@ def test_show_histograms_of_a_defective_run_beside_a_good_one(run, folder, drawn
         held = {"counts": [3, 1], "edges": [low, low + 1.0, low + 2.0], "not_finite": 0}
         return {"seed": seed, "numbers": {}, "defect": defect, "histograms": {"dense.weight": held}}
 
-    dead = {"kind": "dead layer", "step": 20, "layer": "relu", "detail": "all of it"}
+    dead = {"kind": "dead ReLUs", "step": 20, "layer": "relu", "detail": "all of it"}
     records = [record(0, None, 0.0), record(1, dead, 10.0), record(2, dead, 20.0)]
     (folder / "runs.json").write_text(json.dumps({"format": 1, "settings": {}, "runs": records}))
     run("show", "histograms", folder)
     names = [text.get_text() for text in drawn["histograms"].legends[0].get_texts()]
-    assert names == ["seed 1: dead layer at step 20", "seed 0, a good run"]
+    assert names == ["seed 1: dead ReLUs at step 20", "seed 0, a good run"]
     bad, good = drawn_shares(drawn["histograms"], "dense.weight")
     assert (good.edges[0], good.edges[-1]) == (0, 12)
     middle = np.searchsorted(bad.edges, 6)
@@ -188,7 +188,7 @@ def test_show_confusion_and_mistakes_of_the_test_set(run, folder, made, drawn):
 
 def test_show_feature_maps_of_a_test_image(run, folder, made, drawn):
     (_, (images, labels)) = gpucnn.datasets.mnist(made[0])
-    run("show", "maps", folder, "--index", 5, "--count", 2)
+    run("show", "feature-maps", folder, "--index", 5, "--count", 2)
     *rows, bars = drawn["feature_maps"].axes
     np.testing.assert_allclose(tiles(rows[0])[0], images[5, ..., 0] / 255)
     assert len(tiles(rows[2])) == 2
@@ -200,8 +200,8 @@ def test_show_feature_maps_of_a_test_image(run, folder, made, drawn):
 def test_show_feature_maps_of_an_image_file(run, folder, drawn, tmp_path):
     image = synthetic_digits(1, 3)[0][0, ..., 0]
     Image.fromarray(255 - image).save("paper.png")
-    status, shown, _ = run("show", "maps", folder, "--image", "paper.png")
-    assert (status, shown) == (0, f"{folder / 'maps-paper.png'}\n")
+    status, shown, _ = run("show", "feature-maps", folder, "--image", "paper.png")
+    assert (status, shown) == (0, f"{folder / 'feature-maps-paper.png'}\n")
     np.testing.assert_allclose(tiles(drawn["feature_maps"].axes[0])[0], image / 255)
 
 
@@ -224,14 +224,14 @@ def refused(run, *arguments):
     return errors.strip()
 
 
-@pytest.mark.parametrize("what", ["filters", "kernels", "maps", "history", "confusion", "mistakes"])
+@pytest.mark.parametrize("what", ["filters", "filters-by-epoch", "feature-maps", "history", "confusion", "mistakes"])
 def test_show_of_an_empty_run_folder(run, what, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "model.safetensors: there is no such model; pass a run's folder" in refused(run, what, "empty")
     assert list((tmp_path / "empty").iterdir()) == []
 
 
-@pytest.mark.parametrize("what", ["filters", "maps", "confusion", "mistakes"])
+@pytest.mark.parametrize("what", ["filters", "feature-maps", "confusion", "mistakes"])
 def test_show_of_a_model_of_another_version(run, folder, what):
     file = folder / "model.safetensors"
     described = json.loads(read_tensors(file)[0]["gpucnn"])
@@ -241,7 +241,7 @@ def test_show_of_a_model_of_another_version(run, folder, what):
     )
 
 
-@pytest.mark.parametrize("what", ["maps", "history", "confusion", "mistakes"])
+@pytest.mark.parametrize("what", ["feature-maps", "history", "confusion", "mistakes"])
 def test_show_with_damaged_settings(run, folder, what):
     (folder / "config.json").write_text("network: lenet")
     assert "config.json: cannot be read as JSON (Expecting value" in refused(run, what, folder)
@@ -265,28 +265,28 @@ def test_show_of_a_missing_or_damaged_history(run, folder):
 def test_show_without_snapshots(run, folder):
     assert "run holds no snapshot of epoch 9; there are 0, 1, 2" in refused(run, "filters", folder, "--epoch", 9)
     (folder / "snapshots.safetensors").unlink()
-    for arguments in (("kernels", folder), ("filters", folder, "--epoch", 1)):
+    for arguments in (("filters-by-epoch", folder), ("filters", folder, "--epoch", 1)):
         assert "snapshots.safetensors: there are no snapshots; `gpucnn train`" in refused(run, *arguments)
 
 
 def test_show_of_a_file_that_is_not_an_image(run, folder, tmp_path):
     (tmp_path / "page.png").write_text("<html>404</html>")
-    assert "page.png: is no image that can be read here" in refused(run, "maps", folder, "--image", "page.png")
-    assert "nowhere.png" in refused(run, "maps", folder, "--image", "nowhere.png")
-    assert "name two images; give one" in refused(run, "maps", folder, "--image", "page.png", "--index", 3)
+    assert "page.png: is no image that can be read here" in refused(run, "feature-maps", folder, "--image", "page.png")
+    assert "nowhere.png" in refused(run, "feature-maps", folder, "--image", "nowhere.png")
+    assert "name two images; give one" in refused(run, "feature-maps", folder, "--image", "page.png", "--index", 3)
     for index in (80, -1):
         assert f"--index {index}: the test set has 80 images, 0 to 79" in refused(
-            run, "maps", folder, f"--index={index}"
+            run, "feature-maps", folder, f"--index={index}"
         )
 
 
 def test_show_refuses_unknown_choices(run, folder):
-    for what in ("filters", "kernels"):
+    for what in ("filters", "filters-by-epoch"):
         assert "no convolution named 'dense'; there are conv2d, conv2d_1" in refused(
             run, what, folder, "--layer", "dense"
         )
     assert "conv2d_1 has 6 input channels, 0 to 5" in refused(
-        run, "kernels", folder, "--layer", "conv2d_1", "--channel", 6
+        run, "filters-by-epoch", folder, "--layer", "conv2d_1", "--channel", 6
     )
     assert "there is no data set 'svhn'" in refused(run, "confusion", folder, "--data", "svhn")
 
@@ -299,7 +299,7 @@ def test_show_into_files_that_cannot_be_written(run, folder):
 def test_show_of_models_that_do_not_fit(run, made, tmp_path):
     features = gpucnn.Model([layers.Dense(2), layers.Softmax()], (4,)).compile()
     features.save(tmp_path / "features.safetensors")
-    for what in ("maps", "confusion", "mistakes"):
+    for what in ("feature-maps", "confusion", "mistakes"):
         message = refused(run, what, "features.safetensors")
         assert "takes inputs of shape (4,), not grey or colour images" in message
     assert "there is no convolution whose" in refused(run, "filters", "features.safetensors")

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 import gpucnn
 from gpucnn import report
 from gpucnn.callbacks import EarlyStopping, MovingAverage
-from gpucnn.callbacks.defects import DefectWatch, load_report
+from gpucnn.callbacks.defects import TrainingMonitor, load_report
 from gpucnn.callbacks.snapshots import Snapshots, load_snapshots
 from gpucnn.data.augment import Translate
 from gpucnn.errors import CheckpointError, ConfigurationError, GpucnnError
@@ -162,7 +162,12 @@ def changed(tree, path, value, how):
 
 def callbacks():
     probe = DATA[0][:20], DATA[1][:20]
-    return [EarlyStopping("val_loss", 5), MovingAverage(0.9), Snapshots(), DefectWatch(probe, every=2, grace=1000)]
+    return [
+        EarlyStopping("val_loss", 5),
+        MovingAverage(0.9),
+        Snapshots(),
+        TrainingMonitor(probe, every=2, grace_steps=1000),
+    ]
 
 
 def resumed(folder):
@@ -353,7 +358,7 @@ ODD += [[float("nan")] * 3, [10**200] * 3, [0] * 1000, "a" * 10000, "<script>ale
         ({"backend": [1]}, "backend must be a text, not [1]"),
         ({"data_dir": {"": 0}}, "data_dir must be a text, not {'': 0}"),
         ({"batch_size": True}, "batch_size must be a positive integer, not True"),
-        ({"hold_out": 2}, "hold_out must be a number that is above 0 and below 1, not 2"),
+        ({"validation_split": 2}, "validation_split must be a number that is above 0 and below 1, not 2"),
         ({"validate": "no"}, "validate must be True or False, not 'no'"),
     ],
 )
@@ -374,7 +379,7 @@ def test_report_of_odd_numbers_and_names_is_made_or_refused(tmp_path, monkeypatc
         monkeypatch.setattr(f"gpucnn.report.page.{name}", lambda *_: "left out here")
     folder = tmp_path / "run"
     folder.mkdir()
-    model, watch = small_model(), DefectWatch((DATA[0][:20], DATA[1][:20]), every=2)
+    model, watch = small_model(), TrainingMonitor((DATA[0][:20], DATA[1][:20]), every=2)
     history = model.fit(*DATA, epochs=2, batch_size=10, validation_data=VALIDATION, callbacks=[watch], verbose=0)
     model.save(folder / "model.safetensors")
     history.save(folder / "history.json")

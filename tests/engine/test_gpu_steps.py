@@ -16,7 +16,7 @@ import gpucnn
 from gpucnn import callbacks, losses, optimizers
 from gpucnn import layers as L
 from gpucnn.data.augment import AlternatingFlip, Flip, Translate
-from gpucnn.errors import CaptureWarning, OutOfMemory
+from gpucnn.errors import CaptureWarning, OutOfMemoryError
 from gpucnn.networks.whitening import whiten
 from gpucnn.optimizers import Group
 from gpucnn.training import steps as training_steps
@@ -288,7 +288,7 @@ def test_capture_frees_nothing_that_its_graph_uses(simulated):
         model = wide(backend)
         try:
             found = model.fit(*data, epochs=2, batch_size=16, verbose=0).history["loss"]
-        except OutOfMemory:
+        except OutOfMemoryError:
             ended += 1
             continue
         assert found == pytest.approx(ample, rel=1e-5), megabytes

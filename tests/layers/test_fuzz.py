@@ -32,7 +32,7 @@ from safetensors.numpy import load_file, save
 import gpucnn
 from gpucnn import datasets, layers, optimizers, schedules
 from gpucnn.callbacks import Callback
-from gpucnn.callbacks.defects import DefectWatch, load_report
+from gpucnn.callbacks.defects import TrainingMonitor, load_report
 from gpucnn.callbacks.snapshots import Snapshots, load_snapshots
 from gpucnn.data import folders
 from gpucnn.data.cifar import read_cifar10, read_cifar10_batch
@@ -144,7 +144,7 @@ def history_file(folder):
 
 def defects_file(folder):
     rng = np.random.default_rng(0)
-    watch = DefectWatch((rng.integers(0, 256, (8, 6, 6, 2), dtype=np.uint8), rng.integers(0, 3, 8)), every=1)
+    watch = TrainingMonitor((rng.integers(0, 256, (8, 6, 6, 2), dtype=np.uint8), rng.integers(0, 3, 8)), every=1)
     trained(folder, [watch])
     watch.save(folder)
     return (folder / "defects.json").read_bytes()

@@ -156,7 +156,7 @@ class Silent(Top2):
         ([Named("loss")], r"is named 'loss', which the history keeps for numbers of its own \(loss, learning_rate"),
         ([Named("seconds")], "is named 'seconds'"),
         ([Named("val_f1")], "is named 'val_f1'"),
-        ([Named("f1_so_far")], "is named 'f1_so_far'"),
+        ([Named("cumulative_f1")], "is named 'cumulative_f1'"),
         ([Named("")], "the metric Named has no name"),
         ([len], "each of metrics must be a metric or its name, not .* derived from gpucnn.metrics.Metric"),
         ([metrics.Accuracy], r"pass an object, Accuracy\(\)"),
@@ -200,7 +200,7 @@ class Scripted(callbacks.Callback):
 
 def stopped_after(monitor, values, chosen=("accuracy",), **options):
     """Return the best epoch, and how many there were, where a key of the history takes these values."""
-    stopping = callbacks.EarlyStopping(monitor, patience=2, restore_best=False, **options)
+    stopping = callbacks.EarlyStopping(monitor, patience=2, restore_best_weights=False, **options)
     labels = ONES.argmax(axis=1)
     history = classes(metrics=list(chosen)).fit(
         FEATURES, labels, epochs=len(values), callbacks=[Scripted(monitor, values, stopping)], verbose=0
@@ -216,7 +216,7 @@ RISING, FALLING = [0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1]
     [
         ("val_loss", FALLING, {}),
         ("val_accuracy", RISING, {}),
-        ("accuracy_so_far", RISING, {}),
+        ("cumulative_accuracy", RISING, {}),
         ("val_top_2", RISING, {"chosen": [Top2()]}),
         ("val_score", RISING, {"chosen": [Silent()], "mode": "max"}),
         ("val_score", FALLING, {"chosen": [Silent()], "mode": "min"}),

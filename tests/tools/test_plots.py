@@ -23,10 +23,10 @@ from tests.helpers import small_model, stripes
 RUN = History(
     {
         "loss": [1.0, 0.5, 0.25],
-        "loss_so_far": [1.0, 0.75, 0.6],
+        "cumulative_loss": [1.0, 0.75, 0.6],
         "val_loss": [0.9, 0.7, 0.5],
         "accuracy": [0.5, 0.75, 1.0],
-        "accuracy_so_far": [0.5, 0.625, 0.75],
+        "cumulative_accuracy": [0.5, 0.625, 0.75],
     }
 )
 

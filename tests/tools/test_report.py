@@ -19,10 +19,10 @@ from safetensors.numpy import load_file, save_file
 
 import gpucnn
 from gpucnn import layers, losses, optimizers, report
-from gpucnn.callbacks.defects import DefectWatch
+from gpucnn.callbacks.defects import TrainingMonitor
 from gpucnn.callbacks.snapshots import load_snapshots
 from gpucnn.core.text import duration
-from gpucnn.errors import CheckpointError, ConfigurationError, DataError, OutOfMemory
+from gpucnn.errors import CheckpointError, ConfigurationError, DataError, OutOfMemoryError
 from gpucnn.report.feature_maps import choose_images
 from gpucnn.runs.folder import Predicted
 from gpucnn.runs.statistics import Runs
@@ -247,7 +247,7 @@ def scale_of(svg, axis):
 
 @pytest.mark.parametrize(
     ("number", "keys", "test", "unit"),
-    [(0, ["accuracy", "accuracy_so_far"], "accuracy", 100.0), (1, ["loss"], "loss", 1.0)],
+    [(0, ["accuracy", "cumulative_accuracy"], "accuracy", 100.0), (1, ["loss"], "loss", 1.0)],
 )
 def test_curves_are_those_of_the_history(page, made, number, keys, test, unit):
     history = json.loads((made / "history.json").read_text())
@@ -277,7 +277,7 @@ def test_curves_table_of_all_epochs(page, made):
     assert [line[0] for line in found] == ["1", "2", "3"]
     for epoch, line in enumerate(found):
         assert line[1] == f"{100 * history['accuracy'][epoch]:.2f} %"
-        assert line[2] == f"{100 * history['accuracy_so_far'][epoch]:.2f} %"
+        assert line[2] == f"{100 * history['cumulative_accuracy'][epoch]:.2f} %"
         assert line[3] == f"{history['loss'][epoch]:.4f}"
 
 
@@ -589,7 +589,7 @@ def watched(model, test_set):
         ).compile(optimizers.SGD(rate))
         if values:
             small.parameters()["dense.weight"].value[0, 0] = np.nan
-        watch = DefectWatch((test_set[0][:50], test_set[1][:50]), every=2)
+        watch = TrainingMonitor((test_set[0][:50], test_set[1][:50]), every=2)
         small.fit(*test_set, epochs=2, batch_size=10, callbacks=[watch], check_numerics=False, verbose=0)
         reports.append(watch.report())
     return reports
@@ -616,7 +616,7 @@ def test_defects_none_found(folder, watched):
     (folder / "defects.json").write_text(json.dumps({"format": 1, **good}))
     found = parse(report.render(folder, backend="numpy"))
     part = section(found, "defects")
-    looks = good["looks"]
+    looks = good["observations"]
     assert f"No problems in {len(looks)} checks (last at step {looks[-1]['step']})." in part.text
     table = rows(part.one("table"))
     assert len(table) == 12
@@ -661,16 +661,16 @@ def test_defects_are_reported_at_the_top(folder, watched):
         ("{", "defects.json: cannot be read as JSON"),
         ("[]", "defects.json: is of format None, and this gpucnn reads 1"),
         (
-            '{"format": 1, "defect": null, "looks": [{"step": 1}], "histograms": {}}',
-            "what a DefectWatch reports",
+            '{"format": 1, "defect": null, "observations": [{"step": 1}], "histograms": {}}',
+            "is not a TrainingMonitor.s report",
         ),
         (
-            '{"format": 1, "defect": {"kind": "x"}, "looks": [], "histograms": {}}',
-            "what a DefectWatch reports",
+            '{"format": 1, "defect": {"kind": "x"}, "observations": [], "histograms": {}}',
+            "is not a TrainingMonitor.s report",
         ),
         (
-            '{"format": 1, "defect": null, "looks": [], "histograms": {"w": {"counts": [1]}}}',
-            "what a DefectWatch reports",
+            '{"format": 1, "defect": null, "observations": [], "histograms": {"w": {"counts": [1]}}}',
+            "is not a TrainingMonitor.s report",
         ),
     ],
 )
@@ -686,20 +686,20 @@ def test_defects_file_that_is_damaged(folder, content, message):
 def record(accuracy, loss, training, defect=None):
     numbers = {
         "training accuracy": training,
-        "training accuracy_so_far": training,
+        "training cumulative_accuracy": training,
         "test loss": loss,
         "test accuracy": accuracy,
-        "seconds, a step": 0.01,
-        "seconds, in all": 61.0,
+        "step time (s)": 0.01,
+        "total time (s)": 61.0,
     }
-    return {"numbers": numbers, "defect": defect, "looks": [], "histograms": {}}
+    return {"numbers": numbers, "defect": defect, "observations": [], "histograms": {}}
 
 
 @pytest.fixture
 def many(folder):
     """The run's folder as one of `gpucnn runs`, with a defective run among four."""
     (folder / "defects.json").unlink()
-    broken = {"kind": "collapsed", "step": 400, "layer": "", "detail": "class 3 is predicted for <100%>"}
+    broken = {"kind": "single-class predictions", "step": 400, "layer": "", "detail": "class 3 is predicted for <100%>"}
     runs = Runs(folder / "runs.json", {"recipe": "lenet"})
     for seed, (accuracy, loss) in enumerate([(0.9, 0.3), (0.95, 0.2), (0.1, 2.3), (0.91, 0.28)]):
         found = record(accuracy, loss, [0.5, accuracy + 0.01], broken if accuracy == 0.1 else None)
@@ -720,7 +720,7 @@ def test_all_runs_table(many):
         "test accuracy",
         "test loss",
         "training accuracy, last epoch",
-        "seconds, in all",
+        "total time (s)",
         "defect",
     ]
     lines = rows(table)
@@ -866,7 +866,7 @@ def test_layers_are_timed_up_to_a_batch_size(folder):
 
 def test_layers_that_cannot_be_timed(folder, monkeypatch):
     def fail(*arguments, **options):
-        raise OutOfMemory("conv2d: out of memory")
+        raise OutOfMemoryError("conv2d: out of memory")
 
     monkeypatch.setattr(gpucnn.Model, "profile", fail)
     found = parse(report.render(folder, backend="numpy"))
