@@ -255,7 +255,7 @@ def test_averages_leave_frozen_parameters_alone(backend):
     assert sizes == [2 * 16 + 32, 432], "nor is it copied: scale, shift and the last weight are left"
 
 
-@pytest.mark.parametrize("make", [lambda: MovingAverage(0.8), lambda: LookAhead(2)], ids=["moving", "look-ahead"])
+@pytest.mark.parametrize("make", [lambda: MovingAverage(0.8), lambda: Lookahead(2)], ids=["moving", "look-ahead"])
 @pytest.mark.parametrize("act", ["on_step_end", "on_epoch_end"])
 def test_averages_leave_alone_what_is_frozen_during_fit(make, act):
     """From a step on it stays as it is, averaged or not, and what is unfrozen is averaged from then on."""
