@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.base import Array
+from gpucnn.backends.reference import Array
 from gpucnn.core import forks
 
 CACHE_LINE = 64  # bytes

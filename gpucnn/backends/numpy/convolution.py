@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.numpy import (
     depthwise,
     elementwise,
@@ -52,6 +51,7 @@ from gpucnn.backends.numpy.memory_layout import (
     to_nhwc,
     uses_hwcn,
 )
+from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 from gpucnn.core.checks import environment_flag
 
@@ -107,7 +107,7 @@ def winograd_allowed() -> bool:
     return environment_flag("GPUCNN_WINOGRAD", default=True)
 
 
-def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups: int, relu: bool) -> Array:
+def conv2d(x: Array, weight: Array, bias: Array | None, window: Window, groups: int = 1, relu: bool = False) -> Array:
     """Return y (N, OH, OW, F) of x (N, H, W, C), weight (KH, KW, C/groups, F) and bias (F,)."""
     (N, _, _, C), F = x.shape, weight.shape[-1]
     algorithm = choose_algorithm(window, N, C, F, groups, x.dtype)
@@ -124,7 +124,9 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups:
     return _map_batch(_split(algorithm, N, _max_images(algorithm, x, F, window)), convolve, _batch_last(x))
 
 
-def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: bool) -> tuple[Array, Array | None]:
+def parameter_gradients(
+    x: Array, dy: Array, window: Window, groups: int = 1, bias: bool = True
+) -> tuple[Array, Array | None]:
     """Return dweight (KH, KW, C/groups, F) and, with `bias`, dbias (F,) from x (N, H, W, C) and dy (N, OH, OW, F)."""
     (N, _, _, C), F = x.shape, dy.shape[-1]
     algorithm = choose_algorithm(window, N, C, F, groups, x.dtype)
@@ -152,7 +154,7 @@ def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: 
     return sum(dweights[1:], dweights[0]), sum(dbiases[1:], dbiases[0]) if bias else None
 
 
-def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int) -> Array:
+def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int = 1) -> Array:
     """Return dx (N, H, W, C) from dy (N, OH, OW, F) and weight (KH, KW, C/groups, F)."""
     F, C = weight.shape[-1], weight.shape[2] * groups
     algorithm = choose_algorithm(window, len(dy), C, F, groups, dy.dtype)
@@ -160,7 +162,7 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
         # the weight rotated by 180°, channels and filters exchanged
         exchanged = [weight[::-1, ::-1, :, f].swapaxes(2, 3) for _, f in _groups(C, F, groups)]
         flipped_weight = exchanged[0] if groups == 1 else np.concatenate(exchanged, axis=-1)
-        return forward(dy, flipped_weight, None, window.flipped(), groups, relu=False)
+        return conv2d(dy, flipped_weight, None, window.flipped(), groups)
     if algorithm == "im2col":
         return im2col.input_gradient(dy, weight, image_size, window, groups)
 

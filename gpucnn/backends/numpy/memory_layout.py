@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.numpy import memory
 from gpucnn.backends.numpy.traced_array import viewed
+from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 
 CACHE_LINE_IMAGES = 16  # images whose float32 numbers fill a cache line
