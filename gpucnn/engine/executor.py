@@ -138,7 +138,7 @@ class Executor(BoundNetwork):
             "seed": self.seed,
             "epochs_trained": self.epochs_trained,
             "network": self.network.config(),
-            "frozen": [path for path, parameter in self.parameters().items() if parameter.frozen],
+            "frozen": self.frozen_parameters(),
             "training": training,
         }
 
@@ -156,24 +156,24 @@ class Executor(BoundNetwork):
         super()._lay_out(source)
         if before is not None and self._optimizer is not None and self._optimizer.serves(before.values):
             self._optimizer.rebind(source or self.backend, self.backend, self._flat.values, self._flat.layout)
+            self._optimizer.set_frozen(self._flat.frozen)
 
-    def _refresh_trainable(self) -> None:
-        super()._refresh_trainable()
+    def _follow_frozen(self) -> None:
+        super()._follow_frozen()
         self._trunk.refresh_trainable()
+        if self._optimizer is not None and self._optimizer.serves(self._flat.values):
+            self._optimizer.set_frozen(self._flat.frozen)
 
-    def rest(self, epoch: int | None) -> bool:
-        """Let the parameters of groups rest whose epochs are over, or wake all with None; tell whether any changed.
-
-        What rests is laid out as before, so that an optimizer and averages keep what they hold of it.
-        """
-        parameters, changed = self.parameters(), False
-        for paths, resting in zip(self._groups, self.optimizer.rest(epoch), strict=True):
-            for path in paths:
-                changed |= parameters[path].resting != resting
-                parameters[path].resting = resting
-        if changed:
-            self._refresh_trainable()
-        return changed
+    def freeze_finished_groups(self, epoch: int | None) -> None:
+        """Freeze the parameters of groups whose epochs are over, until a call with None: the training run has ended."""
+        parameters = self.parameters()
+        for path in self._paused:
+            parameters[path].frozen = False
+        finished = zip(self._groups, self.optimizer.finished_groups(epoch), strict=True)
+        self._paused = {p for paths, is_over in finished if is_over for p in paths if not parameters[p].frozen}
+        for path in self._paused:
+            parameters[path].frozen = True
+        self.bind()
 
     # --- passes -------------------------------------------------------------------------------
 
@@ -309,6 +309,7 @@ class Executor(BoundNetwork):
         self._lay_out()
         self._optimizer = optimizer
         self._optimizer.reset(self.backend, self._flat.values, self._flat.layout)
+        self._optimizer.set_frozen(self._flat.frozen)
         return self
 
     @property

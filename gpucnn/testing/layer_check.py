@@ -156,7 +156,7 @@ class _Subject:
         held = {id(layer.backend): layer.backend for layer in self.layer.all_layers()}
         twin = copy.deepcopy(self.layer, held)
         for parameter in twin.parameters().values():  # of a layer in use: as if it had never been trained
-            parameter.grad, parameter.frozen, parameter.resting = None, False, False
+            parameter.grad, parameter.frozen = None, False
         twin.ensure_built(self.input_shape, host_generator(self.seed, "weights"))
         if self.state is None:
             twin.to("numpy", "float64")
