@@ -323,8 +323,8 @@ FAULTS = (
     Fault(
         "of yesterday: dropout draws once and for all",
         f"{NUMPY}/tracer.py",
-        "    return tracer.trace_opaque(_untraced(function))",
-        "    return tracer.copy_like(_untraced(function)())",
+        "    return tracer.trace_opaque(_untraced(draw))",
+        "    return tracer.copy_like(_untraced(draw)())",
         CAPTURE,
     ),
     Fault(

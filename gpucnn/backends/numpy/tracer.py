@@ -169,7 +169,7 @@ class Replay(base.Replay):
 
 
 def on_replay(draw: Callable[[], Array]) -> Array:
-    """Return what a draw returns, which is called again in each repeat."""
+    """Return what a function draws, which is called again in each replay."""
     tracer = current_tracer()
     if tracer is None:
         return draw()
