@@ -10,8 +10,7 @@
 | `lowered-rows`    | every other geometry                                       | one product over overlapping views |
 
 The first rule that fits counts; channels are those of a group, the smaller number of in and out, which must be 16 for
-`winograd`. All but `im2col` compute in HWCN, on so many images at a time that what they rearrange fits the workspace;
-they yield their output block by block, so that a ReLU is applied while a block is in the cache. Every algorithm adds
+`winograd`. All but `im2col` compute in HWCN, on as many images at a time as fit the workspace; they yield their output block by block, so that a ReLU is applied while a block is in the cache. Every algorithm adds
 the bias itself. Groups of channels are computed one after another, by `depthwise` all at once. It takes fewer than 8
 images one by one, as they lie.
 
@@ -242,7 +241,7 @@ def _map_batch(slices: Sequence[slice], function: Callable[[Array], Array], arra
 
 
 def _empty(image: tuple[int, ...], batch: int, dtype: Any) -> Array:
-    """Return uninitialised images (H, W, C, N) in the engine's layout for so many."""
+    """Return uninitialised images (H, W, C, N) in the engine's layout for `batch` images."""
     if uses_hwcn(batch):
         return memory.empty((*image, batch), dtype)
     return memory.empty((batch, *image), dtype).transpose(1, 2, 3, 0)

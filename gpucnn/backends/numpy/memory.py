@@ -45,5 +45,5 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def release() -> None:
-    """Free all memory that nobody refers to."""
+    """Free all memory that is not in use."""
     arena.release()

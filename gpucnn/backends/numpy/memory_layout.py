@@ -28,7 +28,7 @@ TRANSPOSE_BLOCK = 32  # images that are transposed together: more would evict ea
 
 
 def uses_hwcn(batch: int) -> bool:
-    """Return whether the engine lays out so many images as HWCN."""
+    """Return whether the engine lays out a batch of that size as HWCN."""
     return batch >= MIN_HWCN_BATCH
 
 
