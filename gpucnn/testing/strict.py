@@ -132,9 +132,7 @@ class StrictBackend(Backend):
         if isinstance(value, DeviceArray):
             return value._data
         if isinstance(value, np.ndarray):
-            raise HostDeviceMixError(
-                f"a host array of shape {value.shape} was mixed with a device array; use backend.from_host"
-            )
+            raise HostDeviceMixError(f"a host array {value.shape} was mixed with a device array; use backend.from_host")
         if isinstance(value, tuple | list):
             return type(value)(self.unwrap(item) for item in value)
         return value

@@ -10,9 +10,10 @@
 | `lowered-rows`    | every other geometry                                       | one product over overlapping views |
 
 The first rule that fits counts; channels are those of a group, the smaller number of in and out, which must be 16 for
-`winograd`. All but `im2col` compute in HWCN, on as many images at a time as fit the workspace; they yield their output block by block, so that a ReLU is applied while a block is in the cache. Every algorithm adds
-the bias itself. Groups of channels are computed one after another, by `depthwise` all at once. It takes fewer than 8
-images one by one, as they lie.
+`winograd`. All but `im2col` compute in HWCN, on as many images at a time as fit the workspace; they yield their output
+block by block, so that a ReLU is applied while a block is in the cache. Every algorithm adds the bias itself. Groups of
+channels are computed one after another, by `depthwise` all at once. It takes fewer than 8 images one by one, as they
+lie.
 
 For stride 1 the input gradient is itself a convolution, of dy with the weight rotated by 180°, by the algorithm of that
 convolution. For others, or where `_dx_is_convolution` says that this would cost more, windows are added back: by
