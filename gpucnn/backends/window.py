@@ -61,7 +61,7 @@ class Window:
         return image_size[0] + sum(self.padding[0]), image_size[1] + sum(self.padding[1])
 
     def flipped(self) -> "Window":
-        """Return the window of the input gradient for stride 1; its padding is negative if this is wider than the kernel."""
+        """Return the window of the input gradient for stride 1; padding wider than the kernel gives a negative one."""
         (PT, PB), (PL, PR) = self.padding
         last_h, last_w = self.extent[0] - 1, self.extent[1] - 1
         padding = (last_h - PT, last_h - PB), (last_w - PL, last_w - PR)

@@ -6,7 +6,7 @@
 | `im2col`          | fewer than 8 images, or too few for so many weights        | im2col, a megabyte at a time       |
 | `winograd`        | 3×3, stride 1, no dilation, float32, C·F at least 1536     | a quarter of the multiplications   |
 | `winograd-1d`     | the same with fewer, from 8 channels on                    | half of the multiplications        |
-| `kernel-row-gemm` | strides or large kernels, with enough channels             | a product per kernel row, no copies |
+| `kernel-row-gemm` | strides or large kernels, with enough channels             | one product per row, no copies     |
 | `lowered-rows`    | every other geometry                                       | one product over overlapping views |
 
 The first rule that fits counts; channels are those of a group, the smaller number of in and out, which must be 16 for
