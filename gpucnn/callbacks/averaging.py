@@ -188,6 +188,12 @@ class MovingAverage(_Average):
         ConfigurationError  an argument makes no sense, or a schedule or function returns what is no decay
 
     Source: Polyak, Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.callbacks import MovingAverage
+        >>> history = networks.lenet().fit(x, y, epochs=2, callbacks=[MovingAverage(0.9)], verbose=0)
     """
 
     def __init__(self, decay: Decay = 0.999, every: int = 1, warm_up: bool = True) -> None:
@@ -218,6 +224,12 @@ class Lookahead(_Average):
         ConfigurationError  an argument makes no sense, or a schedule or function returns what is no decay
 
     Source: Zhang, Lucas, Hinton, Ba, "Lookahead optimizer: k steps forward, 1 step back" (2019).
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.callbacks import Lookahead
+        >>> history = networks.lenet().fit(x, y, epochs=2, callbacks=[Lookahead(every=5)], verbose=0)
     """
 
     former_names = ("LookAhead",)

@@ -204,6 +204,15 @@ class BoundNetwork(Closed):
         Raises:
             ConfigurationError: a pattern matches nothing (lists the paths), a layer is not part of this model, or the
                 model is being trained.
+
+        Example:
+            >>> from gpucnn import datasets, networks
+            >>> (x, y), _ = datasets.synthetic_digits(64)
+            >>> model = networks.feedforward(seed=0)
+            >>> before = model.state_dict()
+            >>> history = model.freeze("dense.weight").fit(x, y, epochs=1, verbose=0)
+            >>> [path for path, value in model.state_dict().items() if (value != before[path]).any()]
+            ['dense.bias', 'dense_1.weight', 'dense_1.bias', 'dense_2.weight', 'dense_2.bias']
         """
         return self._set_frozen(what, frozen=True)
 

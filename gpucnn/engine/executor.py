@@ -213,6 +213,14 @@ class Executor(BoundNetwork):
         """Return the network's output for x, host or device arrays, and the backward function of this pass.
 
         Backward adds to the parameters' gradients; `apply_gradients` updates by them, and `zero_grad` clears them.
+
+        Example:
+            >>> from gpucnn import datasets, networks
+            >>> (x, y), _ = datasets.synthetic_digits(64)
+            >>> model = networks.feedforward(seed=0)
+            >>> outputs, backward = model.forward(x[:8], train=True)
+            >>> backward(outputs).shape  # and the gradients of the parameters
+            (8, 28, 28, 1)
         """
         if train:
             self.bind()
@@ -289,6 +297,12 @@ class Executor(BoundNetwork):
         Raises:
             ConfigurationError: an unknown name, a loss that does not fit the last layer, two metrics of one name, a
                 group of the optimizer that no parameter belongs to, or the model is being trained.
+
+        Example:
+            >>> from gpucnn import Model, layers, optimizers
+            >>> model = Model([layers.Dense(10), layers.Softmax()], input_shape=(20,))
+            >>> sgd = optimizers.SGD(0.1, momentum=0.9)
+            >>> model = model.compile(sgd, loss="categorical_crossentropy", metrics=["accuracy"])
         """
         self.check_not_training("compiled")
         self._check_layers()
@@ -404,6 +418,14 @@ class Executor(BoundNetwork):
 
         Raises:
             ConfigurationError: the model is not compiled, or its optimizer is bound to another model by now.
+
+        Example:
+            >>> from gpucnn import datasets, networks
+            >>> (x, y), _ = datasets.synthetic_digits(64)
+            >>> model = networks.feedforward(seed=0)
+            >>> outputs, backward = model.forward(x[:8], train=True)
+            >>> dx = backward(outputs - 0.1)
+            >>> model.apply_gradients()
         """
         rates = self.optimizer.learning_rates_at()
         self.bind()

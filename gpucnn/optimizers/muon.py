@@ -48,7 +48,7 @@ class Muon(Optimizer):
 
     Example
         >>> from gpucnn import datasets, networks
-        >>> (x, y), (x_test, y_test) = datasets.synthetic_digits(64)
+        >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.optimizers import Muon
         >>> model = networks.lenet().compile(Muon(0.02), "categorical_crossentropy")
         >>> history = model.fit(x, y, epochs=1, verbose=0)

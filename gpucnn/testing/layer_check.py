@@ -98,6 +98,11 @@ def check_layer(layer: Layer, input_shape: Shape, *, x: Any = None, seed: int = 
         LayerError          a check failed; says which, with what was found and what was expected. Its `check` is what
                             would have been returned
         ConfigurationError  the arguments make no sense
+
+    Example:
+        >>> import gpucnn
+        >>> gpucnn.check_layer(gpucnn.layers.Dense(3), input_shape=(4,)).failures
+        []
     """
     subject = _Subject(layer, input_shape, x, seed)
     found: list[Check] = []
