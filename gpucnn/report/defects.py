@@ -46,7 +46,6 @@ def defects(run: Run) -> Defects | str:
     if defect is not None:
         where = f" in {defect['layer']}" if defect["layer"] else ""
         verdict = f"{str(defect['kind']).capitalize()}{where} at step {defect['step']}: {defect['detail']}."
-    svg = figure_svg(plots.observations(observations), "watch", "Training diagnostics by step") if observations else ""
     shown = [observations[place] for place in evenly_spaced(len(observations), MAX_ROWS)]
     return Defects(
         found="" if defect is None else str(defect["kind"]),
