@@ -380,7 +380,7 @@ def training(bench, net, precision, batch, epochs):
         eighth = L.Normalization(0.0, 8.0)  # of the logits: without it a high learning rate leads nowhere
         layers = [L.Normalization(0.0, 1.0), *resnet9_layers(x.shape[1], bench.settings.width), eighth, L.Softmax()]
         model = Model(layers, dtype=dtype, name=net, **options)
-        schedule = schedules.OneCycle(0.4, rise=0.2)
+        schedule = schedules.OneCycle(0.4, warmup_fraction=0.2)
         model.compile(optimizers.SGD(schedule, momentum=0.9, nesterov=True, weight_decay=5e-4))
     else:
         model = networks.by_name(net)(dtype=dtype, **options)

@@ -53,8 +53,8 @@ step tests 240 python3 -m pytest -q -ra "${side_by_side[@]}" --backend cupy -p n
     --junitxml="$folder/tests.xml" tests/backends/test_cupy_engine.py tests/engine/test_gpu_steps.py tests/layers/test_layers.py \
     tests/layers/test_losses.py tests/training/test_optimizers.py tests/training/test_clipping.py tests/training/test_groups.py tests/training/test_muon.py \
     tests/training/test_averaging.py tests/data/test_augment.py tests/training/test_model.py tests/backends/test_random.py tests/engine/test_parity.py \
-    --deselect tests/backends/test_random.py::test_dirac_begins_deep_networks_as_shallow_ones \
-    --deselect tests/engine/test_parity.py::test_the_strict_device_agrees_with_numpy # these two compute on the CPU alone
+    --deselect tests/backends/test_random.py::test_initializer_dirac_trains_twenty_plain_layers \
+    --deselect tests/engine/test_parity.py::test_parity_of_the_strict_backend_with_numpy # these two compute on the CPU alone
 
 step benchmark 180 python3 -m benchmarks.gpu --seconds 140 --json "$folder/benchmark.json"
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,36 +12,36 @@ from gpucnn.core import checks
 from gpucnn.core.config import Configurable
 from gpucnn.errors import ConfigurationError
 
-_left: ContextVar[list[int] | None] = ContextVar("elements that may still be made", default=None)
+_remaining: ContextVar[list[int] | None] = ContextVar("elements that may still be created", default=None)
 
 
 @contextmanager
-def at_most(count: int) -> Iterator[None]:
-    """Let so many elements be made in the block, and no more.
+def element_budget(count: int) -> Iterator[None]:
+    """Let at most `count` elements be created in the block.
 
-    What a file says of a network is believed only as far as the file holds the weights of one: a word of it could ask
-    for more memory than there is.
+    A file may describe a network that is larger than the weights it holds; without the limit, one edited number could
+    ask for more memory than there is.
     """
-    token = _left.set([count, count])
+    token = _remaining.set([count, count])
     try:
         yield
     finally:
-        _left.reset(token)
+        _remaining.reset(token)
 
 
-def _admit(shape: tuple[int, ...]) -> None:
-    """Count an array that is to be made.
+def _charge(shape: tuple[int, ...]) -> None:
+    """Count an array that is to be created.
 
     Raises:
-        ConfigurationError: it is more than `at_most` allows.
+        ConfigurationError: it exceeds the `element_budget`.
     """
-    left = _left.get()
-    if left is not None:
-        left[0] -= math.prod(shape)
-        if left[0] < 0:
+    remaining = _remaining.get()
+    if remaining is not None:
+        remaining[0] -= math.prod(shape)
+        if remaining[0] < 0:
             raise ConfigurationError(
-                f"an array of shape {shape} is asked for, and with it more than the {left[1]:,} elements there are; "
-                "was the description edited?"
+                f"an array of shape {shape} is asked for, and with it more than the {remaining[1]:,} elements there "
+                "are; was the description edited?"
             )
 
 
@@ -50,13 +50,23 @@ class Initializer(Configurable, family="initializer"):
 
     `fan_in` is the number of inputs that feed one output. `fan_out` counts the outputs that one input feeds, for a
     convolution KH·KW·F however many groups it has, as Keras and PyTorch count them.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> from gpucnn.initializers import Initializer
+        >>> class Ones(Initializer):
+        ...     def create(self, shape, fan_in, fan_out, rng):
+        ...         return np.ones(shape, np.float32)
+        >>> Model([layers.Dense(2, weight_initializer=Ones())], (3,)).predict(np.ones((1, 3), np.float32))
+        array([[3., 3.]], dtype=float32)
     """
 
-    def make(
+    def create(
         self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator, groups: int = 1
     ) -> "np.ndarray[Any, Any]":
-        """Return float64 values of `shape`, if so many may be made; the last axis is cut into `groups`."""
-        _admit(shape)
+        """Return float64 values of `shape` within the element budget; the last axis is cut into `groups`."""
+        _charge(shape)
         return self(shape, fan_in, fan_out, rng)
 
     def __call__(
@@ -79,40 +89,79 @@ class _Scaled(Initializer):
     def __call__(
         self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
     ) -> "np.ndarray[Any, Any]":
-        deviation = math.sqrt(self.gain / self.fan(fan_in, fan_out))
+        std = math.sqrt(self.gain / self.fan(fan_in, fan_out))
         if self.uniform:
-            limit = math.sqrt(3.0) * deviation  # a uniform draw in ±a has a variance of a²/3
+            limit = math.sqrt(3.0) * std  # a uniform draw in ±a has a variance of a²/3
             return rng.uniform(-limit, limit, shape)
-        return rng.normal(0.0, deviation, shape)
+        return rng.normal(0.0, std, shape)
 
 
 class HeNormal(_Scaled):
     """Variance 2 / fan_in, normal: keeps the scale of activations through ReLU.
 
     Source: He, Zhang, Ren, Sun, "Delving deep into rectifiers" (2015).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import HeNormal
+        >>> weight = HeNormal().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> round(float(weight.std()) * (300 / 2) ** 0.5, 1)
+        1.0
     """
 
     gain = 2.0
 
 
 class HeUniform(HeNormal):
-    """Variance 2 / fan_in, uniform (He et al., 2015)."""
+    """Variance 2 / fan_in, uniform (He et al., 2015).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import HeUniform
+        >>> weight = HeUniform().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> round(float(abs(weight).max()) * (300 / 6) ** 0.5, 2)
+        1.0
+    """
 
     uniform = True
 
 
 class LecunNormal(_Scaled):
-    """Variance 1 / fan_in, normal. Source: LeCun, Bottou, Orr, Müller, "Efficient backprop" (1998)."""
+    """Variance 1 / fan_in, normal. Source: LeCun, Bottou, Orr, Müller, "Efficient backprop" (1998).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import LecunNormal
+        >>> weight = LecunNormal().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> round(float(weight.std()) * 300**0.5, 1)
+        1.0
+    """
 
 
 class LecunUniform(LecunNormal):
-    """Variance 1 / fan_in, uniform (LeCun et al., 1998)."""
+    """Variance 1 / fan_in, uniform (LeCun et al., 1998).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import LecunUniform
+        >>> weight = LecunUniform().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> round(float(abs(weight).max()) * (300 / 3) ** 0.5, 2)
+        1.0
+    """
 
     uniform = True
 
 
 class FanInUniform(LecunUniform):
-    """Uniform in ±1/√fan_in, a variance of 1 / (3·fan_in): how PyTorch begins its layers."""
+    """Uniform in ±1/√fan_in, a variance of 1 / (3·fan_in): how PyTorch begins its layers.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import FanInUniform
+        >>> weight = FanInUniform().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> round(float(abs(weight).max()) * 300**0.5, 2)
+        1.0
+    """
 
     gain = 1.0 / 3.0
 
@@ -121,6 +170,13 @@ class GlorotNormal(_Scaled):
     """Variance 2 / (fan_in + fan_out), normal.
 
     Source: Glorot, Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import GlorotNormal
+        >>> weight = GlorotNormal().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> round(float(weight.std()) * ((300 + 200) / 2) ** 0.5, 1)
+        1.0
     """
 
     def fan(self, fan_in: int, fan_out: int) -> float:
@@ -129,13 +185,29 @@ class GlorotNormal(_Scaled):
 
 
 class GlorotUniform(GlorotNormal):
-    """Variance 2 / (fan_in + fan_out), uniform (Glorot & Bengio, 2010)."""
+    """Variance 2 / (fan_in + fan_out), uniform (Glorot & Bengio, 2010).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import GlorotUniform
+        >>> weight = GlorotUniform().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> round(float(abs(weight).max()) * ((300 + 200) / 6) ** 0.5, 2)
+        1.0
+    """
 
     uniform = True
 
 
 class Uniform(Initializer):
-    """Uniform in [low, high)."""
+    """Uniform in [low, high).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import Uniform
+        >>> weight = Uniform(-0.5, 0.5).create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> round(float(abs(weight).max()), 2)
+        0.5
+    """
 
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = checks.number(low, "Uniform: low"), checks.number(high, "Uniform: high")
@@ -156,30 +228,40 @@ class Dirac(Initializer):
     network begins as a shallow one. Of several groups each begins so.
 
     Arguments
-        rest  what makes the filters beyond these: an initializer or its name
+        remaining  what draws the filters beyond these: an initializer or its name
 
     Raises
         ConfigurationError  a weight that is not a convolution's
 
     Source: Zagoruyko, Komodakis, "DiracNets: training very deep neural networks without skip-connections" (2017).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, initializers, layers
+        >>> model = Model([layers.Conv2D(2, 3, padding="same", weight_initializer=initializers.Dirac())], (4, 4, 2))
+        >>> x = np.random.default_rng(0).random((1, 4, 4, 2), dtype=np.float32)
+        >>> np.allclose(model.predict(x), x)
+        True
     """
 
-    def __init__(self, rest: str | Initializer = "he_normal") -> None:
-        Initializer.get(rest)
-        self.rest = rest
+    renamed: ClassVar[dict[str, str]] = {"rest": "remaining"}
 
-    def make(
+    def __init__(self, remaining: str | Initializer = "he_normal") -> None:
+        Initializer.get(remaining)
+        self.remaining = remaining
+
+    def create(
         self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator, groups: int = 1
     ) -> "np.ndarray[Any, Any]":
         """Draw all filters (KH, KW, C/groups, F), and put identities in place of the first of each group."""
-        _admit(shape)
+        _charge(shape)
         if len(shape) != 4:
             raise ConfigurationError(
                 f"{self!r} makes the weight of a convolution (KH, KW, C, F), not one of shape {shape}; choose another "
                 'initializer here, such as "he_normal"'
             )
         KH, KW, C, F = shape
-        weight = Initializer.get(self.rest)(shape, fan_in, fan_out, rng)
+        weight = Initializer.get(self.remaining)(shape, fan_in, fan_out, rng)
         for first in range(0, F, F // groups):
             same = np.arange(min(C, F // groups))
             weight[..., first + same] = 0.0
@@ -190,11 +272,19 @@ class Dirac(Initializer):
         self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
     ) -> "np.ndarray[Any, Any]":
         """Return the filters of a convolution of one group."""
-        return self.make(shape, fan_in, fan_out, rng)
+        return self.create(shape, fan_in, fan_out, rng)
 
 
 class Zeros(Initializer):
-    """All zero."""
+    """All zero.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.initializers import Zeros
+        >>> weight = Zeros().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> float(abs(weight).max())
+        0.0
+    """
 
     def __call__(
         self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
@@ -204,12 +294,24 @@ class Zeros(Initializer):
 
 
 def zeros(shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
-    """Return float64 zeros of `shape`: the start of a bias or a running mean."""
-    _admit(shape)
+    """Return float64 zeros of `shape`: the start of a bias or a running mean.
+
+    Example:
+        >>> from gpucnn.initializers import zeros
+        >>> zeros((2,))
+        array([0., 0.])
+    """
+    _charge(shape)
     return np.zeros(shape)
 
 
 def ones(shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
-    """Return float64 ones of `shape`: the start of a scale or a running variance."""
-    _admit(shape)
+    """Return float64 ones of `shape`: the start of a scale or a running variance.
+
+    Example:
+        >>> from gpucnn.initializers import ones
+        >>> ones((2,))
+        array([1., 1.])
+    """
+    _charge(shape)
     return np.ones(shape)

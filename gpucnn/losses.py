@@ -1,4 +1,4 @@
-"""Losses: `loss, backward = loss(y, labels)`, one number for a batch and the way back to dy.
+"""Losses: `loss, backward = loss(y, labels)`, one number for a batch and the backward function to dy.
 
 The loss stays on the device, a 0-d array, until somebody prints it. It is the mean over the batch, and over positions
 where each sample has several, such as the pixels of a segmentation.
@@ -21,20 +21,30 @@ FLOOR = 1e-7  # of probabilities, so that neither their logarithm nor its slope 
 class Loss(Configurable, family="loss"):
     """Base of every loss.
 
-    A loss of one's own gets the outputs y (N, …) and the labels as `fit` was given them: targets in the shape of the
-    outputs as floats, or integers (N,) untouched, unless one of these says that they are numbers of classes.
+    A custom loss gets the outputs y (N, …) and the labels as `fit` was given them: targets in the shape of the outputs
+    as floats, or integers (N,) untouched, unless it declares below that they are class indices.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.losses import Loss
+        >>> class AbsoluteError(Loss):
+        ...     def __call__(self, y, labels):
+        ...         xp, difference = self.backend.xp, y - labels
+        ...         return abs(difference).mean(), lambda dloss=1.0: xp.sign(difference) * (dloss / y.size)
+        >>> float(AbsoluteError()(np.array([1.0, 3.0]), np.array([1.0, 1.0]))[0])
+        1.0
     """
 
-    #: whether the labels are classes: their numbers (N,), or one-hot rows (N, K); checked against the K outputs
-    of_classes = False
-    #: whether class numbers may stand for one-hot rows, though the targets can be any numbers
+    #: whether the labels are classes: class indices (N,), or one-hot rows (N, K); checked against the K outputs
+    expects_classes = False
+    #: whether class indices may stand for one-hot rows, though the targets can be any numbers
     takes_classes = False
 
     def __init__(self) -> None:
         self.backend: Backend = get_backend("numpy")
 
     def __call__(self, y: Array, labels: Array) -> tuple[Array, LossBackward]:
-        """Return the mean loss of outputs y and the way back: `backward()` is dy; `backward(2.0)` is twice that."""
+        """Return the mean loss of outputs y and its backward function: `backward()` is dy, `backward(2.0)` twice it."""
         raise NotImplementedError(f"{type(self).__name__} has no __call__")
 
 
@@ -52,9 +62,16 @@ class CategoricalCrossEntropy(Loss):
         from_logits      y has not passed through a softmax; a last `Softmax` layer is fused with the loss anyway
 
     Source for the smoothing: Szegedy et al., "Rethinking the Inception architecture" (2016).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.losses import CategoricalCrossEntropy
+        >>> loss, backward = CategoricalCrossEntropy()(np.array([[0.5, 0.25, 0.25]]), np.array([0]))
+        >>> round(float(loss), 4), backward().shape
+        (0.6931, (1, 3))
     """
 
-    of_classes = True
+    expects_classes = True
 
     def __init__(self, label_smoothing: float = 0.0, from_logits: bool = False) -> None:
         super().__init__()
@@ -62,9 +79,9 @@ class CategoricalCrossEntropy(Loss):
         self.from_logits = checks.flag(from_logits, "from_logits")
 
     def __call__(self, y: Array, labels: Array) -> tuple[Array, LossBackward]:
-        """Return the loss of probabilities (or of logits with `from_logits`) and the way back."""
+        """Return the loss of probabilities (or of logits with `from_logits`) and the backward function."""
         if self.from_logits:
-            return self.on_logits(y, labels)
+            return self.from_logits_fused(y, labels)
         xp = self.backend.xp
         targets = self._targets(y, labels)
         total = xp.maximum(y.sum(axis=-1, keepdims=True), FLOOR)
@@ -78,8 +95,8 @@ class CategoricalCrossEntropy(Loss):
 
         return loss, backward
 
-    def on_logits(self, logits: Array, labels: Array) -> tuple[Array, LossBackward]:
-        """Return the loss of softmax(logits) and the way back to the logits, as one stable kernel."""
+    def from_logits_fused(self, logits: Array, labels: Array) -> tuple[Array, LossBackward]:
+        """Return the loss of softmax(logits) and the backward function to the logits, as one stable kernel."""
         rows, targets = (a.reshape(_positions(logits), -1) for a in (logits, self._targets(logits, labels)))
         loss, dlogits = self.backend.softmax_cross_entropy(rows, targets)
         return loss, lambda dloss=1.0: dlogits.reshape(logits.shape) * dloss
@@ -102,12 +119,19 @@ class MeanSquaredError(Loss):
         y       (N, …)
         labels  as y; or the numbers of the classes (N,) where y is (N, K), which stand for one-hot rows, and likewise
                 (N, H, W) for (N, H, W, K)
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.losses import MeanSquaredError
+        >>> loss, backward = MeanSquaredError()(np.array([[1.0, 3.0]]), np.array([[1.0, 1.0]]))
+        >>> float(loss), backward()
+        (2.0, array([[0., 2.]]))
     """
 
     takes_classes = True
 
     def __call__(self, y: Array, labels: Array) -> tuple[Array, LossBackward]:
-        """Return the loss and the way back."""
+        """Return the loss and the backward function."""
         difference = y - one_hot(self.backend, labels, y)
         return (difference * difference).mean(), lambda dloss=1.0: difference * (2.0 * dloss / difference.size)
 

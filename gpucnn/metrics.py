@@ -1,4 +1,4 @@
-"""Metrics: numbers for people. They are summed on the device and read to the host only when somebody looks."""
+"""Metrics, summed on the device and read to the host only when they are reported."""
 
 import copy
 from collections.abc import Sequence
@@ -19,15 +19,26 @@ MODES = ("auto", "min", "max")
 
 
 class Metric(Configurable, family="metric"):
-    """Base of every metric; `name` is its key in the history."""
+    """Base of every metric; `name` is its key in the history.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.metrics import Metric
+        >>> class Confidence(Metric):
+        ...     name, larger_is_better = "confidence", True
+        ...     def batch_sum(self, y, labels):
+        ...         return y.max(axis=-1).sum()
+        >>> float(Confidence().batch_sum(np.array([[0.5, 0.5], [1.0, 0.0]]), None))
+        1.5
+    """
 
     name = ""
     #: whether larger numbers are better ones, which early stopping and the choice of the best model go by
     larger_is_better: bool | None = None
 
-    def total(self, y: Array, labels: Array) -> Array:
+    def batch_sum(self, y: Array, labels: Array) -> Array:
         """Return the sum of the metric over the samples of a batch, on the device."""
-        raise NotImplementedError(f"{type(self).__name__} has no total")
+        raise NotImplementedError(f"{type(self).__name__} has no batch_sum")
 
     def suited(self, loss: "Loss", output_shape: tuple[int, ...], labels: Sequence[Any]) -> "Metric":
         """Return the metric in the form for data sets with these labels, checked and on the host, before any step.
@@ -49,13 +60,20 @@ class Accuracy(Metric):
     output (N, 1) or several tags a sample (N, K), each element counts for itself: above the threshold 0.5 (0 for the
     logits of a loss that says `from_logits`) it stands for 1. Several positions or elements of a sample are averaged.
     The form is chosen by the first data; a regression has none and is refused.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.metrics import Accuracy
+        >>> y = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+        >>> int(Accuracy().batch_sum(y, np.array([0, 1, 1])))  # correct answers
+        2
     """
 
     name = "accuracy"
     larger_is_better = True
     _threshold: float | None = None  # None: classes
 
-    def total(self, y: Array, labels: Array) -> Array:
+    def batch_sum(self, y: Array, labels: Array) -> Array:
         """Return the number of right answers in the batch, of samples with several the mean."""
         if self._threshold is None:
             classes = labels.argmax(axis=-1) if labels.ndim == y.ndim else labels
@@ -71,7 +89,7 @@ class Accuracy(Metric):
         if elements and self._threshold is not None:
             return self
         chosen = copy.copy(self)
-        if loss.of_classes or all(_are_classes(each, output_shape) for each in labels):
+        if loss.expects_classes or all(_are_classes(each, output_shape) for each in labels):
             chosen._threshold = None
         elif elements:
             chosen._threshold = 0.0 if getattr(loss, "from_logits", False) else 0.5
@@ -113,7 +131,7 @@ def chosen_metrics(metrics: Any) -> list[Metric]:
                 if isinstance(metric, type) and issubclass(metric, Metric)
                 else (
                     'pass a name such as "accuracy", or an object of a class derived from gpucnn.metrics.Metric whose '
-                    "total(y, labels) returns the sum over a batch"
+                    "batch_sum(y, labels) returns the sum over a batch"
                 )
             )
             raise ConfigurationError(f"each of metrics must be a metric or its name, not {metric!r}; {remedy}")
@@ -159,8 +177,8 @@ def is_larger_better(monitor: str, metrics: Sequence[Metric], mode: str = "auto"
     return metric.larger_is_better
 
 
-class Totals:
-    """Loss and metrics over the samples so far: sums that stay on the device until `read`."""
+class RunningMeans:
+    """Means of the loss and the metrics over the samples so far: sums that stay on the device until `read`."""
 
     def __init__(self, backend: Backend, metrics: list[Metric]) -> None:
         self.backend = backend
@@ -170,7 +188,7 @@ class Totals:
         self._sums = {name: xp.zeros((), dtype=xp.float64) for name in ("loss", *(metric.name for metric in metrics))}
 
     def reset(self) -> None:
-        """Begin anew, with the same arrays."""
+        """Start again, with the same arrays."""
         self.samples = 0
         for total in self._sums.values():
             total[...] = 0
@@ -181,12 +199,12 @@ class Totals:
         self.samples += N
         self._sums["loss"] += loss * N
         for metric in self.metrics:
-            total = metric.total(y, labels)
+            total = metric.batch_sum(y, labels)
             if tuple(getattr(total, "shape", ())) or not (hasattr(total, "shape") or checks.is_number(total)):
                 of_shape = f"an array of shape {tuple(total.shape)}" if hasattr(total, "shape") else checks.shown(total)
                 raise ConfigurationError(
-                    f"the metric {metric.name} returned {of_shape}; its total(y, labels) must return one number, the "
-                    "sum over the samples of the batch, such as right.sum()"
+                    f"the metric {metric.name} returned {of_shape}; its batch_sum(y, labels) must return one number, "
+                    "the sum over the samples of the batch, such as right.sum()"
                 )
             self._sums[metric.name] += total
 

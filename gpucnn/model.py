@@ -158,10 +158,10 @@ class Model(Executor):
         """Refuse batches that a layer cannot be trained on, before any work is done."""
         last = count % size or min(count, size)
         for layer in self.network.all_layers():
-            if layer.least_batch() > last:
+            if layer.min_batch_size() > last:
                 raise ShapeError(
-                    f"{layer.label}: needs {layer.least_batch()} samples in each batch, and {count:,} samples in "
-                    f"batches of {size:,} leave a last one of {last:,}; choose another batch_size"
+                    f"{layer.display_name}: needs {layer.min_batch_size()} samples in each batch, and {count:,} "
+                    f"samples in batches of {size:,} leave a last one of {last:,}; choose another batch_size"
                 )
 
     @trains(within=True)
@@ -171,7 +171,7 @@ class Model(Executor):
 
         Outside `fit` a schedule has no end to measure by, so the step is made at its highest rate.
         """
-        rates = self.optimizer.rates_at()
+        rates = self.optimizer.learning_rates_at()
         x, y = self._check_data(x, y)
         try:
             with self.execution_context(len(x)):

@@ -7,15 +7,28 @@ the number of epochs in all, before each step.
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from gpucnn.core import checks
 from gpucnn.core.config import Configurable
 from gpucnn.errors import ConfigurationError
 
+UNITS = ("epochs", "training")  # of the positions of points
+
 
 class Schedule(Configurable, family="schedule"):
-    """Base of every schedule."""
+    """Base of every schedule.
+
+    Example
+        >>> from gpucnn.optimizers import SGD
+        >>> from gpucnn.schedules import Schedule
+        >>> class Linear(Schedule):
+        ...     peak = 0.1
+        ...     def __call__(self, epoch, epochs):
+        ...         return 0.1 * (1 - epoch / epochs)
+        >>> SGD(Linear()).learning_rate_at(1, 4)
+        0.075...
+    """
 
     @property
     def peak(self) -> float:
@@ -33,7 +46,14 @@ class Schedule(Configurable, family="schedule"):
 
 
 class Constant(Schedule):
-    """One rate throughout."""
+    """One rate throughout.
+
+    Example
+        >>> from gpucnn.schedules import Constant
+        >>> schedule = Constant(0.1)
+        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        [0.1, 0.1, 0.1, 0.1]
+    """
 
     def __init__(self, rate: float) -> None:
         self.rate = check_rate(rate)
@@ -49,11 +69,18 @@ class Constant(Schedule):
 
 
 class StepDecay(Constant):
-    """Multiply the rate by `factor` after every so many epochs."""
+    """Multiply the rate by `factor` after each `every` epochs.
+
+    Example
+        >>> from gpucnn.schedules import StepDecay
+        >>> schedule = StepDecay(0.1, every=2)
+        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        [0.1, 0.1, 0.01, 0.01]
+    """
 
     def __init__(self, rate: float, every: float, factor: float = 0.1) -> None:
         super().__init__(rate)
-        self.every, self.factor = _above_zero(every, "every"), _above_zero(factor, "factor")
+        self.every, self.factor = _positive(every, "every"), _positive(factor, "factor")
 
     def __call__(self, epoch: float, epochs: float) -> float:
         """Return rate · factor^⌊epoch / every⌋."""
@@ -61,11 +88,18 @@ class StepDecay(Constant):
 
 
 class ExponentialDecay(Constant):
-    """Multiply the rate by `factor` an epoch, smoothly."""
+    """Multiply the rate by `factor` per epoch, smoothly.
+
+    Example
+        >>> from gpucnn.schedules import ExponentialDecay
+        >>> schedule = ExponentialDecay(0.1, 0.5)
+        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        [0.1, 0.05, 0.025, 0.0125]
+    """
 
     def __init__(self, rate: float, factor: float) -> None:
         super().__init__(rate)
-        self.factor = _above_zero(factor, "factor")
+        self.factor = _positive(factor, "factor")
 
     def __call__(self, epoch: float, epochs: float) -> float:
         """Return rate · factor^epoch."""
@@ -76,6 +110,12 @@ class Cosine(Constant):
     """From `rate` to `final` along half a cosine over the whole training.
 
     Source: Loshchilov, Hutter, "SGDR: Stochastic gradient descent with warm restarts" (2017).
+
+    Example
+        >>> from gpucnn.schedules import Cosine
+        >>> schedule = Cosine(0.1)
+        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        [0.1, 0.0854, 0.05, 0.0146]
     """
 
     def __init__(self, rate: float, final: float = 0.0) -> None:
@@ -83,16 +123,23 @@ class Cosine(Constant):
         self.final = check_rate(final)
 
     def __call__(self, epoch: float, epochs: float) -> float:
-        """Return the rate at this share of the training."""
+        """Return the rate at this fraction of the training run."""
         return self.final + (self.rate - self.final) * 0.5 * (1.0 + math.cos(math.pi * min(epoch / epochs, 1.0)))
 
 
 class Power(Constant):
-    """From 0 to `rate` at the end of the training, as a power of the share that is done."""
+    """From 0 to `rate` at the end of the training, as a power of the fraction that is done.
+
+    Example
+        >>> from gpucnn.schedules import Power
+        >>> schedule = Power(0.1, 2)
+        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        [0.0, 0.0063, 0.025, 0.0563]
+    """
 
     def __init__(self, rate: float, power: float) -> None:
         super().__init__(rate)
-        self.power = _above_zero(power, "power")
+        self.power = _positive(power, "power")
 
     def __call__(self, epoch: float, epochs: float) -> float:
         """Return rate · (epoch / epochs)^power."""
@@ -105,10 +152,16 @@ class PiecewiseLinear(Schedule):
     Arguments
         points  at least two, their positions growing
         unit    "epochs", or "training" for positions from 0 (start) to 1 (end)
+
+    Example
+        >>> from gpucnn.schedules import PiecewiseLinear
+        >>> schedule = PiecewiseLinear([(0, 0.0), (2, 0.1), (4, 0.0)])
+        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        [0.0, 0.05, 0.1, 0.05]
     """
 
     def __init__(self, points: Sequence[Sequence[float]], unit: str = "epochs") -> None:
-        self.points, self.unit = _checked_points(points, 2), _checked_unit(unit)
+        self.points, self.unit = _checked_points(points, 2), checks.one_of(unit, "unit", UNITS)
 
     @property
     def peak(self) -> float:
@@ -122,7 +175,7 @@ class PiecewiseLinear(Schedule):
             return self.points[0][1]
         for (start, low), (end, high) in pairwise(self.points):
             if at <= end:
-                return _between(at, start, low, end, high)
+                return _interpolate(at, start, low, end, high)
         return self.points[-1][1]
 
 
@@ -132,10 +185,16 @@ class PiecewiseConstant(Schedule):
     Arguments
         points  pairs (position, rate), the first position 0 and the others growing
         unit    "epochs", or "training" for positions from 0 (start) to 1 (end)
+
+    Example
+        >>> from gpucnn.schedules import PiecewiseConstant
+        >>> schedule = PiecewiseConstant([(0, 0.1), (3, 0.01)])
+        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        [0.1, 0.1, 0.1, 0.01]
     """
 
     def __init__(self, points: Sequence[Sequence[float]], unit: str = "epochs") -> None:
-        self.points, self.unit = _checked_points(points, 1), _checked_unit(unit)
+        self.points, self.unit = _checked_points(points, 1), checks.one_of(unit, "unit", UNITS)
         if self.points[0][0] != 0:
             raise ConfigurationError(f"the first of points must stand at position 0, not at {self.points[0][0]!r}")
 
@@ -154,18 +213,33 @@ class OneCycle(Schedule):
     """Straight up to a peak, then straight down to nearly nothing, over the whole training.
 
     Arguments
-        rate     the peak
-        rise     the share of the training before the peak, above 0 and below 1
-        initial  the rate at the start, as a share of the peak
-        final    the rate at the end, as a share of the peak
+        rate             the peak
+        warmup_fraction  the fraction of the training run before the peak, above 0 and below 1
+        start_factor     the rate at the start, relative to the peak
+        end_factor       the rate at the end, relative to the peak
 
     Source: Smith, Topin, "Super-convergence" (2018).
+
+    Example
+        >>> from gpucnn.schedules import OneCycle
+        >>> schedule = OneCycle(0.1, 0.5)
+        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        [0.004, 0.052, 0.1, 0.05]
     """
 
-    def __init__(self, rate: float, rise: float = 0.3, initial: float = 0.04, final: float = 0.0) -> None:
+    renamed: ClassVar[dict[str, str]] = {
+        "rise": "warmup_fraction",
+        "initial": "start_factor",
+        "final": "end_factor",
+    }
+
+    def __init__(
+        self, rate: float, warmup_fraction: float = 0.3, start_factor: float = 0.04, end_factor: float = 0.0
+    ) -> None:
         self.rate = check_rate(rate)
-        self.rise = checks.number(rise, "rise", above=0, below=1)
-        self.initial, self.final = check_rate(initial), check_rate(final)
+        self.warmup_fraction = checks.number(warmup_fraction, "warmup_fraction", above=0, below=1)
+        self.start_factor = float(checks.number(start_factor, "start_factor", minimum=0))
+        self.end_factor = float(checks.number(end_factor, "end_factor", minimum=0))
 
     @property
     def peak(self) -> float:
@@ -173,11 +247,11 @@ class OneCycle(Schedule):
         return self.rate
 
     def __call__(self, epoch: float, epochs: float) -> float:
-        """Return the rate at this share of the training."""
-        share = min(epoch / epochs, 1.0)
-        if share <= self.rise:
-            return _between(share, 0.0, self.initial * self.rate, self.rise, self.rate)
-        return _between(share, self.rise, self.rate, 1.0, self.final * self.rate)
+        """Return the rate at this fraction of the training run."""
+        done = min(epoch / epochs, 1.0)
+        if done <= self.warmup_fraction:
+            return _interpolate(done, 0.0, self.start_factor * self.rate, self.warmup_fraction, self.rate)
+        return _interpolate(done, self.warmup_fraction, self.rate, 1.0, self.end_factor * self.rate)
 
 
 class WarmUp(Schedule):
@@ -189,11 +263,17 @@ class WarmUp(Schedule):
         epochs    the length of the warm-up
 
     Source: Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour" (2017).
+
+    Example
+        >>> from gpucnn.schedules import Constant, WarmUp
+        >>> schedule = WarmUp(Constant(0.1), epochs=2)
+        >>> [round(schedule(epoch, 4), 2) for epoch in range(4)]
+        [0.0, 0.05, 0.1, 0.1]
     """
 
     def __init__(self, schedule: Schedule | float, epochs: float = 1.0) -> None:
         self.schedule = as_schedule(schedule)
-        self.epochs = _above_zero(epochs, "epochs")
+        self.epochs = _positive(epochs, "epochs")
 
     @property
     def peak(self) -> float:
@@ -201,7 +281,7 @@ class WarmUp(Schedule):
         return self.schedule.peak
 
     def __call__(self, epoch: float, epochs: float) -> float:
-        """Return the share of the first rate that is done, at least 1 %; then the other schedule's rate."""
+        """Return a growing fraction of the first rate, at least 1 %; then the other schedule's rate."""
         if epoch < self.epochs:
             return self.schedule(0.0, max(epochs - self.epochs, 1.0)) * max(epoch / self.epochs, 0.01)
         return self.schedule(epoch - self.epochs, epochs - self.epochs)
@@ -241,16 +321,16 @@ def check_rate(rate: Any) -> float:
     return float(checks.number(rate, "a learning rate", minimum=0))
 
 
-def _checked_points(points: Sequence[Sequence[float]], least: int) -> list[list[float]]:
+def _checked_points(points: Sequence[Sequence[float]], min_count: int) -> list[list[float]]:
     pairs = [tuple(point) if isinstance(point, list | tuple) else () for point in _listed(points)]
     numbers = [[checks.number(position, "a position") for position in pair[:1]] for pair in pairs]
-    if len(pairs) < least or any(len(p) != 2 for p in pairs) or any(b <= a for a, b in pairwise(numbers)):
-        count = "at least two pairs" if least == 2 else "pairs"
+    if len(pairs) < min_count or any(len(p) != 2 for p in pairs) or any(b <= a for a, b in pairwise(numbers)):
+        count = "at least two pairs" if min_count == 2 else "pairs"
         raise ConfigurationError(f"points must be {count} (position, rate) with growing positions, not {points!r}")
     return [[float(position), check_rate(rate)] for position, rate in pairs]
 
 
-def _between(at: float, start: float, low: float, end: float, high: float) -> float:
+def _interpolate(at: float, start: float, low: float, end: float, high: float) -> float:
     """Return the number at a place on the straight line through (start, low) and (end, high)."""
     return low + (high - low) * (at - start) / (end - start)
 
@@ -260,9 +340,5 @@ def _listed(points: Any) -> list[Any]:
     return list(plain) if isinstance(plain, list | tuple) else []
 
 
-def _checked_unit(unit: str) -> str:
-    return checks.one_of(unit, "unit", ("epochs", "training"))
-
-
-def _above_zero(value: Any, what: str) -> float:
+def _positive(value: Any, what: str) -> float:
     return float(checks.number(value, what, above=0))

@@ -154,9 +154,9 @@ def adam(value, gradients, weight_decay=0.0, decoupled=False, beta1=0.9, beta2=0
 
 DECAY = 0.02
 GROUPS = (
-    Group("batch_norm.s*", rate=0.5, weight_decay=0.0),
-    Group(["*.bias", "batch_norm.scale"], rate=2.0),  # the scale belongs to the first group that matches
-    Group("dense", rate=0.25, weight_decay=0.3),  # its bias belongs to the one before
+    Group("batch_norm.s*", lr_multiplier=0.5, weight_decay=0.0),
+    Group(["*.bias", "batch_norm.scale"], lr_multiplier=2.0),  # the scale belongs to the first group that matches
+    Group("dense", lr_multiplier=0.25, weight_decay=0.3),  # its bias belongs to the one before
 )
 OPTIMIZERS = {
     "sgd": lambda groups: optimizers.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=DECAY, groups=groups),

@@ -294,7 +294,7 @@ FAULTS = (
     Fault(
         "never at rest: velocities too small to matter",
         "gpucnn/optimizers/base.py",
-        "if backend.is_host and self.steps % SWEEP == 0:",
+        "if backend.is_host and self.steps % FLUSH_EVERY == 0:",
         "if False:",
         ("tests/training/test_optimizers.py",),
     ),

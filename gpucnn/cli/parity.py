@@ -36,8 +36,8 @@ def parity(
     x = rng.random((batch_size, *chosen.input_shape))
     y = None
     if chosen.loss is not None:
-        of_classes, shape = chosen.loss.of_classes, chosen.output_shape
-        y = rng.integers(0, shape[-1], batch_size) if of_classes else rng.random((batch_size, *shape))
+        expects_classes, shape = chosen.loss.expects_classes, chosen.output_shape
+        y = rng.integers(0, shape[-1], batch_size) if expects_classes else rng.random((batch_size, *shape))
     result = compare(chosen, x.astype(chosen.dtype), y, reference=reference)
     console.print(result.table())
     if output is not None:

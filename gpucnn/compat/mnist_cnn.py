@@ -35,7 +35,7 @@ from gpucnn.losses import CategoricalCrossEntropy as LossCategoricalCrossEntropy
 from gpucnn.losses import Loss
 from gpucnn.metrics import Accuracy as AccuracyCategorical
 from gpucnn.optimizers import SGD, Optimizer
-from gpucnn.optimizers.base import Rates
+from gpucnn.optimizers.base import LearningRates
 
 __all__ = [
     "AccuracyCategorical",
@@ -354,10 +354,10 @@ class Model:
         network = _Network(layers, input_shape, seed=self.seed, backend=self.backend)
         for place, item in enumerate(self.items):
             if not isinstance(item, Layer) and item.told not in (None, item.layer.input_shape):
-                given, before = item.layer.input_shape, network.layers[place - 1].label if place else "the data"
+                given, before = item.layer.input_shape, network.layers[place - 1].display_name if place else "the data"
                 raise ShapeError(
-                    f"{item.layer.label}: {item.call(item.told)} is told inputs of shape {item.told}, but {before} "
-                    f"before it gives {given}; write {item.call(given)}"
+                    f"{item.layer.display_name}: {item.call(item.told)} is told inputs of shape {item.told}, but "
+                    f"{before} before it gives {given}; write {item.call(given)}"
                 )
         chosen = optimizer.new() if isinstance(optimizer, OptimizerSGD) else optimizer
         network.compile(chosen, loss, [accuracy], jit=False)  # a step that is looked into is not recorded
@@ -369,10 +369,10 @@ class _Network(gpucnn.Model):
 
     last: Any = None
 
-    def train_step(self, x: Array, labels: Array, learning_rate: Rates, *options: Any) -> tuple[Array, Array]:
+    def train_step(self, x: Array, labels: Array, learning_rate: LearningRates, *options: Any) -> tuple[Array, Array]:
         """Make one step as every model does."""
         loss, outputs = super().train_step(x, labels, learning_rate, *options)
-        self.last = loss, outputs, labels, self.optimizer.as_rates(learning_rate)[0]
+        self.last = loss, outputs, labels, self.optimizer.broadcast_rates(learning_rate)[0]
         return loss, outputs
 
     def checked(self, x: Any, y: Any) -> tuple[Any, Any]:
@@ -408,7 +408,7 @@ class _Printer(Callback):
             return
         assert isinstance(model, _Network)
         loss, outputs, labels, rate = model.last
-        right = model.metrics[0].total(outputs, labels)
+        right = model.metrics[0].batch_sum(outputs, labels)
         read = model.backend.to_host
         numbers = {"accuracy": float(read(right)) / len(labels), "loss": float(read(loss))}
         print(f"step: {step}, {_shown(numbers)}, lr: {rate:g}", flush=True)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
-from gpucnn.core.hints import REMEDIES, hinted, nearest
+from gpucnn.core.hints import MEMBERS, REMEDIES, hinted, nearest
 from gpucnn.errors import ArgumentError, ConfigurationError, UnknownNameError
 
 SAME = "same"  # stands where the name of a class would, for an object that was described before
@@ -87,6 +87,8 @@ class Configurable:
     def __init_subclass__(cls, *, family: str = "", **options: Any) -> None:
         """Open a family, or register `cls` in the one it belongs to."""
         super().__init_subclass__(**options)
+        for old in vars(cls).keys() & MEMBERS.keys():
+            raise UnknownNameError(f"class {cls.__name__}: {old} is called {MEMBERS[old]}; rename it")
         if "__init__" in vars(cls):
             cls.__init__ = _constructor(cls.__init__)  # type: ignore[method-assign]
         if family:

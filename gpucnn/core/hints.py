@@ -36,13 +36,24 @@ ARGUMENTS = {
     "out_features": "units",
     "p": "rate",
     "restore_best_weights": "restore_best",
-    "std": "deviation",
-    "stddev": "deviation",
+    "stddev": "std",
     "step_size": "every",
     "stride": "strides",
-    "variance": "deviation",
+    "variance": "std",
     "views": "tta",
     "warmup_epochs": "epochs",
+    "deviation": "std",
+    "final": "end_factor",
+    "final_div_factor": "end_factor",
+    "initial": "start_factor",
+    "div_factor": "start_factor",
+    "lr_mult": "lr_multiplier",
+    "lr_scale": "lr_multiplier",
+    "other": "fallback",
+    "pct_start": "warmup_fraction",
+    "rest": "remaining",
+    "rise": "warmup_fraction",
+    "rate": "lr_multiplier",
 }
 
 #: arguments, attributes and classes that do not exist here, and what does the same
@@ -66,6 +77,14 @@ REMEDIES = {
     "params": "an optimizer is given to model.compile, which tells it the parameters",
     "requires_grad": "model.freeze(…) and model.unfreeze(…) say by name what is trained",
     "trainable": "model.freeze(…) and model.unfreeze(…) say by name what is trained",
+}
+
+#: what custom classes once declared under another name
+MEMBERS = {
+    "can_apply_relu": "supports_fused_relu",
+    "can_skip_input_gradient": "supports_skip_dx",
+    "least_batch": "min_batch_size",
+    "of_classes": "expects_classes",
 }
 
 #: classes as other libraries call them, and what they are called here

@@ -17,7 +17,7 @@ from gpucnn.errors import ConfigurationError, DataError, DTypeError, ShapeError
 class Task(Protocol):
     """What a loss says of the labels that it takes (see `gpucnn.losses.Loss`)."""
 
-    of_classes: bool
+    expects_classes: bool
     takes_classes: bool
 
 
@@ -90,8 +90,8 @@ def check_labels(
     name, K = named(given, what), output_shape[-1]
     if y.ndim == 0 or len(y) != count:
         raise ShapeError(f"{what} has shape {y.shape} for {count:,} inputs; expected one label an input, ({count}, …)")
-    counted = task.of_classes or task.takes_classes
-    if counted and y.shape[1:] == output_shape[:-1] and (task.of_classes or K > 1):
+    counted = task.expects_classes or task.takes_classes
+    if counted and y.shape[1:] == output_shape[:-1] and (task.expects_classes or K > 1):
         return _check_class_numbers(y, K, what, name)
     if not counted and y.ndim == 1 and y.dtype.kind in "iu" and math.prod(output_shape) > 1:
         return y.astype(np.int64)
@@ -101,11 +101,11 @@ def check_labels(
         raise DTypeError(f"{what} holds {y.dtype}; expected numbers{_encoded(y, name)}")
     if counted and y.dtype.kind == "f":  # another loss may mark by NaN what it leaves out
         check_finite(y, what, dtype)
-    if task.of_classes or y.dtype.kind in "fb" or is_zero_one(y):
+    if task.expects_classes or y.dtype.kind in "fb" or is_zero_one(y):
         targets = y.astype(dtype)
     else:
         targets = _as_targets(y, what, name, output_shape, input_shape, dtype)
-    if task.of_classes:
+    if task.expects_classes:
         _check_distributions(targets, what)
     return targets
 

@@ -56,7 +56,8 @@ def check_last_layer(layers: Sequence[Layer], output_shape: Shape, loss: Categor
     last = layers[-1]
     if output_shape[-1] == 1:
         raise ConfigurationError(
-            f"the network has one output, {last.label}, and a cross-entropy over a single class is always 0; give the "
+            f"the network has one output, {last.display_name}, and a cross-entropy over a single class is always 0; "
+            "give the "
             "last layer an output for each class, 2 for yes or no, or keep one output with layers.Sigmoid() at the end "
             'and compile with loss="mean_squared_error"'
         )
@@ -68,8 +69,8 @@ def check_last_layer(layers: Sequence[Layer], output_shape: Shape, loss: Categor
     scores = _scoring(layers)
     if not loss.from_logits and isinstance(scores, NOT_PROBABILITIES):
         raise ConfigurationError(
-            f"the network ends with {scores.label}, whose outputs are not probabilities; add layers.Softmax() at the "
-            "end, or use CategoricalCrossEntropy(from_logits=True)"
+            f"the network ends with {scores.display_name}, whose outputs are not probabilities; add layers.Softmax() "
+            "at the end, or use CategoricalCrossEntropy(from_logits=True)"
         )
 
 

@@ -60,7 +60,7 @@ class BoundNetwork(Closed):
         self.input_shape, self.dtype = checked_shape(input_shape), check_dtype(dtype)
         self.backend = get_backend(backend)
         check_precision(dtype, self.backend)
-        self.output_shape = self.network.build_once(self.input_shape, rng.host_generator(seed, "weights"))
+        self.output_shape = self.network.ensure_built(self.input_shape, rng.host_generator(seed, "weights"))
         check_shared_dtype(self.network, self.state_dtype)
         self._groups = [list(self.parameters())]  # of the optimizer
         self.claim: Claim | None = None  # the method that is training it
@@ -114,12 +114,12 @@ class BoundNetwork(Closed):
     def _lay_out(self, source: Backend | None = None) -> None:
         """Lay all parameters, gradients and buffers out in new flat arrays; they come from another backend, if any."""
         self._flat = FlatState(self.network, self.backend, self.state_dtype, self._groups)
-        self._note_trained()
+        self._refresh_trainable()
 
-    def _note_trained(self) -> None:
+    def _refresh_trainable(self) -> None:
         for layer in self.network.all_layers():
             if isinstance(layer, Sequential):
-                layer.note_trained()
+                layer.refresh_trainable()
 
     def bind(self) -> bool:
         """Make sure that the layers' state lies in this model's flat arrays; return whether it was laid out again.
@@ -153,7 +153,7 @@ class BoundNetwork(Closed):
         the layers are shared with another model.
         """
         self.bind()
-        return self._flat.averaged
+        return self._flat.averageable
 
     def flat_layout(self) -> Layout:
         """Return where each parameter lies in the flat arrays; a new object where that has changed."""

@@ -29,7 +29,7 @@ from gpucnn.engine.passes import ShardedPass
 from gpucnn.engine.replicas import NetworkSignature, Replica, is_array
 from gpucnn.errors import CaptureWarning
 from gpucnn.layers.base import Backward, Layer
-from gpucnn.layers.containers import walked_already
+from gpucnn.layers.containers import already_run
 
 NO_ROOM = "memory does not suffice to compare a replay with an eager pass"
 SMALLER = "a smaller batch size leaves room for both"
@@ -133,7 +133,7 @@ class CapturedPass(ShardedPass):
             ConfigurationError: it was walked already, or another pass of training was begun.
         """
         if self._memory.training is not token:
-            raise walked_already(self.networks[0].label)
+            raise already_run(self.networks[0].display_name)
         with self._tracing("backward"):
             self.backward(dy)
         self._backwards = [None] * len(self._slices)
@@ -158,7 +158,7 @@ class CapturedPass(ShardedPass):
 
         def run_backward(dy: Array) -> None:
             if self._memory.training is not token and not self._wrong:
-                raise walked_already(self.networks[0].label)
+                raise already_run(self.networks[0].display_name)
             _, after = self._replayed(self.backward, dy) if not self._wrong else (None, None)
             self._with_room(network_backward, dy, start_again)
             self._judge(after, State(self.networks[0]))
@@ -284,7 +284,7 @@ def _with_traced_state(network: Layer, tracer: Tracer) -> None:
             buffer.rebind(own(buffer.value, value, "a buffer"))
         for layer, name, value in attributes:
             if name in vars(layer):
-                vars(layer)[name] = own(vars(layer)[name], value, f"the attribute {name} of {layer.label}")
+                vars(layer)[name] = own(vars(layer)[name], value, f"the attribute {name} of {layer.display_name}")
         return f"{others[0]} got another array in a pass; write into the one it has: array[...] = …" if others else ""
 
     _to_undo.append(restore)
@@ -301,7 +301,7 @@ class CaptureCache:
 
     def __init__(self, network: Layer, memory: CaptureMemory | None = None) -> None:
         self._network = network
-        silent = [layer.label for layer in network.all_layers() if not layer.capturable]
+        silent = [layer.display_name for layer in network.all_layers() if not layer.capturable]
         self._reason = f"layers that do not say capturable = True: {', '.join(silent)}" if silent else ""
         self._captured: dict[bool, tuple[Any, CapturedPass]] = {}
         self.memory = CaptureMemory() if memory is None else memory
@@ -338,7 +338,7 @@ class CaptureCache:
             if self._captured and self.memory.training is None:
                 self.invalidate()
             return None
-        if train and options.get("input_gradient", True):
+        if train and options.get("need_dx", True):
             return None
         if not self.memory.lock.acquire(blocking=False):  # another thread computes there
             return None

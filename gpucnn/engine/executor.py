@@ -28,9 +28,9 @@ from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Shape
 from gpucnn.layers.containers import Sequential
 from gpucnn.losses import CategoricalCrossEntropy, Loss, checked_loss, chosen_loss
-from gpucnn.metrics import Metric, Totals, chosen_metrics
+from gpucnn.metrics import Metric, RunningMeans, chosen_metrics
 from gpucnn.optimizers import Optimizer
-from gpucnn.optimizers.base import Rates
+from gpucnn.optimizers.base import LearningRates
 
 #: the executor whose context this thread is in
 _executing: "ContextVar[Executor | None]" = ContextVar("executing", default=None)
@@ -155,11 +155,11 @@ class Executor(BoundNetwork):
         before = vars(self).get("_flat")
         super()._lay_out(source)
         if before is not None and self._optimizer is not None and self._optimizer.serves(before.values):
-            self._optimizer.move(source or self.backend, self.backend, self._flat.values, self._flat.layout)
+            self._optimizer.rebind(source or self.backend, self.backend, self._flat.values, self._flat.layout)
 
-    def _note_trained(self) -> None:
-        super()._note_trained()
-        self._trunk.note_trained()
+    def _refresh_trainable(self) -> None:
+        super()._refresh_trainable()
+        self._trunk.refresh_trainable()
 
     def rest(self, epoch: int | None) -> bool:
         """Let the parameters of groups rest whose epochs are over, or wake all with None; tell whether any changed.
@@ -172,7 +172,7 @@ class Executor(BoundNetwork):
                 changed |= parameters[path].resting != resting
                 parameters[path].resting = resting
         if changed:
-            self._note_trained()
+            self._refresh_trainable()
         return changed
 
     # --- passes -------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ class Executor(BoundNetwork):
 
         With a fused softmax the outputs are logits. With `capture` the pass may be captured, or be a replay of one.
         """
-        return self._sharded_trunk.forward(self.backend, x, train=True, input_gradient=False, capture=capture)
+        return self._sharded_trunk.forward(self.backend, x, train=True, need_dx=False, capture=capture)
 
     def bytes_per_sample(self) -> int:
         """Return about how much memory a step takes for each sample: all outputs, and all their gradients."""
@@ -260,7 +260,7 @@ class Executor(BoundNetwork):
     def _without_last(self) -> Sequential:
         """Return the layers but for the last one as a network."""
         trunk = Sequential(self.layers[:-1])
-        trunk.build_once(self.input_shape, None)
+        trunk.ensure_built(self.input_shape, None)
         return trunk
 
     # --- training -----------------------------------------------------------------------------
@@ -294,9 +294,9 @@ class Executor(BoundNetwork):
         self._check_layers()
         loss = self._prepare_loss(loss)
         chooses = isinstance(metrics, str) and metrics == "auto"
-        chosen = chosen_metrics(["accuracy"] * loss.of_classes if chooses else metrics)
+        chosen = chosen_metrics(["accuracy"] * loss.expects_classes if chooses else metrics)
         optimizer = Optimizer.get(optimizer)
-        groups = optimizer.split({path: parameter.shape for path, parameter in self.parameters().items()})
+        groups = optimizer.partition({path: parameter.shape for path, parameter in self.parameters().items()})
         self._trunk = self.network
         if isinstance(loss, CategoricalCrossEntropy) and isinstance(self.layers[-1], Softmax):
             self._trunk = self._without_last()  # the softmax is computed with the loss, as one kernel
@@ -320,23 +320,23 @@ class Executor(BoundNetwork):
             )
         return self._optimizer
 
-    def new_metrics(self) -> Totals:
+    def new_metrics(self) -> RunningMeans:
         """Return empty sums of loss and metrics on the model's backend."""
-        return Totals(self.backend, self.metrics)
+        return RunningMeans(self.backend, self.metrics)
 
     @on_device
     def train_step(
         self,
         x: Array,
         labels: Array,
-        learning_rate: Rates,
+        learning_rate: LearningRates,
         number: Array | None = None,
         check: GradientCheck | None = None,
     ) -> tuple[Array, Array]:
         """Run one training step on device arrays; return the mean loss and the outputs before the update.
 
         With a fused softmax the outputs are logits. The learning rate is one number, or all that the optimizer's
-        `rates_at` returns, one for each of its groups. A step that is to be captured takes its rates and its `number`,
+        `learning_rates_at` returns, one for each of its groups. A step that is captured takes rates and its `number`,
         from 1, as arrays () of one. `check` looks at the gradients before the update.
         """
         optimizer = self.optimizer
@@ -365,7 +365,7 @@ class Executor(BoundNetwork):
             if sharded:
                 outputs, network_backward = self.forward_train(x, capture=self.jit)
             else:
-                outputs, network_backward = self._trunk.forward(x, train=True, input_gradient=False)
+                outputs, network_backward = self._trunk.forward(x, train=True, need_dx=False)
             exact = outputs.astype(self.state_dtype, copy=False)
             loss, loss_backward = self._compute_loss(exact, labels)
             network_backward(loss_backward(scale).astype(outputs.dtype, copy=False))
@@ -385,7 +385,7 @@ class Executor(BoundNetwork):
         assert self.loss is not None
         if self._trunk is not self.network:
             assert isinstance(self.loss, CategoricalCrossEntropy)
-            return self.loss.on_logits(outputs, labels)
+            return self.loss.from_logits_fused(outputs, labels)
         return checked_loss(self.loss, outputs, labels)
 
     @trains(within=True)
@@ -404,7 +404,7 @@ class Executor(BoundNetwork):
         Raises:
             ConfigurationError: the model is not compiled, or its optimizer is bound to another model by now.
         """
-        rates = self.optimizer.rates_at()
+        rates = self.optimizer.learning_rates_at()
         self.bind()
         with self.execution_context(1):
             self.optimizer.update(self.backend, self._flat.values, self._flat.gradients, rates)

@@ -32,14 +32,14 @@ class FlatState:
         self.layout = Layout.of({path: p.shape for path, p in parameters.items()}, groups, frozen)
         self.values, self.gradients = (xp.zeros(self.layout.size, dtype=dtype) for _ in range(2))
         for path, parameter in parameters.items():
-            part = self.layout.places[path].part
+            part = self.layout.places[path].slice
             value, grad = (flat[part].reshape(parameter.shape) for flat in (self.values, self.gradients))
             value[...] = backend.from_host(parameter.value)
             if parameter.grad is not None and not parameter.frozen:
                 grad[...] = backend.from_host(parameter.grad)
             parameter.rebind(value, grad)
             parameter.of_a_model, parameter.frozen = True, parameter.frozen
-        self.averaged = [self.values[self.layout.trainable], _flat_buffers(network, backend, dtype)]
+        self.averageable = [self.values[self.layout.trainable], _flat_buffers(network, backend, dtype)]
         self._held = list(_held(network))
         self._lists = list(_lists(network))
 
@@ -67,7 +67,8 @@ def check_placed(network: Layer, backend: Backend, dtype: str, remedy: str) -> N
             is_float = isinstance(held, Parameter) or (isinstance(held, Buffer) and _is_float(held))
             if is_float and (layer.backend.name != backend.name or held.value.dtype != dtype):
                 raise ConfigurationError(
-                    f"{layer.label}: its {name} is {held.value.dtype} on {layer.backend.name} by now, and belongs to a "
+                    f"{layer.display_name}: its {name} is {held.value.dtype} on {layer.backend.name} by now, and "
+                    "belongs to a "
                     f"model that keeps {dtype} on {backend.name}; layer.to, or another Model of the same layers, has "
                     f"moved it. {remedy} moves all of it back; models that share layers need the same backend and dtype"
                 )
@@ -83,7 +84,8 @@ def check_shared_dtype(network: Layer, dtype: str) -> None:
         for held in vars(layer).values():
             if isinstance(held, Parameter) and held.of_a_model and held.value.dtype != dtype:
                 raise ConfigurationError(
-                    f"{layer.label}: belongs to a model whose weights are {held.value.dtype} already, and here they "
+                    f"{layer.display_name}: belongs to a model whose weights are {held.value.dtype} already, and "
+                    "here they "
                     f"would be {dtype}; models that share layers need the same dtype: pass it, move the first by "
                     "model.to, or make this one of copies, copy.deepcopy(layers)"
                 )
@@ -143,7 +145,7 @@ def _flat_buffers(network: Layer, backend: Backend, dtype: str) -> Array:
     layout = Layout.of({path: tuple(buffer.value.shape) for path, buffer in floats.items()}, [list(floats)])
     flat = backend.xp.zeros(layout.size, dtype=dtype)
     for path, place in layout.places.items():
-        view = flat[place.part].reshape(place.shape)
+        view = flat[place.slice].reshape(place.shape)
         view[...] = backend.from_host(floats[path].value)
         floats[path].rebind(view)
     return flat

@@ -62,7 +62,7 @@ def _buffers(model: Executor) -> list[Any]:
 def _is_taken(model: Executor, count: int, size: int) -> bool:
     """Return whether every layer can be trained on batches of a size, and on the last one."""
     last = count % size or min(count, size)
-    return all(layer.least_batch() <= last for layer in model.network.all_layers())
+    return all(layer.min_batch_size() <= last for layer in model.network.all_layers())
 
 
 def _passes_fit(model: Executor, data: tuple[Any, Any], size: int) -> bool:

@@ -31,7 +31,7 @@ class ShardedPass:
         dx = self._map_shards(self._backward, dy)
         for replica in self._replicas:
             replica.reduce_gradients()
-        return self._concatenate(dx) if self._options.get("input_gradient", True) else None
+        return self._concatenate(dx) if self._options.get("need_dx", True) else None
 
     def _map_shards(self, function: Callable[[int, Array], Array], array: Array) -> list[Array]:
         """Return what a function returns for the number of each slice and the slice of an array."""

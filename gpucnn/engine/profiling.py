@@ -176,8 +176,8 @@ def random_batch(model: Executor, batch_size: int) -> tuple[Any, Any]:
     """Return random inputs and labels that the model takes, host arrays, the same at every call."""
     rng = host_generator(0, "profile inputs")
     x = rng.random((batch_size, *model.input_shape)).astype(model.state_dtype)
-    of_classes, shape = model.loss is None or model.loss.of_classes, model.output_shape
-    y = rng.integers(0, shape[-1], batch_size) if of_classes else rng.random((batch_size, *shape))
+    expects_classes, shape = model.loss is None or model.loss.expects_classes, model.output_shape
+    y = rng.integers(0, shape[-1], batch_size) if expects_classes else rng.random((batch_size, *shape))
     return x, y
 
 
@@ -193,7 +193,7 @@ def profile(model: Executor, x: Any, y: Any, repeats: int) -> Profile:
     finally:
         model.load_state_dict(kept)
         model.zero_grad()
-    steps = model.network.steps(input_gradient=False, plan=model.network.one_by_one())
+    steps = model.network.execution_order(need_dx=False, plan=model.network.unfused_plan())
     products = {name: _products_back(layer, options, goes_back) for name, layer, options, goes_back in steps}
     rows = [
         LayerTime(
@@ -218,14 +218,14 @@ def _products_back(layer: Layer, options: dict[str, Any], goes_back: bool) -> in
     Nobody wants the dx of the first layer that is trained, nor the dweight of a frozen one.
     """
     is_frozen = 0 < parameter_count(layer) == frozen_count(layer)
-    return 2 - ("input_gradient" in options) - is_frozen if goes_back else 0
+    return 2 - ("need_dx" in options) - is_frozen if goes_back else 0
 
 
 def _timed_pass(model: Executor, x: Any, labels: Any, times: dict[str, list[float]]) -> None:
     """Pass one batch forward and backward as a training step does; add each top-level layer's seconds to `times`."""
     ways_back = []
     network = model.network
-    for name, layer, options, goes_back in network.steps(input_gradient=False, plan=network.one_by_one()):
+    for name, layer, options, goes_back in network.execution_order(need_dx=False, plan=network.unfused_plan()):
         (x, backward), seconds = model.backend.time_call(name, partial(layer.forward, x, train=True, **options))
         times.setdefault(name, [0.0, 0.0])[0] += seconds
         if goes_back:

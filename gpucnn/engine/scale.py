@@ -60,8 +60,9 @@ def warn_of_targets(model: Executor, y: Any, what: str) -> None:
     if y.shape[1:] == model.output_shape and (low < ends[0] - room or high > ends[1] + room):
         model.warned_of_targets = True
         warnings.warn(
-            f"{what} holds targets from {low:g} to {high:g}, and {last.label}, the last layer, gives numbers from "
-            f"{ends[0]} to {ends[1]} only, which never meet them; scale the targets, or leave {last.label} out",
+            f"{what} holds targets from {low:g} to {high:g}, and {last.display_name}, the last layer, gives numbers "
+            "from "
+            f"{ends[0]} to {ends[1]} only, which never meet them; scale the targets, or leave {last.display_name} out",
             DataWarning,
             stacklevel=3,
         )
@@ -112,13 +113,14 @@ def _beside_statistics(layer: Normalization, sample: Any, what: str, whole: bool
     rows = sample.reshape(-1, sample.shape[-1]).astype("float64")
     mean, square = rows.sum(axis=0) / len(rows) / scale, (rows * rows).sum(axis=0) / len(rows) / scale**2
     spread = abs(square - mean * mean) ** 0.5  # to a few digits, as factors of 30 need
-    subtract, divide = (0 * mean + numbers for numbers in (layer.mean, layer.deviation))  # of each channel
+    subtract, divide = (0 * mean + numbers for numbers in (layer.mean, layer.std))  # of each channel
     far, wide = abs(mean - subtract) > APART * divide, spread > APART * divide
     narrow = (spread > 0) & (APART * spread < divide)
     if not (far | wide).any() and not (whole and narrow.all()):
         return ""
     return (
-        f"{what} has mean {_short(mean)} and deviation {_short(spread)}, but {layer.label} has mean {_short(subtract)} "
+        f"{what} has mean {_short(mean)} and deviation {_short(spread)}, but {layer.display_name} has mean "
+        f"{_short(subtract)} "
         f"and deviation {_short(divide)}: they are not in the same units; uint8 counts as 0 … 1, floats as they are: "
         "adapt to the very data that the model is given"
     )

@@ -37,7 +37,7 @@ class ShardedNetwork:
         return vars(self) | {"_replicas": []}
 
     def forward(
-        self, backend: Backend, x: Array, *, train: bool, input_gradient: bool = True, capture: bool = False
+        self, backend: Backend, x: Array, *, train: bool, need_dx: bool = True, capture: bool = False
     ) -> tuple[Array, Backward]:
         """Return the network's output for x (N, …) and the way back, as `network.forward` does.
 
@@ -45,7 +45,7 @@ class ShardedNetwork:
         pass, unless it is one of inference.
         """
         slices = backend.shards(len(x), self._flops * len(x)) if self.can_shard else [slice(0, len(x))]
-        options: dict[str, Any] = {"train": train} | ({} if input_gradient else {"input_gradient": False})
+        options: dict[str, Any] = {"train": train} | ({} if need_dx else {"need_dx": False})
         if capture:
             done = self.captures.forward(backend, x, slices, options)
             if done is not None:

@@ -13,7 +13,7 @@ class ReLU(Layer):
     per_sample = capturable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y and the way back, which keeps y rather than x: y is alive in the next layer anyway."""
+        """Return y and the backward function, which keeps y rather than x: y is alive in the next layer anyway."""
         y = self.backend.relu(x)
         return y, lambda dy: self.backend.relu_gradient(dy, y)
 
@@ -32,7 +32,7 @@ class LeakyReLU(Layer):
 
     def __init__(self, slope: float = 0.01, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        self.slope = checks.number(slope, f"{self.label}: slope", minimum=0)
+        self.slope = checks.number(slope, f"{self.display_name}: slope", minimum=0)
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Multiply by 1 or by the slope, there and back."""
@@ -61,7 +61,7 @@ class Tanh(Layer):
     per_sample = capturable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y and the way back."""
+        """Return y and the backward function."""
         y = self.backend.xp.tanh(x)
         return y, lambda dy: dy * (1.0 - y * y)
 
@@ -75,7 +75,7 @@ class GELU(Layer):
     per_sample = capturable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y and the way back: d(x·Φ(x)) = Φ(x) + x·φ(x), with φ the normal density."""
+        """Return y and the backward function: d(x·Φ(x)) = Φ(x) + x·φ(x), with φ the normal density."""
         y, kept = self.backend.gelu(x)
         return y, lambda dy: self.backend.gelu_gradient(dy, kept)
 
@@ -92,6 +92,6 @@ class Softmax(Layer):
     per_sample = capturable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y and the way back: dx = y·(dy − Σ dy·y)."""
+        """Return y and the backward function: dx = y·(dy − Σ dy·y)."""
         y = self.backend.softmax(x)
         return y, lambda dy: y * (dy - (dy * y).sum(axis=-1, keepdims=True))

@@ -1,7 +1,7 @@
 """`Layer`, the base of all layers; what it holds stands in `state.py`.
 
-A layer's `forward` returns its output and the way back: a function from dy to dx that adds the parameters' gradients.
-What the way back needs is in its scope, so a layer keeps nothing between calls, and one used twice is right.
+A layer's `forward` returns its output and the backward function: from dy to dx that adds the parameters' gradients.
+What the backward pass needs is in its scope, so a layer keeps nothing between calls, and one used twice is right.
 """
 
 import math
@@ -23,18 +23,18 @@ Backward = Callable[[Array], Array]
 
 
 class Layer(Configurable, family="layer"):
-    """Base of every layer: `build` makes the parameters, `forward` computes and returns the way back.
+    """Base of every layer: `build` makes the parameters, `forward` computes and returns the backward pass.
 
     A layer of one's own needs `forward`, and `build` if it has parameters or changes the shape; every constructor
     argument must become an attribute of the same name, and `name` goes to `super().__init__(name=name)`.
     """
 
-    #: whether `forward` takes `input_gradient=False`, which lets a first layer leave out a gradient nobody wants
-    can_skip_input_gradient = False
+    #: whether `forward` takes `need_dx=False`, with which its backward function leaves dx out and returns None
+    supports_skip_dx = False
 
-    #: whether `forward` takes `relu=True`, which lets a layer apply the `ReLU` that follows while its output is in the
-    #: cache; its way back then begins with that of the ReLU
-    can_apply_relu = False
+    #: whether `forward` takes `fused_relu=True`, with which it applies the `ReLU` that follows while its output is in
+    #: the cache; its backward function then begins with that of the ReLU
+    supports_fused_relu = False
 
     #: whether `forward` may be given the batch in slices, on several threads at a time: true where a sample's output
     #: depends on that sample alone, or a kernel joins the slices, and nothing but parameters and buffers is written to
@@ -55,7 +55,7 @@ class Layer(Configurable, family="layer"):
         """Take the four as said of this very `forward`: one that was written anew must say them again."""
         super().__init_subclass__(**options)
         if "forward" in vars(cls):
-            for promise in ("can_skip_input_gradient", "can_apply_relu", "per_sample", "capturable"):
+            for promise in ("supports_skip_dx", "supports_fused_relu", "per_sample", "capturable"):
                 if promise not in vars(cls):
                     setattr(cls, promise, False)
 
@@ -63,7 +63,7 @@ class Layer(Configurable, family="layer"):
         if name is not None and (not isinstance(name, str) or not name.isidentifier()):
             raise ConfigurationError(f"a layer's name must be a word of letters, digits and _, not {name!r}")
         self.name = name
-        self._place_name = ""  # what a container calls it if the user gave no name
+        self._default_name = ""  # what a container calls it if the user gave no name
         self.backend: Backend = get_backend("numpy")  # born on the host; `to` moves it
         self.input_shape: Shape | None = None
         self.output_shape: Shape | None = None
@@ -75,20 +75,20 @@ class Layer(Configurable, family="layer"):
         return input_shape
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return the output for x (N, …) and the way back: a function from dy (as y) to dx (as x)."""
+        """Return the output for x (N, …) and the backward function: from dy (as y) to dx (as x)."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def flops(self) -> int:
         """Return the floating-point operations of the products in one sample's forward pass (a product-sum is 2)."""
         return 0
 
-    def least_batch(self) -> int:
+    def min_batch_size(self) -> int:
         """Return how many samples a training batch must have; a layer without opinion takes one."""
         return 1
 
-    def algorithm(self, batch: int) -> str:
+    def algorithm(self, batch_size: int) -> str:
         """Return how the backend computes this layer, or those inside it, for so many images; "" without a choice."""
-        words = [word for _, child in self.children() for word in child.algorithm(batch).split(", ")]
+        words = [word for _, child in self.children() for word in child.algorithm(batch_size).split(", ")]
         return ", ".join(word for word in dict.fromkeys(words) if word)
 
     def total_flops(self) -> int:
@@ -98,13 +98,13 @@ class Layer(Configurable, family="layer"):
     # --- what every layer can do --------------------------------------------------------------
 
     @property
-    def label(self) -> str:
+    def display_name(self) -> str:
         """The layer's name, or the word for its class: what messages call it."""
-        return self.name or self._place_name or snake_case(type(self).__name__)
+        return self.name or self._default_name or snake_case(type(self).__name__)
 
-    def take_place_name(self, name: str) -> None:
+    def set_default_name(self, name: str) -> None:
         """Be called `name` in paths and messages unless the user chose a name."""
-        self._place_name = name
+        self._default_name = name
 
     def check_begun(self) -> None:
         """Refuse a layer whose class has an `__init__` that leaves out that of `Layer`."""
@@ -114,7 +114,7 @@ class Layer(Configurable, family="layer"):
                 "layer; call it first (in the __post_init__ of a dataclass)"
             )
 
-    def build_once(self, input_shape: Shape, rng: Any) -> Shape:
+    def ensure_built(self, input_shape: Shape, rng: Any) -> Shape:
         """Build the layer where it stands first, and check that it fits where it stands again."""
         self.check_begun()
         if self.output_shape is None:
@@ -122,7 +122,7 @@ class Layer(Configurable, family="layer"):
             self.output_shape = self.build(input_shape, rng)
             if max(math.prod(input_shape), math.prod(self.output_shape)) > MOST_ELEMENTS:
                 raise ShapeError(
-                    f"{self.label}: makes {self.output_shape} of {input_shape}, and no array holds more than "
+                    f"{self.display_name}: makes {self.output_shape} of {input_shape}, and no array holds more than "
                     f"{MOST_ELEMENTS:,} numbers a sample; choose smaller ones"
                 )
             self.input_shape = input_shape
@@ -130,7 +130,7 @@ class Layer(Configurable, family="layer"):
             self._refuse_hidden_state()
         elif self.input_shape != input_shape and self.has_state():
             raise ShapeError(
-                f"{self.label}: was built for inputs of shape {self.input_shape} and cannot be used again for "
+                f"{self.display_name}: was built for inputs of shape {self.input_shape} and cannot be used again for "
                 f"{input_shape}; a shared layer needs the same input shape in each of its places"
             )
         elif self.input_shape != input_shape:
@@ -141,12 +141,12 @@ class Layer(Configurable, family="layer"):
         """Return what an attribute is set to; the state and the shape of a layer that is built stay what they are."""
         held = vars(self).get(name)
         if isinstance(held, Parameter | Buffer) or isinstance(value, Parameter | Buffer):
-            _check_replacement(f"{self.label}.{name}", held, value, self.output_shape is not None)
+            _check_replacement(f"{self.display_name}.{name}", held, value, self.output_shape is not None)
             self._bring(value, held)
         elif is_ours(self) and name in self._arguments() and name not in self.adjustable and self._is_settled(value):
             raise ConfigurationError(
-                f"{self.label}: {name} cannot be changed any more, since the layer was made or built with it; make a "
-                "new layer, and a new Model of the layers"
+                f"{self.display_name}: {name} cannot be changed any more, since the layer was made or built with it; "
+                "make a new layer, and a new Model of the layers"
             )
         return super()._admitted(name, value)
 
@@ -172,7 +172,8 @@ class Layer(Configurable, family="layer"):
             for item in _items_in(value):
                 if id(item) not in found:
                     raise ConfigurationError(
-                        f"{self.label}: {name} holds a {type(item).__name__} where nobody would find it to train or "
+                        f"{self.display_name}: {name} holds a {type(item).__name__} where nobody would find it to "
+                        "train or "
                         "save it; keep each parameter and buffer as an attribute of the layer, and layers inside as "
                         "attributes, in a list or in a dictionary"
                     )
@@ -188,7 +189,7 @@ class Layer(Configurable, family="layer"):
                     path = f"{word}_{number}"
                 yield path, layer
 
-    def _walk(self, kind: type, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    def _named_members(self, kind: type, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
         """Yield what of `kind` this layer and its children hold, each once, by path."""
         if id(self) in seen:
             return
@@ -197,15 +198,15 @@ class Layer(Configurable, family="layer"):
             if isinstance(value, kind):
                 yield path + name, value
         for name, child in self.children():
-            yield from child._walk(kind, f"{path}{name}.", seen)
+            yield from child._named_members(kind, f"{path}{name}.", seen)
 
     def parameters(self) -> dict[str, Parameter]:
         """Return every parameter by its path, such as `conv2d_1.weight`."""
-        return dict(self._walk(Parameter, "", set()))
+        return dict(self._named_members(Parameter, "", set()))
 
     def buffers(self) -> dict[str, Buffer]:
         """Return every buffer by its path, such as `batch_norm.running_mean`."""
-        return dict(self._walk(Buffer, "", set()))
+        return dict(self._named_members(Buffer, "", set()))
 
     def has_state(self) -> bool:
         """Tell whether there is any parameter or buffer."""
@@ -285,7 +286,7 @@ def _layers_in(value: Any, name: str = "") -> Iterator[tuple[str, Layer]]:
     if isinstance(value, Layer):
         yield name, value
     elif isinstance(value, list | tuple):
-        yield from ((item.label, item) for item in value if isinstance(item, Layer))
+        yield from ((item.display_name, item) for item in value if isinstance(item, Layer))
     elif isinstance(value, dict):
         yield from ((f"{name}.{key}", item) for key, item in value.items() if isinstance(item, Layer))
 

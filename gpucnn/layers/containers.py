@@ -13,7 +13,7 @@ from gpucnn.layers.conv import Conv2D
 from gpucnn.layers.norm import BatchNorm
 from gpucnn.layers.pool import MaxPool2D
 
-BEFORE = "the layer before it"  # stands in messages of shapes that do not meet
+PREVIOUS_LAYER = "the layer before it"  # stands in messages of shapes that do not meet
 Plan = list[tuple[int, dict[str, Any]]]  # places of layers in the order in which they compute, and options
 
 
@@ -48,18 +48,18 @@ class Sequential(Layer):
         ConfigurationError  something that is no layer, or two layers of one name
     """
 
-    can_skip_input_gradient = True
+    supports_skip_dx = True
     per_sample = capturable = True
 
     def __init__(self, layers: list[Layer] | tuple[Layer, ...], *, name: str | None = None) -> None:
         super().__init__(name=name)
         if not isinstance(layers, list | tuple):
-            raise ConfigurationError(f"{self.label}: expected a list of layers, not {type(layers).__name__}")
+            raise ConfigurationError(f"{self.display_name}: expected a list of layers, not {type(layers).__name__}")
         self.layers = Layers(layers)
         for place, layer in enumerate(self.layers):
             if not isinstance(layer, Layer):
                 hint = "; write it with brackets to make one" if isinstance(layer, type) else ""
-                raise ConfigurationError(f"{self.label}: item {place} is {layer!r}, which is no layer{hint}")
+                raise ConfigurationError(f"{self.display_name}: item {place} is {layer!r}, which is no layer{hint}")
             layer.check_begun()
         self._name_layers()
 
@@ -70,7 +70,7 @@ class Sequential(Layer):
         taken: set[str] = set()
         for key, layer in unique.items():
             if layer.name in taken:
-                raise ConfigurationError(f"{self.label}: two layers are named {layer.name!r}; names must differ")
+                raise ConfigurationError(f"{self.display_name}: two layers are named {layer.name!r}; names must differ")
             if layer.name:
                 taken.add(layer.name)
                 names[key] = layer.name
@@ -83,7 +83,7 @@ class Sequential(Layer):
                     number += 1
                 numbers[word] = number
                 taken.add(name)
-                layer.take_place_name(name)
+                layer.set_default_name(name)
                 names[key] = name
         self._names = [names[id(layer)] for layer in self.layers]
 
@@ -94,80 +94,82 @@ class Sequential(Layer):
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Build the layers one after another, each for the shape that the one before it returns."""
         shape = input_shape
-        self._promised: dict[int, set[Shape]] = {}  # by layers of users' own: what they may return
+        self._declared_shapes: dict[int, set[Shape]] = {}  # by layers of users' own: what they may return
         for place, layer in enumerate(self.layers):
             try:
-                shape = layer.build_once(shape, rng)
+                shape = layer.ensure_built(shape, rng)
             except ShapeError as error:
-                if place == 0 or BEFORE in str(error):
+                if place == 0 or PREVIOUS_LAYER in str(error):
                     raise
-                raise ShapeError(f"{error}; {BEFORE}, {self.layers[place - 1].label}, gives {shape}") from error
+                raise ShapeError(
+                    f"{error}; {PREVIOUS_LAYER}, {self.layers[place - 1].display_name}, gives {shape}"
+                ) from error
             if not type(layer).__module__.startswith("gpucnn."):
-                self._promised.setdefault(id(layer), set()).add(shape)
-        self.note_trained()
-        self._plan, self._inference_plan = _planned(self.layers), _planned(self.layers, inference=True)
+                self._declared_shapes.setdefault(id(layer), set()).add(shape)
+        self.refresh_trainable()
+        self._train_plan, self._inference_plan = _fuse(self.layers), _fuse(self.layers, inference=True)
         return shape
 
-    def note_trained(self) -> None:
+    def refresh_trainable(self) -> None:
         """Note which layers have parameters that are trained; said again when that has changed.
 
         The list is a new one each time, by which replicas of this layer notice that they are out of date.
         """
-        self._trained = [any(p.learns for p in layer.parameters().values()) for layer in self.layers]
+        self._trainable = [any(p.trainable for p in layer.parameters().values()) for layer in self.layers]
 
-    def forward(self, x: Array, *, train: bool, input_gradient: bool = True) -> tuple[Array, Backward]:
-        """Return y and the way back, which returns None for dx without `input_gradient`.
+    def forward(self, x: Array, *, train: bool, need_dx: bool = True) -> tuple[Array, Backward]:
+        """Return y and the backward function, which returns None for dx without `need_dx`.
 
-        Without it the way back is that of a training step: it can be walked once, and lets go of what each layer kept
-        as soon as it has passed that layer.
+        Without it the backward function is that of a training step: it may be called once, and frees what each layer
+        saved as soon as it has run that layer.
         """
-        ways_back: list[tuple[str, Backward]] = []
-        plan = self._inference_plan if self.backend.folds_batch_norm and not train else self._plan
-        for name, layer, options, goes_back in self.steps(input_gradient, plan):
+        backwards: list[tuple[str, Backward]] = []
+        plan = self._inference_plan if self.backend.folds_batch_norm and not train else self._train_plan
+        for name, layer, options, needs_backward in self.execution_order(need_dx, plan):
             given = x
             try:
-                x, way_back = layer.forward(given, train=train, **options)
+                x, layer_backward = layer.forward(given, train=train, **options)
             except MemoryError as error:
                 raise OutOfMemory.at(name, error) from error
-            if id(layer) in self._promised:
-                way_back = _kept_promise(layer, self._promised[id(layer)], given, x, way_back)
-            if goes_back:
-                ways_back.append((name, way_back))
+            if id(layer) in self._declared_shapes:
+                layer_backward = _check_shapes(layer, self._declared_shapes[id(layer)], given, x, layer_backward)
+            if needs_backward:
+                backwards.append((name, layer_backward))
 
         def backward(dy: Array) -> Array:
-            for label, way_back in reversed(ways_back):
-                dy = _walk(label, way_back, dy)
+            for label, layer_backward in reversed(backwards):
+                dy = _run_backward(label, layer_backward, dy)
             return dy
 
-        stations = len(ways_back)
+        count = len(backwards)
 
-        def walk_once(dy: Array) -> None:
-            if len(ways_back) < stations:
-                raise walked_already(self.label)
-            while ways_back:
-                dy = _walk(*ways_back.pop(), dy)
+        def backward_once(dy: Array) -> None:
+            if len(backwards) < count:
+                raise already_run(self.display_name)
+            while backwards:
+                dy = _run_backward(*backwards.pop(), dy)
 
-        return x, backward if input_gradient else walk_once
+        return x, backward if need_dx else backward_once
 
-    def steps(
-        self, input_gradient: bool, plan: Plan | None = None
+    def execution_order(
+        self, need_dx: bool, plan: Plan | None = None
     ) -> Iterator[tuple[str, Layer, dict[str, Any], bool]]:
-        """Yield the name of each layer that computes, the layer, its options, and whether the way back passes it.
+        """Yield the name of each layer that computes, the layer, its options, and whether the backward pass passes it.
 
-        Where nobody wants dx, the way back ends at the first layer that has parameters to be trained, and that layer
+        Where dx is not needed, the backward pass ends at the first layer that has trainable parameters, and that layer
         leaves its own dx out if it can.
         """
-        wanted = input_gradient
-        for place, options in self._plan if plan is None else plan:
-            layer, trained = self.layers[place], self._trained[place]
-            if "norm" in options:
-                trained = trained or self._trained[options["norm"]]
-                options = options | {"norm": self.layers[options["norm"]]}
-            skips = not wanted and layer.can_skip_input_gradient
+        wanted = need_dx
+        for place, options in self._train_plan if plan is None else plan:
+            layer, trained = self.layers[place], self._trainable[place]
+            if "folded_norm" in options:
+                trained = trained or self._trainable[options["folded_norm"]]
+                options = options | {"folded_norm": self.layers[options["folded_norm"]]}
+            skips = not wanted and layer.supports_skip_dx
             wanted = wanted or trained
-            yield self._names[place], layer, options | {"input_gradient": False} if skips else options, wanted
+            yield self._names[place], layer, options | {"need_dx": False} if skips else options, wanted
 
-    def one_by_one(self) -> Plan:
+    def unfused_plan(self) -> Plan:
         """Return the plan in which every layer computes for itself, as a profile wants it."""
         return [(place, {}) for place in range(len(self.layers))]
 
@@ -181,24 +183,24 @@ class Sequential(Layer):
         return iter(self.layers)
 
 
-def walked_already(label: str) -> ConfigurationError:
-    """Return the error of who walks the way back of a training step a second time, or after the next has begun."""
+def already_run(label: str) -> ConfigurationError:
+    """Return the error of who walks the backward pass of a training step a second time, or after the next has begun."""
     return ConfigurationError(
-        f"{label}: the way back of a training step was walked already, and lets go of what it passes, "
-        "or another step was begun; call forward again, or forward with input_gradient=True for a way that can be "
+        f"{label}: the backward pass of a training step was walked already, and lets go of what it passes, "
+        "or another step was begun; call forward again, or forward with need_dx=True for a way that can be "
         "walked often"
     )
 
 
-def _walk(label: str, way_back: Backward, dy: Array) -> Array:
+def _run_backward(label: str, layer_backward: Backward, dy: Array) -> Array:
     """Walk one layer's way back; where memory runs out, the error gets the layer's name."""
     try:
-        return way_back(dy)
+        return layer_backward(dy)
     except MemoryError as error:
         raise OutOfMemory.at(label, error) from error
 
 
-def _kept_promise(layer: Layer, promised: set[Shape], x: Array, y: Array, way_back: Backward) -> Backward:
+def _check_shapes(layer: Layer, promised: set[Shape], x: Array, y: Array, layer_backward: Backward) -> Backward:
     """Return a way back that checks the shape of dx, once that of the output is known to be what `build` promised.
 
     Raises:
@@ -208,23 +210,24 @@ def _kept_promise(layer: Layer, promised: set[Shape], x: Array, y: Array, way_ba
     if tuple(y.shape[1:]) not in promised or len(y) != len(x):
         expected = " or ".join(str((len(x), *shape)) for shape in sorted(promised))
         raise ShapeError(
-            f"{layer.label}: its forward returned shape {tuple(y.shape)} where its build promised {expected}; {remedy}"
+            f"{layer.display_name}: its forward returned shape {tuple(y.shape)} where its build promised {expected}; "
+            f"{remedy}"
         )
     shape = tuple(x.shape)
 
     def checked(dy: Array) -> Array:
-        dx = way_back(dy)
+        dx = layer_backward(dy)
         if dx is not None and tuple(dx.shape) != shape:
             raise ShapeError(
-                f"{layer.label}: its way back returned shape {tuple(dx.shape)} for inputs of shape {shape}; dx must "
-                f"have theirs; {remedy}"
+                f"{layer.display_name}: its way back returned shape {tuple(dx.shape)} for inputs of shape {shape}; "
+                f"dx must have theirs; {remedy}"
             )
         return dx
 
     return checked
 
 
-def _planned(layers: list[Layer], inference: bool = False) -> Plan:
+def _fuse(layers: list[Layer], inference: bool = False) -> Plan:
     """Return the places of the layers in the order in which they compute, with options for their forward passes.
 
     Two neighbours are told of each other here, and nowhere else. A ReLU before a max pooling changes places with it:
@@ -239,10 +242,15 @@ def _planned(layers: list[Layer], inference: bool = False) -> Plan:
     plan: Plan = []
     for place in order:
         layer, (before, taken) = layers[place], plan[-1] if plan else (None, {})
-        if before is not None and type(layer) is ReLU and layers[before].can_apply_relu and "relu" not in taken:
-            plan[-1] = before, taken | {"relu": True}
+        if (
+            before is not None
+            and type(layer) is ReLU
+            and layers[before].supports_fused_relu
+            and "fused_relu" not in taken
+        ):
+            plan[-1] = before, taken | {"fused_relu": True}
         elif inference and before is not None and (type(layers[before]), type(layer), taken) == (Conv2D, BatchNorm, {}):
-            plan[-1] = before, {"norm": place}
+            plan[-1] = before, {"folded_norm": place}
         else:
             plan.append((place, {}))
     return plan
@@ -265,7 +273,7 @@ class Residual(Layer):
     Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition" (2016).
     """
 
-    can_apply_relu = True
+    supports_fused_relu = True
     per_sample = capturable = True
 
     def __init__(
@@ -277,24 +285,24 @@ class Residual(Layer):
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Build both branches and see that their outputs can be added."""
-        main_shape = self.main.build_once(input_shape, rng)
-        shortcut_shape = self.shortcut.build_once(input_shape, rng) if self.shortcut else input_shape
+        main_shape = self.main.ensure_built(input_shape, rng)
+        shortcut_shape = self.shortcut.ensure_built(input_shape, rng) if self.shortcut else input_shape
         if main_shape != shortcut_shape:
             raise ShapeError(
-                f"{self.label}: main returns {main_shape} but the shortcut {shortcut_shape}, which cannot be added; "
-                "pass a shortcut that changes the shape alike, such as Conv2D(filters, 1, strides=…)"
+                f"{self.display_name}: main returns {main_shape} but the shortcut {shortcut_shape}, which cannot be "
+                "added; pass a shortcut that changes the shape alike, such as Conv2D(filters, 1, strides=…)"
             )
         return main_shape
 
-    def forward(self, x: Array, *, train: bool, relu: bool = False) -> tuple[Array, Backward]:
-        """Return the sum of both branches and the way back, which is the sum of both ways back."""
+    def forward(self, x: Array, *, train: bool, fused_relu: bool = False) -> tuple[Array, Backward]:
+        """Return the sum of both branches and the backward function, which is the sum of both backward functions."""
         add = self.backend.add
         main, main_backward = self.main.forward(x, train=train)
         shortcut, shortcut_backward = self.shortcut.forward(x, train=train) if self.shortcut else (x, lambda dy: dy)
-        y = add(main, shortcut, relu)
+        y = add(main, shortcut, fused_relu)
 
         def backward(dy: Array) -> Array:
-            if relu:
+            if fused_relu:
                 dy = self.backend.relu_gradient(dy, y)
             return add(main_backward(dy), shortcut_backward(dy))
 

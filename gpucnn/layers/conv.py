@@ -8,7 +8,7 @@ from gpucnn.core import checks
 from gpucnn.errors import ShapeError
 from gpucnn.initializers import Initializer
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
-from gpucnn.layers.geometry import Padding, checked_padding, fit_window, image_shape, int_or_pair, pair
+from gpucnn.layers.geometry import Padding, checked_padding, int_or_pair, make_window, pair, require_image
 from gpucnn.layers.norm import BatchNorm
 
 
@@ -36,8 +36,8 @@ class Conv2D(Layer):
         ShapeError          the input is no image, the filter does not fit it, or groups do not divide C and F
     """
 
-    can_skip_input_gradient = True
-    can_apply_relu = True
+    supports_skip_dx = True
+    supports_fused_relu = True
     per_sample = capturable = True
 
     def __init__(
@@ -54,27 +54,29 @@ class Conv2D(Layer):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.filters = checks.integer(filters, f"{self.label}: filters", minimum=1)
-        self.kernel_size = int_or_pair(kernel_size, f"{self.label}: kernel_size")
-        self.strides = int_or_pair(strides, f"{self.label}: strides")
-        self.padding = checked_padding(padding, f"{self.label}: padding")
-        self.dilation = int_or_pair(dilation, f"{self.label}: dilation")
-        self.groups = checks.integer(groups, f"{self.label}: groups", minimum=1)
-        self.use_bias = checks.flag(use_bias, f"{self.label}: use_bias")
+        self.filters = checks.integer(filters, f"{self.display_name}: filters", minimum=1)
+        self.kernel_size = int_or_pair(kernel_size, f"{self.display_name}: kernel_size")
+        self.strides = int_or_pair(strides, f"{self.display_name}: strides")
+        self.padding = checked_padding(padding, f"{self.display_name}: padding")
+        self.dilation = int_or_pair(dilation, f"{self.display_name}: dilation")
+        self.groups = checks.integer(groups, f"{self.display_name}: groups", minimum=1)
+        self.use_bias = checks.flag(use_bias, f"{self.display_name}: use_bias")
         Initializer.get(weight_initializer)
         self.weight_initializer = weight_initializer
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Fit the window to (H, W, C) and draw the weight."""
-        H, W, C = image_shape(input_shape, self.label)
+        H, W, C = require_image(input_shape, self.display_name)
         F, groups = self.filters, self.groups
         if C % groups or F % groups:
-            raise ShapeError(f"{self.label}: groups={groups} must divide the {C} input channels and the {F} filters")
+            raise ShapeError(
+                f"{self.display_name}: groups={groups} must divide the {C} input channels and the {F} filters"
+            )
         size, strides, dilation = pair(self.kernel_size), pair(self.strides), pair(self.dilation)
-        self.window = fit_window(self.label, (H, W), size, strides, self.padding, dilation)
+        self.window = make_window(self.display_name, (H, W), size, strides, self.padding, dilation)
         fan_in, fan_out = self.window.area * C // groups, self.window.area * F
         initializer = Initializer.get(self.weight_initializer)
-        self.weight = Parameter(initializer.make((*size, C // groups, F), fan_in, fan_out, rng, groups))
+        self.weight = Parameter(initializer.create((*size, C // groups, F), fan_in, fan_out, rng, groups))
         self.bias = Parameter(initializers.zeros((F,))) if self.use_bias else None
         return (*self.window.output_size((H, W)), F)
 
@@ -83,32 +85,32 @@ class Conv2D(Layer):
         x: Array,
         *,
         train: bool,
-        input_gradient: bool = True,
-        relu: bool = False,
-        norm: BatchNorm | None = None,
+        need_dx: bool = True,
+        fused_relu: bool = False,
+        folded_norm: BatchNorm | None = None,
     ) -> tuple[Array, Backward]:
-        """Return y and the way back, which returns None for dx without `input_gradient`.
+        """Return y and the backward function, which returns None for dx without `need_dx`.
 
-        With `norm`, y is what inference makes of it in that layer.
+        With `folded_norm`, y is what inference makes of it in that layer.
         """
-        if norm is not None:
-            return self._forward_with(norm, x, input_gradient, relu)
+        if folded_norm is not None:
+            return self._forward_folded(folded_norm, x, need_dx, fused_relu)
         backend, weight, bias, window = self.backend, self.weight, self.bias, self.window
-        y = backend.conv2d(x, weight.value, bias.value if bias else None, window, self.groups, relu)
+        y = backend.conv2d(x, weight.value, bias.value if bias else None, window, self.groups, fused_relu)
 
         def backward(dy: Array) -> Array:
-            if relu:
+            if fused_relu:
                 dy = backend.relu_gradient(dy, y)
-            bias_learns, dx = bias is not None and bias.learns, None
-            if weight.learns:
-                if input_gradient:
+            bias_learns, dx = bias is not None and bias.trainable, None
+            if weight.trainable:
+                if need_dx:
                     dweight, dbias, dx = backend.conv2d_gradients(x, dy, weight.value, window, self.groups, bias_learns)
                 else:
                     dweight, dbias = backend.conv2d_parameter_gradients(x, dy, window, self.groups, bias_learns)
                 weight.add_grad(dweight)
             else:
                 dbias = backend.channel_sums(dy) if bias_learns else None
-                if input_gradient:
+                if need_dx:
                     dx = backend.conv2d_input_gradient(dy, weight.value, x.shape[1:3], window, self.groups)
             if bias and bias_learns:
                 bias.add_grad(dbias)
@@ -116,20 +118,20 @@ class Conv2D(Layer):
 
         return y, backward
 
-    def _forward_with(self, norm: BatchNorm, x: Array, input_gradient: bool, relu: bool) -> tuple[Array, Backward]:
-        """Return the norm's y and the way back through both layers.
+    def _forward_folded(self, norm: BatchNorm, x: Array, need_dx: bool, fused_relu: bool) -> tuple[Array, Backward]:
+        """Return the norm's y and the backward function through both layers.
 
-        In inference a norm multiplies each channel by a factor and adds a level. The weight can be multiplied instead,
-        which spares a pass over the images. The way back, which few want, computes both again, each for itself.
+        In inference a norm multiplies each channel by a factor and adds an offset. Multiplying the weight instead
+        saves a pass over the images. The backward pass, which is rare here, runs both layers again, unfolded.
         """
-        factor, level = norm.factor_and_level()
+        factor, offset = norm.scale_and_offset()
         if self.bias:
-            level = level + factor * self.bias.value
-        y = self.backend.conv2d(x, self.weight.value * factor, level, self.window, self.groups, relu)
+            offset = offset + factor * self.bias.value
+        y = self.backend.conv2d(x, self.weight.value * factor, offset, self.window, self.groups, fused_relu)
 
         def backward(dy: Array) -> Array:
-            own, own_backward = self.forward(x, train=False, input_gradient=input_gradient)
-            _, norm_backward = norm.forward(own, train=False, relu=relu)
+            own, own_backward = self.forward(x, train=False, need_dx=need_dx)
+            _, norm_backward = norm.forward(own, train=False, fused_relu=fused_relu)
             return own_backward(norm_backward(dy))
 
         return y, backward
@@ -140,7 +142,9 @@ class Conv2D(Layer):
         OH, OW, _ = self.output_shape
         return 2 * OH * OW * self.weight.size
 
-    def algorithm(self, batch: int) -> str:
+    def algorithm(self, batch_size: int) -> str:
         """Return the path that the backend chooses for this geometry."""
         C = self.weight.shape[2] * self.groups
-        return self.backend.conv2d_algorithm(self.window, batch, C, self.filters, self.groups, self.weight.value.dtype)
+        return self.backend.conv2d_algorithm(
+            self.window, batch_size, C, self.filters, self.groups, self.weight.value.dtype
+        )

@@ -27,7 +27,7 @@ class Dense(Layer):
         ShapeError          the input is not (N, D)
     """
 
-    can_skip_input_gradient = True
+    supports_skip_dx = True
     per_sample = capturable = True
 
     def __init__(
@@ -39,8 +39,8 @@ class Dense(Layer):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.units = checks.integer(units, f"{self.label}: units", minimum=1)
-        self.use_bias = checks.flag(use_bias, f"{self.label}: use_bias")
+        self.units = checks.integer(units, f"{self.display_name}: units", minimum=1)
+        self.use_bias = checks.flag(use_bias, f"{self.display_name}: use_bias")
         Initializer.get(weight_initializer)
         self.weight_initializer = weight_initializer
 
@@ -48,29 +48,29 @@ class Dense(Layer):
         """Draw the weight (D, K)."""
         if len(input_shape) != 1:
             raise ShapeError(
-                f"{self.label}: expected features (D,), got inputs of shape {input_shape}; put Flatten() or "
+                f"{self.display_name}: expected features (D,), got inputs of shape {input_shape}; put Flatten() or "
                 "GlobalAveragePool2D() before it"
             )
         D, K = input_shape[0], self.units
-        self.weight = Parameter(Initializer.get(self.weight_initializer).make((D, K), D, K, rng))
+        self.weight = Parameter(Initializer.get(self.weight_initializer).create((D, K), D, K, rng))
         self.bias = Parameter(initializers.zeros((K,))) if self.use_bias else None
         return (K,)
 
-    def forward(self, x: Array, *, train: bool, input_gradient: bool = True) -> tuple[Array, Backward]:
-        """Return y and the way back, which returns None for dx without `input_gradient`."""
+    def forward(self, x: Array, *, train: bool, need_dx: bool = True) -> tuple[Array, Backward]:
+        """Return y and the backward function, which returns None for dx without `need_dx`."""
         backend, weight, bias = self.backend, self.weight, self.bias
         y = backend.dense(x, weight.value, bias.value if bias else None)
 
         def backward(dy: Array) -> Array:
-            bias_learns = bias is not None and bias.learns
-            if weight.learns:
+            bias_learns = bias is not None and bias.trainable
+            if weight.trainable:
                 dweight, dbias = backend.dense_parameter_gradients(x, dy, bias_learns)
                 weight.add_grad(dweight)
             elif bias_learns:
                 dbias = backend.channel_sums(dy)
             if bias and bias_learns:
                 bias.add_grad(dbias)
-            return backend.dense_input_gradient(dy, weight.value, x) if input_gradient else None
+            return backend.dense_input_gradient(dy, weight.value, x) if need_dx else None
 
         return y, backward
 

@@ -25,7 +25,7 @@ class Dropout(Layer):
 
     def __init__(self, rate: float, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        self.rate = checks.number(rate, f"{self.label}: rate, the share that is dropped,", minimum=0, below=1)
+        self.rate = checks.number(rate, f"{self.display_name}: rate, the share that is dropped,", minimum=0, below=1)
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Open the layer's own random stream."""

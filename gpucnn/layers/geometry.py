@@ -46,7 +46,7 @@ def checked_padding(padding: Any, what: str) -> Padding:
     return int_or_pair(padding, what, minimum=0)
 
 
-def image_shape(input_shape: tuple[int, ...], label: str) -> tuple[int, int, int]:
+def require_image(input_shape: tuple[int, ...], label: str) -> tuple[int, int, int]:
     """Return (H, W, C), or raise ShapeError where the input is no image."""
     if len(input_shape) != 3:
         raise ShapeError(
@@ -57,7 +57,7 @@ def image_shape(input_shape: tuple[int, ...], label: str) -> tuple[int, int, int
     return H, W, C
 
 
-def fit_window(
+def make_window(
     label: str, image_size: Pair, size: Pair, strides: Pair, padding: Padding, dilation: Pair = (1, 1)
 ) -> Window:
     """Make the window's padding explicit for images of (H, W).

@@ -15,11 +15,11 @@ def watched(network: Layer, watch: Callable[[Layer, str], Any]) -> Iterator[None
     Meanwhile no layer takes over what is its neighbour's, such as a ReLU.
     """
     sequentials = [layer for layer in network.all_layers() if isinstance(layer, Sequential)]
-    plans = {layer: (layer._plan, layer._inference_plan) for layer in sequentials}
+    plans = {layer: (layer._train_plan, layer._inference_plan) for layer in sequentials}
     leaves = _leaves(network)
     try:
         for sequential in plans:
-            sequential._plan = sequential._inference_plan = sequential.one_by_one()
+            sequential._train_plan = sequential._inference_plan = sequential.unfused_plan()
         for path, layer in leaves:
             vars(layer)["forward"] = watch(layer, path)
         yield
@@ -27,7 +27,7 @@ def watched(network: Layer, watch: Callable[[Layer, str], Any]) -> Iterator[None
         for _, layer in leaves:
             vars(layer).pop("forward", None)
         for sequential, kept in plans.items():
-            sequential._plan, sequential._inference_plan = kept
+            sequential._train_plan, sequential._inference_plan = kept
 
 
 def _leaves(layer: Layer) -> list[tuple[str, Layer]]:

@@ -1,7 +1,7 @@
 """Normalisation: by the statistics of the batch, or by given numbers."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from gpucnn import initializers
 from gpucnn.backends import Array
@@ -31,14 +31,14 @@ class BatchNorm(Layer):
     Source: Ioffe, Szegedy, "Batch normalization" (2015).
     """
 
-    can_apply_relu = True
+    supports_fused_relu = True
     per_sample = capturable = True
     adjustable = "momentum", "epsilon"
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        self.momentum = checks.number(momentum, f"{self.label}: momentum", minimum=0, below=1)
-        self.epsilon = checks.number(epsilon, f"{self.label}: epsilon", above=0)
+        self.momentum = checks.number(momentum, f"{self.display_name}: momentum", minimum=0, below=1)
+        self.epsilon = checks.number(epsilon, f"{self.display_name}: epsilon", above=0)
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Start with scale 1, shift 0 and the statistics of a standard distribution."""
@@ -49,23 +49,23 @@ class BatchNorm(Layer):
         self.running_var = Buffer(initializers.ones((C,)))
         return input_shape
 
-    def least_batch(self) -> int:
+    def min_batch_size(self) -> int:
         """Return 2 for features, of which one sample has no variance; an image has one of its own."""
         return 2 if math.prod((self.input_shape or (1,))[:-1]) < 2 else 1
 
-    def forward(self, x: Array, *, train: bool, relu: bool = False) -> tuple[Array, Backward]:
-        """Return y and the way back, by the batch's statistics in training and by the running ones otherwise."""
-        return self._by_batch(x, relu) if train else self._by_running_statistics(x, relu)
+    def forward(self, x: Array, *, train: bool, fused_relu: bool = False) -> tuple[Array, Backward]:
+        """Return y and the backward function, by the statistics of the batch in training, else by the running ones."""
+        return self._forward_train(x, fused_relu) if train else self._forward_inference(x, fused_relu)
 
-    def _by_batch(self, x: Array, relu: bool) -> tuple[Array, Backward]:
+    def _forward_train(self, x: Array, fused_relu: bool) -> tuple[Array, Backward]:
         backend, scale, shift = self.backend, self.scale, self.shift
         count = backend.global_batch_size(len(x)) * math.prod(x.shape[1:-1])
         if count < 2:
             raise ShapeError(
-                f"{self.label}: a batch of shape {tuple(x.shape)} has one value a channel, so its variance is 0; "
-                "choose a batch size that leaves no batch of one, not even the last of an epoch"
+                f"{self.display_name}: a batch of shape {tuple(x.shape)} has one value a channel, so its variance is "
+                "0; choose a batch size that leaves no batch of one, not even the last of an epoch"
             )
-        y, mean, variance, kept = backend.batch_norm(x, scale.value, shift.value, self.epsilon, relu)
+        y, mean, variance, kept = backend.batch_norm(x, scale.value, shift.value, self.epsilon, fused_relu)
         for running, batch in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
             backend.lerp_(running.value, batch, 1.0 - self.momentum)
 
@@ -77,22 +77,22 @@ class BatchNorm(Layer):
 
         return y, backward
 
-    def factor_and_level(self) -> tuple[Array, Array]:
+    def scale_and_offset(self) -> tuple[Array, Array]:
         """Return what inference multiplies each channel by, and then adds to it: both (C,)."""
-        factor = self.scale.value / self._running_deviation()
+        factor = self.scale.value / self._running_std()
         return factor, self.shift.value - self.running_mean.value * factor
 
-    def _running_deviation(self) -> Array:
+    def _running_std(self) -> Array:
         return self.backend.xp.sqrt(self.running_var.value + self.epsilon)
 
-    def _by_running_statistics(self, x: Array, relu: bool) -> tuple[Array, Backward]:
-        backend, deviation, (factor, level) = self.backend, self._running_deviation(), self.factor_and_level()
-        y = backend.scale_and_shift(x, factor, level, relu)
+    def _forward_inference(self, x: Array, fused_relu: bool) -> tuple[Array, Backward]:
+        backend, std, (factor, offset) = self.backend, self._running_std(), self.scale_and_offset()
+        y = backend.scale_and_shift(x, factor, offset, fused_relu)
 
         def backward(dy: Array) -> Array:
-            if relu:
+            if fused_relu:
                 dy = backend.relu_gradient(dy, y)
-            normalized = (x - self.running_mean.value) / deviation
+            normalized = (x - self.running_mean.value) / std
             self.scale.add_grad(backend.channel_sums(dy * normalized))
             self.shift.add_grad(backend.channel_sums(dy))
             return (dy * factor).astype(dy.dtype, copy=False)
@@ -104,55 +104,57 @@ class Normalization(Layer):
     """Subtract a mean and divide by a standard deviation that are given, or taken once from data by `adapt`.
 
     Shapes
-        x, y             (N, …, C)
-        mean, deviation  a number, or one for each channel (C,)
+        x, y       (N, …, C)
+        mean, std  a number, or one for each channel (C,)
 
-    uint8 images count as 0 … 1 everywhere in gpucnn, so their mean and deviation are those of pixel / 255.
+    uint8 images count as 0 … 1 everywhere in gpucnn, so their mean and standard deviation are those of pixel / 255.
 
     Raises
-        ConfigurationError  a deviation that is not positive, or only one of the two numbers
+        ConfigurationError  a standard deviation that is not positive, or only one of the two numbers
         ShapeError          not one number, nor one for each channel
     """
 
     per_sample = capturable = True
 
-    def __init__(self, mean: Any = None, deviation: Any = None, *, name: str | None = None) -> None:
+    renamed: ClassVar[dict[str, str]] = {"deviation": "std"}
+
+    def __init__(self, mean: Any = None, std: Any = None, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        if (mean is None) != (deviation is None):
+        if (mean is None) != (std is None):
             raise ConfigurationError(
-                f"{self.label}: got mean={mean!r} and deviation={deviation!r}; pass both, or neither and adapt(data)"
+                f"{self.display_name}: got mean={mean!r} and std={std!r}; pass both, or neither and adapt(data)"
             )
-        self.mean = _numbers(mean, f"{self.label}: mean")
-        self.deviation = _numbers(deviation, f"{self.label}: deviation")
-        if self.deviation is not None and not min(_as_list(self.deviation)) > 0:
-            raise ConfigurationError(f"{self.label}: deviation must be positive, not {deviation!r}")
+        self.mean = _numbers(mean, f"{self.display_name}: mean")
+        self.std = _numbers(std, f"{self.display_name}: std")
+        if self.std is not None and not min(_as_list(self.std)) > 0:
+            raise ConfigurationError(f"{self.display_name}: std must be positive, not {std!r}")
 
     def adapt(self, data: Any) -> "Normalization":
-        """Take mean and deviation of each channel from host data (N, …, C), which count as in `fit`; returns the layer.
+        """Take mean and standard deviation of each channel from host data (N, …, C), as `fit` takes; returns the layer.
 
         The data are read once, a part after another, so that any array will do, also one that is mapped from a file.
 
         Raises:
             ShapeError, DTypeError, DataError: data that `fit` refuses, or a constant channel, which cannot be scaled.
         """
-        mean, deviation = channel_statistics(data, "data")
-        if not deviation.min() > 0:
+        mean, std = channel_statistics(data, "data")
+        if not std.min() > 0:
             raise DataError(
-                f"{self.label}: channel {int(deviation.argmin())} of the data is constant, so it has no deviation to "
-                "divide by; leave it out, or pass mean and deviation yourself"
+                f"{self.display_name}: channel {int(std.argmin())} of the data is constant, so it has no deviation to "
+                "divide by; leave it out, or pass mean and std yourself"
             )
-        vars(self).update(mean=mean.tolist(), deviation=deviation.tolist())
+        vars(self).update(mean=mean.tolist(), std=std.tolist())
         if self.output_shape is not None:
             self._fill()
         return self
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
-        """Hold mean and deviation as buffers, so that they are moved, cast and saved with the rest."""
+        """Hold both as buffers, so that they are moved, cast and saved with the rest."""
         C = input_shape[-1]
-        for what, numbers in (("mean", self.mean), ("deviation", self.deviation)):
+        for what, numbers in (("mean", self.mean), ("std", self.std)):
             if isinstance(numbers, list) and len(numbers) not in (1, C):
                 raise ShapeError(
-                    f"{self.label}: {what} has {len(numbers)} numbers for {C} channels; pass one number or {C}"
+                    f"{self.display_name}: {what} has {len(numbers)} numbers for {C} channels; pass one number or {C}"
                 )
         self.subtract = Buffer(initializers.zeros((C,)))
         self.divide = Buffer(initializers.ones((C,)))
@@ -162,7 +164,7 @@ class Normalization(Layer):
 
     def _fill(self) -> None:
         if self.mean is not None:
-            for buffer, numbers in ((self.subtract, self.mean), (self.divide, self.deviation)):
+            for buffer, numbers in ((self.subtract, self.mean), (self.divide, self.std)):
                 listed = _as_list(numbers)
                 if len(listed) == 1:
                     listed = listed * self._channels
@@ -170,10 +172,10 @@ class Normalization(Layer):
                     buffer.value[channel] = number
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return (x − mean) / deviation and the way back."""
+        """Return (x − mean) / std and the backward function."""
         if self.mean is None:
             raise ConfigurationError(
-                f"{self.label}: has neither mean nor deviation; pass both to Normalization(…), or call adapt(data)"
+                f"{self.display_name}: has neither mean nor std; pass both to Normalization(…), or call adapt(data)"
             )
         divide = self.divide.value
         y = (x - self.subtract.value) / divide

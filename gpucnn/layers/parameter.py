@@ -1,6 +1,6 @@
 """What a layer holds: `Parameter`, an array that is trained, and `Buffer`, one that is only kept."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from gpucnn.backends import Array
 from gpucnn.core.checks import shown
@@ -19,6 +19,7 @@ class Parameter(Closed):
     over.
     """
 
+    changed_by: ClassVar[dict[str, str]] = {"trainable": "call model.freeze(…) or model.unfreeze(…)"}
     grad: Array | None = None
     frozen = False
     resting = False
@@ -47,18 +48,18 @@ class Parameter(Closed):
         return int(self._value.size)
 
     @property
-    def learns(self) -> bool:
+    def trainable(self) -> bool:
         """Whether it takes a gradient."""
         return not (self.frozen or self.resting)
 
     def add_grad(self, gradient: Array) -> None:
-        """Add to the gradient, if it learns; a layer that is used twice in one pass adds twice."""
+        """Add to the gradient, if it is trainable; a layer that is used twice in one pass adds twice."""
         if tuple(gradient.shape) != self.shape:
             raise ShapeError(
                 f"a parameter of shape {self.shape} got a gradient of shape {tuple(gradient.shape)}; "
                 "the backward pass of its layer is wrong"
             )
-        if not self.learns:
+        if not self.trainable:
             return
         if self.grad is None:
             self.grad = gradient.copy()

@@ -5,7 +5,7 @@ from typing import Any
 from gpucnn.backends import Array
 from gpucnn.errors import ShapeError
 from gpucnn.layers.base import Backward, Layer, Shape
-from gpucnn.layers.geometry import Padding, checked_padding, fit_window, image_shape, int_or_pair, pair
+from gpucnn.layers.geometry import Padding, checked_padding, int_or_pair, make_window, pair, require_image
 
 
 class _Pool2D(Layer):
@@ -20,19 +20,19 @@ class _Pool2D(Layer):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.pool_size = int_or_pair(pool_size, f"{self.label}: pool_size")
-        self.strides = None if strides is None else int_or_pair(strides, f"{self.label}: strides")
-        self.padding = checked_padding(padding, f"{self.label}: padding")
+        self.pool_size = int_or_pair(pool_size, f"{self.display_name}: pool_size")
+        self.strides = None if strides is None else int_or_pair(strides, f"{self.display_name}: strides")
+        self.padding = checked_padding(padding, f"{self.display_name}: padding")
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Fit the window to (H, W, C)."""
-        H, W, C = image_shape(input_shape, self.label)
+        H, W, C = require_image(input_shape, self.display_name)
         size = pair(self.pool_size)
         strides = size if self.strides is None else pair(self.strides)
-        self.window = fit_window(self.label, (H, W), size, strides, self.padding)
+        self.window = make_window(self.display_name, (H, W), size, strides, self.padding)
         if any(max(sides) >= side for sides, side in zip(self.window.padding, size, strict=True)):
             raise ShapeError(
-                f"{self.label}: padding {self.padding!r} is not smaller than the {size[0]}x{size[1]} window, so "
+                f"{self.display_name}: padding {self.padding!r} is not smaller than the {size[0]}x{size[1]} window, so "
                 "some windows would hold padding only; use less padding"
             )
         return (*self.window.output_size((H, W)), C)
@@ -54,13 +54,13 @@ class MaxPool2D(_Pool2D):
         ShapeError  the window does not fit the image, or padding is as large as the window
     """
 
-    can_apply_relu = True
+    supports_fused_relu = True
     per_sample = capturable = True
 
-    def forward(self, x: Array, *, train: bool, relu: bool = False) -> tuple[Array, Backward]:
-        """Return y and the way back, which sends dy to the winners alone."""
+    def forward(self, x: Array, *, train: bool, fused_relu: bool = False) -> tuple[Array, Backward]:
+        """Return y and the backward function, which sends dy to the winners alone."""
         backend, window, image_size = self.backend, self.window, x.shape[1:3]
-        y, switches = backend.max_pool2d(x, window, relu)
+        y, switches = backend.max_pool2d(x, window, fused_relu)
         return y, lambda dy: backend.max_pool2d_gradient(dy, switches, image_size, window)
 
 
@@ -83,7 +83,7 @@ class AveragePool2D(_Pool2D):
     per_sample = capturable = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y and the way back, which shares dy equally."""
+        """Return y and the backward function, which shares dy equally."""
         backend, window, image_size = self.backend, self.window, x.shape[1:3]
         y = backend.average_pool2d(x, window)
         return y, lambda dy: backend.average_pool2d_gradient(dy, image_size, window)
@@ -101,11 +101,11 @@ class GlobalAveragePool2D(Layer):
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Keep the channels."""
-        _, _, C = image_shape(input_shape, self.label)
+        _, _, C = require_image(input_shape, self.display_name)
         return (C,)
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Return y and the way back, which shares dy among all H·W elements."""
+        """Return y and the backward function, which shares dy among all H·W elements."""
         _, H, W, _ = x.shape
         spread = self.backend.xp.broadcast_to
         return x.mean(axis=(1, 2)), lambda dy: spread((dy / (H * W))[:, None, None, :], x.shape)

@@ -42,15 +42,15 @@ class PadChannels(Layer):
 
     def __init__(self, before: int, after: int, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        self.before = checks.integer(before, f"{self.label}: before", minimum=0)
-        self.after = checks.integer(after, f"{self.label}: after", minimum=0)
+        self.before = checks.integer(before, f"{self.display_name}: before", minimum=0)
+        self.after = checks.integer(after, f"{self.display_name}: after", minimum=0)
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Return the shape with more channels."""
         return (*input_shape[:-1], self.before + input_shape[-1] + self.after)
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """Put x between zeros; the way back picks its channels out again."""
+        """Put x between zeros; the backward pass picks its channels out again."""
         y = self.backend.xp.zeros_like(x, shape=(*x.shape[:-1], self.before + x.shape[-1] + self.after))
         inside = slice(self.before, self.before + x.shape[-1])
         y[..., inside] = x

@@ -79,7 +79,7 @@ def double_conv(image: Shape, classes: int) -> Design:
         *(Conv2D(6, 5, padding="same", weight_initializer=weights), ReLU()),
         *(Conv2D(16, 5, weight_initializer=weights), ReLU(), Flatten()),
         *_lenet_end(classes, weights),
-    ], SGD(OneCycle(0.5, rise=0.5))
+    ], SGD(OneCycle(0.5, warmup_fraction=0.5))
 
 
 @named("single-conv-pool", MNIST_IMAGE, Recipe("mnist", 3, 128))

@@ -46,7 +46,7 @@ def network_4(image: Shape, classes: int) -> Design:
     for filters in (64, 128, 224):
         layers += [_conv(filters), MaxPool2D(2), BatchNorm(), ReLU(), _conv(filters), BatchNorm(), ReLU()]
     layers += [MaxPool2D(image[0] // 8), *_end(classes)]
-    return layers, SGD(OneCycle(0.2, rise=0.2), momentum=0.9, nesterov=True, weight_decay=5e-4)
+    return layers, SGD(OneCycle(0.2, warmup_fraction=0.2), momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
 def _vgg(image: Shape, classes: int, convolutions: tuple[int, ...]) -> Design:
@@ -184,7 +184,7 @@ def airbench94(image: Shape, classes: int) -> Design:
 
     Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024).
     """
-    uniform, identity = FanInUniform(), Dirac(rest=FanInUniform())
+    uniform, identity = FanInUniform(), Dirac(remaining=FanInUniform())
 
     def conv(filters: int) -> Layer:
         return Conv2D(filters, 3, padding="same", use_bias=False, weight_initializer=identity)
@@ -198,8 +198,8 @@ def airbench94(image: Shape, classes: int) -> Design:
     layers += [MaxPool2D(3), Flatten(), Dense(classes, use_bias=False, weight_initializer=uniform)]
     layers += [Normalization(0.0, 9.0), Softmax()]
     groups = [
-        Group("*.shift", rate=64.0, weight_decay=AIRBENCH_DECAY / 64),
-        Group("whitening.bias", epochs=3),
+        Group("*.shift", lr_multiplier=64.0, weight_decay=AIRBENCH_DECAY / 64),
+        Group("whitening.bias", train_epochs=3),
     ]
     rate = PiecewiseLinear(
         [(0, 0.2 * AIRBENCH_RATE), (0.23, AIRBENCH_RATE), (1, 0.07 * AIRBENCH_RATE)], unit="training"

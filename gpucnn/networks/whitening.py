@@ -60,7 +60,7 @@ def _first_convolution(target: Any) -> tuple[Conv2D, list[Layer]]:
     """Return the convolution to set and the layers that images pass before it."""
     if isinstance(target, Conv2D):
         if target.output_shape is None:
-            raise ConfigurationError(f"{target.label} is not built yet; put it into a Model, and pass that")
+            raise ConfigurationError(f"{target.display_name} is not built yet; put it into a Model, and pass that")
         return target, []
     if not isinstance(target, Model):
         raise ConfigurationError(f"whiten takes a Model or a Conv2D, not {target!r}")
@@ -69,7 +69,7 @@ def _first_convolution(target: Any) -> tuple[Conv2D, list[Layer]]:
         if isinstance(layer, Conv2D):
             return layer, before
         before.append(layer)
-    there = ", ".join(layer.label for layer in before)
+    there = ", ".join(layer.display_name for layer in before)
     raise ConfigurationError(
         f"{target.name} has no convolution that every image passes, only {there}; put a Conv2D before them"
     )
@@ -88,13 +88,13 @@ def _check_filters(convolution: Conv2D) -> None:
     KH, KW, C, F = convolution.weight.shape
     if convolution.groups != 1:
         raise ConfigurationError(
-            f"{convolution.label}: has groups={convolution.groups}, and only a convolution that sees all channels at "
-            "once can be whitened; leave groups out"
+            f"{convolution.display_name}: has groups={convolution.groups}, and only a convolution that sees all "
+            "channels at once can be whitened; leave groups out"
         )
     if 2 * KH * KW * C != F:
         raise ConfigurationError(
-            f"{convolution.label}: has {F} filters; whitening gives two for each of the {KH}·{KW}·{C} numbers of a "
-            f"window, so make it Conv2D({2 * KH * KW * C}, …)"
+            f"{convolution.display_name}: has {F} filters; whitening gives two for each of the {KH}·{KW}·{C} numbers "
+            f"of a window, so make it Conv2D({2 * KH * KW * C}, …)"
         )
 
 
@@ -128,7 +128,7 @@ def _covariance(seen: Iterator[Any], convolution: Conv2D) -> "np.ndarray[Any, An
     covariance: np.ndarray[Any, Any] = products / max(count, 1) - np.outer(mean, mean)
     if not np.trace(covariance) > 1e-12 * np.trace(products):  # what rounding leaves of constant windows
         raise DataError(
-            f"{convolution.label}: {count:,} windows of {EH}x{EW} pixels that do not vary have no directions to "
+            f"{convolution.display_name}: {count:,} windows of {EH}x{EW} pixels that do not vary have no directions to "
             "whiten; pass some training images"
         )
     return covariance

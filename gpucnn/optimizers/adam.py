@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from gpucnn.backends import Array, Backend
 from gpucnn.core import checks
-from gpucnn.optimizers.base import Number, Optimizer, check_share
+from gpucnn.optimizers.base import Number, Optimizer
 from gpucnn.optimizers.groups import Group
 from gpucnn.schedules import Schedule
 
@@ -14,13 +14,20 @@ class Adam(Optimizer):
 
     Arguments
         learning_rate  a number or a schedule
-        beta1, beta2   how much of the running mean and square is kept a step
+        beta1, beta2   how much of the running mean and square is kept per step
         epsilon        added to the root
         weight_decay   adds weight_decay·value to the gradient; `AdamW` takes it off the value instead
         groups, clip_norm, clip_value
                        parameters with a rate of their own, and limits of the gradients: see `Optimizer`
 
     Source: Kingma, Ba, "Adam: a method for stochastic optimization" (2015).
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), (x_test, y_test) = datasets.synthetic_digits(64)
+        >>> from gpucnn.optimizers import Adam
+        >>> model = networks.lenet().compile(Adam(1e-3), "categorical_crossentropy")
+        >>> history = model.fit(x, y, epochs=1, verbose=0)
     """
 
     decoupled = False
@@ -38,7 +45,8 @@ class Adam(Optimizer):
         clip_value: float | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, groups, clip_norm, clip_value)
-        self.beta1, self.beta2 = check_share(beta1, "beta1"), check_share(beta2, "beta2")
+        self.beta1 = checks.number(beta1, "beta1", minimum=0, below=1)
+        self.beta2 = checks.number(beta2, "beta2", minimum=0, below=1)
         self.epsilon = checks.number(epsilon, "epsilon", above=0)
 
     def slot_names(self) -> tuple[str, ...]:
@@ -53,14 +61,14 @@ class Adam(Optimizer):
         slots: dict[str, Array],
         learning_rate: Number,
         weight_decay: float,
-        number: int | Array,
+        step: int | Array,
     ) -> None:
         backend.adam_update(
             values,
             gradients,
             slots["mean"],
             slots["square"],
-            step=number,
+            step=step,
             learning_rate=learning_rate,
             beta1=self.beta1,
             beta2=self.beta2,
@@ -74,6 +82,13 @@ class AdamW(Adam):
     """Adam whose weight decay shrinks the values directly: value ← value·(1 − rate·weight_decay).
 
     Source: Loshchilov, Hutter, "Decoupled weight decay regularization" (2019).
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), (x_test, y_test) = datasets.synthetic_digits(64)
+        >>> from gpucnn.optimizers import AdamW
+        >>> model = networks.lenet().compile(AdamW(1e-3, weight_decay=0.01), "categorical_crossentropy")
+        >>> history = model.fit(x, y, epochs=1, verbose=0)
     """
 
     decoupled = True

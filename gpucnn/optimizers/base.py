@@ -7,14 +7,14 @@ from gpucnn.backends import Array, Backend
 from gpucnn.core import checks
 from gpucnn.core.config import Configurable
 from gpucnn.errors import CheckpointError, ConfigurationError
-from gpucnn.optimizers.groups import Group, check_decay, check_groups, split
+from gpucnn.optimizers.groups import Group, check_groups, partition
 from gpucnn.optimizers.layout import Layout, Shape
 from gpucnn.schedules import Schedule, as_rate, rate_of
 
 Number = float | Array  # a Python number, or an array () of one
-Rates = Number | Sequence[Number]  # the learning rate of everything, or one for each part of the flat buffer
+LearningRates = Number | Sequence[Number]  # the learning rate of everything, or one for each part of the flat buffer
 
-SWEEP = 256  # updates from one in which the slots are swept to the next
+FLUSH_EVERY = 256  # updates; denormal numbers in the slots are set to 0 then
 
 
 class Optimizer(Configurable, family="optimizer"):
@@ -32,6 +32,14 @@ class Optimizer(Configurable, family="optimizer"):
 
     `slots` are arrays as long as the flat parameter buffer, by name; `steps` counts the updates. The buffer lies in
     parts: what no group matches, and then each group.
+
+    Example
+        >>> from gpucnn import Model, layers
+        >>> from gpucnn.optimizers import Optimizer
+        >>> class SignSGD(Optimizer):
+        ...     def _update(self, backend, values, gradients, slots, learning_rate, weight_decay, number):
+        ...         values -= learning_rate * backend.xp.sign(gradients)
+        >>> model = Model([layers.Dense(1)], (3,)).compile(SignSGD(0.01), "mean_squared_error")
     """
 
     learning_rate: Schedule | float
@@ -49,14 +57,14 @@ class Optimizer(Configurable, family="optimizer"):
         clip_value: float | None = None,
     ) -> None:
         self.learning_rate = as_rate(learning_rate)
-        self.weight_decay = check_decay(weight_decay)
+        self.weight_decay = checks.number(weight_decay, "weight_decay", minimum=0)
         self.groups = check_groups(groups)
         self.clip_norm, self.clip_value = _limit(clip_norm, "clip_norm"), _limit(clip_value, "clip_value")
         self._resting = [False] * (len(self.groups) + 1)  # of the parts of the flat buffer, which are not updated
         self.steps = 0
         self.slots: dict[str, Array] = {}
         self._values: Array = None
-        self._layout = Layout.whole(0)
+        self._layout = Layout.flat(0)
 
     def _admitted(self, name: str, value: Any) -> Any:
         """Return what an attribute is set to; how the parameters of a model are laid out is settled by `compile`."""
@@ -71,19 +79,19 @@ class Optimizer(Configurable, family="optimizer"):
         """Return the names of the slots that the update keeps."""
         return ()
 
-    def split(self, shapes: Mapping[str, Shape]) -> list[list[str]]:
+    def partition(self, shapes: Mapping[str, Shape]) -> list[list[str]]:
         """Return the paths of the parameters of these shapes, a list for each part of the flat buffer.
 
         Raises:
             ConfigurationError: a group's pattern matches none; lists the paths there are.
         """
-        return split(list(shapes), self.groups)
+        return partition(list(shapes), self.groups)
 
     def reset(self, backend: Backend, values: Array, layout: Layout | None = None) -> None:
         """Start anew for the flat parameter buffer `values` (P,), which lies as `layout` says: all slots 0."""
         self.steps, self.slots = 0, {}
         self._values = values
-        self._layout = layout or Layout.whole(len(values))
+        self._layout = layout or Layout.flat(len(values))
         self._keep_slots(backend)
 
     def _keep_slots(self, backend: Backend) -> None:
@@ -94,13 +102,13 @@ class Optimizer(Configurable, family="optimizer"):
                 name: self.slots[name] if name in self.slots else zeros(self._values) for name in self.slot_names()
             }
 
-    def move(self, source: Backend, target: Backend, values: Array, layout: Layout | None = None) -> None:
+    def rebind(self, source: Backend, target: Backend, values: Array, layout: Layout | None = None) -> None:
         """Follow the parameters, now the flat buffer `values` (P,), to another backend or into another layout."""
         layout = layout or self._layout
         for name, slot in self.slots.items():
             there = slot if source is target else target.from_host(source.to_host(slot))
             there = there.astype(values.dtype, copy=False)
-            self.slots[name] = there if layout == self._layout else _laid_anew(target, there, self._layout, layout)
+            self.slots[name] = there if layout == self._layout else _relayout(target, there, self._layout, layout)
         self._values, self._layout = values, layout
 
     def serves(self, values: Array) -> bool:
@@ -113,7 +121,7 @@ class Optimizer(Configurable, family="optimizer"):
 
     def state_dict(self, backend: Backend) -> dict[str, Any]:
         """Return host copies of every slot by name and path, such as `velocity/conv2d.weight`."""
-        return {name: backend.to_host(slot).reshape(shape).copy() for name, slot, shape in self._parts_of_slots()}
+        return {name: backend.to_host(slot).reshape(shape).copy() for name, slot, shape in self._named_slots()}
 
     def load_state_dict(self, backend: Backend, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned for the same parameters; the count of steps is an attribute.
@@ -121,7 +129,7 @@ class Optimizer(Configurable, family="optimizer"):
         Raises:
             CheckpointError: a slot is missing, unknown, or of another shape.
         """
-        parts = list(self._parts_of_slots())
+        parts = list(self._named_slots())
         if {name: tuple(slot.shape) for name, slot in state.items()} != {name: shape for name, _, shape in parts}:
             raise CheckpointError(
                 f"the slots {', '.join(sorted(state)) or 'none'} do not fit this {type(self).__name__}, which keeps "
@@ -130,25 +138,29 @@ class Optimizer(Configurable, family="optimizer"):
         for name, slot, _ in parts:
             slot[...] = backend.from_host(state[name].reshape(-1))
 
-    def _parts_of_slots(self) -> Iterator[tuple[str, Array, Shape]]:
+    def with_current_slots(self, slots: Mapping[str, Any]) -> dict[str, Any]:
+        """Return slots of a file, by path, under the names that they have now."""
+        return dict(slots)
+
+    def _named_slots(self) -> Iterator[tuple[str, Array, Shape]]:
         """Yield what each slot keeps for each parameter: its name, a view, and the parameter's shape."""
         for name, slot in self.all_slots().items():
             for path, place in self._layout.places.items():
-                yield f"{name}/{path}", slot[place.part], place.shape
+                yield f"{name}/{path}", slot[place.slice], place.shape
 
-    def rate_at(self, epoch: float | None = None, epochs: float = 1.0) -> float:
+    def learning_rate_at(self, epoch: float | None = None, epochs: float = 1.0) -> float:
         """Return the learning rate at a point of the training, or the highest one outside of any."""
         return rate_of(self.learning_rate, epoch, epochs)
 
-    def rates_at(self, epoch: float | None = None, epochs: float = 1.0) -> list[float]:
-        """Return the learning rate of each part of the flat buffer, as `rate_at` does; the first is without a group.
+    def learning_rates_at(self, epoch: float | None = None, epochs: float = 1.0) -> list[float]:
+        """Return the learning rate of each range of the flat buffer: of what no group matches, then of each group.
 
         Raises:
             ConfigurationError: a schedule returns what is not a rate; says what, when and before which step.
         """
         try:
-            rate = self.rate_at(epoch, epochs)
-            return [rate, *(rate * group.factor_at(epoch, epochs) for group in self.groups)]
+            rate = self.learning_rate_at(epoch, epochs)
+            return [rate, *(rate * group.multiplier_at(epoch, epochs) for group in self.groups)]
         except ConfigurationError as error:
             raise ConfigurationError(
                 f"{error}; step {self.steps + 1:,} of the optimizer was not made, and the weights are those before it"
@@ -164,14 +176,14 @@ class Optimizer(Configurable, family="optimizer"):
         backend: Backend,
         values: Array,
         gradients: Array,
-        learning_rate: Rates,
-        number: Array | None = None,
+        learning_rate: LearningRates,
+        step: Array | None = None,
     ) -> None:
         """Move `values` (P,) in place by one step.
 
-        The learning rate is that of what no group matches, or a sequence of all that `rates_at` returns. A step that is
-        to be recorded and repeated takes rates and its number, from 1, as arrays () of one; otherwise the number is the
-        optimizer's own count.
+        The learning rate is that of what no group matches, or a sequence of all that `learning_rates_at` returns. A
+        step that is captured takes rates and its number, `step` from 1, as arrays () of one; otherwise the number is
+        the optimizer's own count.
 
         Raises:
             ConfigurationError: the optimizer serves another model by now.
@@ -185,16 +197,16 @@ class Optimizer(Configurable, family="optimizer"):
         self._keep_slots(backend)
         self.steps += 1
         self._clip(backend, gradients[self._layout.trainable])
-        number = self.steps if number is None else number
-        self._apply(backend, values, gradients, self.as_rates(learning_rate), number)
-        if backend.is_host and self.steps % SWEEP == 0:
-            self._sweep(backend)
+        step = self.steps if step is None else step
+        self._apply(backend, values, gradients, self.broadcast_rates(learning_rate), step)
+        if backend.is_host and self.steps % FLUSH_EVERY == 0:
+            self._flush_denormals(backend)
 
-    def as_rates(self, rate: Rates) -> Sequence[Number]:
+    def broadcast_rates(self, rate: LearningRates) -> Sequence[Number]:
         """Return the rates of all parts; where only that without a group is given, groups take their highest share."""
         if isinstance(rate, Sequence):
             return rate
-        return [rate, *(rate * group.factor_at(None, 1.0) for group in self.groups)]
+        return [rate, *(rate * group.multiplier_at(None, 1.0) for group in self.groups)]
 
     def _clip(self, backend: Backend, gradients: Array) -> None:
         """Bring gradients of too large a size down, in place."""
@@ -204,15 +216,15 @@ class Optimizer(Configurable, family="optimizer"):
             backend.clip_norm(gradients, self.clip_norm)
 
     def _apply(
-        self, backend: Backend, values: Array, gradients: Array, rates: Sequence[Number], number: int | Array
+        self, backend: Backend, values: Array, gradients: Array, rates: Sequence[Number], step: int | Array
     ) -> None:
         """Update one part of the buffer after another, each with its rate and weight decay."""
         for part, rate, decay, rests in zip(self._layout.ranges, rates, self._decays(), self._resting, strict=True):
             if part.start < part.stop and not rests:
                 slots = {name: slot[part] for name, slot in self.slots.items()}
-                self._update(backend, values[part], gradients[part], slots, rate, decay, number)
+                self._update(backend, values[part], gradients[part], slots, rate, decay, step)
 
-    def _sweep(self, backend: Backend) -> None:
+    def _flush_denormals(self, backend: Backend) -> None:
         """Set numbers of the slots to 0 that are smaller than any normal one.
 
         The velocity of a weight that gets no gradient any more shrinks until it is that small, and then it stays so:
@@ -234,23 +246,18 @@ class Optimizer(Configurable, family="optimizer"):
         slots: dict[str, Array],
         learning_rate: Number,
         weight_decay: float,
-        number: int | Array,
+        step: int | Array,
     ) -> None:
         raise NotImplementedError(f"{type(self).__name__} has no _update")
 
 
-def _laid_anew(backend: Backend, slot: Array, old: Layout, new: Layout) -> Array:
+def _relayout(backend: Backend, slot: Array, old: Layout, new: Layout) -> Array:
     """Return a slot in another layout of the same parameters."""
     result = backend.xp.zeros_like(slot)
     for path, place in new.places.items():
-        result[place.part] = slot[old.places[path].part]
+        result[place.slice] = slot[old.places[path].slice]
     return result
 
 
 def _limit(value: Any, what: str) -> float | None:
     return None if value is None else float(checks.number(value, what, above=0))
-
-
-def check_share(value: Any, what: str) -> float:
-    """Return a number of at least 0 and below 1, or raise ConfigurationError."""
-    return checks.number(value, what, minimum=0, below=1)

@@ -1,7 +1,7 @@
 """`Group`: parameters that are trained at a learning rate, or with a weight decay, of their own."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from gpucnn.core import checks
 from gpucnn.core.config import Configurable
@@ -14,29 +14,39 @@ class Group(Configurable, family="group"):
     """Parameters by path, and how they are trained.
 
     Arguments
-        match         a pattern such as "*.bias" or "conv2d_1.weight", the name of a layer for all that it holds, or a
-                      list of them
-        rate          multiplies the optimizer's learning rate; a number, or a schedule
-        weight_decay  takes the place of the optimizer's; None keeps that
-        epochs        how many epochs of a training they are trained for; after these they rest: their gradients are not
-                      computed any more, nor is what only these need. None for all
+        match          a pattern such as "*.bias" or "conv2d_1.weight", the name of a layer for all that it holds, or a
+                       list of them
+        lr_multiplier  multiplies the optimizer's learning rate; a number, or a schedule
+        weight_decay   takes the place of the optimizer's; None keeps that
+        train_epochs   how many epochs of a training run they are trained for; after these they are frozen until it
+                       ends: their gradients are not computed any more, nor what only these need. None for all
 
     Raises
         ConfigurationError  an argument makes no sense
+
+    Example
+        >>> from gpucnn.optimizers import SGD, Group
+        >>> biases = Group("*.bias", lr_multiplier=2.0, weight_decay=0.0)
+        >>> SGD(0.1, groups=[biases]).learning_rates_at()
+        [0.1, 0.2]
     """
+
+    renamed: ClassVar[dict[str, str]] = {"rate": "lr_multiplier", "epochs": "train_epochs"}
 
     def __init__(
         self,
         match: str | Sequence[str],
-        rate: Schedule | float = 1.0,
+        lr_multiplier: Schedule | float = 1.0,
         weight_decay: float | None = None,
-        epochs: int | None = None,
+        train_epochs: int | None = None,
     ) -> None:
         check_patterns(match, "a group's match")
         self.match = match
-        self.rate = as_rate(rate)
-        self.weight_decay = None if weight_decay is None else check_decay(weight_decay)
-        self.epochs = None if epochs is None else checks.integer(epochs, "a group's epochs", minimum=1)
+        self.lr_multiplier = as_rate(lr_multiplier)
+        self.weight_decay = None if weight_decay is None else checks.number(weight_decay, "weight_decay", 0)
+        self.train_epochs = (
+            None if train_epochs is None else checks.integer(train_epochs, "a group's train_epochs", minimum=1)
+        )
 
     def _admitted(self, name: str, value: Any) -> Any:
         """Return what an attribute is set to; which parameters it is for is settled when a model is compiled."""
@@ -53,13 +63,13 @@ class Group(Configurable, family="group"):
 
     def rests(self, epoch: float | None) -> bool:
         """Tell whether its epochs are over at a point of the training; outside of any they are not."""
-        return self.epochs is not None and epoch is not None and epoch >= self.epochs
+        return self.train_epochs is not None and epoch is not None and epoch >= self.train_epochs
 
-    def factor_at(self, epoch: float | None, epochs: float) -> float:
+    def multiplier_at(self, epoch: float | None, epochs: float) -> float:
         """Return what the learning rate is multiplied by at a point of the training, or at most outside of any."""
         if self.rests(epoch):
             return 0.0
-        return rate_of(self.rate, epoch, epochs)
+        return rate_of(self.lr_multiplier, epoch, epochs)
 
 
 Group.registry[Group.__name__] = Group  # the only one of its family
@@ -72,12 +82,7 @@ def check_groups(groups: Any) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def check_decay(value: Any) -> float:
-    """Return a weight decay, or raise ConfigurationError where it is not a number of at least 0."""
-    return checks.number(value, "weight_decay", minimum=0)
-
-
-def split(paths: Sequence[str], groups: Sequence[Group]) -> list[list[str]]:
+def partition(paths: Sequence[str], groups: Sequence[Group]) -> list[list[str]]:
     """Return the paths that no group matches, and then those of each group; the first that matches counts.
 
     Raises:

@@ -1,14 +1,16 @@
 """Muon: matrices step by the orthogonal matrix nearest to their momentum; a second optimizer trains the rest."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from gpucnn.backends import Array, Backend
 from gpucnn.core import checks
 from gpucnn.errors import ConfigurationError
 from gpucnn.optimizers.adam import AdamW
-from gpucnn.optimizers.base import Number, Optimizer, Rates, check_share
-from gpucnn.optimizers.groups import Group, split
+from gpucnn.optimizers.base import LearningRates, Number, Optimizer
+from gpucnn.optimizers.groups import Group, partition
 from gpucnn.optimizers.layout import Layout, Shape
 from gpucnn.optimizers.patterns import check_patterns, matched
 from gpucnn.schedules import Schedule
@@ -29,7 +31,7 @@ class Muon(Optimizer):
         momentum       at least 0, below 1
         nesterov       look ahead: what is orthogonalised is gradient + momentum·velocity
         weight_decay   shrinks the values directly: value ← value·(1 − rate·weight_decay)
-        other          the optimizer of all other parameters, with a rate of its own; None makes it `AdamW()`
+        fallback       the optimizer of all other parameters, with its own rate; None for `AdamW()`
         match          patterns of the parameters that Muon trains; None chooses all filters and matrices but the last,
                        which makes the network's outputs
         iterations     of Newton and Schulz, 3 to 5
@@ -43,6 +45,13 @@ class Muon(Optimizer):
 
     Source: Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein, "Muon: an optimizer for hidden layers in neural
     networks" (2024).
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), (x_test, y_test) = datasets.synthetic_digits(64)
+        >>> from gpucnn.optimizers import Muon
+        >>> model = networks.lenet().compile(Muon(0.02), "categorical_crossentropy")
+        >>> history = model.fit(x, y, epochs=1, verbose=0)
     """
 
     def __init__(
@@ -52,7 +61,7 @@ class Muon(Optimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         weight_decay: float = 0.0,
-        other: Optimizer | None = None,
+        fallback: Optimizer | None = None,
         match: str | Sequence[str] | None = None,
         iterations: int = 5,
         fixed_norm: bool = False,
@@ -61,28 +70,31 @@ class Muon(Optimizer):
         clip_value: float | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, groups, clip_norm, clip_value)
-        self.momentum = check_share(momentum, "momentum")
+        self.momentum = checks.number(momentum, "momentum", minimum=0, below=1)
         self.nesterov = checks.flag(nesterov, "nesterov")
-        if other is not None and (not isinstance(other, Optimizer) or isinstance(other, Muon)):
-            raise ConfigurationError(f"other must be an optimizer such as SGD(0.1) or AdamW(0.001), not {other!r}")
-        if other is not None and (other.clip_norm or other.clip_value):
+        if fallback is not None and (not isinstance(fallback, Optimizer) or isinstance(fallback, Muon)):
             raise ConfigurationError(
-                f"{other!r} limits gradients of its own; pass clip_norm and clip_value to Muon, for all of them"
+                f"fallback must be an optimizer such as SGD(0.1) or AdamW(0.001), not {fallback!r}"
             )
-        self.other = other
-        self._other = other or AdamW()
+        if fallback is not None and (fallback.clip_norm or fallback.clip_value):
+            raise ConfigurationError(
+                f"{fallback!r} has limits for gradients; pass clip_norm and clip_value to Muon, for all of them"
+            )
+        self.fallback = fallback
+        self._fallback = fallback or AdamW()
         self.match = None if match is None else check_patterns(match, "match")
         self.iterations = checks.integer(iterations, "iterations, of which 3 to 5 are enough,", minimum=1)
         self.fixed_norm = checks.flag(fixed_norm, "fixed_norm")
 
-    laid_by = "groups", "other", "match"
+    laid_by = "groups", "fallback", "match"
+    renamed: ClassVar[dict[str, str]] = {"other": "fallback"}
 
     def slot_names(self) -> tuple[str, ...]:
         """Return the velocity, which the update without momentum does without."""
         return ("velocity",) if self.momentum else ()
 
-    def split(self, shapes: Mapping[str, Shape]) -> list[list[str]]:
-        """Return the paths of Muon's own parts of the flat buffer, and then those of the other optimizer."""
+    def partition(self, shapes: Mapping[str, Shape]) -> list[list[str]]:
+        """Return the paths of Muon's ranges of the flat buffer, and then those of the fallback."""
         matrices = [path for path, shape in shapes.items() if len(shape) > 1]
         own = matrices[:-1] if self.match is None else matched(shapes, self.match)
         if not own or not set(own) <= set(matrices):
@@ -92,45 +104,53 @@ class Muon(Optimizer):
                 f"{', '.join(matrices) or 'them, where there are any,'} it is to train"
             )
         rest = {path: shape for path, shape in shapes.items() if path not in own}
-        return [*split(own, self.groups), *self._other.split(rest)]
+        return [*partition(own, self.groups), *self._fallback.partition(rest)]
 
     def reset(self, backend: Backend, values: Array, layout: Layout | None = None) -> None:
         """Start anew, the other optimizer too."""
         super().reset(backend, values, layout)
-        self._other.reset(backend, values, self._of_the_other(self._layout))
+        self._fallback.reset(backend, values, self._fallback_layout(self._layout))
 
-    def move(self, source: Backend, target: Backend, values: Array, layout: Layout | None = None) -> None:
+    def rebind(self, source: Backend, target: Backend, values: Array, layout: Layout | None = None) -> None:
         """Follow the parameters, with the other optimizer."""
-        super().move(source, target, values, layout)
-        self._other.move(source, target, values, self._of_the_other(self._layout))
+        super().rebind(source, target, values, layout)
+        self._fallback.rebind(source, target, values, self._fallback_layout(self._layout))
 
     def all_slots(self) -> dict[str, Array]:
-        """Return the slots of both; those of the other optimizer are called `other/…`."""
-        return self.slots | {f"other/{name}": slot for name, slot in self._other.all_slots().items()}
+        """Return the slots of both; those of the fallback are called `fallback/…`."""
+        return self.slots | {f"fallback/{name}": slot for name, slot in self._fallback.all_slots().items()}
 
-    def _of_the_other(self, layout: Layout) -> Layout:
+    def with_current_slots(self, slots: Mapping[str, Any]) -> dict[str, Any]:
+        """Return slots of a file by their names of now; those of the fallback were called `other/…`."""
+        return {re.sub("^other/", "fallback/", name): slot for name, slot in slots.items()}
+
+    def _fallback_layout(self, layout: Layout) -> Layout:
         return Layout(layout.places, layout.ranges[len(self.groups) + 1 :], layout.size)
 
-    def rates_at(self, epoch: float | None = None, epochs: float = 1.0) -> list[float]:
-        """Return the learning rates of Muon's own parts of the flat buffer, and then those of the other optimizer."""
-        return [*super().rates_at(epoch, epochs), *self._other.rates_at(epoch, epochs)]
+    def learning_rates_at(self, epoch: float | None = None, epochs: float = 1.0) -> list[float]:
+        """Return the learning rates of Muon's ranges of the flat buffer, and then those of the fallback."""
+        return [*super().learning_rates_at(epoch, epochs), *self._fallback.learning_rates_at(epoch, epochs)]
 
     def rest(self, epoch: float | None) -> list[bool]:
         """Leave out parts of both optimizers."""
-        return [*super().rest(epoch), *self._other.rest(epoch)]
+        return [*super().rest(epoch), *self._fallback.rest(epoch)]
 
-    def as_rates(self, rate: Rates) -> Sequence[Number]:
+    def broadcast_rates(self, rate: LearningRates) -> Sequence[Number]:
         """Return the rates of all parts; where only Muon's is given, the other optimizer takes its highest."""
-        return rate if isinstance(rate, Sequence) else [*super().as_rates(rate), *self._other.rates_at()]
+        return (
+            rate
+            if isinstance(rate, Sequence)
+            else [*super().broadcast_rates(rate), *self._fallback.learning_rates_at()]
+        )
 
     def _apply(
-        self, backend: Backend, values: Array, gradients: Array, rates: Sequence[Number], number: int | Array
+        self, backend: Backend, values: Array, gradients: Array, rates: Sequence[Number], step: int | Array
     ) -> None:
         own = len(self.groups) + 1
         own_parts = zip(self._layout.ranges[:own], rates[:own], self._decays(), self._resting, strict=True)
         for part, rate, decay, rests in own_parts:
             if part.start < part.stop and not rests:
-                steps = self._orthogonal_steps(backend, values, gradients, part)
+                steps = self._orthogonal_update(backend, values, gradients, part)
                 backend.sgd_update(
                     values[part],
                     steps,
@@ -140,9 +160,9 @@ class Muon(Optimizer):
                     nesterov=False,
                     weight_decay=decay,  # added to a step that is orthogonal by now, so it shrinks the values directly
                 )
-        self._other._apply(backend, values, gradients, rates[own:], number)
+        self._fallback._apply(backend, values, gradients, rates[own:], step)
 
-    def _orthogonal_steps(self, backend: Backend, values: Array, gradients: Array, part: slice) -> Array:
+    def _orthogonal_update(self, backend: Backend, values: Array, gradients: Array, part: slice) -> Array:
         """Return the steps of one part of the flat buffer, as long as that; with `fixed_norm`, scale its values."""
         direction = gradients[part]
         if self.momentum:
@@ -152,20 +172,20 @@ class Muon(Optimizer):
             direction = direction + self.momentum * velocity if self.nesterov else velocity
         steps = backend.xp.zeros_like(direction)
         for place in self._layout.places.values():
-            if not part.start <= place.part.start < part.stop:
+            if not part.start <= place.slice.start < part.stop:
                 continue
             outputs = place.shape[-1]
             inputs = math.prod(place.shape) // outputs
-            local = slice(place.part.start - part.start, place.part.stop - part.start)
-            nearest = orthogonalized(backend, direction[local].reshape(inputs, outputs), self.iterations)
+            local = slice(place.slice.start - part.start, place.slice.stop - part.start)
+            nearest = newton_schulz(backend, direction[local].reshape(inputs, outputs), self.iterations)
             steps[local] = (nearest * max(1.0, outputs / inputs) ** 0.5).reshape(-1)
             if self.fixed_norm:
-                weight = values[place.part]
+                weight = values[place.slice]
                 weight *= math.sqrt(outputs) / _norm(backend, weight)
         return steps
 
 
-def orthogonalized(backend: Backend, matrix: Array, iterations: int) -> Array:
+def newton_schulz(backend: Backend, matrix: Array, iterations: int) -> Array:
     """Return about the orthogonal matrix nearest to `matrix` (M, N): U·Vᵀ, where that is U·S·Vᵀ.
 
     An odd polynomial of a matrix is that of its singular values, which these iterations bring near to 1; the vectors

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from gpucnn.backends import Array, Backend
 from gpucnn.core import checks
 from gpucnn.errors import ConfigurationError
-from gpucnn.optimizers.base import Number, Optimizer, check_share
+from gpucnn.optimizers.base import Number, Optimizer
 from gpucnn.optimizers.groups import Group
 from gpucnn.schedules import Schedule
 
@@ -22,6 +22,14 @@ class SGD(Optimizer):
                        parameters with a rate of their own, and limits of the gradients: see `Optimizer`
 
     Source: Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum" (2013).
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), (x_test, y_test) = datasets.synthetic_digits(64)
+        >>> from gpucnn.optimizers import SGD
+        >>> sgd = SGD(0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        >>> model = networks.lenet().compile(sgd, "categorical_crossentropy")
+        >>> history = model.fit(x, y, epochs=1, verbose=0)
     """
 
     def __init__(
@@ -36,7 +44,7 @@ class SGD(Optimizer):
         clip_value: float | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, groups, clip_norm, clip_value)
-        self.momentum = check_share(momentum, "momentum")
+        self.momentum = checks.number(momentum, "momentum", minimum=0, below=1)
         self.nesterov = checks.flag(nesterov, "nesterov")
         if self.nesterov and not self.momentum:
             raise ConfigurationError("nesterov=True needs a momentum above 0, such as 0.9")
@@ -53,7 +61,7 @@ class SGD(Optimizer):
         slots: dict[str, Array],
         learning_rate: Number,
         weight_decay: float,
-        number: int | Array,
+        step: int | Array,
     ) -> None:
         backend.sgd_update(
             values,

@@ -55,7 +55,7 @@ def feature_maps(
     rows, outputs = [("input", pixels[0])], None
     for layer, values in layer_outputs(model, pixels):
         if values.ndim == 3:
-            rows.append((layer.label, values))
+            rows.append((layer.display_name, values))
         outputs = (layer, values)
     columns = min(most, max(values.shape[2] for _, values in rows))
     bars = outputs is not None and outputs[1].ndim == 1
@@ -123,6 +123,6 @@ def _draw_bars(axes: Any, layer: Layer, outputs: Any, class_names: Sequence[str]
     if probabilities:
         axes.set_xlim(0, 118)
         axes.set_xticks([0, 25, 50, 75, 100])
-    axes.set_title(f"{layer.label}{f', {BARS} of {K} classes' if K > BARS else ''}", fontsize="medium")
+    axes.set_title(f"{layer.display_name}{f', {BARS} of {K} classes' if K > BARS else ''}", fontsize="medium")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -109,7 +109,7 @@ def _image(model: Model, test: Predicted, index: int) -> MapImage:
     best = [int(k) for k in probabilities.argsort()[::-1][:BEST]]
     said = ", ".join(f"{test.names[k]} ({percent(float(probabilities[k]), 1)})" for k in best)
     passed = [
-        (layer.label, values)
+        (layer.display_name, values)
         for layer, values in layer_outputs(model, pixels[None])
         if values.ndim == 3  # the maps end where the network flattens them
     ]

@@ -17,7 +17,7 @@ from gpucnn.core.files import explained, user_path, write_whole
 from gpucnn.data.augment import Augmentation
 from gpucnn.data.batches import check_batch_size, check_epochs
 from gpucnn.errors import CheckpointError, ConfigurationError, GpucnnError
-from gpucnn.initializers import at_most
+from gpucnn.initializers import element_budget
 from gpucnn.layers import Sequential
 from gpucnn.layers.base import Layer
 from gpucnn.losses import Loss
@@ -149,7 +149,7 @@ def _rebuild(described: dict[str, Any], state: dict[str, Any], backend: str | Ba
             "was the description edited?"
         )
     input_shape = described.get("input_shape")
-    with at_most(sum(array.size for array in state.values())):  # which is what the file holds
+    with element_budget(sum(array.size for array in state.values())):  # which is what the file holds
         model = Model(
             network,
             tuple(input_shape) if isinstance(input_shape, list) else (),

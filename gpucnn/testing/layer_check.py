@@ -86,7 +86,7 @@ def check_layer(layer: Layer, input_shape: Shape, *, x: Any = None, seed: int = 
 
     Tried are its description and its shapes, its dtypes, its gradients against central differences in float64, that
     gradients add up, that inputs stay as they are, that a run repeats bit for bit, evaluation, what it promises
-    (`per_sample`, `capturable`, `can_skip_input_gradient`, `can_apply_relu`), that its arrays never mix with the
+    (`per_sample`, `capturable`, `supports_skip_dx`, `supports_fused_relu`), that its arrays never mix with the
     host's, its numbers on every backend of this machine, and that a saved model with it comes back.
 
     Arguments
@@ -158,7 +158,7 @@ class _Subject:
         twin = copy.deepcopy(self.layer, held)
         for parameter in twin.parameters().values():  # of a layer in use: as if it had never been trained
             parameter.grad, parameter.frozen, parameter.resting = None, False, False
-        twin.build_once(self.input_shape, host_generator(self.seed, "weights"))
+        twin.ensure_built(self.input_shape, host_generator(self.seed, "weights"))
         if self.state is None:
             twin.to("numpy", "float64")
             self.state = twin.state_dict()
@@ -344,26 +344,26 @@ def _adds_gradients(subject: _Subject) -> str:
 
 
 def _skips_input_gradient(subject: _Subject) -> str:
-    """Check what `can_skip_input_gradient` promises."""
-    if not subject.layer.can_skip_input_gradient:
+    """Check what `supports_skip_dx` promises."""
+    if not subject.layer.supports_skip_dx:
         return ""
-    whole, part = subject.run(subject.twin()), subject.run(subject.twin(), input_gradient=False)
+    whole, part = subject.run(subject.twin()), subject.run(subject.twin(), need_dx=False)
     for what, array in whole.items():
         if what != "dx" and (what not in part or not _same(part[what], array)):
-            raise _Wrong(f"{what} is another with input_gradient=False, or missing; only dx may be left out")
+            raise _Wrong(f"{what} is another with need_dx=False, or missing; only dx may be left out")
     return "all else is the same"
 
 
 def _applies_relu(subject: _Subject) -> str:
-    """Check what `can_apply_relu` promises."""
-    if not subject.layer.can_apply_relu:
+    """Check what `supports_fused_relu` promises."""
+    if not subject.layer.supports_fused_relu:
         return ""
     plain = subject.twin().forward(subject.x, train=True)[0]
     dy = subject.dy(tuple(plain.shape))
     wanted = subject.run(subject.twin(), dy=dy * (plain > 0)) | {"y": np.maximum(plain, 0)}
-    for what, array in subject.run(subject.twin(), dy=dy, relu=True).items():
+    for what, array in subject.run(subject.twin(), dy=dy, fused_relu=True).items():
         if not _same(array, wanted[what]):
-            raise _Wrong(f"{what} with relu=True is not what the layer and then a ReLU give")
+            raise _Wrong(f"{what} with fused_relu=True is not what the layer and then a ReLU give")
     return "as a ReLU behind it"
 
 
@@ -506,8 +506,8 @@ CHECKS: tuple[tuple[str, Callable[[_Subject], str]], ...] = (
     ("evaluation", _evaluates),
     ("gradients", _has_gradients),
     ("gradients add up", _adds_gradients),
-    ("can_skip_input_gradient", _skips_input_gradient),
-    ("can_apply_relu", _applies_relu),
+    ("supports_skip_dx", _skips_input_gradient),
+    ("supports_fused_relu", _applies_relu),
     ("per_sample", _takes_shards),
     ("capturable", _is_captured),
     ("device", _keeps_off_the_host),

@@ -374,4 +374,4 @@ def _as_it_was(model: "Model") -> Iterator[dict[str, Any]]:
         model._optimizer = optimizer
         if optimizer is not None:
             with backend.on_device():
-                optimizer.move(backend, backend, model._flat.values)
+                optimizer.rebind(backend, backend, model._flat.values)

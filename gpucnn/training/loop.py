@@ -154,7 +154,7 @@ class Training:
         for part in parts[self.step :]:
             if self.step and model.stop_training:
                 break
-            rates = model.optimizer.rates_at(self.epoch + part.start / count, self.epochs)
+            rates = model.optimizer.learning_rates_at(self.epoch + part.start / count, self.epochs)
             model.bind()
             steps.run(part, rates)
             self.learning_rate = rates[0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpucnn.core.text import Output, clock, format_epoch, format_metrics, format_two_lines
-from gpucnn.metrics import Totals
+from gpucnn.metrics import RunningMeans
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -50,7 +50,7 @@ class Silent:
     def begin_epoch(self, epoch: int, epochs: float, steps: int, done: int = 0, earlier: Sequence[float] = ()) -> None:
         """An epoch begins, or goes on after so many steps; `earlier` are the seconds of the epochs before it."""
 
-    def step(self, totals: Totals) -> None:
+    def step(self, totals: RunningMeans) -> None:
         """A step is done."""
 
     def end_epoch(self, logs: dict[str, float]) -> None:
@@ -108,7 +108,7 @@ class Bar(Silent):
         self.place, self.earlier = (epoch, epochs, steps), earlier
         self.begun_at = self.done = done
 
-    def step(self, totals: Totals) -> None:
+    def step(self, totals: RunningMeans) -> None:
         """Move the bar on; look at the device only as often as a person can."""
         self.done += 1
         now = time.perf_counter()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpucnn.callbacks import Callback
 from gpucnn.core.checks import is_integer, is_number
-from gpucnn.core.config import Configurable
+from gpucnn.core.config import Configurable, with_current_names
 from gpucnn.data.batches import batches, steps_of
 from gpucnn.data.fingerprint import fingerprint
 from gpucnn.errors import CheckpointError, GpucnnError
@@ -65,6 +65,7 @@ def settings(training: "Training") -> dict[str, Any]:
 
 def completed(known: dict[str, Any], training: "Training") -> dict[str, Any]:
     """Return the settings of a checkpoint with arguments of callbacks that are newer than it, at their defaults."""
+    known = with_current_names(known)
     callbacks, held = _stateful(training), known.get("callbacks")
     if not isinstance(held, list) or len(held) != len(callbacks) or not all(isinstance(one, dict) for one in held):
         return known
@@ -130,7 +131,10 @@ def same_so_far(training: "Training", tree: Tree, epochs: float) -> bool:
     parts = list(batches(count, training.batch_size))
     made = [(epoch, part.start) for epoch in range(last) for part in parts] + [(last, p.start) for p in parts[:step]]
     points = [epoch + start / count for epoch, start in made]
-    return all(optimizer.rates_at(point, epochs) == optimizer.rates_at(point, training.epochs) for point in points)
+    return all(
+        optimizer.learning_rates_at(point, epochs) == optimizer.learning_rates_at(point, training.epochs)
+        for point in points
+    )
 
 
 def gather(training: "Training", steps: "StepRunner") -> Tree:
@@ -174,6 +178,8 @@ def restore(training: "Training", steps: "StepRunner", tree: Tree) -> None:
     model = training.model
     weights, counts = model.state_dict(), (model.epochs_trained, model.progress, model.optimizer.steps)
     slots = model.optimizer.state_dict(model.backend)
+    if isinstance(saved := tree["optimizer"].get("slots"), dict):
+        tree["optimizer"]["slots"] = model.optimizer.with_current_slots(saved)
     try:
         if wrong := _misfit(training, steps, tree):
             raise CheckpointError(wrong)

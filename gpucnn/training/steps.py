@@ -19,7 +19,7 @@ from gpucnn.core.config import Configurable
 from gpucnn.data.augment import Augmentation, AugmentationPipeline, count_random_words
 from gpucnn.engine.replicas import NetworkSignature
 from gpucnn.errors import CaptureWarning, GpucnnError, OutOfMemory
-from gpucnn.optimizers.base import Optimizer, Rates
+from gpucnn.optimizers.base import LearningRates, Optimizer
 from gpucnn.optimizers.groups import Group
 from gpucnn.training.finite_check import Watch
 
@@ -62,7 +62,7 @@ class StepRunner:
     def close(self) -> None:
         """Free memory that only further steps would need."""
 
-    def run(self, part: slice, rate: Rates) -> None:
+    def run(self, part: slice, rate: LearningRates) -> None:
         """Make the step on one part of the order, at one learning rate or at those of the optimizer's groups."""
         picked = part if self._order is None else self._order[part]
         if isinstance(self._x, StreamedDataset):
@@ -74,7 +74,9 @@ class StepRunner:
         """Return the inputs of one part of the order, from the feed."""
         return self._x[part if self._host_order is None else self._host_order[part]]
 
-    def _step(self, x: Array, picked: Any, picked_labels: Any, rate: Rates, number: Array | None = None) -> None:
+    def _step(
+        self, x: Array, picked: Any, picked_labels: Any, rate: LearningRates, number: Array | None = None
+    ) -> None:
         model = self.model
         with model.execution_context(self._batch_size):
             labels = self._y[picked_labels]
@@ -146,7 +148,7 @@ class CapturedSteps(StepRunner):
         self._warm = self._replay = self._settings = None
         self._eager = 0
 
-    def run(self, part: slice, rate: Rates) -> None:
+    def run(self, part: slice, rate: LearningRates) -> None:
         """Make the step on one part of the order: eagerly, or by a capture, or by a replay."""
         if part.stop - part.start < self._batch_size or self.model.why_not_captured:
             super().run(part, rate)
@@ -171,10 +173,10 @@ class CapturedSteps(StepRunner):
             return False
         return self._replay is None or self._replay[1].replays() >= 0
 
-    def _pass_on(self, part: slice, rate: Rates) -> None:
+    def _pass_on(self, part: slice, rate: LearningRates) -> None:
         """Write what changes with each step where the step reads it."""
         assert self._order is not None
-        rates, xp = self.model.optimizer.as_rates(rate), self.model.backend.xp
+        rates, xp = self.model.optimizer.broadcast_rates(rate), self.model.backend.xp
         if len(self._rates) != len(rates):
             self._rates = [xp.zeros((), dtype=xp.float64) for _ in rates]
         self._indices[...] = self._order[part]

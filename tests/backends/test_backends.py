@@ -66,7 +66,7 @@ def test_backend_name_in_old_files():
     assert backends.get_backend("reference").name == "reference"
 
 
-def test_argument_before_block_before_environment(monkeypatch, without_cupy):
+def test_backend_argument_precedes_block_and_environment(monkeypatch, without_cupy):
     strict = StrictBackend()
     assert backends.get_backend().name == "numpy"
     with gpucnn.use_backend(strict) as used:
@@ -84,19 +84,19 @@ def test_argument_before_block_before_environment(monkeypatch, without_cupy):
         assert backends.get_backend().name == "numpy"
 
 
-def test_a_block_ends_also_after_an_error():
+def test_using_block_ends_after_an_error():
     with pytest.raises(ZeroDivisionError), gpucnn.use_backend(StrictBackend()):
         _ = 1 / 0
     assert backends.get_backend("auto").name != "strict"
 
 
 @pytest.mark.parametrize("name", ["torch", "cupy:x", "cupy:", "cupy:-1", "numpy:1"])
-def test_unknown_names_are_refused(name, forgetful, without_cupy):
+def test_backend_with_an_unknown_name_is_refused(name, forgetful, without_cupy):
     with pytest.raises(ConfigurationError, match=f'there is no backend named \'{name}\'; there are "auto", "numpy"'):
         backends.get_backend(name)
 
 
-def test_without_cupy_auto_is_numpy_and_cupy_says_what_to_install(without_cupy, caplog):
+def test_auto_is_numpy_without_cupy_and_cupy_says_what_to_install(without_cupy, caplog):
     with caplog.at_level(logging.INFO, logger="gpucnn"):
         assert backends.get_backend("auto").name == "numpy"
         assert backends.get_backend("auto").name == "numpy"
@@ -105,7 +105,7 @@ def test_without_cupy_auto_is_numpy_and_cupy_says_what_to_install(without_cupy, 
         backends.get_backend("cupy")
 
 
-def test_with_cupy_but_no_gpu_auto_says_why_once_and_cupy_raises(with_cupy_but_no_gpu, caplog):
+def test_auto_without_a_gpu_warns_once_and_cupy_raises(with_cupy_but_no_gpu, caplog):
     with caplog.at_level(logging.WARNING, logger="gpucnn"):
         assert backends.get_backend("auto").name == "numpy"
         assert backends.get_backend("auto").name == "numpy"
@@ -115,7 +115,7 @@ def test_with_cupy_but_no_gpu_auto_says_why_once_and_cupy_raises(with_cupy_but_n
         backends.get_backend("cupy:1")
 
 
-def test_what_cupy_says_at_length_is_told_in_short(monkeypatch, forgetful, with_cupy_but_no_gpu):
+def test_cupy_errors_are_shortened(monkeypatch, forgetful, with_cupy_but_no_gpu):
     def refuses(device):
         raise ImportError("\nlibcublasLt.so.13: no such file" + ", no such file" * 100 + "\n  listdir('/usr'):\n")
 
@@ -128,7 +128,7 @@ def test_what_cupy_says_at_length_is_told_in_short(monkeypatch, forgetful, with_
     assert len(str(caught.value)) < 600
 
 
-def test_the_strict_backend_refuses_host_arrays():
+def test_strict_backend_refuses_host_arrays():
     """The instrument itself: what crosses the wall without `from_host` or `to_host` must raise."""
     backend = StrictBackend()
     host, device = np.ones((2, 2)), backend.from_host(np.ones((2, 2)))
@@ -151,7 +151,7 @@ def test_the_strict_backend_refuses_host_arrays():
     assert backend.to_host(device).max() == 1
 
 
-def test_a_layer_that_forgets_the_wall_is_caught():
+def test_strict_backend_catches_a_layer_that_mixes_in_host_arrays():
     class Forgetful(layers.Layer):
         def forward(self, x, *, train):
             return np.maximum(x, 0), lambda dy: dy
@@ -170,7 +170,7 @@ def test_backends_describe_themselves():
     assert repr(backends.get_backend("numpy")) == "<NumpyBackend 'numpy'>"
 
 
-def test_a_setting_without_sense_is_not_a_missing_gpu(monkeypatch, with_cupy_but_no_gpu):
+def test_backend_setting_out_of_range_is_not_a_missing_gpu(monkeypatch, with_cupy_but_no_gpu):
     def refuses(device):
         raise ConfigurationError("GPUCNN_WORKSPACE_MB must be a number")
 

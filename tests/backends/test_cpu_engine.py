@@ -123,7 +123,7 @@ def test_convolution(name, dtype):
 
 
 @every_convolution
-def test_chunks_serve_every_geometry(name):
+def test_im2col_serves_every_geometry(name):
     x, weight, bias, dy = convolution_arrays(name)
     image_size, window, groups = CONVOLUTIONS[name][1], *CONVOLUTIONS[name][4:]
     expected = all_three(PORTABLE, name)
@@ -142,7 +142,7 @@ def force(monkeypatch, name):
 
 @pytest.mark.parametrize("batch", [1, 2, 131])
 @every_convolution
-def test_rows_serve_every_geometry(name, batch, monkeypatch):
+def test_lowered_rows_serve_every_geometry(name, batch, monkeypatch):
     """Whatever the number of images: also the few that the engine would not give them."""
     monkeypatch.setitem(CONVOLUTIONS, name, (batch, *CONVOLUTIONS[name][1:]))
     force(monkeypatch, "lowered-rows")
@@ -158,7 +158,7 @@ KERNEL_ROWS_SERVE = [
 
 @pytest.mark.parametrize("batch", [1, 17, 131])
 @pytest.mark.parametrize("name", KERNEL_ROWS_SERVE)
-def test_kernel_rows(name, batch, monkeypatch):
+def test_kernel_row_gemm_serves_every_geometry(name, batch, monkeypatch):
     """Every geometry that a product for each row of the kernel can serve, in large blocks and the smallest."""
     monkeypatch.setitem(CONVOLUTIONS, name, (batch, *CONVOLUTIONS[name][1:]))
     expected = all_three(PORTABLE, name)
@@ -171,7 +171,7 @@ def test_kernel_rows(name, batch, monkeypatch):
                 assert_l2_close(actual, expected[what], TOLERANCE[dtype], f"{what} in blocks of {block} bytes")
 
 
-def test_kernel_rows_of_any_size():
+def test_kernel_row_gemm_of_random_small_shapes():
     """Rows of the kernel that see padding alone, images smaller than the kernel, in small random shapes."""
     rng, tried = np.random.default_rng(1), 0
     for _ in range(400):
@@ -196,7 +196,7 @@ def test_kernel_rows_of_any_size():
     "pays", [kernel_row_gemm.pays, lambda window, *sizes: kernel_row_gemm.serves(window), lambda *a: False]
 )
 @pytest.mark.parametrize("name", [name for name, (*_, w, _groups) in CONVOLUTIONS.items() if w.dilation == (1, 1)])
-def test_strides_are_undone_by_residue(name, pays, monkeypatch):
+def test_strided_input_gradient_by_residue(name, pays, monkeypatch):
     """Whatever the number of channels: also the few for which windows are added back; whatever path it takes."""
     monkeypatch.setattr(kernel_row_gemm, "pays", pays)
     N, image_size, C, F, window, _ = CONVOLUTIONS[name]
@@ -207,7 +207,7 @@ def test_strides_are_undone_by_residue(name, pays, monkeypatch):
     assert_l2_close(memory_layout.batch_first(found), expected, TOLERANCE["float64"], "dx")
 
 
-def test_strides_of_any_size_are_undone_by_residue():
+def test_strided_input_gradient_of_random_small_shapes():
     """Wider than the kernel, pixels that no window sees, and padding wider than the kernel, in small random shapes."""
     rng, tried = np.random.default_rng(0), 0
     for _ in range(300):
@@ -264,7 +264,7 @@ def test_winograd_cuts_many_filters_into_small_products():
 
 
 @every_convolution
-def test_small_buffers_change_nothing(name, monkeypatch):
+def test_convolution_in_small_buffers_is_the_same(name, monkeypatch):
     """Work cut as finely as it can be: row by row, image by image, pixel by pixel."""
     expected = all_three(PORTABLE, name)
     for module in (im2col, lowered_rows, kernel_row_gemm, winograd, winograd_1d, depthwise):
@@ -282,14 +282,14 @@ def test_small_buffers_change_nothing(name, monkeypatch):
 
 @every_dtype
 @every_convolution
-def test_a_relu_can_ride_along(name, dtype):
+def test_relu_is_fused_into_the_convolution(name, dtype):
     x, weight, bias, _ = convolution_arrays(name, dtype)
     window, groups = CONVOLUTIONS[name][4:]
     plain = ENGINE.conv2d(x, weight, bias, window, groups)
     assert np.array_equal(ENGINE.conv2d(x, weight, bias, window, groups, relu=True), np.maximum(plain, 0))
 
 
-def test_which_path_a_convolution_takes(monkeypatch):
+def test_convolution_method_by_shape(monkeypatch):
     monkeypatch.delenv("GPUCNN_WINOGRAD", raising=False)
 
     def path(window, batch, channels, filters, groups=1, dtype="float32"):
@@ -331,7 +331,7 @@ def test_which_path_a_convolution_takes(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["depthwise_of_few", "depthwise_of_few_multiplied", "depthwise_of_one"])
-def test_depthwise_takes_few_images_as_they_lie(name, monkeypatch):
+def test_depthwise_copies_nothing_but_padding_for_few_images(name, monkeypatch):
     """One by one, and no image is copied but for its padding."""
     x, weight, bias, dy = convolution_arrays(name)
     image_size, window, groups = CONVOLUTIONS[name][1], *CONVOLUTIONS[name][4:]
@@ -349,7 +349,7 @@ def test_depthwise_takes_few_images_as_they_lie(name, monkeypatch):
     assert all(image.shape[-1] == 1 and np.shares_memory(image, x) for image in padded)
 
 
-def test_images_stay_with_the_batch_innermost():
+def test_layout_stays_batch_innermost_through_the_network():
     """From the first layer to the last, forward and backward, nothing is laid out anew."""
     x, weight, bias, _ = convolution_arrays("lenet_second", "float32")
     window, pool = CONVOLUTIONS["lenet_second"][4], Window((2, 2), (2, 2))
@@ -401,7 +401,7 @@ def test_pooling(name, shape, dtype):
         assert_l2_close(outputs[0][what], expected, 1e-6 if dtype == "float32" else 1e-14, what)
 
 
-def test_a_nan_passes_through_the_pool():
+def test_max_pool_passes_nan_on():
     x = np.zeros((20, 4, 4, 2), "float32")
     x[3, 1, 0, 1] = np.nan
     y, _ = ENGINE.max_pool2d(x, POOLS["plain"])
@@ -434,14 +434,14 @@ def test_batch_norm(shape, relu, wide, dtype, monkeypatch):
             assert_l2_close(ours, theirs, tolerance, what)
 
 
-def test_rows_of_batch_norm_are_wide_but_no_whole_image():
+def test_batch_norm_rows_hold_several_pixels():
     """Several pixels make a row where they divide the image; a prime number of them is not made one row."""
     for shape, pixels in (((16, 8, 8, 64), 16), ((16, 8, 8, 8), 1), ((64, 16, 16, 16), 16), ((64, 16, 16, 512), 1)):
         assert norm.LongRows.of(np.empty(shape, "float32")).tile == pixels, shape
     assert norm.LongRows.of(np.empty((16, 1, 4001, 16), "float32")).tile == 1
 
 
-def test_a_mean_far_from_zero_costs_the_scale_s_gradient_no_digits():
+def test_batch_norm_scale_gradient_is_exact_far_from_zero():
     rng = np.random.default_rng(0)
     x, dy = rng.normal(1000.0, 1.0, (64, 16, 8, 3)).astype("float32"), rng.normal(size=(64, 16, 8, 3)).astype("float32")
     ones, zeros = np.ones(3), np.zeros(3)
@@ -454,7 +454,7 @@ def test_a_mean_far_from_zero_costs_the_scale_s_gradient_no_digits():
 
 @every_dtype
 @pytest.mark.parametrize("count", [1, elementwise.ZEROS - 1, elementwise.ZEROS, 2 * elementwise.ZEROS + 3])
-def test_cutting_off_below_zero(count, dtype):
+def test_relu_in_place_and_on_strided_arrays(count, dtype):
     x = np.random.default_rng(0).normal(size=count).astype(dtype)
     x[-1] = np.nan
     expected, kept, y = np.maximum(x, 0), x.copy(), np.empty_like(x)
@@ -492,7 +492,7 @@ def test_elementwise(shape, dtype, monkeypatch):
     assert np.array_equal(ENGINE.add(in_other_order, b), a + b)
 
 
-def test_scratch_is_used_again_and_bounded():
+def test_scratch_is_reused_and_bounded():
     first = workspace.take("test", (10, 20), np.float32)
     again = workspace.take("test", (5, 5), np.float32)
     assert np.shares_memory(first, again)
@@ -505,7 +505,7 @@ def test_scratch_is_used_again_and_bounded():
 
 
 @pytest.mark.parametrize(("batch", "side", "channels"), [(8, 64, 38), (16, 32, 32), (512, 16, 64)])
-def test_both_gradients_at_once_keep_to_the_scratch(batch, side, channels):
+def test_winograd_gradients_together_keep_to_the_scratch(batch, side, channels):
     """Few images leave room for many tiles, each of which has products of its own."""
     x, dy = (np.ones((batch, side, side, channels), "float32") for _ in range(2))
     window = Window((3, 3), padding=SAME3)
@@ -516,7 +516,7 @@ def test_both_gradients_at_once_keep_to_the_scratch(batch, side, channels):
 
 @pytest.mark.parametrize(("size", "once"), [((16, 16), True), ((14, 14), False), ((13, 13), False)])
 @pytest.mark.parametrize("channels", [16, 48])
-def test_both_gradients_share_a_transform_only_where_dx_has_no_more_tiles_than_dy(size, once, channels):
+def test_winograd_gradients_share_a_transform_only_where_dx_has_no_more_tiles(size, once, channels):
     """Without padding dx is larger than dy, and so is what a shared weight gradient goes over."""
     window = Window((3, 3), padding=SAME3 if once else ((0, 0), (0, 0)))
     x, weight = np.ones((16, *size, channels), "float32"), np.ones((3, 3, channels, channels), "float32")
@@ -541,7 +541,7 @@ class Subarray(np.ndarray):
         lambda array: np.ndarray((5,), np.float32, array, 64),
     ],
 )
-def test_memory_is_used_again_only_when_nobody_refers_to_it(held_by):
+def test_arena_reuses_only_unreferenced_memory(held_by):
     shape = (3, 1 << 15)
     array = memory.empty(shape, np.float32)
     address, view = array.ctypes.data, held_by(array)
@@ -556,7 +556,7 @@ def test_memory_is_used_again_only_when_nobody_refers_to_it(held_by):
     assert len({array.ctypes.data for array in held}) == 4
 
 
-def test_long_rows_of_the_kernel_keep_to_the_scratch():
+def test_kernel_row_gemm_of_long_rows_keeps_to_the_scratch():
     """A row of the output of all images would be 8 MB; some of the images are taken at a time."""
     window, x = Window((3, 3), (2, 2), SAME3), np.ones((512, 4, 64, 64), "float32")
     assert convolution.path(window, 512, 64, 128, 1, x.dtype) == "kernel-row-gemm"
@@ -567,14 +567,14 @@ def test_long_rows_of_the_kernel_keep_to_the_scratch():
     assert np.all(y[:, 0, 0] == 4 * 64)
 
 
-def test_memory_begins_on_a_cache_line():
+def test_arena_memory_begins_on_a_cache_line():
     for count in (1 << 16, 70_001, 1 << 20):
         assert memory.empty((count,), np.float32).ctypes.data % 64 == 0
         assert memory.zeros((count,), np.float64).ctypes.data % 64 == 0
         assert workspace.take(f"line {count}", (count,), np.float32).ctypes.data % 64 == 0
 
 
-def test_a_training_that_ends_gives_its_memory_back(monkeypatch):
+def test_fit_gives_its_memory_back(monkeypatch):
     monkeypatch.setattr(memory, "arena", arena.Arena())
     model = gpucnn.Model([L.Conv2D(8, 3), L.ReLU(), L.Flatten(), L.Dense(10), L.Softmax()], (16, 16, 3), backend=ENGINE)
     model.compile()
@@ -588,7 +588,7 @@ def test_a_training_that_ends_gives_its_memory_back(monkeypatch):
     kept[...] = 1
 
 
-def test_memory_that_is_not_wanted_goes_back(monkeypatch):
+def test_arena_returns_memory_that_is_not_used(monkeypatch):
     monkeypatch.setattr(memory, "arena", arena.Arena(forget_after=10))
     memory.empty((1 << 20,), np.uint8)
     kept = memory.empty((1 << 21,), np.uint8)

@@ -65,7 +65,7 @@ def compile_for(architecture, text, itemsize, width):
 
 @pytest.mark.skipif(NVRTC is None, reason="the wheel nvidia-cuda-nvrtc is not installed")
 @pytest.mark.parametrize(("architecture", "itemsize", "width"), BUILDS)
-def test_every_kernel_compiles(architecture, itemsize, width):
+def test_kernels_compile_for_every_architecture(architecture, itemsize, width):
     found = 0
     for file, text in sources().items():
         code, log = compile_for(architecture, text, itemsize, width)
@@ -78,14 +78,14 @@ def test_every_kernel_compiles(architecture, itemsize, width):
 
 
 @pytest.mark.skipif(NVRTC is None, reason="the wheel nvidia-cuda-nvrtc is not installed")
-def test_a_mistake_is_found():
+def test_kernel_with_a_mistake_does_not_compile():
     text = sources()["random.cu"] + '\nextern "C" __global__ void wrong() { nothing(); }'
     code, log = compile_for("sm_90", text, 4, 4)
     assert code == b""
     assert "nothing" in log
 
 
-def test_no_kernel_adds_with_atomics():
+def test_kernels_use_no_atomics():
     """Sums in an order that changes from run to run would change their last bits."""
     without_comments = re.sub(r"//.*", "", "".join(sources().values()))
     assert "atomic" not in without_comments

@@ -91,7 +91,7 @@ def test_convolutions(gpu, rng, name, dtype, C, F):
 
 
 @pytest.mark.parametrize("images", [1, 3, 7, 1000])
-def test_the_batch_is_taken_in_parts(simulated, rng, images):
+def test_convolution_takes_a_large_batch_in_parts(simulated, rng, images):
     simulated._convolution.workspace = images * 8 * 8 * 9 * 4 * 4  # bytes of so many images' columns
     window = Window((3, 3), padding=((1, 1), (1, 1)))
     x, dy = numbers(rng, (7, 8, 8, 4), "float32"), numbers(rng, (7, 8, 8, 8), "float32")
@@ -109,7 +109,7 @@ def test_the_batch_is_taken_in_parts(simulated, rng, images):
 
 
 @pytest.mark.parametrize("asked", ["much", "0", "-5", "inf"])
-def test_a_workspace_that_is_no_size_is_refused(request, monkeypatch, asked):
+def test_workspace_that_is_not_a_size_is_refused(request, monkeypatch, asked):
     """By name, and not as a GPU that cannot be had: `auto` would go on without one."""
     if SIMULATED not in request.config.backends:
         pytest.skip("needs the simulation, which is not tested here")
@@ -120,7 +120,7 @@ def test_a_workspace_that_is_no_size_is_refused(request, monkeypatch, asked):
     assert make_backend(SIMULATED)._convolution.workspace == 1_500_000
 
 
-def test_windows_too_large_for_a_byte(gpu, rng):
+def test_pooling_windows_too_large_for_a_byte(gpu, rng):
     window = Window((16, 17), (2, 1))
     x = numbers(rng, (2, 20, 20, 3), "float32")
     y, switches = gpu.max_pool2d(gpu.from_host(x), window)
@@ -131,7 +131,7 @@ def test_windows_too_large_for_a_byte(gpu, rng):
     assert np.array_equal(gpu.to_host(dx), PORTABLE.max_pool2d_gradient(expected, expected_switches, (20, 20), window))
 
 
-def test_arrays_that_lie_askew(gpu, rng):
+def test_kernels_take_unaligned_and_transposed_arrays(gpu, rng):
     """Parts of arrays that begin at no multiple of 16 bytes, and turned ones, are computed like any other."""
     x = numbers(rng, (5, 3), "float32")
     there = gpu.from_host(x)
@@ -141,7 +141,7 @@ def test_arrays_that_lie_askew(gpu, rng):
     assert np.allclose(gpu.to_host(gpu.channel_sums(there[1:])), x[1:].sum(axis=0), atol=1e-6)
 
 
-def test_a_nan_is_passed_on(gpu):
+def test_nan_is_passed_on(gpu):
     x = np.zeros((1, 2, 6, 1), "float32")
     x[0, 0, 0, 0] = x[0, 1, 3, 0] = np.nan  # the first of its window, and the last
     y, _ = gpu.max_pool2d(gpu.from_host(x), Window((2, 2), (2, 2)))
@@ -193,7 +193,7 @@ def test_batch_norm(gpu, rng, shape, dtype, relu):
     assert gradients[1].dtype == gradients[2].dtype == parameters
 
 
-def test_statistics_far_from_zero_keep_their_digits(gpu, rng):
+def test_batch_norm_statistics_far_from_zero_keep_their_digits(gpu, rng):
     """A deviation of 1 about 10,000: a sum of squares in float32 would leave nothing of it."""
     x = (rng.standard_normal((4000, 5)) + 1e4).astype("float32")
     ones = gpu.from_host(np.ones(5, "float32"))
@@ -210,7 +210,7 @@ def test_scale_and_shift(gpu, rng, relu):
 
 
 @pytest.mark.parametrize("K", [1, 10, 64, 65, 1000])
-def test_softmax_and_its_loss_for_any_number_of_classes(gpu, rng, K):
+def test_softmax_and_cross_entropy_for_any_number_of_classes(gpu, rng, K):
     logits, targets = numbers(rng, (37, K), "float64") * 20, rng.uniform(0, 1, (37, K))
     logits[0, 0], logits[1, -1] = 1e4, -1e4
     there = gpu.from_host(logits), gpu.from_host(targets)
@@ -227,7 +227,7 @@ def test_softmax_and_its_loss_for_any_number_of_classes(gpu, rng, K):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("sizes", [(5, 7, 3), (1, 4, 6), (6, 4, 1), (6, 1, 5), (1, 1, 1), (64, 48, 80)])
 @pytest.mark.parametrize("turns", [(False, False), (True, False), (False, True), (True, True)])
-def test_products(gpu, rng, dtype, sizes, turns):
+def test_matmul(gpu, rng, dtype, sizes, turns):
     (M, K, N), (turn_a, turn_b) = sizes, turns
     a, b = numbers(rng, (K, M) if turn_a else (M, K), dtype), numbers(rng, (N, K) if turn_b else (K, N), dtype)
     there_a, there_b = gpu.from_host(a), gpu.from_host(b)
@@ -240,7 +240,7 @@ def test_products(gpu, rng, dtype, sizes, turns):
     assert_close(gpu.to_host(out), 2 * expected, dtype)
 
 
-def test_products_of_blocks(gpu, rng):
+def test_matmul_of_blocks(gpu, rng):
     """Blocks of larger matrices are multiplied where they lie, and written to one."""
     a, b = numbers(rng, (10, 12), "float32"), numbers(rng, (9, 11), "float32")
     out = gpu.xp.zeros((8, 9), dtype="float32")
@@ -251,7 +251,7 @@ def test_products_of_blocks(gpu, rng):
     assert_close(gpu.to_host(out), expected, "float32")
 
 
-def test_half_precision_sums_in_single(gpu):
+def test_fp16_matmul_sums_in_fp32(gpu):
     """4096 times 1 + 2⁻¹⁰, whose sum float16 cannot hold to the last digit, into a float32 output."""
     a = gpu.xp.full((1, 4096), 1 + 2**-10, dtype="float16")
     out = gpu.xp.empty((1, 1), dtype="float32")
@@ -259,7 +259,7 @@ def test_half_precision_sums_in_single(gpu):
     assert float(gpu.to_host(out)[0, 0]) == 4096 * (1 + 2**-10)
 
 
-def test_tf32_is_asked_for_by_a_model_and_by_nobody_else(simulated, monkeypatch):
+def test_tf32_holds_for_its_model_alone(simulated, monkeypatch):
     compute_types = []
     library = simulated._cublas._library
     product = library.cublasGemmEx
@@ -288,7 +288,7 @@ def test_tf32_is_asked_for_by_a_model_and_by_nobody_else(simulated, monkeypatch)
     assert compute_types_of(allow_tf32=False) == {68}
 
 
-def test_a_failed_product_says_so(simulated, monkeypatch):
+def test_matmul_that_fails_raises(simulated, monkeypatch):
     library = simulated._cublas._library
     a = simulated.from_host(np.ones((2, 2), "float32"))
     monkeypatch.setattr(library, "cublasGemmEx", lambda *arguments: 13)
@@ -343,7 +343,7 @@ def fitted(backend, data, optimizer, dtype="float32", jit=True, **options):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_recorded_steps_give_the_same_bits(gpu, rng, optimizer, dtype):
+def test_captured_steps_give_the_bits_of_eager_steps(gpu, rng, optimizer, dtype):
     """Dropout, schedules, Adam's count and a last, smaller batch are those of steps made one by one."""
     data = images_and_labels(rng)
     recorded, history = fitted(gpu, data, optimizer, dtype)
@@ -356,7 +356,7 @@ def test_recorded_steps_give_the_same_bits(gpu, rng, optimizer, dtype):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_recorded_steps_are_those_of_the_portable_text(gpu, rng, optimizer):
+def test_captured_steps_agree_with_portable_kernels(gpu, rng, optimizer):
     data = images_and_labels(rng)
     recorded, history = fitted(gpu, data, optimizer, "float64", validation_data=data)
     reference, expected = fitted(Backend(), data, optimizer, "float64", validation_data=data)
@@ -366,7 +366,7 @@ def test_recorded_steps_are_those_of_the_portable_text(gpu, rng, optimizer):
         assert_close(recorded.state_dict()[path], value, "float32", path)
 
 
-def test_a_training_launches_graphs(simulated, rng):
+def test_fit_launches_graphs(simulated, rng):
     """Of 4 full batches an epoch the very first is made step by step, the second recorded, and so on for all epochs."""
     simulation = simulated.simulation
     fitted(simulated, images_and_labels(rng), "sgd")
@@ -378,7 +378,7 @@ def test_a_training_launches_graphs(simulated, rng):
     assert simulation.graph_launches == 0
 
 
-def test_samples_in_the_order_of_the_data(gpu, rng):
+def test_captured_steps_without_shuffling(gpu, rng):
     data = images_and_labels(rng)
     recorded, _ = fitted(gpu, data, "sgd", shuffle=False)
     eager, _ = fitted(gpu, data, "sgd", shuffle=False, jit=False)
@@ -386,7 +386,7 @@ def test_samples_in_the_order_of_the_data(gpu, rng):
         assert np.array_equal(value, eager.state_dict()[path]), path
 
 
-def test_no_read_inside_an_epoch(simulated, rng):
+def test_epoch_reads_nothing_back(simulated, rng):
     model = network(simulated)
     model.compile(OPTIMIZERS["sgd"](), jit=True)
     data = images_and_labels(rng)
@@ -406,7 +406,7 @@ def test_no_read_inside_an_epoch(simulated, rng):
 @pytest.mark.parametrize(
     "augment", [[Flip(), Translate(2), Cutout(4)], [AlternatingFlip(), RandomCrop(), Rotate(30, 0.2)]], ids=str
 )
-def test_augmented_steps_are_recorded_too(gpu, rng, augment):
+def test_augmented_steps_are_captured(gpu, rng, augment):
     """Each repeat draws placements of its own, those of steps made one by one; also in a second fit."""
     data = images_and_labels(rng)
     recorded, history = fitted(gpu, data, "sgd", augment=augment)
@@ -422,7 +422,7 @@ def test_augmented_steps_are_recorded_too(gpu, rng, augment):
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("jit", [True, False])
-def test_data_that_does_not_fit_is_fed_in_batches(gpu, rng, monkeypatch, jit, shuffle):
+def test_dataset_larger_than_memory_is_streamed(gpu, rng, monkeypatch, jit, shuffle):
     data = images_and_labels(rng)
     options = {"jit": jit, "shuffle": shuffle, "validation_data": data, "augment": [AlternatingFlip(), Translate(1)]}
     held, history = fitted(gpu, data, "adam", **options)
@@ -436,7 +436,7 @@ def test_data_that_does_not_fit_is_fed_in_batches(gpu, rng, monkeypatch, jit, sh
         assert np.array_equal(value, held.state_dict()[path]), path
 
 
-def test_nothing_sums_booleans(simulated, rng):
+def test_kernels_never_sum_booleans(simulated, rng):
     """For such a sum CuPy compiles seconds long with the headers of CUB; a sum of numbers it brings along."""
     data, average = images_and_labels(rng), callbacks.MovingAverage(0.9)
     before = simulated.simulation.sums_of_booleans
@@ -447,7 +447,7 @@ def test_nothing_sums_booleans(simulated, rng):
     assert simulated.simulation.sums_of_booleans == before
 
 
-def test_callbacks_may_change_what_a_recorded_step_reads(gpu, rng):
+def test_callback_may_change_what_a_captured_step_reads(gpu, rng):
     """A weight that is changed in mid-training is the one that the next step starts from."""
     data = images_and_labels(rng, 64)
 
@@ -491,7 +491,7 @@ def with_a_layer_of_ones_own(backend, look, promises, jit=True):
 
 
 @pytest.mark.parametrize("look", LOOKS)
-def test_a_step_that_cannot_be_recorded_is_made_as_it_comes(gpu, rng, look):
+def test_step_that_cannot_be_captured_runs_eagerly(gpu, rng, look):
     """Nothing was done when it is noticed, so random streams and counts are those of steps made one by one."""
     data = images_and_labels(rng)
     model, eager = (with_a_layer_of_ones_own(gpu, LOOKS[look], True, jit) for jit in (True, False))
@@ -510,7 +510,7 @@ def test_a_step_that_cannot_be_recorded_is_made_as_it_comes(gpu, rng, look):
     assert not model.to("numpy").why_not_captured
 
 
-def test_errors_of_our_own_are_not_taken_for_a_step_that_cannot_be_recorded(gpu, rng):
+def test_capture_passes_gpucnn_errors_on(gpu, rng):
     calls = []
 
     def look(backend, x):
@@ -523,7 +523,7 @@ def test_errors_of_our_own_are_not_taken_for_a_step_that_cannot_be_recorded(gpu,
     assert len(calls) == 2
 
 
-def test_a_layer_that_does_not_promise_it_is_not_recorded(gpu, rng):
+def test_layer_that_does_not_declare_capture_is_not_captured(gpu, rng):
     """Otherwise each repeat would do what Python decided in the step that was recorded."""
     calls = []
     model = with_a_layer_of_ones_own(gpu, lambda backend, x: calls.append(x.shape), False)
@@ -535,7 +535,7 @@ def test_a_layer_that_does_not_promise_it_is_not_recorded(gpu, rng):
 # --- half precision -----------------------------------------------------------------------------
 
 
-def test_half_precision_keeps_its_state_in_single(gpu, rng):
+def test_fp16_keeps_its_state_in_fp32(gpu, rng):
     model = network(gpu, "float16")
     seen = []
     conv = model.layers[1]
@@ -557,7 +557,7 @@ def test_half_precision_keeps_its_state_in_single(gpu, rng):
     assert all(value.dtype in (np.float32, np.uint64) for value in model.state_dict().values())
 
 
-def test_half_precision_learns(gpu):
+def test_fp16_learns(gpu):
     """The task of the synthetic digits' kind: which quarter of the image is bright."""
     generator = np.random.default_rng(1)
     y = generator.integers(0, 4, 192)
@@ -574,7 +574,7 @@ def test_half_precision_learns(gpu):
         assert not np.array_equal(before[path], model.state_dict()[path]), path
 
 
-def test_small_gradients_survive_half_precision(gpu, rng):
+def test_fp16_keeps_small_gradients(gpu, rng):
     """A mean over 4096 samples, and weights of a hundredth: gradients of which float16 would keep a digit or two."""
     x, y = numbers(rng, (4096, 4), "float32"), rng.integers(0, 3, 4096)
     gradients = []
@@ -588,7 +588,7 @@ def test_small_gradients_survive_half_precision(gpu, rng):
     assert_close(gradients[0], gradients[1], "float16")
 
 
-def test_half_precision_is_for_gpus(gpu, tmp_path):
+def test_fp16_is_for_gpus(gpu, tmp_path):
     with pytest.raises(ConfigurationError, match=r'"float16" is for GPUs.*pass dtype="float32"'):
         gpucnn.Model([L.Dense(2)], (3,), backend="numpy", dtype="float16")
     model = gpucnn.Model([L.Dense(2)], (3,), backend=gpu, dtype="float16")
@@ -603,7 +603,7 @@ def test_half_precision_is_for_gpus(gpu, tmp_path):
     assert np.array_equal(loaded.predict(np.eye(3, dtype="float32")), model.to("numpy", "float32").predict(np.eye(3)))
 
 
-def test_parity_in_half_precision(gpu, rng):
+def test_fp16_parity(gpu, rng):
     x, y = images_and_labels(rng, 32)
     model = network(gpu, "float16")
     model.compile()
@@ -623,7 +623,7 @@ def memory_hungry(backend):
     return model.compile(optimizers.SGD(0.1))
 
 
-def test_columns_are_halved_where_memory_is_short(simulated, rng):
+def test_im2col_halves_its_columns_where_memory_is_short(simulated, rng):
     simulation = simulated.simulation
     x, y = rng.integers(0, 256, (32, 16, 16, 4)).astype("uint8"), rng.integers(0, 2, 32)
     ample, short = memory_hungry(simulated), memory_hungry(simulated)
@@ -658,7 +658,7 @@ def test_out_of_memory_names_the_layer_and_a_batch(simulated, rng, limit, layer)
     assert np.isfinite(float(model.train_on_batch(x, y)))  # the model is as good as before
 
 
-def test_a_batch_that_is_advised_fits_where_the_gpu_is_small(simulated, rng):
+def test_advised_batch_fits_a_small_gpu(simulated, rng):
     """64 samples ask for an output of 262,144 bytes and 8 for 65,536."""
     x, y = rng.integers(0, 256, (64, 16, 16, 4)).astype("uint8"), rng.integers(0, 2, 64)
     model = memory_hungry(simulated)
@@ -668,7 +668,7 @@ def test_a_batch_that_is_advised_fits_where_the_gpu_is_small(simulated, rng):
     assert np.isfinite(float(model.train_on_batch(x[:8], y[:8])))
 
 
-def test_out_of_memory_on_the_way_back(simulated, rng):
+def test_out_of_memory_in_backward(simulated, rng):
     x = rng.standard_normal((32, 16, 16, 4)).astype("float32")
     model = memory_hungry(simulated)
     _, backward = model.forward(x, train=True)
@@ -678,7 +678,7 @@ def test_out_of_memory_on_the_way_back(simulated, rng):
         backward(dy)
 
 
-def test_out_of_memory_in_a_layer_inside_another(simulated, rng):
+def test_out_of_memory_in_a_nested_layer(simulated, rng):
     simulation = simulated.simulation
     x = rng.standard_normal((8, 4, 4, 2)).astype("float32")
     inside = L.Sequential([L.Conv2D(64, 1, name="wide")], name="inner")
@@ -691,7 +691,7 @@ def test_out_of_memory_in_a_layer_inside_another(simulated, rng):
 # --- looking at time ----------------------------------------------------------------------------
 
 
-def test_a_profile_times_with_events_and_names_ranges(simulated, rng):
+def test_profile_times_with_events_and_names_ranges(simulated, rng):
     x, y = images_and_labels(rng, 16)
     model = network(simulated)
     model.compile()
@@ -707,7 +707,7 @@ def test_a_profile_times_with_events_and_names_ranges(simulated, rng):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_lenet_takes_the_portable_steps(gpu, rng, dtype):
+def test_lenet_steps_agree_with_portable_kernels(gpu, rng, dtype):
     """Three steps of LeNet on images of real size: loss, outputs and every parameter."""
     x, y = rng.integers(0, 256, (3, 24, 28, 28, 1)).astype("uint8"), rng.integers(0, 10, (3, 24))
     ours, reference = (gpucnn.networks.lenet(seed=4, backend=backend, dtype=dtype) for backend in (gpu, Backend()))
@@ -720,7 +720,7 @@ def test_lenet_takes_the_portable_steps(gpu, rng, dtype):
     assert_close(ours.predict(x[0]), reference.predict(x[0]), "float32")
 
 
-def test_views_are_averaged_in_single_precision(gpu):
+def test_tta_averages_in_fp32(gpu):
     x = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3)).astype("uint8")
     half, single = (
         gpucnn.Model([L.Conv2D(4, 3), L.Flatten(), L.Dense(3), L.Softmax()], (8, 8, 3), backend=gpu, dtype=dtype)

@@ -113,7 +113,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize(("group", "number"), [(group, n) for group, calls in CALLS.items() for n in range(len(calls))])
-def test_listed_calls_replay_the_same_bits(group, number):
+def test_known_calls_replay_the_same_bits(group, number):
     function = CALLS[group][number]
     with np.errstate(all="ignore"):
         first, replay = captured(function)
@@ -124,7 +124,7 @@ def test_listed_calls_replay_the_same_bits(group, number):
             assert result.copy().tobytes() == expected.tobytes()
 
 
-def test_a_mask_that_is_true_nowhere_when_it_is_captured_is_written_by_later():
+def test_mask_that_is_empty_at_capture_is_written_through_on_replay():
     def function(x):
         y = x * 1
         y[x > 0] = 7.0
@@ -134,7 +134,7 @@ def test_a_mask_that_is_true_nowhere_when_it_is_captured_is_written_by_later():
     np.testing.assert_array_equal(replay(np.ones((3, 4), "float32")), np.full((3, 4), 7.0))
 
 
-def test_every_function_of_the_list_is_tried():
+def test_known_calls_are_all_tested():
     text = Path(__file__).read_text(encoding="utf-8")
     for function in (
         known_calls.OF_ARRAYS
@@ -151,7 +151,7 @@ UFUNCS = sorted(known_calls.UFUNCS, key=lambda ufunc: ufunc.__name__)
 
 
 @pytest.mark.parametrize("ufunc", UFUNCS, ids=lambda ufunc: ufunc.__name__)
-def test_listed_ufuncs_replay_the_same_bits(ufunc):
+def test_known_ufuncs_replay_the_same_bits(ufunc):
     def function(x):
         given = [x, x[::-1] + 1][: ufunc.nin]
         if ufunc.signature is not None:
@@ -215,7 +215,7 @@ FALLS_BACK = {
 
 
 @pytest.mark.parametrize("reason", FALLS_BACK)
-def test_what_is_not_listed_falls_back_with_its_reason(reason):
+def test_unknown_calls_fall_back_with_a_reason(reason):
     function = FALLS_BACK[reason]
     result, replay = captured(function)
     assert replay.failure
@@ -223,7 +223,7 @@ def test_what_is_not_listed_falls_back_with_its_reason(reason):
     np.testing.assert_array_equal(result, function(numbers(0)))
 
 
-def test_arrays_that_are_read_by_dlpack_fall_back():
+def test_dlpack_reads_fall_back():
     def function(x):
         return x + np.from_dlpack(x.copy()).sum()
 

@@ -62,7 +62,7 @@ def fitted(model, side, **options):
 """
 
 
-def test_the_engine_through_the_real_cupy():
+def test_engine_through_the_real_cupy():
     said = run(
         "pytest",
         "-q",
@@ -85,13 +85,13 @@ def test_the_engine_through_the_real_cupy():
         ("cupy.empty(2**34)", "Out of memory"),
     ],
 )
-def test_what_cupy_refuses_on_a_gpu_is_refused(mistake, answer):
+def test_mock_driver_refuses_what_cupy_refuses(mistake, answer):
     said = run("python", "-c", f"import cupy; {mistake}")
     assert said.returncode == 1
     assert answer in said.stderr
 
 
-def test_work_is_put_off_until_somebody_waits():
+def test_mock_driver_defers_work_until_a_wait():
     program = """
 import cupy, cupyx, numpy as np
 stream, host = cupy.cuda.Stream(non_blocking=True), cupyx.empty_pinned(4, np.float32)
@@ -106,7 +106,7 @@ print(cupy.asnumpy(there).tolist())
     assert run("python", "-c", program).stdout.strip() == "[2.0, 2.0, 2.0, 2.0]"
 
 
-def test_a_graph_touches_no_memory_that_was_freed():
+def test_graph_touches_no_freed_memory():
     """From ample memory down to too little: columns are halved in the step before, and in the graph as well."""
     program = """
 backend = get_backend("cupy")
@@ -129,7 +129,7 @@ for room in (2_600_000, *range(1_300_000, 700_000, -50_000)):
     assert said.count("as ample captured") >= 5
 
 
-def test_a_capture_without_memory_goes_on_eagerly():
+def test_capture_without_memory_goes_on_eagerly():
     program = """
 class Growing(L.Layer):
     capturable = True
@@ -155,7 +155,7 @@ print(states[0] == states[1])
     assert (eager, same) == ("[] ", "True")
 
 
-def test_two_gpus_in_one_process():
+def test_gpus_in_one_process():
     program = """
 backends = get_backend("cupy"), get_backend("cupy:1")
 def here():
@@ -180,7 +180,7 @@ print(here(), fitted(moved, 8, validation_data=data(20, 8)) == results[0][0])
     ]
 
 
-def test_two_trainings_in_two_threads():
+def test_training_runs_in_two_threads():
     """Their bits are those that each gives alone, and each is captured; in some rounds they go step by step."""
     program = """
 backend = get_backend("cupy")
@@ -201,7 +201,7 @@ for number in range(6):
     assert said_by(program) == ["True ['', '']"] * 6
 
 
-def test_no_garbage_is_collected_in_a_capture():
+def test_garbage_is_not_collected_during_capture():
     program = """
 seen = []
 gc.callbacks.append(lambda phase, info: seen.append(cupy.cuda.get_current_stream().is_capturing()))
@@ -250,14 +250,14 @@ with ThreadPoolExecutor(1) as pool: pool.submit(backend.dense, a, a, None).resul
     ],
     ids=["freed memory", "another device", "a kernel on another device", "another thread"],
 )
-def test_mistakes_are_found(mistake, answer):
+def test_mock_driver_finds_planted_mistakes(mistake, answer):
     ending = "\ncupy.cuda.Device().synchronize()"
     said = run("python", "-c", PREPARED + mistake + ending, PRETENDED_DEVICES="2")
     assert said.returncode != 0
     assert answer in said.stderr
 
 
-def test_kernels_are_compiled_by_the_options_that_are_tested():
+def test_kernels_compile_with_the_tested_options():
     program = """
 from cupy.cuda import compiler
 compile_, seen = compiler._NVRTCProgram.compile, []

@@ -31,13 +31,13 @@ def test_philox_known_answers(counter, key, answer):
 
 @pytest.mark.parametrize("count", [1, 4, 7, 100])
 @pytest.mark.parametrize(("key", "counter"), [(0, 0), (2**63 - 25, 2**40 + 3)])
-def test_words_are_the_same_bits_on_every_backend(backend, key, counter, count):
+def test_philox_words_are_the_same_on_every_backend(backend, key, counter, count):
     words = backend.to_host(backend.random_bits(key, counter, count))
     assert words.dtype == np.uint32
     assert words.tolist() == reference.random_words(key, counter, count)
 
 
-def test_a_long_draw_is_cut_into_parts_without_a_seam(backend, monkeypatch):
+def test_philox_long_draw_in_parts_is_seamless(backend, monkeypatch):
     whole = backend.to_host(backend.random_bits(11, 5, 1000))
     monkeypatch.setattr("gpucnn.backends.philox.BLOCKS_AT_ONCE", 16)
     assert np.array_equal(backend.to_host(backend.random_bits(11, 5, 1000)), whole)
@@ -46,7 +46,7 @@ def test_a_long_draw_is_cut_into_parts_without_a_seam(backend, monkeypatch):
         assert np.array_equal(part, whole[start : start + count])
 
 
-def test_words_are_uniform_and_independent(backend):
+def test_philox_words_are_uniform_and_independent(backend):
     words = backend.to_host(backend.random_bits(1, 0, 200_000)).astype(np.float64) / 2**32
     other = backend.to_host(backend.random_bits(1, 1, 200_000)).astype(np.float64) / 2**32
     deviation = 1 / np.sqrt(12 * words.size)  # of the mean of uniform numbers
@@ -56,7 +56,7 @@ def test_words_are_uniform_and_independent(backend):
     assert abs(np.corrcoef(words, other)[0, 1]) < 0.01
 
 
-def test_a_stream_moves_on_and_its_state_repeats_it(backend):
+def test_stream_advances_and_its_state_restores_it(backend):
     state = rng.new_stream(rng.host_generator(0, "test"))
     kept = state.copy()
     first, second = (backend.to_host(rng.random_bits(backend, state, (3, 4))) for _ in range(2))
@@ -67,7 +67,7 @@ def test_a_stream_moves_on_and_its_state_repeats_it(backend):
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.25, 0.9, 1.0])
-def test_masks_have_their_probability(backend, probability):
+def test_dropout_masks_have_their_probability(backend, probability):
     state = rng.new_stream(rng.host_generator(0, "test"))
     mask = backend.to_host(rng.bernoulli(backend, state, (300, 300), probability))
     assert mask.dtype == bool
@@ -107,40 +107,40 @@ def test_initializers_have_their_variance(name, variance, uniform):
     assert beyond_uniform != uniform
 
 
-def test_uniform_and_zeros():
+def test_initializers_uniform_and_zeros():
     values = initializers.Uniform(-0.5, 0.25)((1000,), 1, 1, rng.host_generator(0, "test"))
     assert -0.5 <= values.min() < -0.49
     assert 0.24 < values.max() < 0.25
     assert not initializers.Zeros()((3, 4), 1, 1, rng.host_generator(0, "test")).any()
 
 
-def test_fan_in_uniform_keeps_to_its_limits():
+def test_initializer_fan_in_uniform_keeps_to_its_limits():
     values = initializers.FanInUniform()((1000,), 16, 1, rng.host_generator(0, "test"))
     assert 0.24 < np.abs(values).max() <= 0.25
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, (3, 5)])
 @pytest.mark.parametrize(("filters", "groups"), [(7, 1), (4, 1), (2, 1), (4, 2), (8, 2), (4, 4)])
-def test_dirac_passes_the_channels_on(kernel, filters, groups):
+def test_initializer_dirac_passes_channels_on(kernel, filters, groups):
     """The first outputs of each group are its first inputs; the others are what the rest's initializer makes."""
     images = np.random.default_rng(0).normal(size=(2, 6, 7, 4))
     layer = layers.Conv2D(
         filters, kernel, padding="same", groups=groups, weight_initializer=initializers.Dirac("lecun_uniform")
     )
-    layer.build_once((6, 7, 4), rng.host_generator(0, "test"))
+    layer.ensure_built((6, 7, 4), rng.host_generator(0, "test"))
     y, _ = layer.forward(images, train=False)
     C, F = 4 // groups, filters // groups
     for group in range(groups):
         for channel in range(min(C, F)):
             assert np.array_equal(y[..., group * F + channel], images[..., group * C + channel])
     plain = layers.Conv2D(filters, kernel, padding="same", groups=groups, weight_initializer="lecun_uniform")
-    plain.build_once((6, 7, 4), rng.host_generator(0, "test"))
+    plain.ensure_built((6, 7, 4), rng.host_generator(0, "test"))
     for place in range(filters):
         drawn = np.array_equal(layer.weight.value[..., place], plain.weight.value[..., place])
         assert drawn == (place % F >= C)
 
 
-def test_dirac_begins_deep_networks_as_shallow_ones():
+def test_initializer_dirac_trains_twenty_plain_layers():
     """Twenty plain convolutions, with no way around them, learn from the first epochs on.
 
     At a rate so low that the last bits of products do not decide: other kernels of BLAS move accuracies by 0.04, where
@@ -160,14 +160,14 @@ def test_dirac_begins_deep_networks_as_shallow_ones():
     assert min(accuracies["dirac"]) > max(accuracies["he_normal"]) + 0.2, accuracies
 
 
-def test_dirac_is_described_and_named():
-    layer = layers.Conv2D(8, 3, weight_initializer=initializers.Dirac(rest=initializers.Uniform(-0.1, 0.1)))
+def test_initializer_dirac_is_described_and_named():
+    layer = layers.Conv2D(8, 3, weight_initializer=initializers.Dirac(remaining=initializers.Uniform(-0.1, 0.1)))
     again = layers.Layer.from_config(layer.config())
-    assert repr(again.weight_initializer) == "Dirac(rest=Uniform(-0.1, 0.1))"
-    layers.Conv2D(8, 3, weight_initializer="dirac").build_once((6, 6, 4), rng.host_generator(0, "test"))
+    assert repr(again.weight_initializer) == "Dirac(remaining=Uniform(-0.1, 0.1))"
+    layers.Conv2D(8, 3, weight_initializer="dirac").ensure_built((6, 6, 4), rng.host_generator(0, "test"))
 
 
-def test_every_initializer_was_looked_at():
+def test_initializers_are_all_tested():
     ours = {name for name, kind in initializers.Initializer.registry.items() if kind.__module__.startswith("gpucnn.")}
     assert ours == {
         *("HeNormal", "HeUniform", "LecunNormal", "LecunUniform", "FanInUniform", "GlorotNormal", "GlorotUniform"),
@@ -180,7 +180,7 @@ def test_every_initializer_was_looked_at():
     [
         (lambda: initializers.Dirac("xavier"), "no initializer named 'xavier'"),
         (
-            lambda: layers.Dense(3, weight_initializer="dirac").build_once((5,), rng.host_generator(0, "test")),
+            lambda: layers.Dense(3, weight_initializer="dirac").ensure_built((5,), rng.host_generator(0, "test")),
             r"Dirac\(\) makes the weight of a convolution \(KH, KW, C, F\), not one of shape \(5, 3\); choose another",
         ),
         (lambda: initializers.Uniform(1, 1), r"Uniform\(1, 1\): expected two finite numbers, low < high"),
@@ -189,6 +189,6 @@ def test_every_initializer_was_looked_at():
         (lambda: initializers.Initializer.get("xavier"), "no initializer named 'xavier'; there are .*Dirac, FanIn"),
     ],
 )
-def test_initializers_that_make_no_sense_are_refused(make, message):
+def test_initializers_out_of_range_are_refused(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()

@@ -119,7 +119,7 @@ def kernel(simulation, name, bits=32, width=1):
 @needs_compiler
 @pytest.mark.parametrize(("bits", "dtype", "work"), [(16, "f2", "f4"), (32, "f4", "f4"), (64, "f8", "f8")])
 @pytest.mark.parametrize("block", [(1,), (64,), (8, 32), (4, 4, 64)])
-def test_a_reduction_with_barriers(simulation, rng, bits, dtype, work, block):
+def test_reduction_with_barriers(simulation, rng, bits, dtype, work, block):
     x, blocks = rng.normal(size=5000).astype(dtype), 3
     y = simulation.cupy.empty(blocks, work)
     kernel(simulation, "totals", bits)((blocks,), block, (simulation.cupy.asarray(x), y, np.uint32(x.size)))
@@ -129,7 +129,7 @@ def test_a_reduction_with_barriers(simulation, rng, bits, dtype, work, block):
 
 
 @needs_compiler
-def test_a_barrier_in_a_function_that_a_function_calls(simulation):
+def test_barrier_in_a_nested_function(simulation):
     y = simulation.cupy.empty(3 * 64, np.int32)
     kernel(simulation, "neighbours")((3,), (64,), (y,))
     block, thread = np.divmod(np.arange(3 * 64), 64)
@@ -137,14 +137,14 @@ def test_a_barrier_in_a_function_that_a_function_calls(simulation):
 
 
 @needs_compiler
-def test_each_block_finds_garbage_in_shared_memory(simulation):
+def test_shared_memory_begins_as_garbage(simulation):
     y = simulation.cupy.zeros(3, np.float32)
     kernel(simulation, "leftovers")((3,), (1,), (y,))
     assert np.isnan(y.get()).all()
 
 
 @needs_compiler
-def test_threads_that_miss_a_barrier_are_reported(simulation):
+def test_barrier_that_threads_miss_is_reported(simulation):
     some_return = kernel(simulation, "some_return")
     some_return((2,), (32,), (np.uint32(0),))
     some_return((2,), (32,), (np.uint32(32),))
@@ -157,14 +157,14 @@ def test_threads_that_miss_a_barrier_are_reported(simulation):
 
 @needs_compiler
 @pytest.mark.parametrize(("grid", "block"), [((5,), (7,)), ((2, 3), (4, 5)), ((2, 3, 4), (5, 2, 3))])
-def test_grids_and_blocks_of_three_sides(simulation, grid, block):
+def test_grids_and_blocks_in_three_dimensions(simulation, grid, block):
     y = simulation.cupy.empty(int(np.prod(grid) * np.prod(block)), np.uint32)
     kernel(simulation, "numbered")(grid, block, (y,))
     np.testing.assert_array_equal(y.get(), np.arange(y.size))
 
 
 @needs_compiler
-def test_functions_of_float_stay_float(simulation):
+def test_float_functions_stay_float(simulation):
     y = simulation.cupy.empty(4, np.int32)
     kernel(simulation, "widths")((1,), (1,), (y, np.float32(2)))
     assert y.get().tolist() == [4, 4, 4, 4]
@@ -174,7 +174,7 @@ NUMBERS = (np.int32(-3), np.int32(4), np.int64(-(2**40)), np.uint64(2**63), np.f
 
 
 @needs_compiler
-def test_numbers_arrive_as_they_are(simulation):
+def test_kernel_arguments_arrive_unchanged(simulation):
     y = simulation.cupy.empty(8)
     kernel(simulation, "numbers")((1,), (1,), (y, *NUMBERS))
     assert y.get().tolist() == [-3, 4, -(2**40), 2**63, 0.5, 0.1, 1, 1]
@@ -201,7 +201,7 @@ def test_numbers_arrive_as_they_are(simulation):
         (7, np.int32(0)),
     ],
 )
-def test_a_number_of_another_type_is_refused(simulation, place, wrong):
+def test_kernel_argument_of_another_type_is_refused(simulation, place, wrong):
     y, numbers = simulation.cupy.zeros(8), list(NUMBERS)
     numbers[place] = wrong
     with pytest.raises(TypeError, match=r"numbers: parameter `.*` got"):
@@ -210,7 +210,7 @@ def test_a_number_of_another_type_is_refused(simulation, place, wrong):
 
 
 @needs_compiler
-def test_arrays_that_a_kernel_cannot_take_are_refused(simulation):
+def test_kernel_refuses_arrays_it_cannot_take(simulation):
     cupy, totals = simulation.cupy, kernel(simulation, "totals")
     x, y, n = cupy.zeros((4, 6), np.float32), cupy.zeros(1, np.float32), np.uint32(6)
     with pytest.raises(TypeError, match=r"`const real\* x` got a ndarray, not an array on the device"):
@@ -227,7 +227,7 @@ def test_arrays_that_a_kernel_cannot_take_are_refused(simulation):
 
 @needs_compiler
 @pytest.mark.parametrize(("bits", "dtype", "width"), [(16, "f2", 8), (32, "f4", 4), (64, "f8", 2)])
-def test_an_address_between_packs_is_refused(simulation, bits, dtype, width):
+def test_kernel_refuses_misaligned_addresses(simulation, bits, dtype, width):
     y, rate = simulation.cupy.ones(20, dtype), simulation.cupy.ones(3, "f4")
     arguments = rate[1:], np.uint32(width), 2.0  # only pointers to `real` are read in packs
     with pytest.raises(ValueError, match=r"scale: .*misaligned"):
@@ -252,14 +252,14 @@ def test_an_address_between_packs_is_refused(simulation, bits, dtype, width):
         ((1,), (1, 1, 1, 1), TypeError),
     ],
 )
-def test_a_launch_that_a_gpu_refuses(simulation, grid, block, error):
+def test_kernel_launch_out_of_bounds_is_refused(simulation, grid, block, error):
     with pytest.raises(error, match=r"some_return: the (grid|block)"):
         kernel(simulation, "some_return")(grid, block, (np.uint32(0),))
 
 
 @needs_compiler
 @pytest.mark.parametrize("offset", [0, 4])
-def test_a_kernel_that_writes_beside_its_array_is_found(simulation, offset):
+def test_kernel_that_writes_out_of_bounds_is_found(simulation, offset):
     y, rate = simulation.cupy.ones(8, "f4"), simulation.cupy.ones((), "f4")
     arguments = y[offset:], rate, np.uint32(8 - offset), 2.0
     kernel(simulation, "scale")((1,), (1,), arguments)
@@ -268,26 +268,26 @@ def test_a_kernel_that_writes_beside_its_array_is_found(simulation, offset):
 
 
 @needs_compiler
-def test_what_a_kernel_may_write_is_what_it_does_not_declare_constant(simulation):
+def test_kernel_may_not_write_const_arrays(simulation):
     arguments = simulation.cupy.ones(8, "f4"), simulation.cupy.ones((), "f4"), np.uint32(1), 2.0
     scale = compile_for_host(SOURCE, ("-DBITS=32",)).get_function("scale")
     assert [array is arguments[0] for array in scale.written(arguments)] == [True]
 
 
 @needs_compiler
-def test_text_that_does_not_compile_says_why():
+def test_kernel_source_that_does_not_compile_says_why():
     with pytest.raises(RuntimeError, match="unknown_thing"):
         compile_for_host('extern "C" __global__ void f(int* y) { *y = unknown_thing; }')
 
 
-def test_a_machine_without_a_compiler_says_so(monkeypatch):
+def test_compiler_that_is_missing_is_named(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert why_not.__wrapped__() == "there is no g++"
 
 
 @needs_compiler
 @pytest.mark.parametrize(("bits", "width"), [(16, 8), (16, 1), (32, 4), (32, 1), (64, 2), (64, 1)])
-def test_the_real_kernels_compile(bits, width):
+def test_kernels_compile_for_the_host(bits, width):
     shared, found = (KERNELS / "common.cuh").read_text("utf-8"), 0
     for file in KERNELS.glob("*.cu"):
         code = shared + file.read_text("utf-8")
@@ -301,7 +301,7 @@ def test_the_real_kernels_compile(bits, width):
 # --- arrays ---------------------------------------------------------------------------------------
 
 
-def test_arrays_on_the_two_sides_do_not_meet(cupy):
+def test_host_and_device_arrays_do_not_mix(cupy):
     array, host = cupy.ones(3), np.ones(3)
     for meet in (
         lambda: array + host,
@@ -318,7 +318,7 @@ def test_arrays_on_the_two_sides_do_not_meet(cupy):
     assert (array + np.float64(1) + 1).get().tolist() == [3, 3, 3]
 
 
-def test_fresh_memory_is_aligned_and_holds_garbage(cupy):
+def test_memory_is_aligned_and_begins_as_garbage(cupy):
     floats, numbers = cupy.empty((3, 5), np.float16), cupy.empty_like(cupy.zeros(4, np.int32))
     assert np.isnan(floats.get()).all()
     assert (numbers.get() == np.array([0xA5A5A5A5], np.uint32).view(np.int32)).all()
@@ -326,7 +326,7 @@ def test_fresh_memory_is_aligned_and_holds_garbage(cupy):
         assert array.data.ptr % 512 == 0
 
 
-def test_every_read_is_counted(simulation, cupy):
+def test_reads_to_the_host_are_counted(simulation, cupy):
     array = cupy.full((), 2.5)
     values = [float(array), int(array), bool(array), array.item(), array.tolist(), array.get(), cupy.asnumpy(array)]
     assert values == [2.5, 2, True, 2.5, 2.5, 2.5, 2.5]
@@ -335,7 +335,7 @@ def test_every_read_is_counted(simulation, cupy):
     assert simulation.reads == 7
 
 
-def test_an_array_from_the_host_is_a_copy_and_one_from_the_device_is_none(cupy):
+def test_upload_copies_host_arrays_only(cupy):
     host = np.arange(3.0)
     array = cupy.asarray(host)
     host[0] = 7
@@ -359,7 +359,7 @@ def test_views_share_memory_and_results_do_not(cupy):
     assert cupy.empty_like(array.T).strides == array.T.strides
 
 
-def test_warnings_of_the_host_do_not_sound(cupy):
+def test_host_warnings_are_silent(cupy):
     assert np.isnan(float(cupy.log(cupy.zeros(1) - 1)[0]))
     assert np.isinf(float(cupy.full(1, 1e6, np.float32).astype(np.float16)[0]))
 
@@ -367,7 +367,7 @@ def test_warnings_of_the_host_do_not_sound(cupy):
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def test_an_allocation_over_the_limit_is_out_of_memory(simulation, cupy):
+def test_allocation_over_the_limit_is_out_of_memory(simulation, cupy):
     prototype = cupy.zeros(100)
     simulation.limit = 800
     make = (cupy.empty, cupy.zeros, cupy.ones, lambda n: cupy.full(n, 1.0))
@@ -423,7 +423,7 @@ class Recording:
         self.stream.__exit__(*error)
 
 
-def test_a_captured_step_runs_with_frozen_numbers_and_living_memory(cupy):
+def test_graph_replays_with_frozen_scalars_and_live_memory(cupy):
     values, gradients = cupy.asarray([1.0, 2.0]), cupy.asarray([1.0, 1.0])
     device_rate, rate = cupy.full((), 0.5), 0.25
     with Recording(cupy) as recording:
@@ -460,7 +460,7 @@ def test_a_captured_step_runs_with_frozen_numbers_and_living_memory(cupy):
         lambda cupy, a: a.cumsum(out=a),
     ],
 )
-def test_whatever_changes_memory_is_recorded_and_undone(cupy, change):
+def test_capture_notes_and_undoes_all_writes(cupy, change):
     start = np.arange(4.0)
     array, by_hand = cupy.asarray(start), cupy.asarray(start)
     with Recording(cupy) as recording:
@@ -473,7 +473,7 @@ def test_whatever_changes_memory_is_recorded_and_undone(cupy, change):
     assert not np.array_equal(array.get(), start)
 
 
-def test_results_of_every_kind_are_made_anew_by_each_launch(cupy):
+def test_graph_launches_recompute_every_result(cupy):
     x = cupy.zeros((2, 3))
     with Recording(cupy) as recording:
         results = [
@@ -511,7 +511,7 @@ def test_results_of_every_kind_are_made_anew_by_each_launch(cupy):
 
 
 @needs_compiler
-def test_captured_kernels_and_products(simulation, cupy):
+def test_graph_of_kernels_and_matmul(simulation, cupy):
     y, rate, scale = cupy.ones(4, np.float32), cupy.full((), 2, np.float32), kernel(simulation, "scale")
     handle, c = Handle(simulation), cupy.zeros((2, 2), np.float32)
     with Recording(cupy) as recording:
@@ -528,7 +528,7 @@ def test_captured_kernels_and_products(simulation, cupy):
     assert (simulation.launches, simulation.graph_launches) == ({"scale": 1}, 2)
 
 
-def test_what_waits_for_the_gpu_is_refused_in_a_capture(cupy):
+def test_capture_refuses_to_wait_for_the_gpu(cupy):
     array, square = cupy.ones(3), cupy.ones((3, 3))
     host = np.ones(3)
     refused = [
@@ -559,7 +559,7 @@ def test_what_waits_for_the_gpu_is_refused_in_a_capture(cupy):
         wait()
 
 
-def test_only_a_stream_of_its_own_captures(cupy):
+def test_capture_needs_a_stream_of_its_own(cupy):
     for stream in (cupy.cuda.Stream.null, cupy.cuda.get_current_stream(), cupy.cuda.Stream()):
         with pytest.raises(RuntimeError, match="non_blocking"):
             stream.begin_capture()
@@ -575,7 +575,7 @@ def test_only_a_stream_of_its_own_captures(cupy):
     assert array.get().tolist() == [1, 1]
 
 
-def test_another_thread_works_on_while_one_captures(cupy):
+def test_capture_lets_other_threads_work(cupy):
     array = cupy.zeros(2)
     with Recording(cupy):
         thread = threading.Thread(target=lambda: array.fill(3))
@@ -594,7 +594,7 @@ def test_streams_nest(cupy):
     assert len({outer.ptr, inner.ptr, cupy.cuda.get_current_stream().ptr}) == 3
 
 
-def test_a_graph_over_memory_that_was_given_back_is_refused(cupy):
+def test_graph_over_freed_memory_is_refused(cupy):
     x, y = cupy.ones(3), cupy.zeros(3)
     pools = cupy.cuda.MemoryPool(), cupy.get_default_memory_pool()
     graphs = []
@@ -663,7 +663,7 @@ def columns_first(cupy, numbers, lead):
 @pytest.mark.parametrize("extra", [0, 3])
 @pytest.mark.parametrize(("dtype", "out"), [("f4", "f4"), ("f8", "f8"), ("f2", "f2"), ("f2", "f4")])
 @pytest.mark.parametrize("beta", [0.0, 1.0, 0.5])
-def test_products(simulation, cupy, rng, turned, extra, dtype, out, beta):
+def test_matmul(simulation, cupy, rng, turned, extra, dtype, out, beta):
     (M, N, K), handle = (4, 5, 6), Handle(simulation)
     a, b, c = (rng.normal(size=shape).astype(kind) for shape, kind in (((M, K), dtype), ((K, N), dtype), ((M, N), out)))
     stored_a, stored_b = a.T if turned[0] else a, b.T if turned[1] else b
@@ -679,7 +679,7 @@ def test_products(simulation, cupy, rng, turned, extra, dtype, out, beta):
     assert (C.get()[:, M:] == 99).all()
 
 
-def test_products_that_cublas_refuses(simulation, cupy):
+def test_matmul_that_cublas_refuses(simulation, cupy):
     handle, a = Handle(simulation), cupy.ones((4, 4), np.float32)
     assert handle.gemm((0, 0), (4, 4, 4), a, 4, a, 4, a, 4, compute=77) == 0
     for leads in ((3, 4, 4), (4, 3, 4), (4, 4, 3), (0, 4, 4)):
@@ -697,7 +697,7 @@ def test_products_that_cublas_refuses(simulation, cupy):
     assert handle.gemm((0, 0), (4, 4, 4), a, 4, a, 4, a, 4) == 1
 
 
-def test_a_product_in_another_stream_than_the_current_one_fails(simulation, cupy):
+def test_matmul_in_another_stream_fails(simulation, cupy):
     handle, a = Handle(simulation), cupy.ones((4, 4), np.float32)
     with cupy.cuda.Stream():
         assert handle.multiply(a, a, a) == 13
@@ -706,7 +706,7 @@ def test_a_product_in_another_stream_than_the_current_one_fails(simulation, cupy
     assert handle.multiply(a, a, a) == 13
 
 
-def test_products_beside_living_memory_are_found(simulation, cupy):
+def test_matmul_out_of_bounds_is_found(simulation, cupy):
     handle, a = Handle(simulation), cupy.ones((4, 4), np.float32)
     sizes, here = (4, 4, 4), a.data.ptr
     for places in ((here + 4, here, here), (here, here - 4, here), (here, here, here + 64), (0, here, here)):
@@ -727,7 +727,7 @@ def test_products_beside_living_memory_are_found(simulation, cupy):
     assert handle.multiply(a, a, a) == 0
 
 
-def test_declared_types_of_a_library_function_are_kept(simulation):
+def test_library_functions_keep_their_declared_types(simulation):
     handle = Handle(simulation)
     function = handle.library.cublasSetMathMode
     function.argtypes = [ctypes.c_void_p, ctypes.c_int]
@@ -742,7 +742,7 @@ def test_declared_types_of_a_library_function_are_kept(simulation):
 # --- the rest of the module, and the backend over it --------------------------------------------
 
 
-def test_the_device_and_its_ranges(simulation, cupy):
+def test_device_properties_and_ranges(simulation, cupy):
     assert cupy.cuda.Device(0).compute_capability == "90"
     with pytest.raises(CUDARuntimeError):
         cupy.cuda.Device(1)
@@ -765,7 +765,7 @@ def modules():
     return found, vars(gpucnn.backends).get("cupy")
 
 
-def test_the_backend_over_the_simulation_leaves_the_real_one_alone():
+def test_simulation_leaves_the_real_backend_alone():
     before = modules()
     first, second = load_backend()(), load_backend()()
     assert first.name == "cupy (simulated)"
@@ -780,7 +780,7 @@ def test_the_backend_over_the_simulation_leaves_the_real_one_alone():
     assert first.reads == reads + 1
 
 
-def test_modules_find_the_simulation_and_its_cublas(simulation, tmp_path, monkeypatch):
+def test_simulation_provides_cupy_and_cublas(simulation, tmp_path, monkeypatch):
     package = tmp_path / "imitation"
     package.mkdir()
     (package / "__init__.py").write_text("import cupy\n")

@@ -79,7 +79,7 @@ def test_the_time_for_many_layers_grows_with_their_number(tmp_path):
     finally:
         containers.snake_case = original
     assert len(calls) <= 3001
-    assert [layer.label for layer in model.layers[-2:]] == ["relu_2998", "relu_2999"]
+    assert [layer.display_name for layer in model.layers[-2:]] == ["relu_2998", "relu_2999"]
 
 
 @pytest.mark.parametrize(

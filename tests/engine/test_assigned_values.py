@@ -19,7 +19,7 @@ def model(last, loss="mean_squared_error"):
 
 @pytest.mark.parametrize("value", [0.0, [1.0, 1.0, 1.0], None, "zeros", np.array(["a", "b", "c"]), np.ones(3) * 1j])
 @pytest.mark.parametrize("held", ["bias", "running_mean"])
-def test_values_that_are_not_arrays_of_real_numbers_are_refused(held, value):
+def test_parameter_values_must_be_arrays_of_real_numbers(held, value):
     made = model(layers.ReLU())
     holder = getattr(made.layers[0 if held == "bias" else 1], held)
     before = np.array(holder)
@@ -28,7 +28,7 @@ def test_values_that_are_not_arrays_of_real_numbers_are_refused(held, value):
     assert np.array_equal(np.array(holder), before)
 
 
-def test_values_of_any_dtype_of_real_numbers_are_taken_and_other_shapes_refused():
+def test_parameter_values_of_any_real_dtype_are_taken_and_other_shapes_refused():
     bias = model(layers.ReLU()).layers[0].bias
     for value in (np.ones(3), np.arange(3), np.ones(3, bool), np.ones(3, "float16")):
         bias.value = value
@@ -37,7 +37,7 @@ def test_values_of_any_dtype_of_real_numbers_are_taken_and_other_shapes_refused(
         bias.value = np.ones(4)
 
 
-def test_states_that_hold_no_arrays_of_real_numbers_are_refused_whole():
+def test_state_dict_without_real_arrays_is_refused_whole():
     made = model(layers.ReLU())
     state = made.state_dict()
     for path, wrong in (("conv2d.bias", [1.0, 1.0, 1.0]), ("conv2d.bias", np.ones(3) * 1j)):
@@ -69,7 +69,7 @@ SHARES = (X / 255).astype("float32")
         (layers.ReLU, X.astype("float32"), ""),
     ],
 )
-def test_targets_that_no_output_can_meet_are_said_once(last, targets, said):
+def test_targets_out_of_reach_warn_once(last, targets, said):
     made = model(last())
     for call in (made.fit, made.evaluate):
         with warnings.catch_warnings(record=True) as caught:
@@ -81,7 +81,7 @@ def test_targets_that_no_output_can_meet_are_said_once(last, targets, said):
         said = ""
 
 
-def test_targets_of_a_loss_of_ones_own_may_be_any():
+def test_targets_of_a_custom_loss_may_be_any():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model(layers.Sigmoid(), Own()).fit(X, SHARES - 9, verbose=0)

@@ -19,7 +19,7 @@ def stack(backend="numpy", dtype="float64"):
 
 
 @pytest.mark.parametrize("batch_size", [64, 16, 24])
-def test_means_over_batches(backend, rng, batch_size):
+def test_refresh_averages_statistics_over_batches(backend, rng, batch_size):
     """Of the first batch norm, whose inputs a convolution gives; the last batch of 24 is smaller, and counts so."""
     x = rng.normal(size=(64, 6, 6, 2))
     model = stack(backend)
@@ -41,7 +41,7 @@ def test_means_over_batches(backend, rng, batch_size):
     assert [layer.momentum for layer in model.network.all_layers() if hasattr(layer, "momentum")] == [0.3, 0.9]
 
 
-def test_it_is_pytorchs_update_bn(rng):
+def test_refresh_is_pytorchs_update_bn(rng):
     torch = pytest.importorskip("torch")
     x = rng.normal(size=(60, 4, 4, 3)) + 2.0
     model = gpucnn.Model([layers.BatchNorm(), layers.Conv2D(2, 1), layers.BatchNorm()], (4, 4, 3), dtype="float64")
@@ -57,14 +57,14 @@ def test_it_is_pytorchs_update_bn(rng):
         assert state[f"{ours}.running_var"] == pytest.approx(norm.running_var.numpy(), rel=1e-9)
 
 
-def test_all_backends_agree(backend, rng):
+def test_refresh_agrees_on_all_backends(backend, rng):
     x = rng.integers(0, 256, (50, 6, 6, 2)).astype("uint8")
     states = [stack(where).recalibrate_batch_norm(x, batch_size=20).state_dict() for where in (backend, "reference")]
     for path, value in states[1].items():
         assert states[0][path] == pytest.approx(value, rel=1e-9, abs=1e-12), path
 
 
-def test_statistics_that_are_not_finite_are_forgotten(rng):
+def test_refresh_forgets_statistics_that_are_not_finite(rng):
     model = stack()
     model.network.buffers()["batch_norm.running_mean"].value[...] = np.nan
     model.network.buffers()["batch_norm.running_var"].value[...] = np.inf
@@ -72,7 +72,7 @@ def test_statistics_that_are_not_finite_are_forgotten(rng):
     assert all(np.isfinite(value).all() for value in model.state_dict().values())
 
 
-def test_nothing_is_read_and_a_training_goes_on_as_without():
+def test_refresh_reads_nothing_back_and_leaves_training_alone():
     x, y = stripes(64)
     backend = StrictBackend()
     refreshed, plain = small_model(backend=backend), small_model(backend=backend)
@@ -87,7 +87,7 @@ def test_nothing_is_read_and_a_training_goes_on_as_without():
         assert refreshed.state_dict()[path].tobytes() == plain.state_dict()[path].tobytes(), path
 
 
-def test_recorded_steps_see_the_new_statistics():
+def test_refresh_is_seen_by_captured_steps():
     """Between two fits of recorded steps, on the same bits as between two of steps made one by one."""
     x, y = stripes(70)
     states = []
@@ -101,7 +101,7 @@ def test_recorded_steps_see_the_new_statistics():
     assert all(states[0][path].tobytes() == states[1][path].tobytes() for path in states[0])
 
 
-def test_a_batch_of_one_is_refused_and_the_statistics_stay():
+def test_refresh_refuses_a_batch_of_one_and_keeps_statistics():
     model = gpucnn.Model([layers.Dense(3), layers.BatchNorm(0.7)], (4,), backend="numpy")
     model.network.buffers()["batch_norm.running_mean"].value[...] = 5.0
     with pytest.raises(ShapeError, match="has one value a channel"):
@@ -110,7 +110,7 @@ def test_a_batch_of_one_is_refused_and_the_statistics_stay():
     assert model.layers[1].momentum == 0.7
 
 
-def test_what_makes_no_sense_is_refused():
+def test_refresh_arguments_out_of_range_are_refused():
     with pytest.raises(ShapeError, match="x"):
         stack().recalibrate_batch_norm(np.ones((3, 5, 5, 2)))
     with pytest.raises(ConfigurationError, match="batch_size must be a positive integer, not 0"):
@@ -119,7 +119,7 @@ def test_what_makes_no_sense_is_refused():
     assert without.recalibrate_batch_norm(np.ones((3, 4))) is without
 
 
-def test_averaged_weights_need_their_own_statistics():
+def test_refresh_restores_accuracy_of_averaged_weights():
     """The effect it exists for: statistics of other weights spoil a network; refreshed, it is as good as it can be."""
     x, y = stripes(300)
     model = small_model(optimizer=optimizers.SGD(0.3, momentum=0.9))

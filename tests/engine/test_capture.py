@@ -153,7 +153,7 @@ def numbers(seed, batch=16):
 
 @pytest.mark.parametrize("batch", [3, 16], ids=["channels innermost", "batch innermost"])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_repeat_is_what_the_function_returns(name, batch):
+def test_replay_returns_what_the_function_returns(name, batch):
     function, own = FUNCTIONS[name], new_tracer()
     first, replay = own.trace(function, numbers(0, batch))
     assert replay.failure == ""
@@ -217,7 +217,7 @@ UNNOTED = {
 
 
 @pytest.mark.parametrize("name", UNNOTED)
-def test_what_cannot_be_noted_is_given_up_and_computed_all_the_same(name):
+def test_capture_gives_up_what_it_cannot_trace_and_computes_it(name):
     function, why = UNNOTED[name]
     own = new_tracer()
     result, replay = own.trace(function, numbers(0))
@@ -225,7 +225,7 @@ def test_what_cannot_be_noted_is_given_up_and_computed_all_the_same(name):
     np.testing.assert_array_equal(result, function(numbers(0)))
 
 
-def test_a_recorder_notes_what_its_own_thread_does_and_nothing_else():
+def test_capture_notes_its_own_thread_alone():
     own, seen = new_tracer(), []
 
     def function(x):
@@ -240,13 +240,13 @@ def test_a_recorder_notes_what_its_own_thread_does_and_nothing_else():
     assert tracer.current_tracer() is None
 
 
-def test_an_error_ends_the_recording():
+def test_capture_ends_on_an_error():
     with pytest.raises(ZeroDivisionError):
         new_tracer().trace(lambda x: x / (1 // 0), numbers(0))
     assert tracer.current_tracer() is None
 
 
-def test_warnings_are_given_as_they_would_be():
+def test_capture_passes_warnings_on():
     def function(x):
         with np.errstate(divide="ignore"):
             return 1 / (x - x)
@@ -258,7 +258,7 @@ def test_warnings_are_given_as_they_would_be():
         replay(numbers(1))
 
 
-def test_memory_is_used_again_within_a_recording():
+def test_capture_reuses_memory():
     def chain(x, length):
         for _ in range(length):
             x = np.add(x.transpose(0, 2, 1, 3), 1)
@@ -274,7 +274,7 @@ def test_memory_is_used_again_within_a_recording():
     assert held[1] == held[0] < 5 * (64 * 16 * 16 * 8 * 4)
 
 
-def test_what_is_recorded_is_not_kept_by_what_was_traced():
+def test_capture_is_not_kept_alive_by_traced_arrays():
     own, made = new_tracer(), []
     _, replay = own.trace(lambda x: made.append(x + 1) or made[0] * 2, numbers(0))
     assert isinstance(made[0], TracedArray)
@@ -284,7 +284,7 @@ def test_what_is_recorded_is_not_kept_by_what_was_traced():
     np.testing.assert_array_equal(replay(numbers(3)), (numbers(3) + 1) * 2)
 
 
-def test_traced_arrays_are_plain_ones_where_nobody_records():
+def test_traced_arrays_are_plain_without_capture():
     x, own = numbers(0), new_tracer()
     traced = own.traced(x)
     assert untraced(traced).base is x or untraced(traced).base.base is x
@@ -310,7 +310,7 @@ KERNELS = (
 
 
 @pytest.mark.parametrize("module", KERNELS, ids=lambda module: module.__name__.rpartition(".")[2])
-def test_kernels_take_memory_where_a_recorder_gives_it(module):
+def test_kernels_take_memory_from_the_tracer(module):
     text = inspect.getsource(module)
     for past in ("np.zeros(", "np.empty(", "np.ascontiguousarray(", "np.asarray("):
         assert past not in text, f"{past}…) makes arrays of which nothing is noted; see memory.py and memory_layout.py"
@@ -368,7 +368,7 @@ SHAPE = (8, 8, 3)
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_layer_is_recorded_and_repeats_the_same_bits(case, count):
+def test_layers_replay_the_same_bits(case, count):
     gpucnn.set_num_threads(count)
     batch = max(48, case.batch)
 
@@ -389,7 +389,7 @@ def test_every_layer_is_recorded_and_repeats_the_same_bits(case, count):
 
 @pytest.mark.parametrize("name", ["lenet", "network-3", "resnet20"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_named_networks_repeat_the_same_bits(name, count):
+def test_networks_replay_the_same_bits(name, count):
     gpucnn.set_num_threads(count)
     models = []
     for jit in (True, False):
@@ -402,7 +402,7 @@ def test_named_networks_repeat_the_same_bits(name, count):
 
 
 @pytest.mark.parametrize("batch", [128, 512])
-def test_the_scratch_of_a_recorded_vgg_stays_below_16_megabytes_a_thread(batch):
+def test_scratch_of_a_captured_vgg_stays_below_16_megabytes_per_thread(batch):
     gpucnn.set_num_threads(2)
     model = gpucnn_model("vgg", ENGINE)
     for step in range(2):
@@ -412,13 +412,13 @@ def test_the_scratch_of_a_recorded_vgg_stays_below_16_megabytes_a_thread(batch):
         assert 1 << 20 < sum(buffer.nbytes for buffer in recorder._scratch.values()) < 16 << 20
 
 
-def test_float64_is_recorded_too():
+def test_float64_is_captured():
     models = alike(small, SHAPE, dtype="float64")
     train(models, 4, SHAPE)
     assert replays(models[0])
 
 
-def test_the_first_replay_is_compared_with_an_eager_pass(monkeypatch):
+def test_replay_is_compared_with_an_eager_pass_once(monkeypatch):
     model, _ = alike(small, SHAPE)
     made = []
     forward = L.Conv2D.forward
@@ -428,14 +428,14 @@ def test_the_first_replay_is_compared_with_an_eager_pass(monkeypatch):
         assert len(made) == expected
 
 
-def test_without_jit_nothing_is_recorded():
+def test_jit_off_captures_nothing():
     _, model = alike(small, SHAPE)
     for step in range(4):
         model.train_on_batch(*batch_of(step, SHAPE))
     assert not replays(model)
 
 
-def test_the_portable_kernels_record_nothing():
+def test_portable_backend_captures_nothing():
     model = gpucnn.Model(small(), SHAPE, backend=Backend()).compile()
     for step in range(4):
         model.train_on_batch(*batch_of(step, SHAPE))
@@ -461,7 +461,7 @@ def halved(state):
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_changes_between_steps_are_noticed(what, monkeypatch):
+def test_changes_between_steps_are_obeyed(what, monkeypatch):
     monkeypatch.setenv("GPUCNN_WINOGRAD", "1")  # and so put back afterwards
     models = alike(lambda: [*small()[:5], L.Conv2D(8, 3, padding="same"), *small()[5:]], SHAPE)
     assert models[0].layers[5].algorithm(32) == "winograd-1d"
@@ -474,14 +474,14 @@ def test_changes_between_steps_are_noticed(what, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_other_batches_in_between(count):
+def test_capture_survives_other_batches_in_between(count):
     gpucnn.set_num_threads(count)
     models = alike(small, SHAPE)
     for step, batch in enumerate((32, 32, 32, 20, 32, 50, 50, 50, 32, 32, 1 + 32, 32, 32, 32)):
         train(models, 1, SHAPE, batch, start=step)
 
 
-def test_the_last_smaller_batch_of_an_epoch_does_not_take_the_place_of_the_others():
+def test_capture_survives_the_smaller_last_batch():
     model, _ = alike(small, SHAPE)
     for _ in range(4):
         for batch in (32, 32, 32, 20):
@@ -490,7 +490,7 @@ def test_the_last_smaller_batch_of_an_epoch_does_not_take_the_place_of_the_other
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_fit_is_the_same(count):
+def test_fit_is_the_same_captured_and_eager(count):
     gpucnn.set_num_threads(count)
     models = alike(small, SHAPE)
     x, y = batch_of(0, SHAPE, 150)
@@ -505,14 +505,14 @@ def test_fit_is_the_same(count):
     assert_same(models)
 
 
-def test_a_fit_that_ends_lets_go_of_the_memory():
+def test_fit_releases_captured_memory():
     model, _ = alike(small, SHAPE)
     x, y = batch_of(0, SHAPE, 150)
     model.fit(x, y, epochs=2, batch_size=32, verbose=0)
     assert not model._sharded_trunk.captures._captured
 
 
-def test_a_layer_that_promises_nothing_is_not_recorded():
+def test_layer_that_declares_nothing_is_not_captured():
     class Counts(L.ReLU):
         per_sample = True
 
@@ -528,7 +528,7 @@ def test_a_layer_that_promises_nothing_is_not_recorded():
     assert model.layers[0].count == 5
 
 
-def test_a_layer_whose_promise_does_not_hold_is_computed_as_it_comes():
+def test_layer_with_a_false_declaration_runs_eagerly():
     class Decides(L.Layer):
         per_sample = capturable = True
 
@@ -542,7 +542,7 @@ def test_a_layer_whose_promise_does_not_hold_is_computed_as_it_comes():
     assert not models[0]._sharded_trunk.captures._captured
 
 
-def test_what_changes_all_the_time_is_recorded_more_and_more_rarely(monkeypatch):
+def test_capture_backs_off_where_settings_change_each_step(monkeypatch):
     model, _ = alike(small, SHAPE)
     recorded = []
     record = Tracer.trace
@@ -553,7 +553,7 @@ def test_what_changes_all_the_time_is_recorded_more_and_more_rarely(monkeypatch)
     assert len(recorded) <= 2 * 5
 
 
-def test_the_way_back_of_an_inference_that_was_repeated():
+def test_backward_of_a_replayed_inference():
     models = alike(small, SHAPE)
     x, dy = batch_of(0, SHAPE)[0], np.ones((32, 3), "float32")
     for _ in range(4):
@@ -566,13 +566,13 @@ def test_the_way_back_of_an_inference_that_was_repeated():
     assert replays(models[0], train=False)
 
 
-def test_outputs_are_the_callers_own():
+def test_outputs_belong_to_the_caller():
     model, _ = alike(small, SHAPE)
     outputs = [model.forward(batch_of(seed, SHAPE)[0])[0] for seed in range(5)]
     assert len({y.tobytes() for y in outputs}) == 5
 
 
-def test_threads_that_predict_at_the_same_time():
+def test_predict_in_several_threads_at_once():
     model, other = alike(small, SHAPE)
     expected = [other.predict(batch_of(seed, SHAPE)[0]) for seed in range(20)]
     wrong = []
@@ -591,7 +591,7 @@ def test_threads_that_predict_at_the_same_time():
     assert not any(isinstance(p.value, TracedArray) for p in model.parameters().values())
 
 
-def test_a_copy_of_a_model_learns_for_itself():
+def test_copy_of_a_model_learns_for_itself():
     model, _ = alike(small, SHAPE)
     for step in range(4):
         model.train_on_batch(*batch_of(step, SHAPE))
@@ -604,7 +604,7 @@ def test_a_copy_of_a_model_learns_for_itself():
     assert not np.array_equal(twin.predict(batch_of(9, SHAPE)[0]), before)
 
 
-def test_an_error_while_it_is_recorded_leaves_the_model_as_it_was(monkeypatch):
+def test_capture_that_fails_leaves_the_model_as_it_was(monkeypatch):
     model, _ = alike(small, SHAPE)
     model.train_on_batch(*batch_of(0, SHAPE))
     with monkeypatch.context() as patch:
@@ -617,7 +617,7 @@ def test_an_error_while_it_is_recorded_leaves_the_model_as_it_was(monkeypatch):
     assert replays(model)
 
 
-def test_a_nan_in_a_repeat_is_traced_to_its_layer():
+def test_nan_in_a_replay_is_traced_to_its_layer():
     model, _ = alike(small, SHAPE)
     x, y = batch_of(0, SHAPE, 32 * 6)
 
@@ -632,17 +632,17 @@ def test_a_nan_in_a_repeat_is_traced_to_its_layer():
     assert caught.value.step == 5
 
 
-def test_the_way_back_of_a_training_step_is_walked_once():
+def test_backward_of_a_training_step_runs_once():
     model, _ = alike(small, SHAPE)
     for step in range(2):
         model.train_on_batch(*batch_of(step, SHAPE))
-    _, backward = model._sharded_trunk.forward(ENGINE, batch_of(0, SHAPE)[0], train=True, input_gradient=False)
+    _, backward = model._sharded_trunk.forward(ENGINE, batch_of(0, SHAPE)[0], train=True, need_dx=False)
     backward(np.ones((32, 3), "float32"))
     with pytest.raises(ConfigurationError, match="walked already"):
         backward(np.ones((32, 3), "float32"))
 
 
-def test_one_way_back_at_a_time():
+def test_backward_belongs_to_the_latest_forward():
     model, _ = alike(small, SHAPE)
     for step in range(2):
         model.train_on_batch(*batch_of(step, SHAPE))
@@ -653,7 +653,7 @@ def test_one_way_back_at_a_time():
     second(np.ones((32, 3), "float32"))
 
 
-def test_inference_between_the_two_halves_of_a_step():
+def test_inference_between_forward_and_backward():
     models = alike(small, SHAPE)
     train(models, 3, SHAPE)
     x = batch_of(5, SHAPE)[0]
@@ -687,7 +687,7 @@ def test_training_and_inference_share_their_memory():
     assert recorder.nbytes() < 1.2 * held
 
 
-def test_a_fingerprint_notices_arrays_and_attributes():
+def test_fingerprint_notices_arrays_and_attributes():
     model, _ = alike(small, SHAPE)
     changes = [
         lambda: setattr(model.layers[1], "epsilon", 1e-3),

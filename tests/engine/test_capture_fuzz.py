@@ -284,18 +284,18 @@ def histories(seeds, length):
 
 
 @pytest.mark.parametrize("first", range(0, 12, 4))
-def test_histories_of_own_layers_are_the_same_captured_and_eager(first):
+def test_custom_layers_give_the_same_history_captured_and_eager(first):
     histories(range(first, first + 4), 25)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(1000, 1400, 20))
-def test_long_histories_of_own_layers_are_the_same_captured_and_eager(first):
+def test_custom_layers_give_the_same_long_history_captured_and_eager(first):
     histories(range(first, first + 20), 60)
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_own_layers_that_are_right_are_captured(name):
+def test_custom_layers_that_are_right_are_captured(name):
     gpucnn.set_num_threads(1)
     model = gpucnn.Model(network([name], 0, True), SHAPE, backend="numpy").compile()
     chance = random.Random(0)
@@ -306,7 +306,7 @@ def test_own_layers_that_are_right_are_captured(name):
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_own_layers_that_are_wrong_fall_back(name):
+def test_custom_layers_that_are_wrong_fall_back(name):
     gpucnn.set_num_threads(1)
     models = [
         gpucnn.Model(network([name], ("wrong", jit), False), SHAPE, backend="numpy").compile(jit=jit)

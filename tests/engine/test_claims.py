@@ -46,7 +46,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_a_callback_may_not_do_is_refused_and_changes_nothing(name):
+def test_callback_calls_that_would_disturb_fit_are_refused(name):
     acts = Does(REFUSED[name])
     model = fitted(acts)
     assert len(acts.refused) == 2
@@ -56,7 +56,7 @@ def test_what_a_callback_may_not_do_is_refused_and_changes_nothing(name):
     REFUSED[name](model)  # and afterwards it may be done
 
 
-def test_a_fit_within_a_fit_is_refused_with_a_remedy():
+def test_fit_within_a_fit_is_refused_with_a_remedy():
     acts = Does(REFUSED["fit"])
     fitted(acts)
     assert acts.refused[0] == (
@@ -76,7 +76,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("name", ALLOWED)
-def test_what_a_callback_may_do_changes_nothing_of_the_training(name):
+def test_callback_may_predict_and_evaluate_without_effect(name):
     acts = Does(ALLOWED[name])
     assert_same_bits(fitted(acts), fitted())
     assert acts.refused == []
@@ -84,7 +84,7 @@ def test_what_a_callback_may_do_changes_nothing_of_the_training(name):
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("name", ALLOWED)
-def test_what_a_callback_does_leaves_the_watch_for_nan_on(name):
+def test_callback_leaves_the_nan_check_on(name):
     def act(model):
         ALLOWED[name](model)
         model.layers[1].weight.value[...] = np.inf
@@ -93,7 +93,7 @@ def test_what_a_callback_does_leaves_the_watch_for_nan_on(name):
         fitted(Does(act))
 
 
-def test_a_callback_may_make_a_step_and_load_weights():
+def test_callback_may_make_a_step_and_load_weights():
     made = small_model()
     state = made.state_dict()
 
@@ -109,7 +109,7 @@ def test_a_callback_may_make_a_step_and_load_weights():
 
 
 @pytest.mark.parametrize("name", [*REFUSED, "train_on_batch"])
-def test_another_thread_is_refused_while_a_fit_goes_on(name):
+def test_thread_is_refused_while_another_fits(name):
     acts = {**REFUSED, "train_on_batch": lambda model: model.train_on_batch(*DATA)}[name]
     inside, leave = threading.Event(), threading.Event()
 
@@ -131,7 +131,7 @@ def test_another_thread_is_refused_while_a_fit_goes_on(name):
     assert_same_bits(model, fitted())
 
 
-def test_a_fit_that_failed_is_over():
+def test_fit_that_failed_is_over():
     def fail(model):
         raise RuntimeError("on purpose")
 

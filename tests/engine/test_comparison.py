@@ -69,7 +69,7 @@ def past_the_doors(self, x, train):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_replay_that_differs_is_said_and_never_used(count):
+def test_replay_that_differs_warns_and_is_never_used(count):
     gpucnn.set_num_threads(count)
     both = models(past_the_doors)
     alike(both, range(2))
@@ -80,7 +80,7 @@ def test_a_replay_that_differs_is_said_and_never_used(count):
     assert both[0].why_not_captured == "the output of a replay is not what the layers themselves compute"
 
 
-def test_a_way_back_that_differs_is_noticed():
+def test_backward_that_differs_is_noticed():
     class Own(Layer):
         per_sample = capturable = True
 
@@ -95,7 +95,7 @@ def test_a_way_back_that_differs_is_noticed():
         alike(both, range(5))
 
 
-def test_a_buffer_that_python_counts_is_noticed():
+def test_buffer_counted_in_python_is_noticed():
     class Counts(Layer):
         per_sample = capturable = True
 
@@ -116,7 +116,7 @@ def test_a_buffer_that_python_counts_is_noticed():
     assert float(both[0].layers[1].steps.value[0]) == 6
 
 
-def test_a_replay_that_fails_falls_back():
+def test_replay_that_fails_falls_back():
     def picky(self, x, train):
         return x * 1 if memoryview(np.ascontiguousarray(x)).nbytes else x
 
@@ -128,7 +128,7 @@ def test_a_replay_that_fails_falls_back():
         alike(both, range(2, 6))
 
 
-def test_what_did_not_change_since_the_capture_is_compared_when_it_does():
+def test_comparison_waits_for_changed_weights():
     def first_weight(self, x, train):
         return x if train else x * float(memoryview(weight[0])[0, 0])
 
@@ -148,7 +148,7 @@ def test_what_did_not_change_since_the_capture_is_compared_when_it_does():
         assert any(issubclass(warning.category, CaptureWarning) for warning in caught)
 
 
-def test_the_comparison_disturbs_neither_buffers_nor_streams_nor_gradients():
+def test_comparison_leaves_buffers_streams_and_gradients_alone():
     make = lambda: [L.Dense(8), L.BatchNorm(), L.ReLU(), L.Dropout(0.5), L.Dense(3), L.Softmax()]  # noqa: E731
     both = [gpucnn.Model(make(), SHAPE, backend=ENGINE).compile("adam", jit=jit) for jit in (True, False)]
     for seed in range(6):
@@ -158,7 +158,7 @@ def test_the_comparison_disturbs_neither_buffers_nor_streams_nor_gradients():
     assert both[0]._sharded_trunk.captures._captured[True][1].is_valid()
 
 
-def test_a_capture_is_compared_once(monkeypatch):
+def test_comparison_happens_once(monkeypatch):
     made = []
     forward = passes.ShardedPass.forward
     model, _ = models(lambda self, x, train: x * 2)
@@ -189,7 +189,7 @@ class Interrupted(Layer):
 
 @pytest.mark.parametrize("where", ["forward", "backward", "between"])
 @pytest.mark.parametrize("train", [True, False])
-def test_a_comparison_that_is_interrupted_is_made_again(where, train, monkeypatch):
+def test_comparison_that_is_interrupted_is_made_again(where, train, monkeypatch):
     layers = lambda: [L.Dense(6), Interrupted(), L.Dense(3), L.Softmax()]  # noqa: E731
     both = [gpucnn.Model(layers(), SHAPE, backend=ENGINE).compile(jit=jit) for jit in (True, False)]
 
@@ -212,7 +212,7 @@ def test_a_comparison_that_is_interrupted_is_made_again(where, train, monkeypatc
             assert compute(both[0], seed) == compute(both[1], seed)
 
 
-def test_memory_that_does_not_suffice_for_a_comparison_leaves_the_pass_eager(monkeypatch):
+def test_comparison_without_memory_leaves_the_pass_eager(monkeypatch):
     both = models(lambda self, x, train: x * 2)
     alike(both, range(2))
     forward, failed = passes.ShardedPass.forward, []
@@ -231,7 +231,7 @@ def test_memory_that_does_not_suffice_for_a_comparison_leaves_the_pass_eager(mon
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_memory_that_ends_in_a_way_back_lets_the_pass_be_made_anew(count, monkeypatch):
+def test_backward_without_memory_is_run_anew(count, monkeypatch):
     gpucnn.set_num_threads(count)
     both = []
     for jit in (True, False):
@@ -255,7 +255,7 @@ def test_memory_that_ends_in_a_way_back_lets_the_pass_be_made_anew(count, monkey
     alike(both, range(3, 6))
 
 
-def test_memory_that_a_replay_lacks_is_not_the_fault_of_a_layer():
+def test_replay_without_memory_blames_no_layer():
     both = models(lambda self, x, train: x * 2)
     alike(both, range(2))
 
@@ -267,7 +267,7 @@ def test_memory_that_a_replay_lacks_is_not_the_fault_of_a_layer():
         alike(both, range(2, 6))
 
 
-def test_a_way_back_that_is_compared_is_walked_once():
+def test_backward_that_is_compared_runs_once():
     model, _ = models(lambda self, x, train: x * 2)
     for seed in range(2):
         model.train_on_batch(*batch(seed))
@@ -277,7 +277,7 @@ def test_a_way_back_that_is_compared_is_walked_once():
         back(np.ones(y.shape, y.dtype))
 
 
-def test_arrays_of_a_layer_are_put_back_and_followed():
+def test_layer_arrays_are_restored_and_followed():
     class Remembers(Layer):
         per_sample = capturable = True
 
@@ -305,7 +305,7 @@ def test_arrays_of_a_layer_are_put_back_and_followed():
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("backend", ["numpy", "reference"])
-def test_underflow_ends_no_training_where_all_errors_raise(backend, count):
+def test_underflow_is_ignored_where_all_errors_raise(backend, count):
     gpucnn.set_num_threads(count)
     side = np.where(np.arange(64) % 2, 1.0, -1.0)[:, None] * np.ones(SHAPE)
     with np.errstate(all="raise"):
@@ -315,7 +315,7 @@ def test_underflow_ends_no_training_where_all_errors_raise(backend, count):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_other_errors_of_arithmetic_are_the_users_captured_or_not(count):
+def test_arithmetic_errors_reach_the_user_captured_or_not(count):
     gpucnn.set_num_threads(count)
     model, _ = models(lambda self, x, train: self.backend.xp.log(x - 100) * 0)
     for seed in range(5):
@@ -328,7 +328,7 @@ def test_other_errors_of_arithmetic_are_the_users_captured_or_not(count):
 # --- memory -----------------------------------------------------------------------------------
 
 
-def test_memory_of_batches_of_many_sizes_is_bounded_by_the_largest(monkeypatch):
+def test_memory_of_many_batch_sizes_is_bounded_by_the_largest(monkeypatch):
     monkeypatch.setattr(memory, "arena", arena.Arena(at_most=memory.AT_MOST))
     rng = np.random.default_rng(0)
 
@@ -396,7 +396,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_fingerprint_sees_changes_at_depth(what, monkeypatch):
+def test_fingerprint_sees_nested_changes(what, monkeypatch):
     for kind, name in ((Deep, "scale"), (Deep, "forward"), (Config, "factor"), (Config, "shared")):
         monkeypatch.setattr(kind, name, vars(kind)[name] if name != "shared" else [1.0])  # put back afterwards
     model = gpucnn.Model([Deep(), L.Dense(2)], SHAPE, backend=ENGINE)

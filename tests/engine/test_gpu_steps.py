@@ -80,7 +80,7 @@ def setting(get, name, value):
 
 
 def of_layer(name, value, label):
-    return setting(lambda model: next(layer for layer in model.layers if layer.label == label), name, value)
+    return setting(lambda model: next(layer for layer in model.layers if layer.display_name == label), name, value)
 
 
 def of_optimizer(name, value):
@@ -136,7 +136,10 @@ SETTINGS = {
     "group's weight decay": (with_groups, of_first_group("weight_decay", 0.5)),
     "label smoothing": (None, setting(lambda model: model.loss, "label_smoothing", 0.5)),
     "Muon's momentum": (lambda: optimizers.Muon(0.02), of_optimizer("momentum", 0.5)),
-    "Muon's other": (lambda: optimizers.Muon(0.02, other=adam()), setting(lambda m: m.optimizer.other, "beta1", 0.0)),
+    "Muon's other": (
+        lambda: optimizers.Muon(0.02, fallback=adam()),
+        setting(lambda m: m.optimizer.fallback, "beta1", 0.0),
+    ),
     "frozen": (None, freeze),
     "another key of a stream": (None, new_stream),
     "a stream from the beginning": (None, earlier_stream),
@@ -150,7 +153,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_changed_settings_count_from_the_next_step_on(gpu, name):
+def test_settings_changed_count_from_the_next_step(gpu, name):
     """Of 16 steps the 2nd is captured; what changes after the 5th counts from the 6th, as it does in eager steps."""
     optimizer, change = SETTINGS[name]
     captured, eager, unchanged = (
@@ -162,14 +165,14 @@ def test_changed_settings_count_from_the_next_step_on(gpu, name):
 
 
 @pytest.mark.parametrize("after", range(1, 6))
-def test_changed_settings_count_after_any_step(gpu, after):
+def test_settings_changed_after_any_step_count(gpu, after):
     """Also between the step that makes room and the capture, and right after that."""
     change = of_layer("rate", 0.7, "dropout")
     captured, eager = (outcome(small(gpu, jit=jit), callbacks=[After(change, after)]) for jit in (True, False))
     assert captured == eager
 
 
-def test_augmentations_settings_count_from_the_next_step_on(gpu):
+def test_augmentation_settings_changed_count_from_the_next_step(gpu):
     results = []
     for jit in (True, False):
         augment = [Flip(0.5)]
@@ -178,7 +181,7 @@ def test_augmentations_settings_count_from_the_next_step_on(gpu):
     assert results[0] == results[1]
 
 
-def test_steps_are_captured_again_when_settings_rest(simulated):
+def test_settings_at_rest_are_captured_again(simulated):
     """1 eager step and 14 launches without a change; with one after the 5th two more eager steps come before 9."""
     backend = simulated(0)
     for steps, launches in (((), 15), ((5,), 13), ((1,), 13), ((5, 9), 9)):
@@ -189,14 +192,14 @@ def test_steps_are_captured_again_when_settings_rest(simulated):
         assert backend.simulation.graph_launches == launches, steps
 
 
-def test_settings_of_one_value_are_not_a_change(simulated):
+def test_settings_assigned_the_same_value_are_not_a_change(simulated):
     backend = simulated(0)
     again = After(lambda model: setattr(model.optimizer, "weight_decay", float("1e-3")), *range(1, 16))
     outcome(small(backend), callbacks=[again])
     assert backend.simulation.graph_launches == 15
 
 
-def test_settings_that_change_with_each_step_cost_one_room(simulated, monkeypatch):
+def test_settings_that_change_each_step_reserve_memory_once(simulated, monkeypatch):
     """The room of the first step is given up, and no other one is made while settings do not rest."""
     backend, rooms = simulated(0), []
     make = backend.capture_pool
@@ -210,7 +213,7 @@ def test_settings_that_change_with_each_step_cost_one_room(simulated, monkeypatc
     assert len(rooms) == 1
 
 
-def test_changes_put_off_a_capture_by_a_bounded_number_of_steps(simulated, monkeypatch):
+def test_settings_changes_delay_capture_by_a_bounded_number_of_steps(simulated, monkeypatch):
     """With a bound of 2: captured and replayed 3 steps of the first 4, and 2 of each 4 that follow a change."""
     monkeypatch.setattr(training_steps, "MAX_EAGER", 2)
     backend, rates = simulated(0), iter((0.4, 0.5, 0.6))
@@ -219,7 +222,7 @@ def test_changes_put_off_a_capture_by_a_bounded_number_of_steps(simulated, monke
     assert backend.simulation.graph_launches == 3 + 3 * 2
 
 
-def test_a_layer_that_changes_itself_with_each_step_is_not_captured(gpu):
+def test_layer_that_changes_itself_each_step_is_not_captured(gpu):
     """A replay would leave out what its Python does."""
 
     class Counting(L.Layer):
@@ -243,7 +246,7 @@ def test_a_layer_that_changes_itself_with_each_step_is_not_captured(gpu):
         L.Layer.registry.pop("Counting")
 
 
-def test_a_layer_that_keeps_something_from_its_first_step_is_captured(simulated):
+def test_layer_that_caches_its_first_step_is_captured(simulated):
     class Keeping(L.Layer):
         capturable = True
 
@@ -273,7 +276,7 @@ def wide(backend, jit=True):
     return model.compile(optimizers.SGD(0.05, momentum=0.9), jit=jit)
 
 
-def test_a_capture_frees_nothing_that_its_graph_uses(simulated):
+def test_capture_frees_nothing_that_its_graph_uses(simulated):
     """Down from ample memory: columns are halved in the first step already, and the capture takes the same blocks."""
     data = images_and_labels(64, 16)
     ample = wide(simulated(0)).fit(*data, epochs=2, batch_size=16, verbose=0).history["loss"]
@@ -296,7 +299,7 @@ def test_a_capture_frees_nothing_that_its_graph_uses(simulated):
     assert ended >= 2
 
 
-def test_a_capture_that_runs_out_of_memory_goes_on_eagerly(simulated):
+def test_capture_that_runs_out_of_memory_goes_on_eagerly(simulated):
     """The step before it has fitted; one that was not captured does so again."""
 
     class Growing(L.Layer):
@@ -326,7 +329,7 @@ def test_a_capture_that_runs_out_of_memory_goes_on_eagerly(simulated):
         L.Layer.registry.pop("Growing")
 
 
-def test_a_capture_may_grow_but_not_free(simulated):
+def test_capture_may_grow_but_not_free(simulated):
     backend = simulated(0)
     xp = backend.xp
     kept = xp.zeros(100_000, dtype="float32")
@@ -347,7 +350,7 @@ def test_a_capture_may_grow_but_not_free(simulated):
         backend.capture(pool, lambda: (step(3), pool.pool.free_all_blocks()), {})
 
 
-def test_a_first_launch_that_fails_is_made_eagerly(simulated, monkeypatch):
+def test_graph_whose_first_launch_fails_is_run_eagerly(simulated, monkeypatch):
     backend = simulated(0)
     capture = backend.capture
 
@@ -365,7 +368,7 @@ def test_a_first_launch_that_fails_is_made_eagerly(simulated, monkeypatch):
     assert captured == outcome(small(backend, jit=False))
 
 
-def test_no_garbage_is_collected_in_a_capture(simulated):
+def test_garbage_is_not_collected_during_capture(simulated):
     """It could destroy other graphs, and free memory, in the middle."""
     backend, found = simulated(0), []
 
@@ -391,7 +394,7 @@ def test_no_garbage_is_collected_in_a_capture(simulated):
         gc.enable()
 
 
-def test_a_step_that_is_never_captured_leaves_no_memory_behind(simulated):
+def test_step_that_is_never_captured_leaves_no_memory_behind(simulated):
     """A training ends between the step that makes room and the capture."""
 
     def stop(model):
@@ -418,7 +421,7 @@ def test_a_step_that_is_never_captured_leaves_no_memory_behind(simulated):
         assert backend.simulation.reserved[0] <= before + 200_000, held  # the data are in those frames
 
 
-def test_memory_that_the_default_pool_keeps_serves_the_first_step(simulated):
+def test_memory_of_the_default_pool_serves_the_first_step(simulated):
     """A pool of its own cannot have what lies there unused."""
     backend = simulated(0)
     xp, data = backend.xp, images_and_labels(64, 16)
@@ -430,7 +433,7 @@ def test_memory_that_the_default_pool_keeps_serves_the_first_step(simulated):
     assert not model.why_not_captured
 
 
-def test_training_and_validation_data_share_one_decision(simulated, monkeypatch):
+def test_datasets_of_training_and_validation_share_one_decision(simulated, monkeypatch):
     """Together they take half of what is free, and leave room for a step; training data go first."""
     backend = simulated(0)
     monkeypatch.setattr(backend.xp.cuda.runtime, "memGetInfo", lambda: (10_000_000, 10_000_000))
@@ -452,7 +455,7 @@ def test_training_and_validation_data_share_one_decision(simulated, monkeypatch)
     assert backend.upload(there)[0] is there
 
 
-def test_a_fit_decides_for_both_data_sets(simulated, monkeypatch):
+def test_fit_decides_where_both_datasets_lie(simulated, monkeypatch):
     backend, seen = simulated(0), []
     upload = backend.upload
     monkeypatch.setattr(backend, "upload", lambda *data, **step: seen.append((data, step)) or upload(*data, **step))
@@ -467,7 +470,7 @@ def test_a_fit_decides_for_both_data_sets(simulated, monkeypatch):
 # --- threads ----------------------------------------------------------------------------------------
 
 
-def test_two_trainings_in_two_threads_give_the_bits_that_they_give_alone(simulated):
+def test_training_runs_in_two_threads_give_the_bits_they_give_alone(simulated):
     """They go step by step with each other, so both have made room before either captures."""
     backend = simulated(0)
     alone = [outcome(small(backend, seed=seed)) for seed in (1, 2)]
@@ -483,7 +486,7 @@ def test_two_trainings_in_two_threads_give_the_bits_that_they_give_alone(simulat
         assert not any(model.why_not_captured for model in models)
 
 
-def test_products_round_their_factors_in_the_thread_that_asked_for_it(simulated, monkeypatch):
+def test_tf32_rounds_in_the_thread_that_asked_for_it(simulated, monkeypatch):
     backend, compute_types = simulated(0), {}
     library = backend._cublas._library
     product = library.cublasGemmEx
@@ -508,7 +511,7 @@ def test_products_round_their_factors_in_the_thread_that_asked_for_it(simulated,
     assert compute_types == {"tf32 True": {77}, "tf32 False": {68}}
 
 
-def test_each_thread_has_a_handle_of_cublas_and_the_next_one_takes_it_over(simulated):
+def test_cublas_handles_are_per_thread_and_reused(simulated):
     backend, handles, barrier = simulated(0), [], threading.Barrier(3)
 
     def multiply():
@@ -530,7 +533,7 @@ def test_each_thread_has_a_handle_of_cublas_and_the_next_one_takes_it_over(simul
     assert len({handle.workspace.ptr for handle in handles}) == 3
 
 
-def test_the_cublas_of_cupys_version_is_taken(simulated):
+def test_cublas_of_cupys_version_is_loaded(simulated):
     loaded = Importer(simulated.simulation).load("gpucnn.backends.cupy.cublas").loaded
     maps = """
 7f00-7f01 r-xp 00000000 08:01 1  /opt/torch/nvidia/cublas/lib/libcublas.so.12.4.5
@@ -557,7 +560,7 @@ def deep(backend):
     return gpucnn.Model(layers, (6, 6, 2), backend=backend)
 
 
-def test_a_model_on_the_second_gpu_leaves_the_thread_on_the_first(simulated, tmp_path):
+def test_model_on_the_second_gpu_leaves_the_thread_on_the_first(simulated, tmp_path):
     """Whatever a user calls: arrays lie on the second, the results are those of the first, and the thread stays."""
     x, y = images_and_labels()
     results = []
@@ -570,7 +573,7 @@ def test_a_model_on_the_second_gpu_leaves_the_thread_on_the_first(simulated, tmp
             assert not backend.simulation.outer_devices
 
         model = deep(backend)
-        note(model.compile(optimizers.Muon(0.02, clip_norm=1.0, groups=[Group("conv2d.*", 0.5, epochs=1)])).jit)
+        note(model.compile(optimizers.Muon(0.02, clip_norm=1.0, groups=[Group("conv2d.*", 0.5, train_epochs=1)])).jit)
         options = {"validation_data": (x, y), "augment": [AlternatingFlip(), Translate(1)], "verbose": 0}
         average = callbacks.MovingAverage(0.9)
         history = model.fit(x, y, epochs=2, batch_size=8, callbacks=[average], **options).history
@@ -615,7 +618,7 @@ def test_models_on_two_gpus_in_one_process(simulated):
     assert inner == [expected[1]]
 
 
-def test_memory_is_that_of_the_backends_gpu(simulated):
+def test_memory_is_that_of_the_models_gpu(simulated):
     first, second = simulated(0), simulated(1)
     second.release()
     before = second.memory_info()[0]

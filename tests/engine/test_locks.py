@@ -49,7 +49,7 @@ LAID = {
 
 
 @pytest.mark.parametrize("kind", LAID)
-def test_a_lock_that_a_stranger_laid_is_not_followed_or_emptied(tmp_path, kind):
+def test_lock_file_of_a_stranger_is_not_followed_or_emptied(tmp_path, kind):
     lay, message = LAID[kind]
     mine, folder = tmp_path / "mine", tmp_path / "run"
     mine.write_text("precious content, 30 years of work")
@@ -64,14 +64,14 @@ def test_a_lock_that_a_stranger_laid_is_not_followed_or_emptied(tmp_path, kind):
         assert (folder / FolderLock.NAME).read_text().endswith("my notes\n")
 
 
-def test_a_lock_of_a_process_that_was_killed_is_taken(tmp_path):
+def test_lock_of_a_killed_process_is_taken(tmp_path):
     (tmp_path / FolderLock.NAME).write_text("process 4242 on another\n")
     with FolderLock(tmp_path):
         assert f"process {os.getpid()} on " in (tmp_path / FolderLock.NAME).read_text()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_is_given_back_as_often_as_it_is_taken(tmp_path):
+def test_lock_is_released_as_often_as_taken(tmp_path):
     lock = FolderLock(tmp_path)
     with lock:
         with lock:
@@ -80,7 +80,7 @@ def test_a_lock_is_given_back_as_often_as_it_is_taken(tmp_path):
     assert FolderLock(tmp_path).acquire()
 
 
-def test_a_lock_of_another_process_is_not_removed(tmp_path):
+def test_lock_of_another_process_is_not_removed(tmp_path):
     """Whoever removes a lock by hand lets another process in, whose lock then stays."""
     first, second = FolderLock(tmp_path), FolderLock(tmp_path)
     assert first.acquire()
@@ -92,7 +92,7 @@ def test_a_lock_of_another_process_is_not_removed(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
-def test_where_a_file_system_has_no_locks_it_is_trained_all_the_same(tmp_path, monkeypatch, number):
+def test_lock_that_the_file_system_lacks_does_not_stop_training(tmp_path, monkeypatch, number):
     def flock(*_):
         raise OSError(number, os.strerror(number))
 
@@ -119,7 +119,7 @@ def new(digits, folder, seed):
     return begin("train", *options)
 
 
-def test_two_trainings_begun_at_once_in_one_new_folder(digits, tmp_path):
+def test_lock_refuses_a_second_run_in_one_new_folder(digits, tmp_path):
     """One trains as if it were alone, the other is refused by name and leaves nothing."""
     folder = tmp_path / "run"
     processes = {seed: new(digits, folder, seed) for seed in (1, 2)}
@@ -145,7 +145,7 @@ def finished(digits, tmp_path_factory):
     return folder
 
 
-def test_a_resume_that_is_refused_changes_nothing(finished):
+def test_resume_that_is_refused_changes_nothing(finished):
     settings = json.loads((finished / "config.json").read_text())
     unfinished = {name: value for name, value in settings.items() if name != "test"}
     (finished / "config.json").write_text(json.dumps(unfinished))
@@ -163,7 +163,7 @@ def test_a_resume_that_is_refused_changes_nothing(finished):
         (finished / "checkpoint-00000-000001.safetensorsabc.part").unlink()
 
 
-def test_a_run_that_ends_while_a_resume_begins_is_not_trained_again(finished, monkeypatch, capsys):
+def test_resume_of_a_run_that_just_ended_is_not_trained_again(finished, monkeypatch, capsys):
     """The settings are read again once the folder is held."""
     from gpucnn.cli import app
     from gpucnn.training.checkpoints import Checkpoints

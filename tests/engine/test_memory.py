@@ -46,7 +46,7 @@ print(json.dumps(answers))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what a process uses from /proc")
 @pytest.mark.parametrize("megabytes", [24, 90])
-def test_a_process_with_little_memory_predicts_and_is_advised_what_fits(megabytes):
+def test_predict_with_little_memory_advises_what_fits(megabytes):
     command = [sys.executable, "-c", BOUNDED, str(megabytes)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
     answers = json.loads(done.stdout)
@@ -56,7 +56,7 @@ def test_a_process_with_little_memory_predicts_and_is_advised_what_fits(megabyte
     assert 1 <= answers["fit"] < 256
 
 
-def test_adapt_takes_the_memory_of_a_part_of_the_data(tmp_path):
+def test_adapt_takes_the_memory_of_one_part_of_the_data(tmp_path):
     """Also of data that are mapped from a file."""
     import tracemalloc
 
@@ -69,11 +69,11 @@ def test_adapt_takes_the_memory_of_a_part_of_the_data(tmp_path):
     tracemalloc.stop()
     assert peak < 40e6  # of 15 MB that would be 123 MB as float64
     assert layer.mean == pytest.approx((np.mean(data[:2], axis=(0, 1, 2)) / 255).tolist(), rel=1e-12)
-    assert layer.deviation == pytest.approx((np.std(data[:2], axis=(0, 1, 2)) / 255).tolist(), rel=1e-12)
+    assert layer.std == pytest.approx((np.std(data[:2], axis=(0, 1, 2)) / 255).tolist(), rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "uint8", "bool"])
-def test_statistics_of_chunks_are_those_of_all_data(dtype, monkeypatch):
+def test_adapt_in_chunks_gives_the_statistics_of_all_data(dtype, monkeypatch):
     """Means far above the deviations lose no digits."""
     monkeypatch.setattr("gpucnn.data.arrays.CHUNK", 100)
     raw = np.random.default_rng(0).standard_normal((50, 3, 3, 2))

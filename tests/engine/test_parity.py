@@ -35,7 +35,7 @@ def model(backend="numpy", dtype="float32"):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_backends_that_agree(dtype):
+def test_parity_of_backends_that_agree(dtype):
     x, y = data()
     result = gpucnn.parity(model(dtype=dtype), x.astype(dtype), y)
     assert result.agrees, str(result)
@@ -58,7 +58,7 @@ def test_backends_that_agree(dtype):
     assert any(d.largest > 0 for d in result.differences)  # two computations, not one
 
 
-def test_the_strict_device_agrees_with_numpy():
+def test_parity_of_the_strict_backend_with_numpy():
     x, y = data()
     result = gpucnn.parity(model(StrictBackend()), x, y)
     assert result.agrees, str(result)
@@ -90,7 +90,7 @@ def doubled_bias(gradients):
         ("relu", lambda y: np.where(y > 2, np.nan, y), "relu", "y"),
     ],
 )
-def test_the_first_layer_that_diverges_is_named(kernel, wrong, layer, what):
+def test_parity_names_the_first_layer_that_diverges(kernel, wrong, layer, what):
     x, y = data()
     broken = Broken(kernel, wrong)
     result = gpucnn.parity(model(), x, y, backend=broken)
@@ -101,7 +101,7 @@ def test_the_first_layer_that_diverges_is_named(kernel, wrong, layer, what):
     assert "DIFFERS" in str(result)
 
 
-def test_numbers_that_cancel_are_not_held_against_a_backend():
+def test_parity_allows_for_cancellation():
     """The gradient of a bias before a batch norm is 0 but for rounding; no backend has a digit of it right."""
     rng = np.random.default_rng(0)
     made = gpucnn.Model([L.Conv2D(8, 3), L.BatchNorm()], (8, 8, 3), backend="numpy")
@@ -111,7 +111,7 @@ def test_numbers_that_cancel_are_not_held_against_a_backend():
     assert bias.allowed > 1e-3
 
 
-def test_another_order_of_adding_up_is_not_held_against_a_backend():
+def test_parity_allows_for_another_order_of_summation():
     """The worst order there is: one number after another; the error of the reference is less, and depends on BLAS."""
 
     class OneByOne(NumpyBackend):
@@ -139,7 +139,7 @@ def moved_bias(gradients):
     return dweight, dbias + 1e-3, dx
 
 
-def test_a_verdict_shows_which_number_is_greater():
+def test_parity_verdict_shows_which_number_is_greater():
     near = Difference("conv2d", "Conv2D", "y", False, 1.0, 5.917, 1.0, 5.916)
     verdict = Parity("one", "other", "float32", 16, [near]).verdict()
     assert verdict.endswith("off by 5.917e+00 where 5.916e+00 is allowed")
@@ -147,16 +147,16 @@ def test_a_verdict_shows_which_number_is_greater():
     assert "off by 3.0e+00 where 1.0e-05 is allowed" in Parity("one", "other", "float32", 16, [far]).verdict()
 
 
-def test_nothing_is_changed():
+def test_parity_changes_nothing():
     x, y = data()
     watched, untouched = model(), model()
     for one in (watched, untouched):
         one.train_on_batch(x, y)
-    before, plan = watched.state_dict(), watched.network._plan
+    before, plan = watched.state_dict(), watched.network._train_plan
     gpucnn.parity(watched, x, y)
     assert watched.backend.name == "numpy"
     assert watched.dtype == "float32"
-    assert watched.network._plan is plan
+    assert watched.network._train_plan is plan
     assert all("forward" not in vars(layer) for layer in watched.network.all_layers())
     for path, array in watched.state_dict().items():
         assert array.dtype == before[path].dtype
@@ -167,7 +167,7 @@ def test_nothing_is_changed():
         assert np.array_equal(array, untouched.state_dict()[path]), path
 
 
-def test_nothing_is_changed_by_a_failure():
+def test_parity_that_fails_changes_nothing():
     class Stops(L.Layer):
         def forward(self, x, *, train):
             raise RuntimeError("no")
@@ -177,11 +177,11 @@ def test_nothing_is_changed_by_a_failure():
     with pytest.raises(RuntimeError, match="no"):
         gpucnn.parity(made, np.ones((4, 4), "float32"))
     assert all("forward" not in vars(layer) for layer in made.network.all_layers())
-    assert made.network._plan == [(0, {}), (1, {})]
+    assert made.network._train_plan == [(0, {}), (1, {})]
     assert all(np.array_equal(array, before[path]) for path, array in made.state_dict().items())
 
 
-def test_without_labels_there_is_no_whole_step():
+def test_parity_without_labels_has_no_whole_step():
     x, y = data()
     result = gpucnn.parity(model(), x)
     assert {d.layer for d in result.differences} == {d.layer for d in gpucnn.parity(model(), x, y).differences} - {
@@ -198,7 +198,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["parity", *arguments])
 
 
-def test_the_command_prints_a_table_and_writes_figures(tmp_path):
+def test_parity_command_prints_a_table_and_writes_json(tmp_path):
     result = run("--network", "lenet", "--backend", "numpy", "--json", str(tmp_path / "sub" / "parity.json"))
     assert result.exit_code == 0, result.output
     assert "agree within their tolerances" in " ".join(result.output.split())
@@ -207,12 +207,12 @@ def test_the_command_prints_a_table_and_writes_figures(tmp_path):
     assert {d["layer"] for d in written["differences"]} >= {"conv2d", "dense", "a whole step"}
 
 
-def test_the_command_fails_where_backends_differ(monkeypatch):
+def test_parity_command_fails_where_backends_differ(monkeypatch):
     monkeypatch.setattr(Backend, "relu", lambda self, x: x)
     assert run("--backend", "numpy").exit_code == 1
 
 
-def test_the_command_takes_a_model_of_any_loss(tmp_path):
+def test_parity_command_takes_a_model_of_any_loss(tmp_path):
     made = gpucnn.Model([L.Flatten(), L.Dense(3)], (4, 4, 1), backend="numpy").compile(loss="mean_squared_error")
     made.save(tmp_path / "model.safetensors")
     result = run("--model", str(tmp_path / "model.safetensors"), "--backend", "numpy")
@@ -223,7 +223,7 @@ def test_the_command_takes_a_model_of_any_loss(tmp_path):
     assert "there is no backend named 'nothing'" in str(refused.exception)
 
 
-def test_the_command_takes_a_model(tmp_path):
+def test_parity_command_takes_a_model(tmp_path):
     made = model()
     made.save(tmp_path / "model.safetensors")
     result = run("--model", str(tmp_path / "model.safetensors"), "--backend", "reference", "--reference", "numpy")

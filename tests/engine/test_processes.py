@@ -65,7 +65,7 @@ def two_threads(monkeypatch):
 # --- the main thread's end ------------------------------------------------------------------------
 
 
-def test_a_training_outlives_the_main_thread():
+def test_fit_in_a_thread_outlives_the_main_thread():
     output, status = in_a_process("""
 def train():
     threading.main_thread().join()
@@ -76,7 +76,7 @@ threading.Thread(target=train).start()
     assert (output, status) == ("3 epochs\n", 0)
 
 
-def test_a_model_predicts_when_the_process_ends():
+def test_predict_works_while_the_process_ends():
     output, status = in_a_process("""
 import atexit
 
@@ -109,7 +109,7 @@ def no_more_threads(monkeypatch):
     gpucnn.set_num_threads(None)
 
 
-def test_where_no_more_threads_start_the_batch_is_shared_by_those_there_are(two_threads, no_more_threads):
+def test_threads_that_cannot_start_leave_the_batch_to_the_others(two_threads, no_more_threads):
     x, y = images()
     expected = network()
     expected.fit(x, y, epochs=2, verbose=0)
@@ -125,14 +125,14 @@ def test_where_no_more_threads_start_the_batch_is_shared_by_those_there_are(two_
         assert np.array_equal(array, expected.state_dict()[path]), path
 
 
-def test_where_a_team_finds_no_threads_it_says_so(two_threads, no_more_threads):
+def test_threads_that_cannot_start_at_all_raise(two_threads, no_more_threads):
     cut = [slice(0, 16), slice(16, 32), slice(32, 48)]
     with pytest.raises(ConfigurationError, match=r"cut for 3 threads, and the system starts no more than 2; set"):
         threads.run_sharded([int] * 3, cut)
     assert threads.run_sharded([int] * 2, cut[:2]) == [0, 0]
 
 
-def test_there_are_no_more_threads_than_the_largest_number_in_use(two_threads):
+def test_threads_are_no_more_than_the_largest_number_in_use(two_threads):
     x, y = images()
     threads._workers.keep(0)
     before, model = threading.active_count(), network()
@@ -171,7 +171,7 @@ def in_a_child(function):
 
 
 @needs_fork
-def test_children_forked_while_another_thread_trains_train_and_predict(two_threads):
+def test_fork_while_another_thread_trains_gives_working_children(two_threads):
     x, y = images()
     model, other = network(), network()
     expected, stop = other.predict(x).tobytes(), threading.Event()
@@ -196,7 +196,7 @@ def test_children_forked_while_another_thread_trains_train_and_predict(two_threa
 
 
 @needs_fork
-def test_a_child_holds_nothing_of_what_other_threads_held(two_threads, monkeypatch):
+def test_fork_releases_locks_that_other_threads_held(two_threads, monkeypatch):
     """Every lock of the package, BLAS, and the parameters of a model that was being recorded."""
     x, y = images()
     model = network()
@@ -236,7 +236,7 @@ def test_a_child_holds_nothing_of_what_other_threads_held(two_threads, monkeypat
 
 
 @needs_fork
-def test_a_child_forked_in_a_callback_is_on_its_own(two_threads):
+def test_fork_in_a_callback_gives_an_independent_child(two_threads):
     """Its number of threads is what it sets, and its parent's training is not its own."""
     x, y = images()
 
@@ -302,16 +302,16 @@ V1 = "cgroup cgroup rw,cpu,cpuacct"
         ),
     ],
 )
-def test_the_quota_of_a_control_group(tmp_path, groups, mounts, files, quota):
+def test_cgroup_quota_is_read(tmp_path, groups, mounts, files, quota):
     assert cores.quota(process_of(tmp_path, groups, mounts, **files)) == quota
 
 
-def test_no_quota_is_found_where_there_are_no_control_groups(tmp_path):
+def test_cgroup_quota_is_absent_without_control_groups(tmp_path):
     assert cores.quota(tmp_path) is None
 
 
 @pytest.mark.parametrize(("quota", "usable"), [(None, 6), (0.5, 1), (1.0, 1), (1.5, 2), (64.0, 6)])
-def test_cores_are_limited_by_a_quota(monkeypatch, quota, usable):
+def test_cgroup_quota_limits_the_cores(monkeypatch, quota, usable):
     monkeypatch.delenv("GPUCNN_NUM_THREADS", raising=False)
     monkeypatch.setattr(cores, "_own_quota", lambda: quota)
     monkeypatch.setattr(os, "process_cpu_count", lambda: 6, raising=False)

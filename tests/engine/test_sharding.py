@@ -60,7 +60,7 @@ KINDS = ["plain", "norm", "dropout", "residual"]
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_is_that_of_the_whole_batch(kind, count):
+def test_sharding_trains_as_the_whole_batch(kind, count):
     expected = trained(kind, 1, Backend())
     for name, array in trained(kind, count).items():
         np.testing.assert_allclose(array, expected[name], rtol=1e-9, atol=1e-11, err_msg=name)
@@ -68,12 +68,12 @@ def test_training_is_that_of_the_whole_batch(kind, count):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_threads_give_the_same_bits(kind, count):
+def test_sharding_by_the_same_threads_gives_the_same_bits(kind, count):
     first, second = (trained(kind, count) for _ in range(2))
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 
-def test_the_batch_is_really_shared():
+def test_sharding_runs_in_parallel():
     """Both threads are at work at the same time, each with its part."""
     gpucnn.set_num_threads(2)
     meeting, seen = threading.Barrier(2, timeout=20), []
@@ -95,7 +95,7 @@ def test_the_batch_is_really_shared():
     assert sorted(seen, key=lambda row: row[2])[1][1:] == (25, 25, 50)
 
 
-def test_a_layer_that_mixes_samples_sees_the_whole_batch():
+def test_sharding_shows_the_whole_batch_to_layers_that_mix_samples():
     gpucnn.set_num_threads(2)
 
     class Centred(L.Layer):
@@ -106,7 +106,7 @@ def test_a_layer_that_mixes_samples_sees_the_whole_batch():
         def forward(self, x, *, train):
             return super().forward(x, train=train)
 
-    assert {Bolder.per_sample, Bolder.can_apply_relu, Bolder.can_skip_input_gradient} == {False}
+    assert {Bolder.per_sample, Bolder.supports_fused_relu, Bolder.supports_skip_dx} == {False}
     for mixing in (Centred(), Bolder(3, 3)):
         model = gpucnn.Model([mixing, L.ReLU(), L.Flatten(), L.Dense(4)], (8, 9, 3), backend="numpy")
         assert not sharding.ShardedNetwork(model.network).can_shard
@@ -115,7 +115,7 @@ def test_a_layer_that_mixes_samples_sees_the_whole_batch():
     np.testing.assert_allclose(model.forward(x)[0].mean(axis=0), 0, atol=1e-6)
 
 
-def test_the_gradient_of_the_input_is_joined():
+def test_sharding_joins_the_input_gradient():
     gpucnn.set_num_threads(3)
     rng = np.random.default_rng(0)
     x, dy = rng.normal(size=(50, 8, 9, 3)), rng.normal(size=(50, 10))
@@ -128,7 +128,7 @@ def test_the_gradient_of_the_input_is_joined():
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-def test_replicas_share_values_and_nothing_else():
+def test_replicas_share_parameter_values_alone():
     model = gpucnn.Model(network("residual"), (8, 9, 3), backend="numpy")
     twin = sharding.Replica(model.network).network
     assert list(twin.parameters()) == list(model.parameters())
@@ -140,11 +140,11 @@ def test_replicas_share_values_and_nothing_else():
         assert not np.shares_memory(buffer.value, model.network.buffers()[path].value)
     main = twin.layers[1].main.layers
     assert main[0] is main[3] is not model.layers[1].main.layers[0]
-    planned = [layer for _, layer, *_ in twin.steps(input_gradient=True)]
+    planned = [layer for _, layer, *_ in twin.execution_order(need_dx=True)]
     assert all(any(layer is own for own in twin.layers) for layer in planned)
 
 
-def test_replicas_follow_what_the_user_changes():
+def test_replicas_follow_changed_attributes():
     """An attribute set between two steps counts for every slice."""
     gpucnn.set_num_threads(2)
     model = gpucnn.Model([L.Flatten(), L.Dropout(0.5), L.ReLU()], (8, 9, 3), backend="numpy")
@@ -163,7 +163,7 @@ def test_replicas_follow_what_the_user_changes():
     model.forward(x, train=True)
 
 
-def test_replicas_follow_layers_that_are_exchanged_or_kept_in_a_dictionary():
+def test_replicas_follow_exchanged_layers_and_layers_in_dictionaries():
     Pair = namedtuple("Pair", "first second")
 
     class Branches(L.Layer):
@@ -176,9 +176,9 @@ def test_replicas_follow_layers_that_are_exchanged_or_kept_in_a_dictionary():
             self.by_name, self.others = {"a": L.Dropout(0.5), "b": L.Dense(4)}, Pair(L.Dense(4), L.ReLU())
 
         def build(self, input_shape, rng):
-            self.by_name["a"].build_once(input_shape, rng)
-            self.others[0].build_once(input_shape, rng)
-            return self.by_name["b"].build_once(input_shape, rng)
+            self.by_name["a"].ensure_built(input_shape, rng)
+            self.others[0].ensure_built(input_shape, rng)
+            return self.by_name["b"].ensure_built(input_shape, rng)
 
         def forward(self, x, *, train):
             dropped, back = self.by_name["a"].forward(x, train=train)
@@ -214,7 +214,7 @@ def test_replicas_follow_layers_that_are_exchanged_or_kept_in_a_dictionary():
     assert not replica.is_current()
 
 
-def test_replicas_take_over_what_is_loaded():
+def test_replicas_follow_loaded_state():
     """A random stream that is set back gives all slices the masks that it gave before."""
     gpucnn.set_num_threads(2)
     model = gpucnn.Model([L.Flatten(), L.Dropout(0.5), L.ReLU()], (8, 9, 3), backend="numpy")
@@ -227,7 +227,7 @@ def test_replicas_take_over_what_is_loaded():
     assert np.array_equal(model.forward(x, train=True)[0], first)
 
 
-def test_an_interrupt_ends_the_step_for_all():
+def test_sharding_interrupt_ends_the_step_for_all_threads():
     gpucnn.set_num_threads(2)
 
     class Interrupted(L.ReLU):
@@ -243,7 +243,7 @@ def test_an_interrupt_ends_the_step_for_all():
         model.forward(np.zeros((50, 8, 9, 3), "float32"), train=True)
 
 
-def test_a_failing_layer_ends_the_step_for_all():
+def test_sharding_error_ends_the_step_for_all_threads():
     gpucnn.set_num_threads(2)
 
     class Fails(L.ReLU):
@@ -261,7 +261,7 @@ def test_a_failing_layer_ends_the_step_for_all():
             model.forward(x, train=True)
 
 
-def test_how_a_batch_is_cut(monkeypatch):
+def test_sharding_cuts_a_batch_evenly(monkeypatch):
     monkeypatch.undo()  # the limits as they are
 
     def sizes(batch, work_of_an_image, count):
@@ -285,12 +285,12 @@ def test_how_a_batch_is_cut(monkeypatch):
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "many", True])
-def test_a_number_of_threads_that_makes_no_sense_is_refused(value):
+def test_set_num_threads_out_of_range_is_refused(value):
     with pytest.raises(ConfigurationError, match="the number of threads must be a positive integer, not"):
         gpucnn.set_num_threads(value)
 
 
-def test_the_number_of_threads(monkeypatch):
+def test_num_threads_is_set_and_read(monkeypatch):
     monkeypatch.delenv("GPUCNN_NUM_THREADS", raising=False)
     assert threads.num_threads() == threads.usable_cores()
     monkeypatch.setenv("GPUCNN_NUM_THREADS", "3")
@@ -334,7 +334,7 @@ class TestBlas:
         for library, count in zip(libraries, before, strict=True):
             library.set(count)
 
-    def test_blas_is_held_to_one_thread_in_a_step_and_given_back(self, set):
+    def test_blas_is_limited_to_one_thread_during_a_step(self, set):
         gpucnn.set_num_threads(2)
         with ENGINE.execution_context(sharded=True):
             assert self.now() == {1}
@@ -348,7 +348,7 @@ class TestBlas:
         with ENGINE.execution_context(sharded=False):
             assert self.now() == {1}  # what the user set is not raised
 
-    def test_blas_is_held_in_every_thread(self):
+    def test_blas_is_limited_in_every_thread(self):
         """In whichever order threads come to it."""
 
         def within():
@@ -360,7 +360,7 @@ class TestBlas:
             assert in_another_thread(within) == {1}
         assert self.now() == in_another_thread(self.now) == {3}
 
-    def test_blas_is_given_back_after_blocks_of_two_threads_overlap(self):
+    def test_blas_is_released_after_overlapping_blocks_of_two_threads(self):
         inside, leave = threading.Event(), threading.Event()
 
         def other():
@@ -378,7 +378,7 @@ class TestBlas:
             assert later.result() == {1}
         assert self.now() == in_another_thread(self.now) == {3}
 
-    def test_blas_of_openmp_is_held_for_each_thread(self, monkeypatch):
+    def test_blas_of_openmp_is_limited_for_each_thread(self, monkeypatch):
         """There each thread has a number of its own, as OpenMP gives it."""
 
         class OpenMP(threading.local):
@@ -408,7 +408,7 @@ class TestBlas:
 
 
 @pytest.mark.parametrize("batch", [128, 512])
-def test_the_scratch_of_vgg_stays_below_16_megabytes_a_thread(batch, monkeypatch):
+def test_scratch_of_vgg_stays_below_16_megabytes_per_thread(batch, monkeypatch):
     from benchmarks.nets import gpucnn_model
 
     gpucnn.set_num_threads(2)
@@ -444,7 +444,7 @@ def test_the_scratch_of_vgg_stays_below_16_megabytes_a_thread(batch, monkeypatch
     ],
     ids=str,
 )
-def test_the_scratch_stays_below_16_megabytes_whatever_the_geometry(images, window, filters):
+def test_scratch_stays_below_16_megabytes_for_any_geometry(images, window, filters):
     workspace.forget()
     rng = np.random.default_rng(0)
     x = rng.normal(size=images).astype("float32")

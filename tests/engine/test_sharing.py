@@ -190,7 +190,7 @@ def second_of(base, kind):
 
 
 @pytest.mark.parametrize("kind", SECOND)
-def test_second_model_of_the_layers_changes_nothing_by_being_there(kind, data, backend):
+def test_second_model_of_the_same_layers_changes_nothing(kind, data, backend):
     control, base = fresh(backend), fresh(backend)
     for model in (control, base):
         fit(model, data)
@@ -205,14 +205,16 @@ def test_second_model_of_the_layers_changes_nothing_by_being_there(kind, data, b
 
 @pytest.mark.parametrize("jit", [True, False])
 @pytest.mark.parametrize("second", ["sgd", "adam", "groups"])
-def test_models_that_share_layers_train_by_turns(second, jit, data, backend):
+def test_shared_layers_train_in_turn_with_two_models(second, jit, data, backend):
     """As models do that share nothing, and hand the weights of the shared layers over before each step."""
     x, y = data
     make = {
         "sgd": momentum,
         "adam": lambda: optimizers.Adam(0.01),
         "groups": lambda: optimizers.SGD(
-            0.1, momentum=0.5, groups=[optimizers.Group("*.bias", rate=2.0), optimizers.Group("dense*", rate=0.5)]
+            0.1,
+            momentum=0.5,
+            groups=[optimizers.Group("*.bias", lr_multiplier=2.0), optimizers.Group("dense*", lr_multiplier=0.5)],
         ),
     }[second]
 
@@ -398,7 +400,7 @@ def test_layers_that_were_moved_are_refused_by_name_until_they_are_moved_back(mo
             second.predict(data[0])
 
 
-def test_models_of_other_dtypes_share_no_layers(data):
+def test_shared_layers_need_one_dtype(data):
     model = fresh(dtype="float64")
     before = model.state_dict()
     with pytest.raises(ConfigurationError, match="conv2d: belongs to a model whose weights are float64 already"):
@@ -415,7 +417,7 @@ def test_layers_that_were_changed_are_refused(data):
             self.branches = [layers.Dense(3), layers.Dense(3)]
 
         def build(self, input_shape, rng):
-            return {branch.build_once(input_shape, rng) for branch in self.branches}.pop()
+            return {branch.ensure_built(input_shape, rng) for branch in self.branches}.pop()
 
         def forward(self, x, *, train):
             made = [branch.forward(x, train=train) for branch in self.branches]
@@ -427,7 +429,7 @@ def test_layers_that_were_changed_are_refused(data):
     fit(model, data)
     assert moved(before, model.state_dict()) == set(before)
     model.layers[1].branches.append(layers.Dense(3))
-    model.layers[1].branches[2].build_once((72,), np.random.default_rng(0))
+    model.layers[1].branches[2].ensure_built((72,), np.random.default_rng(0))
     with pytest.raises(ConfigurationError, match="the layers were changed since"):
         fit(model, data)
 

@@ -82,7 +82,7 @@ def test_the_packages_own_layers_pass(case):
 
 def test_promises_are_tried_where_they_are_made():
     names = [check.name for check in gpucnn.check_layer(layers.Conv2D(2, 3), SHAPE).checks]
-    assert {"can_skip_input_gradient", "can_apply_relu", "per_sample", "capturable"} <= set(names)
+    assert {"supports_skip_dx", "supports_fused_relu", "per_sample", "capturable"} <= set(names)
 
 
 def test_a_built_layer_keeps_its_weights():
@@ -292,14 +292,14 @@ def test_what_is_wrong_is_found(fault):
     assert str(error.check).count("WRONG") == len(failures)
 
 
-@pytest.mark.parametrize("promise", ["can_skip_input_gradient", "can_apply_relu"])
+@pytest.mark.parametrize("promise", ["supports_skip_dx", "supports_fused_relu"])
 def test_broken_promises(promise):
     class Wrong(Scale):
         locals()[promise] = True
 
-        def forward(self, x, *, train, input_gradient=True, relu=False):
+        def forward(self, x, *, train, need_dx=True, fused_relu=False):
             y, backward = Scale.forward(self, x, train=train)
-            return y, backward if input_gradient else (lambda dy: None)
+            return y, backward if need_dx else (lambda dy: None)
 
     names = [check.name for check in checked(Wrong()).check.failures]
     assert names == [promise]

@@ -138,7 +138,7 @@ def test_layers_that_leave_out_super_init_are_refused_by_name():
             self.inner = Bare()
 
         def build(self, input_shape, rng):
-            return self.inner.build_once(input_shape, rng)
+            return self.inner.ensure_built(input_shape, rng)
 
     for layer in (Bare(), Around()):
         with pytest.raises(ConfigurationError, match=r"Bare: its __init__ does not call super\(\).__init__"):
@@ -153,7 +153,7 @@ def returning(loss=None, metric=None):
     class Counted(metrics.Metric):
         name = "counted"
 
-        def total(self, y, labels):
+        def batch_sum(self, y, labels):
             return metric(y)
 
     return of(

@@ -33,7 +33,7 @@ def test_the_plan_computes_what_the_layers_say(name, train, backend):
     """Forward, input gradient and parameter gradients of a `Sequential` are those of its layers one after another."""
     backend = Backend() if backend == "reference" else get_backend(backend)
     network = L.Sequential(NETWORKS[name]())
-    network.build_once((7, 8, 3), host_generator(0, "weights"))
+    network.ensure_built((7, 8, 3), host_generator(0, "weights"))
     network.to(backend, "float64")
     rng = np.random.default_rng(0)
     x = rng.integers(-3, 4, (18, 7, 8, 3)).astype(float)  # whole numbers: many are equal, and many windows negative
@@ -61,10 +61,10 @@ def test_the_plan_computes_what_the_layers_say(name, train, backend):
 def test_which_neighbours_are_told_of_each_other():
     def plan(*made):
         network = L.Sequential(list(made))
-        network.build_once((8, 8, 3), host_generator(0, "weights"))
-        return network._plan
+        network.ensure_built((8, 8, 3), host_generator(0, "weights"))
+        return network._train_plan
 
-    with_relu, alone = {"relu": True}, {}
+    with_relu, alone = {"fused_relu": True}, {}
     assert plan(L.Conv2D(4, 3), L.ReLU()) == [(0, with_relu)]
     assert plan(L.Conv2D(4, 3), L.BatchNorm(), L.ReLU(), L.Conv2D(4, 3)) == [(0, alone), (1, with_relu), (3, alone)]
     assert plan(L.Conv2D(4, 3), L.ReLU(), L.MaxPool2D(2)) == [(0, alone), (2, with_relu)]
@@ -87,15 +87,18 @@ def test_which_neighbours_are_told_of_each_other():
 def test_inference_folds_a_norm_into_the_convolution_before_it():
     def plan(*made):
         network = L.Sequential(list(made))
-        network.build_once((8, 8, 3), host_generator(0, "weights"))
+        network.ensure_built((8, 8, 3), host_generator(0, "weights"))
         return network._inference_plan
 
     conv = L.Conv2D(4, 3)
-    assert plan(conv, L.BatchNorm(), L.ReLU(), L.Conv2D(4, 3)) == [(0, {"norm": 1, "relu": True}), (3, {})]
-    assert plan(L.Conv2D(4, 3), L.BatchNorm(), L.ReLU(), L.MaxPool2D(2)) == [(0, {"norm": 1}), (3, {"relu": True})]
-    assert plan(L.Conv2D(4, 3), L.ReLU(), L.BatchNorm()) == [(0, {"relu": True}), (2, {})]
-    assert plan(L.Conv2D(4, 3), L.BatchNorm(), L.BatchNorm()) == [(0, {"norm": 1}), (2, {})]
-    assert plan(L.BatchNorm(), L.ReLU()) == [(0, {"relu": True})]
+    assert plan(conv, L.BatchNorm(), L.ReLU(), L.Conv2D(4, 3)) == [(0, {"folded_norm": 1, "fused_relu": True}), (3, {})]
+    assert plan(L.Conv2D(4, 3), L.BatchNorm(), L.ReLU(), L.MaxPool2D(2)) == [
+        (0, {"folded_norm": 1}),
+        (3, {"fused_relu": True}),
+    ]
+    assert plan(L.Conv2D(4, 3), L.ReLU(), L.BatchNorm()) == [(0, {"fused_relu": True}), (2, {})]
+    assert plan(L.Conv2D(4, 3), L.BatchNorm(), L.BatchNorm()) == [(0, {"folded_norm": 1}), (2, {})]
+    assert plan(L.BatchNorm(), L.ReLU()) == [(0, {"fused_relu": True})]
 
     class Mine(L.BatchNorm):
         pass
@@ -111,7 +114,7 @@ def test_a_folded_norm_sees_what_was_changed_since(use_bias):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(70, 8, 8, 3)).astype("float32")
 
-    def one_by_one():
+    def unfused_plan():
         y = x
         for layer in (conv, norm, relu):
             y = layer.forward(y, train=False)[0]
@@ -122,13 +125,13 @@ def test_a_folded_norm_sees_what_was_changed_since(use_bias):
             holder = getattr(conv if change in ("weight", "bias") else norm, change)
             holder.value[...] = rng.uniform(0.5, 2.0, holder.value.shape)
         before = model.state_dict()
-        np.testing.assert_allclose(model.predict(x), one_by_one(), rtol=1e-4, atol=1e-5, err_msg=change)
+        np.testing.assert_allclose(model.predict(x), unfused_plan(), rtol=1e-4, atol=1e-5, err_msg=change)
         assert all(np.array_equal(value, before[path]) for path, value in model.state_dict().items())
 
 
 def test_a_training_step_lets_go_of_what_it_has_passed():
     network = L.Sequential([L.Dense(8), L.Tanh(), L.Dense(8)])
-    network.build_once((8,), host_generator(0, "weights"))
+    network.ensure_built((8,), host_generator(0, "weights"))
     network.to("numpy", "float32")
     alive = []
 
@@ -144,9 +147,9 @@ def test_a_training_step_lets_go_of_what_it_has_passed():
             return x, backward
 
     watched = L.Sequential([L.Dense(8), Watches(), Watches(), L.Dense(8)])
-    watched.build_once((8,), host_generator(0, "weights"))
+    watched.ensure_built((8,), host_generator(0, "weights"))
     watched.to("numpy", "float32")
-    y, walk = watched.forward(np.ones((4, 8), "float32"), train=True, input_gradient=False)
+    y, walk = watched.forward(np.ones((4, 8), "float32"), train=True, need_dx=False)
     walk(y)
     gc.collect()
     assert alive[2:] == [

@@ -105,7 +105,7 @@ def small_network():
         layers.Dense(3),
         layers.Softmax(),
     ]
-    groups = [optimizers.Group("*.bias", rate=2.0, epochs=3)]
+    groups = [optimizers.Group("*.bias", lr_multiplier=2.0, train_epochs=3)]
     optimizer = optimizers.SGD(schedules.OneCycle(0.1), momentum=0.9, groups=groups)
     return gpucnn.Model(network, (6, 6, 2), backend="numpy").compile(optimizer)
 

@@ -17,7 +17,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 def built(case, backend=None, dtype="float64"):
     """The case's layer with parameters and statistics that are not the round numbers they begin with."""
     layer = case.make()
-    layer.build_once(case.input_shape, host_generator(3, "weights"))
+    layer.ensure_built(case.input_shape, host_generator(3, "weights"))
     generator = np.random.default_rng(5)
     for holder in [*layer.parameters().values(), *layer.buffers().values()]:
         if holder.value.dtype.kind == "f" and not isinstance(layer, layers.Normalization):
@@ -194,7 +194,7 @@ def test_channels_that_cannot_be_padded(numbers):
 def test_of_equal_elements_the_first_wins(backend, batch):
     """Black margins and flat skies are full of them, and backends are to agree on them."""
     layer = layers.MaxPool2D(2)
-    layer.build_once((4, 6, 3), None)
+    layer.ensure_built((4, 6, 3), None)
     layer.to(backend, "float32")
     x = np.repeat(np.arange(batch * 12, dtype="float32").reshape(batch, 2, 2, 3), 2, axis=1)
     x = np.repeat(x, 3, axis=2)  # windows of one number, and windows of two in pairs
@@ -212,7 +212,7 @@ def test_of_equal_elements_the_first_wins(backend, batch):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_softmax_of_huge_logits(backend, dtype):
     layer = layers.Softmax()
-    layer.build_once((3,), None)
+    layer.ensure_built((3,), None)
     layer.to(backend, dtype)
     logits = np.array([[1e4, -1e4, 0.0], [5e3, 5e3, -5e3], [-1e4, -1e4, -1e4]], dtype)
     y, _ = layer.forward(backend.from_host(logits), train=False)

@@ -215,11 +215,11 @@ def test_accuracy_counts_right_answers(backend):
     accuracy = metrics.Accuracy()
     y = backend.from_host(np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]]))
     for labels in (np.array([1, 1, 1]), np.array([[0, 1], [0, 1], [0, 1]])):
-        assert int(backend.to_host(accuracy.total(y, backend.from_host(labels)))) == 2
+        assert int(backend.to_host(accuracy.batch_sum(y, backend.from_host(labels)))) == 2
 
 
 def test_totals_are_means_over_samples_not_over_batches(backend):
-    totals = metrics.Totals(backend, [metrics.Accuracy()])
+    totals = metrics.RunningMeans(backend, [metrics.Accuracy()])
     for loss, outputs, labels in ((1.0, [[0.0, 1.0]] * 3, [1, 1, 0]), (5.0, [[0.0, 1.0]], [1])):
         totals.add(*(backend.from_host(np.array(array)) for array in (loss, outputs, labels)))
     assert totals.read() == pytest.approx({"loss": (3 * 1.0 + 5.0) / 4, "accuracy": 3 / 4})

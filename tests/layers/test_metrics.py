@@ -72,7 +72,7 @@ def test_accuracy_of_logits_has_its_threshold_at_zero():
         from_logits = True
 
     y = metrics.Accuracy().suited(OnLogits(), (1,), [ONES[:, :1]])
-    assert float(y.total(np.array([[0.3], [-0.3], [0.7]]), np.array([[1.0], [1.0], [1.0]]))) == 2
+    assert float(y.batch_sum(np.array([[0.3], [-0.3], [0.7]]), np.array([[1.0], [1.0], [1.0]]))) == 2
 
 
 MEANINGLESS = {
@@ -134,7 +134,7 @@ class Top2(metrics.Metric):
     name = "top_2"
     larger_is_better = True
 
-    def total(self, y, labels):
+    def batch_sum(self, y, labels):
         return (y.argsort(axis=-1)[:, -2:] == labels[:, None]).sum()
 
 

@@ -104,7 +104,7 @@ def test_pooling(backend, kind, case):
     (PH, PW), (SH, SW) = window.padding, window.strides
     layer = (MaxPool2D if kind == "max" else AveragePool2D)(window.size, (SH, SW), (PH, PW))
     try:
-        layer.build_once(x.shape[1:], None)
+        layer.ensure_built(x.shape[1:], None)
     except GpucnnError:  # padding as large as the window
         assume(False)
     layer.to(BACKENDS[backend]())
@@ -133,7 +133,7 @@ def test_geometry_is_built_or_refused(size, channels, filters, kernel, strides, 
     """Whatever is asked for: a layer that computes what its shape promises, or an error that says why not."""
     try:
         layer = Conv2D(filters, kernel, strides=strides, padding=padding, dilation=dilation, groups=groups)
-        shape = layer.build_once((*size, channels), np.random.default_rng(0))
+        shape = layer.ensure_built((*size, channels), np.random.default_rng(0))
     except GpucnnError:
         return
     layer.to("numpy", "float32")

@@ -348,11 +348,11 @@ def test_a_bar_says_what_its_times_are(terminal, capsys, monkeypatch):
     monkeypatch.setattr(progress.time, "perf_counter", lambda: float(next(clock)))  # a step takes a second
     bar = progress.Bar(PlainConsole())
     bar.begin_epoch(0, 2, 100)
-    bar.step(metrics.Totals(Backend(), []))
+    bar.step(metrics.RunningMeans(Backend(), []))
     assert bar.progress.tasks[0].fields["times"] == "ETA 1:39 / total 3:19"
     bar = progress.Bar(PlainConsole())
     bar.begin_epoch(0, 1, 100)
-    bar.step(metrics.Totals(Backend(), []))
+    bar.step(metrics.RunningMeans(Backend(), []))
     assert bar.progress.tasks[0].fields["times"] == "ETA 1:39"
 
 

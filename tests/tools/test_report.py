@@ -498,7 +498,7 @@ def test_feature_maps_are_those_of_the_forward_pass(page, model, test_set):
         for layer in model.layers:
             values, _ = layer.forward(values, train=False)
             if values.ndim == 4:
-                passed.append((layer.label, np.array(values[0])))
+                passed.append((layer.display_name, np.array(values[0])))
         shown = panel.all("figure")
         assert len(shown) == len(passed) == 8
         np.testing.assert_array_equal(pixels(shown[0].one("img"))[..., 0], images[number, ..., 0])

@@ -67,7 +67,7 @@ def test_profile_times_every_layer_and_leaves_the_model_alone(backend):
     model = small_model(backend=backend)
     before = model.state_dict()
     profile = model.profile(x, y, repeats=2)
-    assert [row.path for row in profile.layers] == [layer.label for layer in model.layers]
+    assert [row.path for row in profile.layers] == [layer.display_name for layer in model.layers]
     assert all(row.forward_seconds > 0 for row in profile.layers)
     assert profile.layers[0].backward_seconds == 0  # nothing before the first weights has a way back
     assert all(row.backward_seconds > 0 for row in profile.layers[1:])
@@ -129,7 +129,7 @@ def test_the_bar_looks_at_the_device_at_its_refresh_rate(monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock) * 0.01)  # a step takes 10 ms
     backend = StrictBackend()
-    totals = metrics.Totals(backend, [])
+    totals = metrics.RunningMeans(backend, [])
     totals.add(backend.from_host(np.array(1.0)), backend.from_host(np.zeros((2, 2))), None)
     bar = progress.Bar(PlainConsole())
     bar.begin_epoch(0, 1, 100)

@@ -62,7 +62,7 @@ def assert_close(state, expected, tolerance=1e-10):
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.25, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-14)])
-def test_blend(backend, rng, share, dtype, tolerance):
+def test_averages_blend_kernel(backend, rng, share, dtype, tolerance):
     for size in (0, 3, 64, 1000):
         target, source = rng.normal(size=(2, size)).astype(dtype)
         moved = backend.from_host(target.copy())
@@ -83,7 +83,7 @@ def test_blend(backend, rng, share, dtype, tolerance):
         (lambda: MovingAverage(lambda share: share**2, warm_up=False), {"decay": lambda step: (step / 8) ** 2}),
     ],
 )
-def test_a_moving_average_is_the_formulas(backend, make, expected):
+def test_moving_average_follows_its_formula(backend, make, expected):
     """Of parameters and of running statistics; seen at the end of each epoch, and after the last."""
     model = small_model(backend=backend, dtype="float64")
     start, diary, without = model.state_dict(), Diary(), Diary()
@@ -108,7 +108,7 @@ def test_a_moving_average_is_the_formulas(backend, make, expected):
         (1, 0.0, lambda step: 0.0),
     ],
 )
-def test_look_ahead_is_the_formulas(backend, every, decay, of_step):
+def test_look_ahead_follows_its_formula(backend, every, decay, of_step):
     """A second model, stepped by hand on the same batches, whose weights are moved in plain arrays."""
     x, y = stripes(64)
     model, hand = (small_model(backend=backend, dtype="float64") for _ in range(2))
@@ -128,7 +128,7 @@ def test_look_ahead_is_the_formulas(backend, every, decay, of_step):
 
 
 @pytest.mark.parametrize("name", AVERAGES)
-def test_validation_and_the_end_have_the_averages(name):
+def test_averages_are_shown_to_validation_and_kept_at_the_end(name):
     data = stripes(40, seed=1)
     model, diary = small_model(dtype="float64"), Diary()
     history = fit(model, diary, AVERAGES[name](), validation_data=data)
@@ -141,7 +141,7 @@ def test_validation_and_the_end_have_the_averages(name):
 
 @pytest.mark.parametrize("name", AVERAGES)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_recorded_steps_give_the_same_bits(name, dtype):
+def test_averages_are_the_same_with_captured_steps(name, dtype):
     models = []
     for jit in (True, False):
         model = small_model(backend=simulated_backend(), dtype=dtype)
@@ -151,7 +151,7 @@ def test_recorded_steps_give_the_same_bits(name, dtype):
     assert_same_bits(*models)
 
 
-def test_nothing_is_read_inside_an_epoch():
+def test_averages_read_nothing_back_inside_an_epoch():
     backend, reads = StrictBackend(), {}
     x, y = stripes(320)
     for batch_size in (160, 8):
@@ -163,7 +163,7 @@ def test_nothing_is_read_inside_an_epoch():
 
 
 @pytest.mark.parametrize("name", ["moving", "look-ahead"])
-def test_two_fits_are_one_longer_one(backend, name):
+def test_averages_over_two_fits_are_those_of_one(backend, name):
     once, twice, callback = small_model(backend=backend), small_model(backend=backend), AVERAGES[name]()
     fit(once, AVERAGES[name](), epochs=3)
     fit(twice, callback, epochs=1)
@@ -186,7 +186,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_a_model_that_was_changed_in_between_begins_anew(change):
+def test_averages_begin_anew_after_the_model_was_changed(change):
     """The callback of before does then what a new one does."""
     models = []
     for keeps in (True, False):
@@ -197,7 +197,7 @@ def test_a_model_that_was_changed_in_between_begins_anew(change):
     assert_same_bits(*models)
 
 
-def test_early_stopping_goes_back_to_the_best_averages():
+def test_early_stopping_restores_the_best_averages():
     data, diary = stripes(60), Diary()
     model = small_model(optimizer=optimizers.SGD(3.0))
     stopping = EarlyStopping("val_loss", patience=2)
@@ -215,7 +215,7 @@ def test_early_stopping_goes_back_to_the_best_averages():
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interruption_leaves_the_averages(error):
+def test_averages_stay_after_an_interruption(error):
     """And a further fit goes on with the raw weights."""
     told = []
 
@@ -244,7 +244,7 @@ def test_an_interruption_leaves_the_averages(error):
         assert (seen.steps[-1][path] == diary.steps[-1][path]).all(), path
 
 
-def test_what_is_frozen_is_left_alone(backend):
+def test_averages_leave_frozen_parameters_alone(backend):
     model = small_model(backend=backend).freeze("conv2d*", "dense.bias")
     before = model.state_dict()
     for make in AVERAGES.values():
@@ -255,7 +255,7 @@ def test_what_is_frozen_is_left_alone(backend):
     assert sizes == [2 * 16 + 32, 432], "nor is it copied: scale, shift and the last weight are left"
 
 
-def test_two_averages_at_once_are_refused():
+def test_averages_two_at_once_are_refused():
     with pytest.raises(ConfigurationError, match=r"LookAhead\(\) and MovingAverage\(\) both put averages in the place"):
         fit(small_model(), MovingAverage(), LookAhead())
 
@@ -273,12 +273,12 @@ def test_two_averages_at_once_are_refused():
         (lambda: schedules.Power(1.0, 0), "power must be a number that is above 0, not 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(make, message):
+def test_averages_out_of_range_are_refused(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
 
 
-def test_averages_are_their_arguments():
+def test_averages_are_described_by_their_arguments():
     for average in (MovingAverage(0.9, 2, warm_up=False), LookAhead(3, schedules.Power(0.95**5, 3))):
         again = _Average.from_config(average.config())
         assert repr(again) == repr(average)
@@ -296,7 +296,7 @@ def test_buffers_are_views_of_one_flat_array_and_can_be_assigned(backend):
         buffer.value = backend.from_host(np.zeros(3, "float32"))
 
 
-def test_an_average_is_better_than_the_weights_it_is_of():
+def test_averages_are_better_than_the_last_weights():
     """What it is for: at a rate that stays high weights wander about the best ones, and their mean is near these."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=(600, 8))

@@ -81,13 +81,13 @@ def same(a, b):
 
 
 @given(TREES)
-def test_a_tree_comes_back(tmp_path_factory, tree):
+def test_tree_is_saved_and_loaded(tmp_path_factory, tree):
     file = tmp_path_factory.mktemp("tree") / "tree.safetensors"
     file.write_bytes(trees.to_bytes({"tree": tree}, "test"))
     assert same({"tree": tree}, trees.from_file(file, "test"))
 
 
-def test_paths_that_meet_are_told_apart(tmp_path):
+def test_tree_keeps_colliding_paths_apart(tmp_path):
     tree = {"a/b": np.zeros(1), "a": {"b": np.ones(2)}, "c": [np.zeros(3)], "c/0": np.ones(4)}
     (tmp_path / "tree").write_bytes(trees.to_bytes(tree, "test"))
     assert same(tree, trees.from_file(tmp_path / "tree", "test"))
@@ -104,7 +104,7 @@ def test_paths_that_meet_are_told_apart(tmp_path):
         ({trees.ARRAY: 1}, "the tree is"),
     ],
 )
-def test_what_a_file_cannot_hold(value, path):
+def test_tree_with_values_no_file_can_hold_is_refused(value, path):
     with pytest.raises(CheckpointError, match=rf"{path}.*which a file cannot hold; expected host arrays, numbers"):
         trees.to_bytes(value, "test")
 
@@ -112,7 +112,7 @@ def test_what_a_file_cannot_hold(value, path):
 # --- what data are known by -----------------------------------------------------------------------
 
 
-def test_a_fingerprint_is_of_shape_dtype_and_every_byte():
+def test_fingerprint_depends_on_shape_dtype_and_every_byte():
     x, y = stripes(50)
     known = fingerprint(x, y)
     assert known["inputs"]["shape"] == [50, 8, 8, 1]
@@ -128,7 +128,7 @@ def test_a_fingerprint_is_of_shape_dtype_and_every_byte():
     assert fingerprint(x, other)["labels"]["hash"] != known["labels"]["hash"]
 
 
-def test_a_fingerprint_of_pieces_is_that_of_the_whole(monkeypatch):
+def test_fingerprint_of_pieces_is_that_of_the_whole(monkeypatch):
     x, y = stripes(50)
     known = fingerprint(x, y)
     monkeypatch.setattr("gpucnn.data.fingerprint.AT_ONCE", 100)
@@ -138,12 +138,12 @@ def test_a_fingerprint_of_pieces_is_that_of_the_whole(monkeypatch):
 # --- when, and which are kept ---------------------------------------------------------------------
 
 
-def test_after_so_many_steps_and_at_the_ends_of_epochs(tmp_path):
+def test_checkpoints_every_so_many_steps_and_at_epoch_ends(tmp_path):
     fit(small_model(), always(tmp_path, every_steps=3))
     assert positions(tmp_path) == [(0, 0), (0, 3), (1, 0), (1, 3), (2, 0)]
 
 
-def test_after_so_many_seconds_and_where_it_costs_little(tmp_path, monkeypatch):
+def test_checkpoints_every_so_many_seconds_and_where_it_costs_little(tmp_path, monkeypatch):
     """A step takes a second, writing two; an epoch's end is saved if that is a twentieth of the time since the last."""
     now = [0.0]
 
@@ -171,13 +171,13 @@ def test_after_so_many_seconds_and_where_it_costs_little(tmp_path, monkeypatch):
     assert positions(tmp_path / "c") == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 0)]
 
 
-def test_the_newest_are_kept(tmp_path):
+def test_checkpoints_keep_the_newest(tmp_path):
     for keep in (1, 2, 3):
         fit(small_model(), always(tmp_path / str(keep), keep=keep))
         assert positions(tmp_path / str(keep)) == [(1, 3), (1, 4), (2, 0)][-keep:]
 
 
-def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+def test_checkpoints_remove_files_of_killed_writers_alone(tmp_path):
     killed(tmp_path, 2)
     others = ["notes.txt", "model.safetensors", "download.part", "checkpoint-old.safetensors"]
     for name in [*others, "checkpoint-00000-000002.safetensorsabc.part", "best.safetensorsxyz.part"]:
@@ -189,7 +189,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == set(others)
 
 
-def test_a_step_without_a_checkpoint_reads_nothing(tmp_path):
+def test_checkpoints_read_nothing_in_other_steps(tmp_path):
     """Of the device: with checkpoints as without, but for those that are due."""
     reads = {}
     for name in ("without", "with"):
@@ -210,7 +210,7 @@ def test_a_step_without_a_checkpoint_reads_nothing(tmp_path):
 # --- resume ---------------------------------------------------------------------------------------
 
 
-def test_without_resume_nothing_is_overwritten(tmp_path):
+def test_checkpoints_are_not_overwritten_without_resume(tmp_path):
     files = killed(tmp_path)
     before = {path: path.read_bytes() for path in files}
     with pytest.raises(
@@ -224,7 +224,7 @@ def test_without_resume_nothing_is_overwritten(tmp_path):
         fit(small_model(), tmp_path / "other")
 
 
-def test_a_folder_is_enough(tmp_path):
+def test_checkpoints_may_be_a_folder(tmp_path):
     expected = small_model()
     fit(expected)
     killed(tmp_path / "a")
@@ -234,7 +234,7 @@ def test_a_folder_is_enough(tmp_path):
     assert positions(tmp_path / "a")[-1] == (2, 0), "and the training is saved there further"
 
 
-def test_from_one_folder_into_another(tmp_path):
+def test_resume_from_one_folder_into_another(tmp_path):
     expected = small_model()
     fit(expected)
     files = killed(tmp_path / "a")
@@ -247,7 +247,7 @@ def test_from_one_folder_into_another(tmp_path):
         fit(small_model(), Checkpoints(tmp_path / "b"), resume=tmp_path / "a")
 
 
-def test_resume_begins_where_there_is_nothing_yet(tmp_path):
+def test_resume_of_an_empty_folder_begins(tmp_path):
     model, expected = small_model(), small_model()
     fit(model, Checkpoints(tmp_path / "new"), resume=True)
     fit(expected)
@@ -256,7 +256,7 @@ def test_resume_begins_where_there_is_nothing_yet(tmp_path):
         fit(small_model(), resume=tmp_path / "nothing")
 
 
-def test_a_fresh_model_is_enough(tmp_path):
+def test_resume_needs_only_a_fresh_model(tmp_path):
     """Whatever the model of before had been through: its epochs, its random streams, its slots."""
     model = small_model()
     model.fit(*stripes(40), epochs=3, batch_size=10, verbose=0)
@@ -270,7 +270,7 @@ def test_a_fresh_model_is_enough(tmp_path):
     assert again.epochs_trained == model.epochs_trained == 5
 
 
-def test_a_finished_training_is_there_at_once(tmp_path):
+def test_resume_of_a_finished_run_returns_at_once(tmp_path):
     model = small_model()
     history = fit(model, tmp_path, validation_data=VALIDATION)
     again, steps = small_model(), []
@@ -335,7 +335,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_another_training_is_refused(tmp_path, name):
+def test_resume_of_a_different_run_is_refused(tmp_path, name):
     make, options, message = REFUSED[name]
     usual = {"validation_data": VALIDATION, "augment": [Translate(1)], "epochs": 2, "batch_size": 10, "verbose": 0}
     first = {"callbacks": [MovingAverage(0.9), Kill(6)]}
@@ -353,7 +353,7 @@ def test_another_training_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("mode", ["auto", "max"])
-def test_a_checkpoint_from_before_a_callback_had_an_argument_has_its_default(tmp_path, mode):
+def test_resume_of_an_old_checkpoint_takes_defaults_for_new_arguments(tmp_path, mode):
     options = {"validation_data": VALIDATION}
     with pytest.raises(Killed):
         fit(small_model(), always(tmp_path), EarlyStopping("val_loss"), Kill(6), **options)
@@ -372,7 +372,7 @@ def test_a_checkpoint_from_before_a_callback_had_an_argument_has_its_default(tmp
     assert_same_bits(resumed, whole)
 
 
-def test_many_differences_are_not_all_named():
+def test_resume_names_only_some_of_many_differences():
     assert list(differences({"a": [1, 2], "b": 1}, {"a": [1, 3], "c": None})) == [
         "a.1 was 2 and is 3",
         "b was 1 and is null",
@@ -389,7 +389,7 @@ def test_many_differences_are_not_all_named():
         ("backend", 'backend was "numpy" and is "strict"'),
     ],
 )
-def test_other_circumstances_are_said(tmp_path, monkeypatch, change, message):
+def test_resume_warns_of_other_circumstances(tmp_path, monkeypatch, change, message):
     gpucnn.set_num_threads(1)
     try:
         killed(tmp_path)
@@ -439,14 +439,14 @@ def test_backend_name_in_old_checkpoint(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_settings_that_make_no_sense(make, message, tmp_path, monkeypatch):
+def test_checkpoints_arguments_out_of_range_are_refused(make, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigurationError, match=message):
         make()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_state_that_cannot_be_saved_is_said_before_the_training(tmp_path):
+def test_checkpoints_refuse_states_they_cannot_save_before_training(tmp_path):
     class Odd(Callback):
         def state(self, model):
             return {"seen": {1, 2}}
@@ -505,7 +505,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_newest_one_falls_back_to_the_one_before(tmp_path, how):
+def test_resume_skips_a_damaged_checkpoint(tmp_path, how):
     expected = small_model()
     history = fit(expected)
     files = killed(tmp_path)
@@ -518,7 +518,7 @@ def test_a_damaged_newest_one_falls_back_to_the_one_before(tmp_path, how):
     assert positions(tmp_path) == [(1, 1), (2, 0)], "the damaged one is gone"
 
 
-def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path):
+def test_resume_with_all_checkpoints_damaged_is_refused(tmp_path):
     files = killed(tmp_path, 1)
     for path in files:
         damaged(path, "one byte short")
@@ -530,7 +530,7 @@ def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path):
     assert Checkpoints(tmp_path).files() == files
 
 
-def test_times_of_an_interrupted_epoch_are_added_up(tmp_path):
+def test_resume_adds_up_the_times_of_an_interrupted_epoch(tmp_path):
     class Sleeps(Callback):
         def on_step_end(self, model, step):
             time.sleep(0.05)
@@ -542,7 +542,7 @@ def test_times_of_an_interrupted_epoch_are_added_up(tmp_path):
     assert history["step_seconds"][0] == history["seconds"][0] / 4
 
 
-def test_another_format_is_not_taken_for_damage(tmp_path):
+def test_resume_of_a_newer_format_is_refused(tmp_path):
     files = killed(tmp_path)
     tree = trees.from_file(files[-1], checkpoints.KEY)
     files[-1].write_bytes(trees.to_bytes(tree | {"format": 2}, checkpoints.KEY))
@@ -550,7 +550,7 @@ def test_another_format_is_not_taken_for_damage(tmp_path):
         fit(small_model(), tmp_path, resume=True)
 
 
-def test_a_checkpoint_is_plain_safetensors(tmp_path):
+def test_checkpoints_are_plain_safetensors(tmp_path):
     (*_, path) = killed(tmp_path)
     arrays = load_file(path)
     assert {"model/arrays/conv2d.weight", "optimizer/slots/velocity/dense.bias", "totals/sums/loss"} < set(arrays)
@@ -579,7 +579,7 @@ def failing(monkeypatch, when, number=errno.ENOSPC):
     monkeypatch.setattr("gpucnn.core.files.os.fsync", fsync)
 
 
-def test_a_full_disk_in_the_middle(tmp_path, monkeypatch):
+def test_full_disk_during_training_warns(tmp_path, monkeypatch):
     expected, model = small_model(), small_model()
     fit(expected)
     failing(monkeypatch, lambda call: 5 <= call <= 8)  # the fifth is that of the third file: each has its folder's
@@ -595,7 +595,7 @@ def test_a_full_disk_in_the_middle(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     expected = small_model()
     history = fit(expected)
     failing(monkeypatch, lambda call: call > 6)
@@ -608,7 +608,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     assert_same_bits(model, expected)
 
 
-def test_a_place_that_cannot_be_written_is_said_before_the_training(tmp_path, monkeypatch):
+def test_checkpoints_in_a_read_only_place_are_refused_before_training(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot write checkpoints into .*file \(File exists\); name a folder"):
         fit(small_model(), tmp_path / "file")
@@ -622,7 +622,7 @@ def test_a_place_that_cannot_be_written_is_said_before_the_training(tmp_path, mo
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_the_right_to_write(tmp_path):
+def test_checkpoints_in_a_folder_without_write_permission_are_refused(tmp_path):
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(CheckpointError, match="Permission denied"):
@@ -648,7 +648,7 @@ class Epochs(Callback):
     ("monitor", "chosen"),
     [(None, "val_accuracy"), ("val_loss", "val_loss"), ("loss", "loss"), ("val_accuracy", "val_accuracy")],
 )
-def test_the_best_model_is_an_ordinary_file(tmp_path, monkeypatch, monitor, chosen):
+def test_best_model_is_an_ordinary_model_file(tmp_path, monkeypatch, monitor, chosen):
     """With the averages that validation has seen; written only when there is a better one."""
     write, written = checkpoints.write_into, []
     monkeypatch.setattr(checkpoints, "write_into", lambda *file: (written.append(file[1]), write(*file)))
@@ -668,7 +668,7 @@ def test_the_best_model_is_an_ordinary_file(tmp_path, monkeypatch, monitor, chos
     assert loaded.epochs_trained == values.index(best) + 1
 
 
-def test_without_validation_no_model_is_the_best(tmp_path):
+def test_best_model_needs_validation(tmp_path):
     keeper = Checkpoints(tmp_path)
     fit(small_model(), keeper)
     assert keeper.best is None
@@ -682,7 +682,7 @@ def test_without_validation_no_model_is_the_best(tmp_path):
     assert keeper.best["monitor"] == "val_loss"
 
 
-def test_the_best_of_before_is_remembered(tmp_path):
+def test_best_model_of_before_is_remembered(tmp_path):
     """Resumed after its best epoch, a training does not take a worse one for the best."""
     whole, parts = Checkpoints(tmp_path / "whole"), always(tmp_path / "parts")
     options = {"epochs": 6, "validation_data": VALIDATION, "model": small_model(optimizer=optimizers.SGD(2.0))}
@@ -698,7 +698,7 @@ def test_the_best_of_before_is_remembered(tmp_path):
     assert (tmp_path / "whole" / checkpoints.BEST).read_bytes() == (tmp_path / "parts" / checkpoints.BEST).read_bytes()
 
 
-def test_nothing_is_better_than_no_number(tmp_path):
+def test_best_model_ignores_nan(tmp_path):
     keeper = Checkpoints(tmp_path, monitor="val_loss")
     values = iter([math.nan, 3.0, math.nan, 2.0, math.inf, 2.0])
 
@@ -708,7 +708,7 @@ def test_nothing_is_better_than_no_number(tmp_path):
     assert (keeper.best["value"], keeper.best["epoch"]) == (2.0, 3)
 
 
-def test_a_best_model_that_cannot_be_written_waits(tmp_path, monkeypatch):
+def test_best_model_that_cannot_be_written_waits(tmp_path, monkeypatch):
     write, refused = checkpoints.write_into, []
 
     def full(folder, name, content):
@@ -741,7 +741,7 @@ def keyboard():
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_finishes_the_step(tmp_path, keyboard):
+def test_interrupt_finishes_the_step_and_saves(tmp_path, keyboard):
     expected, steps = small_model(), []
     history = fit(expected)
 
@@ -767,7 +767,7 @@ def test_ctrl_c_finishes_the_step(tmp_path, keyboard):
 
 
 @pytest.mark.parametrize("where", ["on_epoch_trained", "on_epoch_end"])
-def test_ctrl_c_at_the_end_of_an_epoch(tmp_path, where, keyboard):
+def test_interrupt_at_the_end_of_an_epoch(tmp_path, where, keyboard):
     presses = Callback()
     setattr(presses, where, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
@@ -775,7 +775,7 @@ def test_ctrl_c_at_the_end_of_an_epoch(tmp_path, where, keyboard):
     assert positions(tmp_path)[-1] == (1, 0)
 
 
-def test_a_second_ctrl_c_does_not_wait(keyboard):
+def test_interrupt_twice_does_not_wait(keyboard):
     with DeferredInterrupt() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
         assert interruption.requested
@@ -784,7 +784,7 @@ def test_a_second_ctrl_c_does_not_wait(keyboard):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_handler_of_the_programs_own_stays():
+def test_interrupt_leaves_the_programs_own_handler():
     def own(number, frame):
         pass
 
@@ -797,7 +797,7 @@ def test_a_handler_of_the_programs_own_stays():
         signal.signal(signal.SIGINT, before)
 
 
-def test_outside_the_main_thread(tmp_path):
+def test_interrupt_is_left_alone_outside_the_main_thread(tmp_path):
     expected, model = small_model(), small_model()
     fit(expected)
     thread = threading.Thread(target=fit, args=(model, Checkpoints(tmp_path)))
@@ -809,7 +809,7 @@ def test_outside_the_main_thread(tmp_path):
 # --- callbacks ------------------------------------------------------------------------------------
 
 
-def test_a_callback_without_a_state_is_told_of_the_epoch_that_goes_on(tmp_path):
+def test_resume_calls_callbacks_without_state_in_mid_epoch(tmp_path):
     killed(tmp_path)
     told = []
 
@@ -827,7 +827,7 @@ def test_a_callback_without_a_state_is_told_of_the_epoch_that_goes_on(tmp_path):
     assert told == ["fit", 1, "step 2", "step 3"]
 
 
-def test_the_recipe_of_a_network_is_prepared_and_then_restored(tmp_path):
+def test_recipe_is_prepared_and_restored_on_resume(tmp_path):
     """Preparing freezes a layer, as airbench94's whitening does, which no checkpoint could do for it."""
 
     def prepare(model, images):
@@ -862,19 +862,19 @@ def test_the_recipe_of_a_network_is_prepared_and_then_restored(tmp_path):
         ([], 1.0, 5, 20, 0, 0.5, (15, 15)),
     ],
 )
-def test_the_time_that_is_left(earlier, pace, step, steps, epoch, epochs, expected):
+def test_progress_estimates_the_time_left(earlier, pace, step, steps, epoch, epochs, expected):
     assert progress.time_left(earlier, pace, step, steps, epoch, epochs) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_bar_fits_a_terminal(monkeypatch, width):
+def test_progress_bar_fits_a_terminal(monkeypatch, width):
     """No number is cut off, whatever the width: what does not fit stands below."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     monkeypatch.setenv("COLUMNS", str(width))
     bar = progress.Bar(PlainConsole())
     bar.begin_epoch(1, 10, 469, 69, [50.0])
-    totals = type("Totals", (), {"read": lambda self: {"loss": 0.1234, "accuracy": 0.9812}})()
+    totals = type("RunningMeans", (), {"read": lambda self: {"loss": 0.1234, "accuracy": 0.9812}})()
     for _ in range(100):
         now[0] += 0.1
         bar.step(totals)

@@ -21,7 +21,7 @@ def test_integers_of_python_and_numpy_become_int(value):
 
 
 @pytest.mark.parametrize("value", [*NOT_NUMBERS, 3.0, np.float32(3)], ids=repr)
-def test_what_is_not_an_integer_is_refused_with_its_value(value):
+def test_integers_refuse_other_values_by_value(value):
     with pytest.raises(ConfigurationError, match="units must be a positive integer, not "):
         checks.integer(value, "units", minimum=1)
 
@@ -35,7 +35,7 @@ def test_what_is_not_an_integer_is_refused_with_its_value(value):
         ({"minimum": 0, "maximum": 4}, "an integer from 0 to 4"),
     ],
 )
-def test_the_range_of_an_integer_is_named(ends, wanted):
+def test_integers_out_of_range_are_refused_with_the_range(ends, wanted):
     with pytest.raises(ConfigurationError, match=f"^n must be {wanted}, not 2.5$"):
         checks.integer(2.5, "n", **ends)
     for wrong in [ends[end] + (1 if end == "maximum" else -1) for end in ends]:
@@ -51,17 +51,17 @@ def test_numbers_of_python_and_numpy_become_float(value):
     assert type(checks.number(value, "rate")) is float
 
 
-def test_an_integer_stays_one_where_a_number_is_wanted():
+def test_numbers_keep_integers():
     assert type(checks.number(np.int64(2), "rate")) is int
 
 
 @pytest.mark.parametrize("value", NOT_NUMBERS, ids=repr)
-def test_what_is_not_a_finite_number_is_refused(value):
+def test_numbers_must_be_finite(value):
     with pytest.raises(ConfigurationError, match="rate must be a finite number, not "):
         checks.number(value, "rate")
 
 
-def test_the_ends_of_a_range_are_in_it_or_not():
+def test_numbers_ranges_are_open_or_closed():
     assert checks.number(0, "rate", minimum=0) == 0
     assert checks.number(1.0, "rate", maximum=1) == 1
     with pytest.raises(ConfigurationError, match="rate must be a number that is above 0 and at most 1, not 0"):
@@ -76,12 +76,12 @@ def test_flags_are_true_or_false(value):
 
 
 @pytest.mark.parametrize("value", [1, 0, "yes", None, 0.0005, np.array(True)], ids=repr)
-def test_what_is_not_a_flag_is_refused(value):
+def test_flags_refuse_other_values(value):
     with pytest.raises(ConfigurationError, match="nesterov must be True or False, not "):
         checks.flag(value, "nesterov")
 
 
-def test_words_are_one_of_those_there_are():
+def test_choices_are_one_of_those_there_are():
     assert checks.one_of("max", "mode", ("min", "max")) == "max"
     for wrong in ("maximum", 1, None):
         with pytest.raises(ConfigurationError, match="mode must be one of 'min', 'max', not "):

@@ -22,7 +22,7 @@ CLIPS = {"norm": {"clip_norm": 0.05}, "value": {"clip_value": 0.01}, "both": {"c
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-14)])
 @pytest.mark.parametrize("size", [1, 3, 48, 5000])
 @pytest.mark.parametrize("limit", [0.5, 1e6])
-def test_kernels(backend, rng, dtype, tolerance, size, limit):
+def test_clipping_kernels(backend, rng, dtype, tolerance, size, limit):
     gradients = rng.normal(size=size).astype(dtype)
     norm = math.sqrt(math.fsum(float(g) ** 2 for g in gradients))
     expected = {
@@ -39,14 +39,14 @@ def test_kernels(backend, rng, dtype, tolerance, size, limit):
             assert (clipped == gradients).all(), "what is small enough stays as it is"
 
 
-def test_the_norm_of_very_many(backend):
+def test_clipping_norm_of_very_many_gradients(backend):
     """More than the GPU's blocks can add up at once."""
     gradients = backend.from_host(np.full(600_000, 0.5, "float32"))
     backend.clip_norm(gradients, 1.0)
     assert backend.to_host(gradients) == pytest.approx(np.full(600_000, 600_000**-0.5), rel=1e-6)
 
 
-def test_numbers_at_the_edge(backend):
+def test_clipping_of_zero_huge_and_non_finite_gradients(backend):
     """Gradients of 0 stay 0; squares beyond float32 have a norm nevertheless; what is not finite stays visible."""
     for gradients, expected in (
         ([0.0, 0.0], [0.0, 0.0]),
@@ -73,7 +73,7 @@ def reference(gradients, clip_norm=None, clip_value=None):
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("groups", [(), GROUPS])
-def test_an_optimizer_takes_clipped_gradients(backend, kind, clip, groups):
+def test_optimizer_steps_by_clipped_gradients(backend, kind, clip, groups):
     """A step is that of an optimizer without limits on gradients that were clipped by hand, over all groups at once."""
     x, y = stripes(40)
     clipping = small_model(backend=backend, dtype="float64", optimizer=KINDS[kind](groups=groups, **CLIPS[clip]))
@@ -86,13 +86,13 @@ def test_an_optimizer_takes_clipped_gradients(backend, kind, clip, groups):
         assert any((clipped[path] != gradients[path]).any() for path in clipped)
         for path, parameter in plain.parameters().items():
             parameter.grad[...] = backend.from_host(clipped[path])
-        plain.optimizer.update(backend, plain._flat.values, plain._flat.gradients, plain.optimizer.rates_at())
+        plain.optimizer.update(backend, plain._flat.values, plain._flat.gradients, plain.optimizer.learning_rates_at())
         clipping.train_on_batch(x, y)
     for path in plain.parameters():
         assert clipping.state_dict()[path] == pytest.approx(plain.state_dict()[path], rel=1e-9, abs=1e-12), path
 
 
-def test_frozen_gradients_do_not_count():
+def test_clipping_ignores_frozen_gradients():
     """The norm is that of what is trained; what was frozen after a pass has left its gradients behind."""
     x, y = stripes(40)
     model = small_model(dtype="float64", optimizer=optimizers.SGD(0.1, clip_norm=0.05))
@@ -104,7 +104,7 @@ def test_frozen_gradients_do_not_count():
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("clip", CLIPS)
-def test_recorded_steps_give_the_same_bits(clip, dtype):
+def test_clipping_is_the_same_with_captured_steps(clip, dtype):
     x, y = stripes(70)
     models = []
     for jit in (True, False):
@@ -116,7 +116,7 @@ def test_recorded_steps_give_the_same_bits(clip, dtype):
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-def test_half_precision_clips_the_gradients_without_their_scale(clip):
+def test_clipping_in_fp16_ignores_the_loss_scale(clip):
     """The loss is scaled by the batch on the way back there; the limit is meant for gradients as they really are."""
     x, y = stripes(64)
     moves = []
@@ -132,7 +132,7 @@ def test_half_precision_clips_the_gradients_without_their_scale(clip):
     assert np.linalg.norm(moves[0] - moves[1]) < 0.15 * np.linalg.norm(moves[1])
 
 
-def test_nothing_is_read():
+def test_clipping_reads_nothing_back():
     backend = StrictBackend()
     x, y = stripes(32)
     model = small_model(backend=backend, optimizer=KINDS["sgd"](**CLIPS["both"]))
@@ -141,7 +141,7 @@ def test_nothing_is_read():
     assert backend.reads == before
 
 
-def test_a_saved_model_keeps_its_limits(tmp_path):
+def test_clipping_limits_are_saved_with_the_model(tmp_path):
     model = small_model(optimizer=KINDS["adamw"](**CLIPS["both"]))
     model.save(tmp_path / "m.safetensors")
     loaded = gpucnn.load(tmp_path / "m.safetensors", backend="numpy")
@@ -151,13 +151,13 @@ def test_a_saved_model_keeps_its_limits(tmp_path):
 @pytest.mark.parametrize("what", ["clip_norm", "clip_value"])
 @pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan, "1", True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_limits_that_make_no_sense_are_refused(kind, what, value):
+def test_clipping_limits_out_of_range_are_refused(kind, what, value):
     message = f"{what} must be a number that is above 0, not {value!r}"
     with pytest.raises(ConfigurationError, match=message):
         KINDS[kind](**{what: value})
 
 
-def test_a_cliff_is_survived():
+def test_clipping_survives_a_huge_gradient():
     """What it is for: one batch whose gradient is huge throws weights far away, and does not where it is clipped."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=(200, 4))

@@ -33,7 +33,7 @@ def watched(model, x, y, epochs=4, callbacks=(), check_numerics=True, **options)
     return watch, history
 
 
-def test_a_good_run_has_no_defect():
+def test_defect_watch_finds_nothing_in_a_good_run():
     watch, history = watched(network(), *task())
     assert watch.defect is None
     assert history.epochs == 4
@@ -43,7 +43,7 @@ def test_a_good_run_has_no_defect():
     assert watch.report()["defect"] is None
 
 
-def test_labels_without_sense_are_not_learned():
+def test_defect_of_random_labels_is_not_learning():
     x, y = task()
     watch, _ = watched(network(rate=0.001), x, np.random.default_rng(9).permutation(y))
     assert watch.defect.kind in ("not learning", "collapsed")
@@ -51,7 +51,7 @@ def test_labels_without_sense_are_not_learned():
     assert "chance is 33.3%" in watch.defect.detail or "is predicted" in watch.defect.detail
 
 
-def test_a_network_that_says_one_class_has_collapsed():
+def test_defect_of_one_predicted_class_is_collapse():
     x, y = task()
     model = network(rate=1e-9)
     model.parameters()["dense_1.bias"].value[...] = [0, 50, 0]
@@ -60,7 +60,7 @@ def test_a_network_that_says_one_class_has_collapsed():
     assert watch.defect.detail == "class 1 is predicted for 100%"
 
 
-def test_units_that_never_fire_make_a_dead_layer():
+def test_defect_of_units_that_never_fire_is_a_dead_layer():
     x, y = task()
     model = network(rate=1e-9)
     model.parameters()["dense.bias"].value[...] = -100
@@ -71,7 +71,7 @@ def test_units_that_never_fire_make_a_dead_layer():
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_weights_that_are_not_finite_have_diverged():
+def test_defect_of_non_finite_weights_is_divergence():
     x, y = task()
     model = gpucnn.Model([L.Dense(8, name="first"), L.Dense(3, name="second")], (6,), backend="numpy")
     model.compile(optimizers.SGD(1e4), losses.MeanSquaredError(), metrics=["accuracy"])
@@ -82,7 +82,7 @@ def test_weights_that_are_not_finite_have_diverged():
     assert watch.histograms["first.weight"]["not_finite"] == 48
 
 
-def test_an_output_that_is_not_finite_names_the_layer():
+def test_defect_of_non_finite_outputs_names_the_layer():
     x, y = task()
 
     class Explodes(L.Layer):
@@ -97,7 +97,7 @@ def test_an_output_that_is_not_finite_names_the_layer():
     assert watch.defect.detail == "its output is not finite on the way forward"
 
 
-def test_a_run_that_forgets_has_broken_down():
+def test_defect_of_a_run_that_forgets_is_breakdown():
     x, y = task()
 
     class Forgets(gpucnn.callbacks.Callback):
@@ -113,7 +113,7 @@ def test_a_run_that_forgets_has_broken_down():
     assert history.epochs == 4  # it stopped in the fourth
 
 
-def test_a_run_that_dips_and_recovers_has_no_defect():
+def test_defect_watch_allows_a_dip_that_recovers():
     x, y = task()
     model = network()
     model.fit(x, y, epochs=4, batch_size=20, verbose=0)
@@ -129,7 +129,7 @@ def test_a_run_that_dips_and_recovers_has_no_defect():
     assert watch.defect.kind == "broke down"  # the third look in a row
 
 
-def test_a_flagged_run_goes_on():
+def test_defect_does_not_stop_the_run():
     x, y = task()
     model = network(rate=1e-9)
     model.parameters()["dense.bias"].value[...] = -100
@@ -139,7 +139,7 @@ def test_a_flagged_run_goes_on():
     assert str(watch.defect) == "dead layer in relu at step 20: 100% of its units never fire"
 
 
-def test_a_training_in_several_fits_is_one_training():
+def test_defect_watch_spans_several_fits():
     """Steps, and a defect that was found, are kept from fit to fit; another model begins anew."""
     x, y = task()
     watch = DefectWatch((x[:200], y[:200]), every=5, grace=30)
@@ -153,7 +153,7 @@ def test_a_training_in_several_fits_is_one_training():
     assert watch.looks[0]["step"] == 5
 
 
-def test_histograms_count_every_number():
+def test_defect_histograms_count_every_number():
     x, y = task()
     model = network()
     model.train_on_batch(x, y)
@@ -166,7 +166,7 @@ def test_histograms_count_every_number():
     assert found["dense.weight"]["not_finite"] == 0
 
 
-def test_a_report_comes_back_from_its_file(tmp_path):
+def test_defect_report_is_saved_and_loaded(tmp_path):
     x, y = task()
     model = network(rate=1e-9)
     model.parameters()["dense.bias"].value[...] = -100
@@ -191,14 +191,14 @@ def test_a_report_comes_back_from_its_file(tmp_path):
         ('{"format": 1, "defect": null, "looks": 5, "histograms": {}}', "what a DefectWatch reports"),
     ],
 )
-def test_a_report_that_cannot_be_read(tmp_path, content, message):
+def test_defect_report_that_is_damaged_is_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "defects.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
         load_report(tmp_path)
 
 
-def test_watching_changes_nothing():
+def test_defect_watch_changes_nothing():
     x, y = task()
     plain, seen = network(), network()
     plain.fit(x, y, epochs=2, batch_size=20, verbose=0)
@@ -214,7 +214,7 @@ def test_watching_changes_nothing():
         ({"grace": 1.5}, "grace must be a positive integer"),
     ],
 )
-def test_arguments_without_sense(options, message):
+def test_defect_watch_arguments_out_of_range_are_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):
         DefectWatch(task(), **options)
     with pytest.raises(ConfigurationError, match="as many of each"):
@@ -222,7 +222,7 @@ def test_arguments_without_sense(options, message):
 
 
 @pytest.mark.parametrize("network", [[L.Dense(1), L.Sigmoid()], [L.Dense(3)]])
-def test_a_watch_is_refused_where_outputs_are_not_classes(network):
+def test_defect_watch_needs_classes(network):
     x, y = np.zeros((8, 4), "float32"), np.zeros((8, network[0].units), "float32")
     model = gpucnn.Model(network, (4,), backend="numpy").compile("sgd", "mean_squared_error")
     with pytest.raises(ConfigurationError, match=r"DefectWatch compares class numbers \(N,\) with outputs \(N, K\)"):

@@ -43,7 +43,7 @@ class Steps(callbacks.Callback):
         (1.7, 391, [391, 274]),
     ],
 )
-def test_how_many_steps(epochs, steps, expected):
+def test_fractional_epochs_count_their_steps(epochs, steps, expected):
     assert [steps_of(epoch, epochs, steps) for epoch in range(len(expected))] == expected
 
 
@@ -60,11 +60,11 @@ def test_how_many_steps(epochs, steps, expected):
         (0, 0),
     ],
 )
-def test_epochs_that_miss_a_whole_number_by_a_rounding_are_whole(epochs, expected):
+def test_fractional_epochs_within_rounding_are_whole(epochs, expected):
     assert check_epochs(epochs) == expected
 
 
-def test_the_last_epoch_is_cut_and_the_rest_is_as_ever(backend):
+def test_fractional_epochs_shorten_the_last_epoch_alone(backend):
     """The steps that are made are the first ones of a whole epoch: same order, same dropout, same weights."""
     x, y = stripes(100)
 
@@ -81,18 +81,18 @@ def test_the_last_epoch_is_cut_and_the_rest_is_as_ever(backend):
     assert_same_bits(cut, stopped)
 
 
-def test_schedules_measure_by_the_share():
+def test_schedules_span_fractional_epochs():
     """One cycle over 1.5 epochs of 4 steps is one over 6 steps."""
     rates = []
 
     class Watched(optimizers.SGD):
-        def rates_at(self, epoch=None, epochs=1.0):
-            rates.append(super().rates_at(epoch, epochs)[0])
+        def learning_rates_at(self, epoch=None, epochs=1.0):
+            rates.append(super().learning_rates_at(epoch, epochs)[0])
             return [rates[-1]]
 
     try:
         x, y = stripes(40)
-        small_model(optimizer=Watched(schedules.OneCycle(0.3, rise=1 / 3, initial=0.0))).fit(
+        small_model(optimizer=Watched(schedules.OneCycle(0.3, warmup_fraction=1 / 3, start_factor=0.0))).fit(
             x, y, epochs=1.5, batch_size=10, verbose=0
         )
     finally:
@@ -100,7 +100,7 @@ def test_schedules_measure_by_the_share():
     assert rates == pytest.approx([0.0, 0.15, 0.3, 0.225, 0.15, 0.075])
 
 
-def test_the_mean_so_far_is_over_samples():
+def test_progress_mean_is_over_samples():
     x, y = stripes(100)
     history = small_model().fit(x, y, epochs=2.25, batch_size=25, validation_data=(x, y), verbose=0)
     loss = history["loss"]
@@ -111,7 +111,7 @@ def test_the_mean_so_far_is_over_samples():
     assert history["step_seconds"][2] == pytest.approx(history["seconds"][2])
 
 
-def test_what_is_shown(capsys, monkeypatch):
+def test_fractional_epochs_are_shown(capsys, monkeypatch):
     begun = []
     monkeypatch.setattr(progress.Lines, "step", lambda self, totals: begun.append(self.head))
     x, y = stripes(40)
@@ -124,7 +124,7 @@ def test_what_is_shown(capsys, monkeypatch):
         assert (task.fields["epoch"], task.total) == ("9.9/9.9", 45)
 
 
-def test_whole_numbers_are_whole():
+def test_fractional_epochs_of_whole_number_are_integers():
     assert repr([check_epochs(value) for value in (3, 3.0, 0, 2.5, np.float64(2.0))]) == "[3, 3, 0, 2.5, 2]"
     x, y = stripes(10)
     before = small_model().state_dict()
@@ -133,7 +133,7 @@ def test_whole_numbers_are_whole():
     assert all(np.array_equal(model.state_dict()[path], value) for path, value in before.items())
 
 
-def test_recorded_steps_give_the_same_bits():
+def test_fractional_epochs_are_the_same_with_captured_steps():
     """The cut comes before the last, smaller batch, which an epoch of 70 has."""
     x, y = stripes(70)
     models = []
@@ -146,7 +146,7 @@ def test_recorded_steps_give_the_same_bits():
     assert_same_bits(*models)
 
 
-def test_a_recipe_may_be_cut(tmp_path):
+def test_recipe_takes_fractional_epochs(tmp_path):
     x, y = np.zeros((20, 28, 28, 1), np.uint8), np.arange(20) % 10
     model = networks.lenet(backend="numpy")
     model.recipe = Recipe("mnist", 1.5, 5)
@@ -157,7 +157,7 @@ def test_a_recipe_may_be_cut(tmp_path):
     assert gpucnn.load(tmp_path / "m.safetensors", backend="numpy").recipe == model.recipe
 
 
-def test_on_the_command_line(tmp_path, monkeypatch):
+def test_train_command_takes_fractional_epochs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(
         app, ["train", "--data", "synthetic", "--epochs", "0.1", "--backend", "numpy", "--run-dir", str(tmp_path / "r")]

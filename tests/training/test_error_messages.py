@@ -173,20 +173,20 @@ MODEL_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", MODEL_FAULTS)
-def test_faults_of_models(fault):
+def test_errors_of_models(fault):
     use, kind, message = MODEL_FAULTS[fault]
     with pytest.raises(kind, match=re.escape(message)):
         use()
 
 
-def test_a_batch_larger_than_the_data_is_all_of_it():
+def test_batch_larger_than_the_data_is_all_of_it():
     """As everywhere: one step on what there is."""
     model = classifier()
     assert model.fit(X, Y, batch_size=1000, verbose=0)["loss"]
     assert model.optimizer.steps == 1
 
 
-def test_float64_and_uint8_are_what_they_look_like():
+def test_inputs_of_float64_and_uint8_are_converted():
     """Float64 is computed in the model's precision; uint8 counts as 0 … 1 and not as 0 … 255."""
     model = classifier()
     pixels = np.random.default_rng(0).integers(0, 256, X.shape, dtype=np.uint8)
@@ -291,7 +291,7 @@ FILE_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FILE_FAULTS)
-def test_faults_of_files(fault, tmp_path):
+def test_errors_of_files(fault, tmp_path):
     """Each names the file or the folder."""
     use, message = FILE_FAULTS[fault]
     with pytest.raises(DataError, match=re.escape(message)) as caught:
@@ -299,7 +299,7 @@ def test_faults_of_files(fault, tmp_path):
     assert str(tmp_path) in str(caught.value)
 
 
-def test_one_class_folder_offers_its_parent(tmp_path):
+def test_image_folder_of_one_class_offers_its_parent(tmp_path):
     folder = pictures(tmp_path / "animals")
     with pytest.raises(DataError, match=re.escape(f"pass its parent {folder}")):
         datasets.image_folder(folder / "cats")

@@ -47,7 +47,7 @@ def after_two_steps(backend="numpy"):
 
 
 @pytest.mark.parametrize("backend", HERE)
-def test_a_gradient_that_overflows(backend):
+def test_finite_check_of_gradients(backend):
     model = regression(HERE[backend]())
     message = (
         r"second: the gradient of its weight holds (NaN|infinity) at step 3, on the way backward; the weights are "
@@ -63,7 +63,7 @@ def test_a_gradient_that_overflows(backend):
         assert (model.state_dict()[path] == array).all(), path
 
 
-def test_an_output_that_overflows():
+def test_finite_check_of_outputs():
     model, (x, y) = regression(), data()
     x[np.arange(16) != BAD] = 0
     model.parameters()["first.weight"].value *= 1e10
@@ -71,14 +71,14 @@ def test_an_output_that_overflows():
         fit(model, x, y)
 
 
-def test_weights_that_were_bad_before():
+def test_finite_check_of_weights():
     model = regression()
     model.parameters()["second.bias"].value = np.full(1, np.nan, "float32")
     with pytest.raises(NumericError, match=r"second: its bias holds NaN at step 1, on the way forward"):
         fit(model, *data(1.0))
 
 
-def test_steps_are_counted_over_all_epochs():
+def test_finite_check_counts_steps_over_all_epochs():
     class Spoil(gpucnn.callbacks.Callback):
         def on_epoch_begin(self, model, epoch):
             if epoch == 2:
@@ -88,7 +88,7 @@ def test_steps_are_counted_over_all_epochs():
         fit(regression(), *data(1.0), epochs=3, callbacks=[Spoil()])
 
 
-def test_within_blocks_the_path_is_named():
+def test_finite_check_names_the_path_within_blocks():
     block = layers.Residual([layers.Dense(3, name="inside")], name="block")
     model = gpucnn.Model([block, layers.Dense(1)], (3,), backend="numpy").compile(
         optimizers.SGD(1e-3), "mean_squared_error", []
@@ -100,7 +100,7 @@ def test_within_blocks_the_path_is_named():
         fit(model, x, y)
 
 
-def test_on_two_threads():
+def test_finite_check_on_two_threads():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(128, 12, 12, 8)).astype("float32"), rng.integers(0, 3, 128)
     x[40] = 3e38
@@ -112,7 +112,7 @@ def test_on_two_threads():
     assert caught.value.layer == "conv"
 
 
-def test_random_streams_stay_where_the_step_left_them():
+def test_finite_check_leaves_random_streams_alone():
     """Finding the layer repeats the step with the same mask, and draws no further one."""
     network = [layers.Dense(5), layers.Dropout(0.5), layers.Dense(1)]
     model = gpucnn.Model(network, (3,), seed=2, backend="numpy").compile(optimizers.SGD(1e-3), "mean_squared_error", [])
@@ -122,14 +122,14 @@ def test_random_streams_stay_where_the_step_left_them():
     assert stream.value[1] == 3
 
 
-def test_it_goes_on_regardless_if_asked():
+def test_finite_check_can_be_switched_off():
     model = regression()
     history = fit(model, *data(), check_numerics=False)
     assert not np.isfinite(history["loss"][0])
     assert not np.isfinite(model.state_dict()["first.weight"]).all()
 
 
-def test_large_gradients_whose_sum_overflows_are_no_fault():
+def test_finite_check_allows_gradients_whose_sum_overflows():
     model = gpucnn.Model([layers.Dense(1)], (2,), backend="numpy").compile(
         optimizers.SGD(1e-38), "mean_squared_error", []
     )
@@ -138,7 +138,7 @@ def test_large_gradients_whose_sum_overflows_are_no_fault():
     assert model.state_dict()["dense.weight"].ravel() == pytest.approx([-2.0, -2.0])
 
 
-def test_what_clipping_makes_finite_is_no_fault():
+def test_finite_check_allows_what_clipping_makes_finite():
     model = regression(clip_value=0.1)
     fit(model, *data(1e25))
     assert np.isfinite(model.state_dict()["first.weight"]).all()
@@ -149,7 +149,7 @@ def test_what_clipping_makes_finite_is_no_fault():
 # --- on a device, where reading costs ----------------------------------------------------------
 
 
-def test_on_a_device_it_is_noticed_when_the_epoch_is_over():
+def test_finite_check_on_a_device_at_the_end_of_the_epoch():
     model = regression(StrictBackend())
     message = (
         r"since step 3 of the optimizer, and so do the weights; the last checkpoint, .* jit=False\) names the layer"
@@ -160,7 +160,7 @@ def test_on_a_device_it_is_noticed_when_the_epoch_is_over():
     assert model.optimizer.steps == 4
 
 
-def test_on_a_device_nothing_is_read_within_an_epoch():
+def test_finite_check_on_a_device_reads_nothing_within_an_epoch():
     reads = []
     for wanted in (False, True):
         backend = StrictBackend()
@@ -171,14 +171,14 @@ def test_on_a_device_nothing_is_read_within_an_epoch():
     assert reads[1] == reads[0] + 1
 
 
-def test_on_a_device_without_jit_it_is_noticed_at_once():
+def test_finite_check_on_a_device_without_jit_is_immediate():
     model = regression(StrictBackend(), jit=False)
     with pytest.raises(NumericError, match="second: the gradient of its weight holds"):
         fit(model, *data())
     assert model.optimizer.steps == 2
 
 
-def test_recorded_steps_say_which_it_was():
+def test_finite_check_names_the_captured_step():
     x, y = data()
     x = np.concatenate([np.zeros_like(x), x])  # the bad one is a step that is repeated, not the first or the recorded
     y = np.concatenate([y, y])
@@ -191,7 +191,7 @@ def test_recorded_steps_say_which_it_was():
 
 
 @pytest.mark.parametrize("backend", [lambda: "numpy", StrictBackend], ids=["numpy", "strict"])
-def test_the_last_good_checkpoint_is_kept(backend, tmp_path):
+def test_finite_check_keeps_the_last_good_checkpoint(backend, tmp_path):
     keep = gpucnn.Checkpoints(tmp_path, every_steps=1, keep=2)
     with pytest.raises(NumericError, match="step 3"):
         fit(regression(backend()), *data(), checkpoints=keep)
@@ -208,7 +208,7 @@ def test_the_last_good_checkpoint_is_kept(backend, tmp_path):
         assert resumed.state_dict()[path] == pytest.approx(array, rel=1e-6), path
 
 
-def test_a_watch_takes_it_over():
+def test_defect_watch_records_what_the_finite_check_found():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(64, 6)).astype("float32"), rng.integers(0, 3, 64)
     x[50] = 1e36
@@ -224,7 +224,7 @@ def test_a_watch_takes_it_over():
     assert model.fault is None
 
 
-def test_the_command_says_where_and_keeps_what_was_good(tmp_path):
+def test_finite_check_in_the_train_command(tmp_path):
     """A rate at which the first step already leads nowhere."""
     run = tmp_path / "run"
     options = ["--data", "synthetic", "--network", "feedforward", "--backend", "numpy", "--epochs", "1"]
@@ -241,7 +241,7 @@ def test_the_command_says_where_and_keeps_what_was_good(tmp_path):
 
 
 @pytest.mark.parametrize("jit", [True, False])
-def test_statistics_that_overflow_end_the_training(backend, jit):
+def test_finite_check_of_batch_norm_statistics(backend, jit):
     """Squares of inputs of 1e20 are infinite in float32, though loss, gradients and weights stay finite."""
     x = (np.random.default_rng(0).normal(size=(48, 4, 4, 2)) * 1e20).astype("float32")
     network = [layers.BatchNorm(), layers.Flatten(), layers.Dense(3), layers.Softmax()]

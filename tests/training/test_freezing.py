@@ -33,7 +33,7 @@ def moved(model, before):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_no_optimizer_moves_what_is_frozen(backend, name):
+def test_freeze_keeps_parameters_under_every_optimizer(backend, name):
     """Neither gradient nor weight decay, from the first step on or after some, when momentum has been gathered."""
     x, y = stripes(40)
     model = small_model(backend=backend, optimizer=OPTIMIZERS[name](GROUPS))
@@ -52,7 +52,7 @@ def assert_same_bits_of(a, b):
     assert all(a[path].tobytes() == b[path].tobytes() for path in b)
 
 
-def test_the_others_take_the_steps_they_would_take(backend):
+def test_freeze_changes_no_step_of_the_others(backend):
     """Freezing changes nobody's gradient; the NumPy engine adds up a bias alone in another order, though."""
     x, y = stripes(30)
     part, whole = (small_model(backend=backend, optimizer=optimizers.SGD(0.1)) for _ in range(2))
@@ -64,7 +64,7 @@ def test_the_others_take_the_steps_they_would_take(backend):
             assert part.state_dict()[path] == pytest.approx(value, rel=1e-5, abs=1e-7), path
 
 
-def test_what_was_gathered_is_kept_while_frozen():
+def test_freeze_keeps_slots_of_frozen_parameters():
     """Momentum of before is there again after, in whatever order the parameters lie meanwhile."""
     x, y = stripes(20)
     model = small_model(optimizer=OPTIMIZERS["adam"](GROUPS))
@@ -108,7 +108,7 @@ def calls(monkeypatch):
         (["*"], []),
     ],
 )
-def test_gradients_that_nobody_wants_are_left_out(calls, what, expected):
+def test_freeze_skips_gradients_nobody_needs(calls, what, expected):
     backend, asked = calls
     model = small_model(backend=backend)
     if what:
@@ -119,7 +119,7 @@ def test_gradients_that_nobody_wants_are_left_out(calls, what, expected):
     assert moved(model, before) == set(model.parameters()) - set(frozen(model))
 
 
-def test_gradients_of_what_is_frozen_stay_0(backend):
+def test_freeze_leaves_gradients_zero(backend):
     model = small_model(backend=backend)
     x, y = stripes(10)
     model.train_on_batch(x, y)
@@ -129,7 +129,7 @@ def test_gradients_of_what_is_frozen_stay_0(backend):
         assert bool((backend.to_host(parameter.grad) == 0).all()) == (path in frozen(model)), path
 
 
-def test_threads_freeze_alike():
+def test_freeze_reaches_replicas_of_threads():
     """The replicas that take other slices of the batch know of what is frozen after their making too."""
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(64, 24, 24, 8)).astype("float32"), generator.integers(0, 4, 64)
@@ -158,7 +158,7 @@ def test_threads_freeze_alike():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_recorded_steps_give_the_same_bits(name):
+def test_freeze_is_the_same_with_captured_steps(name):
     x, y = stripes(70)
     models = []
     for jit in (True, False):
@@ -171,7 +171,7 @@ def test_recorded_steps_give_the_same_bits(name):
     assert_same_bits(*models)
 
 
-def test_what_can_be_frozen():
+def test_freeze_takes_layers_parameters_and_patterns():
     model = small_model()
     assert frozen(model.freeze("conv2d")) == ["conv2d.weight"]
     assert frozen(model.freeze("*_1.b*")) == ["conv2d.weight", "conv2d_1.bias"]
@@ -185,7 +185,7 @@ def test_what_can_be_frozen():
     assert frozen(inner.freeze("residual")) == list(inner.parameters())
 
 
-def test_before_compiling_and_for_a_group():
+def test_freeze_before_compile_and_with_groups():
     """Groups may name what is frozen, and are there again when it is not any more."""
     model = gpucnn.Model([layers.Dense(3), layers.Dense(2), layers.Softmax()], (4,), backend="numpy")
     model.freeze("dense_1").compile(optimizers.SGD(0.1, groups=[Group("dense_1", 0.0)]))
@@ -198,7 +198,7 @@ def test_before_compiling_and_for_a_group():
     assert moved(model, before) == {"dense.weight", "dense.bias"}, "its group stands still"
 
 
-def test_a_frozen_one_can_still_be_assigned_and_loaded():
+def test_frozen_parameters_can_be_assigned_and_loaded():
     model = small_model().freeze()
     model.parameters()["dense.bias"].value = np.full(3, 2.0)
     assert model.state_dict()["dense.bias"].tolist() == [2.0] * 3
@@ -206,7 +206,7 @@ def test_a_frozen_one_can_still_be_assigned_and_loaded():
     assert_same_bits(model, small_model(seed=1))
 
 
-def test_moving_and_saving_keep_what_is_frozen(tmp_path):
+def test_freeze_survives_moving_and_saving(tmp_path):
     x, y = stripes(20)
     model = small_model(optimizer=OPTIMIZERS["adamw"](GROUPS)).freeze("conv2d", "*.bias")
     paths = frozen(model)
@@ -224,7 +224,7 @@ def test_moving_and_saving_keep_what_is_frozen(tmp_path):
     assert not moved(loaded, before) & set(paths)
 
 
-def test_files_of_older_versions_freeze_nothing(tmp_path):
+def test_freeze_is_empty_in_files_of_older_versions(tmp_path):
     path = tmp_path / "m.safetensors"
     small_model().save(path)
     assert described(path)["frozen"] == []
@@ -244,7 +244,7 @@ def test_files_of_older_versions_freeze_nothing(tmp_path):
         (layers.Dense(3), r"Dense\(3\) is not a layer of this model; pass one of model\.layers, or its name"),
     ],
 )
-def test_what_is_not_there_is_refused_and_nothing_changes(what, message):
+def test_freeze_refuses_unknown_names_and_changes_nothing(what, message):
     model = small_model()
     for verb in (model.freeze, model.unfreeze):
         with pytest.raises(ConfigurationError, match=message):
@@ -252,7 +252,7 @@ def test_what_is_not_there_is_refused_and_nothing_changes(what, message):
     assert frozen(model) == []
 
 
-def test_not_while_a_training_goes_on():
+def test_freeze_is_refused_during_fit():
     class Freezes(Callback):
         def on_epoch_end(self, model, epoch, logs):
             model.freeze("dense")
@@ -264,7 +264,7 @@ def test_not_while_a_training_goes_on():
     model.freeze("dense")
 
 
-def test_summary_counts(capsys):
+def test_summary_counts_frozen_parameters(capsys):
     model = small_model().freeze("conv2d*")
     model.summary()
     shown = capsys.readouterr().out.splitlines()
@@ -274,7 +274,7 @@ def test_summary_counts(capsys):
     ]
 
 
-def test_a_profile_counts_the_products_that_are_made():
+def test_profile_counts_no_skipped_products():
     x, y = stripes(4)
     model = small_model().freeze("conv2d", "batch_norm", "conv2d_1.weight")
     rows = {row.path: row for row in model.profile(x, y, repeats=1).layers}
@@ -286,7 +286,7 @@ def test_a_profile_counts_the_products_that_are_made():
     assert rows["conv2d_1"].flops_backward == 0
 
 
-def test_a_head_learns_on_frozen_features():
+def test_freeze_lets_a_head_learn_on_frozen_features():
     """What freezing is for: a trained network's features serve classes in a new order, and only the head is trained."""
     x, y = stripes(300)
     model = small_model()

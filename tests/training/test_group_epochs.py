@@ -1,4 +1,4 @@
-"""`Group(epochs=n)`: parameters that are trained for some epochs, and then rest: nothing is computed for them."""
+"""`Group(train_epochs=n)`: parameters that are trained for some epochs, and then rest: nothing is computed for them."""
 
 import numpy as np
 import pytest
@@ -46,9 +46,9 @@ class Watch(callbacks.Callback):
         self._count = 0
 
 
-def test_they_learn_for_their_epochs_and_rest_after_them():
+def test_group_epochs_learn_and_then_freeze():
     watch, (x, y) = Watch(), data()
-    model = first_rests(Group("first", epochs=2))
+    model = first_rests(Group("first", train_epochs=2))
     model.fit(x, y, epochs=4, batch_size=16, callbacks=[watch], verbose=0)
     first = [weights["first.weight"] for weights in watch.weights]
     assert (first[0] != first[1]).any()
@@ -59,18 +59,20 @@ def test_they_learn_for_their_epochs_and_rest_after_them():
     assert not watch.gradients[2].any()
 
 
-def test_nothing_is_computed_for_what_rests(monkeypatch):
+def test_group_epochs_skip_gradients_nobody_needs(monkeypatch):
     """The second convolution is the lowest that learns then, so nobody wants the gradient of its input."""
     watch, (x, y) = Watch(monkeypatch), data()
-    first_rests(Group("first", epochs=2), Backend()).fit(x, y, epochs=3, batch_size=16, callbacks=[watch], verbose=0)
+    first_rests(Group("first", train_epochs=2), Backend()).fit(
+        x, y, epochs=3, batch_size=16, callbacks=[watch], verbose=0
+    )
     assert watch.input_gradients == [3, 3, 0]
 
 
 @pytest.mark.parametrize("backend", [Backend, lambda: "numpy", simulated_backend], ids=["base", "numpy", "simulated"])
-def test_all_else_learns_as_with_a_rate_of_zero(backend):
+def test_group_epochs_leave_the_others_as_with_a_zero_rate(backend):
     x, y = data()
     models = [
-        first_rests(Group("first", epochs=1), backend()),
+        first_rests(Group("first", train_epochs=1), backend()),
         first_rests(Group("first", schedules.PiecewiseConstant([(0, 1.0), (1, 0.0)])), backend()),
     ]
     for model in models:
@@ -79,12 +81,12 @@ def test_all_else_learns_as_with_a_rate_of_zero(backend):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_recorded_steps_are_recorded_anew(dtype):
+def test_group_epochs_capture_steps_again(dtype):
     """With a step that was recorded while the group learned, its gradients would go on being computed."""
     x, y = data(64)  # no last, smaller batch, which is never recorded
     watches, models = [Watch(), Watch()], []
     for jit, watch in zip((True, False), watches, strict=True):
-        models.append(first_rests(Group("first", epochs=1), simulated_backend(), jit, dtype))
+        models.append(first_rests(Group("first", train_epochs=1), simulated_backend(), jit, dtype))
         models[-1].fit(x, y, epochs=3, batch_size=16, callbacks=[watch], verbose=0)
     assert_same_bits(*models)
     for watch in watches:
@@ -93,12 +95,12 @@ def test_recorded_steps_are_recorded_anew(dtype):
 
 
 @pytest.mark.parametrize("which", ["first", "second"])
-def test_with_muon(which):
+def test_group_epochs_with_muon(which):
     """Its own groups and the other optimizer's; with `fixed_norm` even a rate of 0 would move the weights."""
     watch, (x, y) = Watch(), data()
-    groups = {"first": [Group("first", epochs=1)], "second": []}
-    other = optimizers.SGD(0.1, groups=[Group("*.bias", epochs=1)])
-    muon = optimizers.Muon(0.1, groups=groups[which], other=other, fixed_norm=True)
+    groups = {"first": [Group("first", train_epochs=1)], "second": []}
+    other = optimizers.SGD(0.1, groups=[Group("*.bias", train_epochs=1)])
+    muon = optimizers.Muon(0.1, groups=groups[which], fallback=other, fixed_norm=True)
     model = first_rests(Group("first"))
     model.compile(muon).fit(x, y, epochs=3, batch_size=16, callbacks=[watch], verbose=0)
     once, twice = watch.weights[0], watch.weights[2]
@@ -107,41 +109,41 @@ def test_with_muon(which):
         assert (array == twice[path]).all() == (path in resting), path
 
 
-def test_on_two_threads():
+def test_group_epochs_on_two_threads():
     x, y = data(128)
     gpucnn.set_num_threads(2)
     watch = Watch()
-    model = first_rests(Group("first", epochs=1))
+    model = first_rests(Group("first", train_epochs=1))
     model._sharded_trunk._flops = 1e9  # enough work for a slice a thread
     model.fit(x, y, epochs=2, batch_size=128, callbacks=[watch], verbose=0)
     assert (watch.weights[0]["first.weight"] == watch.weights[1]["first.weight"]).all()
     assert not watch.gradients[1].any()
 
 
-def test_the_next_training_begins_with_them_awake():
+def test_group_epochs_begin_anew_in_the_next_fit():
     x, y = data()
-    model = first_rests(Group("first", epochs=1))
+    model = first_rests(Group("first", train_epochs=1))
     model.fit(x, y, epochs=2, batch_size=16, verbose=0)
     before = model.state_dict()["first.weight"]
-    assert all(parameter.learns for parameter in model.parameters().values())
+    assert all(parameter.trainable for parameter in model.parameters().values())
     model.train_on_batch(x[:16], y[:16])
     assert (model.state_dict()["first.weight"] != before).any()
 
 
-def test_they_wake_where_a_training_is_interrupted():
+def test_group_epochs_end_where_fit_is_interrupted():
     class Stop(callbacks.Callback):
         def on_epoch_begin(self, model, epoch):
             if epoch == 2:
                 raise KeyboardInterrupt
 
     x, y = data()
-    model = first_rests(Group("first", epochs=1))
+    model = first_rests(Group("first", train_epochs=1))
     with pytest.raises(KeyboardInterrupt):
         model.fit(x, y, epochs=3, batch_size=16, callbacks=[Stop()], verbose=0)
-    assert all(parameter.learns for parameter in model.parameters().values())
+    assert all(parameter.trainable for parameter in model.parameters().values())
 
 
-def test_a_resumed_training_lets_them_rest(tmp_path):
+def test_group_epochs_are_kept_on_resume(tmp_path):
     """Stopped in the middle of an epoch in which they rest."""
 
     class Stop(callbacks.Callback):
@@ -150,7 +152,7 @@ def test_a_resumed_training_lets_them_rest(tmp_path):
                 raise KeyboardInterrupt
 
     x, y = data()
-    whole, cut, resumed = (first_rests(Group("first", epochs=1)) for _ in range(3))
+    whole, cut, resumed = (first_rests(Group("first", train_epochs=1)) for _ in range(3))
     whole.fit(x, y, epochs=4, batch_size=16, verbose=0)
     keep = gpucnn.Checkpoints(tmp_path, every_steps=1)
     with pytest.raises(KeyboardInterrupt):
@@ -162,11 +164,11 @@ def test_a_resumed_training_lets_them_rest(tmp_path):
 
 
 @pytest.mark.parametrize("epochs", [0, -1, 1.5, True, "3"])
-def test_epochs_that_are_no_number(epochs):
-    with pytest.raises(ConfigurationError, match=r"a group's epochs must be a positive integer, not"):
-        Group("*", epochs=epochs)
+def test_group_epochs_out_of_range_are_refused(epochs):
+    with pytest.raises(ConfigurationError, match=r"a group's train_epochs must be a positive integer, not"):
+        Group("*", train_epochs=epochs)
 
 
-def test_a_saved_model_keeps_them(tmp_path):
-    first_rests(Group("first", epochs=2)).save(tmp_path / "m.safetensors")
-    assert repr(gpucnn.load(tmp_path / "m.safetensors").optimizer.groups[0]) == "Group('first', epochs=2)"
+def test_group_epochs_are_saved_with_the_model(tmp_path):
+    first_rests(Group("first", train_epochs=2)).save(tmp_path / "m.safetensors")
+    assert repr(gpucnn.load(tmp_path / "m.safetensors").optimizer.groups[0]) == "Group('first', train_epochs=2)"

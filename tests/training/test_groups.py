@@ -41,7 +41,7 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_each_parameter_takes_its_groups_steps(backend, name):
+def test_groups_set_rate_and_weight_decay_of_each_parameter(backend, name):
     """Three steps along gradients that are given, against the formula with the group's rate and weight decay."""
     model = small_model(backend=backend, dtype="float64", optimizer=OPTIMIZERS[name](GROUPS))
     formula, settings = FORMULAS[name]
@@ -52,7 +52,7 @@ def test_each_parameter_takes_its_groups_steps(backend, name):
         gradients.append({path: generator.normal(size=values.size) for path, values in start.items()})
         for path, parameter in model.parameters().items():
             parameter.grad[...] = backend.from_host(gradients[-1][path].reshape(parameter.shape))
-        model.optimizer.update(backend, model._flat.values, model._flat.gradients, model.optimizer.rates_at())
+        model.optimizer.update(backend, model._flat.values, model._flat.gradients, model.optimizer.learning_rates_at())
     for path, (factor, decay) in OF_PATHS.items():
         expected = [
             formula(value, [step[path][i] for step in gradients], weight_decay=decay, rate=0.1 * factor, **settings)
@@ -61,7 +61,7 @@ def test_each_parameter_takes_its_groups_steps(backend, name):
         assert model.state_dict()[path].ravel() == pytest.approx(np.array(expected), rel=1e-12, abs=1e-13), path
 
 
-def test_an_update_is_one_kernel_a_group(monkeypatch):
+def test_groups_update_by_one_kernel_each(monkeypatch):
     updates = []
     monkeypatch.setattr(Backend, "sgd_update", lambda self, values, *rest, **kwargs: updates.append(len(values)))
     x, y = stripes(8)
@@ -73,7 +73,7 @@ def test_an_update_is_one_kernel_a_group(monkeypatch):
     assert len(updates) == 1
 
 
-def test_groups_of_the_optimizers_own_numbers_change_nothing(backend):
+def test_groups_with_the_optimizers_own_settings_change_nothing(backend):
     x, y = stripes(64)
     grouped = small_model(backend=backend, optimizer=OPTIMIZERS["sgd"]([Group("*.bias"), Group("conv2d")]))
     plain = small_model(backend=backend, optimizer=OPTIMIZERS["sgd"](()))
@@ -83,7 +83,7 @@ def test_groups_of_the_optimizers_own_numbers_change_nothing(backend):
     assert list(grouped.parameters()) == list(plain.parameters()), "paths keep the order of the network"
 
 
-def test_a_rate_may_be_a_schedule():
+def test_groups_take_a_schedule():
     """A bias that is trained in the first epoch only stands still from then on, and the others do not."""
     rate = schedules.PiecewiseConstant([(0, 1.0), (1, 0.0)])
     seen = []
@@ -102,16 +102,16 @@ def test_a_rate_may_be_a_schedule():
     assert history["learning_rate"] == [0.1, 0.1, 0.1], "the history shows the rate without a group"
 
 
-def test_outside_fit_groups_take_their_highest_share():
+def test_groups_take_their_peak_outside_fit():
     optimizer = optimizers.SGD(0.1, groups=[Group("*", schedules.OneCycle(3.0)), Group("*", 0.5)])
-    assert optimizer.rates_at() == pytest.approx([0.1, 0.3, 0.05])
-    assert optimizer.rates_at(0, 10) == pytest.approx([0.1, 0.012, 0.05])
-    assert optimizer.as_rates(0.2) == pytest.approx([0.2, 0.6, 0.1])
+    assert optimizer.learning_rates_at() == pytest.approx([0.1, 0.3, 0.05])
+    assert optimizer.learning_rates_at(0, 10) == pytest.approx([0.1, 0.012, 0.05])
+    assert optimizer.broadcast_rates(0.2) == pytest.approx([0.2, 0.6, 0.1])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_recorded_steps_give_the_same_bits(name, dtype):
+def test_groups_are_the_same_with_captured_steps(name, dtype):
     """Every group's rate changes from step to step."""
     x, y = stripes(70)
     groups = (*GROUPS[:2], Group("dense", schedules.OneCycle(1.0), 0.3))
@@ -124,7 +124,7 @@ def test_recorded_steps_give_the_same_bits(name, dtype):
     assert_same_bits(*models)
 
 
-def test_recorded_steps_are_those_of_the_portable_text():
+def test_groups_captured_agree_with_portable_kernels():
     x, y = stripes(70)
     groups = (*GROUPS[:2], Group("dense", schedules.OneCycle(1.0), 0.3))
     states = []
@@ -136,7 +136,7 @@ def test_recorded_steps_are_those_of_the_portable_text():
         assert states[0][path] == pytest.approx(value, rel=1e-8, abs=1e-9), path
 
 
-def test_moving_keeps_groups_and_slots():
+def test_groups_and_slots_survive_moving():
     x, y = stripes(64)
     stay, move = (small_model(dtype="float64", optimizer=OPTIMIZERS["adamw"](GROUPS)) for _ in range(2))
     for model in (stay, move):
@@ -148,27 +148,27 @@ def test_moving_keeps_groups_and_slots():
         assert move.to("numpy").state_dict()[path] == pytest.approx(array, rel=1e-12), path
 
 
-def test_slots_follow_into_another_dtype_and_another_layout():
+def test_slots_follow_into_another_dtype_and_layout():
     model = small_model(optimizer=OPTIMIZERS["sgd"](GROUPS))
     x, y = stripes(20)
     model.train_on_batch(x, y)
-    before = {path: model.optimizer.slots["velocity"][place.part] for path, place in model._flat.layout.places.items()}
+    before = {path: model.optimizer.slots["velocity"][place.slice] for path, place in model._flat.layout.places.items()}
     assert model.to("numpy", "float64").optimizer.slots["velocity"].dtype == "float64"
     model._groups = [list(reversed(model.parameters()))]
     model._lay_out()
-    model.optimizer.move(model.backend, model.backend, model._flat.values, model._flat.layout)
+    model.optimizer.rebind(model.backend, model.backend, model._flat.values, model._flat.layout)
     for path, place in model._flat.layout.places.items():
-        assert (model.optimizer.slots["velocity"][place.part] == before[path]).all(), path
+        assert (model.optimizer.slots["velocity"][place.slice] == before[path]).all(), path
 
 
-def test_a_saved_model_keeps_its_groups(tmp_path):
+def test_groups_are_saved_with_the_model(tmp_path):
     groups = [Group("*.bias", schedules.PiecewiseConstant([(0, 1.0), (3, 0.0)]), 0.0), GROUPS[1]]
     model = small_model(optimizer=OPTIMIZERS["sgd"](groups))
     model.save(tmp_path / "m.safetensors")
     loaded = gpucnn.load(tmp_path / "m.safetensors", backend="numpy")
     assert loaded.optimizer.config() == model.optimizer.config()
     assert repr(loaded.optimizer.groups[0]) == (
-        "Group('*.bias', rate=PiecewiseConstant([[0.0, 1.0], [3.0, 0.0]]), weight_decay=0.0)"
+        "Group('*.bias', lr_multiplier=PiecewiseConstant([[0.0, 1.0], [3.0, 0.0]]), weight_decay=0.0)"
     )
     assert loaded._flat.layout == model._flat.layout
     assert_same_bits(loaded, model)
@@ -183,7 +183,7 @@ def described_without_groups(folder):
     return described(folder / "plain.safetensors")["training"]["optimizer"]
 
 
-def test_a_pattern_without_a_parameter_is_refused_and_changes_nothing():
+def test_groups_without_a_parameter_are_refused_and_change_nothing():
     model = small_model()
     before, optimizer = model._flat.values, model.optimizer
     message = r"no parameter matches 'conv2d_7\.\*'; there are conv2d\.weight, batch_norm\.scale, .*dense\.bias; a patt"
@@ -199,7 +199,7 @@ def test_a_pattern_without_a_parameter_is_refused_and_changes_nothing():
         (lambda: Group(3), r'a group\'s match must be a pattern such as "\*\.bias", or a list of them, not 3'),
         (lambda: Group([]), r"not \[\]"),
         (lambda: Group(["*.bias", ""]), r"not \['\*\.bias', ''\]"),
-        (lambda: Group("*", rate=-1.0), "a learning rate must be a number that is at least 0, not -1.0"),
+        (lambda: Group("*", lr_multiplier=-1.0), "a learning rate must be a number that is at least 0, not -1.0"),
         (lambda: Group("*", weight_decay=-1), "weight_decay must be a number that is at least 0, not -1"),
         (lambda: optimizers.SGD(groups=Group("*")), r"groups must be a list of Group objects such as \[Group"),
         (lambda: optimizers.Adam(groups=["*.bias"]), r"groups must be a list of Group objects .*not \['\*\.bias'\]"),
@@ -208,12 +208,12 @@ def test_a_pattern_without_a_parameter_is_refused_and_changes_nothing():
         (lambda: schedules.PiecewiseConstant([(0, 1)], unit="steps"), "one of 'epochs', 'training', not 'steps'"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(make, message):
+def test_groups_out_of_range_are_refused(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
 
 
-def test_weights_alone_decay():
+def test_groups_decay_weights_alone():
     """The effect groups are most used for: a decay that pulls weights towards 0 leaves what is in another group."""
     model = gpucnn.Model([layers.Dense(3), layers.BatchNorm(), layers.Softmax()], (4,), backend="numpy")
     groups = [Group(["*.bias", "batch_norm"], weight_decay=0.0)]

@@ -42,7 +42,7 @@ INPUTS = [
 
 @pytest.mark.parametrize("verb", ["fit", "evaluate", "predict", "train_on_batch"])
 @pytest.mark.parametrize(("x", "error", "message"), INPUTS)
-def test_inputs_that_cannot_be_are_refused(verb, x, error, message):
+def test_inputs_of_a_wrong_shape_or_dtype_are_refused(verb, x, error, message):
     arguments = (x,) if verb == "predict" else (x, np.zeros(len(x) if x.ndim else 1, int))
     network = model()
     before = network.state_dict()
@@ -51,7 +51,7 @@ def test_inputs_that_cannot_be_are_refused(verb, x, error, message):
     assert all(np.array_equal(array, network.state_dict()[path]) for path, array in before.items())
 
 
-def test_grey_images_without_a_channel_axis():
+def test_inputs_of_grey_images_without_a_channel_axis():
     with pytest.raises(ShapeError, match=r"grey images need their channel axis: pass x\[..., None\]"):
         model((8, 6, 1)).predict(np.zeros((4, 8, 6), "uint8"))
 
@@ -76,13 +76,13 @@ LABELS = [
 
 
 @pytest.mark.parametrize(("y", "error", "message"), LABELS)
-def test_labels_that_cannot_be_are_refused(y, error, message):
+def test_labels_out_of_range_are_refused(y, error, message):
     for verb in ("fit", "evaluate", "train_on_batch"):
         with pytest.raises(error, match=message):
             getattr(model(), verb)(X, y)
 
 
-def test_a_regression_with_one_output_wants_a_column():
+def test_targets_of_a_regression_must_be_a_column():
     network = model(units=1, loss=losses.MeanSquaredError())
     with pytest.raises(ShapeError, match=r"expected targets \(4, 1\); pass y\[:, None\]"):
         network.train_on_batch(X, np.zeros(4))
@@ -102,11 +102,11 @@ def test_validation_data_are_named():
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float16", "float32", "float64"])
-def test_pixels_and_floats_are_welcome(dtype):
+def test_inputs_of_pixels_and_floats_are_taken(dtype):
     network = model()
     assert network.predict(X.astype(dtype)).dtype == np.float32
     assert network.fit(X.astype(dtype), Y.astype("uint8"), verbose=0).epochs == 1
 
 
-def test_lists_are_welcome():
+def test_inputs_of_lists_are_taken():
     assert model((2,), 2).predict([[0.5, 1.0], [0.0, 2.0]]).shape == (2, 2)

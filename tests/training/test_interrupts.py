@@ -36,7 +36,7 @@ def send(number=signal.SIGINT):
     os.kill(os.getpid(), number)
 
 
-def test_ignored_signals_stay_ignored(tmp_path):
+def test_signals_ignored_stay_ignored(tmp_path):
     """As nohup and a shell's background jobs ask: neither ends a training run, nor does its checkpoint note them."""
 
     class Send(Callback):
@@ -58,7 +58,7 @@ def test_ignored_signals_stay_ignored(tmp_path):
 # --- whole steps ----------------------------------------------------------------------------------
 
 
-def test_an_interrupt_waits_for_the_end_of_the_step():
+def test_interrupt_waits_for_the_end_of_the_step():
     done = []
 
     def step():
@@ -74,7 +74,7 @@ def test_an_interrupt_waits_for_the_end_of_the_step():
     assert done == ["inside", "outside"]
 
 
-def test_an_interrupted_step_was_made_whole():
+def test_interrupt_leaves_whole_steps():
     """The weights are those of a number of steps, never those of half of one."""
 
     class Interrupted(gpucnn.optimizers.SGD):
@@ -92,7 +92,7 @@ def test_an_interrupted_step_was_made_whole():
     assert_same_bits(*models)
 
 
-def test_who_interrupts_a_long_step_again_is_obeyed_at_once(monkeypatch):
+def test_interrupt_again_in_a_long_step_is_obeyed_at_once(monkeypatch):
     reached, now = [], time.monotonic()
 
     def step():
@@ -108,7 +108,7 @@ def test_who_interrupts_a_long_step_again_is_obeyed_at_once(monkeypatch):
     assert reached == ["the second"]
 
 
-def test_all_signals_that_wait_are_handled_and_by_the_programs_own_handlers():
+def test_signals_that_wait_reach_the_programs_own_handlers():
     seen = []
     before = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(3))
@@ -131,7 +131,7 @@ def test_all_signals_that_wait_are_handled_and_by_the_programs_own_handlers():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def test_a_handler_that_is_set_within_a_step_stays():
+def test_signals_handler_set_within_a_step_stays():
     def own(number, frame):
         pass
 
@@ -141,7 +141,7 @@ def test_a_handler_that_is_set_within_a_step_stays():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_steps_of_other_threads_let_nothing_wait():
+def test_signals_do_not_wait_for_other_threads():
     inside, leave = threading.Event(), threading.Event()
 
     def step():
@@ -169,14 +169,14 @@ def interrupted(count, seed, how):
 
 
 @pytest.mark.parametrize("how", ["jit", "eager"])
-def test_random_interrupts_of_a_team_leave_whole_steps(how):
+def test_interrupts_at_random_leave_whole_steps_of_two_threads(how):
     interrupted(60, 0, how)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["jit", "eager"])
 @pytest.mark.parametrize("seed", range(1, 4))
-def test_a_thousand_random_interrupts_of_a_team_leave_whole_steps(seed, how):
+def test_interrupts_a_thousand_at_random_leave_whole_steps_of_two_threads(seed, how):
     interrupted(1000, seed, how)
 
 
@@ -211,19 +211,19 @@ def test_sigterm_saves_the_training_and_ends_the_process(tmp_path):
     assert_same_bits(model, expected)
 
 
-def test_a_second_sigterm_does_not_wait(tmp_path):
+def test_sigterm_twice_does_not_wait(tmp_path):
     with pytest.raises(SystemExit) as ended:
         fit(small_model(), Checkpoints(tmp_path), Terminates(3, signal.SIGTERM, signal.SIGTERM))
     assert ended.value.code == 128 + signal.SIGTERM
     assert positions(tmp_path) == [(0, 0)]
 
 
-def test_ctrl_c_after_sigterm_interrupts(tmp_path):
+def test_sigterm_then_ctrl_c_interrupts(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(small_model(), always(tmp_path), Terminates(3, signal.SIGTERM, signal.SIGINT))
 
 
-def test_the_programs_own_handler_of_sigterm_stays(tmp_path):
+def test_sigterm_handler_of_the_program_stays(tmp_path):
     seen = []
     signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
     try:
@@ -233,7 +233,7 @@ def test_the_programs_own_handler_of_sigterm_stays(tmp_path):
     assert seen == [signal.SIGTERM] * 2  # in each epoch
 
 
-def test_a_handler_that_a_callback_sets_stays():
+def test_signals_handler_set_by_a_callback_stays():
     def own(number, frame):
         pass
 

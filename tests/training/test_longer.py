@@ -36,7 +36,7 @@ CALLBACKS = {
 
 @pytest.mark.parametrize("name", CALLBACKS)
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_more_epochs_come_to_the_bits_of_as_many_from_the_beginning(tmp_path, name, interrupted):
+def test_resume_with_more_epochs_gives_the_bits_of_one_longer_run(tmp_path, name, interrupted):
     """With a rate that does not depend on the end; before or after the end of the shorter one."""
     expected, model = small_model(), small_model()
     history = fit(expected, None, *CALLBACKS[name](), epochs=5, **options())
@@ -50,7 +50,7 @@ def test_more_epochs_come_to_the_bits_of_as_many_from_the_beginning(tmp_path, na
     assert_same_bits(model, expected)
 
 
-def test_fewer_epochs_that_are_not_over_yet(tmp_path):
+def test_resume_with_fewer_epochs_that_are_not_over_yet(tmp_path):
     expected, model = small_model(), small_model()
     history = fit(expected, epochs=2)
     with pytest.raises(Killed):
@@ -59,7 +59,7 @@ def test_fewer_epochs_that_are_not_over_yet(tmp_path):
     assert_same_bits(model, expected)
 
 
-def test_fewer_epochs_than_are_over_are_refused(tmp_path):
+def test_resume_with_fewer_epochs_than_are_over_is_refused(tmp_path):
     with pytest.raises(Killed):
         fit(small_model(), always(tmp_path), Kill(6), epochs=5)
     with pytest.raises(
@@ -73,7 +73,7 @@ def test_fewer_epochs_than_are_over_are_refused(tmp_path):
     [schedules.OneCycle(0.1), schedules.Cosine(0.1)],
     ids=repr,
 )
-def test_a_schedule_that_depends_on_the_end_is_said(tmp_path, rate):
+def test_resume_warns_of_a_schedule_that_depends_on_the_end(tmp_path, rate):
     def model():
         return small_model(optimizer=optimizers.SGD(rate))
 
@@ -84,7 +84,7 @@ def test_a_schedule_that_depends_on_the_end_is_said(tmp_path, rate):
     assert history["learning_rate"][2] > history["learning_rate"][1], "it has the rates that 4 epochs have there"
 
 
-def test_a_schedule_that_has_not_begun_to_fall_is_not_said(tmp_path):
+def test_resume_does_not_warn_of_a_schedule_that_has_not_begun_to_fall(tmp_path):
     """What counts is whether the steps that were made are the same."""
     rate = schedules.PiecewiseConstant([(0, 0.1), (3, 0.01)])
     model, expected = (small_model(optimizer=optimizers.SGD(rate)) for _ in range(2))
@@ -94,19 +94,19 @@ def test_a_schedule_that_has_not_begun_to_fall_is_not_said(tmp_path):
     assert_same_bits(model, expected)
 
 
-def test_an_epoch_that_was_cut_is_said(tmp_path):
+def test_resume_warns_of_a_shortened_epoch(tmp_path):
     fit(small_model(), tmp_path, epochs=1.5)
     with pytest.warns(CheckpointWarning, match="or its cut last epoch"):
         fit(small_model(), tmp_path, epochs=3, resume=True)
 
 
-def test_an_average_that_depends_on_the_end_is_said(tmp_path):
+def test_resume_warns_of_an_average_that_depends_on_the_end(tmp_path):
     fit(small_model(), tmp_path, MovingAverage(lambda share: 0.9 * share), epochs=2)
     with pytest.warns(CheckpointWarning, match="goes on to 3 epochs"):
         fit(small_model(), tmp_path, MovingAverage(lambda share: 0.9 * share), epochs=3, resume=True)
 
 
-def test_a_training_that_stopped_early_stays_stopped(tmp_path):
+def test_resume_of_an_early_stopped_run_stays_stopped(tmp_path):
     """As it would have with more epochs from the beginning."""
 
     class Stop(Callback):
@@ -125,7 +125,7 @@ def trained(run, digits, folder, epochs, *more):
     return shown
 
 
-def test_a_finished_run_is_trained_on_with_more_epochs(run, digits, tmp_path):
+def test_resume_of_a_finished_run_with_more_epochs(run, digits, tmp_path):
     trained(run, digits, "whole", 3, "--validate")
     trained(run, digits, "parts", 1, "--validate")
     status, shown, errors = run("train", "--run-dir", "parts", "--resume", "--epochs", 3)
@@ -169,7 +169,7 @@ def full(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["full", "deleted", "renamed"])
-def test_what_was_trained_is_not_lost_at_the_end(run, digits, tmp_path, monkeypatch, full, how):
+def test_results_survive_a_full_disk_or_a_moved_folder(run, digits, tmp_path, monkeypatch, full, how):
     folder = tmp_path / "here"
     made = checkpoints.Checkpoints.step_made
 
@@ -195,7 +195,7 @@ def test_what_was_trained_is_not_lost_at_the_end(run, digits, tmp_path, monkeypa
     shutil.rmtree(place)
 
 
-def test_what_is_saved_in_the_last_checkpoint_is_said_only_if_it_is(run, digits, tmp_path, monkeypatch):
+def test_results_error_names_the_last_checkpoint_only_if_it_is_there(run, digits, tmp_path, monkeypatch):
     def no_room(*_):
         raise CheckpointError("cannot write it (No space left on device)")
 
@@ -205,7 +205,7 @@ def test_what_is_saved_in_the_last_checkpoint_is_said_only_if_it_is(run, digits,
     assert "saved in its last checkpoint: make room, and `gpucnn train --run-dir here --resume` writes" in errors
 
 
-def test_an_interrupted_training_is_saved_elsewhere(tmp_path, monkeypatch, full):
+def test_disk_full_saves_an_interrupted_run_elsewhere(tmp_path, monkeypatch, full):
     class Interrupt(Callback):
         def on_step_end(self, model, step):
             if model.optimizer.steps == 7:
@@ -228,7 +228,7 @@ def test_an_interrupted_training_is_saved_elsewhere(tmp_path, monkeypatch, full)
     assert_same_bits(model, expected)
 
 
-def test_a_run_that_is_not_finished_says_so(run, digits, tmp_path):
+def test_commands_say_that_a_run_is_not_finished(run, digits, tmp_path):
     trained(run, digits, "here", 1, "--validate")
     settings = json.loads((tmp_path / "here" / "config.json").read_text())
     del settings["test"]

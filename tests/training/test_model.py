@@ -15,7 +15,7 @@ from tests.helpers import small_model, stripes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_training_learns_and_moves_every_parameter(backend, dtype):
+def test_fit_learns_and_moves_every_parameter(backend, dtype):
     """A network with dead filters still learns, so each element of each parameter must have moved."""
     x, y = stripes(300)
     model = small_model(backend=backend, dtype=dtype)
@@ -32,7 +32,7 @@ def test_training_learns_and_moves_every_parameter(backend, dtype):
         )
 
 
-def test_two_trainings_give_the_same_bits(backend):
+def test_fit_twice_gives_the_same_bits(backend):
     x, y = stripes(100)
     states = []
     for _ in range(2):
@@ -44,7 +44,7 @@ def test_two_trainings_give_the_same_bits(backend):
     assert (other["conv2d.weight"] != small_model(backend=backend).state_dict()["conv2d.weight"]).all()
 
 
-def test_all_backends_train_alike(backend):
+def test_fit_is_the_same_on_all_backends(backend):
     """The same first weights, batches and dropout masks; float64 arithmetic keeps two steps together."""
     x, y = stripes(64)
     models = [small_model(backend=name, dtype="float64") for name in (backend, "numpy")]
@@ -55,7 +55,7 @@ def test_all_backends_train_alike(backend):
         assert array == pytest.approx(theirs[path], rel=1e-9, abs=1e-12), path
 
 
-def test_whole_network_gradient(backend):
+def test_gradient_of_a_whole_network(backend):
     """The gradient that a training step follows, softmax and loss fused, against central differences."""
     x, y = stripes(3)
     model = gpucnn.Model(
@@ -86,7 +86,7 @@ def test_whole_network_gradient(backend):
             assert gradient[index] == pytest.approx((values[0] - values[1]) / (2 * step), abs=1e-7), path
 
 
-def test_forward_and_its_way_back(backend):
+def test_forward_and_backward(backend):
     x, _ = stripes(5)
     model = small_model(backend=backend, dtype="float64")
     y, backward = model.forward(x, train=True)
@@ -101,7 +101,7 @@ def test_forward_and_its_way_back(backend):
     assert not any(backend.to_host(p.grad).any() for p in model.parameters().values())
 
 
-def test_predict_gives_host_probabilities_whatever_the_batch(backend):
+def test_predict_returns_host_arrays_for_any_batch_size(backend):
     x, _ = stripes(50)
     model = small_model(backend=backend)
     whole, parts = model.predict(x), model.predict(x, batch_size=7)
@@ -112,7 +112,7 @@ def test_predict_gives_host_probabilities_whatever_the_batch(backend):
     assert parts == pytest.approx(whole, abs=1e-6)
 
 
-def test_uint8_pixels_count_as_zero_to_one():
+def test_inputs_of_uint8_count_as_zero_to_one():
     x, y = stripes(20)
     model = small_model()
     floats = x.astype("float32") / 255
@@ -121,7 +121,7 @@ def test_uint8_pixels_count_as_zero_to_one():
     assert model.evaluate(x, y) == model.evaluate(floats, y)
 
 
-def test_evaluate_is_the_mean_over_samples():
+def test_evaluate_averages_over_samples():
     x, y = stripes(50)
     model = small_model()
     probabilities = model.predict(x)
@@ -133,7 +133,7 @@ def test_evaluate_is_the_mean_over_samples():
         assert model.evaluate(x, y, batch_size=batch_size) == pytest.approx(expected, rel=1e-5)
 
 
-def test_one_hot_and_integer_labels_train_alike():
+def test_labels_one_hot_and_integer_train_alike():
     x, y = stripes(64)
     states = []
     for labels in (y, np.eye(3)[y], y.astype("uint8")):
@@ -176,7 +176,7 @@ def test_history_is_saved_as_plain_json(tmp_path):
     assert repr(history) == "<History of 2 epochs, the last: {'loss': 0.5}>"
 
 
-def test_nothing_is_read_back_inside_an_epoch():
+def test_fit_reads_nothing_back_inside_an_epoch():
     """Reads do not grow with the number of steps: only an epoch's sums are read, when it is over."""
     backend = StrictBackend()
     x, y = stripes(320)
@@ -199,7 +199,7 @@ def test_train_on_batch_leaves_the_loss_on_the_device():
     assert float(losses_seen[-1]) < float(losses_seen[0])
 
 
-def test_the_learning_rate_follows_its_schedule():
+def test_learning_rate_follows_its_schedule():
     rates = []
 
     class Watch(callbacks.Callback):
@@ -244,7 +244,7 @@ def test_callbacks_are_called_in_order():
     assert history.epochs == 2
 
 
-def test_early_stopping_goes_back_to_the_best_weights():
+def test_early_stopping_restores_the_best_weights():
     x, y = stripes(60)
     model = small_model(optimizer=optimizers.SGD(3.0))  # far too fast: the loss gets worse at once
     stopping = callbacks.EarlyStopping("val_loss", patience=2)
@@ -261,13 +261,13 @@ def test_early_stopping_goes_back_to_the_best_weights():
     assert all(np.array_equal(array, model.state_dict()[path]) for path, array in kept[best][0].items())
 
 
-def test_early_stopping_says_what_it_misses():
+def test_early_stopping_names_a_missing_quantity():
     x, y = stripes(10)
     with pytest.raises(ConfigurationError, match="watches 'val_loss', but an epoch gives only accuracy"):
         small_model().fit(x, y, callbacks=[callbacks.EarlyStopping()], verbose=0)
 
 
-def test_a_patience_that_makes_no_sense_is_refused():
+def test_early_stopping_patience_out_of_range_is_refused():
     with pytest.raises(ConfigurationError, match="patience must be a positive integer, not 0"):
         callbacks.EarlyStopping(patience=0)
 
@@ -281,7 +281,7 @@ def test_data_order_goes_on_over_two_fits():
     assert np.array_equal(together.state_dict()["dense.weight"], apart.state_dict()["dense.weight"])
 
 
-def test_without_shuffling_samples_keep_their_order():
+def test_shuffle_off_keeps_the_order_of_samples():
     x, y = stripes(32)
     plain, by_hand = small_model(), small_model()
     plain.fit(x, y, epochs=1, batch_size=16, shuffle=False, verbose=0)
@@ -290,7 +290,7 @@ def test_without_shuffling_samples_keep_their_order():
     assert np.array_equal(plain.state_dict()["dense.weight"], by_hand.state_dict()["dense.weight"])
 
 
-def test_moving_between_backends_keeps_training_state():
+def test_moving_between_backends_keeps_the_training_state():
     """Half the training on one backend and half on another gives what one backend gives alone."""
     x, y = stripes(64)
     stay, move = small_model(dtype="float64"), small_model(dtype="float64")
@@ -315,7 +315,7 @@ def test_parameters_are_views_of_one_flat_buffer_and_can_be_assigned():
         parameter.value = np.zeros(3)
 
 
-def test_a_wrong_gradient_shape_is_named():
+def test_gradient_of_a_wrong_shape_is_named():
     with pytest.raises(ShapeError, match=r"shape \(2, 3\) got a gradient of shape \(3,\); the backward pass"):
         layers.Parameter(np.zeros((2, 3))).add_grad(np.zeros(3))
 
@@ -324,7 +324,7 @@ def test_normalization_adapts_to_data():
     x, y = stripes(200)
     model = gpucnn.Model([layers.Normalization(), layers.Flatten(), layers.Dense(3), layers.Softmax()], (8, 8, 1))
     model.compile()
-    with pytest.raises(ConfigurationError, match="neither mean nor deviation"):
+    with pytest.raises(ConfigurationError, match="neither mean nor std"):
         model.fit(x, y, verbose=0)
     model.layers[0].adapt(x)
     seen = model.backend.to_host(model.layers[0].forward(model.as_floats(model.backend.from_host(x)), train=True)[0])
@@ -337,7 +337,7 @@ def test_normalization_adapts_to_data():
 def test_batch_norm_keeps_running_statistics_as_the_paper_says(backend):
     x = np.random.default_rng(0).normal(3.0, 2.0, (6, 2, 2, 3))
     layer = layers.BatchNorm(momentum=0.75)
-    layer.build_once((2, 2, 3), None)
+    layer.ensure_built((2, 2, 3), None)
     layer.to(backend)
     layer.forward(backend.from_host(x), train=True)
     state = layer.state_dict()
@@ -348,13 +348,13 @@ def test_batch_norm_keeps_running_statistics_as_the_paper_says(backend):
 
 def test_batch_norm_on_a_batch_of_one_is_refused():
     layer = layers.BatchNorm(name="norm")
-    layer.build_once((3,), None)
+    layer.ensure_built((3,), None)
     with pytest.raises(ShapeError, match=r"norm: a batch of shape \(1, 3\) has one value a channel"):
         layer.forward(np.ones((1, 3)), train=True)
     assert layer.forward(np.ones((1, 3)), train=False)[0].shape == (1, 3)
 
 
-def test_the_first_layer_leaves_out_the_gradient_nobody_wants(monkeypatch):
+def test_first_layer_skips_its_input_gradient(monkeypatch):
     asked = []
     backend = gpucnn.get_backend("numpy")
     original = type(backend).conv2d_gradients  # the kernel of who wants the input's gradient too
@@ -430,7 +430,7 @@ def test_the_first_layer_leaves_out_the_gradient_nobody_wants(monkeypatch):
         ),
         (lambda: layers.BatchNorm(epsilon=0), ConfigurationError, "epsilon must be a number that is above 0, not 0"),
         (lambda: layers.Normalization(0.5), ConfigurationError, "pass both, or neither"),
-        (lambda: layers.Normalization(0.5, 0), ConfigurationError, "deviation must be positive, not 0"),
+        (lambda: layers.Normalization(0.5, 0), ConfigurationError, "std must be positive, not 0"),
         (lambda: layers.Normalization("a", 1), ConfigurationError, "mean must be a finite number"),
         (
             lambda: gpucnn.Model([layers.Normalization([0.1, 0.2], [1, 1])], (4, 4, 3)),
@@ -457,7 +457,7 @@ def test_the_first_layer_leaves_out_the_gradient_nobody_wants(monkeypatch):
         (lambda: networks.by_name("alexnet"), ConfigurationError, "no network named 'alexnet'; there are lenet"),
     ],
 )
-def test_networks_that_cannot_be_are_refused(make, error, message):
+def test_networks_that_do_not_fit_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
@@ -481,13 +481,13 @@ def test_networks_that_cannot_be_are_refused(make, error, message):
         (layers.Dense(1), losses.CategoricalCrossEntropy(from_logits=True), "over a single class is always 0"),
     ],
 )
-def test_a_loss_that_does_not_fit_the_last_layer_is_refused(last, loss, message):
+def test_loss_that_does_not_fit_the_last_layer_is_refused(last, loss, message):
     model = gpucnn.Model([layers.Dense(3), last], (4,))
     with pytest.raises(ConfigurationError, match=message):
         model.compile("sgd", loss)
 
 
-def test_a_pooling_behind_a_convolution_makes_no_probabilities():
+def test_loss_on_pooled_convolutions_wants_probabilities():
     network = [layers.Conv2D(3, 3), layers.GlobalAveragePool2D()]
     with pytest.raises(ConfigurationError, match="conv2d, whose outputs are not probabilities"):
         gpucnn.Model(network, (4, 4, 1)).compile()
@@ -496,7 +496,7 @@ def test_a_pooling_behind_a_convolution_makes_no_probabilities():
 
 
 @pytest.mark.parametrize("verb", ["fit", "evaluate", "train_on_batch"])
-def test_a_model_that_is_not_compiled_says_so(verb):
+def test_fit_needs_compile(verb):
     model = gpucnn.Model([layers.Dense(3), layers.Softmax()], (4,))
     with pytest.raises(ConfigurationError, match="the model is not compiled"):
         getattr(model, verb)(np.ones((2, 4)), np.array([0, 1]))
@@ -518,7 +518,7 @@ def test_a_model_that_is_not_compiled_says_so(verb):
         ({"batch_size": 2.5}, "batch_size must be a positive integer, not 2.5"),
     ],
 )
-def test_fit_refuses_senseless_numbers(arguments, message):
+def test_fit_refuses_numbers_out_of_range(arguments, message):
     x, y = stripes(4)
     with pytest.raises(ConfigurationError, match=message):
         small_model().fit(x, y, verbose=0, **arguments)
@@ -538,18 +538,18 @@ def test_fit_refuses_senseless_numbers(arguments, message):
         ({"callbacks": [print]}, "callbacks must be Callback objects, and <built-in function print> is not one"),
     ],
 )
-def test_fit_refuses_what_is_no_pair_and_no_callback(arguments, message):
+def test_fit_refuses_other_types(arguments, message):
     x, y = stripes(4)
     with pytest.raises(ConfigurationError, match=message):
         small_model().fit(x, y, **{"verbose": 0, **arguments})
 
 
-def test_a_metric_without_brackets_is_refused():
+def test_metric_class_without_brackets_is_refused():
     with pytest.raises(ConfigurationError, match=r"metrics must be a list, not 'accuracy'; pass \['accuracy'\]"):
         small_model().compile("sgd", losses.CategoricalCrossEntropy(), "accuracy")
 
 
-def test_a_wrong_state_names_the_culprit_and_changes_nothing():
+def test_load_state_dict_names_the_wrong_entry_and_changes_nothing():
     model = small_model()
     before = model.state_dict()
     wrong = {path: array + 1 for path, array in before.items()}
@@ -568,7 +568,7 @@ def test_state_dict_returns_copies():
     assert np.isfinite(model.state_dict()["conv2d.weight"]).all()
 
 
-def test_representation():
+def test_repr_of_a_model():
     assert repr(small_model()) == "<Model 'model': 12 layers, (8, 8, 1) → (3,), 367 parameters, float32 on numpy>"
 
 
@@ -605,7 +605,7 @@ def test_callbacks_may_name_their_arguments_as_they_like():
     assert small_model().fit(x, y, callbacks=mine, verbose=0).epochs == 1
 
 
-def test_predict_and_evaluate_take_what_users_of_keras_write():
+def test_predict_and_evaluate_take_keras_arguments():
     x, y = stripes(20)
     model = small_model()
     assert model.predict(x, 7, verbose=0) == pytest.approx(model.predict(x), abs=1e-6)

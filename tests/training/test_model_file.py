@@ -21,7 +21,7 @@ def saved(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-def test_a_trained_model_comes_back(backend, tmp_path):
+def test_model_file_restores_a_trained_model(backend, tmp_path):
     x, y = stripes(60)
     model = small_model(backend=backend)
     model.fit(x, y, epochs=1, batch_size=20, verbose=0)
@@ -39,13 +39,13 @@ def test_a_trained_model_comes_back(backend, tmp_path):
     assert (loaded.seed, loaded.dtype, loaded.epochs_trained) == (0, "float32", 1)
 
 
-def test_a_loaded_model_trains_on(saved):
+def test_model_file_trains_on(saved):
     x, y = stripes(60)
     losses_seen = gpucnn.load(saved).fit(x, y, epochs=3, batch_size=20, verbose=0)["loss"]
     assert losses_seen[-1] < losses_seen[0]
 
 
-def test_named_networks_keep_their_recipe(tmp_path):
+def test_model_file_keeps_the_recipe(tmp_path):
     model = networks.lenet(seed=3, backend="numpy")
     model.save(tmp_path / "lenet.safetensors")
     loaded = gpucnn.load(tmp_path / "lenet.safetensors")
@@ -54,14 +54,14 @@ def test_named_networks_keep_their_recipe(tmp_path):
     assert loaded.loss.config() == {"Loss": "CategoricalCrossEntropy"}
 
 
-def test_a_model_that_is_not_compiled_is_saved_too(tmp_path):
+def test_model_file_of_a_model_that_is_not_compiled(tmp_path):
     gpucnn.Model([layers.Dense(2)], (3,), dtype="float64").save(tmp_path / "m.safetensors")
     loaded = gpucnn.load(tmp_path / "m.safetensors")
     assert loaded.loss is None
     assert loaded.dtype == "float64"
 
 
-def test_shared_layers_stay_shared(tmp_path):
+def test_model_file_keeps_layers_shared(tmp_path):
     dense = layers.Dense(4)
     residual = layers.Residual([dense, layers.ReLU()])
     model = gpucnn.Model([dense, layers.Tanh(), dense, residual], (4,), backend="numpy")
@@ -71,7 +71,7 @@ def test_shared_layers_stay_shared(tmp_path):
     assert list(loaded.parameters()) == list(model.parameters()) == ["dense.weight", "dense.bias"]
 
 
-def test_the_file_is_plain_safetensors_with_the_architecture_as_data(saved):
+def test_model_file_is_plain_safetensors(saved):
     assert set(load_file(saved)) == set(small_model().state_dict())
     network = described(saved)["network"]
     assert network["Layer"] == "Sequential"
@@ -85,7 +85,7 @@ def test_the_file_is_plain_safetensors_with_the_architecture_as_data(saved):
     assert "gpucnn." not in json.dumps(described(saved)), "no import path"
 
 
-def test_an_old_file_survives_a_failing_save(saved, monkeypatch):
+def test_model_file_survives_a_failing_save(saved, monkeypatch):
     before = saved.read_bytes()
 
     def no_space(handle):
@@ -98,17 +98,17 @@ def test_an_old_file_survives_a_failing_save(saved, monkeypatch):
     assert list(saved.parent.iterdir()) == [saved]
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_model_file_in_a_missing_folder_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"cannot write .*; the folder .*nowhere does not exist"):
         small_model().save(tmp_path / "nowhere" / "m.safetensors")
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_model_file_that_is_missing_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"missing\.safetensors: there is no such file"):
         gpucnn.load(tmp_path / "missing.safetensors")
 
 
-def test_files_that_are_no_model(tmp_path, saved):
+def test_model_file_refuses_other_files(tmp_path, saved):
     path = tmp_path / "other.safetensors"
     for content in (b"", b"not safetensors at all", saved.read_bytes()[:-100]):
         path.write_bytes(content)
@@ -150,7 +150,7 @@ def test_files_that_are_no_model(tmp_path, saved):
         (lambda d: d["training"].update(optimizer={"Optimizer": "Evil"}), "there is no optimizer named 'Evil'"),
     ],
 )
-def test_descriptions_that_do_not_make_sense_are_refused(saved, change, message):
+def test_model_file_with_a_wrong_description_is_refused(saved, change, message):
     with pytest.raises(CheckpointError, match=message):
         gpucnn.load(rewritten(saved, change))
 
@@ -162,7 +162,7 @@ def nested(depth):
     return inner
 
 
-def test_a_layer_of_ones_own_is_saved_by_its_name(tmp_path):
+def test_model_file_of_a_custom_layer_names_its_class(tmp_path):
     class Doubled(layers.Layer):
         def __init__(self, factor=2.0, *, name=None):
             super().__init__(name=name)
@@ -179,7 +179,7 @@ def test_a_layer_of_ones_own_is_saved_by_its_name(tmp_path):
         layers.Layer.registry.pop("Doubled")
 
 
-def test_the_packages_own_names_are_taken():
+def test_custom_layer_with_a_taken_name_is_refused():
     with pytest.raises(ConfigurationError, match="the layer ReLU is part of gpucnn already"):
         type("ReLU", (layers.Layer,), {})
     with pytest.raises(ConfigurationError, match="the loss MeanSquaredError is part of gpucnn already"):
@@ -188,7 +188,7 @@ def test_the_packages_own_names_are_taken():
     assert optimizers.Optimizer.registry["SGD"] is optimizers.SGD
 
 
-def test_old_names_of_a_class_and_its_arguments_are_read_from_files():
+def test_model_file_with_former_names_is_read():
     class NewlyNamed(layers.Layer):
         renamed: ClassVar = {"breadth": "width"}
         former_names: ClassVar = ("OnceNamed",)

@@ -10,7 +10,7 @@ from gpucnn import layers, optimizers, schedules
 from gpucnn.backends import Backend
 from gpucnn.errors import ConfigurationError
 from gpucnn.optimizers import SGD, AdamW, Group, Muon
-from gpucnn.optimizers.muon import COEFFICIENTS, orthogonalized
+from gpucnn.optimizers.muon import COEFFICIENTS, newton_schulz
 from gpucnn.testing.strict import StrictBackend
 from tests.helpers import adam, assert_same_bits, sgd, simulated_backend, small_model, stripes
 
@@ -35,35 +35,37 @@ def by_svd(matrix, iterations):
 
 @pytest.mark.parametrize("iterations", [1, 3, 5])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_singular_values_take_the_polynomial_and_vectors_stay(backend, rng, shape, iterations):
+def test_muon_maps_singular_values_and_keeps_vectors(backend, rng, shape, iterations):
     for dtype, tolerance in (("float64", 1e-10), ("float32", 2e-4)):
         matrix = rng.normal(size=shape).astype(dtype)
-        nearest = backend.to_host(orthogonalized(backend, backend.from_host(matrix), iterations))
+        nearest = backend.to_host(newton_schulz(backend, backend.from_host(matrix), iterations))
         assert nearest.dtype == dtype
         assert nearest == pytest.approx(by_svd(matrix, iterations), abs=tolerance)
 
 
-def test_singular_values_are_pushed_towards_1(rng):
+def test_muon_pushes_singular_values_towards_1(rng):
     """From a spread of 1 : 100, whatever the scale; the result is near U·Vᵀ."""
     U, _, Vt = np.linalg.svd(rng.normal(size=(40, 20)), full_matrices=False)
     for scale in (1e-12, 1.0, 1e9):
         matrix = scale * U @ np.diag(np.geomspace(1.0, 0.01, 20)) @ Vt
-        nearest = orthogonalized(Backend(), matrix, 5)
+        nearest = newton_schulz(Backend(), matrix, 5)
         singular = np.linalg.svd(nearest, compute_uv=False)
         assert 0.6 < singular.min() < singular.max() < 1.25
         assert np.linalg.norm(nearest - U @ Vt) < 0.3 * np.linalg.norm(U @ Vt)
-    assert (orthogonalized(Backend(), np.zeros((3, 4)), 5) == 0).all()
+    assert (newton_schulz(Backend(), np.zeros((3, 4)), 5) == 0).all()
 
 
 OWN = {"conv2d.weight": (1.0, 0.1), "conv2d_1.weight": (0.5, 0.0)}  # the group's rate, weight decay
 MAKE = {
-    "plain": lambda **options: Muon(0.02, momentum=0.0, nesterov=False, other=SGD(0.1), iterations=3, **options),
-    "momentum": lambda **options: Muon(0.02, momentum=0.9, nesterov=False, other=SGD(0.1, momentum=0.9), **options),
-    "nesterov": lambda **options: Muon(0.02, momentum=0.6, other=AdamW(0.1, weight_decay=0.3), iterations=3, **options),
+    "plain": lambda **options: Muon(0.02, momentum=0.0, nesterov=False, fallback=SGD(0.1), iterations=3, **options),
+    "momentum": lambda **options: Muon(0.02, momentum=0.9, nesterov=False, fallback=SGD(0.1, momentum=0.9), **options),
+    "nesterov": lambda **options: Muon(
+        0.02, momentum=0.6, fallback=AdamW(0.1, weight_decay=0.3), iterations=3, **options
+    ),
     "fixed norm": lambda **options: Muon(
         schedules.OneCycle(0.24),
         momentum=0.6,
-        other=SGD(schedules.OneCycle(0.1), momentum=0.85, nesterov=True),
+        fallback=SGD(schedules.OneCycle(0.1), momentum=0.85, nesterov=True),
         iterations=3,
         fixed_norm=True,
         **options,
@@ -82,16 +84,16 @@ def by_hand(value, gradients, optimizer, factor, decay):
         direction = gradient + optimizer.momentum * velocity if optimizer.nesterov else velocity
         if optimizer.fixed_norm:
             value = value * math.sqrt(outputs) / np.linalg.norm(value)
-        rate = optimizer.rate_at() * factor
+        rate = optimizer.learning_rate_at() * factor
         step = by_svd(direction, optimizer.iterations) * math.sqrt(max(1.0, outputs / inputs))
         value = value * (1 - rate * decay) - rate * step
     return value.reshape(shape)
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_three_steps(backend, name):
+def test_muon_three_steps(backend, name):
     """Filters as matrices (KH·KW·C, F), of which one is in a group; everything else as the other optimizer has it."""
-    groups = [Group("conv2d_1.weight", rate=0.5, weight_decay=0.0)]
+    groups = [Group("conv2d_1.weight", lr_multiplier=0.5, weight_decay=0.0)]
     optimizer = MAKE[name](weight_decay=0.1, groups=groups)
     model = small_model(backend=backend, dtype="float64", optimizer=optimizer)
     generator, start = np.random.default_rng(1), model.state_dict()
@@ -99,14 +101,14 @@ def test_three_steps(backend, name):
     for gradients in steps:
         for path, parameter in model.parameters().items():
             parameter.grad[...] = backend.from_host(gradients[path])
-        optimizer.update(backend, model._flat.values, model._flat.gradients, optimizer.rates_at())
+        optimizer.update(backend, model._flat.values, model._flat.gradients, optimizer.learning_rates_at())
     after = model.state_dict()
     for path, parameter in model.parameters().items():
         gradients = [step[path] for step in steps]
         if path in OWN:
             expected = by_hand(start[path], gradients, optimizer, *OWN[path])
         else:
-            other = optimizer.other
+            other = optimizer.fallback
             formula, settings = (
                 (adam, {"weight_decay": 0.3, "decoupled": True})
                 if isinstance(other, AdamW)
@@ -117,14 +119,14 @@ def test_three_steps(backend, name):
         assert after[path] == pytest.approx(expected, rel=1e-9, abs=1e-10), path
 
 
-def test_what_muon_trains():
+def test_muon_parameters_by_default_and_by_choice():
     """All filters and matrices but the last; or what is asked for, which must be such."""
 
     def own(**options):
-        model = small_model(optimizer=Muon(other=SGD(0.1), **options))
+        model = small_model(optimizer=Muon(fallback=SGD(0.1), **options))
         ranges = model._flat.layout.ranges[: len(model.optimizer.groups) + 1]
         places = model._flat.layout.places.items()
-        return [path for path, place in places if any(r.start <= place.part.start < r.stop for r in ranges)]
+        return [path for path, place in places if any(r.start <= place.slice.start < r.stop for r in ranges)]
 
     assert own() == ["conv2d.weight", "conv2d_1.weight"]
     assert own(match="*.weight") == ["conv2d.weight", "conv2d_1.weight", "dense.weight"]
@@ -142,12 +144,12 @@ def test_what_muon_trains():
     single = gpucnn.Model([layers.Dense(3), layers.Softmax()], (4,), backend="numpy")
     with pytest.raises(ConfigurationError, match=r"it would get nothing else; say by match=… which of dense\.weight"):
         single.compile(Muon())
-    assert single.compile(Muon(match="dense.weight")).optimizer.other is None
+    assert single.compile(Muon(match="dense.weight")).optimizer.fallback is None
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("name", MAKE)
-def test_recorded_steps_give_the_same_bits(name, dtype):
+def test_muon_is_the_same_with_captured_steps(name, dtype):
     x, y = stripes(70)
     models = []
     for jit in (True, False):
@@ -162,7 +164,7 @@ def test_recorded_steps_give_the_same_bits(name, dtype):
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_all_backends_train_alike(backend, name):
+def test_muon_trains_the_same_on_all_backends(backend, name):
     x, y = stripes(64)
     states = []
     for where in (backend, Backend()):
@@ -173,7 +175,7 @@ def test_all_backends_train_alike(backend, name):
         assert states[0][path] == pytest.approx(value, rel=1e-6, abs=1e-8), path
 
 
-def test_moving_and_freezing_keep_both_optimizers_state():
+def test_muon_keeps_both_states_when_moved_and_frozen():
     x, y = stripes(64)
     stay, move = (small_model(dtype="float64", optimizer=MAKE["nesterov"]()) for _ in range(2))
     for model in (stay, move):
@@ -190,7 +192,7 @@ def test_moving_and_freezing_keep_both_optimizers_state():
         assert (move.state_dict()[path] == before[path]).all() == parameter.frozen, path
 
 
-def test_a_model_given_away_says_so():
+def test_muon_whose_model_moved_to_another_optimizer_says_so():
     optimizer = Muon()
     first = small_model(optimizer=optimizer)
     small_model(optimizer=optimizer)
@@ -198,19 +200,19 @@ def test_a_model_given_away_says_so():
         first.train_on_batch(*stripes(8))
 
 
-def test_one_rate_leaves_the_other_optimizer_its_own():
+def test_muon_rate_leaves_the_other_optimizer_its_own():
     optimizer = MAKE["fixed norm"](groups=[Group("conv2d_1", 0.5)], match=["conv2d*.weight"])
-    assert optimizer.rates_at() == pytest.approx([0.24, 0.12, 0.1])
-    assert optimizer.rates_at(0, 10) == pytest.approx([0.04 * 0.24, 0.04 * 0.12, 0.004])
-    assert optimizer.as_rates(0.5) == pytest.approx([0.5, 0.25, 0.1])
+    assert optimizer.learning_rates_at() == pytest.approx([0.24, 0.12, 0.1])
+    assert optimizer.learning_rates_at(0, 10) == pytest.approx([0.04 * 0.24, 0.04 * 0.12, 0.004])
+    assert optimizer.broadcast_rates(0.5) == pytest.approx([0.5, 0.25, 0.1])
 
 
-def test_a_saved_model_keeps_it(tmp_path):
+def test_muon_is_saved_with_the_model(tmp_path):
     model = small_model(optimizer=MAKE["fixed norm"](match=["conv2d*.weight"]))
     model.save(tmp_path / "m.safetensors")
     loaded = gpucnn.load(tmp_path / "m.safetensors", backend="numpy")
     assert loaded.optimizer.config() == model.optimizer.config()
-    assert repr(loaded.optimizer.other) == "SGD(learning_rate=OneCycle(0.1), momentum=0.85, nesterov=True)"
+    assert repr(loaded.optimizer.fallback) == "SGD(learning_rate=OneCycle(0.1), momentum=0.85, nesterov=True)"
     assert loaded._flat.layout == model._flat.layout
     loaded.fit(*stripes(20), verbose=0)
 
@@ -218,20 +220,26 @@ def test_a_saved_model_keeps_it(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Muon(other="sgd"), r"other must be an optimizer such as SGD\(0\.1\) or AdamW\(0\.001\), not 'sgd'"),
-        (lambda: Muon(other=Muon()), r"not Muon\(\)"),
-        (lambda: Muon(other=SGD(clip_norm=1.0)), r"limits gradients of its own; pass clip_norm and clip_value to Muon"),
+        (
+            lambda: Muon(fallback="sgd"),
+            r"fallback must be an optimizer such as SGD\(0\.1\) or AdamW\(0\.001\), not 'sgd'",
+        ),
+        (lambda: Muon(fallback=Muon()), r"not Muon\(\)"),
+        (
+            lambda: Muon(fallback=SGD(clip_norm=1.0)),
+            r"has limits for gradients; pass clip_norm and clip_value to Muon",
+        ),
         (lambda: Muon(iterations=0), "iterations, of which 3 to 5 are enough, must be a positive integer, not 0"),
         (lambda: Muon(match=3), "match must be a pattern"),
         (lambda: Muon(momentum=1.0), "momentum must be a number that is at least 0 and below 1, not 1.0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(make, message):
+def test_muon_settings_out_of_range_are_refused(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
 
 
-def test_every_direction_learns_at_one_speed():
+def test_muon_learns_every_direction_at_one_speed():
     """What it is for: inputs of very different sizes, whose small ones gradient descent learns last at any rate."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=(256, 6)) * np.geomspace(1.0, 0.01, 6)

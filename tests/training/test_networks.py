@@ -24,7 +24,7 @@ DEEP = {  # parameters and millions of multiply-adds an image
 SMALL = [name for name in networks.NETWORKS if name not in DEEP]
 
 
-def test_every_network_can_be_named():
+def test_networks_have_names():
     small = {"lenet", "sigmoid-3x3", "feedforward", "single-conv", "double-conv", "single-conv-pool", "lenet-002"}
     small |= {"network-1", "network-2", "network-3", "convnet-1000s"}
     assert set(networks.NETWORKS) == small | set(DEEP)
@@ -49,7 +49,7 @@ def test_every_network_can_be_named():
         ),
     ],
 )
-def test_named_networks_are_as_described(name, parameters, shapes):
+def test_networks_are_as_described(name, parameters, shapes):
     model = networks.by_name(name)(seed=0, backend="numpy")
     assert profiling.parameter_count(model.network) == parameters
     changes = [layer.output_shape for layer in model.layers if layer.output_shape != layer.input_shape]
@@ -60,7 +60,7 @@ def test_named_networks_are_as_described(name, parameters, shapes):
 
 
 @pytest.mark.parametrize("name", DEEP)
-def test_deep_networks_have_their_published_sizes(name):
+def test_networks_have_their_published_sizes(name):
     model = networks.by_name(name)(seed=0, backend="numpy")
     parameters, millions = DEEP[name]
     assert profiling.parameter_count(model.network) == parameters
@@ -70,7 +70,7 @@ def test_deep_networks_have_their_published_sizes(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_named_networks_train_on_every_backend(name, backend):
+def test_networks_train_on_every_backend(name, backend):
     model = networks.by_name(name)(seed=0, backend=backend)
     generator = np.random.default_rng(0)
     x = generator.integers(0, 256, (16, *model.input_shape)).astype(np.uint8)
@@ -83,7 +83,7 @@ def test_named_networks_train_on_every_backend(name, backend):
 
 
 @pytest.mark.parametrize("name", DEEP)
-def test_deep_networks_train(name):
+def test_networks_that_are_deep_train(name):
     model = networks.by_name(name)(seed=0, backend="numpy")
     generator = np.random.default_rng(0)
     x = generator.integers(0, 256, (8, *model.input_shape)).astype(np.uint8)
@@ -96,7 +96,7 @@ def test_deep_networks_train(name):
     assert moved == list(model.parameters())
 
 
-def test_shortcuts_without_parameters_keep_every_second_pixel(backend):
+def test_resnet_shortcut_keeps_every_second_pixel(backend):
     """He's option A: where a block halves the image, its shortcut picks pixels and adds channels of zeros."""
     model = networks.resnet20(seed=0, backend=backend)
     block = next(layer for layer in model.layers if isinstance(layer, layers.Residual) and layer.shortcut is not None)
@@ -124,7 +124,7 @@ def stripes():
     return x, y
 
 
-def test_fit_takes_what_the_recipe_says():
+def test_recipe_fills_in_the_arguments_of_fit():
     """Epochs, batch size, augmentation; callbacks made anew for each training; the preparation before the first."""
     told, made = [], []
 
@@ -162,7 +162,7 @@ def small_net_after(plain, x, y):
     return fresh.predict(x)
 
 
-def test_a_saved_model_keeps_its_augmentation(tmp_path):
+def test_recipe_augmentation_is_saved_with_the_model(tmp_path):
     networks.network_3(backend="numpy").save(tmp_path / "n.safetensors")
     recipe = gpucnn.load(tmp_path / "n.safetensors").recipe
     assert [augmentation.config() for augmentation in recipe.augment] == [
@@ -186,9 +186,9 @@ def test_airbench94_is_prepared_as_its_paper_says():
     assert all((state[path] == 1).all() for path in frozen[1:])
     weight = state["whitening.weight"]
     np.testing.assert_allclose(weight[..., :12], -weight[..., 12:], atol=1e-7)
-    rates = dict(zip(["others", "shift", "whitening.bias"], model.optimizer.rates_at(0.0, 9.9), strict=True))
+    rates = dict(zip(["others", "shift", "whitening.bias"], model.optimizer.learning_rates_at(0.0, 9.9), strict=True))
     assert rates["others"] == pytest.approx(0.2 * 1.5)
     assert rates["shift"] == pytest.approx(64 * 0.2 * 1.5)
-    assert [model.optimizer.rates_at(epoch, 9.9)[2] > 0 for epoch in (2.9, 3.1)] == [True, False]
-    assert model.optimizer.rates_at(0.23 * 9.9, 9.9)[0] == pytest.approx(1.5)
-    assert model.optimizer.rates_at(9.9, 9.9)[0] == pytest.approx(0.07 * 1.5)
+    assert [model.optimizer.learning_rates_at(epoch, 9.9)[2] > 0 for epoch in (2.9, 3.1)] == [True, False]
+    assert model.optimizer.learning_rates_at(0.23 * 9.9, 9.9)[0] == pytest.approx(1.5)
+    assert model.optimizer.learning_rates_at(9.9, 9.9)[0] == pytest.approx(0.07 * 1.5)

@@ -33,7 +33,7 @@ def test_lenet_reaches_99_percent_of_mnist():
 
 
 @pytest.mark.slow
-def test_drawn_digits_teach_real_ones():
+def test_synthetic_digits_teach_real_ones():
     _, (x_test, y_test) = real("mnist")
     (x_train, y_train), _ = datasets.synthetic_digits(20_000, seed=0)
     model = networks.lenet(seed=0, backend="auto")

@@ -57,18 +57,18 @@ def bits(model):
 # --- determinism -------------------------------------------------------------------------------
 
 
-def test_these_networks_are_shared_among_threads():
+def test_threads_share_these_networks():
     gpucnn.set_num_threads(2)
     assert len(threads.shards(64, 64 * network().network.total_flops())) == 2
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_same_bits_again(count):
+def test_fit_again_gives_the_same_bits(count):
     gpucnn.set_num_threads(count)
     assert bits(trained()) == bits(trained())
 
 
-def test_the_same_bits_whatever_the_load():
+def test_fit_under_load_gives_the_same_bits():
     """Beside four threads that keep all cores busy, so that the team's members come late in any order."""
     gpucnn.set_num_threads(2)
     expected, stop = bits(trained()), threading.Event()
@@ -90,7 +90,7 @@ def test_the_same_bits_whatever_the_load():
     assert found == [expected] * 3
 
 
-def test_the_same_bits_in_another_process(tmp_path):
+def test_fit_in_another_process_gives_the_same_bits(tmp_path):
     """Another hash seed, another current folder, another order of imports."""
     gpucnn.set_num_threads(2)
     code = (
@@ -126,7 +126,7 @@ class SetThreads(Callback):
         self.seen.append(threads.num_threads())
 
 
-def test_the_number_of_threads_is_that_of_the_beginning():
+def test_num_threads_stays_for_a_whole_fit():
     gpucnn.set_num_threads(2)
     expected = bits(trained())
     gpucnn.set_num_threads(2)
@@ -136,7 +136,7 @@ def test_the_number_of_threads_is_that_of_the_beginning():
     assert threads.num_threads() == 1, "what was set counts from the end of the training on"
 
 
-def test_the_number_of_threads_may_change_if_asked():
+def test_num_threads_may_change_on_request():
     gpucnn.set_num_threads(2)
     change = SetThreads(1)
     trained(callbacks=[change], deterministic=False)
@@ -146,7 +146,7 @@ def test_the_number_of_threads_may_change_if_asked():
 # --- side by side ------------------------------------------------------------------------------
 
 
-def test_two_models_in_two_threads():
+def test_models_train_in_two_threads():
     """Each ends with the bits that it gets alone, and no error is lost in between."""
     gpucnn.set_num_threads(2)
     alone = [bits(trained(seed)) for seed in (1, 2)]
@@ -157,7 +157,7 @@ def test_two_models_in_two_threads():
 
 
 @pytest.mark.parametrize("batch_size", [7, 96])
-def test_one_model_predicts_in_eight_threads(batch_size):
+def test_model_predicts_in_eight_threads(batch_size):
     gpucnn.set_num_threads(2)
     model, (x, _) = trained(), images(200, seed=5)
     parts = [x[25 * k : 25 * k + 96] for k in range(8)]
@@ -170,7 +170,7 @@ def test_one_model_predicts_in_eight_threads(batch_size):
     assert bits(model) == before
 
 
-def test_one_trains_while_another_predicts():
+def test_model_trains_while_another_predicts():
     gpucnn.set_num_threads(2)
     model, (x, _) = trained(3), images(100, seed=5)
     expected, alone = model.predict(x).tobytes(), bits(trained(4))
@@ -201,7 +201,7 @@ def other_process(tmp_path):
     process.communicate()
 
 
-def test_two_processes_do_not_write_one_run(tmp_path, other_process):
+def test_run_folder_is_written_by_one_process(tmp_path, other_process):
     x, y = images(8)
     before = sorted(path.name for path in tmp_path.iterdir())
     message = rf"{tmp_path}: process {other_process.pid} on .* is writing a training into this folder; wait until it"
@@ -210,7 +210,7 @@ def test_two_processes_do_not_write_one_run(tmp_path, other_process):
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_a_process_that_was_killed_holds_nothing(tmp_path, other_process):
+def test_run_folder_is_free_after_a_killed_process(tmp_path, other_process):
     other_process.kill()
     other_process.wait()
     assert (tmp_path / FolderLock.NAME).exists()
@@ -218,7 +218,7 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path, other_process):
     assert not (tmp_path / FolderLock.NAME).exists()
 
 
-def test_a_folder_is_given_back_when_a_training_fails(tmp_path):
+def test_run_folder_is_released_when_fit_fails(tmp_path):
     class Fail(Callback):
         def on_step_end(self, model, step):
             raise RuntimeError("on purpose")
@@ -228,7 +228,7 @@ def test_a_folder_is_given_back_when_a_training_fails(tmp_path):
     network().fit(*images(8), checkpoints=tmp_path, resume=True, verbose=0)
 
 
-def test_one_process_does_not_write_one_run_twice_at_once(tmp_path):
+def test_run_folder_is_written_once_at_a_time_in_a_process(tmp_path):
     class Another(Callback):
         def on_step_end(self, model, step):
             with pytest.raises(ConfigurationError, match=f"process {os.getpid()} on .* is writing a training"):
@@ -238,7 +238,7 @@ def test_one_process_does_not_write_one_run_twice_at_once(tmp_path):
     network().fit(*images(8), checkpoints=tmp_path, callbacks=[Another()], verbose=0)
 
 
-def test_nothing_is_left_of_a_training_that_was_refused(tmp_path):
+def test_run_folder_is_untouched_by_a_refused_run(tmp_path):
     with pytest.raises(gpucnn.CheckpointError, match="there is no checkpoint to resume from"):
         network().fit(*images(8), checkpoints=tmp_path / "new", resume=tmp_path / "old", verbose=0)
     assert not (tmp_path / "new").exists()
@@ -264,7 +264,7 @@ class Small(Backend):
 
 
 @pytest.mark.parametrize("views", [None, "flip"])
-def test_where_memory_runs_out_predict_takes_fewer_at_once(views):
+def test_predict_takes_smaller_batches_where_memory_is_short(views):
     x, y = images(50)
     model = network(backend=Small(10_000))
     expected, scores = model.predict(x, tta=views), model.evaluate(x, y, tta=views)
@@ -280,7 +280,7 @@ def test_where_memory_runs_out_predict_takes_fewer_at_once(views):
     assert 50 in backend.tried
 
 
-def test_where_not_even_one_sample_fits_it_says_so():
+def test_predict_says_where_not_even_one_sample_fits():
     x, y = images(3)
     for use in (lambda model: model.predict(x), lambda model: model.evaluate(x, y)):
         with pytest.raises(
@@ -290,7 +290,7 @@ def test_where_not_even_one_sample_fits_it_says_so():
 
 
 @pytest.mark.parametrize("verb", ["fit", "train_on_batch"])
-def test_training_says_which_batch_fits_and_changes_nothing(verb):
+def test_fit_advises_a_batch_that_fits_and_changes_nothing(verb):
     """Halves are tried, also the smaller last batch; weights, statistics and random streams stay as they were."""
     backend, (x, y) = Small(20), images(64)
     model = network(backend=backend)
@@ -305,7 +305,7 @@ def test_training_says_which_batch_fits_and_changes_nothing(verb):
     assert model.fit(x, y, batch_size=16, verbose=0).epochs == 1
 
 
-def test_training_says_where_not_even_one_sample_fits():
+def test_fit_says_where_not_even_one_sample_fits():
     with pytest.raises(OutOfMemory, match=r"no room for 64; not even one sample fits"):
         network(backend=Small(0)).fit(*images(), batch_size=64, verbose=0)
 
@@ -340,7 +340,7 @@ def test_predict_holds_no_more_than_a_chunk():
 
 
 @pytest.mark.parametrize("batch", [64, 512])
-def test_scratch_is_bounded_whatever_the_batch(batch):
+def test_scratch_is_bounded_for_any_batch(batch):
     gpucnn.set_num_threads(1)
     workspace.forget()
     x, y = images(batch, 32)
@@ -380,7 +380,7 @@ def soak(rounds, folder):
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
-def test_a_short_soak(tmp_path):
+def test_soak_short(tmp_path):
     memory, files, running = soak(24, tmp_path)
     assert memory < 16 << 20
     assert files == 0
@@ -389,7 +389,7 @@ def test_a_short_soak(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
-def test_a_soak_of_200_fits_and_loads(tmp_path):
+def test_soak_of_200_fits_and_loads(tmp_path):
     memory, files, running = soak(200, tmp_path)
     print(f"grown by {memory:,} bytes, {files} open files, {running} threads over 150 rounds")
     assert memory < 16 << 20

@@ -129,7 +129,10 @@ def trained_before(model):
     model.fit(*stripes(40), epochs=2, batch_size=10, verbose=0)
 
 
-GROUPS = [Group("*.bias", rate=schedules.PiecewiseConstant([(0, 2.0), (1.5, 0.5)])), Group("dense", weight_decay=0.1)]
+GROUPS = [
+    Group("*.bias", lr_multiplier=schedules.PiecewiseConstant([(0, 2.0), (1.5, 0.5)])),
+    Group("dense", weight_decay=0.1),
+]
 CASES = {
     "sgd": Case(),
     "plain sgd, float64": Case(
@@ -140,7 +143,7 @@ CASES = {
     ),
     "adam": Case(lambda: optimizers.Adam(0.01)),
     "adamw, groups": Case(lambda: optimizers.AdamW(schedules.WarmUp(0.01, 2), groups=GROUPS)),
-    "muon": Case(lambda: optimizers.Muon(0.02, other=optimizers.Adam(0.01))),
+    "muon": Case(lambda: optimizers.Muon(0.02, fallback=optimizers.Adam(0.01))),
     "frozen": Case(lambda: optimizers.Adam(0.01), after=lambda model: model.freeze("conv2d", "batch_norm.shift")),
     "shared layers": Case(model=shared_layers),
     "no shuffle": Case(shuffle=False),
@@ -217,7 +220,7 @@ def no_waiting_for_the_disk(monkeypatch):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_resumed_from_every_place(name, tmp_path):
+def test_resume_from_every_checkpoint(name, tmp_path):
     """From each checkpoint that a training can leave: the beginning, after every step, after every epoch, the end."""
     case, all_of_them = CASES[name], Checkpoints(tmp_path / "all", every_seconds=None, every_steps=1, keep=1000)
     model = case.model()
@@ -235,7 +238,7 @@ def test_resumed_from_every_place(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_killed_again_and_again(name, tmp_path):
+def test_resume_after_being_killed_repeatedly(name, tmp_path):
     """Some steps after each beginning, with checkpoints at other places than the kills."""
     case = CASES[name]
     expected = uninterrupted(case)
@@ -245,7 +248,7 @@ def test_killed_again_and_again(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw, groups", "muon", "augmentation", "look-ahead", "fractional epochs"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_recorded_steps(name, dtype, tmp_path):
+def test_resume_with_captured_steps(name, dtype, tmp_path):
     """On a backend that records a step and repeats it: a resumed training records anew."""
     case, options = CASES[name], {"backend": simulated_backend(), "dtype": dtype}
     expected = uninterrupted(case, **options)
@@ -254,12 +257,12 @@ def test_recorded_steps(name, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sgd", "moving average", "watched", "augmentation"])
-def test_on_every_backend(name, backend, tmp_path):
+def test_resume_on_every_backend(name, backend, tmp_path):
     case = CASES[name]
     assert_same(resumed(case, tmp_path, [6, 5, 4], backend=backend), uninterrupted(case, backend=backend))
 
 
-def test_early_stopping_and_the_watch_do_what_they_are_tested_for(tmp_path):
+def test_resume_cases_stop_early_and_find_defects(tmp_path):
     """What the table of cases relies on."""
     _, (_, stopping), history = uninterrupted(CASES["early stopping"])
     assert isinstance(stopping, EarlyStopping)

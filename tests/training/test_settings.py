@@ -12,7 +12,7 @@ import gpucnn
 from gpucnn import callbacks, layers, losses, optimizers, schedules
 from gpucnn.core.config import Configurable
 from gpucnn.errors import ArgumentError, ConfigurationError, GpucnnError, UnknownNameError
-from gpucnn.layers.geometry import fit_window
+from gpucnn.layers.geometry import make_window
 from gpucnn.training.checkpoints import Checkpoints
 from tests.helpers import assert_same_bits
 
@@ -46,14 +46,14 @@ NEEDED = {
     "Translate": {"pixels": 2},
     "Cutout": {"size": 3},
     "Rotate": {"degrees": 12.5},
-    "Normalization": {"mean": 0.5, "deviation": 0.25},
+    "Normalization": {"mean": 0.5, "std": 0.25},
     "SGD": {"momentum": 0.5},
     "BinaryAccuracy": {},
 }
 # a value that is allowed, where that of an example is not to be found
 EXAMPLES = {
     "Group.weight_decay": 0.25,
-    "Group.epochs": 2,
+    "Group.train_epochs": 2,
     "SGD.clip_norm": 0.5,
     "Adam.clip_norm": 0.5,
     "AdamW.clip_norm": 0.5,
@@ -68,8 +68,8 @@ EXAMPLES = {
 }
 # arguments that hold words, objects, or lists of them
 OTHERS = {
-    "name", "padding", "weight_initializer", "layers", "main", "shortcut", "groups", "other", "match", "schedule",
-    "points", "unit", "rest", "mode",
+    "name", "padding", "weight_initializer", "layers", "main", "shortcut", "groups", "fallback", "match", "schedule",
+    "points", "unit", "remaining", "mode",
 }  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def make(kind, **changes):
     return kind(**NEEDED.get(kind.__name__, {}) | changes)
 
 
-def test_every_argument_has_an_example():
+def test_settings_all_have_an_example():
     """Whoever adds a class or an argument says here which number it takes, or that it takes none."""
     assert [
         name for name, (*_, value, _) in zip(NAMES, ALL, strict=True) if not isinstance(value, bool | int | float)
@@ -118,7 +118,7 @@ def test_every_argument_has_an_example():
 
 
 @pytest.mark.parametrize(("kind", "argument", "value", "shape"), ALL, ids=NAMES)
-def test_numbers_of_numpy_are_numbers(kind, argument, value, shape):
+def test_settings_take_numpy_numbers(kind, argument, value, shape):
     """And come out of a description as Python's own."""
     plain = make(kind, **{argument: value})
     types = {FLAG: [np.bool_], INTEGER: [np.int64, np.int32, np.uint8], NUMBER: [np.float64, np.float32]}[shape]
@@ -136,7 +136,7 @@ def test_numbers_of_numpy_are_numbers(kind, argument, value, shape):
 
 
 @pytest.mark.parametrize(("kind", "argument", "value", "shape"), ALL, ids=NAMES)
-def test_what_is_not_a_number_is_refused(kind, argument, value, shape):
+def test_settings_refuse_what_is_not_a_number(kind, argument, value, shape):
     """When an object is made, and when the setting is assigned later."""
     wrong = ["1", b"1", [], np.ones(3), object()]
     wrong += [1, 0.0, None] if shape is FLAG else [True, np.bool_(True), float("nan"), np.float32("inf"), -np.inf]
@@ -154,7 +154,7 @@ def test_what_is_not_a_number_is_refused(kind, argument, value, shape):
 
 
 @pytest.mark.parametrize("kind", ours().values(), ids=lambda kind: kind.__name__)
-def test_names_that_do_not_exist_are_refused(kind):
+def test_settings_refuse_unknown_names(kind):
     """As arguments, and as attributes."""
     with pytest.raises(ArgumentError, match=f"{kind.__name__} takes no argument 'nonsense'; it takes"):
         make(kind, nonsense=1)
@@ -209,7 +209,7 @@ def test_names_that_do_not_exist_are_refused(kind):
         (lambda: gpucnn.Sequential, "takes the layers in order"),
     ],
 )
-def test_names_of_other_libraries_get_a_hint(make, message):
+def test_settings_hint_at_names_of_other_libraries(make, message):
     with pytest.raises(GpucnnError) as caught:
         make()
     assert message in str(caught.value)
@@ -249,7 +249,7 @@ def data(rng):
         (lambda model: setattr(model.layers[-2], "name", "other"), "name cannot be changed any more"),
     ],
 )
-def test_attributes_that_would_be_ignored_are_refused(change, message, data):
+def test_settings_refuse_attributes_that_would_be_ignored(change, message, data):
     model, control = model_of(), model_of()
     with pytest.raises(ConfigurationError) as caught:
         change(model)
@@ -259,7 +259,7 @@ def test_attributes_that_would_be_ignored_are_refused(change, message, data):
     assert_same_bits(model, control)
 
 
-def test_layers_of_users_take_any_attribute_but_those_that_another_library_would_obey():
+def test_custom_layers_take_any_attribute_but_those_of_other_libraries():
     class Scaled(layers.Layer):
         def __init__(self, factor=2.0, *, name=None):
             super().__init__(name=name)
@@ -289,7 +289,7 @@ def test_layers_of_users_take_any_attribute_but_those_that_another_library_would
         (lambda o: setattr(o, "nesterov", True), {"momentum": 0.9, "nesterov": True}),
     ],
 )
-def test_changed_settings_of_an_optimizer_count_from_the_next_step(change, settings, jit, data):
+def test_optimizer_settings_count_from_the_next_step(change, settings, jit, data):
     """As a model does that is compiled with them, and has the state of before."""
     model = model_of(optimizer=optimizers.SGD(0.1, momentum=0.9), jit=jit)
     model.fit(*data, batch_size=16, verbose=0)
@@ -339,7 +339,7 @@ class Jump(schedules.Schedule):
 def test_schedule_that_returns_no_rate_is_refused_at_that_step(then, where, data, tmp_path):
     """Before the weights are touched, so that what was saved then can be gone on with."""
 
-    groups = [optimizers.Group("*.bias", rate=Jump(then))] if where == "a group" else []
+    groups = [optimizers.Group("*.bias", lr_multiplier=Jump(then))] if where == "a group" else []
     model = model_of(optimizer=optimizers.SGD(0.1 if groups else Jump(then), momentum=0.5, groups=groups))
     keeper = Checkpoints(tmp_path / "run", every_steps=1)
     for resume in (False, True):
@@ -351,7 +351,7 @@ def test_schedule_that_returns_no_rate_is_refused_at_that_step(then, where, data
         assert model.optimizer.steps == 5
 
 
-def test_weights_are_those_of_before_where_a_schedule_returns_no_rate(data):
+def test_schedule_that_returns_no_rate_leaves_the_weights(data):
     model, control = (model_of(optimizer=optimizers.SGD(rate)) for rate in (Jump("nan"), 0.1))
     with pytest.raises(ConfigurationError, match="gave nan at epoch"):
         model.fit(*data, batch_size=16, epochs=3, verbose=0)
@@ -376,12 +376,12 @@ def test_warm_up_reaches_the_rate_of_its_schedule():
 def test_glorot_counts_a_convolutions_outputs_whatever_its_groups(groups):
     """KH·KW·C/groups and KH·KW·F, as Keras and PyTorch do."""
     layer = layers.Conv2D(64, 3, groups=groups, weight_initializer="glorot_uniform")
-    layer.build_once((8, 8, 64), np.random.default_rng(0))
+    layer.ensure_built((8, 8, 64), np.random.default_rng(0))
     limit = np.sqrt(6 / (9 * 64 / groups + 9 * 64))
     assert 0.97 * limit < np.abs(layer.weight.value).max() <= limit
 
 
-def test_changed_settings_of_one_cycle_count():
+def test_one_cycle_settings_changed_count():
     cycle = schedules.OneCycle(0.1)
     cycle.rate = 0.5
     assert [cycle(epoch, 10) for epoch in (0, 3, 10)] == pytest.approx([0.02, 0.5, 0.0])
@@ -392,7 +392,7 @@ def test_window_takes_numbers_of_numpy():
     conv = layers.Conv2D(i(4), (i(3), i(2)), strides=[i(2), i(1)], padding=((i(1), i(0)), (i(2), i(1))), dilation=i(1))
     assert repr(conv) == "Conv2D(4, (3, 2), strides=(2, 1), padding=((1, 0), (2, 1)))"
     json.dumps(conv.config())
-    assert fit_window("x", (8, 8), (3, 2), (2, 1), conv.padding).padding == ((1, 0), (2, 1))
+    assert make_window("x", (8, 8), (3, 2), (2, 1), conv.padding).padding == ((1, 0), (2, 1))
 
 
 def test_models_take_numbers_of_numpy(data):
@@ -403,7 +403,7 @@ def test_models_take_numbers_of_numpy(data):
     model.compile().fit(*data, epochs=i(2), batch_size=i(16), verbose=0)
 
 
-def test_losses_of_users_are_configurable():
+def test_custom_losses_are_configurable():
     class Half(losses.MeanSquaredError):
         def __init__(self, factor=0.5):
             super().__init__()

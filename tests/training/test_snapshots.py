@@ -28,7 +28,7 @@ def fitted(epochs, model=None, **options):
     return snapshots, seen
 
 
-def test_weights_are_kept_before_training_and_after_each_epoch(backend):
+def test_snapshots_before_training_and_after_each_epoch(backend):
     snapshots, seen = fitted(3, small_model(backend=backend))
     assert list(snapshots.epochs) == [0, 1, 2, 3]
     for epoch, weight in enumerate(seen):
@@ -38,7 +38,7 @@ def test_weights_are_kept_before_training_and_after_each_epoch(backend):
     assert not np.array_equal(seen[0], seen[1])
 
 
-def test_a_file_gives_back_what_was_kept(tmp_path):
+def test_snapshots_are_saved_and_loaded(tmp_path):
     snapshots, _ = fitted(2, folder=tmp_path)
     for place in (tmp_path, tmp_path / SNAPSHOTS):
         read = load_snapshots(place)
@@ -48,7 +48,7 @@ def test_a_file_gives_back_what_was_kept(tmp_path):
             assert all(np.array_equal(read[epoch][path], kept[path]) for path in kept)
 
 
-def test_layers_come_back_in_the_order_of_the_network(tmp_path):
+def test_snapshots_keep_the_order_of_layers(tmp_path):
     names = ["z", "b", "a"]
     model = gpucnn.Model([*(layers.Conv2D(2, 3, padding="same", name=name) for name in names)], (4, 4, 1))
     snapshots = Snapshots(tmp_path)
@@ -57,14 +57,14 @@ def test_layers_come_back_in_the_order_of_the_network(tmp_path):
     assert list(load_snapshots(tmp_path)[0]) == ["z.weight", "b.weight", "a.weight"]
 
 
-def test_convolutions_inside_blocks_are_kept():
+def test_snapshots_of_convolutions_inside_blocks():
     block = layers.Residual([layers.Conv2D(1, 3, padding="same", name="inner")])
     snapshots = Snapshots()
     snapshots.on_fit_begin(gpucnn.Model([block, layers.Flatten(), layers.Dense(2)], (4, 4, 1)))
     assert list(snapshots.epochs[0]) == ["residual.main.inner.weight"]
 
 
-def test_a_training_that_goes_on_is_counted_on():
+def test_snapshots_count_on_over_several_fits():
     model = small_model()
     fitted(2, model)
     snapshots, seen = fitted(1, model)
@@ -72,7 +72,7 @@ def test_a_training_that_goes_on_is_counted_on():
     np.testing.assert_array_equal(snapshots.epochs[2]["conv2d.weight"], seen[0])
 
 
-def test_the_limit_drops_every_other_epoch_and_keeps_the_first_and_the_last():
+def test_snapshots_limit_drops_every_other_epoch():
     snapshots, seen = fitted(9, limit=4 * SNAPSHOT_BYTES)
     assert list(snapshots.epochs) == [0, 4, 8, 9]
     for epoch in snapshots.epochs:
@@ -82,7 +82,7 @@ def test_the_limit_drops_every_other_epoch_and_keeps_the_first_and_the_last():
         assert kept == [0, epochs]
 
 
-def test_weights_that_do_not_fit_twice_are_left_out(tmp_path):
+def test_snapshots_leave_out_weights_that_do_not_fit_twice(tmp_path):
     first = 4 * 9 * 4
     snapshots, _ = fitted(1, limit=2 * SNAPSHOT_BYTES - 1)
     assert snapshots.left_out == ["conv2d_1.weight"]
@@ -93,12 +93,12 @@ def test_weights_that_do_not_fit_twice_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True])
-def test_a_limit_is_a_number_of_bytes(limit):
+def test_snapshots_limit_is_a_number_of_bytes(limit):
     with pytest.raises(ConfigurationError, match="limit, in bytes, must be a positive integer, not"):
         Snapshots(limit=limit)
 
 
-def test_files_that_are_no_snapshots(tmp_path):
+def test_snapshots_refuse_other_files(tmp_path):
     with pytest.raises(CheckpointError, match=r"snapshots.safetensors: there are no snapshots; `gpucnn train` writes"):
         load_snapshots(tmp_path)
     file = tmp_path / SNAPSHOTS
@@ -117,7 +117,7 @@ def test_files_that_are_no_snapshots(tmp_path):
             load_snapshots(file)
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_snapshots_in_a_missing_folder_are_refused(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"cannot write .*snapshots.safetensors .*; the folder .*nowhere does not exist"
     ):

@@ -20,7 +20,7 @@ def drawn(labels, fraction, seed=0):
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.1, 0.25, 0.5, 0.9])
-def test_a_stratified_part_has_each_class_by_its_share(fraction):
+def test_stratified_split_has_each_class_by_its_share(fraction):
     labels = np.random.default_rng(0).choice(7, 5000, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.04, 0.01])
     held = drawn(labels, fraction)
     assert held.sum() == round(fraction * 5000)
@@ -29,13 +29,13 @@ def test_a_stratified_part_has_each_class_by_its_share(fraction):
         assert abs(held[of_class].sum() - fraction * of_class.sum()) < 1
 
 
-def test_a_stratified_part_is_a_function_of_the_seed():
+def test_stratified_split_is_a_function_of_the_seed():
     labels = np.arange(300) % 10
     assert (drawn(labels, 0.1) == drawn(labels, 0.1)).all()
     assert (drawn(labels, 0.1) != drawn(labels, 0.1, seed=1)).any()
 
 
-def test_a_stratified_part_leaves_one_of_each_class():
+def test_stratified_split_leaves_one_of_each_class():
     held = drawn([0, 0, 1, 1, 1, 2], 0.9)
     assert not held[5]
     assert [held[:2].sum(), held[2:5].sum()] == [1, 2]
@@ -57,7 +57,7 @@ def fits(monkeypatch):
     return seen
 
 
-def test_training_without_validation_takes_all_images(run, digits, fits):
+def test_validation_off_trains_on_all_images(run, digits, fits):
     shown = run("train", "--data", "mnist", "--data-dir", digits)[1]
     assert "MNIST: 2,000 training, 300 test images; " in shown
     assert len(fits[0]["x"]) == 2000
@@ -98,7 +98,7 @@ def test_validation_sees_held_out_training_images(run, digits, fits, options, he
     assert (fits[1]["validation_data"][0] == x_held).all()
 
 
-def test_statistics_of_the_inputs_are_those_of_training_images(run, digits, fits, tmp_path):
+def test_normalization_adapts_to_training_images_alone(run, digits, fits, tmp_path):
     """Where a network's recipe does not know the data, its normalisation is adapted: not to what is held out."""
     run("train", "--network", "network-3", "--data", "mnist", "--data-dir", digits, "--validate")
     (given,) = fits
@@ -108,7 +108,7 @@ def test_statistics_of_the_inputs_are_those_of_training_images(run, digits, fits
     assert given["model"].layers[0].mean != pytest.approx(layers.Normalization().adapt(x).mean, rel=1e-9)
 
 
-def test_all_classes_are_watched_where_they_stand_one_after_another(run, tmp_path, fits, monkeypatch):
+def test_defect_watch_sees_all_classes_of_sorted_data(run, tmp_path, fits, monkeypatch):
     x, y = np.zeros((3000, 28, 28, 1), np.uint8), np.repeat(np.arange(3), 1000)
     data = gpucnn.datasets.Dataset([(x, y), (x[:9], y[:9])], name="mnist", class_names="abc", source="here")
     monkeypatch.setattr("gpucnn.runs.folder.datasets.mnist", lambda folder: data)
@@ -118,7 +118,7 @@ def test_all_classes_are_watched_where_they_stand_one_after_another(run, tmp_pat
     assert set(watch.probe[1]) == {0, 1, 2}
 
 
-def test_validation_on_the_test_images_is_asked_for_and_said(run, digits, tmp_path):
+def test_validation_on_the_test_images_is_explicit(run, digits, tmp_path):
     options = ("--data", "mnist", "--data-dir", digits, "--epochs", 1, "--batch-size", 200, "--run-dir", "here")
     status, shown, errors = run("train", *options, "--validate-on-test")
     assert (status, errors) == (0, "")
@@ -133,7 +133,7 @@ def test_validation_on_the_test_images_is_asked_for_and_said(run, digits, tmp_pa
     assert "--hold-out 0.1 validates on training images, --validate-on-test on the test images" in errors
 
 
-def test_a_report_says_what_was_held_out(run, digits, tmp_path):
+def test_validation_split_is_shown_in_the_report(run, digits, tmp_path):
     options = ("--data", "mnist", "--data-dir", digits, "--epochs", 1, "--batch-size", 200, "--run-dir", "here")
     assert run("train", *options, "--validate")[0] == 0
     told = {fact.term: fact for fact in facts(open_run(tmp_path / "here", "numpy"), "not tested")}
@@ -152,11 +152,11 @@ def test_a_report_says_what_was_held_out(run, digits, tmp_path):
         ({}, False),
     ],
 )
-def test_runs_from_before_the_choice_are_read_as_they_were(settings, on_test):
+def test_validation_of_older_runs_is_read(settings, on_test):
     assert validated_on_test(settings) == on_test
 
 
-def test_a_run_from_before_the_choice_goes_on_as_it_began(run, digits, fits, tmp_path):
+def test_validation_of_older_runs_is_kept_on_resume(run, digits, fits, tmp_path):
     run("train", "--data", "mnist", "--data-dir", digits, "--run-dir", "here", "--validate-on-test")
     settings = json.loads((tmp_path / "here" / "config.json").read_text())
     del settings["validate_on_test"], settings["images"]

@@ -25,7 +25,7 @@ def model_for(images, filters, kernel, backend="numpy", **options):
 
 
 @pytest.mark.parametrize(("kernel", "channels", "dilation"), [(2, 3, 1), (3, 1, 1), ((1, 2), 3, 1), (2, 3, (1, 2))])
-def test_responses_have_covariance_identity(backend, kernel, channels, dilation):
+def test_whitening_gives_covariance_identity(backend, kernel, channels, dilation):
     """Up to the epsilon: a direction of eigenvalue v keeps the variance v / (v + epsilon), in closed form."""
     images = photographs(channels=channels)
     KH, KW = (kernel, kernel) if isinstance(kernel, int) else kernel
@@ -56,7 +56,7 @@ def all_windows(x, EH, EW):
                 yield image[h : h + EH, w : w + EW]
 
 
-def test_the_same_filters_on_every_backend(backend):
+def test_whitening_is_the_same_on_every_backend(backend):
     images = photographs()
     filters = [
         whiten(m, images) and m.state_dict()["conv2d.weight"]
@@ -65,7 +65,7 @@ def test_the_same_filters_on_every_backend(backend):
     assert np.abs(filters[0] - filters[1]).max() < 1e-7 * np.abs(filters[1]).max()
 
 
-def test_what_counts():
+def test_whitening_depends_on_dilation_alone():
     """Dilation does, stride and padding do not; a convolution of its own is shown the images as they are."""
     images = photographs()
     plain, other = model_for(images, 24, 2), model_for(images, 24, 2, strides=2, padding="same")
@@ -83,7 +83,7 @@ def test_what_counts():
     assert 0.3 < norms.min() <= norms.max() < 0.5  # 1/√(v + 4)
 
 
-def test_a_model_goes_on_training_the_same_arrays():
+def test_whitening_keeps_the_trained_arrays():
     """The filters lie in the flat buffer that the optimizer updates, also inside a nested Sequential."""
     images, labels = synthetic_digits(200, 0)
     inner = L.Sequential([L.Normalization().adapt(images), L.Sequential([L.Conv2D(8, 2), L.ReLU()])])
@@ -142,7 +142,7 @@ def test_whitening_speeds_the_first_steps_up():
         ),
     ],
 )
-def test_errors(make, error, message):
+def test_whitening_errors(make, error, message):
     with pytest.raises(error, match=message):
         make(photographs())
 
