@@ -21,7 +21,7 @@ from gpucnn.optimizers.groups import Group
 OWN = ("gpucnn.", "builtins", "types", "typing", "functools", "inspect")
 ATOMS = (str, bytes, int, float, complex, type(None), type, ModuleType, BuiltinFunctionType, Backend)
 VALUES = (bool, int, float, complex, str, bytes, type(None))  # the same if they are equal; all else if it is identical
-PASSED_ON = {Optimizer: ("learning_rate", "steps"), Group: ("rate",)}  # to each step, in arrays
+PASSED_ON = {Optimizer: ("learning_rate", "steps"), Group: ("lr_multiplier",)}  # to each step, in arrays
 
 
 class Signature:
@@ -49,8 +49,8 @@ class Signature:
             self._visit_attributes(holder, names)
         self._copies, self._sizes = [dict(mapping) for mapping in self._mappings], self._sizes_now()
         for mapping, then in zip(self._mappings, self._copies, strict=True):
-            names = [name for name, value in then.items() if not _equal_only_if_same(value)]
-            self._read(mapping, operator.itemgetter, names)
+            unlike = [name for name, value in then.items() if not _equal_only_if_same(value)]
+            self._read(mapping, operator.itemgetter, unlike)
         self._then = self._values_now()
 
     def is_current(self) -> bool:

@@ -36,6 +36,7 @@ class NumpyBackend(Backend):
 
     name = "numpy"
     folds_batch_norm = True
+    captured_unit = "pass"
 
     @property
     def xp(self) -> Any:  # type: ignore[override]
