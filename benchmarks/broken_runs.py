@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.cpu import machine
 from gpucnn import datasets, plots
-from gpucnn.callbacks.defects import DefectWatch
+from gpucnn.callbacks.defects import TrainingMonitor
 from gpucnn.core.text import significant
 from gpucnn.initializers import Initializer, Uniform
 from gpucnn.layers import AveragePool2D, Conv2D, Dense, Flatten, ReLU, Softmax
@@ -34,9 +34,9 @@ KEPT = ("deviation 0.1",)  # whose first runs keep their histograms and all look
 COLOURS = {
     "learned": "#0072B2",
     "not learning": "#E69F00",
-    "collapsed": "#CC79A7",
-    "broke down": "#56B4E9",
-    "dead layer": "#D55E00",
+    "single-class predictions": "#CC79A7",
+    "late collapse": "#56B4E9",
+    "dead ReLUs": "#D55E00",
     "diverged": "#000000",
 }
 
@@ -127,7 +127,7 @@ def one_run(weights, seed, data):
             parameter.value[...] = generator.normal(0.0, BIAS, parameter.shape)
     steepness = curvature(exact, x[:512], y[:512])
     model = lenet(weights, seed)
-    watch = DefectWatch((x[:500], y[:500]), every=EVERY, grace=GRACE, action="stop")
+    watch = TrainingMonitor((x[:500], y[:500]), every=EVERY, grace_steps=GRACE, on_defect="stop")
     history = model.fit(x, y, epochs=3, batch_size=128, callbacks=[watch], check_numerics=False, verbose=0)
     return {
         "seed": seed,
@@ -136,7 +136,7 @@ def one_run(weights, seed, data):
         "test": model.evaluate(x_test, y_test)["accuracy"],
         "accuracy": history["accuracy"],
         "curvature": steepness,
-        "looks": watch.looks,
+        "observations": watch.observations,
         "histograms": watch.histograms,
     }
 
@@ -152,7 +152,7 @@ def measure(runs):
                 continue
             made.append(one_run(weights, seed, data))
             if name not in KEPT or seed >= 6:
-                made[-1]["histograms"], made[-1]["looks"] = {}, made[-1]["looks"][-1:]
+                made[-1]["histograms"], made[-1]["observations"] = {}, made[-1]["observations"][-1:]
             last = made[-1]
             print(name, seed, last["outcome"], f"{last['test']:.4f}", f"curvature {last['curvature']:.3g}", flush=True)
             made.sort(key=lambda run: run["seed"])
@@ -223,13 +223,13 @@ def draw_looks(held, name):
     """Return a figure: accuracy and dead units of the first steps, of a run that learned and one that did not."""
     from matplotlib.figure import Figure
 
-    runs = [run for run in held["runs"][name] if len(run["looks"]) > 1]
+    runs = [run for run in held["runs"][name] if len(run["observations"]) > 1]
     good = next(run for run in runs if run["outcome"] == "learned")
     bad = next(run for run in runs if run["outcome"] != "learned")
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, run in zip(panels, (good, bad), strict=True):
-        looks = [look for look in run["looks"] if look["step"] <= 200]
+        looks = [look for look in run["observations"] if look["step"] <= 200]
         steps = [look["step"] for look in looks]
         panel.plot(steps, [100 * look["accuracy"] for look in looks], color="#0072B2", label="accuracy")
         for number, (relu, style) in enumerate(zip(looks[0]["dead"], ("-", "--", "-.", ":"), strict=True), start=1):

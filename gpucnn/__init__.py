@@ -29,12 +29,11 @@ from gpucnn.errors import (
     GpucnnError,
     LayerError,
     NumericError,
-    OutOfMemory,
+    OutOfMemoryError,
     ShapeError,
     ThreadWarning,
 )
-from gpucnn.model import Model
-from gpucnn.saving.model_file import load
+from gpucnn.model import Model, load
 from gpucnn.training.checkpoints import Checkpoints
 from gpucnn.version import __version__
 
@@ -57,7 +56,7 @@ __all__ = [
     "LayerError",
     "Model",
     "NumericError",
-    "OutOfMemory",
+    "OutOfMemoryError",
     "ShapeError",
     "ThreadWarning",
     "__version__",

@@ -18,6 +18,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         _take_every_character(stream)
     try:
+        _refuse_renamed(sys.argv[1:])
         app(prog_name="gpucnn")
     except GpucnnError as error:
         say_error(error)
@@ -29,6 +30,27 @@ def main() -> None:
     except MemoryError as error:
         say_error(f"{error or 'out of memory'}; choose a smaller --batch-size", "MemoryError")
         sys.exit(1)
+
+
+RENAMED_OPTIONS = {
+    "--as-is": "--no-centre",
+    "--beside": "--compare",
+    "--hold-out": "--validation-split",
+    "--views": "--tta",
+}
+RENAMED_COMMANDS = {"kernels": "filters-by-epoch", "maps": "feature-maps"}  # of `show`
+
+
+def _refuse_renamed(words: list[str]) -> None:
+    """Refuse an option or command by its former name, and say what it is called now."""
+    from gpucnn.errors import ConfigurationError
+
+    for word in words:
+        option = word.partition("=")[0]
+        if option in RENAMED_OPTIONS:
+            raise ConfigurationError(f"{option} was renamed; write {RENAMED_OPTIONS[option]}")
+    if words[:1] == ["show"] and words[1:2] and words[1] in RENAMED_COMMANDS:
+        raise ConfigurationError(f"show {words[1]} was renamed; write: gpucnn show {RENAMED_COMMANDS[words[1]]}")
 
 
 def _take_every_character(stream: Any) -> None:

@@ -85,18 +85,18 @@ class BackendUnavailable(GpucnnError, RuntimeError):
     """A backend was asked for by name and cannot be had on this machine."""
 
 
-class OutOfMemory(GpucnnError, MemoryError):
+class OutOfMemoryError(GpucnnError, MemoryError):
     """What a batch needs does not fit the memory; names the layer, as a path, that asked for too much.
 
-    `explained` tells whether the message says at which batch.
+    `has_advice` tells whether the message says at which batch.
     """
 
-    def __init__(self, message: str, layer: str = "", explained: bool = False) -> None:
+    def __init__(self, message: str, layer: str = "", has_advice: bool = False) -> None:
         super().__init__(message)
-        self.layer, self.explained = layer, explained
+        self.layer, self.has_advice = layer, has_advice
 
     @classmethod
-    def at(cls, layer: str, error: MemoryError) -> "OutOfMemory":
+    def at(cls, layer: str, error: MemoryError) -> "OutOfMemoryError":
         """Return the error as that of a layer; where it is one of a layer inside, the path grows."""
         inside = error.layer if isinstance(error, cls) else ""
         return cls(str(error), f"{layer}.{inside}" if inside else layer)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gpucnn.losses import Loss
 
 #: keys of the history that are not metrics; less of each is better
-OTHER_KEYS = ("loss", "learning_rate", "seconds", "step_seconds")
+OTHER_KEYS = ("loss", "learning_rate", "seconds", "seconds_per_step")
 MODES = ("auto", "min", "max")
 
 
@@ -145,10 +145,10 @@ def _check_name(metric: Metric, others: list[str]) -> None:
     name, kind = metric.name, type(metric).__name__
     if not isinstance(name, str) or not name:
         raise ConfigurationError(f"the metric {kind} has no name; give its class one, such as name = 'top_3'")
-    if name in OTHER_KEYS or name.startswith("val_") or name.endswith("_so_far"):
+    if name in OTHER_KEYS or name.startswith(("val_", "cumulative_")):
         raise ConfigurationError(
             f"the metric {kind} is named {name!r}, which the history keeps for numbers of its own "
-            f"({', '.join(OTHER_KEYS)}, val_…, …_so_far); give it another name"
+            f"({', '.join(OTHER_KEYS)}, val_…, cumulative_…); give it another name"
         )
     if name in others:
         raise ConfigurationError(f"two metrics are named {name!r}; leave one of them out, or give it another name")
@@ -165,7 +165,7 @@ def is_larger_better(monitor: str, metrics: Sequence[Metric], mode: str = "auto"
     """
     if checks.one_of(mode, "mode", MODES) != "auto":
         return mode == "max"
-    key = monitor.removeprefix("val_").removesuffix("_so_far")
+    key = monitor.removeprefix("val_").removeprefix("cumulative_")
     metric = next((metric for metric in metrics if metric.name == key), None)
     if metric is None:  # a loss, or a key that there is not
         return False

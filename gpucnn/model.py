@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from glob import escape
 from typing import TYPE_CHECKING, Any
 
-from gpucnn.backends import Array
+from gpucnn.backends import Array, Backend
 from gpucnn.callbacks import Callback, check_callbacks
 from gpucnn.core import checks
 from gpucnn.core.hints import hinted
@@ -21,19 +22,22 @@ from gpucnn.engine.executor import Executor
 from gpucnn.engine.memory import suggest_batch_size, to_device
 from gpucnn.engine.scale import warn_of_scale, warn_of_targets
 from gpucnn.engine.sharding import ShardedNetwork
-from gpucnn.errors import ConfigurationError, DataError, NumericError, ShapeError
+from gpucnn.errors import CheckpointError, ConfigurationError, DataError, GpucnnError, ShapeError
+from gpucnn.initializers import element_budget
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Shape
-from gpucnn.losses import MeanSquaredError
-from gpucnn.metrics import Accuracy
+from gpucnn.losses import Loss, MeanSquaredError
+from gpucnn.metrics import Accuracy, Metric
+from gpucnn.optimizers import Optimizer
+from gpucnn.saving import model_file
 from gpucnn.training.checkpoints import Checkpoints, check_checkpoints
 from gpucnn.training.history import History
-from gpucnn.training.loop import Training
+from gpucnn.training.loop import Trainer
+from gpucnn.training.recipe import Recipe
+from gpucnn.training.session import Training
 
 if TYPE_CHECKING:
     from gpucnn.engine.profiling import Profile
-    from gpucnn.networks import Recipe
-    from gpucnn.training.finite_check import Watch
 
 
 class Model(Executor):
@@ -60,11 +64,8 @@ class Model(Executor):
     """
 
     class_names: list[str] | None = None
-    recipe: "Recipe | None" = None
-    numerics: "Watch | None" = None  # looks at gradients while a fit goes on
-    fault: NumericError | None = None  # what ended the last fit
-    progress = 0.0, 1.0  # the epoch that a fit has come to, with its fraction, and the number of epochs
-    averaged_by: Callback | None = None  # who has put averages in the place of the weights
+    recipe: Recipe | None = None  # what `fit` uses where it is not told otherwise
+    training: Training | None = None  # the run of the `fit` that is running, for callbacks
 
     @trains(within=False)
     @hinted
@@ -138,7 +139,7 @@ class Model(Executor):
             callbacks = [*self.recipe.callbacks(), *callbacks]
             if self.recipe.prepare is not None and self.epochs_trained == 0:
                 self.recipe.prepare(self, data[0])
-        return Training(
+        self.training = trainer = Trainer(
             model=self,
             data=data,
             epochs=epochs,
@@ -152,7 +153,11 @@ class Model(Executor):
             check_numerics=checks.flag(check_numerics, "check_numerics"),
             deterministic=checks.flag(deterministic, "deterministic"),
             verbose=check_verbose(verbose),
-        ).run()
+        )
+        try:
+            return trainer.fit()
+        finally:
+            self.training = None
 
     def _check_batches(self, count: int, size: int) -> None:
         """Refuse batches that a layer cannot be trained on, before any work is done."""
@@ -176,7 +181,8 @@ class Model(Executor):
         try:
             with self.execution_context(len(x)):
                 ((inputs, labels),) = to_device(self, (x, y))
-                return self.train_step(self.as_floats(inputs), labels, rates, check=self.numerics)[0]
+                watch = None if self.training is None else self.training.watch
+                return self.train_step(self.as_floats(inputs), labels, rates, check=watch)[0]
         except MemoryError as error:
             raise suggest_batch_size(self, (x, y), len(x), error) from error
 
@@ -297,6 +303,11 @@ class Model(Executor):
     def _recipe_default(self, setting: str, otherwise: Any) -> Any:
         return otherwise if self.recipe is None else getattr(self.recipe, setting)
 
+    def config(self) -> dict[str, Any]:
+        """Return the settings as plain data, with the class names and the recipe."""
+        recipe = None if self.recipe is None else self.recipe.config()
+        return super().config() | {"class_names": self.class_names, "recipe": recipe}
+
     # --- reports and files --------------------------------------------------------------------
 
     def summary(self) -> None:
@@ -320,12 +331,57 @@ class Model(Executor):
     @on_device
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, architecture and training settings to a safetensors file; `gpucnn.load` reads it."""
-        from gpucnn.saving.model_file import save
-
-        save(self, path)
+        model_file.save(self, path)
 
     def __repr__(self) -> str:
         return for_output(
             f"<Model {self.name!r}: {len(self.layers)} layers, {self.input_shape} → {self.output_shape}, "
             f"{sum(p.size for p in self.parameters().values()):,} parameters, {self.dtype} on {self.backend.name}>"
         )
+
+
+def load(path: str | os.PathLike[str], backend: str | Backend = "auto", dtype: str | None = None) -> Model:
+    """Load a model that `save` wrote, onto any backend; `dtype` is that of the file unless another is given.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, foreign or does not fit itself; says which.
+    """
+    path = model_file.find(path)
+    described, state = model_file.read(path)
+    try:
+        return _build(described, state, backend, dtype)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (GpucnnError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
+        raise CheckpointError(f"{path}: does not describe a model that can be built: {error}") from error
+
+
+def _build(described: dict[str, Any], state: dict[str, Any], backend: str | Backend, dtype: str | None) -> Model:
+    """Return the model that `Model.config` described, with these weights."""
+    input_shape = described.get("input_shape")
+    with element_budget(sum(array.size for array in state.values())):  # which is what the file holds
+        model = Model(
+            model_file.read_network(described.get("network")),
+            tuple(input_shape) if isinstance(input_shape, list) else (),
+            seed=described.get("seed", 0),
+            backend=backend,
+            dtype=described.get("dtype", "float32") if dtype is None else dtype,
+            name=str(described.get("name", "model")),
+        )
+    model.load_state_dict(state)
+    training = described.get("training")
+    if isinstance(training, dict):
+        metrics = training.get("metrics", [])
+        model.compile(
+            Optimizer.from_config(training.get("optimizer")),
+            Loss.from_config(training.get("loss")),
+            "auto" if metrics == "auto" else [Metric.from_config(metric) for metric in metrics],
+        )
+    frozen = described.get("frozen", [])  # files of older versions lack it
+    if frozen:
+        model.freeze(*(escape(str(path)) for path in frozen))
+    model.epochs_trained = int(described.get("epochs_trained", described.get("epochs_seen", 0)))
+    names, recipe = described.get("class_names"), described.get("recipe")
+    model.class_names = [str(name) for name in names] if isinstance(names, list) else None
+    model.recipe = Recipe.from_config(recipe) if isinstance(recipe, dict) else None
+    return model

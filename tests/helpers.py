@@ -169,7 +169,7 @@ OPTIMIZERS = {
 # --- training runs that are saved and killed ------------------------------------------------------
 
 
-TIMES = ("seconds", "step_seconds", "val_seconds")
+TIMES = ("seconds", "seconds_per_step", "val_seconds")
 
 
 class Killed(Exception):

@@ -46,6 +46,9 @@ def get_backend(name: "str | Backend | None" = None) -> Backend:
     return _instances[name]
 
 
+Backend.by_name = staticmethod(get_backend)
+
+
 @contextlib.contextmanager
 def use_backend(name: "str | Backend") -> Iterator[Backend]:
     """Use a backend for every model that is created in the block without naming one."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -96,15 +96,16 @@ class Backend:
     name = "reference"
     xp: ModuleType | Any = np
 
+    #: returns the backend of a name; `gpucnn.backends`, which stands above, puts its `get_backend` here
+    by_name: ClassVar[Callable[[str], "Backend"]]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Backend":
         """Return the backend itself: models that are copies of each other compute on the same."""
         return self
 
     def __reduce__(self) -> Any:
         """Be pickled by name, and found in the other process as the backend of that name there."""
-        from gpucnn.backends import get_backend
-
-        return get_backend, (self.name,)
+        return Backend.by_name, (self.name,)
 
     #: whether a model may compute in float16 here, with parameters and statistics in float32
     supports_float16 = False
@@ -316,6 +317,19 @@ class Backend:
         dweight, dbias = self.conv2d_parameter_gradients(x, dy, window, groups, bias)
         return dweight, dbias, self.conv2d_input_gradient(dy, weight, x.shape[1:3], window, groups)
 
+    def conv2d_backward(
+        self, x: Array, dy: Array, weight: Array, window: Window, groups: int, need: tuple[bool, ...]
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        """Return dx, dweight and dbias; None for those that are not in `need`, which says it in the same order."""
+        need_dx, need_dweight, need_dbias = need
+        if need_dx and need_dweight:
+            dweight, dbias, dx = self.conv2d_gradients(x, dy, weight, window, groups, need_dbias)
+            return dx, dweight, dbias
+        if need_dweight:
+            return None, *self.conv2d_parameter_gradients(x, dy, window, groups, need_dbias)
+        dbias = self.channel_sums(dy) if need_dbias else None
+        return self.conv2d_input_gradient(dy, weight, x.shape[1:3], window, groups) if need_dx else None, None, dbias
+
     # --- products of features -----------------------------------------------------------------
 
     def dense(self, x: Array, weight: Array, bias: Array | None) -> Array:
@@ -330,6 +344,18 @@ class Backend:
     def dense_input_gradient(self, dy: Array, weight: Array, x: Array) -> Array:
         """Return dx (N, D) from dy (N, K) and weight (D, K), laid out as x is."""
         return self.xp.matmul(dy, weight.T, out=self.xp.empty_like(x))
+
+    def dense_backward(
+        self, x: Array, dy: Array, weight: Array, need: tuple[bool, ...]
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        """Return dx, dweight and dbias; None for those that are not in `need`, which says it in the same order."""
+        need_dx, need_dweight, need_dbias = need
+        dweight, dbias = None, None
+        if need_dweight:
+            dweight, dbias = self.dense_parameter_gradients(x, dy, need_dbias)
+        elif need_dbias:
+            dbias = self.channel_sums(dy)
+        return self.dense_input_gradient(dy, weight, x) if need_dx else None, dweight, dbias
 
     # --- pooling ------------------------------------------------------------------------------
 

@@ -6,19 +6,16 @@ the device, so that an average costs two kernels, and nothing is read from there
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpucnn.backends import Array
 from gpucnn.callbacks.base import Callback
 from gpucnn.core import checks
 from gpucnn.core.config import Configurable
 from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.optimizers.layout import Layout
 from gpucnn.saving.tree import misfit
 from gpucnn.schedules import Schedule
-
-if TYPE_CHECKING:
-    from gpucnn.model import Model
-    from gpucnn.optimizers.layout import Layout
 
 Decay = float | Schedule | Callable[[float], float]
 
@@ -34,24 +31,27 @@ class _Average(Callback, Configurable, family="average"):
     def __init__(self, decay: Decay, every: int) -> None:
         self.every = checks.integer(every, "every", minimum=1)
         self.decay = decay if callable(decay) else _checked(decay)
-        self._model: weakref.ref[Model] | None = None
+        self._model: weakref.ref[Any] | None = None
         self._layout: Layout | None = None
         self._averages: list[Array] = []
         self._raw: list[Array] | None = None  # the model's own numbers, while it shows the averages
         self._steps = 0
 
-    def on_fit_begin(self, model: "Model") -> None:
+    def on_fit_begin(self, model: Any) -> None:
         """Begin with the weights that the model has, or go on where an earlier fit ended."""
         if self._goes_on(model):
+            model.training.averaged_by = self
             return
         self._model, self._steps, self._raw = weakref.ref(model), 0, None
         self._averages = [array.copy() for array in model.flat_state()]
         self._layout = model.flat_layout()
-        model.averaged_by = None
 
-    def _goes_on(self, model: "Model") -> bool:
+    def _is_of(self, model: object) -> bool:
+        return self._model is not None and self._model() is model
+
+    def _goes_on(self, model: Any) -> bool:
         """Tell whether the model is as an earlier fit left it."""
-        if self._model is None or self._model() is not model or self._raw is None:
+        if self._raw is None or not self._is_of(model):
             return False
         arrays = model.flat_state()
         if model.flat_layout() is not self._layout:
@@ -59,42 +59,42 @@ class _Average(Callback, Configurable, family="average"):
         pairs = zip(arrays, self._averages, strict=True)
         return not any(int((now != then).astype("int64").sum()) for now, then in pairs)  # numbers: see Accuracy.total
 
-    def on_epoch_begin(self, model: "Model", epoch: int) -> None:
+    def on_epoch_begin(self, model: Any, epoch: int) -> None:
         """Put the raw weights back, for the steps."""
         if self._raw is not None:
             for array, raw in zip(self._arrays(model), self._raw, strict=True):
                 array[...] = raw
-            self._raw = model.averaged_by = None
+            self._raw = model.training.averaged_by = None
 
-    def on_step_end(self, model: "Model", step: int) -> None:
+    def on_step_end(self, model: Any, step: int) -> None:
         """Average, from time to time."""
         self._steps += 1
         if self._steps % self.every == 0:
             self._average(model)
 
-    def on_epoch_trained(self, model: "Model", epoch: int) -> None:
+    def on_train_epoch_end(self, model: Any, epoch: int) -> None:
         """Show the averages, for the validation and whatever follows until the next epoch."""
-        if model.averaged_by not in (None, self):
+        if (other := model.training.averaged_by) not in (None, self):
             raise ConfigurationError(
-                f"{self!r} and {model.averaged_by!r} both put averages in the place of the weights; pass one of them"
+                f"{self!r} and {other!r} both put averages in the place of the weights; pass one of them"
             )
         arrays = self._arrays(model)
-        self._raw, model.averaged_by = [array.copy() for array in arrays], self
+        self._raw, model.training.averaged_by = [array.copy() for array in arrays], self
         for array, average in zip(arrays, self._averages, strict=True):
             array[...] = average
 
-    def on_fit_interrupted(self, model: "Model") -> None:
+    def on_exception(self, model: Any) -> None:
         """Leave the model with the averages, as at the end."""
-        if self._model is not None and self._model() is model and self._raw is None and model.averaged_by is None:
-            self.on_epoch_trained(model, -1)
+        if self._is_of(model) and self._raw is None and model.training.averaged_by is None:
+            self.on_train_epoch_end(model, -1)
 
-    def state(self, model: "Model") -> dict[str, Any]:
+    def state(self, model: Any) -> dict[str, Any]:
         """Return the averages, the raw weights while the averages are shown, and how many steps were made."""
         to_host = model.backend.to_host
         raw = None if self._raw is None else [to_host(array).copy() for array in self._raw]
         return {"averages": [to_host(array).copy() for array in self._averages], "raw": raw, "steps": self._steps}
 
-    def load_state(self, model: "Model", state: dict[str, Any]) -> None:
+    def load_state(self, model: Any, state: dict[str, Any]) -> None:
         """Go on from these averages; the model shows them if it did so then.
 
         Raises:
@@ -106,10 +106,10 @@ class _Average(Callback, Configurable, family="average"):
         for average, saved in zip(self._averages, state["averages"], strict=True):
             average[...] = from_host(saved)
         self._raw = None if raw is None else [from_host(array) for array in raw]
-        model.averaged_by = None if raw is None else self
+        model.training.averaged_by = None if raw is None else self
         self._steps = state["steps"]
 
-    def _arrays(self, model: "Model") -> list[Array]:
+    def _arrays(self, model: Any) -> list[Array]:
         """Return the model's flat arrays, which may lie elsewhere than a step ago.
 
         Raises:
@@ -130,10 +130,10 @@ class _Average(Callback, Configurable, family="average"):
         """Leave the model to the original: a copy begins anew."""
         return vars(self) | {"_model": None}
 
-    def _average(self, model: "Model") -> None:
+    def _average(self, model: Any) -> None:
         raise NotImplementedError(f"{type(self).__name__} has no _average")
 
-    def _move_averages(self, model: "Model", share: float) -> None:
+    def _move_averages(self, model: Any, share: float) -> None:
         for average, array in zip(self._averages, self._arrays(model), strict=True):
             model.backend.lerp_(average, array, share)
 
@@ -166,15 +166,15 @@ class MovingAverage(_Average):
         super().__init__(decay, every)
         self.warm_up = checks.flag(warm_up, "warm_up")
 
-    def _average(self, model: "Model") -> None:
+    def _average(self, model: Any) -> None:
         updates = self._steps // self.every - 1
-        decay = self._decay_at(*model.progress)
+        decay = self._decay_at(*model.training.progress)
         if self.warm_up:
             decay = min(decay, (1 + updates) / (10 + updates))
         self._move_averages(model, 1.0 - decay)
 
 
-class LookAhead(_Average):
+class Lookahead(_Average):
     """Slow weights follow the trained ones, which are set back to them: k steps forward, one step back.
 
     Every so many steps slow ← decay·slow + (1 − decay)·fast, and then fast ← slow. Validation and the model after
@@ -192,11 +192,13 @@ class LookAhead(_Average):
     Source: Zhang, Lucas, Hinton, Ba, "Lookahead optimizer: k steps forward, 1 step back" (2019).
     """
 
+    former_names = ("LookAhead",)
+
     def __init__(self, every: int = 5, decay: Decay = 0.5) -> None:
         super().__init__(decay, every)
 
-    def _average(self, model: "Model") -> None:
-        self._move_averages(model, 1.0 - self._decay_at(*model.progress))
+    def _average(self, model: Any) -> None:
+        self._move_averages(model, 1.0 - self._decay_at(*model.training.progress))
         for array, average in zip(self._arrays(model), self._averages, strict=True):
             array[...] = average
 

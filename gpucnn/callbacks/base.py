@@ -1,7 +1,7 @@
 """`Callback`: what else happens while a model is fitted; and `EarlyStopping`."""
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from gpucnn.core import checks
 from gpucnn.core.hints import hinted
@@ -9,16 +9,17 @@ from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.metrics import MODES, is_larger_better
 from gpucnn.saving.tree import misfit
 
-if TYPE_CHECKING:
-    from gpucnn.model import Model
-
 
 class Callback:
     """Base of every callback: each method is called at its time and may be left out.
 
-    `model` is the model that is fitted, `logs` the epoch's numbers as they go into the history. A callback ends the
-    training early by setting `model.stop_training = True`.
+    `model` is the `gpucnn.Model` that is fitted, `logs` the epoch's numbers as they go into the history. A callback
+    stops the training by setting `model.stop_training = True`; `model.training` holds what is known of the run.
     """
+
+    #: names in older checkpoints: of the class, and of its arguments and the keys of its state
+    former_names: ClassVar[tuple[str, ...]] = ()
+    renamed: ClassVar[dict[str, str]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse arguments that do not fit the constructor with a hint."""
@@ -26,28 +27,28 @@ class Callback:
         if "__init__" in vars(cls):
             cls.__init__ = hinted(cls.__init__)  # type: ignore[method-assign]
 
-    def on_fit_begin(self, model: "Model") -> None:
+    def on_fit_begin(self, model: Any) -> None:
         """Before the first epoch."""
 
-    def on_epoch_begin(self, model: "Model", epoch: int) -> None:
+    def on_epoch_begin(self, model: Any, epoch: int) -> None:
         """Before an epoch, the first of which is 0."""
 
-    def on_step_end(self, model: "Model", step: int) -> None:
+    def on_step_end(self, model: Any, step: int) -> None:
         """After a step; `step` counts from 0 within the epoch. Reading from the device here slows training down."""
 
-    def on_epoch_trained(self, model: "Model", epoch: int) -> None:
+    def on_train_epoch_end(self, model: Any, epoch: int) -> None:
         """After an epoch's steps, before its validation, if there is one."""
 
-    def on_epoch_end(self, model: "Model", epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
         """After an epoch and its validation."""
 
-    def on_fit_end(self, model: "Model") -> None:
+    def on_fit_end(self, model: Any) -> None:
         """After the last epoch."""
 
-    def on_fit_interrupted(self, model: "Model") -> None:
+    def on_exception(self, model: Any) -> None:
         """In place of `on_fit_end` where an error or the user's Ctrl-C ends the training; the error is raised after."""
 
-    def state(self, model: "Model") -> dict[str, Any]:
+    def state(self, model: Any) -> dict[str, Any]:
         """Return what a training that is resumed needs of this callback, for its checkpoints.
 
         Host arrays (`model.backend.to_host`), numbers and words, in lists and in dictionaries by words; tuples come
@@ -56,7 +57,7 @@ class Callback:
         """
         return {}
 
-    def load_state(self, model: "Model", state: dict[str, Any]) -> None:
+    def load_state(self, model: Any, state: dict[str, Any]) -> None:
         """Take over what `state` returned, when a training is resumed.
 
         The model has its weights by then. It is called after `on_fit_begin` and, where the training goes on within an
@@ -64,12 +65,14 @@ class Callback:
         """
 
 
-# what users of Keras write, and what it is called here
+# what Keras and earlier versions call a method, and what it is called here
 OTHER_NAMES = {
     "on_train_begin": "on_fit_begin",
     "on_train_end": "on_fit_end",
     "on_batch_end": "on_step_end",
     "on_train_batch_end": "on_step_end",
+    "on_epoch_trained": "on_train_epoch_end",
+    "on_fit_interrupted": "on_exception",
 }
 
 
@@ -119,8 +122,8 @@ class EarlyStopping(Callback):
     Arguments
         monitor       a key of the history
         patience      stop after this many epochs in a row without improvement
-        minimum       the change that counts as one, at least 0
-        restore_best  load the weights of the best epoch when the training ends
+        min_delta             the smallest change that counts as an improvement, at least 0
+        restore_best_weights  load the weights of the best epoch when the training ends
         mode          "min": smaller is better; "max": larger is better; "auto" asks the metric, and a loss is "min"
 
     Raises
@@ -128,33 +131,36 @@ class EarlyStopping(Callback):
                             does not say which way is better
     """
 
+    renamed: ClassVar = {"minimum": "min_delta", "restore_best": "restore_best_weights"}
+
     def __init__(
         self,
         monitor: str = "val_loss",
         patience: int = 3,
-        minimum: float = 0.0,
-        restore_best: bool = True,
+        min_delta: float = 0.0,
+        restore_best_weights: bool = True,
         *,
         mode: str = "auto",
     ) -> None:
         if not isinstance(monitor, str):
             raise ConfigurationError(f'monitor must be a key of the history such as "val_loss", not {monitor!r}')
         self.monitor, self.patience = monitor, checks.integer(patience, "patience", 1)
-        self.minimum = checks.number(minimum, "minimum", 0)
-        self.restore_best, self.mode = checks.flag(restore_best, "restore_best"), checks.one_of(mode, "mode", MODES)
+        self.min_delta = checks.number(min_delta, "min_delta", 0)
+        self.restore_best_weights = checks.flag(restore_best_weights, "restore_best_weights")
+        self.mode = checks.one_of(mode, "mode", MODES)
         self.best_epoch = -1
 
-    def on_fit_begin(self, model: "Model") -> None:
+    def on_fit_begin(self, model: Any) -> None:
         """Forget earlier trainings."""
         self._sign = -1.0 if is_larger_better(self.monitor, model.metrics, self.mode) else 1.0
         self.best_epoch, self._best = -1, float("inf")
         self._state: dict[str, Any] | None = None
 
-    def state(self, model: "Model") -> dict[str, Any]:
+    def state(self, model: Any) -> dict[str, Any]:
         """Return the best number, when it was, and the weights of then."""
         return {"best": self._best, "best_epoch": self.best_epoch, "weights": self._state}
 
-    def load_state(self, model: "Model", state: dict[str, Any]) -> None:
+    def load_state(self, model: Any, state: dict[str, Any]) -> None:
         """Compare with the best of before.
 
         Raises:
@@ -164,7 +170,7 @@ class EarlyStopping(Callback):
             raise CheckpointError(f"EarlyStopping: {wrong}")
         self._best, self.best_epoch, self._state = state["best"], state["best_epoch"], state["weights"]
 
-    def on_epoch_end(self, model: "Model", epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
         """Compare with the best so far."""
         if self.monitor not in logs:
             raise ConfigurationError(
@@ -172,13 +178,13 @@ class EarlyStopping(Callback):
                 "pass validation_data, or another monitor"
             )
         value = self._sign * logs[self.monitor]
-        if value < self._best - self.minimum:
+        if value < self._best - self.min_delta:
             self._best, self.best_epoch = value, epoch
-            self._state = model.state_dict() if self.restore_best else None
+            self._state = model.state_dict() if self.restore_best_weights else None
         elif epoch - self.best_epoch >= self.patience:
             model.stop_training = True
 
-    def on_fit_end(self, model: "Model") -> None:
+    def on_fit_end(self, model: Any) -> None:
         """Load the best weights."""
         if self._state is not None:
             model.load_state_dict(self._state)

@@ -1,36 +1,37 @@
-"""What can go wrong with a training run, found while it runs: divergence, no learning, collapse, death, a breakdown."""
+"""What can go wrong with a training run, found while it runs: divergence, no learning, dead ReLUs, late collapse."""
 
 import json
 import math
 import weakref
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from gpucnn.callbacks import Callback
 from gpucnn.core import checks
+from gpucnn.core.checks import is_number
 from gpucnn.core.files import explained, read_json, user_path, write_into
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.layers.activation import ReLU
-
-if TYPE_CHECKING:
-    from gpucnn.model import Model
+from gpucnn.layers.hooks import find_not_finite
 
 DEFECTS, FORMAT = "defects.json", 1
-ACTIONS = ("flag", "stop")
+ON_DEFECT = ("flag", "stop")
 BINS = 40  # of a histogram
-DEVIATIONS = 5.0  # of chance itself, up to which an accuracy counts as chance
-LEARNED = 0.3  # of the way from chance to perfection, from which a run counts as having learned
-DEAD = 0.9  # the share of a layer's units that never fire, from which it counts as dead
-LASTS = 3  # looks in a row at chance, after which a run that had learned counts as broken: many dip early and recover
-ONE_CLASS = 0.99  # the share of predictions that are one class, from which a run counts as collapsed
+MAX_CHANCE_DEVIATIONS = 5.0  # standard deviations of chance, up to which an accuracy counts as chance
+MIN_LEARNED = 0.3  # of the way from chance to perfection, from which a run counts as having learned
+MIN_DEAD = 0.9  # fraction of a layer's units that never fire, from which it counts as dead
+PATIENCE = 3  # observations in a row at chance, after which a run that had learned has collapsed: many dip and recover
+MIN_SINGLE_CLASS = 0.99  # fraction of predictions that are one class, from which a run counts as predicting only that
+FORMER_KINDS = {"broke down": "late collapse", "dead layer": "dead ReLUs", "collapsed": "single-class predictions"}
 
 
 @dataclass(frozen=True)
 class Defect:
     """What is wrong with a run, and since when.
 
-    `kind` is "diverged", "broke down", "dead layer", "collapsed" or "not learning".
+    `kind` is "diverged" (NaN or infinity), "late collapse" (it had learned, and fell back to chance), "dead ReLUs" (a
+    layer whose units never fire), "single-class predictions" or "not learning" (accuracy still at chance).
     """
 
     kind: str
@@ -43,133 +44,143 @@ class Defect:
         return f"{self.kind}{where} at step {self.step}: {self.detail}"
 
 
-class DefectWatch(Callback):
-    """Look at a model every so many steps through a fixed sample of data, and say what is wrong with its training.
+class TrainingMonitor(Callback):
+    """Check a model every few steps on a fixed sample of data, and report what is wrong with its training.
 
-    Afterwards `defect` is a `Defect` or None, `looks` holds what was seen, and `histograms` those of weights, biases
-    and gradients when the defect was found, or at the end.
+    Afterwards `defect` is a `Defect` or None, `observations` holds what was measured, and `histograms` those of
+    weights, biases and gradients when the defect was found, or at the end.
 
     Arguments
-        probe   inputs and class numbers, some hundreds, host arrays
-        every   steps between two looks; each costs one pass forward over the probe
-        grace   steps after which a run must have begun to learn
-        action  "flag" goes on, "stop" ends the training when a defect is found
+        monitor_data  inputs and class indices, some hundreds, host arrays
+        every         steps between two observations; each costs one forward pass over `monitor_data`
+        grace_steps   steps by which a run must have begun to learn
+        on_defect     "flag" continues, "stop" ends the training when a defect is found
 
     Raises
-        ConfigurationError  an argument makes no sense
+        ConfigurationError  an argument is invalid
     """
 
-    def __init__(self, probe: tuple[Any, Any], *, every: int = 50, grace: int = 400, action: str = "flag") -> None:
-        self.action = checks.one_of(action, "action", ACTIONS)
-        if len(probe) != 2 or len(probe[0]) != len(probe[1]) or not len(probe[0]):
-            raise ConfigurationError("probe must be a pair of inputs and class numbers, as many of each, at least one")
-        self.probe = probe
-        self.every, self.grace = checks.integer(every, "every", minimum=1), checks.integer(grace, "grace", minimum=1)
-        self._model: weakref.ref[Model] | None = None
+    former_names = ("DefectWatch",)
+    renamed: ClassVar = {"grace": "grace_steps", "action": "on_defect", "looks": "observations"}
+
+    def __init__(
+        self, monitor_data: tuple[Any, Any], *, every: int = 50, grace_steps: int = 400, on_defect: str = "flag"
+    ) -> None:
+        self.on_defect = checks.one_of(on_defect, "on_defect", ON_DEFECT)
+        if len(monitor_data) != 2 or len(monitor_data[0]) != len(monitor_data[1]) or not len(monitor_data[0]):
+            raise ConfigurationError(
+                "monitor_data must be a pair of inputs and class indices, one per input, not empty"
+            )
+        self.monitor_data = monitor_data
+        self.every = checks.integer(every, "every", minimum=1)
+        self.grace_steps = checks.integer(grace_steps, "grace_steps", minimum=1)
+        self._model: weakref.ref[Any] | None = None
         self._forget()
 
     def _forget(self) -> None:
         self.defect: Defect | None = None
-        self.looks: list[dict[str, Any]] = []
+        self.observations: list[dict[str, Any]] = []
         self.histograms: dict[str, Any] = {}
         self._steps, self._best, self._at_chance = 0, 0.0, 0
 
-    def on_fit_begin(self, model: "Model") -> None:
-        """Forget another model's training; a further one of the same model goes on.
+    def on_fit_begin(self, model: Any) -> None:
+        """Start over with another model; a further fit of the same model continues.
 
         Raises:
-            ConfigurationError: the model's outputs are not scores of classes, or the probe's labels not their numbers.
+            ConfigurationError: the model's outputs are not class scores, or the labels are not class indices.
         """
         shape = model.output_shape
-        if len(shape) != 1 or shape[0] < 2 or getattr(self.probe[1], "ndim", 1) != 1:
+        if len(shape) != 1 or shape[0] < 2 or getattr(self.monitor_data[1], "ndim", 1) != 1:
             raise ConfigurationError(
-                f"DefectWatch compares class numbers (N,) with outputs (N, K) of at least 2 classes; this model's are "
-                f"{('N', *shape)}: leave it out for another task"
+                f"TrainingMonitor compares class indices (N,) with outputs (N, K) of at least 2 classes; this model's "
+                f"are {('N', *shape)}: leave it out for another task"
             )
         if self._model is None or self._model() is not model:
             self._forget()
             self._model = weakref.ref(model)
 
-    def on_step_end(self, model: "Model", step: int) -> None:
-        """Look, from time to time."""
+    def on_step_end(self, model: Any, step: int) -> None:
+        """Observe the model every few steps."""
         self._steps += 1
         if self.defect is None and self._steps % self.every == 0:
-            self._look(model)
+            self._observe(model)
 
-    def on_fit_end(self, model: "Model") -> None:
-        """Look a last time, and keep the histograms of a good run beside which those of others can be drawn."""
+    def on_fit_end(self, model: Any) -> None:
+        """Observe the model a last time, and keep the histograms of a successful run, to compare others with."""
         if self.defect is None:
-            self._look(model)
+            self._observe(model)
         if self.defect is None:
             self.histograms = histograms(model)
 
-    def on_fit_interrupted(self, model: "Model") -> None:
-        """Take over what ended the training, where that was NaN or infinity."""
-        fault = model.fault
+    def on_exception(self, model: Any) -> None:
+        """Record that NaN or infinity ended the training."""
+        fault = model.training.fault
         if self.defect is None and fault is not None:
-            way = f" on the way {fault.direction}" if fault.direction else ""
-            self.defect = Defect("diverged", self._steps + 1, fault.layer, f"NaN or infinity{way}")
+            where = f" in the {fault.direction} pass" if fault.direction else ""
+            self.defect = Defect("diverged", self._steps + 1, fault.layer, f"NaN or infinity{where}")
             self.histograms = histograms(model)
 
-    def state(self, model: "Model") -> dict[str, Any]:
-        """Return what was seen, and what was made of it."""
+    def state(self, model: Any) -> dict[str, Any]:
+        """Return the report, and what the next diagnosis depends on."""
         return {**self.report(), "steps": self._steps, "best": self._best, "at_chance": self._at_chance}
 
-    def load_state(self, model: "Model", state: dict[str, Any]) -> None:
-        """Go on watching.
+    def load_state(self, model: Any, state: dict[str, Any]) -> None:
+        """Continue where the state was saved.
 
         Raises:
-            CheckpointError: it is not what a watch keeps.
+            CheckpointError: it is not the state of a monitor.
         """
+        state = with_current_names(state)
         if not is_report(state):
-            raise CheckpointError("DefectWatch: not a defect, looks and histograms")
+            raise CheckpointError("TrainingMonitor: not a defect, observations and histograms")
         self.defect = None if state["defect"] is None else Defect(**state["defect"])
-        self.looks, self.histograms = state["looks"], state["histograms"]
+        self.observations, self.histograms = state["observations"], state["histograms"]
         self._steps, self._best, self._at_chance = state["steps"], state["best"], state["at_chance"]
 
-    def _look(self, model: "Model") -> None:
+    def _observe(self, model: Any) -> None:
         found = self._diagnose(model)
         if found is not None:
             self.defect = found
             self.histograms = histograms(model)
-            if self.action == "stop":
+            if self.on_defect == "stop":
                 model.stop_training = True
 
-    def _diagnose(self, model: "Model") -> Defect | None:
-        """Return the first of the defects, from the gravest down, that the probe shows."""
-        lost = not_finite(model, self.probe)
-        if lost is not None:
-            layer, direction, number = lost
-            return Defect("diverged", self._steps, layer, f"{number} on the way {direction}")
-        outputs, dead = _activity(model, self.probe[0])
-        predicted, labels = outputs.argmax(axis=1), self.probe[1]
-        classes, count = outputs.shape[1], len(labels)
-        accuracy, chance = float((predicted == labels).mean()), 1.0 / classes
-        near_chance = accuracy < chance + DEVIATIONS * math.sqrt(chance * (1 - chance) / count)
-        share = max(float((predicted == k).mean()) for k in range(classes))
-        self.looks.append({"step": self._steps, "accuracy": accuracy, "one_class": share, "dead": dead})
+    def _diagnose(self, model: Any) -> Defect | None:
+        """Return the first defect, from the gravest down, that the monitoring data show."""
+        inputs, labels = self.monitor_data
+        outputs, dead, not_finite = _observe_layers(model, inputs)
+        if not_finite:  # the loss need not show it: fused with a softmax it is finite by construction
+            layer, direction, what = not_finite[0]
+            return Defect("diverged", self._steps, layer, f"{what} in the {direction} pass")
+        predicted = outputs.argmax(axis=1)
+        num_classes, count = outputs.shape[1], len(labels)
+        accuracy, chance = float((predicted == labels).mean()), 1.0 / num_classes
+        near_chance = accuracy < chance + MAX_CHANCE_DEVIATIONS * math.sqrt(chance * (1 - chance) / count)
+        largest = max(float((predicted == k).mean()) for k in range(num_classes))
+        self.observations.append({"step": self._steps, "accuracy": accuracy, "one_class": largest, "dead": dead})
         self._best = max(self._best, accuracy)
         self._at_chance = self._at_chance + 1 if near_chance else 0
         if not near_chance:
             return None
-        if self._best > chance + LEARNED * (1 - chance):
-            if self._at_chance < LASTS:
+        if self._best > chance + MIN_LEARNED * (1 - chance):
+            if self._at_chance < PATIENCE:
                 return None
             fell = f"accuracy fell from {self._best:.1%} to {accuracy:.1%}"
-            return Defect("broke down", self._steps, _worst(dead), fell)
-        if self._steps < self.grace:
+            return Defect("late collapse", self._steps, _first_dead_layer(dead), fell)
+        if self._steps < self.grace_steps:
             return None
-        worst = _worst(dead)
-        if worst:
-            return Defect("dead layer", self._steps, worst, f"{dead[worst]:.0%} of its units never fire")
-        if share >= ONE_CLASS:
-            return Defect("collapsed", self._steps, "", f"class {int(predicted[0])} is predicted for {share:.0%}")
+        layer = _first_dead_layer(dead)
+        if layer:
+            return Defect("dead ReLUs", self._steps, layer, f"{dead[layer]:.0%} of its units never fire")
+        if largest >= MIN_SINGLE_CLASS:
+            detail = f"class {int(predicted[0])} is predicted for {largest:.0%}"
+            return Defect("single-class predictions", self._steps, "", detail)
         return Defect("not learning", self._steps, "", f"accuracy {accuracy:.1%} where chance is {chance:.1%}")
 
     def report(self) -> dict[str, Any]:
         """Return everything as plain data."""
         defect = None if self.defect is None else asdict(self.defect)
-        return {"defect": defect, "looks": self.looks, "histograms": self.histograms}
+        return {"defect": defect, "observations": self.observations, "histograms": self.histograms}
 
     def save(self, folder: str | Path) -> None:
         """Write `defects.json` into a run folder; raises CheckpointError where it cannot be written."""
@@ -179,77 +190,63 @@ class DefectWatch(Callback):
 
 
 def load_report(folder: str | Path) -> dict[str, Any]:
-    """Read what `DefectWatch.save` wrote into a run folder: `defect`, `looks` and `histograms`.
+    """Read what `TrainingMonitor.save` wrote into a run folder: `defect`, `observations` and `histograms`.
 
     Raises:
-        CheckpointError: there is none, or it is damaged or of another version.
+        CheckpointError: the file is missing, damaged or of another version.
     """
     file = user_path(folder) / DEFECTS
     try:
         held = read_json(file)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{file}: this run was not watched for defects; `gpucnn train` and `gpucnn runs` watch theirs"
+            f"{file}: not found; this run was not monitored for defects, as `gpucnn train` and `gpucnn runs` do"
         ) from error
     form = held.get("format") if isinstance(held, dict) else None
     if form != FORMAT:
-        raise CheckpointError(
-            f"{file}: is of format {form!r}, and this gpucnn reads {FORMAT}; was it written by another?"
-        )
+        raise CheckpointError(f"{file}: has format {form!r}, expected {FORMAT}; was it written by another version?")
+    held = with_current_names(held)
     if not is_report(held):
         raise CheckpointError(
-            f"{file}: does not hold what a DefectWatch reports, a defect, looks and histograms; was it edited?"
+            f"{file}: is not a TrainingMonitor's report of a defect, observations and histograms; was it edited?"
         )
     return held
 
 
-def not_finite(model: "Model", probe: tuple[Any, Any]) -> tuple[str, str, str] | None:
-    """Return where a NaN or an infinity first stands: the layer, "forward" or "backward", and what it is in words.
-
-    The loss is finite by construction where a softmax is fused with it, so the layers themselves are looked at.
-    """
-    backend = model.backend
-    for path, parameter in model.parameters().items():
-        values = backend.to_host(parameter.value)
-        if not _finite(values):
-            return path.rpartition(".")[0], "backward", f"its {path.rpartition('.')[2]} is not finite"
-    with backend.on_device():
-        x = model.as_floats(backend.from_host(probe[0]))
-        for name, layer in model.network.children():
-            x, _ = layer.forward(x, train=False)
-            if not _finite(backend.to_host(x)):
-                return name, "forward", "its output is not finite"
-    return None
+def with_current_names(held: dict[str, Any]) -> dict[str, Any]:
+    """Return a report with the names that its keys and its kind of defect have now, whenever it was written."""
+    held = {TrainingMonitor.renamed.get(key, key): value for key, value in held.items()}
+    if isinstance(defect := held.get("defect"), dict):
+        kind = defect.get("kind")
+        held["defect"] = defect | ({"kind": FORMER_KINDS[kind]} if kind in FORMER_KINDS else {})
+    return held
 
 
-def _finite(array: Any) -> bool:
-    return math.isfinite(float(abs(array).max())) if array.size else True
+def _observe_layers(model: Any, inputs: Any) -> tuple[Any, dict[str, float], list[tuple[str, str, str]]]:
+    """Return the outputs as a host array, the fraction of dead units of each ReLU, and where NaN or infinity arises.
 
-
-def _activity(model: "Model", x: Any) -> tuple[Any, dict[str, float]]:
-    """Return the outputs for a probe as a host array, and the share of each ReLU's units that are 0 for all of it.
-
-    A unit is a feature, or a channel of an image.
+    A unit is a feature, or a channel of an image; it is dead if it is 0 for all inputs.
     """
     backend, dead = model.backend, {}
-    x = model.as_floats(backend.from_host(x))
-    for name, layer in model.network.children():
-        x, _ = layer.forward(x, train=False)
-        if isinstance(layer, ReLU):
-            fires = backend.to_host((x > 0).any(axis=tuple(range(x.ndim - 1))))
-            dead[name] = 1.0 - float(fires.mean())
-    return backend.to_host(x), dead
+    with backend.on_device(), find_not_finite(model.network) as not_finite:
+        x = model.as_floats(backend.from_host(inputs))
+        for name, layer in model.network.children():
+            x, _ = layer.forward(x, train=False)
+            if isinstance(layer, ReLU):
+                fires = backend.to_host((x > 0).any(axis=tuple(range(x.ndim - 1))))
+                dead[name] = 1.0 - float(fires.mean())
+        return backend.to_host(x), dead, not_finite
 
 
-def _worst(dead: dict[str, float]) -> str:
-    """Return the first layer that is dead, or ""."""
-    return next((layer for layer, share in dead.items() if share >= DEAD), "")
+def _first_dead_layer(dead: dict[str, float]) -> str:
+    """Return the name of the first dead layer, or ""."""
+    return next((layer for layer, fraction in dead.items() if fraction >= MIN_DEAD), "")
 
 
-def histograms(model: "Model") -> dict[str, Any]:
-    """Return, for each parameter by path, how its values and its last gradients are distributed: counts and edges.
+def histograms(model: Any) -> dict[str, Any]:
+    """Return histograms of each parameter's values and last gradients, by path: counts and bin edges.
 
-    What is not finite is counted apart.
+    Values that are not finite are counted separately.
     """
     result: dict[str, Any] = {}
     for path, parameter in model.parameters().items():
@@ -263,32 +260,32 @@ def _histogram(values: Any) -> dict[str, Any]:
     finite = values[abs(values) < math.inf]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     width = (high - low) / BINS  # 0 where all values are one: then all edges are that value
-    places = ((finite - low) / (width or 1.0)).astype("int64").clip(0, BINS - 1)
-    counts = [int((places == k).sum()) for k in range(BINS)]
+    bins = ((finite - low) / (width or 1.0)).astype("int64").clip(0, BINS - 1)
+    counts = [int((bins == k).sum()) for k in range(BINS)]
     edges = [low + width * k for k in range(BINS + 1)]
     return {"counts": counts, "edges": edges, "not_finite": int(values.size - finite.size)}
 
 
 def is_report(found: Any) -> bool:
-    """Tell whether this is what `DefectWatch.report` returns."""
-    if not isinstance(found, dict) or not {"defect", "looks", "histograms"} <= found.keys():
+    """Return whether plain data have the form of what `TrainingMonitor.report` returns."""
+    if not isinstance(found, dict) or not {"defect", "observations", "histograms"} <= found.keys():
         return False
-    defect, looks, histograms = found["defect"], found["looks"], found["histograms"]
+    defect, observations, histograms = found["defect"], found["observations"], found["histograms"]
     return (
         (defect is None or (isinstance(defect, dict) and {"kind", "step", "layer", "detail"} <= defect.keys()))
-        and isinstance(looks, list)
-        and all(_is_look(look) for look in looks)
+        and isinstance(observations, list)
+        and all(_is_observation(one) for one in observations)
         and isinstance(histograms, dict)
         and all(_is_histogram(one) for one in histograms.values())
     )
 
 
-def _is_look(look: Any) -> bool:
+def _is_observation(one: Any) -> bool:
     return (
-        isinstance(look, dict)
-        and all(is_number(look.get(name)) for name in ("step", "accuracy", "one_class"))
-        and isinstance(look.get("dead"), dict)
-        and all(is_number(share) for share in look["dead"].values())
+        isinstance(one, dict)
+        and all(is_number(one.get(name)) for name in ("step", "accuracy", "one_class"))
+        and isinstance(one.get("dead"), dict)
+        and all(is_number(fraction) for fraction in one["dead"].values())
     )
 
 
@@ -302,8 +299,3 @@ def _is_histogram(one: Any) -> bool:
         and len(edges) == len(counts) + 1
         and all(is_number(number) for number in [*counts, *edges, one.get("not_finite")])
     )
-
-
-def is_number(value: Any) -> bool:
-    """Tell whether this is a number, and not a truth value that counts as one."""
-    return isinstance(value, int | float) and not isinstance(value, bool)

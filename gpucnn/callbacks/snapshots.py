@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from safetensors.numpy import save as to_bytes
 
@@ -12,19 +12,16 @@ from gpucnn.core.files import explained, user_path, write_into
 from gpucnn.errors import CheckpointError
 from gpucnn.layers.base import Parameter
 from gpucnn.layers.conv import Conv2D
-from gpucnn.saving.tree import misfit, read_tensors
-
-if TYPE_CHECKING:
-    from gpucnn.model import Model
+from gpucnn.saving.tree import misfit, read_described
 
 SNAPSHOTS = "snapshots.safetensors"
 KEY, FORMAT = "gpucnn_snapshots", 1
-LIMIT = 16_000_000  # bytes: 1,600 epochs of LeNet
+MAX_BYTES = 16_000_000  # bytes: 1,600 epochs of LeNet
 
 Epochs = dict[int, dict[str, Any]]  # by epoch and path: weights (KH, KW, C/groups, F)
 
 
-def convolution_weights(model: "Model") -> dict[str, Parameter]:
+def convolution_weights(model: Any) -> dict[str, Parameter]:
     """Return the weight of every convolution by its path, such as `conv2d_1.weight`, in the order of the network."""
     of_convolutions = {id(layer.weight) for layer in model.network.all_layers() if isinstance(layer, Conv2D)}
     return {path: weight for path, weight in model.parameters().items() if id(weight) in of_convolutions}
@@ -36,21 +33,23 @@ class Snapshots(Callback):
     Arguments
         folder  where `snapshots.safetensors` is written when the training ends; None: it is not written
         limit   bytes that all copies may take. Weights of which not even the first and the last copy fit are left out
-                (`left_out` names them); as the training goes on, every other epoch is dropped, and then again
+                (`skipped` names them); as the training goes on, every other epoch is dropped, and then again
 
     `epochs[3]["conv2d.weight"]` is what a convolution had after 3 epochs, `epochs[0]` what it began with. Epochs are
     counted as the model counts them, so those of a training that is continued go on.
     """
 
-    def __init__(self, folder: str | Path | None = None, *, limit: int = LIMIT) -> None:
+    renamed: ClassVar = {"left_out": "skipped"}
+
+    def __init__(self, folder: str | Path | None = None, *, limit: int = MAX_BYTES) -> None:
         self.folder = None if folder is None else user_path(folder)
         self.limit = checks.integer(limit, "limit, in bytes,", minimum=1)
         self.epochs: Epochs = {}
-        self.left_out: list[str] = []
+        self.skipped: list[str] = []
 
-    def on_fit_begin(self, model: "Model") -> None:
+    def on_fit_begin(self, model: Any) -> None:
         """Forget earlier trainings, choose what fits, and keep the weights that training begins with."""
-        self.epochs, self.left_out, self._paths = {}, [], []
+        self.epochs, self.skipped, self._paths = {}, [], []
         self._first, self._every, self._size = model.epochs_trained, 1, 0
         for path, weight in convolution_weights(model).items():
             size = weight.size * weight.value.itemsize
@@ -58,16 +57,16 @@ class Snapshots(Callback):
                 self._paths.append(path)
                 self._size += size
             else:
-                self.left_out.append(path)
-        self._keep(model)
+                self.skipped.append(path)
+        self._take(model)
 
-    def state(self, model: "Model") -> dict[str, Any]:
+    def state(self, model: Any) -> dict[str, Any]:
         """Return all copies, and which epochs are kept."""
         counts = {"first": self._first, "every": self._every, "size": self._size}
         epochs = {str(epoch): kept for epoch, kept in self.epochs.items()}
-        return {"epochs": epochs, "paths": self._paths, "left_out": self.left_out, **counts}
+        return {"epochs": epochs, "paths": self._paths, "skipped": self.skipped, **counts}
 
-    def load_state(self, model: "Model", state: dict[str, Any]) -> None:
+    def load_state(self, model: Any, state: dict[str, Any]) -> None:
         """Go on with the copies of before.
 
         Raises:
@@ -82,14 +81,14 @@ class Snapshots(Callback):
         if state["every"] < 1 or state["size"] < 0:
             raise CheckpointError(f"Snapshots: every is {state['every']} and size {state['size']}")
         self.epochs = {int(epoch): kept for epoch, kept in state["epochs"].items()}
-        self._paths, self.left_out = state["paths"], state["left_out"]
+        self._paths, self.skipped = state["paths"], state["skipped"]
         self._first, self._every, self._size = state["first"], state["every"], state["size"]
 
-    def on_epoch_end(self, model: "Model", epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
         """Keep the weights after the epoch."""
-        self._keep(model)
+        self._take(model)
 
-    def on_fit_end(self, model: "Model") -> None:
+    def on_fit_end(self, model: Any) -> None:
         """Write the file, where a folder was given."""
         if self.folder is not None:
             self.save(self.folder)
@@ -108,7 +107,7 @@ class Snapshots(Callback):
         with explained(folder / SNAPSHOTS):
             write_into(folder, SNAPSHOTS, to_bytes(arrays, metadata={KEY: described}))
 
-    def _keep(self, model: "Model") -> None:
+    def _take(self, model: Any) -> None:
         """Keep the weights of now, the newest, and drop what the limit asks for."""
         if not self._paths:
             return
@@ -137,17 +136,7 @@ def load_snapshots(path: str | Path) -> Epochs:
             f"{file}: there are no snapshots; `gpucnn train` writes them into its run folder, and so does "
             "fit(…, callbacks=[Snapshots(folder)])"
         )
-    metadata, arrays = read_tensors(file)
-    try:
-        described = json.loads(metadata.get(KEY, "null"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: its description cannot be read ({error})") from error
-    found = described.get("format") if isinstance(described, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(
-            f"{file}: holds snapshots of format {found!r}, and this gpucnn reads format {FORMAT}; was it written by "
-            "another version or program?"
-        )
+    described, arrays = read_described(file, KEY, "snapshots", format_number=FORMAT)
     try:
         numbers = sorted({int(name[len("epoch_") :].partition("/")[0]) for name in arrays})
         return {epoch: {path: arrays[_name(epoch, path)] for path in described["paths"]} for epoch in numbers}

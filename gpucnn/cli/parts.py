@@ -27,13 +27,13 @@ def _score(value: Any, name: str) -> None:
 
 
 # what a run's settings may hold of the options that it was begun with, and of its end
-NEEDED, MAY_BE_NONE = ("network", "data", "epochs"), ("data_dir", "learning_rate", "hold_out", "early_stopping")
+NEEDED, MAY_BE_NONE = ("network", "data", "epochs"), ("data_dir", "learning_rate", "validation_split", "early_stopping")
 KEPT: dict[str, Callable[[Any, str], Any]] = {
     **dict.fromkeys(("network", "data", "data_dir", "backend", "dtype"), _text),
     **dict.fromkeys(("validate", "validate_on_test"), checks.flag),
     **dict.fromkeys(("batch_size", "early_stopping"), partial(checks.integer, minimum=1)),
     **dict.fromkeys(("epochs", "learning_rate"), partial(checks.number, above=0)),
-    "hold_out": partial(checks.number, above=0, below=1),
+    "validation_split": partial(checks.number, above=0, below=1),
     "checkpoint_every": partial(checks.number, minimum=0),
     "seed": partial(checks.integer, minimum=0),
     "test": _score,
@@ -80,16 +80,16 @@ def checked(asked: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigurationError: options that contradict each other.
     """
-    share = asked["hold_out"]
+    share = asked["validation_split"]
     if validated_on_test(asked):
         if share is not None:
             raise ConfigurationError(
-                f"--hold-out {share:g} validates on training images, --validate-on-test on the test images; give one "
-                "of them"
+                f"--validation-split {share:g} validates on training images, --validate-on-test on the test images; "
+                "give one of them"
             )
         return asked
     wanted = asked["validate"] or asked["early_stopping"] is not None
-    return asked | {"hold_out": HELD_OUT if share is None and wanted else share}
+    return asked | {"validation_split": HELD_OUT if share is None and wanted else share}
 
 
 def parts_of(dataset: Dataset, asked: dict[str, Any]) -> Parts:
@@ -97,7 +97,7 @@ def parts_of(dataset: Dataset, asked: dict[str, Any]) -> Parts:
     (x, y), test = dataset
     if validated_on_test(asked):
         return Parts(dataset, (x, y), test, test, True)
-    if asked["hold_out"] is None:
+    if asked["validation_split"] is None:
         return Parts(dataset, (x, y), None, test, False)
-    held = stratified(y, asked["hold_out"], rng.host_generator(asked["seed"], "hold out"))
+    held = stratified(y, asked["validation_split"], rng.host_generator(asked["seed"], "hold out"))
     return Parts(dataset, (x[~held], y[~held]), (x[held], y[held]), test, False)

@@ -54,8 +54,8 @@ def predict(
         bool | None,
         typer.Option(help="Whether to invert light and dark. Without it: dark digits on light paper are inverted."),
     ] = None,
-    as_is: Annotated[
-        bool, typer.Option("--as-is", help="Only resize digits: do not centre them like MNIST's.")
+    no_centre: Annotated[
+        bool, typer.Option("--no-centre", help="Only resize digits: do not centre them like MNIST's.")
     ] = False,
     show: Annotated[
         Path | None,
@@ -81,7 +81,7 @@ def predict(
     failed: dict[Path, str] = {}
     for file in images:
         try:
-            made.append(predict_file(network, file, invert, as_is))
+            made.append(predict_file(network, file, invert, no_centre))
         except DataError as error:
             failed[file] = str(error)
     names = network.class_names or [f"class {k}" for k in range(network.output_shape[0])]
@@ -105,7 +105,7 @@ def _check_picture(path: Path) -> None:
     check_name(path)
 
 
-def predict_file(network: Model, file: Path, invert: bool | None, as_is: bool) -> Prediction:
+def predict_file(network: Model, file: Path, invert: bool | None, no_centre: bool) -> Prediction:
     """Read an image, bring it to the form that the network knows, and ask it."""
     if file.is_dir():
         raise DataError(f"{file}: is a folder; expected an image: name the files in it, such as {file / '*.png'}")
@@ -115,7 +115,7 @@ def predict_file(network: Model, file: Path, invert: bool | None, as_is: bool) -
     inverted = (C == 1 and is_dark_on_light(pixels) == dark_ground) if invert is None else invert
     if inverted:
         pixels = 255 - pixels
-    centred = pixels.shape[:2] != (H, W) and _knows_digits(network) and not as_is
+    centred = pixels.shape[:2] != (H, W) and _knows_digits(network) and not no_centre
     if centred:  # for which the digit is light
         pixels = centre_digit(pixels, (H, W)) if dark_ground else 255 - centre_digit(255 - pixels, (H, W))
     elif pixels.shape[:2] != (H, W):

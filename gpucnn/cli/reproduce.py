@@ -13,7 +13,7 @@ from gpucnn.core.text import duration
 from gpucnn.errors import ConfigurationError
 from gpucnn.runs import reproduction
 from gpucnn.runs.reproduction import Reproduction
-from gpucnn.runs.statistics import Runs, summary
+from gpucnn.runs.statistics import TOTAL_TIME, Runs, summary
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def outcome(name: str, made: Runs) -> Outcome:
         defects=len(made.records) - len(good),
         accuracy=accuracy.mean if accuracy else 0.0,
         deviation=accuracy.deviation if accuracy else 0.0,
-        seconds=summary(r["numbers"]["seconds, in all"] for r in made.records).mean,
+        seconds=summary(r["numbers"][TOTAL_TIME] for r in made.records).mean,
     )
 
 

@@ -19,7 +19,7 @@ from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
 from gpucnn.runs import reproduction
 from gpucnn.runs.folder import STATISTICS
-from gpucnn.runs.statistics import Record, Runs
+from gpucnn.runs.statistics import TOTAL_TIME, Record, Runs
 from gpucnn.saving.model_file import content
 from gpucnn.training.checkpoints import Checkpoints
 
@@ -145,7 +145,7 @@ def _in_a_line(seed: int, record: Record) -> list[Part]:
     epochs = " → ".join(f"{100 * share:.2f}" for share in shortened(numbers["training accuracy"]))
     restarts = f", after {len(record['restarts'])} restarts" if record.get("restarts") else ""
     parts: list[Part] = [f"seed {seed}: {epochs} %, test ", (f"{100 * numbers['test accuracy']:.2f} %", "bold")]
-    parts.append(f", {numbers['seconds, in all']:.1f} s{restarts}")
+    parts.append(f", {numbers[TOTAL_TIME]:.1f} s{restarts}")
     return parts + ([(f"  {defect['kind']}", "red"), f": {defect['detail']}"] if defect else [])
 
 
@@ -153,9 +153,9 @@ def _times(record: Record) -> str:
     """Return when a long run passed which accuracy."""
     numbers = record["numbers"]
     passed = [
-        f"{level:.0%} after {duration(numbers[f'seconds to {level:.0%}'])}"
+        f"{level:.0%} after {duration(numbers[f'time to {level:.0%} (s)'])}"
         for level in reproduction.LEVELS
-        if f"seconds to {level:.0%}" in numbers
+        if f"time to {level:.0%} (s)" in numbers
     ]
     return f"  test accuracy passed {', '.join(passed)}" if passed else "  no test accuracy to speak of was passed"
 

@@ -68,7 +68,7 @@ def filters(
 
 
 @show.command()
-def kernels(
+def filters_by_epoch(
     run: Run = None,
     output: Annotated[
         Path | None,
@@ -81,7 +81,7 @@ def kernels(
     from gpucnn import plots
 
     path = find_model(run)
-    target = _target(path, output, "kernels", layer, f"channel-{channel}" if channel else None, also=("gif",))
+    target = _target(path, output, "filters-by-epoch", layer, f"channel-{channel}" if channel else None, also=("gif",))
     snapshots = load_snapshots(path.parent)
     if target.suffix.lower() == ".gif":
         plots.animate_filters(snapshots, target, layer, channel=channel)
@@ -91,7 +91,7 @@ def kernels(
 
 
 @show.command()
-def maps(
+def feature_maps(
     run: Run = None,
     output: Output = None,
     image: Annotated[Path | None, typer.Option(help="An image file. Without it: one of the test set.")] = None,
@@ -110,10 +110,10 @@ def maps(
     if image is not None:
         check_takes_images(network, path)
         pixels, title = _read(network, image), f"{image.name} in {network.name}"
-        target = _target(path, output, "maps", image.stem)
+        target = _target(path, output, "feature-maps", image.stem)
     else:
         index = 0 if index is None else index
-        target = _target(path, output, "maps", str(index))
+        target = _target(path, output, "feature-maps", str(index))
         check_takes_images(network, path)
         dataset = data_of(network, path, data, data_dir)
         _, (images, labels) = dataset
@@ -123,7 +123,7 @@ def maps(
             )
         pixels = images[index]
         title = f"test image {index} ({dataset.class_names[labels[index]]}) in {network.name}"
-    plots.feature_maps(network, pixels, most=count, title=title, path=target)
+    plots.feature_maps(network, pixels, max_maps=count, title=title, path=target)
     _say(target)
 
 
@@ -176,7 +176,7 @@ def mistakes(
 def histograms(
     run: Run = None,
     output: Output = None,
-    beside: Annotated[Path | None, typer.Option(help="Another run, drawn over this one.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="Another run, drawn over this one.")] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Which of many runs. Default: the first one with a defect.")
     ] = None,
@@ -186,9 +186,9 @@ def histograms(
 
     path = find_model(run)
     target = _target(path, output, "histograms", None if seed is None else f"seed-{seed}")
-    drawn = [_distributions(path, seed)] if beside is None else []
-    if beside is not None:
-        drawn = [_distributions(path, seed), _distributions(find_model(beside), None)]
+    drawn = [_distributions(path, seed)] if compare is None else []
+    if compare is not None:
+        drawn = [_distributions(path, seed), _distributions(find_model(compare), None)]
     elif (path.parent / STATISTICS).is_file():
         drawn += _a_good_run(path.parent, drawn[0][0])
     names, values = zip(*drawn, strict=True)

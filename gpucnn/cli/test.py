@@ -16,7 +16,7 @@ def test(
     ] = None,
     data: Annotated[str | None, typer.Option(help=f"{DATA_NAMES}. Without it: what it was trained on.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="The folder that holds the data.")] = None,
-    views: Annotated[
+    tta: Annotated[
         str | None,
         typer.Option(help=f"Average over several views of each image: {' or '.join(NAMES)}. Without it: one."),
     ] = None,
@@ -26,12 +26,12 @@ def test(
     network, path = open_model(model, backend)
     dataset = data_of(network, path, data, data_dir)
     _, (images, labels) = dataset
-    scores = network.evaluate(images, labels, tta=views)
-    predictions = network.predict(images, tta=views).argmax(axis=1)
+    scores = network.evaluate(images, labels, tta=tta)
+    predictions = network.predict(images, tta=tta).argmax(axis=1)
     say(f"  model     {path}")
     say(f"  data      {describe(dataset)}: {len(images):,} test images; {dataset.source}")
-    if (seen := check_tta(views, network.input_shape)) is not None:
-        say(f"  views     the mean of {len(seen.offsets())} of each image ({views})")
+    if (seen := check_tta(tta, network.input_shape)) is not None:
+        say(f"  views     the mean of {len(seen.offsets())} of each image ({tta})")
     for number, name in enumerate(dataset.class_names):
         of_class = labels == number
         if of_class.any():

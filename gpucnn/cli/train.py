@@ -10,7 +10,7 @@ import typer
 
 from gpucnn import networks
 from gpucnn.callbacks import Callback, EarlyStopping
-from gpucnn.callbacks.defects import DefectWatch
+from gpucnn.callbacks.defects import TrainingMonitor
 from gpucnn.callbacks.snapshots import Snapshots
 from gpucnn.cli.common import (
     CONFIG,
@@ -73,7 +73,7 @@ def train(
             "--validate", help="Hold out a tenth of the training images, score them after each epoch, keep the best."
         ),
     ] = False,
-    hold_out: Annotated[
+    validation_split: Annotated[
         float | None,
         typer.Option(min=0.001, max=0.9, help="Validate on this share of the training images, of each class."),
     ] = None,
@@ -191,7 +191,7 @@ def _prepared(asked: dict[str, Any]) -> tuple[Model, Parts]:
     parts = parts_of(dataset, asked)
     images, _ = parts.training
     shape, classes = images.shape[1:], len(dataset.class_names)
-    model = make(asked["seed"], asked["backend"], input_shape=shape, classes=classes, dtype=asked["dtype"])
+    model = make(asked["seed"], asked["backend"], input_shape=shape, num_classes=classes, dtype=asked["dtype"])
     model.class_names = dataset.class_names
     assert model.recipe is not None
     if model.recipe.data != dataset.name:
@@ -226,7 +226,7 @@ def _train(asked: dict[str, Any], model: Model, parts: Parts, keeper: Checkpoint
         say(f"  resumed   {place_of(keeper.files()[-1])}")
     snapshots = Snapshots()  # written with the rest, after the model: a full disk shall not cost the training
     step = max(len(images) // PROBE, 1)  # so that all classes are watched, also where they stand one after another
-    watch = DefectWatch((images[::step][:PROBE], labels[::step][:PROBE]))
+    watch = TrainingMonitor((images[::step][:PROBE], labels[::step][:PROBE]))
     patience = asked["early_stopping"]
     stopping = [] if patience is None else [EarlyStopping("val_accuracy", patience)]
     try:
@@ -360,7 +360,7 @@ def _write_run(
     model: Model,
     history: History,
     settings: dict[str, Any],
-    watchers: tuple[Snapshots, DefectWatch],
+    watchers: tuple[Snapshots, TrainingMonitor],
 ) -> None:
     """Write everything into the run's folder; where that cannot be, see that what was trained is not lost.
 
@@ -394,7 +394,7 @@ def _write_results(
     model: Model,
     history: History,
     settings: dict[str, Any],
-    watchers: tuple[Snapshots, DefectWatch],
+    watchers: tuple[Snapshots, TrainingMonitor],
 ) -> None:
     """Write a run that is over; the settings with the test's scores come last: it is finished then."""
     with explained(folder / MODEL):
@@ -405,7 +405,7 @@ def _write_results(
     _write_config(folder, settings)
 
 
-def _print_result(folder: Path, settings: dict[str, Any], tested: str, watch: DefectWatch) -> None:
+def _print_result(folder: Path, settings: dict[str, Any], tested: str, watch: TrainingMonitor) -> None:
     scores, best = settings["test"], settings["best"]
     say(f"  saved     {folder / MODEL}")
     if best is not None:

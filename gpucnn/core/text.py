@@ -104,7 +104,7 @@ def format_metrics(logs: dict[str, float]) -> str:
     """Return an epoch's metrics on one line: accuracies in per cent, losses with four decimals."""
     parts = []
     for key, value in logs.items():
-        if key.endswith("so_far") or "seconds" in key or key == "learning_rate":
+        if key.startswith("cumulative_") or "seconds" in key or key == "learning_rate":
             continue
         text = f"{100 * value:.2f} %" if key.endswith("accuracy") else f"{value:.4f}"
         parts.append(f"{key.replace('val_', 'validation ')} {text}")

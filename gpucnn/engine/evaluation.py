@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from gpucnn.engine.executor import Executor
-from gpucnn.errors import OutOfMemory
+from gpucnn.errors import OutOfMemoryError
 
 T = TypeVar("T")
 
@@ -16,7 +16,7 @@ def in_batches(model: Executor, count: int, size: int, function: Callable[[slice
     Where memory runs out, all that is kept for later is freed and the batch is halved, and so are all that follow.
 
     Raises:
-        OutOfMemory: not even one sample fits.
+        OutOfMemoryError: not even one sample fits.
     """
     start, results, halved = 0, [], False
     while start < count:
@@ -25,8 +25,8 @@ def in_batches(model: Executor, count: int, size: int, function: Callable[[slice
             results.append(function(batch))
         except MemoryError as error:
             if halved and batch.stop - batch.start == 1:
-                raise OutOfMemory(
-                    f"{error}; not even one sample fits", getattr(error, "layer", ""), explained=True
+                raise OutOfMemoryError(
+                    f"{error}; not even one sample fits", getattr(error, "layer", ""), has_advice=True
                 ) from error
         else:
             start = batch.stop

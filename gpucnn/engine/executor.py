@@ -24,7 +24,7 @@ from gpucnn.engine.capture import Captured
 from gpucnn.engine.claims import trains
 from gpucnn.engine.sharding import ShardedNetwork
 from gpucnn.engine.signals import whole_step
-from gpucnn.errors import ConfigurationError, OutOfMemory
+from gpucnn.errors import ConfigurationError, OutOfMemoryError
 from gpucnn.layers.activation import Softmax
 from gpucnn.layers.base import Backward, Layer, Shape
 from gpucnn.layers.containers import Sequential
@@ -197,10 +197,10 @@ class Executor(BoundNetwork):
                 finally:
                     _executing.reset(before)
         except MemoryError as error:
-            if isinstance(error, OutOfMemory) and error.explained:
+            if isinstance(error, OutOfMemoryError) and error.has_advice:
                 raise
             message = self._where_memory_ended(error, batch_size)
-            raise OutOfMemory(message, getattr(error, "layer", ""), explained=True) from error
+            raise OutOfMemoryError(message, getattr(error, "layer", ""), has_advice=True) from error
 
     def _where_memory_ended(self, error: MemoryError, batch_size: int) -> str:
         """Return a message: where memory ran out, what was asked for, and what there is."""

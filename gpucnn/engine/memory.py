@@ -10,7 +10,7 @@ from typing import Any
 from gpucnn.backends.base import StreamedDataset
 from gpucnn.engine.evaluation import free_memory
 from gpucnn.engine.executor import Executor
-from gpucnn.errors import OutOfMemory
+from gpucnn.errors import OutOfMemoryError
 
 PASSES = 3  # one eager, one captured, one replayed
 
@@ -27,7 +27,7 @@ def to_device(model: Executor, *data: Pair, batch_size: int = 0) -> list[Pair]:
     return [(x, model.backend.from_host(y)) for x, (_, y) in zip(inputs, data, strict=True)]
 
 
-def suggest_batch_size(model: Executor, data: Pair, size: int, error: MemoryError) -> OutOfMemory:
+def suggest_batch_size(model: Executor, data: Pair, size: int, error: MemoryError) -> OutOfMemoryError:
     """Return the error of a training step on a batch of a size, with the largest batch that fits in its message.
 
     Halves of the size are tried, by forward and backward passes over the first samples, without an update; running
@@ -45,7 +45,7 @@ def suggest_batch_size(model: Executor, data: Pair, size: int, error: MemoryErro
         buffer.value[...] = value if buffer.on_host else model.backend.from_host(value)
     model.zero_grad()
     advice = f"a batch_size of {fits} fits, as was tried" if fits else "not even one sample fits"
-    return OutOfMemory(f"{error}; {advice}", getattr(error, "layer", ""), explained=True)
+    return OutOfMemoryError(f"{error}; {advice}", getattr(error, "layer", ""), has_advice=True)
 
 
 def _forget_arrays(error: BaseException | None) -> None:

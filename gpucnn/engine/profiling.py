@@ -1,6 +1,5 @@
 """What each layer holds and costs: the tables behind `model.summary()` and `model.profile(x, y)`."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -13,10 +12,11 @@ from gpucnn.core.text import format_decimals, format_shape, printable, short_cou
 from gpucnn.engine.executor import Executor
 from gpucnn.layers.base import Layer
 from gpucnn.layers.containers import Residual, Sequential
+from gpucnn.layers.hooks import forward_hooks
 from gpucnn.rng import host_generator
 
 WARM_UP = 2  # passes before the first timed one: they fill caches and, on a GPU, compile kernels
-HEADINGS = ("output", "params", "MB", "MFLOP", "ms →", "ms ←", "share", "GFLOP/s")
+HEADINGS = ("output", "params", "MB", "MFLOP", "fwd ms", "bwd ms", "share", "GFLOP/s")
 BYTES = {"float16": 2, "float32": 4, "float64": 8}
 
 
@@ -28,15 +28,6 @@ def parameter_count(layer: Layer) -> int:
 def frozen_count(layer: Layer) -> int:
     """Return how many of these numbers are frozen."""
     return sum(parameter.size for parameter in layer.parameters().values() if parameter.frozen)
-
-
-def _rows(network: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
-    """Yield the layers that a table shows, by path: those inside `Sequential` and `Residual`, not these themselves."""
-    for name, child in network.children():
-        if isinstance(child, Sequential | Residual):
-            yield from _rows(child, f"{path}{name}.")
-        else:
-            yield path + name, child
 
 
 def _shape(layer: Layer) -> str:
@@ -63,13 +54,13 @@ def summary_table(model: Executor) -> Table:
     """Return a table of output shapes, parameters, floating-point operations and bytes of the outputs."""
     table = narrow_table(
         title=f"{model.name}: input {format_shape(model.input_shape)}, {model.dtype}",
-        caption="MFLOP of the products and kB of the output are those of one image, forward",
+        caption="MFLOP (matmul and convolution only) and kB of the output: of one image, forward",
     )
     table.add_column("layer", no_wrap=True)
     table.add_column("what", min_width=12)  # the only column that may shrink, to fit a terminal of 80 characters
     for heading in ("output", "params", "MFLOP", "kB"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for path, layer in _rows(model.network):
+    for path, layer in model.network.leaves(inside=(Sequential, Residual)):
         kilobytes = _elements(layer) * BYTES[model.dtype] / 1000
         flops = layer.total_flops()
         cost = f"{flops / 1e6:,.3f}" if flops else ""
@@ -132,8 +123,8 @@ class Profile(PrintsAsTable):
         """Return the table."""
         title = f"batch of {self.batch_size} on {self.backend}, average of {self.repeats} passes"
         caption = (
-            "each layer for itself, without a team of threads; training lets some layers apply the ReLU behind them.\n"
-            "MB of outputs; MFLOP of the products, forward and backward; ms forward → and backward ←"
+            "layers timed in isolation, single-threaded; training fuses ReLU into the preceding layer.\n"
+            "MB of outputs; MFLOP: matmul and convolution only, forward and backward"
         )
         table = narrow_table(title, caption)
         table.add_column("layer, algorithm", overflow="fold")  # the only column that may shrink: numbers are never cut
@@ -183,57 +174,70 @@ def random_batch(model: Executor, batch_size: int) -> tuple[Any, Any]:
 
 def profile(model: Executor, x: Any, y: Any, repeats: int) -> Profile:
     """Time the model's layers on one checked batch; leaves weights, gradients and running statistics as they were."""
-    kept = model.state_dict()
-    times: dict[str, list[float]] = {}
+    before, timer = model.state_dict(), _Timer(model)
     inputs, labels = model.as_floats(model.backend.from_host(x)), model.backend.from_host(y)
     try:
-        with model.backend.execution_context(sharded=True):
+        with model.execution_context(len(x)), forward_hooks(model.network, timer.hook, model.network.children()):
             for repeat in range(WARM_UP + repeats):
-                _timed_pass(model, inputs, labels, times if repeat >= WARM_UP else {})
+                timer.begin_pass(forget=repeat == WARM_UP)
+                outputs, backward = model.network.forward(inputs, train=True, need_dx=False)
+                backward(_loss_gradient(model, outputs, labels))
     finally:
-        model.load_state_dict(kept)
+        model.load_state_dict(before)
         model.zero_grad()
-    steps = model.network.execution_order(need_dx=False, plan=model.network.unfused_plan())
-    products = {name: _products_back(layer, options, goes_back) for name, layer, options, goes_back in steps}
     rows = [
         LayerTime(
             path=name,
             output_shape=layer.output_shape or (),
             parameters=parameter_count(layer),
             flops_forward=layer.total_flops() * len(x),
-            flops_backward=layer.total_flops() * len(x) * products[name],
+            flops_backward=layer.total_flops() * len(x) * timer.backward_products.get(name, 0),
             output_bytes=_output_elements(layer) * len(x) * BYTES[model.dtype],
             algorithm=layer.algorithm(len(x)),
-            forward_seconds=times[name][0] / repeats,
-            backward_seconds=times[name][1] / repeats,
+            forward_seconds=timer.forward_seconds[name] / repeats,
+            backward_seconds=timer.backward_seconds[name] / repeats,
         )
         for name, layer in model.network.children()
     ]
     return Profile(model.backend.describe(), len(x), repeats, rows)
 
 
-def _products_back(layer: Layer, options: dict[str, Any], goes_back: bool) -> int:
-    """Return how many products as large as that of the forward pass a layer's way back has: dweight and dx, or fewer.
+class _Timer:
+    """Times the layers of a network, by hooks, in passes in which each runs by itself, one after the other."""
 
-    Nobody wants the dx of the first layer that is trained, nor the dweight of a frozen one.
-    """
-    is_frozen = 0 < parameter_count(layer) == frozen_count(layer)
-    return 2 - ("need_dx" in options) - is_frozen if goes_back else 0
+    def __init__(self, model: Executor) -> None:
+        self._time_call, self._names = model.backend.time_call, [name for name, _ in model.network.children()]
+        self.backward_products: dict[str, int] = {}  # as large as that of the forward pass
+        self.begin_pass(forget=True)
 
+    def begin_pass(self, forget: bool) -> None:
+        """Expect the first layer again; with `forget`, what was timed so far does not count."""
+        self._next = iter(self._names)
+        if forget:
+            self.forward_seconds = dict.fromkeys(self._names, 0.0)
+            self.backward_seconds = dict.fromkeys(self._names, 0.0)
 
-def _timed_pass(model: Executor, x: Any, labels: Any, times: dict[str, list[float]]) -> None:
-    """Pass one batch forward and backward as a training step does; add each top-level layer's seconds to `times`."""
-    ways_back = []
-    network = model.network
-    for name, layer, options, goes_back in network.execution_order(need_dx=False, plan=network.unfused_plan()):
-        (x, backward), seconds = model.backend.time_call(name, partial(layer.forward, x, train=True, **options))
-        times.setdefault(name, [0.0, 0.0])[0] += seconds
-        if goes_back:
-            ways_back.append((name, backward))
-    dy = _loss_gradient(model, x, labels)
-    for name, backward in reversed(ways_back):
-        dy, seconds = model.backend.time_call(f"{name} backward", partial(backward, dy))
-        times[name][1] += seconds
+    def hook(self, layer: Layer, path: str) -> Any:
+        """Return a forward function of a layer that times this one, and the backward function that it returns.
+
+        A backward pass has two products: dweight, unless the layer is frozen, and dx, unless it is not needed.
+        """
+        forward, is_frozen = layer.forward, 0 < parameter_count(layer) == frozen_count(layer)
+
+        def timed(x: Any, **options: Any) -> tuple[Any, Any]:
+            name = next(self._next)  # of a layer that stands twice, too
+            (y, backward), seconds = self._time_call(name, partial(forward, x, **options))
+            self.forward_seconds[name] += seconds
+
+            def timed_backward(dy: Any) -> Any:
+                dx, seconds = self._time_call(f"{name} backward", partial(backward, dy))
+                self.backward_seconds[name] += seconds
+                self.backward_products[name] = 2 - ("need_dx" in options) - is_frozen
+                return dx
+
+            return y, timed_backward
+
+        return timed
 
 
 def _loss_gradient(model: Executor, y: Any, labels: Any) -> Any:

@@ -22,7 +22,7 @@ from gpucnn.layers.base import Backward, Layer
 
 
 class ShardedNetwork:
-    """A network that gets a batch in shards where the backend splits it and every layer declares `per_sample`.
+    """A network that gets a batch in shards where the backend splits it and every layer declares `batch_independent`.
 
     Arguments:
         memory: what captured passes use, if another network shares it.
@@ -30,7 +30,7 @@ class ShardedNetwork:
 
     def __init__(self, network: Layer, memory: CaptureMemory | None = None) -> None:
         self.network = network
-        self.can_shard = all(layer.per_sample for layer in network.all_layers())
+        self.can_shard = all(layer.batch_independent for layer in network.all_layers())
         self.captures = CapturedPasses(network, memory)
         self._flops = network.total_flops()
         self._replicas: list[Replica] = []

@@ -8,9 +8,16 @@ from gpucnn.layers.base import Backward, Layer
 
 
 class ReLU(Layer):
-    """Keep what is positive: y = max(x, 0); the slope at 0 is 0. x and y have any shape (N, …)."""
+    """Keep what is positive: y = max(x, 0); the slope at 0 is 0. x and y have any shape (N, …).
 
-    per_sample = capturable = True
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.ReLU()], (3,)).predict(np.float32([[-2, 0, 1]]))
+        array([[0., 0., 1.]], dtype=float32)
+    """
+
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the backward function, which keeps y rather than x: y is alive in the next layer anyway."""
@@ -25,9 +32,15 @@ class LeakyReLU(Layer):
         slope  of the negative side, at least 0
 
     Source: Maas, Hannun, Ng, "Rectifier nonlinearities improve neural network acoustic models" (2013).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.LeakyReLU(0.1)], (3,)).predict(np.float32([[-2, 0, 1]])).round(3)
+        array([[-0.2,  0. ,  1. ]], dtype=float32)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
     adjustable = ("slope",)
 
     def __init__(self, slope: float = 0.01, *, name: str | None = None) -> None:
@@ -41,9 +54,16 @@ class LeakyReLU(Layer):
 
 
 class Sigmoid(Layer):
-    """Squeeze into (0, 1): y = 1 / (1 + exp(−x)). x and y have any shape (N, …)."""
+    """Squeeze into (0, 1): y = 1 / (1 + exp(−x)). x and y have any shape (N, …).
 
-    per_sample = capturable = True
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.Sigmoid()], (3,)).predict(np.float32([[-2, 0, 1]])).round(3)
+        array([[0.119, 0.5  , 0.731]], dtype=float32)
+    """
+
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y, whose small numbers have all their digits, and the backward function.
@@ -56,9 +76,16 @@ class Sigmoid(Layer):
 
 
 class Tanh(Layer):
-    """Squeeze into (−1, 1): y = tanh(x). x and y have any shape (N, …)."""
+    """Squeeze into (−1, 1): y = tanh(x). x and y have any shape (N, …).
 
-    per_sample = capturable = True
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.Tanh()], (3,)).predict(np.float32([[-2, 0, 1]])).round(3)
+        array([[-0.964,  0.   ,  0.762]], dtype=float32)
+    """
+
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the backward function."""
@@ -70,9 +97,15 @@ class GELU(Layer):
     """Weight x by the share of a normal distribution below it: y = x·Φ(x), the exact form with erf.
 
     x and y have any shape (N, …). Source: Hendrycks, Gimpel, "Gaussian error linear units" (2016).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.GELU()], (3,)).predict(np.float32([[-2, 0, 1]])).round(3)
+        array([[-0.046,  0.   ,  0.841]], dtype=float32)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the backward function: d(x·Φ(x)) = Φ(x) + x·φ(x), with φ the normal density."""
@@ -87,9 +120,15 @@ class Softmax(Layer):
         x, y  (N, K)
 
     A model that ends with `Softmax` and trains on cross-entropy computes both as one stable kernel.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.Softmax()], (3,)).predict(np.float32([[-2, 0, 1]])).round(3)
+        array([[0.035, 0.259, 0.705]], dtype=float32)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the backward function: dx = y·(dy − Σ dy·y)."""

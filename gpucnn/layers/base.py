@@ -25,8 +25,16 @@ Backward = Callable[[Array], Array]
 class Layer(Configurable, family="layer"):
     """Base of every layer: `build` makes the parameters, `forward` computes and returns the backward pass.
 
-    A layer of one's own needs `forward`, and `build` if it has parameters or changes the shape; every constructor
+    A custom layer needs `forward`, and `build` if it has parameters or changes the shape; every constructor
     argument must become an attribute of the same name, and `name` goes to `super().__init__(name=name)`.
+
+    Example
+        >>> from gpucnn import check_layer, layers
+        >>> class Halve(layers.Layer):
+        ...     def forward(self, x, *, train):
+        ...         return x * 0.5, lambda dy: dy * 0.5
+        >>> check_layer(Halve(), input_shape=(6,)).failures
+        []
     """
 
     #: whether `forward` takes `need_dx=False`, with which its backward function leaves dx out and returns None
@@ -36,9 +44,9 @@ class Layer(Configurable, family="layer"):
     #: the cache; its backward function then begins with that of the ReLU
     supports_fused_relu = False
 
-    #: whether `forward` may be given the batch in slices, on several threads at a time: true where a sample's output
-    #: depends on that sample alone, or a kernel joins the slices, and nothing but parameters and buffers is written to
-    per_sample = False
+    #: whether each sample's output depends on that sample alone, so that `forward` may be given shards of the batch, on
+    #: several threads at a time. True also where a kernel joins the shards; only parameters and buffers are written to
+    batch_independent = False
 
     #: whether a pass may be recorded and repeated: true where `forward` and its way back do the same with arrays of one
     #: shape each time, decide nothing by their numbers, and draw random ones by `gpucnn.rng` alone. On the CPU what is
@@ -46,18 +54,24 @@ class Layer(Configurable, family="layer"):
     #: sees Python that reads an array's memory past NumPy, or a module's variables, and by them decides only rarely
     capturable = False
 
+    #: whether `forward` and its backward function are known to return shapes as `build` declares them; those of other
+    #: layers are checked in each eager pass
+    shapes_verified = False
+
     #: settings that `forward` reads in each pass, so that they may be changed once the layer is built
     adjustable: ClassVar[tuple[str, ...]] = ()
 
     foreign = "trainable", "requires_grad"
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Take the four as said of this very `forward`: one that was written anew must say them again."""
+        """Take what a class declares as said of its own `forward`: a class that overrides it must declare it again."""
         super().__init_subclass__(**options)
         if "forward" in vars(cls):
-            for promise in ("supports_skip_dx", "supports_fused_relu", "per_sample", "capturable"):
-                if promise not in vars(cls):
-                    setattr(cls, promise, False)
+            for flag in ("supports_skip_dx", "supports_fused_relu", "batch_independent", "capturable"):
+                if flag not in vars(cls):
+                    setattr(cls, flag, False)
+        if {"forward", "build"} & vars(cls).keys() and "shapes_verified" not in vars(cls):
+            cls.shapes_verified = False
 
     def __init__(self, *, name: str | None = None) -> None:
         if name is not None and (not isinstance(name, str) or not name.isidentifier()):
@@ -222,6 +236,18 @@ class Layer(Configurable, family="layer"):
                 seen.add(id(layer))
                 yield layer
                 waiting += [child for _, child in layer.children()][::-1]
+
+    def leaves(self, inside: type["Layer"] | tuple[type["Layer"], ...] | None = None) -> Iterator[tuple[str, "Layer"]]:
+        """Yield the layers that have none inside, in order, each with the path that leads to it.
+
+        Arguments:
+            inside: the types of layers that are taken apart; others count as one layer. None for all.
+        """
+        for name, child in self.children():
+            if isinstance(child, Layer if inside is None else inside) and any(True for _ in child.children()):
+                yield from ((f"{name}.{path}", leaf) for path, leaf in child.leaves(inside))
+            else:
+                yield name, child
 
     def to(self, backend: "Backend | str", dtype: str | None = None) -> "Layer":
         """Move every array to a backend, and floats to a dtype; returns the layer."""

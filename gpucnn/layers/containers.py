@@ -1,20 +1,15 @@
 """Layers made of layers: one after another, and side by side."""
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 from gpucnn.backends import Array
 from gpucnn.core.config import snake_case
-from gpucnn.errors import ConfigurationError, OutOfMemory, ShapeError
-from gpucnn.layers.activation import ReLU
+from gpucnn.errors import ConfigurationError, OutOfMemoryError, ShapeError
 from gpucnn.layers.base import Backward, Layer, Shape
-from gpucnn.layers.conv import Conv2D
-from gpucnn.layers.norm import BatchNorm
-from gpucnn.layers.pool import MaxPool2D
+from gpucnn.layers.fusion import FoldedConv2D, Plan, fuse
 
 PREVIOUS_LAYER = "the layer before it"  # stands in messages of shapes that do not meet
-Plan = list[tuple[int, dict[str, Any]]]  # places of layers in the order in which they compute, and options
 
 
 class Layers(list[Layer]):
@@ -46,10 +41,16 @@ class Sequential(Layer):
 
     Raises
         ConfigurationError  something that is no layer, or two layers of one name
+
+    Example
+        >>> from gpucnn import Model, layers
+        >>> block = layers.Sequential([layers.Dense(8), layers.ReLU()])
+        >>> list(Model([block, layers.Dense(2)], input_shape=(4,)).parameters())
+        ['sequential.dense.weight', 'sequential.dense.bias', 'dense.weight', 'dense.bias']
     """
 
     supports_skip_dx = True
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def __init__(self, layers: list[Layer] | tuple[Layer, ...], *, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -94,7 +95,7 @@ class Sequential(Layer):
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Build the layers one after another, each for the shape that the one before it returns."""
         shape = input_shape
-        self._declared_shapes: dict[int, set[Shape]] = {}  # by layers of users' own: what they may return
+        self._declared_shapes: dict[str, set[Shape]] = {}  # by name: what layers return whose shapes are checked
         for place, layer in enumerate(self.layers):
             try:
                 shape = layer.ensure_built(shape, rng)
@@ -104,35 +105,35 @@ class Sequential(Layer):
                 raise ShapeError(
                     f"{error}; {PREVIOUS_LAYER}, {self.layers[place - 1].display_name}, gives {shape}"
                 ) from error
-            if not type(layer).__module__.startswith("gpucnn."):
-                self._declared_shapes.setdefault(id(layer), set()).add(shape)
+            if not layer.shapes_verified:
+                self._declared_shapes.setdefault(self._names[place], set()).add(shape)
         self.refresh_trainable()
-        self._train_plan, self._inference_plan = _fuse(self.layers), _fuse(self.layers, inference=True)
+        self._train_plan, self._inference_plan = fuse(self.layers), fuse(self.layers, inference=True)
         return shape
 
     def refresh_trainable(self) -> None:
-        """Note which layers have parameters that are trained; said again when that has changed.
+        """Find out again which layers have trainable parameters.
 
-        The list is a new one each time, by which replicas of this layer notice that they are out of date.
+        The list is a new object each time, by which replicas of this layer notice that they are out of date.
         """
         self._trainable = [any(p.trainable for p in layer.parameters().values()) for layer in self.layers]
 
-    def forward(self, x: Array, *, train: bool, need_dx: bool = True) -> tuple[Array, Backward]:
+    def forward(self, x: Array, *, train: bool, need_dx: bool = True, logits: bool = False) -> tuple[Array, Backward]:
         """Return y and the backward function, which returns None for dx without `need_dx`.
 
         Without it the backward function is that of a training step: it may be called once, and frees what each layer
-        saved as soon as it has run that layer.
+        saved as soon as it has run that layer. With `logits`, y is what the last layer, a `Softmax`, is given.
         """
         backwards: list[tuple[str, Backward]] = []
         plan = self._inference_plan if self.backend.folds_batch_norm and not train else self._train_plan
-        for name, layer, options, needs_backward in self.execution_order(need_dx, plan):
+        for name, layer, options, needs_backward in self.execution_order(need_dx, plan[:-1] if logits else plan):
             given = x
             try:
                 x, layer_backward = layer.forward(given, train=train, **options)
             except MemoryError as error:
-                raise OutOfMemory.at(name, error) from error
-            if id(layer) in self._declared_shapes:
-                layer_backward = _check_shapes(layer, self._declared_shapes[id(layer)], given, x, layer_backward)
+                raise OutOfMemoryError.at(name, error) from error
+            if name in self._declared_shapes:
+                layer_backward = _check_shapes(layer, self._declared_shapes[name], given, x, layer_backward)
             if needs_backward:
                 backwards.append((name, layer_backward))
 
@@ -153,24 +154,28 @@ class Sequential(Layer):
 
     def execution_order(
         self, need_dx: bool, plan: Plan | None = None
-    ) -> Iterator[tuple[str, Layer, dict[str, Any], bool]]:
-        """Yield the name of each layer that computes, the layer, its options, and whether the backward pass passes it.
+    ) -> Iterator[tuple[str, Any, dict[str, Any], bool]]:
+        """Yield the name of each layer that computes, the layer, its options, and whether its backward is needed.
 
         Where dx is not needed, the backward pass ends at the first layer that has trainable parameters, and that layer
         leaves its own dx out if it can.
         """
-        wanted = need_dx
+        needed = need_dx
         for place, options in self._train_plan if plan is None else plan:
-            layer, trained = self.layers[place], self._trainable[place]
+            layer: Any = self.layers[place]
+            trainable = self._trainable[place]
+            if not needed and layer.supports_skip_dx:
+                options = options | {"need_dx": False}
             if "folded_norm" in options:
-                trained = trained or self._trainable[options["folded_norm"]]
-                options = options | {"folded_norm": self.layers[options["folded_norm"]]}
-            skips = not wanted and layer.supports_skip_dx
-            wanted = wanted or trained
-            yield self._names[place], layer, options | {"need_dx": False} if skips else options, wanted
+                norm = options["folded_norm"]
+                trainable = trainable or self._trainable[norm]
+                layer = FoldedConv2D(layer, self.layers[norm])  # type: ignore[arg-type]
+                options = {name: value for name, value in options.items() if name != "folded_norm"}
+            needed = needed or trainable
+            yield self._names[place], layer, options, needed
 
     def unfused_plan(self) -> Plan:
-        """Return the plan in which every layer computes for itself, as a profile wants it."""
+        """Return the plan in which no layers are fused."""
         return [(place, {}) for place in range(len(self.layers))]
 
     def __len__(self) -> int:
@@ -184,33 +189,32 @@ class Sequential(Layer):
 
 
 def already_run(label: str) -> ConfigurationError:
-    """Return the error of who walks the backward pass of a training step a second time, or after the next has begun."""
+    """Return the error for a backward function of a training step that was called twice, or after the next forward."""
     return ConfigurationError(
-        f"{label}: the backward pass of a training step was walked already, and lets go of what it passes, "
-        "or another step was begun; call forward again, or forward with need_dx=True for a way that can be "
-        "walked often"
+        f"{label}: backward was already called for this training step, which frees what it has used, or another step "
+        "has begun; call forward again, or forward with need_dx=True for a backward function that can be called often"
     )
 
 
 def _run_backward(label: str, layer_backward: Backward, dy: Array) -> Array:
-    """Walk one layer's way back; where memory runs out, the error gets the layer's name."""
+    """Run one layer's backward function; where memory runs out, the error gets the layer's name."""
     try:
         return layer_backward(dy)
     except MemoryError as error:
-        raise OutOfMemory.at(label, error) from error
+        raise OutOfMemoryError.at(label, error) from error
 
 
-def _check_shapes(layer: Layer, promised: set[Shape], x: Array, y: Array, layer_backward: Backward) -> Backward:
-    """Return a way back that checks the shape of dx, once that of the output is known to be what `build` promised.
+def _check_shapes(layer: Layer, declared: set[Shape], x: Array, y: Array, layer_backward: Backward) -> Backward:
+    """Check the shape of an output against what `build` declared; return a backward function that checks that of dx.
 
     Raises:
         ShapeError: it is not; names the layer and both.
     """
     remedy = f"gpucnn.check_layer({type(layer).__name__}(…), {tuple(x.shape[1:])}) tries all of it"
-    if tuple(y.shape[1:]) not in promised or len(y) != len(x):
-        expected = " or ".join(str((len(x), *shape)) for shape in sorted(promised))
+    if tuple(y.shape[1:]) not in declared or len(y) != len(x):
+        expected = " or ".join(str((len(x), *shape)) for shape in sorted(declared))
         raise ShapeError(
-            f"{layer.display_name}: its forward returned shape {tuple(y.shape)} where its build promised {expected}; "
+            f"{layer.display_name}: its forward returned shape {tuple(y.shape)} where its build declared {expected}; "
             f"{remedy}"
         )
     shape = tuple(x.shape)
@@ -219,41 +223,12 @@ def _check_shapes(layer: Layer, promised: set[Shape], x: Array, y: Array, layer_
         dx = layer_backward(dy)
         if dx is not None and tuple(dx.shape) != shape:
             raise ShapeError(
-                f"{layer.display_name}: its way back returned shape {tuple(dx.shape)} for inputs of shape {shape}; "
-                f"dx must have theirs; {remedy}"
+                f"{layer.display_name}: its backward function returned shape {tuple(dx.shape)} for inputs of shape "
+                f"{shape}; dx must have theirs; {remedy}"
             )
         return dx
 
     return checked
-
-
-def _fuse(layers: list[Layer], inference: bool = False) -> Plan:
-    """Return the places of the layers in the order in which they compute, with options for their forward passes.
-
-    Two neighbours are told of each other here, and nowhere else. A ReLU before a max pooling changes places with it:
-    the largest element is the same either way, so are all gradients, and fewer elements are left to cut off. A layer
-    that can apply the ReLU behind it does. And for inference a convolution takes in the batch norm behind it, whose
-    place is then one of its options.
-    """
-    order = list(range(len(layers)))
-    for first, second in pairwise(range(len(layers))):
-        if type(layers[first]) is ReLU and type(layers[second]) is MaxPool2D:
-            order[first], order[second] = second, first
-    plan: Plan = []
-    for place in order:
-        layer, (before, taken) = layers[place], plan[-1] if plan else (None, {})
-        if (
-            before is not None
-            and type(layer) is ReLU
-            and layers[before].supports_fused_relu
-            and "fused_relu" not in taken
-        ):
-            plan[-1] = before, taken | {"fused_relu": True}
-        elif inference and before is not None and (type(layers[before]), type(layer), taken) == (Conv2D, BatchNorm, {}):
-            plan[-1] = before, {"folded_norm": place}
-        else:
-            plan.append((place, {}))
-    return plan
 
 
 class Residual(Layer):
@@ -271,10 +246,16 @@ class Residual(Layer):
         ShapeError  the branches return different shapes
 
     Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition" (2016).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.Residual([layers.ReLU()])], (3,)).predict(np.float32([[-2, 0, 1]]))  # x + relu(x)
+        array([[-2.,  0.,  2.]], dtype=float32)
     """
 
     supports_fused_relu = True
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def __init__(
         self, main: Layer | list[Layer], shortcut: Layer | list[Layer] | None = None, *, name: str | None = None

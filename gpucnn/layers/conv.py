@@ -9,7 +9,7 @@ from gpucnn.errors import ShapeError
 from gpucnn.initializers import Initializer
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.layers.geometry import Padding, checked_padding, int_or_pair, make_window, pair, require_image
-from gpucnn.layers.norm import BatchNorm
+from gpucnn.layers.parameter import needed
 
 
 class Conv2D(Layer):
@@ -34,11 +34,17 @@ class Conv2D(Layer):
     Raises
         ConfigurationError  an argument makes no sense
         ShapeError          the input is no image, the filter does not fit it, or groups do not divide C and F
+
+    Example
+        >>> from gpucnn import Model, layers
+        >>> model = Model([layers.Conv2D(16, 3, strides=2, padding="same")], input_shape=(28, 28, 1))
+        >>> model.output_shape, model.parameters()["conv2d.weight"].shape
+        ((14, 14, 16), (3, 3, 1, 16))
     """
 
     supports_skip_dx = True
     supports_fused_relu = True
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def __init__(
         self,
@@ -81,58 +87,21 @@ class Conv2D(Layer):
         return (*self.window.output_size((H, W)), F)
 
     def forward(
-        self,
-        x: Array,
-        *,
-        train: bool,
-        need_dx: bool = True,
-        fused_relu: bool = False,
-        folded_norm: BatchNorm | None = None,
+        self, x: Array, *, train: bool, need_dx: bool = True, fused_relu: bool = False
     ) -> tuple[Array, Backward]:
-        """Return y and the backward function, which returns None for dx without `need_dx`.
-
-        With `folded_norm`, y is what inference makes of it in that layer.
-        """
-        if folded_norm is not None:
-            return self._forward_folded(folded_norm, x, need_dx, fused_relu)
-        backend, weight, bias, window = self.backend, self.weight, self.bias, self.window
-        y = backend.conv2d(x, weight.value, bias.value if bias else None, window, self.groups, fused_relu)
+        """Return y = x∗W + b and the backward function, for which dy is convolved with x and with the flipped W."""
+        backend, weight, bias, window, groups = self.backend, self.weight, self.bias, self.window, self.groups
+        y = backend.conv2d(x, weight.value, bias and bias.value, window, groups, fused_relu)
 
         def backward(dy: Array) -> Array:
             if fused_relu:
                 dy = backend.relu_gradient(dy, y)
-            bias_learns, dx = bias is not None and bias.trainable, None
-            if weight.trainable:
-                if need_dx:
-                    dweight, dbias, dx = backend.conv2d_gradients(x, dy, weight.value, window, self.groups, bias_learns)
-                else:
-                    dweight, dbias = backend.conv2d_parameter_gradients(x, dy, window, self.groups, bias_learns)
-                weight.add_grad(dweight)
-            else:
-                dbias = backend.channel_sums(dy) if bias_learns else None
-                if need_dx:
-                    dx = backend.conv2d_input_gradient(dy, weight.value, x.shape[1:3], window, self.groups)
-            if bias and bias_learns:
+            need = needed(need_dx, weight, bias)
+            dx, dweight, dbias = backend.conv2d_backward(x, dy, weight.value, window, groups, need)
+            weight.add_grad(dweight)
+            if bias:
                 bias.add_grad(dbias)
             return dx
-
-        return y, backward
-
-    def _forward_folded(self, norm: BatchNorm, x: Array, need_dx: bool, fused_relu: bool) -> tuple[Array, Backward]:
-        """Return the norm's y and the backward function through both layers.
-
-        In inference a norm multiplies each channel by a factor and adds an offset. Multiplying the weight instead
-        saves a pass over the images. The backward pass, which is rare here, runs both layers again, unfolded.
-        """
-        factor, offset = norm.scale_and_offset()
-        if self.bias:
-            offset = offset + factor * self.bias.value
-        y = self.backend.conv2d(x, self.weight.value * factor, offset, self.window, self.groups, fused_relu)
-
-        def backward(dy: Array) -> Array:
-            own, own_backward = self.forward(x, train=False, need_dx=need_dx)
-            _, norm_backward = norm.forward(own, train=False, fused_relu=fused_relu)
-            return own_backward(norm_backward(dy))
 
         return y, backward
 

@@ -8,6 +8,7 @@ from gpucnn.core import checks
 from gpucnn.errors import ShapeError
 from gpucnn.initializers import Initializer
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
+from gpucnn.layers.parameter import needed
 
 
 class Dense(Layer):
@@ -25,10 +26,16 @@ class Dense(Layer):
 
     Raises
         ShapeError          the input is not (N, D)
+
+    Example
+        >>> from gpucnn import Model, layers
+        >>> model = Model([layers.Dense(3)], input_shape=(4,))
+        >>> {path: parameter.shape for path, parameter in model.parameters().items()}
+        {'dense.weight': (4, 3), 'dense.bias': (3,)}
     """
 
     supports_skip_dx = True
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def __init__(
         self,
@@ -57,20 +64,16 @@ class Dense(Layer):
         return (K,)
 
     def forward(self, x: Array, *, train: bool, need_dx: bool = True) -> tuple[Array, Backward]:
-        """Return y and the backward function, which returns None for dx without `need_dx`."""
+        """Return y = x·W + b and the backward function: dW = xᵀ·dy, db = Σ dy, dx = dy·Wᵀ."""
         backend, weight, bias = self.backend, self.weight, self.bias
-        y = backend.dense(x, weight.value, bias.value if bias else None)
+        y = backend.dense(x, weight.value, bias and bias.value)
 
         def backward(dy: Array) -> Array:
-            bias_learns = bias is not None and bias.trainable
-            if weight.trainable:
-                dweight, dbias = backend.dense_parameter_gradients(x, dy, bias_learns)
-                weight.add_grad(dweight)
-            elif bias_learns:
-                dbias = backend.channel_sums(dy)
-            if bias and bias_learns:
+            dx, dweight, dbias = backend.dense_backward(x, dy, weight.value, needed(need_dx, weight, bias))
+            weight.add_grad(dweight)
+            if bias:
                 bias.add_grad(dbias)
-            return backend.dense_input_gradient(dy, weight.value, x) if need_dx else None
+            return dx
 
         return y, backward
 

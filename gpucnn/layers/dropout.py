@@ -18,9 +18,17 @@ class Dropout(Layer):
         rate  the share that is dropped, 0 ≤ rate < 1
 
     Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout" (2014).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> model = Model([layers.Dropout(0.5)], (1000,), seed=0)
+        >>> y, backward = model.forward(np.ones((1, 1000), np.float32), train=True)
+        >>> 0.4 < float((y == 0).mean()) < 0.6  # dropped; the others are doubled
+        True
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
     adjustable = ("rate",)
 
     def __init__(self, rate: float, *, name: str | None = None) -> None:

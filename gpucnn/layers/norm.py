@@ -29,10 +29,18 @@ class BatchNorm(Layer):
         ShapeError  training on a batch with one value a channel, whose variance is 0
 
     Source: Ioffe, Szegedy, "Batch normalization" (2015).
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> x = np.random.default_rng(0).normal(3, 2, (64, 5)).astype(np.float32)
+        >>> y, backward = Model([layers.BatchNorm()], (5,)).forward(x, train=True)
+        >>> abs(y.mean(axis=0)).max() < 1e-5, abs(y.std(axis=0) - 1).max() < 1e-4
+        (np.True_, np.True_)
     """
 
     supports_fused_relu = True
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
     adjustable = "momentum", "epsilon"
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, *, name: str | None = None) -> None:
@@ -112,9 +120,17 @@ class Normalization(Layer):
     Raises
         ConfigurationError  a standard deviation that is not positive, or only one of the two numbers
         ShapeError          not one number, nor one for each channel
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> x = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
+        >>> y = Model([layers.Normalization().adapt(x)], (4, 4, 3)).predict(x)
+        >>> abs(y.mean(axis=(0, 1, 2))).max() < 1e-5
+        np.True_
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     renamed: ClassVar[dict[str, str]] = {"deviation": "std"}
 

@@ -17,6 +17,14 @@ class Parameter(Closed):
     the array that is there, which may be a part of a larger buffer. A `frozen` one takes no gradient, in all models
     that share it; `Model.freeze` makes it so. Nor does one that is `resting`, because the epochs of its `Group` are
     over.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.layers import Parameter
+        >>> weight = Parameter(np.zeros((2, 3), np.float32))
+        >>> weight.add_grad(np.ones((2, 3), np.float32))
+        >>> weight.shape, float(weight.grad.sum())
+        ((2, 3), 6.0)
     """
 
     changed_by: ClassVar[dict[str, str]] = {"trainable": "call model.freeze(…) or model.unfreeze(…)"}
@@ -52,8 +60,13 @@ class Parameter(Closed):
         """Whether it takes a gradient."""
         return not (self.frozen or self.resting)
 
-    def add_grad(self, gradient: Array) -> None:
-        """Add to the gradient, if it is trainable; a layer that is used twice in one pass adds twice."""
+    def add_grad(self, gradient: Array | None) -> None:
+        """Add to the gradient, if it is trainable; a layer that is used twice in one pass adds twice.
+
+        None, for a gradient that was not needed, adds nothing.
+        """
+        if gradient is None:
+            return
         if tuple(gradient.shape) != self.shape:
             raise ShapeError(
                 f"a parameter of shape {self.shape} got a gradient of shape {tuple(gradient.shape)}; "
@@ -87,11 +100,23 @@ class Parameter(Closed):
         return f"Parameter(shape={self.shape}, dtype={self._value.dtype})"
 
 
+def needed(need_dx: bool, *parameters: Parameter | None) -> tuple[bool, ...]:
+    """Return which gradients a backward pass computes: dx, and those of trainable parameters."""
+    return need_dx, *(parameter is not None and parameter.trainable for parameter in parameters)
+
+
 class Buffer(Closed):
     """An array that is kept and saved but not trained, such as running statistics.
 
     One with `on_host=True` stays in the host's memory whatever the backend, such as the state of a random stream.
     `value` can be assigned as that of a `Parameter`.
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn.layers import Buffer
+        >>> running_mean = Buffer(np.zeros(3, np.float32))
+        >>> running_mean.value
+        array([0., 0., 0.], dtype=float32)
     """
 
     on_host = False

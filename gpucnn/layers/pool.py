@@ -52,10 +52,18 @@ class MaxPool2D(_Pool2D):
 
     Raises
         ShapeError  the window does not fit the image, or padding is as large as the window
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+        >>> Model([layers.MaxPool2D(2)], (4, 4, 1)).predict(x)[0, ..., 0]
+        array([[ 5.,  7.],
+               [13., 15.]], dtype=float32)
     """
 
     supports_fused_relu = True
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool, fused_relu: bool = False) -> tuple[Array, Backward]:
         """Return y and the backward function, which sends dy to the winners alone."""
@@ -78,9 +86,17 @@ class AveragePool2D(_Pool2D):
 
     Raises
         ShapeError  the window does not fit the image, or padding is as large as the window
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+        >>> Model([layers.AveragePool2D(2)], (4, 4, 1)).predict(x)[0, ..., 0]
+        array([[ 2.5,  4.5],
+               [10.5, 12.5]], dtype=float32)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the backward function, which shares dy equally."""
@@ -95,9 +111,16 @@ class GlobalAveragePool2D(Layer):
     Shapes
         x  (N, H, W, C)
         y  (N, C)
+
+    Example
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+        >>> Model([layers.GlobalAveragePool2D()], (4, 4, 1)).predict(x)
+        array([[7.5]], dtype=float32)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Keep the channels."""

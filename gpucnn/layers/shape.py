@@ -14,9 +14,14 @@ class Flatten(Layer):
     Shapes
         x  (N, H, W, C), or any (N, …)
         y  (N, H·W·C)
+
+    Example
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.Flatten()], input_shape=(4, 4, 2)).output_shape
+        (32,)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Return the product of all sides."""
@@ -36,9 +41,14 @@ class PadChannels(Layer):
 
     Raises
         ConfigurationError  a number that is not an integer of at least 0
+
+    Example
+        >>> from gpucnn import Model, layers
+        >>> Model([layers.PadChannels(2, 3)], input_shape=(4, 4, 3)).output_shape
+        (4, 4, 8)
     """
 
-    per_sample = capturable = True
+    batch_independent = capturable = shapes_verified = True
 
     def __init__(self, before: int, after: int, *, name: str | None = None) -> None:
         super().__init__(name=name)

@@ -19,22 +19,23 @@ from gpucnn.layers import (
     Softmax,
 )
 from gpucnn.losses import MeanSquaredError
-from gpucnn.networks.registry import CIFAR10_IMAGE, MNIST_IMAGE, Design, Recipe, Shape, named, normalization
+from gpucnn.networks.registry import CIFAR10_IMAGE, MNIST_IMAGE, Design, Shape, named, normalization
 from gpucnn.optimizers import SGD
 from gpucnn.schedules import OneCycle
+from gpucnn.training.recipe import Recipe
 
 
 @named("lenet", MNIST_IMAGE, Recipe("mnist", 3, 128))
-def lenet(image: Shape, classes: int) -> Design:
+def lenet(image: Shape, num_classes: int) -> Design:
     """LeNet-5 with ReLU and average pooling, and the one-cycle recipe that brings it to 99 % in 3 epochs.
 
     Source: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition" (1998).
     """
-    return [normalization(image), *_lenet_layers(classes)], SGD(OneCycle(0.1), momentum=0.9)
+    return [normalization(image), *_lenet_layers(num_classes)], SGD(OneCycle(0.1), momentum=0.9)
 
 
 @named("sigmoid-3x3", MNIST_IMAGE, Recipe("mnist", 3, 16), MeanSquaredError())
-def sigmoid_3x3(image: Shape, classes: int) -> Design:
+def sigmoid_3x3(image: Shape, num_classes: int) -> Design:
     """Three 3×3 filters and two dense layers, all with sigmoids, weights uniform in ±0.5.
 
     Its 2187 features are 3·27·27, so one row and one column of padding. Its "normalization" is not described; here the
@@ -45,29 +46,29 @@ def sigmoid_3x3(image: Shape, classes: int) -> Design:
         *(Conv2D(3, 3, padding=((0, 1), (0, 1)), weight_initializer=wide), Sigmoid()),
         *(Flatten(), Normalization(0.5, 0.5)),
         *(Dense(20, weight_initializer=wide), Sigmoid()),
-        *(Dense(classes, weight_initializer=wide), Sigmoid()),
+        *(Dense(num_classes, weight_initializer=wide), Sigmoid()),
     ]
     return layers, SGD(4.0)
 
 
 @named("feedforward", MNIST_IMAGE, Recipe("mnist", 3, 128))
-def feedforward(image: Shape, classes: int) -> Design:
+def feedforward(image: Shape, num_classes: int) -> Design:
     """Dense layers alone, with ReLU; of the three only that they end as LeNet's do is ours."""
-    return [Flatten(), *_lenet_end(classes)], SGD(0.5)
+    return [Flatten(), *_lenet_end(num_classes)], SGD(0.5)
 
 
 @named("single-conv", MNIST_IMAGE, Recipe("mnist", 3, 128))
-def single_conv(image: Shape, classes: int) -> Design:
+def single_conv(image: Shape, num_classes: int) -> Design:
     """LeNet's first convolution without its pooling, then its dense layers. LeCun's weights are ours."""
     weights = "lecun_normal"
     return [
         *(Conv2D(6, 5, padding="same", weight_initializer=weights), ReLU(), Flatten()),
-        *_lenet_end(classes, weights),
+        *_lenet_end(num_classes, weights),
     ], SGD(0.5)
 
 
 @named("double-conv", MNIST_IMAGE, Recipe("mnist", 3, 128))
-def double_conv(image: Shape, classes: int) -> Design:
+def double_conv(image: Shape, num_classes: int) -> Design:
     """Both of LeNet's convolutions without pooling, then its dense layers. LeCun's weights are ours.
 
     At a constant rate of 0.5 none of nine runs of three epochs learned, with six ways to begin the weights; presumably
@@ -78,47 +79,47 @@ def double_conv(image: Shape, classes: int) -> Design:
     return [
         *(Conv2D(6, 5, padding="same", weight_initializer=weights), ReLU()),
         *(Conv2D(16, 5, weight_initializer=weights), ReLU(), Flatten()),
-        *_lenet_end(classes, weights),
+        *_lenet_end(num_classes, weights),
     ], SGD(OneCycle(0.5, warmup_fraction=0.5))
 
 
 @named("single-conv-pool", MNIST_IMAGE, Recipe("mnist", 3, 128))
-def single_conv_pool(image: Shape, classes: int) -> Design:
+def single_conv_pool(image: Shape, num_classes: int) -> Design:
     """LeNet's first convolution with its pooling, then its dense layers."""
-    return [Conv2D(6, 5, padding="same"), ReLU(), AveragePool2D(2), Flatten(), *_lenet_end(classes)], SGD(0.5)
+    return [Conv2D(6, 5, padding="same"), ReLU(), AveragePool2D(2), Flatten(), *_lenet_end(num_classes)], SGD(0.5)
 
 
 @named("lenet-002", MNIST_IMAGE, Recipe("mnist", 3, 128))
-def lenet_002(image: Shape, classes: int) -> Design:
+def lenet_002(image: Shape, num_classes: int) -> Design:
     """LeNet with ReLU and a constant rate of 0.5, as its author trained it: some runs never learn."""
-    return _lenet_layers(classes), SGD(0.5)
+    return _lenet_layers(num_classes), SGD(0.5)
 
 
 @named("network-1", MNIST_IMAGE, Recipe("mnist", 25, 128))
-def network_1(image: Shape, classes: int) -> Design:
+def network_1(image: Shape, num_classes: int) -> Design:
     """One 3×3 convolution of 4 filters with ReLU and max pooling, then a dense layer of 64."""
     layers = [
         normalization(image),
         *(Conv2D(4, 3), ReLU(), MaxPool2D(2)),
-        *_small_end(classes),
+        *_small_end(num_classes),
     ]
     return layers, SGD(OneCycle(0.1), momentum=0.9)
 
 
 @named("network-2", MNIST_IMAGE, Recipe("mnist", 30, 128))
-def network_2(image: Shape, classes: int) -> Design:
+def network_2(image: Shape, num_classes: int) -> Design:
     """Two 3×3 convolutions of 16 filters, each with ReLU and max pooling, then a dense layer of 64."""
     layers = [
         normalization(image),
         *(Conv2D(16, 3), ReLU(), MaxPool2D(2)),
         *(Conv2D(16, 3), ReLU(), MaxPool2D(2)),
-        *_small_end(classes),
+        *_small_end(num_classes),
     ]
     return layers, SGD(OneCycle(0.1), momentum=0.9)
 
 
 @named("network-3", CIFAR10_IMAGE, Recipe("cifar10", 25, 128, augment=(Flip(), Translate(2))))
-def network_3(image: Shape, classes: int) -> Design:
+def network_3(image: Shape, num_classes: int) -> Design:
     """Three 3×3 convolutions of 8, 16 and 32 filters with two max poolings, then a dense layer of 64.
 
     Mirrored and moved images are ours.
@@ -128,13 +129,13 @@ def network_3(image: Shape, classes: int) -> Design:
         *(Conv2D(8, 3, padding="same"), ReLU(), MaxPool2D(2)),
         *(Conv2D(16, 3, padding="same"), ReLU()),
         *(Conv2D(32, 3, padding="same"), ReLU(), MaxPool2D(2)),
-        *_small_end(classes),
+        *_small_end(num_classes),
     ]
     return layers, SGD(OneCycle(0.05), momentum=0.9, weight_decay=5e-4)
 
 
 @named("convnet-1000s", MNIST_IMAGE, Recipe("mnist", 10, 32))
-def convnet_1000s(image: Shape, classes: int) -> Design:
+def convnet_1000s(image: Shape, num_classes: int) -> Design:
     """Two 5×5 convolutions of 10 and 20 filters with max pooling, dropout before both dense layers.
 
     Weights are normal with a deviation of 1 / √fan-in. Activations, rate and dropout rates are ours.
@@ -145,25 +146,25 @@ def convnet_1000s(image: Shape, classes: int) -> Design:
         *(Conv2D(10, 5, weight_initializer=weights), ReLU(), MaxPool2D(2)),
         *(Conv2D(20, 5, weight_initializer=weights), ReLU(), MaxPool2D(2)),
         *(Flatten(), Dropout(0.3), Dense(100, weight_initializer=weights), ReLU()),
-        *(Dropout(0.3), Dense(classes, weight_initializer=weights), Softmax()),
+        *(Dropout(0.3), Dense(num_classes, weight_initializer=weights), Softmax()),
     ]
     return layers, SGD(0.01, momentum=0.9)
 
 
-def _lenet_layers(classes: int) -> list[Layer]:
+def _lenet_layers(num_classes: int) -> list[Layer]:
     return [
         *(Conv2D(6, 5, padding="same"), ReLU(), AveragePool2D(2)),
         *(Conv2D(16, 5), ReLU(), AveragePool2D(2)),
         Flatten(),
-        *_lenet_end(classes),
+        *_lenet_end(num_classes),
     ]
 
 
-def _lenet_end(classes: int, weights: str = "he_normal") -> list[Layer]:
+def _lenet_end(num_classes: int, weights: str = "he_normal") -> list[Layer]:
     """Return LeNet's three dense layers."""
     hidden = (layer for units in (120, 84) for layer in (Dense(units, weight_initializer=weights), ReLU()))
-    return [*hidden, Dense(classes, weight_initializer=weights), Softmax()]
+    return [*hidden, Dense(num_classes, weight_initializer=weights), Softmax()]
 
 
-def _small_end(classes: int) -> list[Layer]:
-    return [Flatten(), Dense(64), ReLU(), Dense(classes), Softmax()]
+def _small_end(num_classes: int) -> list[Layer]:
+    return [Flatten(), Dense(64), ReLU(), Dense(num_classes), Softmax()]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gpucnn.callbacks import Callback, LookAhead
+from gpucnn.callbacks import Callback, Lookahead
 from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Translate
 from gpucnn.initializers import Dirac, FanInUniform
 from gpucnn.layers import (
@@ -22,10 +22,11 @@ from gpucnn.layers import (
 )
 from gpucnn.losses import CategoricalCrossEntropy
 from gpucnn.model import Model
-from gpucnn.networks.registry import CIFAR10_IMAGE, Design, Recipe, Shape, named, normalization
+from gpucnn.networks.registry import CIFAR10_IMAGE, Design, Shape, named, normalization
 from gpucnn.networks.whitening import whiten
 from gpucnn.optimizers import SGD, Group
 from gpucnn.schedules import OneCycle, PiecewiseLinear, Power
+from gpucnn.training.recipe import Recipe
 
 MOVED = (Flip(), Translate(4))
 
@@ -36,7 +37,7 @@ MOVED = (Flip(), Translate(4))
     Recipe("cifar10", 30, 128, augment=MOVED),
     CategoricalCrossEntropy(label_smoothing=0.1),
 )
-def network_4(image: Shape, classes: int) -> Design:
+def network_4(image: Shape, num_classes: int) -> Design:
     """Six 3×3 convolutions of 64, 128 and 224 filters with batch norm and max pooling: just below a million parameters.
 
     Document 003's author planned it and could not afford to train it. Pooling follows each first convolution of a pair,
@@ -45,18 +46,18 @@ def network_4(image: Shape, classes: int) -> Design:
     layers = [normalization(image)]
     for filters in (64, 128, 224):
         layers += [_conv(filters), MaxPool2D(2), BatchNorm(), ReLU(), _conv(filters), BatchNorm(), ReLU()]
-    layers += [MaxPool2D(image[0] // 8), *_end(classes)]
+    layers += [MaxPool2D(image[0] // 8), *_end(num_classes)]
     return layers, SGD(OneCycle(0.2, warmup_fraction=0.2), momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-def _vgg(image: Shape, classes: int, convolutions: tuple[int, ...]) -> Design:
+def _vgg(image: Shape, num_classes: int, convolutions: tuple[int, ...]) -> Design:
     """Return stages of so many convolutions, each with batch norm, and a max pooling after each stage."""
     layers = [normalization(image)]
     for filters, count in zip((64, 128, 256, 512, 512), convolutions, strict=True):
         for _ in range(count):
             layers += [Conv2D(filters, 3, padding="same"), BatchNorm(), ReLU()]
         layers += [MaxPool2D(2)]
-    layers += [Flatten(), Dense(classes), Softmax()]
+    layers += [Flatten(), Dense(num_classes), Softmax()]
     return layers, SGD(OneCycle(0.05), momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
@@ -64,27 +65,27 @@ VGG = Recipe("cifar10", 30, 128, augment=MOVED)
 
 
 @named("vgg11", CIFAR10_IMAGE, VGG)
-def vgg11(image: Shape, classes: int) -> Design:
+def vgg11(image: Shape, num_classes: int) -> Design:
     """VGG's configuration A with batch norm, for 32×32 images: one dense layer, which its five poolings leave 512 for.
 
     Source: Simonyan, Zisserman, "Very deep convolutional networks for large-scale image recognition" (2015).
     """
-    return _vgg(image, classes, (1, 1, 2, 2, 2))
+    return _vgg(image, num_classes, (1, 1, 2, 2, 2))
 
 
 @named("vgg13", CIFAR10_IMAGE, VGG)
-def vgg13(image: Shape, classes: int) -> Design:
+def vgg13(image: Shape, num_classes: int) -> Design:
     """VGG's configuration B with batch norm, for 32×32 images."""
-    return _vgg(image, classes, (2, 2, 2, 2, 2))
+    return _vgg(image, num_classes, (2, 2, 2, 2, 2))
 
 
 @named("vgg16", CIFAR10_IMAGE, VGG)
-def vgg16(image: Shape, classes: int) -> Design:
+def vgg16(image: Shape, num_classes: int) -> Design:
     """VGG's configuration D with batch norm, for 32×32 images."""
-    return _vgg(image, classes, (2, 2, 3, 3, 3))
+    return _vgg(image, num_classes, (2, 2, 3, 3, 3))
 
 
-def _resnet(image: Shape, classes: int, blocks: int) -> Design:
+def _resnet(image: Shape, num_classes: int, blocks: int) -> Design:
     """Return three stages of so many blocks; a block that halves the image keeps every second pixel in its shortcut."""
     layers = [normalization(image), _conv(16), BatchNorm(), ReLU()]
     before = 16
@@ -95,7 +96,7 @@ def _resnet(image: Shape, classes: int, blocks: int) -> Design:
             shortcut = [MaxPool2D(1, strides=2), PadChannels(more, more)] if more else None
             layers += [Residual(main, shortcut), ReLU()]
             before = filters
-    layers += [GlobalAveragePool2D(), Dense(classes), Softmax()]
+    layers += [GlobalAveragePool2D(), Dense(num_classes), Softmax()]
     return layers, SGD(OneCycle(0.4), momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
@@ -103,24 +104,24 @@ RESNET = Recipe("cifar10", 30, 128, augment=(Flip(), RandomCrop(padding=4)))
 
 
 @named("resnet20", CIFAR10_IMAGE, RESNET)
-def resnet20(image: Shape, classes: int) -> Design:
+def resnet20(image: Shape, num_classes: int) -> Design:
     """Nine residual blocks of two 3×3 convolutions, with shortcuts without parameters; one cycle is ours.
 
     Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition" (2016), section 4.2, option A.
     """
-    return _resnet(image, classes, 3)
+    return _resnet(image, num_classes, 3)
 
 
 @named("resnet32", CIFAR10_IMAGE, RESNET)
-def resnet32(image: Shape, classes: int) -> Design:
+def resnet32(image: Shape, num_classes: int) -> Design:
     """Fifteen residual blocks of two 3×3 convolutions, as `resnet20`."""
-    return _resnet(image, classes, 5)
+    return _resnet(image, num_classes, 5)
 
 
 @named("resnet56", CIFAR10_IMAGE, RESNET)
-def resnet56(image: Shape, classes: int) -> Design:
+def resnet56(image: Shape, num_classes: int) -> Design:
     """Twenty-seven residual blocks of two 3×3 convolutions, as `resnet20`."""
-    return _resnet(image, classes, 9)
+    return _resnet(image, num_classes, 9)
 
 
 @named(
@@ -128,7 +129,7 @@ def resnet56(image: Shape, classes: int) -> Design:
     CIFAR10_IMAGE,
     Recipe("cifar10", 24, 512, augment=(Flip(), RandomCrop(padding=4, mode="reflect"), Cutout(8))),
 )
-def resnet9(image: Shape, classes: int) -> Design:
+def resnet9(image: Shape, num_classes: int) -> Design:
     """Eight convolutions with batch norm and two residual blocks, which reach 94 % in 24 epochs.
 
     Source: Page, "How to train your ResNet" (2018).
@@ -142,7 +143,7 @@ def resnet9(image: Shape, classes: int) -> Design:
         *(*block(128), MaxPool2D(2), Residual([*block(128), *block(128)])),
         *(*block(256), MaxPool2D(2)),
         *(*block(512), MaxPool2D(2), Residual([*block(512), *block(512)])),
-        *(MaxPool2D(image[0] // 8), *_end(classes, divided_by=8.0)),
+        *(MaxPool2D(image[0] // 8), *_end(num_classes, divided_by=8.0)),
     ]
     rate = PiecewiseLinear([(0, 0.0), (5 / 24, 0.4), (1, 0.0)], unit="training")
     return layers, SGD(rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -155,7 +156,7 @@ def _whitened(model: Model, images: Any) -> None:
 
 
 def _airbench_callbacks() -> list[Callback]:
-    return [LookAhead(every=5, decay=Power(0.95**5, 3))]
+    return [Lookahead(every=5, decay=Power(0.95**5, 3))]
 
 
 # for a mean loss; a loss summed over 1024 images takes 11.5 / (1024·(1 + 1 / (1 − 0.85))), and 1024 times this decay
@@ -176,7 +177,7 @@ AIRBENCH_DECAY = 0.0153 / 11.5
     ),
     CategoricalCrossEntropy(label_smoothing=0.2),
 )
-def airbench94(image: Shape, classes: int) -> Design:
+def airbench94(image: Shape, num_classes: int) -> Design:
     """Seven convolutions that reach 94 % in 9.9 epochs: the first one whitens, the others begin as the identity.
 
     Scales of the batch norms stay 1, and their shifts learn 64 times as fast. The biases of the first convolution learn
@@ -195,7 +196,7 @@ def airbench94(image: Shape, classes: int) -> Design:
     layers = [normalization(image), Conv2D(8 * image[2], 2, weight_initializer=uniform, name="whitening"), GELU()]
     for filters in (64, 256, 256):
         layers += [conv(filters), MaxPool2D(2), norm(), GELU(), conv(filters), norm(), GELU()]
-    layers += [MaxPool2D(3), Flatten(), Dense(classes, use_bias=False, weight_initializer=uniform)]
+    layers += [MaxPool2D(3), Flatten(), Dense(num_classes, use_bias=False, weight_initializer=uniform)]
     layers += [Normalization(0.0, 9.0), Softmax()]
     groups = [
         Group("*.shift", lr_multiplier=64.0, weight_decay=AIRBENCH_DECAY / 64),
@@ -212,7 +213,7 @@ def _conv(filters: int, strides: int = 1) -> Layer:
     return Conv2D(filters, 3, strides=strides, padding=1, use_bias=False)
 
 
-def _end(classes: int, divided_by: float = 1.0) -> list[Layer]:
+def _end(num_classes: int, divided_by: float = 1.0) -> list[Layer]:
     """Return the dense layer without bias; its logits are made smaller, so that training begins gently."""
     scale = [] if divided_by == 1.0 else [Normalization(0.0, divided_by)]
-    return [Flatten(), Dense(classes, use_bias=False), *scale, Softmax()]
+    return [Flatten(), Dense(num_classes, use_bias=False), *scale, Softmax()]

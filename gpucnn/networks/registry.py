@@ -1,19 +1,16 @@
 """What a named network is: a function that returns layers and an optimizer, with the recipe that trains it."""
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 from gpucnn.backends import Backend
-from gpucnn.callbacks import Callback
 from gpucnn.core.hints import hinted
-from gpucnn.data.augment import Augmentation
 from gpucnn.errors import ConfigurationError
 from gpucnn.layers import Layer, Normalization
 from gpucnn.losses import CategoricalCrossEntropy, Loss
 from gpucnn.model import Model
 from gpucnn.optimizers import Optimizer
+from gpucnn.training.recipe import Recipe
 
 Shape = tuple[int, int, int]
 Design = tuple[list[Layer], Optimizer]
@@ -23,27 +20,6 @@ MNIST_IMAGE, CIFAR10_IMAGE = (28, 28, 1), (32, 32, 3)
 # mean and standard deviation of the training images, a channel, of pixel / 255
 MNIST_STATISTICS = 0.1307, 0.3081
 CIFAR10_STATISTICS = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a named network is trained: what `fit` takes where it is not told otherwise.
-
-    Attributes
-        data        the data set's name
-        epochs      how often it is visited
-        batch_size  samples a step
-        augment     how its images are changed
-        callbacks   makes what a training is accompanied by, anew for each training
-        prepare     is called with the model and the training images before the first epoch of all
-    """
-
-    data: str
-    epochs: float
-    batch_size: int
-    augment: tuple[Augmentation, ...] = ()
-    callbacks: Callable[[], Sequence[Callback]] = tuple
-    prepare: Callable[[Model, Any], None] | None = None
 
 
 class Network:
@@ -63,13 +39,13 @@ class Network:
         backend: str | Backend = "auto",
         *,
         input_shape: Shape | None = None,
-        classes: int = 10,
+        num_classes: int = 10,
         dtype: str = "float32",
         allow_tf32: bool | None = None,
     ) -> Model:
         """Return a compiled model; the arguments are those of `Model`."""
         shape = self.image if input_shape is None else input_shape
-        layers, optimizer = self._design(shape, classes)
+        layers, optimizer = self._design(shape, num_classes)
         model = Model(layers, shape, seed=seed, backend=backend, dtype=dtype, allow_tf32=allow_tf32, name=self.name)
         model.compile(optimizer=optimizer, loss=self._loss, metrics=["accuracy"])
         model.recipe = self.recipe
@@ -82,7 +58,7 @@ NETWORKS: dict[str, Network] = {}
 def named(
     name: str, image: Shape, recipe: Recipe, loss: Loss | None = None
 ) -> Callable[[Callable[[Shape, int], Design]], Network]:
-    """Make a named network of a function that returns its layers and optimizer for an image's shape and classes."""
+    """Register a function that returns layers and an optimizer for an image shape and a number of classes."""
 
     def register(design: Callable[[Shape, int], Design]) -> Network:
         NETWORKS[name] = Network(design, name, image, recipe, loss or CategoricalCrossEntropy())

@@ -65,7 +65,7 @@ def _first_convolution(target: Any) -> tuple[Conv2D, list[Layer]]:
     if not isinstance(target, Model):
         raise ConfigurationError(f"whiten takes a Model or a Conv2D, not {target!r}")
     before: list[Layer] = []
-    for layer in _one_after_another(target.network):
+    for _, layer in target.network.leaves(inside=Sequential):
         if isinstance(layer, Conv2D):
             return layer, before
         before.append(layer)
@@ -73,15 +73,6 @@ def _first_convolution(target: Any) -> tuple[Conv2D, list[Layer]]:
     raise ConfigurationError(
         f"{target.name} has no convolution that every image passes, only {there}; put a Conv2D before them"
     )
-
-
-def _one_after_another(network: Sequential) -> Iterator[Layer]:
-    """Yield the layers in order; a residual block is one."""
-    for layer in network.layers:
-        if isinstance(layer, Sequential):
-            yield from _one_after_another(layer)
-        else:
-            yield layer
 
 
 def _check_filters(convolution: Conv2D) -> None:

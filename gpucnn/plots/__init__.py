@@ -2,7 +2,7 @@
 
 from gpucnn.plots.augmented import augmented
 from gpucnn.plots.confusion import confusion, confusion_matrix, mistakes
-from gpucnn.plots.curves import accuracy, error, history, looks, runs
+from gpucnn.plots.curves import accuracy, history, loss, observations, runs
 from gpucnn.plots.feature_maps import feature_maps
 from gpucnn.plots.filters import animate_filters, filters, filters_by_epoch
 from gpucnn.plots.histograms import histograms, parameter_values
@@ -14,14 +14,14 @@ __all__ = [
     "augmented",
     "confusion",
     "confusion_matrix",
-    "error",
     "feature_maps",
     "filters",
     "filters_by_epoch",
     "histograms",
     "history",
-    "looks",
+    "loss",
     "mistakes",
+    "observations",
     "parameter_values",
     "prediction",
     "runs",

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, a figure, tiles side by side, and saving."""
+"""What all pictures share: colours, figures, images as tiles, and saving."""
 
 import io
 import os
@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gpucnn.core.files import explained, user_path, write_whole
 from gpucnn.core.text import printable
 from gpucnn.errors import ConfigurationError
@@ -15,19 +17,19 @@ from gpucnn.errors import ConfigurationError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which people with any colour vision can tell apart, and a grey
+# Okabe and Ito's palette, safe for colour-blind readers, and a grey
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 GREY = "#888888"
 
 DPI = 150  # of PNG files
-GAP = 0.12  # between tiles, of a tile's width
-SMALL = 7.0  # the size of letters on and beside tiles, in points
-SCALE_WIDTH = 0.15  # of a colour bar, in inches
-ACROSS = 16  # tiles in a row, at most
+GAP = 0.12  # between tiles, relative to a tile's width
+TILE_FONT_SIZE = 7.0  # points, of the labels of tiles and small axes
+SCALE_WIDTH = 0.15  # inches, of a colour bar
+MAX_COLUMNS = 16  # tiles in a row
 
 
 def new_figure(width: float, height: float, *, compressed: bool = False) -> "Figure":
-    """Return an empty figure of so many inches that keeps its labels apart; `compressed` for axes of fixed aspect."""
+    """Return an empty figure, in inches, without overlapping labels; `compressed` for axes of fixed aspect."""
     import_matplotlib()
     from gpucnn.plots.picture import Picture
 
@@ -35,42 +37,42 @@ def new_figure(width: float, height: float, *, compressed: bool = False) -> "Fig
 
 
 def import_matplotlib() -> None:
-    """Import matplotlib: late, since it takes longer than the rest of the package, and whatever MPLBACKEND says.
+    """Import matplotlib: late, since that takes longer than importing the rest of the package, and without MPLBACKEND.
 
-    It may name a backend that is not installed here, as in a command that a notebook of another environment starts.
-    matplotlib cannot be imported then, though a picture that is written to a file needs none.
+    The variable may name a backend that is not installed here, as in a command started from a notebook of another
+    environment. matplotlib could not be imported then, though writing a file needs no such backend.
     """
     if "matplotlib" in sys.modules:
         return
-    asked = os.environ.pop("MPLBACKEND", None)
+    requested = os.environ.pop("MPLBACKEND", None)
     import matplotlib
 
-    if asked is not None:
-        os.environ["MPLBACKEND"] = asked
+    if requested is not None:
+        os.environ["MPLBACKEND"] = requested
         with suppress(ValueError):
-            matplotlib.rcParams["backend"] = asked
+            matplotlib.rcParams["backend"] = requested
 
 
 def check_name(path: str | Path, also: Sequence[str] = ()) -> None:
-    """Refuse a file name whose ending is no format for pictures.
+    """Reject a file name whose extension is not a picture format.
 
     Raises:
-        ConfigurationError: names the endings that can be had.
+        ConfigurationError: lists the extensions that are supported.
     """
     known = {*new_figure(1, 1).canvas.get_supported_filetypes(), *also}
-    if (ending := Path(path).suffix.lower().removeprefix(".")) not in known:
+    if (extension := Path(path).suffix.lower().removeprefix(".")) not in known:
         shown = ", ".join(f".{name}" for name in ("png", "svg", "pdf", *also))
         raise ConfigurationError(
-            f"{path}: pictures cannot be written as {f'.{ending}' if ending else 'a name without ending'}; expected a "
-            f"name that ends with {shown}"
+            f"{path}: pictures cannot be written as {f'.{extension}' if extension else 'a file without extension'}; "
+            f"expected one of the extensions {shown}"
         )
 
 
 def save(figure: "Figure", path: str | Path | None) -> "Figure":
-    """Write the figure where a path is given, in the format of its ending; return the figure.
+    """Write the figure if a path is given, in the format of its extension; return the figure.
 
     Raises:
-        ConfigurationError: the ending is no format, or the file cannot be written.
+        ConfigurationError: the extension is not a format, or the file cannot be written.
     """
     if path is not None:
         path = user_path(path)
@@ -82,7 +84,7 @@ def save(figure: "Figure", path: str | Path | None) -> "Figure":
 
 
 def write(path: Path, drawn: io.BytesIO) -> None:
-    """Write a picture that was drawn into memory, whole or not at all.
+    """Write a picture that was drawn into memory, atomically.
 
     Raises:
         ConfigurationError: it cannot be written; says why.
@@ -91,20 +93,20 @@ def write(path: Path, drawn: io.BytesIO) -> None:
         write_whole(path, drawn.getvalue())
 
 
-def plain(words: str) -> str:
-    """Return words as they are shown: matplotlib would take what stands between dollar signs for a formula."""
-    return printable(words, lines=True).replace("$", r"\$")
+def escape_mathtext(text: str) -> str:
+    """Return a text to be drawn literally: matplotlib would typeset what stands between dollar signs as a formula."""
+    return printable(text, lines=True).replace("$", r"\$")
 
 
 def whole_numbers(axis: Any) -> None:
-    """Mark an axis at whole numbers alone."""
+    """Put the ticks of an axis at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def tile_size(tiles: Sequence[Any], labels: bool = False) -> tuple[float, float]:
-    """Return what a tile takes, in tile widths: across and down, gap and label included."""
+    """Return the width and height of a tile with its gap and label, relative to the tile's width."""
     height, width = tiles[0].shape[:2]
     return 1 + GAP, height / width + (0.35 if labels else GAP)
 
@@ -112,7 +114,7 @@ def tile_size(tiles: Sequence[Any], labels: bool = False) -> tuple[float, float]
 def draw_tiles(
     axes: Any, tiles: Sequence[Any], columns: int, labels: Sequence[str] | None = None, **options: Any
 ) -> None:
-    """Draw small images (H, W) or (H, W, 3) of one size as a grid, row by row, with a label above each.
+    """Draw small images (H, W) or (H, W, 3) of one size as a grid, row by row, each with a label above.
 
     Tile i is `axes.images[i]`; `options` are those of `imshow`.
     """
@@ -126,12 +128,12 @@ def draw_tiles(
         axes.imshow(tile, extent=(left, left + 1, top + height, top), interpolation="nearest", **options)
         axes.add_patch(Rectangle((left, top), 1, height, fill=False, edgecolor=GREY, linewidth=0.4))
         if labels is not None:
-            axes.text(left + 0.5, top - 0.03, labels[place], ha="center", va="bottom", fontsize=SMALL)
+            axes.text(left + 0.5, top - 0.03, labels[place], ha="center", va="bottom", fontsize=TILE_FONT_SIZE)
     rows = -(-len(tiles) // columns)
     axes.set_xlim(-0.02, columns * across - GAP + 0.02)
     axes.set_ylim(rows * down - (down - height) + 0.02, -0.02 - (0.25 if labels is not None else 0))
     axes.set_aspect("equal")
-    axes.tick_params(length=0, labelsize=SMALL)
+    axes.tick_params(length=0, labelsize=TILE_FONT_SIZE)
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -139,30 +141,36 @@ def draw_tiles(
 
 
 def add_scale(figure: "Figure", axes: Any, what: str, height: float) -> None:
-    """Put a colour bar beside tiles that are `height` inches high."""
+    """Add a colour bar next to tiles that are `height` inches high."""
     shrink = min(1.0, 3.0 / height)
     figure.colorbar(axes.images[0], ax=axes, label=what, shrink=shrink, aspect=shrink * height / SCALE_WIDTH)
 
 
-def mark_columns(axes: Any, tiles: Sequence[Any], words: Sequence[Any], what: str) -> None:
-    """Write a word below each column of tiles, and what they are."""
+def label_columns(axes: Any, tiles: Sequence[Any], labels: Sequence[Any], what: str) -> None:
+    """Label each column of tiles below, and the axis."""
     across, _ = tile_size(tiles)
-    axes.set_xticks([column * across + 0.5 for column in range(len(words))], [str(word) for word in words])
+    axes.set_xticks([column * across + 0.5 for column in range(len(labels))], [str(label) for label in labels])
     axes.set_xlabel(what)
 
 
-def mark_rows(axes: Any, tiles: Sequence[Any], words: Sequence[Any], what: str) -> None:
-    """Write a word beside each row of tiles, and what they are."""
+def label_rows(axes: Any, tiles: Sequence[Any], labels: Sequence[Any], what: str) -> None:
+    """Label each row of tiles on the left, and the axis."""
     _, down = tile_size(tiles)
     middle = tiles[0].shape[0] / tiles[0].shape[1] / 2
-    axes.set_yticks([row * down + middle for row in range(len(words))], [str(word) for word in words])
+    axes.set_yticks([row * down + middle for row in range(len(labels))], [str(label) for label in labels])
     axes.set_ylabel(what)
 
 
-def spread(count: int, most: int) -> list[int]:
-    """Return at most so many places of a list of `count`, evenly spread, the first and the last among them."""
-    if count <= most:
+def evenly_spaced(count: int, maximum: int) -> list[int]:
+    """Return up to a maximum of evenly spaced indices below `count`, the first and the last among them."""
+    if count <= maximum:
         return list(range(count))
-    if most < 2:
+    if maximum < 2:
         return [count - 1]
-    return [round(place * (count - 1) / (most - 1)) for place in range(most)]
+    return [round(place * (count - 1) / (maximum - 1)) for place in range(maximum)]
+
+
+def displayable(pixels: Any) -> Any:
+    """Return pixels (H, W, C), uint8 or floats, as values 0 … 1 that imshow takes: grey ones as (H, W)."""
+    values = np.clip(pixels / (255.0 if pixels.dtype == np.uint8 else 1.0), 0.0, 1.0)
+    return values[..., 0] if pixels.shape[-1] == 1 else values

@@ -1,4 +1,4 @@
-"""The filters of convolutions: those of a model, and how they came to be."""
+"""The filters of convolutions: those of a model, and over training."""
 
 import io
 from collections.abc import Mapping
@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpucnn.callbacks.snapshots import Snapshots, convolution_weights
+from gpucnn.core import checks
 from gpucnn.core.files import user_path
 from gpucnn.errors import ConfigurationError
 from gpucnn.model import Model
 from gpucnn.plots.canvas import (
-    ACROSS,
+    MAX_COLUMNS,
     add_scale,
     check_name,
     draw_tiles,
-    mark_columns,
-    mark_rows,
+    evenly_spaced,
+    label_columns,
+    label_rows,
     new_figure,
     save,
-    spread,
     tile_size,
     write,
 )
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 Weights = Mapping[str, Any]  # by path: (KH, KW, C/groups, F), in the order of the network
 
-INCH = 0.55  # the width of a tile
-WIDTH = 4.2  # of a picture, at least, in inches: its title must fit
+TILE_INCHES = 0.55  # width
+MIN_INCHES = 4.2  # width of a picture: its title must fit
 FRAMES_PER_SECOND = 2.5
 LAST_FRAME = 2.0  # seconds
 
@@ -41,42 +42,43 @@ def filters(
     layer: str | None = None,
     *,
     title: str | None = None,
-    most: int = ACROSS,
+    max_tiles: int = MAX_COLUMNS,
     path: str | Path | None = None,
 ) -> "Figure":
     """Draw the filters of a convolution: black is the most negative weight, white the most positive, mid-grey is 0.
 
-    One input channel: a grid of all filters on one scale. The first layer of a network for coloured images: a grid in
-    colour, each filter scaled for itself. Any other: filters as rows, input channels as columns, at most `most` of
-    each.
+    One input channel: a grid of all filters on one scale. The first layer of a network for colour images: a grid in
+    colour, each filter on its own scale. Any other: filters as rows, input channels as columns.
 
     Arguments:
-        source: a model, or what one epoch of snapshots holds.
-        layer: the path of the convolution, such as "conv2d_1"; without it the first.
+        source: a model, or the weights of one epoch of snapshots.
+        layer: the path of the convolution, such as "conv2d_1"; by default the first.
+        max_tiles: drawn per row and per column.
 
     Raises:
         ConfigurationError: there is no such convolution.
     """
+    max_tiles = checks.integer(max_tiles, "max_tiles", minimum=1)
     weights = _weights(source)
     name, weight = _choose(weights, layer)
     coloured = is_coloured(weights, name)
     KH, KW, C, F = weight.shape
     if coloured or C == 1:
         tiles = [as_colours(weight[..., f]) if coloured else weight[..., 0, f] for f in range(F)]
-        columns, labels = min(ACROSS // 2, F), [str(f) for f in range(F)]
-        words = f"{F} filters of {KH}×{KW}"
-        note = "in colour, each scaled for itself: mid-grey is 0" if coloured else ""
+        columns, labels = min(MAX_COLUMNS // 2, F), [str(f) for f in range(F)]
+        caption = f"{F} filters of {KH}×{KW}"
+        note = "in colour, each on its own scale: mid-grey is 0" if coloured else ""
     else:
-        shown = min(F, most), min(C, most)
+        shown = min(F, max_tiles), min(C, max_tiles)
         tiles = [weight[..., c, f] for f in range(shown[0]) for c in range(shown[1])]
         columns, labels = shown[1], None
-        words = f"{F} filters of {KH}×{KW}×{C}"
+        caption = f"{F} filters of {KH}×{KW}×{C}"
         cut = shown != (F, C)
         note = f"shown: {shown[0]} of {F} filters, {shown[1]} of {C} input channels" if cut else ""
     across, down = tile_size(tiles, labels is not None)
     rows = -(-len(tiles) // columns)
-    height = INCH * rows * down
-    figure = new_figure(max(WIDTH, INCH * columns * across + 1.8), height + 1.1, compressed=True)
+    height = TILE_INCHES * rows * down
+    figure = new_figure(max(MIN_INCHES, TILE_INCHES * columns * across + 1.8), height + 1.1, compressed=True)
     axes = figure.add_subplot()
     if coloured:
         draw_tiles(axes, tiles, columns, labels)
@@ -85,9 +87,9 @@ def filters(
         draw_tiles(axes, tiles, columns, labels, cmap="gray", vmin=-limit, vmax=limit)
         add_scale(figure, axes, "weight", height)
     if labels is None:
-        mark_rows(axes, tiles, range(shown[0]), "filter")
-        mark_columns(axes, tiles, range(shown[1]), "input channel")
-    figure.suptitle("\n".join(filter(None, (title or f"{name}: {words}", note))), fontsize="medium")
+        label_rows(axes, tiles, range(shown[0]), "filter")
+        label_columns(axes, tiles, range(shown[1]), "input channel")
+    figure.suptitle("\n".join(filter(None, (title or f"{name}: {caption}", note))), fontsize="medium")
     return save(figure, path)
 
 
@@ -96,41 +98,42 @@ def filters_by_epoch(
     layer: str | None = None,
     *,
     channel: int = 0,
-    most: int = ACROSS,
+    max_tiles: int = MAX_COLUMNS,
     path: str | Path | None = None,
 ) -> "Figure":
-    """Draw the filters of a convolution at every epoch side by side: a row for each filter, all on one scale.
+    """Draw the filters of a convolution over training: a row for each filter, a column for each epoch, one scale.
 
     Arguments:
-        snapshots: the callback after a training, or what `load_snapshots` returns; epoch 0 is before training.
-        layer: the path of the convolution; without it the first.
-        channel: the input channel that is drawn, where there are several and they are no colours.
-        most: rows and columns; of more epochs some are drawn, evenly spread.
+        snapshots: the callback after training, or what `load_snapshots` returned; epoch 0 is before training.
+        layer: the path of the convolution; by default the first.
+        channel: the input channel to draw, where there are several that are not colours.
+        max_tiles: drawn per row and per column; of more epochs, evenly spaced ones are drawn.
 
     Raises:
         ConfigurationError: no snapshots, or no such convolution or channel.
     """
+    max_tiles = checks.integer(max_tiles, "max_tiles", minimum=1)
     epochs = _epochs(snapshots)
-    name, frames, limit, words = _frames(epochs, layer, channel)
+    name, frames, limit, caption = _frames(epochs, layer, channel)
     numbers = list(epochs)
-    columns = [numbers[place] for place in spread(len(numbers), most)]
+    columns = [numbers[place] for place in evenly_spaced(len(numbers), max_tiles)]
     count = len(frames[numbers[0]])
-    rows = min(count, most)
+    rows = min(count, max_tiles)
     tiles = [frames[epoch][f] for f in range(rows) for epoch in columns]
     across, down = tile_size(tiles)
-    height = INCH * rows * down
-    figure = new_figure(max(WIDTH, INCH * len(columns) * across + 1.8), height + 1.3, compressed=True)
+    height = TILE_INCHES * rows * down
+    figure = new_figure(max(MIN_INCHES, TILE_INCHES * len(columns) * across + 1.8), height + 1.3, compressed=True)
     axes = figure.add_subplot()
     draw_tiles(axes, tiles, len(columns), cmap="gray", vmin=-limit, vmax=limit)
     if tiles[0].ndim == 2:
         add_scale(figure, axes, "weight", height)
-    mark_rows(axes, tiles, range(rows), "filter")
-    mark_columns(axes, tiles, columns, "epoch (0: before training)" if columns[0] == 0 else "epoch")
+    label_rows(axes, tiles, range(rows), "filter")
+    label_columns(axes, tiles, columns, "epoch (0: before training)" if columns[0] == 0 else "epoch")
     cut = [f"{rows} of {count} filters"] * (rows < count) + [f"{len(columns)} of {len(numbers)} epochs"] * (
         len(columns) < len(numbers)
     )
     note = f"shown: {', '.join(cut)}" if cut else ""
-    figure.suptitle("\n".join(filter(None, (f"{name} by epoch{words}", note))), fontsize="medium")
+    figure.suptitle("\n".join(filter(None, (f"{name} by epoch{caption}", note))), fontsize="medium")
     return save(figure, path)
 
 
@@ -152,23 +155,22 @@ def animate_filters(
     path = user_path(path)
     check_name(path, also=("gif",))
     if path.suffix.lower() != ".gif":
-        raise ConfigurationError(f"{path}: an animation is written as a GIF; name a file that ends with .gif")
-    if not frames_per_second > 0:
-        raise ConfigurationError(f"frames_per_second must be above 0, not {frames_per_second!r}")
+        raise ConfigurationError(f"{path}: animations are written as GIF; expected a file name that ends with .gif")
+    frames_per_second = checks.number(frames_per_second, "frames_per_second", above=0)
     epochs = _epochs(snapshots)
-    name, frames, limit, words = _frames(epochs, layer, channel)
+    name, frames, limit, caption = _frames(epochs, layer, channel)
     pictures = []
     for epoch, tiles in frames.items():
-        columns = min(ACROSS // 2, len(tiles))
+        columns = min(MAX_COLUMNS // 2, len(tiles))
         across, down = tile_size(tiles, labels=True)
         rows = -(-len(tiles) // columns)
-        height = INCH * rows * down
-        figure = new_figure(max(WIDTH, INCH * columns * across + 1.8), height + 1.0, compressed=True)
+        height = TILE_INCHES * rows * down
+        figure = new_figure(max(MIN_INCHES, TILE_INCHES * columns * across + 1.8), height + 1.0, compressed=True)
         axes = figure.add_subplot()
         draw_tiles(axes, tiles, columns, [str(f) for f in range(len(tiles))], cmap="gray", vmin=-limit, vmax=limit)
         if tiles[0].ndim == 2:
             add_scale(figure, axes, "weight", height)
-        figure.suptitle(f"{name}, epoch {epoch}{words}", fontsize="medium")
+        figure.suptitle(f"{name}, epoch {epoch}{caption}", fontsize="medium")
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
@@ -180,7 +182,7 @@ def animate_filters(
 
 
 def _weights(source: Model | Weights) -> dict[str, Any]:
-    """Return host arrays by path, of a model or as they are."""
+    """Return weights by path as host arrays, of a model or as given."""
     if isinstance(source, Model):
         return {name: source.backend.to_host(weight.value) for name, weight in convolution_weights(source).items()}
     return dict(source)
@@ -190,7 +192,7 @@ def _choose(weights: Weights, layer: str | None) -> tuple[str, Any]:
     """Return the layer's path, without `.weight`, and its weight."""
     names = [path.removesuffix(".weight") for path in weights]
     if not names:
-        raise ConfigurationError("there is no convolution here whose filters could be drawn")
+        raise ConfigurationError("there is no convolution whose filters could be drawn")
     if layer is None:
         layer = names[0]
     if layer not in names:
@@ -199,19 +201,19 @@ def _choose(weights: Weights, layer: str | None) -> tuple[str, Any]:
 
 
 def is_coloured(weights: Weights, name: str) -> bool:
-    """Tell whether a layer's three input channels are red, green and blue: those of the first one."""
+    """Return whether a layer's input channels are red, green and blue: the three of the first convolution."""
     first, weight = next(iter(weights.items()))
     return name == first.removesuffix(".weight") and weight.shape[2] == 3
 
 
 def largest_weight(arrays: list[Any]) -> float:
-    """Return the largest finite magnitude, the end of a scale that is symmetric about 0."""
+    """Return the largest finite magnitude, for a scale that is symmetric about 0."""
     largest = max(float(np.abs(array, where=np.isfinite(array), out=np.zeros(array.shape)).max()) for array in arrays)
     return largest or 1.0
 
 
 def as_colours(kernel: Any, limit: float | None = None) -> Any:
-    """Return a filter (KH, KW, 3) as colours 0 … 1, 0 as the middle; scaled for itself without a limit."""
+    """Return a filter (KH, KW, 3) as colours 0 … 1, 0 in the middle; on its own scale by default."""
     return np.clip(0.5 + np.nan_to_num(kernel) / (2 * (largest_weight([kernel]) if limit is None else limit)), 0, 1)
 
 
@@ -227,7 +229,7 @@ def _epochs(snapshots: Snapshots | Mapping[int, Weights]) -> dict[int, Weights]:
 def _frames(
     epochs: dict[int, Weights], layer: str | None, channel: int
 ) -> tuple[str, dict[int, list[Any]], float, str]:
-    """Return the layer's path, its filters as tiles by epoch, the end of their scale, and words about them."""
+    """Return the layer's path, its filters as tiles by epoch, the limit of their scale, and a caption."""
     chosen = {epoch: _choose(weights, layer) for epoch, weights in epochs.items()}
     name, weight = next(iter(chosen.values()))
     C = weight.shape[2]
@@ -238,6 +240,7 @@ def _frames(
             for epoch, (_, weight) in chosen.items()
         }
         return name, tiles, limit, f", in colour: ±{limit:.2f} about mid-grey"
+    channel = checks.integer(channel, "channel")
     if not 0 <= channel < C:
         raise ConfigurationError(f"{name} has {C} input channels, 0 to {C - 1}; there is no channel {channel}")
     tiles = {epoch: [weight[..., channel, f] for f in range(weight.shape[3])] for epoch, (_, weight) in chosen.items()}

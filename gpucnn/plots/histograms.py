@@ -1,4 +1,4 @@
-"""Histograms of weights, biases and gradients: a good run beside one that has gone wrong."""
+"""Histograms of weights, biases and gradients, to compare a good run with a failed one."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,19 +8,19 @@ import numpy as np
 
 from gpucnn.errors import ConfigurationError
 from gpucnn.model import Model
-from gpucnn.plots.canvas import BLUE, SMALL, VERMILLION, new_figure, plain, save
+from gpucnn.plots.canvas import BLUE, TILE_FONT_SIZE, VERMILLION, escape_mathtext, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 40
-GRADIENT = " gradient"  # what the name of a gradient ends with
+GRADIENT = " gradient"  # suffix of the name of a gradient
 
 
 def parameter_values(model: Model, gradients: bool = True) -> dict[str, Any]:
     """Return host copies of every parameter by its path, and of its gradient by `PATH gradient`.
 
-    Gradients are those of the last step; before the first one all are 0.
+    Gradients are those of the last step, 0 before the first one.
     """
     values = {}
     for name, parameter in model.parameters().items():
@@ -39,12 +39,12 @@ def histograms(
 ) -> "Figure":
     """Draw a histogram of each array: a row for each layer, a column for weight, bias and gradients.
 
-    A second set is drawn over the first, with the same bins. Values that are not finite are counted in the panel.
+    A second set is drawn over the first, with the same bins. Panels report the number of values that are not finite.
 
     Arguments:
-        values: arrays by name, such as "conv2d.weight"; or a model, which gives its parameters and gradients; or the
-            histograms that a `DefectWatch` kept, whose values count as evenly spread within a bin.
-        names: what the two sets are called.
+        values: arrays by name, such as "conv2d.weight"; or a model, for its parameters and gradients; or the histograms
+            of a `TrainingMonitor`, whose values count as uniform within a bin.
+        names: the labels of the two sets.
 
     Raises:
         ConfigurationError: there is nothing to draw.
@@ -62,29 +62,29 @@ def histograms(
     for name in shown:
         place = rows.index(_layer(name)) * len(kinds) + kinds.index(_kind(name)) + 1
         axes = figure.add_subplot(len(rows), len(kinds), place)
-        notes = _draw(axes, [_held(one[name]) if name in one else None for one in sets])
-        axes.set_title("\n".join([plain(name), *notes]), fontsize="small")
+        notes = _draw(axes, [_binned(one[name]) if name in one else None for one in sets])
+        axes.set_title("\n".join([escape_mathtext(name), *notes]), fontsize="small")
     handles, labels = _legend(len(sets), names)
     if len(sets) > 1:
         figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize="small")
-    figure.supylabel("share of the values (%)", fontsize="small")
+    figure.supylabel("% of the values", fontsize="small")
     return save(figure, path)
 
 
-def _held(values: Any) -> "_Held":
-    """Return what is known of a set of values: all of them, or how many lie in each bin."""
+def _binned(values: Any) -> "_Binned":
+    """Return a set of values as they are, or as counts per bin."""
     if isinstance(values, Mapping):
         counts, edges = np.asarray(values["counts"], float), np.asarray(values["edges"], float)
-        if edges[0] == edges[-1]:  # all values are one
-            return _Held(np.full(int(counts.sum()), edges[0]), None, int(values["not_finite"]))
-        return _Held(edges, np.concatenate([[0.0], counts.cumsum()]), int(values["not_finite"]))
+        if edges[0] == edges[-1]:  # all values are equal
+            return _Binned(np.full(int(counts.sum()), edges[0]), None, int(values["not_finite"]))
+        return _Binned(edges, np.concatenate([[0.0], counts.cumsum()]), int(values["not_finite"]))
     values = np.asarray(values, float).ravel()
     finite = np.sort(values[np.isfinite(values)])
-    return _Held(finite, None, values.size - finite.size)
+    return _Binned(finite, None, values.size - finite.size)
 
 
-class _Held(NamedTuple):
-    """Sorted finite values; or the edges of bins, and how many values lie below each edge."""
+class _Binned(NamedTuple):
+    """Sorted finite values; or the edges of bins, and the number of values below each edge."""
 
     places: Any
     below: Any
@@ -95,14 +95,14 @@ class _Held(NamedTuple):
         return len(self.places) if self.below is None else int(self.below[-1])
 
     def counts(self, edges: Any) -> Any:
-        """Return how many values lie between neighbouring edges."""
+        """Return the number of values between neighbouring edges."""
         if self.below is None:
             return np.histogram(self.places, edges)[0]
         return np.diff(np.interp(edges, self.places, self.below))
 
 
-def _draw(axes: Any, sets: list[_Held | None]) -> list[str]:
-    """Draw up to two sets of values with the same bins, the first filled, the second as a line; return what is odd."""
+def _draw(axes: Any, sets: list[_Binned | None]) -> list[str]:
+    """Draw up to two sets with the same bins, the first filled, the second as a line; return notes on odd values."""
     known = [one.places for one in sets if one is not None and one.finite]
     edges = np.histogram_bin_edges(np.concatenate(known), BINS) if known else np.array([0.0, 1.0])
     notes = []
@@ -116,10 +116,10 @@ def _draw(axes: Any, sets: list[_Held | None]) -> list[str]:
             notes.append(f"{one.not_finite:,} of {size:,} not finite")
     axes.locator_params(axis="x", nbins=4)
     axes.locator_params(axis="y", nbins=3)
-    axes.tick_params(labelsize=SMALL)
+    axes.tick_params(labelsize=TILE_FONT_SIZE)
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
-    axes.xaxis.get_offset_text().set_fontsize(SMALL)
+    axes.xaxis.get_offset_text().set_fontsize(TILE_FONT_SIZE)
     return notes
 
 
@@ -127,7 +127,7 @@ def _legend(count: int, names: Sequence[str]) -> tuple[list[Any], list[str]]:
     from matplotlib.patches import Patch
 
     handles = [Patch(facecolor=BLUE, alpha=0.5), Patch(fill=False, edgecolor=VERMILLION)]
-    return handles[:count], [plain(str(name)) for name in names[:count]]
+    return handles[:count], [escape_mathtext(str(name)) for name in names[:count]]
 
 
 def _layer(name: str) -> str:
@@ -136,5 +136,5 @@ def _layer(name: str) -> str:
 
 
 def _kind(name: str) -> str:
-    """Return what of its layer `conv2d.weight gradient` is."""
+    """Return the kind of `conv2d.weight gradient`: weight gradient."""
     return name.rpartition(".")[2]

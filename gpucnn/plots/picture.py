@@ -4,11 +4,11 @@ import io
 
 from matplotlib.figure import Figure
 
-DPI = 100  # of what a notebook shows
+DPI = 100  # in a notebook
 
 
 class Picture(Figure):
-    """A figure that a notebook shows, without `%matplotlib` and without pyplot, which knows nothing of it."""
+    """A figure that a notebook displays, without `%matplotlib` and without pyplot."""
 
     def _repr_png_(self) -> bytes:
         drawn = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What a model says about an image."""
+"""A model's prediction for one image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpucnn.core.text import percent
 from gpucnn.data.arrays import host_array
 from gpucnn.errors import ShapeError
-from gpucnn.plots.canvas import BLUE, GREY, new_figure, plain, save
+from gpucnn.plots.canvas import BLUE, GREY, displayable, escape_mathtext, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST = 10  # classes shown
+MAX_CLASSES = 10  # drawn as bars
 
 
 def prediction(
@@ -24,29 +25,29 @@ def prediction(
     *,
     original: Any = None,
 ) -> "Figure":
-    """Draw an image beside the probabilities of its classes, the most probable if there are many.
+    """Draw an image and its class probabilities; only the most probable of many classes.
 
     Shapes
         image          (H, W, C), uint8 or floats 0 … 1, as the model takes it
         probabilities  (K,)
-        original       (any H, any W, C), the picture that the image was made from; drawn before it if given
+        original       (any H, any W, C), the picture before preprocessing; drawn next to the image if given
 
     Raises:
-        ShapeError: other shapes, or another number of names than of probabilities.
+        ShapeError: other shapes, or the numbers of names and probabilities differ.
     """
     image, probabilities = host_array(image, "image"), host_array(probabilities, "probabilities")
     _check(image, probabilities, class_names)
     names = [f"class {k}" for k in range(len(probabilities))] if class_names is None else list(class_names)
-    pictures = [("what the network sees", image)] if original is None else [
-        ("the image", host_array(original, "original")),
-        ("what the network sees", image),
+    pictures = [("network input", image)] if original is None else [
+        ("image", host_array(original, "original")),
+        ("network input (preprocessed)", image),
     ]  # fmt: skip
-    shown = np.sort(probabilities.argsort()[::-1][:MOST])
+    shown = np.sort(probabilities.argsort()[::-1][:MAX_CLASSES])
     figure = new_figure(3.0 * len(pictures) + 3.6, 3.2)
     columns = figure.subplots(1, len(pictures) + 1, width_ratios=[3.0] * len(pictures) + [3.6])
     for axes, (title, picture) in zip(columns, pictures, strict=False):
         _draw(axes, picture, title)
-    _draw_bars(columns[-1], probabilities[shown], [plain(names[k]) for k in shown])
+    _draw_bars(columns[-1], probabilities[shown], [escape_mathtext(names[k]) for k in shown])
     return save(figure, path)
 
 
@@ -66,28 +67,24 @@ def _check(image: Any, probabilities: Any, class_names: Sequence[str] | None) ->
 
 
 def _draw(axes: Any, picture: Any, title: str) -> None:
-    top = 255 if picture.dtype == np.uint8 else 1
-    if picture.shape[2] == 1:
-        axes.imshow(picture[..., 0], cmap="gray", vmin=0, vmax=top, interpolation="nearest")
-    else:
-        axes.imshow(picture, interpolation="nearest")
+    axes.imshow(displayable(picture), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title, fontsize="medium")
     axes.set_xticks([])
     axes.set_yticks([])
-    for spine in axes.spines.values():  # white paper would run into the figure's own white
+    for spine in axes.spines.values():  # the border of a white picture on a white page
         spine.set(color=GREY, linewidth=0.5)
 
 
 def _draw_bars(axes: Any, probabilities: Any, names: Sequence[str]) -> None:
-    """Draw a bar a class, in the order of the classes, the most probable one in colour."""
-    percent, places = 100 * probabilities, np.arange(len(names))
-    best = percent.argmax()
-    axes.barh(places, percent, color=[BLUE if place == best else GREY for place in places], height=0.7)
-    for place, value in zip(places, percent, strict=True):
-        axes.text(value + 1.5, place, f"{value:.1f} %", va="center", fontsize="small")
+    """Draw one bar per class, in the order of the classes, the most probable one in colour."""
+    widths, places = 100 * probabilities, np.arange(len(names))
+    best = widths.argmax()
+    axes.barh(places, widths, color=[BLUE if place == best else GREY for place in places], height=0.7)
+    for place, probability in zip(places, probabilities, strict=True):
+        axes.text(100 * probability + 1.5, place, percent(float(probability), 1), va="center", fontsize="small")
     axes.set_yticks(places, names)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(0, 125)  # room for the words behind a full bar
+    axes.set_xlim(0, 125)  # room for the label of a full bar
     axes.set_xticks([0, 50, 100])
     axes.set_xlabel("probability (%)")
     axes.set_title(f"prediction: {names[best]}", fontsize="medium")

@@ -1,4 +1,4 @@
-"""Figures as SVG that stands inside an HTML page and follows its colours and its letters."""
+"""Figures as inline SVG of an HTML page, with its colours and fonts."""
 
 import io
 from typing import TYPE_CHECKING
@@ -8,19 +8,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLACK, WHITE = "#000000", "#ffffff"
-PAPER = "var(--ground, #fff)"  # what lies behind a legend, so that it can be read over a curve
+PAPER = "var(--ground, #fff)"  # background of a legend, so that it can be read over a curve
 
 
 def inline_svg(figure: "Figure", prefix: str, description: str) -> str:
-    """Return a figure as an `<svg>` element for HTML, its letters as text and its ground transparent.
+    """Return a figure as an `<svg>` element for HTML, its labels as text and its background transparent.
 
-    What is black takes the `currentColor` of the page, and what is white its `--ground`. Other colours stay in the
-    attributes `fill` and `stroke`, where a style sheet can meet them. There is no `style` and no address in it, so the
-    page can forbid both.
+    Black becomes the `currentColor` of the page, and white its `--ground`. Other colours are kept as attributes `fill`
+    and `stroke`, which a style sheet can override. There is no `style` and no URL in it, so the page can forbid both.
 
     Arguments:
-        prefix: what all ids begin with; another one for each figure of a page.
-        description: what a screen reader says in place of the picture.
+        prefix: of all ids; a different one for each figure of a page.
+        description: the alternative text for screen readers.
     """
     from matplotlib import rc_context
 
@@ -37,21 +36,21 @@ def inline_svg(figure: "Figure", prefix: str, description: str) -> str:
         element.attrib = _rewritten(element.attrib, prefix)
         element.tail = None
         if element.tag not in ("text", "tspan"):
-            element.text = None  # the lines' ends and blanks that make the file readable
+            element.text = None  # line breaks and indentation
     for size in ("width", "height", "version"):
         root.attrib.pop(size, None)
-    words = {"class": "plot", "role": "img", "aria-label": description}
-    root.attrib.update(words | {"fill": "currentColor"})  # SVG's own is black, for letters too
+    labels = {"class": "plot", "role": "img", "aria-label": description}
+    root.attrib.update(labels | {"fill": "currentColor"})  # the default is black, also for text
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
 
 
 def _local(name: str) -> str:
-    """Return a name without its namespace, which HTML knows by itself."""
+    """Return a name without its namespace, which is implied in HTML."""
     return name.rpartition("}")[2]
 
 
 def _rewritten(attributes: dict[str, str], prefix: str) -> dict[str, str]:
-    """Return the attributes of an element with its style as attributes, and ids and references of their own."""
+    """Return the attributes of an element with its style as attributes, and prefixed ids and references."""
     result: dict[str, str] = {}
     for name, value in attributes.items():
         name = _local(name)
@@ -67,7 +66,7 @@ def _rewritten(attributes: dict[str, str], prefix: str) -> dict[str, str]:
 
 
 def _presentation(style: str) -> dict[str, str]:
-    """Return the declarations of a style as attributes; letters are those of the page."""
+    """Return the declarations of a style as attributes, without the font, which is the page's."""
     declared = dict(part.split(":", 1) for part in style.split(";") if ":" in part)
     plain = {name.strip(): value.strip() for name, value in declared.items()}
     plain.pop("font-family", None)

@@ -1,4 +1,4 @@
-"""Some test images on their way through the network: the feature maps of every layer."""
+"""The feature maps of every layer for some test images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,44 +7,44 @@ from typing import Any
 from gpucnn.core.text import format_shape, percent, significant
 from gpucnn.errors import ConfigurationError
 from gpucnn.model import Model
-from gpucnn.plots.canvas import spread
-from gpucnn.plots.confusion import surest_mistakes
+from gpucnn.plots.canvas import evenly_spaced
+from gpucnn.plots.confusion import most_confident_mistakes
 from gpucnn.plots.feature_maps import layer_outputs
 from gpucnn.report.png import Picture, extremes, grey, grid, image_of, reduced
 from gpucnn.runs.folder import Predicted
 
-MAPS = 16  # of a layer that are shown, at most
-IN_A_ROW = 8
-SIDE = 96  # pixels of a map; larger ones are reduced
-BEST = 3  # classes that are named with their probabilities
+MAX_MAPS = 16  # shown per layer
+COLUMNS = 8
+MAX_SIDE = 96  # pixels of a map; larger ones are reduced
+TOP = 3  # predictions that are listed
 
 
 @dataclass(frozen=True)
-class MapLayer:
-    """The maps of one layer, and what they show in words."""
+class LayerMaps:
+    """The feature maps of one layer, with a caption."""
 
     name: str
-    words: str
-    maps: int
+    caption: str
+    count: int
     picture: Picture
 
 
 @dataclass(frozen=True)
-class MapImage:
-    """A test image: what it is, what the network says of it, and its maps, layer by layer."""
+class ImageMaps:
+    """A test image: its class, its most probable predictions, and its feature maps, layer by layer."""
 
     index: int
     title: str
-    verdict: str
+    predictions: str
     thumbnail: Picture
-    layers: list[MapLayer]
+    layers: list[LayerMaps]
 
 
 @dataclass(frozen=True)
-class Maps:
-    """The images that were chosen."""
+class FeatureMaps:
+    """The chosen images."""
 
-    images: list[MapImage]
+    images: list[ImageMaps]
 
     @property
     def layers(self) -> list[str]:
@@ -53,40 +53,40 @@ class Maps:
 
     @property
     def first(self) -> int:
-        """Which layer is shown at first: one that makes more of the image than there was before, where there is one."""
-        counts = [layer.maps for layer in self.images[0].layers]
-        return next((place for place, maps in enumerate(counts) if maps > counts[0]), len(counts) - 1)
+        """The index of the layer that is shown at first: the first one with more channels than the input."""
+        counts = [layer.count for layer in self.images[0].layers]
+        return next((place for place, count in enumerate(counts) if count > counts[0]), len(counts) - 1)
 
 
-def maps(model: Model, test: Predicted | str, wanted: int | Sequence[int]) -> Maps | str:
-    """Return the feature maps of some test images, or say why there are none.
+def feature_maps(model: Model, test: Predicted | str, requested: int | Sequence[int]) -> FeatureMaps | str:
+    """Return the feature maps of some test images, or the reason why there are none.
 
     Arguments:
-        wanted: how many images, or which.
+        requested: the number of images, or their indices.
 
     Raises:
         ConfigurationError: the test set has no such image.
     """
     if isinstance(test, str):
         return test
-    return Maps([_image(model, test, index) for index in choose(test, wanted)])
+    return FeatureMaps([_image(model, test, index) for index in choose_images(test, requested)])
 
 
-def choose(test: Predicted, wanted: int | Sequence[int]) -> list[int]:
-    """Return the numbers of test images: those that were named, or so many.
+def choose_images(test: Predicted, requested: int | Sequence[int]) -> list[int]:
+    """Return the indices of test images: those requested, or a number of them.
 
-    Of so many, the last is the mistake of which the model is surest; the others are the first of each of several
-    classes that it recognises, or where it recognises none, the first of the class.
+    Of a number of images, the last is the most confident mistake; the others are the first correctly classified image
+    of several classes, or the first one of a class where none is.
     """
     labels, probabilities = test.labels, test.probabilities
-    if not isinstance(wanted, int):
-        for index in wanted:
+    if not isinstance(requested, int):
+        for index in requested:
             if not 0 <= index < len(labels):
                 raise ConfigurationError(
                     f"there is no test image {index}: the test set has {len(labels):,} images, 0 to {len(labels) - 1}"
                 )
-        return list(dict.fromkeys(int(index) for index in wanted))
-    wrong = [int(index) for index in surest_mistakes(labels, probabilities)[: wanted > 1]]
+        return list(dict.fromkeys(int(index) for index in requested))
+    wrong = [int(index) for index in most_confident_mistakes(labels, probabilities)[: requested > 1]]
     right = probabilities.argmax(axis=1) == labels
     by_class = []
     for k in range(probabilities.shape[1]):
@@ -95,52 +95,52 @@ def choose(test: Predicted, wanted: int | Sequence[int]) -> list[int]:
         if len(known):
             by_class.append([int(index) for index in known])
     chosen: list[int] = []
-    classes = [by_class[place] for place in spread(len(by_class), max(1, wanted - len(wrong)))]
+    classes = [by_class[place] for place in evenly_spaced(len(by_class), max(1, requested - len(wrong)))]
     for turn in range(max(map(len, classes))):
         chosen += [members[turn] for members in classes if turn < len(members) and members[turn] not in wrong]
-        if len(chosen) >= wanted - len(wrong):
+        if len(chosen) >= requested - len(wrong):
             break
-    return sorted(chosen[: wanted - len(wrong)], key=lambda index: (int(labels[index]), index)) + wrong
+    return sorted(chosen[: requested - len(wrong)], key=lambda index: (int(labels[index]), index)) + wrong
 
 
-def _image(model: Model, test: Predicted, index: int) -> MapImage:
+def _image(model: Model, test: Predicted, index: int) -> ImageMaps:
     pixels, true = test.images[index], test.names[int(test.labels[index])]
     probabilities = test.probabilities[index]
-    best = [int(k) for k in probabilities.argsort()[::-1][:BEST]]
-    said = ", ".join(f"{test.names[k]} ({percent(float(probabilities[k]), 1)})" for k in best)
-    passed = [
+    top = [int(k) for k in probabilities.argsort()[::-1][:TOP]]
+    predictions = ", ".join(f"{test.names[k]} ({percent(float(probabilities[k]), 1)})" for k in top)
+    outputs = [
         (layer.display_name, values)
         for layer, values in layer_outputs(model, pixels[None])
-        if values.ndim == 3  # the maps end where the network flattens them
+        if values.ndim == 3  # until the network flattens them
     ]
-    title = true if best[0] == test.labels[index] else f"{true}, taken for {test.names[best[0]]}"
-    thumbnail = grid([image_of(pixels)], 1, "", largest=56)  # its label names it
-    whole = MapLayer(
+    title = true if top[0] == test.labels[index] else f"{true}, classified as {test.names[top[0]]}"
+    thumbnail = grid([image_of(pixels)], 1, "", largest=56)  # its label is the alternative text
+    whole = LayerMaps(
         "input", format_shape(pixels.shape), pixels.shape[2], grid([image_of(pixels)], 1, f"test image {index}")
     )
-    named = zip(_apart([label for label, _ in passed]), passed, strict=True)
-    return MapImage(
-        index, title, said, thumbnail, [whole, *(_maps(name, values, index) for name, (_, values) in named)]
+    named = zip(_unique([label for label, _ in outputs]), outputs, strict=True)
+    return ImageMaps(
+        index, title, predictions, thumbnail, [whole, *(_maps(name, values, index) for name, (_, values) in named)]
     )
 
 
-def _maps(name: str, values: Any, index: int) -> MapLayer:
-    """Return the maps of a layer (H, W, C), all on one scale, from its least value to its largest."""
+def _maps(name: str, values: Any, index: int) -> LayerMaps:
+    """Return the maps of a layer (H, W, C), on one scale from its minimum to its maximum."""
     C = values.shape[2]
-    shown = min(C, MAPS)
+    shown = min(C, MAX_MAPS)
     low, high = extremes(values)
-    tiles = [reduced(grey(values[..., c], low, high), SIDE) for c in range(shown)]
-    words = f"{format_shape(values.shape)}; black is {significant(low)}, white {significant(high)}"
+    tiles = [reduced(grey(values[..., c], low, high), MAX_SIDE) for c in range(shown)]
+    caption = f"{format_shape(values.shape)}; black is {significant(low)}, white {significant(high)}"
     if shown < C:
-        words += f"; {shown} of {C} maps are shown"
+        caption += f"; {shown} of {C} maps shown"
     if (factor := tiles[0][1]) > 1:
-        words += f", {factor} × {factor} pixels as one"
-    alt = f"the maps of {name} for test image {index}"
-    return MapLayer(name, words, C, grid([tile for tile, _ in tiles], IN_A_ROW, alt))
+        caption += f", downscaled {factor} times"
+    alt = f"feature maps of {name} for test image {index}"
+    return LayerMaps(name, caption, C, grid([tile for tile, _ in tiles], COLUMNS, alt))
 
 
-def _apart(names: list[str]) -> list[str]:
-    """Return names that tell layers of the same name in several blocks apart: relu, relu (2)."""
+def _unique(names: list[str]) -> list[str]:
+    """Return unique names for layers with the same name in several blocks: relu, relu (2)."""
     seen: dict[str, int] = {}
     result = []
     for name in names:

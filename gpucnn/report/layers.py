@@ -1,22 +1,23 @@
-"""What every layer holds and costs, timed when the report is made."""
+"""Parameters and cost per layer, timed when the report is written."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from gpucnn.callbacks.defects import is_number
+from gpucnn.core import checks
 from gpucnn.core.text import format_count, format_shape, percent
 from gpucnn.engine.profiling import random_batch
-from gpucnn.errors import OutOfMemory
+from gpucnn.errors import OutOfMemoryError
 from gpucnn.layers.base import Layer
 from gpucnn.report.run import Run
 
-BATCH_SIZE = 128  # where the run does not say its own
-LARGEST = 256  # a run on whole data sets is timed on a part
+BATCH_SIZE = 128  # if the run does not record its own
+MAX_BATCH_SIZE = 256
 REPEATS = 10
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A layer's row; numbers as they are read, `part` is its share 0 … 100 of the time of all layers."""
+    """A layer's row of formatted numbers; `part` is its percentage of the time of all layers, as a number."""
 
     name: str
     what: str
@@ -34,7 +35,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Layers:
-    """The rows, their sum, and what was timed."""
+    """The rows, their sum, and how they were timed."""
 
     rows: list[LayerRow]
     whole: LayerRow
@@ -44,12 +45,13 @@ class Layers:
 
 
 def layers(run: Run) -> Layers | str:
-    """Time the layers on a random batch as large as those of the run, if not too large, or say why not."""
-    asked = run.settings.get("batch_size") or (run.model.recipe and run.model.recipe.batch_size)
-    size = min(asked, LARGEST) if is_number(asked) and isinstance(asked, int) and asked > 0 else BATCH_SIZE
+    """Time the layers on a random batch of the run's batch size, up to a maximum, or return the reason why not."""
+    recipe = run.model.recipe
+    requested: Any = run.settings.get("batch_size") or (None if recipe is None else recipe.batch_size)
+    size = min(requested, MAX_BATCH_SIZE) if checks.is_integer(requested) and requested > 0 else BATCH_SIZE
     try:
         profile = run.model.profile(*random_batch(run.model, size), repeats=REPEATS)
-    except OutOfMemory as error:
+    except OutOfMemoryError as error:
         return f"The layers could not be timed: {error}."
     whole = sum(row.seconds for row in profile.layers) or 1.0
     what = {name: _what(layer) for name, layer in run.model.network.children()}
@@ -93,6 +95,6 @@ def layers(run: Run) -> Layers | str:
 
 
 def _what(layer: Layer) -> str:
-    """Return the call that makes a layer, or of one with layers inside what these are."""
+    """Return the call that constructs a layer, or the types of the layers inside a container."""
     inside = [type(one).__name__ for one in layer.all_layers() if one is not layer and not any(one.children())]
     return f"{type(layer).__name__} of {', '.join(inside)}" if inside else repr(layer)

@@ -1,9 +1,9 @@
-"""What was trained, on what and how: the head of the report."""
+"""The network, the data and the settings of a run: the head of the report."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from gpucnn.callbacks.defects import is_number
+from gpucnn.core.checks import is_number
 from gpucnn.core.text import duration, format_count, format_loss, format_shape, percent, plural
 from gpucnn.engine.profiling import frozen_count, parameter_count
 from gpucnn.errors import GpucnnError
@@ -23,7 +23,7 @@ DATA = {
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that is known of a run, with a smaller remark."""
+    """One property of a run, with a remark in small print."""
 
     term: str
     value: str
@@ -32,7 +32,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracy and loss on the test set, as far as they are known, and where they come from."""
+    """Accuracy and loss on the test set, if known, and their origin."""
 
     accuracy: float | None
     loss: float | None
@@ -40,7 +40,7 @@ class Scores:
 
 
 def final_scores(run: Run, test: Predicted | str) -> Scores:
-    """Return what the training ended with, or what is measured now where the run does not say."""
+    """Return the final test scores of the run, or measure them now if it does not record them."""
     scores, remark = run.test_scores, "on the test images, after training"
     if not scores and not isinstance(test, str) and run.model.loss is not None:
         scores = run.model.evaluate(test.images, test.labels)
@@ -49,7 +49,7 @@ def final_scores(run: Run, test: Predicted | str) -> Scores:
 
 
 def headline(run: Run, scores: Scores) -> list[Fact]:
-    """Return the few numbers that stand up front: the final scores, and what it took to reach them."""
+    """Return the key figures: final scores, parameters and training time."""
     accuracy, loss = scores.accuracy, scores.loss
     result = [
         Fact("test accuracy", *((UNKNOWN,) if accuracy is None else (percent(accuracy), scores.remark))),
@@ -66,18 +66,18 @@ def headline(run: Run, scores: Scores) -> list[Fact]:
 
 def _trained(run: Run) -> str:
     frozen = frozen_count(run.model.network)
-    return f"{format_count(frozen)} of them frozen" if frozen else "numbers that are trained"
+    return f"{format_count(frozen)} of them frozen" if frozen else "trainable"
 
 
 def facts(run: Run, test: Predicted | str) -> list[Fact]:
-    """Return the configuration of a run; what its folder does not say is said to be not recorded."""
+    """Return the settings of a run; what its folder does not hold is reported as not recorded."""
     model, settings = run.model, run.settings
     optimizer, schedule = _optimizer(run)
     batch_size = settings.get("batch_size") or (model.recipe and model.recipe.batch_size)
     epochs = settings.get("epochs") or (run.history and run.history.epochs) or model.epochs_trained
     versions = settings.get("versions")
-    in_words = {"gpucnn": "gpucnn", "python": "Python", "numpy": "NumPy", "cupy": "CuPy", "cuda": "CUDA"}
-    listed = [f"{in_words.get(name, name)} {v}" for name, v in versions.items()] if isinstance(versions, dict) else []
+    titles = {"python": "Python", "numpy": "NumPy", "cupy": "CuPy", "cuda": "CUDA"}
+    listed = [f"{titles.get(name, name)} {v}" for name, v in versions.items()] if isinstance(versions, dict) else []
     return [
         Fact("Network", model.name, f"{format_shape(model.input_shape)} → {format_shape(model.output_shape)}"),
         _data(run, test),
@@ -86,16 +86,16 @@ def facts(run: Run, test: Predicted | str) -> list[Fact]:
         Fact("Learning rate", schedule),
         Fact("Augmentation", _augmentation(run)),
         Fact("Loss", UNKNOWN if model.loss is None else repr(model.loss)),
-        Fact("Epochs", _word(epochs)),
-        Fact("Batch size", _word(batch_size)),
-        Fact("Seed", _word(settings.get("seed", model.seed)), "of weights, data order and dropout"),
-        Fact("Backend", _word(settings.get("backend")), _word(settings.get("dtype", model.dtype))),
+        Fact("Epochs", _setting(epochs)),
+        Fact("Batch size", _setting(batch_size)),
+        Fact("Seed", _setting(settings.get("seed", model.seed)), "initialization, shuffling, dropout"),
+        Fact("Backend", _setting(settings.get("backend")), _setting(settings.get("dtype", model.dtype))),
         Fact("Versions", ", ".join(listed) or UNKNOWN),
     ]
 
 
 def _data(run: Run, test: Predicted | str) -> Fact:
-    """Return what the run was trained on; how much that is, where the report is tested on the same."""
+    """Return the data set of the run, and the number of images if they are known."""
     recipe, source = run.model.recipe, run.settings.get("source")
     data = run.settings.get("data") or (recipe.data if recipe else None)
     named = UNKNOWN if data is None else DATA.get(str(data), str(data))
@@ -110,7 +110,7 @@ def _data(run: Run, test: Predicted | str) -> Fact:
 
 
 def _counts(run: Run) -> dict[str, int] | None:
-    """Return how many images were trained on, validated with and tested on; None where the run does not say."""
+    """Return the number of images of each split; None if the run does not record it."""
     images = run.settings.get("images")
     if not isinstance(images, dict) or not all(isinstance(number, int) for number in images.values()):
         return None
@@ -118,19 +118,19 @@ def _counts(run: Run) -> dict[str, int] | None:
 
 
 def _validation(run: Run) -> str:
-    """Return what was scored after each epoch."""
+    """Return the validation data."""
     if run.history is None or "val_loss" not in run.history.history:
         return "none"
     if validated_on_test(run.settings):
-        return "on the test images after each epoch: they chose the best model, too"
-    share: Any = run.settings.get("hold_out")
-    if not is_number(share):
+        return "on the test images, after each epoch; they also selected the best model"
+    fraction: Any = run.settings.get("validation_split")
+    if not is_number(fraction):
         return UNKNOWN
-    return f"on {percent(share, 0)} of the training images, drawn by the seed and held out"
+    return f"on a random {percent(fraction, 0)} of the training images, held out"
 
 
 def _augmentation(run: Run) -> str:
-    """Return how the images were changed, as the recipe says."""
+    """Return the augmentations of the recipe."""
     recipe = run.model.recipe
     if recipe is None:
         return UNKNOWN
@@ -138,7 +138,7 @@ def _augmentation(run: Run) -> str:
 
 
 def _optimizer(run: Run) -> tuple[str, str]:
-    """Return the optimizer and its schedule as the calls that make them."""
+    """Return the optimizer and its schedule as the calls that construct them."""
     optimizer: Optimizer | None = None
     if run.model.loss is not None:
         optimizer = run.model.optimizer
@@ -153,8 +153,8 @@ def _optimizer(run: Run) -> tuple[str, str]:
     return repr(optimizer), repr(rate) if isinstance(rate, Schedule) else f"{rate:g}, constant"
 
 
-def _word(value: Any) -> str:
-    """Return a setting as a word."""
+def _setting(value: Any) -> str:
+    """Return a setting as text."""
     if value is None or value == "":
         return UNKNOWN
     return format_count(value) if is_number(value) and isinstance(value, int) else str(value)

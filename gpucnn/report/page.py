@@ -1,4 +1,4 @@
-"""The page itself: sections from a run, laid into a template, and written as one file."""
+"""The HTML page: the sections of a run, rendered by templates and written as one file."""
 
 import base64
 import hashlib
@@ -12,22 +12,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from gpucnn.backends import Backend
+from gpucnn.core import checks
 from gpucnn.core.files import explained, user_path, why_not_written, write_whole
 from gpucnn.core.text import printable
 from gpucnn.errors import ConfigurationError, GpucnnError
-from gpucnn.report.all_runs import statistics
-from gpucnn.report.curves import training
+from gpucnn.report.all_runs import all_runs
+from gpucnn.report.curves import curves
 from gpucnn.report.defects import BOX, defects
-from gpucnn.report.feature_maps import maps
-from gpucnn.report.filters import kernels
+from gpucnn.report.feature_maps import feature_maps
+from gpucnn.report.filters import filters
 from gpucnn.report.layers import layers
 from gpucnn.report.overview import facts, final_scores, headline
 from gpucnn.report.run import Run, open_run
-from gpucnn.report.test_results import answers
+from gpucnn.report.test_results import test_results
 from gpucnn.runs.folder import MODEL, Predicted, beside, find_model, predict_test_set
 
 REPORT = "report.html"
-IMAGES = 6  # test images that are shown on their way, unless others are asked for
+IMAGES = 6  # test images with feature maps, by default
 
 
 def write(
@@ -44,13 +45,13 @@ def write(
     Arguments:
         run: a run folder or a .safetensors file; None is the newest run below `runs`.
         path: of the page; None is `report.html` in the run folder.
-        data, data_dir: what it is tested on, as the commands take it; None is what it was trained on.
-        images: how many test images are shown on their way through the layers, or which.
+        data, data_dir: the test set, as the commands take it; None is that of the data it was trained on.
+        images: the number of test images with feature maps, or their indices.
 
     Raises:
         CheckpointError: there is no such run, or something in it is damaged.
-        ConfigurationError: an argument makes no sense, or the page cannot be written.
-        DataError: the data that were asked for cannot be had; where none were, the page says so.
+        ConfigurationError: an argument is invalid, or the page cannot be written.
+        DataError: the requested data are not available; without a request, the page reports that.
     """
     model = find_model(run)
     target = _target(model, None if path is None else user_path(path))
@@ -69,58 +70,60 @@ def render(
     images: int | Sequence[int] = IMAGES,
 ) -> str:
     """Return the report of a run as HTML; arguments and errors are those of `write`."""
-    wanted = _checked(images)
+    requested = _check_images(images)
     opened = open_run(run, backend)
-    on_test = _predicted(opened, data, data_dir)
-    scores = final_scores(opened, on_test)
+    predicted = _predicted(opened, data, data_dir)
+    scores = final_scores(opened, predicted)
     return _page(
         run=opened,
         headline=headline(opened, scores),
-        facts=facts(opened, on_test),
-        training=training(opened, scores),
+        facts=facts(opened, predicted),
+        curves=curves(opened, scores),
         layers=layers(opened),
-        answers=answers(on_test),
-        kernels=kernels(opened),
-        maps=maps(opened.model, on_test, wanted),
+        test_results=test_results(predicted),
+        filters=filters(opened),
+        feature_maps=feature_maps(opened.model, predicted, requested),
         defects=defects(opened),
-        statistics=statistics(opened),
+        all_runs=all_runs(opened),
     )
 
 
 def _target(model: Path, path: Path | None) -> Path:
-    """Return where the page goes, and see before any work that it can go there."""
+    """Return the path of the page, checked before any work is done."""
     if path is None:
         path = beside(model, REPORT if model.name == MODEL else f"{model.stem}-{REPORT}")
     if path.suffix.lower() not in (".html", ".htm"):
-        raise ConfigurationError(f"{path}: a report is written as HTML; name a file that ends with .html")
+        raise ConfigurationError(f"{path}: reports are written as HTML; expected a file name that ends with .html")
     if not path.parent.is_dir():
         raise ConfigurationError(why_not_written(path, FileNotFoundError(2, "No such file or directory")))
     return path
 
 
-def _checked(images: int | Sequence[int]) -> int | list[int]:
-    whole = [images] if isinstance(images, int) else list(images)
-    if not whole or any(isinstance(number, bool) or not isinstance(number, int) for number in whole) or images == 0:
-        raise ConfigurationError(
-            f"images must be how many test images to show, from 1 up, or a list of which, not {images!r}"
+def _check_images(images: Any) -> int | list[int]:
+    """Return the number of test images to show, or their indices."""
+    if not isinstance(images, list | tuple):
+        return checks.integer(
+            images, "images, the number of test images to show or a list of their indices,", minimum=1
         )
-    if isinstance(images, int) and images < 1:
-        raise ConfigurationError(f"images must be a positive number of test images, not {images!r}")
-    return images if isinstance(images, int) else whole
+    if not images:
+        raise ConfigurationError(
+            "images is an empty list; expected the number of test images to show, or their indices"
+        )
+    return [checks.integer(index, "the index of a test image", minimum=0) for index in images]
 
 
 def _predicted(run: Run, data: str | None, data_dir: str | Path | None) -> Predicted | str:
-    """Return what the model makes of the test set, or why that is not known; what was asked for must be had."""
+    """Return the predictions on the test set, or the reason why there are none; requested data must be available."""
     try:
         return predict_test_set(run.model, run.path, data, data_dir)
     except GpucnnError as error:
         if data is not None or data_dir is not None:
             raise
-        return f"The network was not tested for this report: {str(error).rstrip('.')}."
+        return f"The test results are not available: {str(error).rstrip('.')}."
 
 
 def _page(**contents: Any) -> str:
-    """Lay the sections into the template, with a policy that lets a browser run this style and script and no other."""
+    """Render the template, with a policy that lets a browser use this style and script and no other."""
     from gpucnn.version import __version__
 
     style, script = _text("page.css"), _text("page.js")
@@ -142,7 +145,7 @@ def _page(**contents: Any) -> str:
             policy=Markup(policy),
             style=Markup(style),
             script=Markup(script),
-            made=datetime.now().astimezone(),
+            written=datetime.now().astimezone(),
             version=__version__,
             box=BOX,
         )
@@ -154,23 +157,23 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("gpucnn.report"),
         autoescape=True,
-        finalize=_as_shown,
+        finalize=_printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["svg"] = Markup  # of `inline_svg` alone, which escapes what it holds
+    environment.filters["svg"] = Markup  # for `inline_svg` only, which escapes its content
     return environment
 
 
-def _as_shown(value: Any) -> Any:
-    """Return what stands in an expression of the template: names with what cannot be shown, or written, escaped."""
+def _printable(value: Any) -> Any:
+    """Return the value of an expression of the template with unprintable characters escaped."""
     return printable(value, lines=True) if type(value) is str else value
 
 
 @cache
 def _text(name: str) -> str:
-    """Return a style sheet or a script to the letter: its digest must be that of what the browser runs."""
+    """Return a style sheet or a script exactly: the browser compares its digest."""
     source = PackageLoader("gpucnn.report").get_source(_environment(), name)[0]
     return source.replace("\r\n", "\n")  # as a browser reads it
 

@@ -1,4 +1,4 @@
-"""Small pictures as PNG inside the page: images, filters and feature maps, tile by tile."""
+"""Small pictures as inline PNG: images, filters and feature maps as tiles."""
 
 import base64
 import io
@@ -9,13 +9,13 @@ from typing import Any
 
 from PIL import Image
 
-WIDTH = 800  # CSS pixels that a grid of tiles takes, at most
+MAX_WIDTH = 800  # CSS pixels of a grid of tiles
 GAP = 1  # transparent pixels between tiles
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG as a data URI, how large it is shown in CSS pixels, and what it shows in words."""
+    """A PNG as a data URI, its size in CSS pixels, and its alternative text."""
 
     source: str
     width: int
@@ -24,13 +24,13 @@ class Picture:
 
 
 def extremes(values: Any) -> tuple[float, float]:
-    """Return the least and the largest finite value; 0 and 0 where there is none."""
+    """Return the minimum and the maximum of the finite values; 0 and 0 if there are none."""
     finite = values[abs(values) < math.inf]
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 def grey(values: Any, low: float, high: float) -> Image.Image:
-    """Return numbers (H, W) as grey from `low` (black) to `high` (white); what is no number is black."""
+    """Return numbers (H, W) as a grey image from `low` (black) to `high` (white); NaN is black."""
     shown = values.astype("float64")
     shown[shown != shown] = low
     return Image.fromarray(((shown - low) * (255.0 / (high - low or 1.0))).clip(0, 255).round().astype("uint8"))
@@ -42,10 +42,10 @@ def image_of(pixels: Any) -> Image.Image:
 
 
 def grid(tiles: Sequence[Image.Image], columns: int, alt: str, *, largest: int = 160) -> Picture:
-    """Return tiles of one size side by side, row after row, a pixel of the PNG for each of theirs.
+    """Return tiles of one size as a grid, pixel by pixel.
 
     Arguments:
-        largest: CSS pixels that a tile's longer side takes, at most, unless it has more itself.
+        largest: CSS pixels of a tile's longer side, at most, unless it has more itself.
     """
     width, height = tiles[0].size
     columns = min(columns, len(tiles))
@@ -55,13 +55,13 @@ def grid(tiles: Sequence[Image.Image], columns: int, alt: str, *, largest: int =
     for place, tile in enumerate(tiles):
         row, column = divmod(place, columns)
         whole.paste(tile.convert(whole.mode), (column * (width + GAP), row * (height + GAP)))
-    scale = max(1, min(WIDTH // size[0], largest // max(width, height)))
+    scale = max(1, min(MAX_WIDTH // size[0], largest // max(width, height)))
     return Picture(_as_uri(whole), scale * size[0], scale * size[1], alt)
 
 
-def reduced(tile: Image.Image, most: int) -> tuple[Image.Image, int]:
-    """Return a tile whose longer side is `most` pixels at most, and how many of its pixels in a row became one."""
-    factor = -(-max(tile.size) // most)
+def reduced(tile: Image.Image, max_side: int) -> tuple[Image.Image, int]:
+    """Return a tile downscaled by an integer so that its longer side is at most `max_side` pixels, and the factor."""
+    factor = -(-max(tile.size) // max_side)
     return (tile, 1) if factor == 1 else (tile.reduce(factor), factor)
 
 

@@ -1,12 +1,13 @@
-"""What a report is made of: everything that lies in a run folder."""
+"""The content of a run folder, for its report."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpucnn.backends import Backend
-from gpucnn.callbacks.defects import DEFECTS, is_number, is_report, load_report
+from gpucnn.callbacks.defects import DEFECTS, is_report, load_report
 from gpucnn.callbacks.snapshots import SNAPSHOTS, Epochs, load_snapshots
+from gpucnn.core.checks import is_number
 from gpucnn.model import Model
 from gpucnn.runs.folder import HISTORY, MODEL, STATISTICS, open_model, read_history, run_config
 from gpucnn.runs.statistics import Runs
@@ -15,9 +16,9 @@ from gpucnn.training.history import History
 
 @dataclass(frozen=True)
 class Run:
-    """A model, and what the training that made it left beside it; None is what is not there.
+    """A model and the files of its training run; None for those that do not exist.
 
-    `watch` is what `DefectWatch.report` returned; `runs` are those that `gpucnn runs` made.
+    `watch` is what `TrainingMonitor.report` returned; `runs` are those of `gpucnn runs`.
     """
 
     model: Model
@@ -30,12 +31,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What people call the run: its folder, or the model's file where it lies in none."""
+        """The name of the run's folder, or of the model's file outside of one."""
         return self.path.absolute().parent.name if self.path.name == MODEL else self.path.name
 
     @property
     def test_scores(self) -> dict[str, float]:
-        """What was measured on the test set when the training was over; empty where that was not kept."""
+        """The test scores after training; empty if they were not recorded."""
         test = self.settings.get("test")
         if not isinstance(test, dict):
             numbers = (_record_of(self.runs, self.settings.get("seed")) or {}).get("numbers", {})
@@ -65,5 +66,5 @@ def open_run(where: str | Path | None, backend: str | Backend) -> Run:
 
 
 def _record_of(runs: Runs | None, seed: Any) -> dict[str, Any] | None:
-    """Return the record of that of many runs whose model was kept."""
+    """Return the record of the run whose model was saved, by its seed."""
     return next((record for record in runs.records if record["seed"] == seed), None) if runs else None

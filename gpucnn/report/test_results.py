@@ -1,23 +1,23 @@
-"""What the network makes of the test images: which classes it confuses, and its most confident mistakes."""
+"""The results on the test images: the confusion matrix, and the most confident mistakes."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from gpucnn import plots
 from gpucnn.core.text import percent
-from gpucnn.plots.confusion import NUMBERED, surest_mistakes
+from gpucnn.plots.confusion import MAX_NUMBERED, most_confident_mistakes
 from gpucnn.plots.svg import inline_svg
 from gpucnn.report.png import Picture, grid, image_of
 from gpucnn.runs.folder import Predicted, describe
 
-FREQUENT = 8  # confusions that are named
-MISTAKES = 18
-SHADES = 10  # that a cell can have, besides none
+MAX_CONFUSIONS = 8  # listed
+MAX_MISTAKES = 18
+SHADES = 10  # of a cell, besides none
 
 
 @dataclass(frozen=True)
 class Cell:
-    """How many images of one class were taken for another, and how dark that is drawn."""
+    """The number of images of one class that were classified as another, and the shade of the cell."""
 
     count: int
     shade: int
@@ -25,7 +25,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A true class: what its images were taken for, and the share that was recognised."""
+    """A true class: the number of images by predicted class, and its recall."""
 
     name: str
     cells: list[Cell]
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Confusion:
-    """The confusion matrix: as rows of cells, or with very many classes as a picture."""
+    """The confusion matrix: as rows of cells, or as a picture for many classes."""
 
     names: list[str]
     rows: list[Row]
@@ -45,21 +45,21 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that was taken for another class, and how sure the network was."""
+    """A misclassified image, and the probability of the predicted class."""
 
     picture: Picture
     index: int
     true: str
     predicted: str
-    sureness: str
+    confidence: str
 
 
 @dataclass(frozen=True)
-class Answers:
-    """All of it, with what it was measured on."""
+class TestResults:
+    """All results, with the data set."""
 
     data: str
-    right: int
+    correct: int
     total: int
     confusion: Confusion
     mistakes: list[Mistake]
@@ -67,59 +67,59 @@ class Answers:
 
     @property
     def accuracy(self) -> str:
-        """The share that is right."""
-        return percent(self.right / self.total)
+        """The accuracy, formatted."""
+        return percent(self.correct / self.total)
 
 
-def answers(test: Predicted | str) -> Answers | str:
-    """Return what the network makes of the test images, or say why that is not known."""
+def test_results(test: Predicted | str) -> TestResults | str:
+    """Return the results on the test images, or the reason why there are none."""
     if isinstance(test, str):
         return test
     matrix = plots.confusion_matrix(test.labels, test.probabilities)
-    wrong = surest_mistakes(test.labels, test.probabilities)
-    return Answers(
+    wrong = most_confident_mistakes(test.labels, test.probabilities)
+    return TestResults(
         data=f"the {len(test.images):,} test images of {describe(test.dataset)}",
-        right=int(matrix.trace()),
+        correct=int(matrix.trace()),
         total=int(matrix.sum()),
         confusion=_confusion(matrix, test.names),
-        mistakes=[_mistake(test, int(index)) for index in wrong[:MISTAKES]],
+        mistakes=[_mistake(test, int(index)) for index in wrong[:MAX_MISTAKES]],
         wrong=len(wrong),
     )
 
 
 def _confusion(matrix: Any, names: list[str]) -> Confusion:
-    """Return a matrix of counts with its cells shaded.
+    """Return a matrix of counts with shaded cells.
 
-    Cells on the diagonal are shaded by their share of the true class, the others by their share of the largest of them,
-    for beside the diagonal all of them would be white.
+    Cells on the diagonal are shaded by their fraction of the true class, the others relative to the largest of them, as
+    they would all be white next to the diagonal.
     """
     K, of_class, of_prediction = len(names), matrix.sum(axis=1), matrix.sum(axis=0)
-    mistaken = [(int(matrix[i, j]), i, j) for i in range(K) for j in range(K) if i != j and matrix[i, j]]
-    mistaken.sort(key=lambda one: (-one[0], one[1:]))
-    most = mistaken[0][0] if mistaken else 1
+    confusions = [(int(matrix[i, j]), i, j) for i in range(K) for j in range(K) if i != j and matrix[i, j]]
+    confusions.sort(key=lambda one: (-one[0], one[1:]))
+    maximum = confusions[0][0] if confusions else 1
 
     def cell(i: int, j: int) -> Cell:
         number = int(matrix[i, j])
-        share = number / max(int(of_class[i]), 1) if i == j else number / most
-        return Cell(number, max(1, round(SHADES * share)) if number else 0)
+        fraction = number / max(int(of_class[i]), 1) if i == j else number / maximum
+        return Cell(number, max(1, round(SHADES * fraction)) if number else 0)
 
-    def share(part: int, whole: int) -> str:
+    def ratio(part: int, whole: int) -> str:
         return percent(part / whole, 1) if whole else "–"
 
-    right = [int(matrix[k, k]) for k in range(K)]
-    numbered = K <= NUMBERED
+    correct = [int(matrix[k, k]) for k in range(K)]
+    numbered = K <= MAX_NUMBERED
     return Confusion(
         names=names,
         rows=[
-            Row(name, [cell(i, j) for j in range(K)], share(right[i], int(of_class[i])))
+            Row(name, [cell(i, j) for j in range(K)], ratio(correct[i], int(of_class[i])))
             for i, name in enumerate(names)
             if numbered
         ],
-        precision=[share(right[k], int(of_prediction[k])) for k in range(K)],
+        precision=[ratio(correct[k], int(of_prediction[k])) for k in range(K)],
         picture="" if numbered else inline_svg(plots.confusion(matrix, names), "confusion", "The confusion matrix"),
         frequent=[
-            f"{names[i]} taken for {names[j]}: {number:,} of {int(of_class[i]):,}"
-            for number, i, j in mistaken[:FREQUENT]
+            f"{names[i]} classified as {names[j]}: {number:,} of {int(of_class[i]):,}"
+            for number, i, j in confusions[:MAX_CONFUSIONS]
         ],
     )
 
@@ -132,5 +132,5 @@ def _mistake(test: Predicted, index: int) -> Mistake:
         index=index,
         true=test.names[label],
         predicted=test.names[predicted],
-        sureness=percent(float(probabilities[predicted]), 1),
+        confidence=percent(float(probabilities[predicted]), 1),
     )

@@ -11,18 +11,18 @@ from typing import Any
 
 from gpucnn import datasets
 from gpucnn.backends import Backend
-from gpucnn.saving.model_file import load
+from gpucnn.core.files import make_folder, read_json, user_path, write_into
 from gpucnn.datasets import Dataset
 from gpucnn.errors import CheckpointError, ConfigurationError
-from gpucnn.core.files import make_folder, read_json, user_path, write_into
-from gpucnn.model import Model
+from gpucnn.model import Model, load
 from gpucnn.training.checkpoints import BEST
-from gpucnn.training.history import History
+from gpucnn.training.history import History, current_key
 
 RUNS = Path("runs")
 MODEL, HISTORY, CONFIG = "model.safetensors", "history.json", "config.json"
 STATISTICS = "runs.json"
 DATA_FOLDERS = "data-folders.json"  # that this account has trained on
+RENAMED = {"hold_out": "validation_split"}  # settings that older runs hold, and what they are called now
 DATA_NAMES = "mnist, cifar10, synthetic, or images (with --data-dir)"
 
 
@@ -114,14 +114,14 @@ def run_config(model_path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file}: holds {settings!r:.40} where a run's settings were expected; mend it, or move the model elsewhere"
         )
-    return settings
+    return {RENAMED.get(name, name): value for name, value in settings.items()}
 
 
 def validated_on_test(settings: dict[str, Any]) -> bool:
     """Return whether a run scored the test images after each epoch: it was asked to, or is older than that choice."""
     if "validate_on_test" in settings:
         return bool(settings["validate_on_test"])
-    return settings.get("hold_out") is None and bool(settings.get("validate") or settings.get("early_stopping"))
+    return settings.get("validation_split") is None and bool(settings.get("validate") or settings.get("early_stopping"))
 
 
 def in_words(counts: dict[str, int]) -> str:
@@ -146,7 +146,7 @@ def read_history(model_path: Path) -> History:
         isinstance(v, list) and all(isinstance(number, int | float) for number in v) for v in found.values()
     ):
         raise CheckpointError(f"{file}: is not a history; expected a list of numbers, one an epoch, for each name")
-    return History(found)
+    return History({current_key(key): values for key, values in found.items()})
 
 
 def remember_data(folder: Path) -> None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from gpucnn import datasets, networks
 from gpucnn.backends import Backend
 from gpucnn.callbacks import Callback
+from gpucnn.callbacks.defects import TrainingMonitor
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
+from gpucnn.runs.statistics import TOTAL_TIME
 from gpucnn.training.checkpoints import Checkpoints
-from gpucnn.callbacks.defects import DefectWatch
 from gpucnn.training.history import History
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def run(
     (x_train, y_train), (x_test, y_test) = data
     model = networks.by_name(recipe.network)(seed, backend, dtype=dtype)
     model.class_names = data.class_names
-    watch = DefectWatch((x_train[:PROBE], y_train[:PROBE]), action=on_defect)
+    watch = TrainingMonitor((x_train[:PROBE], y_train[:PROBE]), on_defect=on_defect)
     started = time.perf_counter()
     history = recipe.train(
         model,
@@ -174,21 +175,21 @@ def run(
     trained = time.perf_counter()
     scores = model.evaluate(x_test, y_test)
     tested = time.perf_counter()
-    numbers: dict[str, Any] = {f"training {key}": history[key] for key in ("accuracy", "accuracy_so_far", "loss")}
+    numbers: dict[str, Any] = {f"training {key}": history[key] for key in ("accuracy", "cumulative_accuracy", "loss")}
     numbers |= {f"test {key}": value for key, value in scores.items()}
     numbers |= {
-        "seconds, a step": sum(history["step_seconds"]) / history.epochs,
-        "seconds, an epoch": sum(history["seconds"]) / history.epochs,
-        "seconds, training": trained - started,
-        "seconds, testing": tested - trained,
-        "seconds, in all": tested - started,
+        "step time (s)": sum(history["seconds_per_step"]) / history.epochs,
+        "epoch time (s)": sum(history["seconds"]) / history.epochs,
+        "training time (s)": trained - started,
+        "test time (s)": tested - trained,
+        TOTAL_TIME: tested - started,
     }
     if recipe.long:
         several = model.evaluate(x_test, y_test, tta="flip+shift")
-        numbers["test accuracy, several views"] = several["accuracy"]
+        numbers["test accuracy (TTA)"] = several["accuracy"]
         numbers["test accuracy by epoch"] = history["val_accuracy"]
         passed = {level: history.seconds_to(level) for level in LEVELS}
-        numbers |= {f"seconds to {level:.0%}": seconds for level, seconds in passed.items() if seconds is not None}
+        numbers |= {f"time to {level:.0%} (s)": seconds for level, seconds in passed.items() if seconds is not None}
     return model, history, {"numbers": numbers, **watch.report()}
 
 

@@ -2,22 +2,34 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpucnn.errors import CheckpointError, ConfigurationError
+from gpucnn.callbacks.defects import with_current_names
 from gpucnn.core.files import explained, make_folder, read_json, user_path, write_into
 from gpucnn.core.text import printable
+from gpucnn.errors import CheckpointError, ConfigurationError
 
 FORMAT = 1
-HEADINGS = "", "mean", "std dev", "least", "most", "95 % CI of the mean"
+HEADINGS = "", "mean", "std", "min", "max", "95 % CI of mean"
 Record = dict[str, Any]
 
 
 FEWEST = 3  # runs that an interval is drawn from: Student's distribution for two is wider than what it could tell
 UNBOUNDED = -math.inf, math.inf
+TOTAL_TIME = "total time (s)"  # what a run's record calls its seconds; names of all times end so
+FORMER_NAMES = {
+    "seconds, a step": "step time (s)",
+    "seconds, an epoch": "epoch time (s)",
+    "seconds, training": "training time (s)",
+    "seconds, testing": "test time (s)",
+    "seconds, in all": TOTAL_TIME,
+    "test accuracy, several views": "test accuracy (TTA)",
+    "training accuracy_so_far": "training cumulative_accuracy",
+}
 
 
 @dataclass(frozen=True)
@@ -61,11 +73,16 @@ def summary(values: Iterable[float], possible: tuple[float, float] = UNBOUNDED) 
     return Summary(count, mean, deviation, min(listed), max(listed), low, high)
 
 
+def is_time(name: str) -> bool:
+    """Return whether a number of this name is a time in seconds."""
+    return name.endswith("(s)")
+
+
 def possible_mean(name: str) -> tuple[float, float]:
     """Return the least and the greatest mean that a number of this name can have."""
     if "accuracy" in name:
         return 0.0, 1.0
-    return (0.0, math.inf) if "loss" in name or "seconds" in name else UNBOUNDED
+    return (0.0, math.inf) if "loss" in name or is_time(name) else UNBOUNDED
 
 
 def _student(freedom: int) -> float:
@@ -174,11 +191,11 @@ class Runs:
 def _cells(name: str, numbers: Summary) -> list[str]:
     """Return a line of the table: accuracies in per cent, and their deviation in percentage points."""
     scale, unit, points = (100.0, " %", " pp") if "accuracy" in name else (1.0, "", "")
-    digits = 3 if "seconds" in name else 4
+    digits = 3 if is_time(name) else 4
     cells = [f"{scale * value:.{digits}g}{unit}" for value in (numbers.mean, numbers.minimum, numbers.maximum)]
     cells.insert(1, f"{scale * numbers.deviation:.3g}{points}" if numbers.count > 1 else "")
     low, high = (None if end is None else f"{scale * end:.{digits}g}" for end in (numbers.low, numbers.high))
-    label = name.removeprefix("training ").replace("accuracy_so_far", "accuracy so far")
+    label = name.removeprefix("training ").replace("cumulative_accuracy", "cumulative accuracy")
     return [label, *cells, "" if low is None else f"{low} … {high}{unit}"]
 
 
@@ -208,7 +225,18 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Record]]:
                 f"{path}: its run {place} is {record!r:.40}, where a seed and numbers were expected; name another "
                 "file, or move this one away"
             )
-    return settings, records
+    return settings, [_with_current_names(record) for record in records]
+
+
+def _with_current_names(record: Record) -> Record:
+    """Return a record with the names that are written now, whenever it was written."""
+
+    def current(name: str) -> str:
+        name = re.sub(r"^seconds to (\d+%)$", r"time to \1 (s)", name)
+        return FORMER_NAMES.get(name, name)
+
+    numbers = {current(name): value for name, value in record["numbers"].items()}
+    return with_current_names(record) | {"numbers": numbers}
 
 
 def _is_record(record: Any) -> bool:

@@ -40,16 +40,42 @@ def from_file(path: Path, key: str) -> Tree:
     Raises:
         CheckpointError: the file is missing, cut, altered, or holds something else.
     """
+    described, arrays = read_described(path, key, key, has_digest=True)
+    try:
+        return _with_arrays(described, arrays)
+    except (TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its description cannot be read ({error})") from error
+
+
+def read_described(
+    path: Path, key: str, what: str, *, format_number: int | None = None, has_digest: bool = False
+) -> tuple[Any, dict[str, Any]]:
+    """Return the plain data that a safetensors file holds in its metadata under a key, and its arrays by name.
+
+    Arguments:
+        what: the file is to hold, for messages.
+        format_number: the "format" that the plain data must have, if any.
+        has_digest: whether a hash of everything stands next to it.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, altered, of another format or holds something else.
+    """
     metadata, arrays = read_tensors(path)
-    text = metadata.get(key)
-    if text is None:
-        raise CheckpointError(f"{path}: holds no {key}; was it written by another program?")
-    if metadata.get("digest") != _digest(text, arrays):
+    if key not in metadata:
+        raise CheckpointError(f"{path}: does not hold {what}; was it written by another program?")
+    if has_digest and metadata.get("digest") != _digest(metadata[key], arrays):
         raise CheckpointError(f"{path}: its content is not what was written; is the disk damaged, or was it edited?")
     try:
-        return _with_arrays(json.loads(text), arrays)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        described = json.loads(metadata[key])
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its description cannot be read ({error})") from error
+    found = described.get("format") if isinstance(described, dict) else described
+    if format_number is not None and (type(found) is not int or found != format_number):
+        raise CheckpointError(
+            f"{path}: holds {what} of format {found!r}, and this gpucnn reads format {format_number}; was it written "
+            "by another version or program?"
+        )
+    return described, arrays
 
 
 def misfit(found: Tree, like: Tree, path: str = "", depth: int = 100) -> str:

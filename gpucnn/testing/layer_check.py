@@ -33,9 +33,8 @@ from gpucnn.errors import (
     ShapeError,
 )
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
-from gpucnn.model import Model
+from gpucnn.model import Model, load
 from gpucnn.rng import host_generator
-from gpucnn.saving.model_file import load
 from gpucnn.testing.parity import parity
 from gpucnn.testing.strict import StrictBackend
 
@@ -86,7 +85,7 @@ def check_layer(layer: Layer, input_shape: Shape, *, x: Any = None, seed: int = 
 
     Tried are its description and its shapes, its dtypes, its gradients against central differences in float64, that
     gradients add up, that inputs stay as they are, that a run repeats bit for bit, evaluation, what it promises
-    (`per_sample`, `capturable`, `supports_skip_dx`, `supports_fused_relu`), that its arrays never mix with the
+    (`batch_independent`, `capturable`, `supports_skip_dx`, `supports_fused_relu`), that its arrays never mix with the
     host's, its numbers on every backend of this machine, and that a saved model with it comes back.
 
     Arguments
@@ -368,8 +367,8 @@ def _applies_relu(subject: _Subject) -> str:
 
 
 def _takes_shards(subject: _Subject) -> str:
-    """Check what `per_sample` promises, as far as one thread can tell: samples do not depend on each other."""
-    if not subject.layer.per_sample:
+    """Check what `batch_independent` promises, as far as one thread can tell: samples do not depend on each other."""
+    if not subject.layer.batch_independent:
         return ""
     twin = subject.twin()
     before = Signature(twin)
@@ -377,20 +376,22 @@ def _takes_shards(subject: _Subject) -> str:
         twin.forward(subject.x, train=train)
         if not before.is_current():
             raise _Wrong(
-                "forward sets or changes an attribute, but per_sample = True lets threads pass through side by side; "
-                "keep what the way back needs in local variables, and numbers in buffers"
+                "forward sets or changes an attribute, but batch_independent = True lets threads pass through side "
+                "by side; keep what the way back needs in local variables, and numbers in buffers"
             )
     whole = subject.twin().forward(subject.x, train=False)[0]
     parts = [subject.twin().forward(part, train=False)[0] for part in (subject.x[:1], subject.x[1:])]
     if not _same(np.concatenate(parts), whole):
-        raise _Wrong("samples depend on each other, but per_sample = True says that the batch may come in slices")
+        raise _Wrong(
+            "samples depend on each other, but batch_independent = True says that the batch may come in slices"
+        )
     return "slices give what the batch gives"
 
 
 class _Passes(Layer):
     """Add a parameter of 0 to x, whose gradient shows that of x."""
 
-    per_sample = capturable = True
+    batch_independent = capturable = True
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         self.shift = Parameter(np.zeros(input_shape))
@@ -508,7 +509,7 @@ CHECKS: tuple[tuple[str, Callable[[_Subject], str]], ...] = (
     ("gradients add up", _adds_gradients),
     ("supports_skip_dx", _skips_input_gradient),
     ("supports_fused_relu", _applies_relu),
-    ("per_sample", _takes_shards),
+    ("batch_independent", _takes_shards),
     ("capturable", _is_captured),
     ("device", _keeps_off_the_host),
     ("parity", _agrees),

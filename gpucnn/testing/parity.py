@@ -32,7 +32,7 @@ from gpucnn.core.console import PrintsAsTable, narrow_table, styled
 from gpucnn.data.batches import check_inputs, check_labels
 from gpucnn.errors import ConfigurationError
 from gpucnn.layers.base import Backward, Layer
-from gpucnn.layers.hooks import watched
+from gpucnn.layers.hooks import forward_hooks
 from gpucnn.rng import host_generator
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ class _Recorder:
 def _record(model: "Model", backend: Backend, x: Any) -> list[_Call]:
     """Return every call of a layer that has none inside, in a training pass on a backend."""
     recorder = _Recorder(backend)
-    with watched(model.network, recorder.watch):
+    with forward_hooks(model.network, recorder.watch):
         y, backward = model.network.forward(model.as_floats(backend.from_host(x)), train=True)
         # gradients as a mean loss gives them, whatever the model's loss is
         dy = host_generator(0, "parity").standard_normal(y.shape) / len(x)

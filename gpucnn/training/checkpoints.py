@@ -13,19 +13,18 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpucnn.core import checks
 from gpucnn.core.files import FolderLock, elsewhere, make_folder, remove_parts, user_path, write_into
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
 from gpucnn.metrics import MODES, is_larger_better
 from gpucnn.saving import tree as trees
+from gpucnn.saving.model_file import content
 from gpucnn.saving.tree import Tree
 from gpucnn.training import state
-
-if TYPE_CHECKING:
-    from gpucnn.training.loop import Training
-    from gpucnn.training.steps import StepRunner
+from gpucnn.training.session import Training
+from gpucnn.training.steps import StepRunner
 
 KEY, FORMAT = "gpucnn_training", 1
 BEST = "best.safetensors"
@@ -119,7 +118,7 @@ class Checkpoints:
 
     # --- for the training loop ----------------------------------------------------------------
 
-    def begin(self, training: "Training", resume: bool | Path) -> Tree | None:
+    def begin(self, training: Training, resume: bool | Path) -> Tree | None:
         """Return what a training is to go on from, or None for the beginning.
 
         Raises:
@@ -161,7 +160,7 @@ class Checkpoints:
         """Let others write into the folder."""
         self._lock.release()
 
-    def _begin(self, training: "Training", source: Path, resume: bool | Path) -> Tree | None:
+    def _begin(self, training: Training, source: Path, resume: bool | Path) -> Tree | None:
         if resume is False or source != self.folder:
             self._refuse_to_overwrite()
         found = self._newest(source, training) if resume else None
@@ -171,7 +170,7 @@ class Checkpoints:
             self.best = found["best"]
         return found
 
-    def first(self, training: "Training", steps: "StepRunner") -> None:
+    def first(self, training: Training, steps: StepRunner) -> None:
         """Save a training that begins, which shows that it can be saved.
 
         Raises:
@@ -182,22 +181,22 @@ class Checkpoints:
         except OSError as error:
             raise self._no_place(error) from error
 
-    def step_made(self, training: "Training", steps: "StepRunner") -> None:
+    def step_made(self, training: Training, steps: StepRunner) -> None:
         """Save if it is time."""
         self._steps += 1
         by_steps = self.every_steps is not None and self._steps >= self.every_steps
         if by_steps or (self.every_seconds is not None and time.monotonic() - self._last >= self.every_seconds):
             self.save(training, steps)
 
-    def epoch_over(self, training: "Training", steps: "StepRunner", logs: dict[str, float]) -> None:
+    def epoch_over(self, training: Training, steps: StepRunner, logs: dict[str, float]) -> None:
         """Keep the model if it is the best so far, and save unless the last checkpoint is too fresh."""
         if self._monitor is not None:
             self._compare(training, logs[self._monitor])
         may_cost = MOST_COST * (time.monotonic() - self._last)
-        if self.every_steps is not None or not training.a_step_follows or self._cost <= may_cost:
+        if self.every_steps is not None or not training.has_next_step or self._cost <= may_cost:
             self.save(training, steps)
 
-    def save(self, training: "Training", steps: "StepRunner", *, interrupted: bool = False) -> None:
+    def save(self, training: Training, steps: StepRunner, *, interrupted: bool = False) -> None:
         """Write a checkpoint, and remove those that it makes superfluous; where it cannot be written, warn.
 
         That of an interrupted training is written to another place then, which is named.
@@ -219,7 +218,7 @@ class Checkpoints:
                     "folder be written, and the next one will be",
                 )
 
-    def _save_elsewhere(self, training: "Training", steps: "StepRunner", failed: str) -> None:
+    def _save_elsewhere(self, training: Training, steps: StepRunner, failed: str) -> None:
         """Write a checkpoint into a new folder in another place, where that of the training cannot take it."""
         self.elsewhere = elsewhere(self.folder.name)
         try:
@@ -240,19 +239,19 @@ class Checkpoints:
 
     # --- writing ------------------------------------------------------------------------------
 
-    def _write(self, training: "Training", steps: "StepRunner") -> None:
+    def _write(self, training: Training, steps: StepRunner) -> None:
         started = time.monotonic()
         steps.watch.check()  # a bad one would take the place of a good one
         self._write_best()
         path = self._put(training, steps, self.folder)
         self._whole = [*(other for other in self._whole if other != path), path][-self.keep :]
         self._remove(keep=self._whole)
-        self._end = None if training.a_step_follows else path
+        self._end = None if training.has_next_step else path
         self._failure.clear()
         self._last, self._steps = time.monotonic(), 0
         self._cost = self._last - started
 
-    def _put(self, training: "Training", steps: "StepRunner", folder: Path) -> Path:
+    def _put(self, training: Training, steps: StepRunner, folder: Path) -> Path:
         """Write a checkpoint into a folder, and return its path."""
         head = {"format": FORMAT, "python": platform.python_version(), "best": self.best}
         known = {"settings": self._settings, "circumstances": self._circumstances}
@@ -275,14 +274,12 @@ class Checkpoints:
                 with contextlib.suppress(OSError):  # it takes room, and nothing else
                     path.unlink()
 
-    def _compare(self, training: "Training", value: float) -> None:
+    def _compare(self, training: Training, value: float) -> None:
         """Keep the model if the number is better than all before."""
         assert self._monitor is not None
         best = self._pending[0] if self._pending else self.best
         least = math.inf if best is None else self._sign * best["value"]
         if self._sign * value < least:  # which no NaN is
-            from gpucnn.saving.model_file import content
-
             named = {"monitor": self._monitor, "value": value, "epoch": training.epoch - 1}
             self._pending = named, content(training.model)
         try:
@@ -304,7 +301,7 @@ class Checkpoints:
 
     # --- reading ------------------------------------------------------------------------------
 
-    def _newest(self, folder: Path, training: "Training") -> Tree | None:
+    def _newest(self, folder: Path, training: Training) -> Tree | None:
         """Return the newest whole checkpoint of a folder, and warn of newer ones that are damaged."""
         files = Checkpoints(folder).files()
         for path in reversed(files):
@@ -313,7 +310,7 @@ class Checkpoints:
             except CheckpointError as error:
                 _warn(f"{error} The checkpoint before it is tried.")
                 continue
-            self._check(path, tree, training)
+            tree = self._checked(path, tree, training)
             if folder == self.folder:
                 self._whole, self._end = [path], path if state.is_over(tree, training.epochs) else None
             return tree
@@ -324,8 +321,8 @@ class Checkpoints:
             )
         return None
 
-    def _check(self, path: Path, tree: Tree, training: "Training") -> None:
-        """Refuse a checkpoint of another training; warn where the same one goes on under other circumstances.
+    def _checked(self, path: Path, tree: Tree, training: Training) -> Tree:
+        """Return a checkpoint with the names of now; refuse one of another run, warn of another environment.
 
         Another number of epochs is taken: it is what a training is lengthened by.
         """
@@ -337,9 +334,9 @@ class Checkpoints:
             )
         if not state.is_head(tree):
             raise CheckpointError(f"{path}: is whole, but not a checkpoint of a training; was it edited?")
+        tree = state.with_current_names(tree, training)
         then = tree["settings"]["epochs"]
-        known = state.completed(tree["settings"], training)
-        if others := list(state.differences(known, self._settings | {"epochs": then})):
+        if others := list(state.differences(tree["settings"], self._settings | {"epochs": then})):
             raise CheckpointError(
                 f"{path}: is of another training: {state.in_words(others)}; pass what it was begun with to go on, or "
                 "another folder to begin anew"
@@ -354,8 +351,9 @@ class Checkpoints:
                 f"the training goes on under other circumstances: {state.in_words(changed)}; its numbers may differ in "
                 "their last bits from those of one that was not interrupted"
             )
+        return tree
 
-    def _lengthen(self, path: Path, tree: Tree, training: "Training") -> None:
+    def _lengthen(self, path: Path, tree: Tree, training: Training) -> None:
         """Take another number of epochs, if it is not over yet; say so where it comes to something else."""
         then, position = tree["settings"]["epochs"], tree["position"]
         if training.epochs < position["epoch"] + bool(position["step"]):
@@ -382,7 +380,7 @@ class Checkpoints:
                 f"{best} is there already; name another folder, or move it away: nothing is overwritten"
             )
 
-    def _checked_monitor(self, training: "Training") -> str | None:
+    def _checked_monitor(self, training: Training) -> str | None:
         """Return the key that best models are chosen by, or None."""
         keys = state.measured(training)
         if self.monitor is None:

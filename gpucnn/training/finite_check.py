@@ -7,15 +7,12 @@ checkpoint is due: which step was the first is known then, but the weights are l
 good ones. A model compiled with `jit=False` reads them at each step.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpucnn.backends import Array
+from gpucnn.engine.executor import Executor
 from gpucnn.errors import NumericError
-from gpucnn.layers.base import Backward, Layer
-from gpucnn.layers.hooks import watched
-
-if TYPE_CHECKING:
-    from gpucnn.model import Model
+from gpucnn.layers.hooks import find_not_finite
 
 NEVER = 2**62  # the number of a step that is never made
 REMEDY = "A lower learning rate or the optimizer's clip_norm often helps; fit(check_numerics=False) goes on regardless"
@@ -24,7 +21,7 @@ REMEDY = "A lower learning rate or the optimizer's clip_norm often helps; fit(ch
 class Watch:
     """Looks at the gradients and statistics of each step of a training; `wanted=False` looks at none."""
 
-    def __init__(self, model: "Model", wanted: bool) -> None:
+    def __init__(self, model: Executor, wanted: bool) -> None:
         self.model, self.wanted = model, wanted
         self.at_once = model.backend.is_host or not model.jit
         self._clipped = wanted and model.optimizer.clip_value is not None  # which makes infinity finite
@@ -88,49 +85,18 @@ class Watch:
             buffer.value[...] = now
         where = f"{layer}: " if layer else ""
         raise NumericError(
-            f"{where}{what} at step {step:,}, on the way {direction}; the weights are those before this step. {REMEDY}",
+            f"{where}{what} at step {step:,}, in the {direction} pass; the weights are from before it. {REMEDY}",
             step=step,
             layer=layer,
             direction=direction,
         )
 
 
-def origin(model: "Model", inputs: Array, labels: Array) -> tuple[str, str, str]:
+def origin(model: Executor, inputs: Array, labels: Array) -> tuple[str, str, str]:
     """Return where NaN or infinity first arise in a step: the layer, "forward" or "backward", and what, in words.
 
-    The step is made without an update, every layer for itself.
+    The step is run without an update and without fused layers.
     """
-    found: list[tuple[str, str, str]] = []
-    backend = model.backend
-
-    def note(label: str, direction: str, what: str, array: Any) -> None:
-        if not found and array is not None and not bool(backend.xp.isfinite(array).all()):
-            kind = "NaN" if bool(backend.xp.isnan(array).any()) else "infinity"
-            found.append((label, direction, f"{what} holds {kind}"))
-
-    def watch(layer: Layer, label: str) -> Any:
-        forward = layer.forward
-
-        def looking(x: Array, **options: Any) -> tuple[Array, Backward]:
-            for path, parameter in layer.parameters().items():
-                note(label, "forward", f"its {path}", parameter.value)
-            y, way_back = forward(x, **options)
-            note(label, "forward", "its output", y)
-            for path, buffer in layer.buffers().items():
-                note(label, "forward", f"its {path}", None if buffer.on_host else buffer.value)
-
-            def looking_back(dy: Array) -> Array:
-                note(label, "backward", "the gradient of its output", dy)
-                dx = way_back(dy)
-                for path, parameter in layer.parameters().items():
-                    note(label, "backward", f"the gradient of its {path}", parameter.grad)
-                note(label, "backward", "the gradient of its input", dx)
-                return dx
-
-            return y, looking_back
-
-        return looking
-
-    with watched(model.network, watch):
+    with find_not_finite(model.network) as found:
         model.loss_and_gradients(inputs, labels, sharded=False)
     return found[0] if found else ("", "backward", "a gradient holds NaN or infinity")

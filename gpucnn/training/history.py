@@ -1,4 +1,4 @@
-"""The history of a training: one list a number, one item an epoch."""
+"""The history of a training run: a list per number, an item per epoch."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,19 @@ from typing import Any
 from gpucnn.core.files import explained, user_path, write_whole
 
 
-class History:
-    """What every epoch of a training gave.
+def current_key(key: str) -> str:
+    """Return the name that a number of the history has now."""
+    if key.endswith("_so_far"):
+        return f"cumulative_{key.removesuffix('_so_far')}"
+    return "seconds_per_step" if key == "step_seconds" else key
 
-    `history["loss"]` and `history["accuracy"]` are of one epoch at a time, `"accuracy_so_far"` of all samples since the
-    training began (the early epochs drag it down), `"val_…"` of the validation data after the epoch; `"seconds"` is the
-    time of the epoch's steps, `"step_seconds"` of one on average, `"val_seconds"` of its validation.
+
+class History:
+    """The loss, metrics and times of every epoch.
+
+    `history["loss"]` and `history["accuracy"]` are means over one epoch, `"cumulative_accuracy"` over all samples since
+    training began, and `"val_…"` is computed on the validation data after the epoch. `"seconds"` is the time of the
+    epoch's steps, `"seconds_per_step"` their mean, `"val_seconds"` the time of the validation.
     """
 
     def __init__(self, history: dict[str, list[float]] | None = None) -> None:

@@ -9,20 +9,20 @@ import inspect
 import json
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpucnn.callbacks import Callback
+from gpucnn.core import config
 from gpucnn.core.checks import is_integer, is_number
-from gpucnn.core.config import Configurable, with_current_names
+from gpucnn.core.config import Configurable
 from gpucnn.data.batches import batches, steps_of
 from gpucnn.data.fingerprint import fingerprint
 from gpucnn.errors import CheckpointError, GpucnnError
 from gpucnn.saving.tree import Tree, misfit
+from gpucnn.training.history import current_key
+from gpucnn.training.session import Training
+from gpucnn.training.steps import StepRunner
 from gpucnn.version import __version__
-
-if TYPE_CHECKING:
-    from gpucnn.training.loop import Training
-    from gpucnn.training.steps import StepRunner
 
 MOST_SAID = 6  # differences that a message names
 
@@ -31,13 +31,15 @@ FORMER_KEYS = {"epochs_seen": "epochs_trained"}  # of a checkpoint's model
 
 
 def with_current_keys(tree: Tree) -> Tree:
-    """Return a tree as it would be written now, whenever it was written."""
+    """Return a tree with the keys that are written now, whenever it was written."""
     if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
-        return tree | {"model": {FORMER_KEYS.get(key, key): value for key, value in tree["model"].items()}}
+        tree = tree | {"model": {FORMER_KEYS.get(key, key): value for key, value in tree["model"].items()}}
+    if isinstance(tree, dict) and isinstance(tree.get("history"), dict):
+        tree = tree | {"history": {current_key(key): values for key, values in tree["history"].items()}}
     return tree
 
 
-def settings(training: "Training") -> dict[str, Any]:
+def settings(training: Training) -> dict[str, Any]:
     """Return, as plain data, what must be the same for a training to be the one that was interrupted."""
     model, data = training.model, training.data
     assert model.loss is not None
@@ -63,16 +65,36 @@ def settings(training: "Training") -> dict[str, Any]:
     return plain
 
 
-def completed(known: dict[str, Any], training: "Training") -> dict[str, Any]:
-    """Return the settings of a checkpoint with arguments of callbacks that are newer than it, at their defaults."""
-    known = with_current_names(known)
-    callbacks, held = _stateful(training), known.get("callbacks")
-    if not isinstance(held, list) or len(held) != len(callbacks) or not all(isinstance(one, dict) for one in held):
-        return known
-    return known | {"callbacks": [_defaults(callback) | one for callback, one in zip(callbacks, held, strict=True)]}
+def with_current_names(tree: Tree, training: Training) -> Tree:
+    """Return a checkpoint with the names of now for what was renamed since, and the defaults of newer arguments."""
+    callbacks, known = _stateful(training), config.with_current_names(tree["settings"])
+    described, states = known.get("callbacks"), tree.get("callbacks")
+    if _is_list_of_dicts(described, len(callbacks)):
+        known |= {"callbacks": [_defaults(c) | _current(c, held) for c, held in zip(callbacks, described, strict=True)]}
+    if _is_list_of_dicts(states, len(callbacks)):
+        states = [_renamed(callback, held) for callback, held in zip(callbacks, states, strict=True)]
+    return {**tree, "settings": known, "callbacks": states}
 
 
-def circumstances(training: "Training") -> dict[str, Any]:
+def _is_list_of_dicts(value: Any, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length and all(isinstance(item, dict) for item in value)
+
+
+def _renamed(callback: Callback, held: dict[str, Any]) -> dict[str, Any]:
+    return {type(callback).renamed.get(name, name): value for name, value in held.items()}
+
+
+def _current(callback: Callback, described: dict[str, Any]) -> dict[str, Any]:
+    """Return a callback's saved class and arguments with the names that they have now."""
+    described = _renamed(callback, described)
+    if described.get("Callback") in type(callback).former_names:
+        described["Callback"] = type(callback).__name__
+    if isinstance(monitor := described.get("monitor"), str):
+        described["monitor"] = current_key(monitor)
+    return described
+
+
+def circumstances(training: Training) -> dict[str, Any]:
     """Return, as plain data, what may change, but not without changing the last bits of results."""
     return {**training.model.backend.environment(), "gpucnn": __version__}
 
@@ -117,7 +139,7 @@ def is_over(tree: Tree, epochs: float) -> bool:
     return tree["model"].get("stop") is True or tree["position"]["epoch"] >= math.ceil(epochs)
 
 
-def same_so_far(training: "Training", tree: Tree, epochs: float) -> bool:
+def same_so_far(training: Training, tree: Tree, epochs: float) -> bool:
     """Tell whether a training of another number of epochs has made the same steps up to a checkpoint of one.
 
     Everything but the schedules, of the learning rate and of averages, is the same whatever the number of epochs.
@@ -137,16 +159,16 @@ def same_so_far(training: "Training", tree: Tree, epochs: float) -> bool:
     )
 
 
-def gather(training: "Training", steps: "StepRunner") -> Tree:
+def gather(training: Training, steps: StepRunner) -> Tree:
     """Return the tree, with copies of all arrays on the host."""
     model, to_host = training.model, training.model.backend.to_host
     held = {
         "arrays": model.state_dict(),
         "epochs_trained": model.epochs_trained,
-        "progress": model.progress,
+        "progress": training.progress,
         "stop": model.stop_training,
     }
-    if not training.a_step_follows:  # which would forget the gradients; callbacks may still look at them
+    if not training.has_next_step:  # which would forget the gradients; callbacks may still look at them
         grads = {path: parameter.grad for path, parameter in model.parameters().items() if parameter.grad is not None}
         held["gradients"] = {path: to_host(grad).copy() for path, grad in grads.items()}
     return {
@@ -157,7 +179,7 @@ def gather(training: "Training", steps: "StepRunner") -> Tree:
             "learning_rate": training.learning_rate,
         },
         "history": training.history.history,
-        "samples": training.samples,
+        "samples": training.samples_per_epoch,
         "model": held,
         "optimizer": {"steps": model.optimizer.steps, "slots": model.optimizer.state_dict(model.backend)},
         "augment": steps.input.stream.copy(),
@@ -166,7 +188,7 @@ def gather(training: "Training", steps: "StepRunner") -> Tree:
     }
 
 
-def restore(training: "Training", steps: "StepRunner", tree: Tree) -> None:
+def restore(training: Training, steps: StepRunner, tree: Tree) -> None:
     """Put everything back that `gather` returned; the callbacks have been told that the fit begins.
 
     Within an epoch they are told that it begins as well, before their states are put back: one without a state finds
@@ -176,7 +198,7 @@ def restore(training: "Training", steps: "StepRunner", tree: Tree) -> None:
         CheckpointError: the tree does not hold what this training keeps; the model is as it was.
     """
     model = training.model
-    weights, counts = model.state_dict(), (model.epochs_trained, model.progress, model.optimizer.steps)
+    weights, counts = model.state_dict(), (model.epochs_trained, training.progress, model.optimizer.steps)
     slots = model.optimizer.state_dict(model.backend)
     if isinstance(saved := tree["optimizer"].get("slots"), dict):
         tree["optimizer"]["slots"] = model.optimizer.with_current_slots(saved)
@@ -187,7 +209,7 @@ def restore(training: "Training", steps: "StepRunner", tree: Tree) -> None:
     except (GpucnnError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         model.load_state_dict(weights)
         model.optimizer.load_state_dict(model.backend, slots)
-        model.epochs_trained, model.progress, model.optimizer.steps = counts
+        model.epochs_trained, training.progress, model.optimizer.steps = counts
         for callback in training.callbacks:  # which forgets what it has taken over
             callback.on_fit_begin(model)
         raise CheckpointError(
@@ -196,19 +218,19 @@ def restore(training: "Training", steps: "StepRunner", tree: Tree) -> None:
         ) from error
 
 
-def _restore(training: "Training", steps: "StepRunner", tree: Tree) -> None:
+def _restore(training: Training, steps: StepRunner, tree: Tree) -> None:
     model, held, position = training.model, tree["model"], tree["position"]
     training.epoch, training.step, training.seconds = position["epoch"], position["step"], position["seconds"]
     training.learning_rate = position["learning_rate"]
     if training.step:
         for callback in training.callbacks:
             callback.on_epoch_begin(model, training.epoch)
-    training.history.history, training.samples = tree["history"], tree["samples"]
+    training.history.history, training.samples_per_epoch = tree["history"], tree["samples"]
     model.load_state_dict(held["arrays"])
     for path, gradient in held.get("gradients", {}).items():
         model.parameters()[path].grad[...] = model.backend.from_host(gradient)  # type: ignore[index]
     model.epochs_trained, model.stop_training = held["epochs_trained"], held["stop"]
-    model.progress = held["progress"][0], training.epochs
+    training.progress = held["progress"][0], training.epochs
     model.optimizer.steps = tree["optimizer"]["steps"]
     model.optimizer.load_state_dict(model.backend, tree["optimizer"]["slots"])
     steps.input.stream[...] = tree["augment"]
@@ -219,7 +241,7 @@ def _restore(training: "Training", steps: "StepRunner", tree: Tree) -> None:
         steps.totals.load_state(tree["totals"])
 
 
-def _misfit(training: "Training", steps: "StepRunner", tree: Tree) -> str:
+def _misfit(training: Training, steps: StepRunner, tree: Tree) -> str:
     """Return in words what of a tree is not of the form of what this training saves, or ""."""
     own, varies = gather(training, steps), {"history": None, "samples": None, "totals": None, "callbacks": None}
     parameters = training.model.parameters()
@@ -234,14 +256,14 @@ def _misfit(training: "Training", steps: "StepRunner", tree: Tree) -> str:
     return wrong or _wrong_numbers(training, tree)
 
 
-def measured(training: "Training") -> list[str]:
+def measured(training: Training) -> list[str]:
     """Return what an epoch of a training gives: the keys of its history but for times and the learning rate."""
     own = ["loss", *(metric.name for metric in training.model.metrics)]
     validation = [] if training.validation_data is None else [f"val_{key}" for key in own]
-    return [*own, *(f"{key}_so_far" for key in own), *validation]
+    return [*own, *(f"cumulative_{key}" for key in own), *validation]
 
 
-def _wrong_numbers(training: "Training", tree: Tree) -> str:
+def _wrong_numbers(training: Training, tree: Tree) -> str:
     """Return in words what of the counts of a tree cannot be, or ""."""
     epoch, step = tree["position"]["epoch"], tree["position"]["step"]
     whole = math.ceil(training.epochs)
@@ -259,12 +281,12 @@ def _wrong_numbers(training: "Training", tree: Tree) -> str:
         for values in history.values()
     ):
         return f"history is not lists of {epoch} numbers"
-    keys = [*measured(training), "learning_rate", "seconds", "step_seconds"] if epoch else []
+    keys = [*measured(training), "learning_rate", "seconds", "seconds_per_step"] if epoch else []
     missing = [key for key in keys if key not in history]
     return f"history lacks {', '.join(missing)}" if missing else ""
 
 
-def _stateful(training: "Training") -> list[Callback]:
+def _stateful(training: Training) -> list[Callback]:
     """Return the callbacks that have a state of their own."""
     return [callback for callback in training.callbacks if type(callback).state is not Callback.state]
 

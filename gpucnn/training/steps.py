@@ -6,20 +6,18 @@ Python fills before each replay; what Python itself counts is advanced by what t
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpucnn import rng
 from gpucnn.backends import Array, first_line
 from gpucnn.backends.base import Replay, StreamedDataset
 from gpucnn.data.augment import Augmentation, AugmentationPipeline, count_random_words
 from gpucnn.engine.capture import Captured
+from gpucnn.engine.executor import Executor
 from gpucnn.engine.signature import Signature
-from gpucnn.errors import GpucnnError, OutOfMemory
+from gpucnn.errors import GpucnnError, OutOfMemoryError
 from gpucnn.optimizers.base import LearningRates
 from gpucnn.training.finite_check import Watch
-
-if TYPE_CHECKING:
-    from gpucnn.model import Model
 
 REMEDY = (
     "in custom layers and losses multiply with backend.dense and read nothing from the device, choose a smaller batch "
@@ -35,7 +33,7 @@ class Input:
     staged      either of them, read from fixed places on the device, which `stage` fills: for captured steps
     """
 
-    def __init__(self, model: "Model", data: tuple[Array, Array], augment: Sequence[Augmentation]) -> None:
+    def __init__(self, model: Executor, data: tuple[Array, Array], augment: Sequence[Augmentation]) -> None:
         self._backend, self._dtype, (self._x, self._y), self.augment = model.backend, model.dtype, data, augment
         self.stream = rng.new_stream(rng.host_generator(model.seed, "augment", model.epochs_trained))
         self._pipeline = self._make_pipeline(model.seed) if augment else None
@@ -102,7 +100,7 @@ class StepRunner:
 
     def __init__(
         self,
-        model: "Model",
+        model: Executor,
         data: tuple[Array, Array],
         batch_size: int,
         augment: Sequence[Augmentation] = (),
@@ -142,7 +140,7 @@ class CapturedSteps(StepRunner):
 
     def __init__(
         self,
-        model: "Model",
+        model: Executor,
         data: tuple[Array, Array],
         batch_size: int,
         augment: Sequence[Augmentation] = (),
@@ -208,10 +206,12 @@ class CapturedSteps(StepRunner):
         try:
             step.capture()
         except Exception as error:  # CuPy and CUDA have many ways to say that a graph cannot hold this
-            if isinstance(error, GpucnnError) and not isinstance(error, OutOfMemory):
+            if isinstance(error, GpucnnError) and not isinstance(error, OutOfMemoryError):
                 raise
             cause: BaseException = error
-            while isinstance(cause, OutOfMemory) and cause.__cause__ is not None:  # without its advice for the batch
+            while (
+                isinstance(cause, OutOfMemoryError) and cause.__cause__ is not None
+            ):  # without its advice for the batch
                 cause = cause.__cause__
             self._fall_back(f"{type(cause).__name__}: {first_line(cause)}")
         return step.replay is not None
@@ -295,7 +295,7 @@ class CapturedStep:
 
 
 def make_step_runner(
-    model: "Model",
+    model: Executor,
     data: tuple[Array, Array],
     batch_size: int,
     augment: Sequence[Augmentation] = (),

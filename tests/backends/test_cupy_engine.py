@@ -15,7 +15,7 @@ from gpucnn import layers as L
 from gpucnn.backends import Backend
 from gpucnn.backends.window import Window
 from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Rotate, Translate
-from gpucnn.errors import ConfigurationError, OutOfMemory
+from gpucnn.errors import ConfigurationError, OutOfMemoryError
 from tests.helpers import SIMULATED, make_backend
 
 PORTABLE = Backend()
@@ -650,7 +650,7 @@ def test_out_of_memory_names_the_layer_and_a_batch(simulated, rng, limit, layer)
     model = memory_hungry(simulated)
     simulation.limit = limit
     message = rf"{layer}: out of memory on cupy \(simulated\) at a batch of 32: .*allocating 262,144 bytes.*MB are free"
-    with pytest.raises(OutOfMemory, match=message + ".*a batch_size of 16 fits, as was tried") as caught:
+    with pytest.raises(OutOfMemoryError, match=message + ".*a batch_size of 16 fits, as was tried") as caught:
         model.train_on_batch(x, y)
     assert isinstance(caught.value, MemoryError)
     assert caught.value.layer == layer
@@ -663,7 +663,7 @@ def test_advised_batch_fits_a_small_gpu(simulated, rng):
     x, y = rng.integers(0, 256, (64, 16, 16, 4)).astype("uint8"), rng.integers(0, 2, 64)
     model = memory_hungry(simulated)
     simulated.simulation.limit = 100_000
-    with pytest.raises(OutOfMemory, match=r"MB are free; a batch_size of 8 fits, as was tried"):
+    with pytest.raises(OutOfMemoryError, match=r"MB are free; a batch_size of 8 fits, as was tried"):
         model.train_on_batch(x, y)
     assert np.isfinite(float(model.train_on_batch(x[:8], y[:8])))
 
@@ -674,7 +674,7 @@ def test_out_of_memory_in_backward(simulated, rng):
     _, backward = model.forward(x, train=True)
     dy = simulated.from_host(rng.standard_normal((32, 2)).astype("float32"))
     simulated.simulation.limit = 200_000
-    with pytest.raises(OutOfMemory, match=r"^dense: out of memory .* at a batch of 32"):
+    with pytest.raises(OutOfMemoryError, match=r"^dense: out of memory .* at a batch of 32"):
         backward(dy)
 
 
@@ -684,7 +684,7 @@ def test_out_of_memory_in_a_nested_layer(simulated, rng):
     inside = L.Sequential([L.Conv2D(64, 1, name="wide")], name="inner")
     model = gpucnn.Model([L.ReLU(), inside, L.GlobalAveragePool2D()], (4, 4, 2), backend=simulated)
     simulation.limit = 20_000
-    with pytest.raises(OutOfMemory, match=r"^inner\.wide: out of memory"):
+    with pytest.raises(OutOfMemoryError, match=r"^inner\.wide: out of memory"):
         model.forward(x)
 
 

@@ -31,7 +31,7 @@ def test_train_leaves_a_run(trained):
     assert gpucnn.load(trained / "model.safetensors").class_names == list("0123456789")
 
 
-def test_test_finds_the_data_again(run, trained, digits):
+def test_test_command_finds_the_data_again(run, trained, digits):
     accuracy = json.loads((trained / "config.json").read_text())["test"]["accuracy"]
     status, shown, _ = run("test", trained)
     assert status == 0
@@ -41,14 +41,14 @@ def test_test_finds_the_data_again(run, trained, digits):
     assert f"test accuracy {100 * accuracy:.2f} %" in shown
 
 
-def test_test_averages_over_views(run, trained, digits):
+def test_test_command_averages_over_views(run, trained, digits):
     (_, _), (x_test, y_test) = gpucnn.datasets.mnist(digits)
     expected = gpucnn.load(trained / "model.safetensors", backend="numpy").evaluate(x_test, y_test, tta="flip+shift")
-    status, shown, _ = run("test", trained, "--views", "flip+shift", "--backend", "numpy")
+    status, shown, _ = run("test", trained, "--tta", "flip+shift", "--backend", "numpy")
     assert status == 0
     assert "the mean of 6 of each image (flip+shift)" in shown
     assert f"test accuracy {100 * expected['accuracy']:.2f} % (loss {expected['loss']:.4f})" in shown
-    status, _, errors = run("test", trained, "--views", "mirror")
+    status, _, errors = run("test", trained, "--tta", "mirror")
     assert status != 0
     assert "tta must be one of 'flip', 'flip+shift', or a" in " ".join(errors.split())
 
@@ -102,7 +102,7 @@ def test_same_seed_same_weights(run, digits, tmp_path):
     assert a == b
 
 
-def test_without_any_data_it_says_so_and_draws_digits(run, monkeypatch, tmp_path):
+def test_train_without_data_says_so_and_draws_digits(run, monkeypatch, tmp_path):
     def out_of_reach(name, folder, progress=False):
         raise DataError("MNIST: no mirror answered")
 
@@ -126,7 +126,7 @@ def few_digits():
     )
 
 
-def test_a_folder_of_images(run, tmp_path):
+def test_train_on_a_folder_of_images(run, tmp_path):
     generator = np.random.default_rng(0)
     for name, colour in (("red", (200, 0, 0)), ("green", (0, 200, 0)), ("blue", (0, 0, 200))):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -155,7 +155,7 @@ def test_a_folder_of_images(run, tmp_path):
         (("predict", "x.png", "--model", "nowhere"), "nowhere: there is no such model"),
     ],
 )
-def test_mistakes_end_with_a_message_and_no_trace(run, arguments, message, monkeypatch):
+def test_errors_end_with_a_message_and_no_trace(run, arguments, message, monkeypatch):
     def out_of_reach(name, folder, progress=False):
         raise DataError("MNIST: no mirror answered")
 
@@ -166,7 +166,7 @@ def test_mistakes_end_with_a_message_and_no_trace(run, arguments, message, monke
     assert message is None or message in errors.replace("\n", " ")
 
 
-def test_a_run_folder_in_use_is_kept(run, tmp_path):
+def test_run_folder_in_use_is_kept(run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("precious")
     status, _, errors = run("train", "--run-dir", "mine")
@@ -175,7 +175,7 @@ def test_a_run_folder_in_use_is_kept(run, tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
-def test_a_file_that_is_no_image(run, trained, tmp_path):
+def test_predict_of_a_file_that_is_not_an_image(run, trained, tmp_path):
     (tmp_path / "page.png").write_text("<html>404</html>")
     status, _, errors = run("predict", "page.png", "--model", trained)
     assert status == 1
@@ -298,7 +298,7 @@ def test_bench_measures_and_writes(run, tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_one_image_in_the_form_a_model_takes(tmp_path, channels):
+def test_image_is_converted_to_what_a_model_takes(tmp_path, channels):
     Image.new("RGB", (40, 20), (255, 0, 0)).save(tmp_path / "red.png")
     Image.new("L", (40, 20), 100).save(tmp_path / "grey.png")
     red, grey = (read_image(tmp_path / f"{name}.png", (8, 6), channels) for name in ("red", "grey"))
@@ -308,7 +308,7 @@ def test_one_image_in_the_form_a_model_takes(tmp_path, channels):
     assert grey[3, 3].tolist() == [100] * channels
 
 
-def test_light_paper_is_told_from_a_dark_ground():
+def test_image_polarity_of_paper_and_dark_ground():
     paper = np.full((9, 9, 1), 240, np.uint8)
     paper[3:6, 3:6] = 10
     assert is_dark_on_light(paper)

@@ -41,7 +41,7 @@ def drawn():
 # Reading
 
 
-def test_transparency_is_paper_in_grey_and_black_in_colour(tmp_path):
+def test_image_transparency_is_paper_in_grey_and_black_in_colour(tmp_path):
     picture = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     picture.putpixel((1, 2), (10, 20, 30, 255))
     picture.save(tmp_path / "a.png")
@@ -53,7 +53,7 @@ def test_transparency_is_paper_in_grey_and_black_in_colour(tmp_path):
         assert colour[0, 0].tolist() == [0, 0, 0]
 
 
-def test_palettes_and_sixteen_bits(tmp_path):
+def test_image_palettes_and_sixteen_bits(tmp_path):
     picture = Image.new("P", (2, 2), 1)
     picture.putpalette([0, 0, 0, 200, 200, 200])
     picture.save(tmp_path / "palette.png")
@@ -66,7 +66,7 @@ def test_palettes_and_sixteen_bits(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_stand_upright(tmp_path, orientation):
+def test_image_of_a_photograph_is_upright(tmp_path, orientation):
     """Each of the eight ways in which a camera can have been held gives the same picture."""
     upright = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
     flipped = [upright, upright[:, ::-1], upright[::-1, ::-1], upright[::-1]]
@@ -96,7 +96,7 @@ def test_polarity_of_an_empty_page():
 # Centring
 
 
-def test_a_digit_fills_twenty_pixels_around_its_centre_of_mass(drawn):
+def test_digit_fills_twenty_pixels_around_its_centre_of_mass(drawn):
     for digit in drawn[0]:
         image = centre_digit(255 - as_pixels(on_paper(digit))[..., None], (28, 28))
         assert image.shape == (28, 28, 1)
@@ -116,7 +116,7 @@ def difference(one, two):
 
 
 @pytest.mark.parametrize("size", [(28, 28), (56, 56), (20, 32)])
-def test_where_and_how_large_it_was_does_not_matter(drawn, size):
+def test_digit_position_and_size_do_not_matter(drawn, size):
     for digit in drawn[0][:10]:
         one, two = (
             centre_digit(255 - as_pixels(on_paper(digit, **how))[..., None], size)[..., 0]
@@ -125,7 +125,7 @@ def test_where_and_how_large_it_was_does_not_matter(drawn, size):
         assert difference(one, two) < 4
 
 
-def test_shadow_noise_and_specks_are_no_ink(drawn, rng):
+def test_digit_ink_excludes_shadow_noise_and_specks(drawn, rng):
     for digit in drawn[0][:10]:
         page = on_paper(digit)
         clean = centre_digit(255 - as_pixels(page)[..., None], (28, 28))
@@ -136,7 +136,7 @@ def test_shadow_noise_and_specks_are_no_ink(drawn, rng):
         assert (found == 0).mean() > (clean == 0).mean() - 0.12
 
 
-def test_a_digit_may_touch_the_border(drawn):
+def test_digit_may_touch_the_border(drawn):
     """Its strokes are no ground there, however the light falls."""
     for digit in drawn[0][:10]:
         rows, columns = (np.flatnonzero((digit > 60).any(axis=axis)) for axis in (1, 0))
@@ -147,7 +147,7 @@ def test_a_digit_may_touch_the_border(drawn):
         assert difference(centre_digit(255 - as_pixels(tight)[..., None], (28, 28)), clean) < 10
 
 
-def test_a_heavy_end_does_not_push_the_digit_out():
+def test_digit_with_a_heavy_end_stays_inside():
     page = np.zeros((300, 300, 1), np.uint8)
     page[100:150, 20:70] = page[120:128, 70:280] = 255
     image = centre_digit(page, (28, 28))
@@ -155,7 +155,7 @@ def test_a_heavy_end_does_not_push_the_digit_out():
     assert (columns[0], columns[-1]) == (8, 27)
 
 
-def test_thin_strokes_do_not_vanish():
+def test_digit_of_thin_strokes_does_not_vanish():
     page = np.zeros((400, 400, 1), np.uint8)
     page[50:350, 200:202] = 255  # 2 of 300 pixels: an eighth of a pixel when reduced to 20
     image = centre_digit(page, (28, 28))
@@ -164,7 +164,7 @@ def test_thin_strokes_do_not_vanish():
 
 
 @pytest.mark.parametrize("level", [0, 100, 255])
-def test_an_empty_page_stays_black(level, rng):
+def test_digit_on_an_empty_page_is_black(level, rng):
     page = np.full((60, 80, 1), float(level))
     assert not centre_digit(as_pixels(page), (28, 28)).any()
     assert not centre_digit(as_pixels(page + rng.normal(0, 4, page.shape)), (28, 28)).any()
@@ -172,7 +172,7 @@ def test_an_empty_page_stays_black(level, rng):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 2), (3000, 3), (28, 27)])
 @pytest.mark.filterwarnings("error")
-def test_odd_shapes(shape, rng):
+def test_digit_of_odd_image_shapes(shape, rng):
     image = centre_digit(rng.integers(0, 256, (*shape, 1), dtype=np.uint8), (28, 28))
     assert image.shape == (28, 28, 1)
     assert image.dtype == np.uint8
@@ -186,7 +186,7 @@ def rows_of(shown):
     return [line.split() for line in shown.splitlines() if "█" in line and ".png" in line]
 
 
-def test_drawings_and_photographs_are_read(run, trained, drawn, rng):
+def test_predict_reads_drawings_and_photographs(run, trained, drawn, rng):
     files, right = [], 0
     for number, (digit, label) in enumerate(zip(*drawn, strict=True)):
         page = on_paper(digit, corner=rng.integers(0, 120, 2))
@@ -203,14 +203,14 @@ def test_drawings_and_photographs_are_read(run, trained, drawn, rng):
     right = sum(result["classes"][0]["class"] == str(label) for result, label in zip(results, drawn[1], strict=True))
     assert right >= 32  # of 40, by a network that has seen 2,000 digits
     Path("as-is").mkdir()
-    run("predict", *files, "--model", trained, "--as-is", "--json", "as-is/results.json")
+    run("predict", *files, "--model", trained, "--no-centre", "--json", "as-is/results.json")
     results = json.loads(Path("as-is/results.json").read_text())["images"]
     assert not any(result["centred"] for result in results)
     small = sum(result["classes"][0]["class"] == str(label) for result, label in zip(results, drawn[1], strict=True))
     assert small < right - 10
 
 
-def test_an_image_of_the_models_size_is_taken_as_it_is(run, trained, drawn):
+def test_predict_takes_an_image_of_the_models_size_unchanged(run, trained, drawn):
     model = gpucnn.load(trained / "model.safetensors")
     moved = np.roll(drawn[0][0], 3, axis=1)
     Image.fromarray(moved).save("digit.png")
@@ -223,7 +223,7 @@ def test_an_image_of_the_models_size_is_taken_as_it_is(run, trained, drawn):
     assert "centred" not in shown
 
 
-def test_the_table(run, trained, drawn, monkeypatch):
+def test_predict_table(run, trained, drawn, monkeypatch):
     for number in range(2):
         Image.fromarray(as_pixels(on_paper(drawn[0][number]))).save(f"{number}.png")
     Image.new("L", (50, 40), 255).save("white.png")
@@ -242,7 +242,7 @@ def test_the_table(run, trained, drawn, monkeypatch):
     assert " prediction " in shown
 
 
-def test_polarity_can_be_said(run, trained, drawn):
+def test_polarity_can_be_given(run, trained, drawn):
     Image.fromarray(drawn[0][0]).save("light.png")
     Image.fromarray(255 - drawn[0][0]).save("dark.png")
     found = {}
@@ -267,10 +267,10 @@ def saved_model(path, mean, class_names, shape=(28, 28, 1)):
 def seen_by(model, file):
     """What a saved network is shown of an image file."""
     module = importlib.import_module("gpucnn.cli.predict")  # the package's `predict` is the command
-    return module.predict_file(gpucnn.load(model, backend="numpy"), Path(file), None, as_is=False).pixels
+    return module.predict_file(gpucnn.load(model, backend="numpy"), Path(file), None, no_centre=False).pixels
 
 
-def test_a_model_that_learned_from_paper_keeps_paper(run, drawn):
+def test_polarity_of_a_model_trained_on_paper(run, drawn):
     """Its normalisation says that its images are light, so light digits are inverted, not dark ones."""
     model = saved_model("paper.safetensors", 0.85, list("0123456789"))
     Image.fromarray(as_pixels(on_paper(drawn[0][0]))).save("paper.png")
@@ -285,7 +285,7 @@ def test_a_model_that_learned_from_paper_keeps_paper(run, drawn):
     assert seen_by(model, "paper.png").min() == 0
 
 
-def test_grey_images_of_other_things_are_not_taken_for_digits(run, drawn):
+def test_predict_centres_digits_alone(run, drawn):
     model = saved_model("shirts.safetensors", 0.3, ["shirt", "shoe"])
     Image.fromarray(as_pixels(on_paper(drawn[0][0]))).save("page.png")
     run("predict", "page.png", "--model", model, "--json", "r.json")
@@ -294,7 +294,7 @@ def test_grey_images_of_other_things_are_not_taken_for_digits(run, drawn):
     assert seen_by(model, "page.png")[0].max() == 255 - 225
 
 
-def test_colours_are_never_inverted_unless_asked(run):
+def test_polarity_of_colours_is_kept_unless_asked(run):
     model = saved_model("colours.safetensors", 0.3, ["red", "blue"], (8, 8, 3))
     Image.new("RGB", (20, 10), (250, 250, 255)).save("sky.png")
     for options, expected in (((), False), (("--invert",), True)):
@@ -303,7 +303,7 @@ def test_colours_are_never_inverted_unless_asked(run):
         assert result["inverted"] is expected
 
 
-def test_a_model_that_takes_no_images(run):
+def test_predict_with_a_model_that_takes_no_images(run):
     gpucnn.Model([layers.Dense(2)], (5,), backend="numpy").save("features.safetensors")
     status, _, errors = run("predict", "x.png", "--model", "features.safetensors")
     assert status == 1
@@ -344,7 +344,7 @@ def bomb():
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def test_a_bad_image_does_not_stop_the_others(run, trained, drawn, tmp_path):
+def test_predict_goes_on_after_a_bad_image(run, trained, drawn, tmp_path):
     expected = bad_files(tmp_path)
     Image.fromarray(drawn[0][0]).save("good.png")
     Image.fromarray(drawn[0][1]).save("fine.png")
@@ -362,13 +362,13 @@ def test_a_bad_image_does_not_stop_the_others(run, trained, drawn, tmp_path):
     assert {result["image"]: result["error"] in errors for result in results[2:]} == dict.fromkeys(expected, True)
 
 
-def test_no_good_image_at_all(run, trained):
+def test_predict_without_any_good_image(run, trained):
     status, shown, errors = run("predict", "a.png", "b.png", "--model", trained)
     assert (status, shown) == (1, "")
     assert errors.count("DataError") == 2
 
 
-def test_results_that_cannot_be_written(run, trained, drawn):
+def test_predict_results_that_cannot_be_written(run, trained, drawn):
     Image.fromarray(drawn[0][0]).save("good.png")
     status, shown, errors = run("predict", "good.png", "--model", trained, "--json", "nowhere/r.json")
     assert status == 1
@@ -382,7 +382,7 @@ def test_results_that_cannot_be_written(run, trained, drawn):
 # Pictures
 
 
-def test_show_draws_an_image_and_numbers_several(run, trained, drawn):
+def test_predict_show_draws_one_and_numbers_several(run, trained, drawn):
     for number in range(2):
         Image.fromarray(as_pixels(on_paper(drawn[0][number]))).save(f"{number}.png")
     status, shown, _ = run("predict", "0.png", "--model", trained, "--show", "one.png")
@@ -396,7 +396,7 @@ def test_show_draws_an_image_and_numbers_several(run, trained, drawn):
         assert min(picture.size) > 300
 
 
-def test_the_picture_of_a_prediction(drawn, tmp_path):
+def test_prediction_figure(drawn, tmp_path):
     image = drawn[0][0][..., None]
     probabilities = np.array([0.1, 0.7, 0.2])
     figure = prediction(image, probabilities, ["a", "b$^2$", "c"], tmp_path / "p.png", original=np.zeros((9, 7, 1)))
@@ -411,7 +411,7 @@ def test_the_picture_of_a_prediction(drawn, tmp_path):
     assert len(prediction(np.zeros((4, 4, 3)), probabilities).axes) == 2
 
 
-def test_of_many_classes_the_most_probable_are_drawn():
+def test_prediction_figure_of_many_classes_shows_the_most_probable():
     probabilities = np.arange(30.0)[::-1] / 435
     _, bars = prediction(np.zeros((4, 4, 3), np.uint8), probabilities).axes
     assert [label.get_text() for label in bars.get_yticklabels()] == [f"class {k}" for k in range(10)]
@@ -426,6 +426,6 @@ def test_of_many_classes_the_most_probable_are_drawn():
         (np.zeros((28, 28, 1)), np.ones(3), ["a"], "1 class names for 3 probabilities; pass a name for each"),
     ],
 )
-def test_what_cannot_be_drawn(image, probabilities, names, message):
+def test_prediction_figure_of_wrong_arguments_is_refused(image, probabilities, names, message):
     with pytest.raises(ShapeError, match=message):
         prediction(image, probabilities, names)

@@ -14,7 +14,7 @@ def invoke(*arguments):
     return CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False, env={"COLUMNS": "100"})
 
 
-def test_a_named_network(tmp_path):
+def test_profile_command_of_a_network(tmp_path):
     file = tmp_path / "new" / "profile.json"
     result = invoke("profile", "--network", "network-1", "--backend", "numpy", "--batch-size", 16, "--json", file)
     assert result.exit_code == 0
@@ -27,7 +27,7 @@ def test_a_named_network(tmp_path):
     assert "44k" in result.output  # 43,994 parameters in all
 
 
-def test_a_saved_model(tmp_path):
+def test_profile_command_of_a_saved_model(tmp_path):
     networks.lenet(backend="numpy").save(tmp_path / "model.safetensors")
     result = invoke("profile", "--model", tmp_path, "--batch-size", 8, "--repeats", 1)
     assert "average_pool2d_1" in result.output.replace("\n", "")

@@ -99,12 +99,12 @@ def killed_at_random(digits, whole, seconds, folder, kills, seed):
 
 
 @pytest.mark.parametrize("seed", [0])
-def test_killed_at_random_moments(digits, uninterrupted, tmp_path, seed):
+def test_resume_after_kills_at_random_moments(digits, uninterrupted, tmp_path, seed):
     killed_at_random(digits, *uninterrupted, tmp_path / "run", 3, seed)
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments(digits, uninterrupted, tmp_path):
+def test_resume_after_kills_at_twenty_random_moments(digits, uninterrupted, tmp_path):
     whole, seconds = uninterrupted
     for seed in range(4):
         killed_at_random(digits, whole, seconds, tmp_path / str(seed), 5, seed + 100)
@@ -119,7 +119,7 @@ def wait_for(condition, process, seconds=60):
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "defects.json"])
-def test_killed_while_the_results_are_written(digits, uninterrupted, tmp_path, file):
+def test_resume_after_a_kill_while_results_are_written(digits, uninterrupted, tmp_path, file):
     """The training is over by then: what is left is written anew from its last checkpoint."""
     folder = tmp_path / "run"
     process = start(digits, folder)
@@ -131,7 +131,7 @@ def test_killed_while_the_results_are_written(digits, uninterrupted, tmp_path, f
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_step_and_saves_it(digits, uninterrupted, tmp_path, number):
+def test_signal_finishes_the_step_and_saves_it(digits, uninterrupted, tmp_path, number):
     """With checkpoints a minute apart, so that the one that counts is that of the interruption."""
     folder = tmp_path / "run"
     process = start(digits, folder, "--checkpoint-every", "60")
@@ -168,7 +168,7 @@ def interrupted(run, digits, tmp_path, monkeypatch, capsys):
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "MOST_COST", math.inf)  # each end of an epoch is saved, however short it was
-        patched.setattr("gpucnn.callbacks.defects.DefectWatch.on_epoch_begin", lambda self, *rest: begin(*rest))
+        patched.setattr("gpucnn.callbacks.defects.TrainingMonitor.on_epoch_begin", lambda self, *rest: begin(*rest))
         with pytest.raises(Stop):
             run(
                 "train",
@@ -187,7 +187,7 @@ def interrupted(run, digits, tmp_path, monkeypatch, capsys):
     return tmp_path / "here"
 
 
-def test_a_second_run_in_the_folder_of_an_unfinished_one(run, interrupted):
+def test_train_in_the_folder_of_an_unfinished_run_is_refused(run, interrupted):
     before = held_names(interrupted)
     status, _, errors = run("train", "--run-dir", "here")
     assert status == 1
@@ -233,7 +233,7 @@ def test_resume_takes_the_settings_of_the_run(run, interrupted):
         ),
     ],
 )
-def test_what_resume_refuses(run, interrupted, options, message):
+def test_resume_refuses_wrong_options(run, interrupted, options, message):
     before = held_names(interrupted)
     status, _, errors = run("train", *options)
     assert status == 1
@@ -241,7 +241,7 @@ def test_what_resume_refuses(run, interrupted, options, message):
     assert held_names(interrupted) == before
 
 
-def test_other_data_under_the_same_settings_are_refused(run, interrupted, digits, tmp_path):
+def test_resume_with_other_data_is_refused(run, interrupted, digits, tmp_path):
     settings = (interrupted / "config.json").read_bytes()
     changed = tmp_path / "changed"
     changed.mkdir()
@@ -256,7 +256,7 @@ def test_other_data_under_the_same_settings_are_refused(run, interrupted, digits
     assert run("train", "--run-dir", "here", "--resume")[0] == 0
 
 
-def test_a_finished_run_that_is_refused_more_epochs_stays_finished(run, digits, tmp_path):
+def test_resume_that_refuses_more_epochs_leaves_the_run_finished(run, digits, tmp_path):
     options = ("--data", "mnist", "--data-dir", digits, "--batch-size", 100)
     assert run("train", *options, "--epochs", 0.2, "--run-dir", "here")[0] == 0
     settings = (tmp_path / "here" / "config.json").read_bytes()
@@ -267,7 +267,7 @@ def test_a_finished_run_that_is_refused_more_epochs_stays_finished(run, digits, 
     assert "this run is finished" in run("train", "--run-dir", "here", "--resume")[1]
 
 
-def test_another_backend_is_taken_and_said(run, interrupted):
+def test_resume_on_another_backend_warns(run, interrupted):
     status, _, errors = run("train", "--run-dir", "here", "--resume", "--backend", "reference")
     assert status == 0
     before = get_backend().name
@@ -276,7 +276,7 @@ def test_another_backend_is_taken_and_said(run, interrupted):
     assert "CheckpointWarning" not in errors
 
 
-def test_a_full_disk_in_the_middle_is_said_and_nothing_is_lost(run, digits, tmp_path, monkeypatch):
+def test_disk_full_in_mid_training_warns_and_loses_nothing(run, digits, tmp_path, monkeypatch):
     write, count = files.write_into, []
 
     def write_until_full(folder, name, content):
@@ -299,7 +299,7 @@ def test_a_full_disk_in_the_middle_is_said_and_nothing_is_lost(run, digits, tmp_
         assert (tmp_path / "full" / name).read_bytes() == (tmp_path / "empty" / name).read_bytes()
 
 
-def test_a_full_disk_at_the_end_leaves_the_training_to_be_resumed(run, digits, tmp_path, monkeypatch):
+def test_disk_full_at_the_end_leaves_a_run_to_resume(run, digits, tmp_path, monkeypatch):
     def full(folder, name, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -316,9 +316,11 @@ def test_a_full_disk_at_the_end_leaves_the_training_to_be_resumed(run, digits, t
     assert names(tmp_path / "here") == [name for name in LEFT if "best" not in name]
 
 
-def test_early_stopping_and_held_out_images(run, digits, tmp_path):
+def test_resume_with_early_stopping_and_validation(run, digits, tmp_path):
     options = ("--data", "mnist", "--data-dir", digits, "--epochs", 30, "--batch-size", 50, "--run-dir", "here")
-    status, shown, errors = run("train", *options, "--early-stopping", 2, "--hold-out", 0.2, "--learning-rate", 0.5)
+    status, shown, errors = run(
+        "train", *options, "--early-stopping", 2, "--validation-split", 0.2, "--learning-rate", 0.5
+    )
     assert (status, errors) == (0, "")
     settings = json.loads((tmp_path / "here" / "config.json").read_text())
     history = json.loads((tmp_path / "here" / "history.json").read_text())

@@ -150,7 +150,7 @@ def on_backend(backend, fields):
 
 @pytest.mark.parametrize("kind", ["uint8", "float32"])
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_meaning(backend, rng, name, kind):
+def test_augment_meaning(backend, rng, name, kind):
     """Picked out of order, and twice. Turned floats are not rounded to whole pixel values, as turned bytes are."""
     x, fields, picked = images(rng), TRANSFORMS[name], [7, 0, 3, 3, 8]
     data = x if kind == "uint8" else x.astype("float32") / 255
@@ -164,7 +164,7 @@ def test_meaning(backend, rng, name, kind):
         assert difference.max() <= (0 if kind == "uint8" or "cosine" not in fields else 0.5001 / 255), place
 
 
-def test_turned_floats_are_means_of_four(backend, rng):
+def test_rotate_of_floats_interpolates_four_pixels(backend, rng):
     x = images(rng)[:5]
     data = backend.from_host(x / 255)
     batch = backend.to_host(backend.load_batch(data, slice(0, 5), "float64", on_backend(backend, ROTATED)))
@@ -174,7 +174,7 @@ def test_turned_floats_are_means_of_four(backend, rng):
 
 
 @pytest.mark.parametrize("quarters", [0, 1, 2, 3])
-def test_quarter_turns_are_exact(backend, rng, quarters):
+def test_rotate_by_quarter_turns_is_exact(backend, rng, quarters):
     """Counter-clockwise, as NumPy turns a square image; both signs of each axis."""
     x = rng.integers(0, 256, (4, 7, 7, 2)).astype("uint8")
     cosine, sine = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarters]
@@ -184,7 +184,7 @@ def test_quarter_turns_are_exact(backend, rng, quarters):
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (40, 9, 3), (5, 300, 1), (1, 1, 1), (130, 140, 1)])
-def test_engines_turn_as_the_portable_text_does(backend, shape):
+def test_rotate_agrees_with_the_portable_kernel(backend, shape):
     """Many sizes and angles, so that places fall far outside and on every edge; in pieces, and one image at a time."""
     generator = np.random.default_rng(1)
     x = generator.integers(0, 256, (70, *shape)).astype("uint8")
@@ -213,7 +213,7 @@ LISTS = [
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("augment", LISTS, ids=str)
-def test_the_same_bits_on_every_backend(backend, rng, augment, dtype):
+def test_augment_gives_the_same_bits_on_every_backend(backend, rng, augment, dtype):
     x, picked = images(rng), rng.permutation(9)
     batches = []
     for other in (backend, Backend()):
@@ -226,7 +226,7 @@ def test_the_same_bits_on_every_backend(backend, rng, augment, dtype):
     assert batches[0].shape != x.shape or not np.array_equal(batches[0], x[picked] / 255)
 
 
-def test_a_slice_of_the_data(backend, rng):
+def test_augment_of_a_slice_of_the_data(backend, rng):
     x, fields = images(rng), TRANSFORMS["flipped"]
     batch = backend.load_batch(backend.from_host(x), slice(2, 7), "float32", on_backend(backend, fields))
     for place in range(5):
@@ -241,7 +241,7 @@ def drawn(augmentation, count=20_000, epoch=0):
     return augmentation.sample(backend, Sample(words, (H, W), size, epoch, augmentation.lookup_tables()))
 
 
-def test_what_is_drawn():
+def test_augment_draws_every_value_as_often_as_it_should():
     """Each value as often as it should be, to four standard deviations, and no other."""
     assert drawn(Flip())["flip"].mean() == pytest.approx(0.5, abs=0.015)
     assert drawn(Flip(0.2))["flip"].mean() == pytest.approx(0.2, abs=0.012)
@@ -259,7 +259,7 @@ def test_what_is_drawn():
     assert (cutout["cutout"], cutout["cutout_fill"]) == (3, 128)
 
 
-def test_angles_and_factors_are_drawn_evenly():
+def test_rotate_draws_angles_and_factors_evenly():
     """Between their limits, and independently; with the precision of 1/16384 that cosines have."""
     turns = drawn(Rotate(20, 0.25))
     cosine, sine = turns["cosine"] / ONE, turns["sine"] / ONE
@@ -305,7 +305,7 @@ def shown(backend, augment, epochs, *, seed=0, shuffle=True, count=30, feed=Fals
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_alternating_flips(backend, shuffle):
+def test_alternating_flip_alternates_from_epoch_to_epoch(backend, shuffle):
     """By chance in the first epoch, and then never twice the same way, whatever the order, also in a second fit."""
     mirrored = mirrored_in(shown(backend, AlternatingFlip(), [3, 2], shuffle=shuffle))
     assert 5 < mirrored[0].sum() < 25
@@ -321,7 +321,7 @@ def mirrored_in(epochs):
     return [epoch[:, 0] > epoch[:, 1] for epoch in epochs]
 
 
-def test_words_that_last_are_those_of_the_sample(backend):
+def test_augment_lasting_draws_belong_to_the_sample(backend):
     """Beside an augmentation that draws anew for each batch; one of each two images of a batch is the other's twin."""
     per_image = np.array([[2**31], [2**31 - 1], [0], [2**32 - 1]], "uint32")
     words, picked = np.array([[7, 8, 0, 1], [9, 10, 1, 2], [11, 12, 2, 0]], "uint32"), np.array([3, 0, 1])
@@ -340,7 +340,7 @@ def test_words_that_last_are_those_of_the_sample(backend):
             assert backend.to_host(transform.shift_x).tolist() == [0, 1, -1]
 
 
-def test_alternating_flips_show_each_image_both_ways():
+def test_alternating_flip_shows_each_image_both_ways():
     """What it is for: after two epochs every image was seen both ways, of chance flips only about half of them."""
     both = [
         sum(epochs[0][:, 0] != epochs[1][:, 0])
@@ -359,7 +359,7 @@ def test_alternating_flips_show_each_image_both_ways():
         (RandomCrop(4, padding=3, mode="reflect"), 3, (4, 4)),
     ],
 )
-def test_crops_are_parts_of_the_padded_image(backend, rng, crop, padding, size):
+def test_random_crop_takes_parts_of_the_padded_image(backend, rng, crop, padding, size):
     """Each part with the same chance: every first pixel is drawn, and what is cut out is there in the padded image."""
     x, (OH, OW) = images(rng), size
     options = {"mode": "reflect"} if crop.mode == "reflect" else {"constant_values": crop.fill}
@@ -420,14 +420,14 @@ def test_fit_augments_and_repeats_exactly(backend, rng):
     assert np.abs(weights_after(backend, rng, epochs=1, fits=2, augment=augment) - first).max() > 1e-4  # new draws
 
 
-def test_a_single_augmentation_needs_no_list(rng):
+def test_augment_takes_a_single_augmentation(rng):
     assert np.array_equal(
         weights_after(Backend(), rng, augment=Flip()), weights_after(Backend(), rng, augment=[Flip()])
     )
 
 
 @pytest.mark.parametrize("flip", [Flip(), AlternatingFlip()], ids=str)
-def test_a_network_learns_what_does_not_matter(flip):
+def test_augment_by_flips_generalizes_to_flipped_images(flip):
     """Bars that all lean one way while training: mirrored, they are recognised only by those trained with flips."""
     generator = np.random.default_rng(0)
     y = generator.integers(0, 2, 400)
@@ -472,7 +472,7 @@ def plain_accuracies(few_digits):
 
 
 @pytest.mark.parametrize("augment", [RandomCrop(padding=2), Rotate(15, 0.15)], ids=str)
-def test_few_digits_go_further(few_digits, plain_accuracies, augment):
+def test_augment_improves_accuracy_on_few_digits(few_digits, plain_accuracies, augment):
     """By 10 points and more, where seeds differ by 3 at most."""
     assert min(accuracies(few_digits, augment)) > max(plain_accuracies) + 0.06
 
@@ -542,7 +542,7 @@ def test_augmentations_describe_themselves():
         (lambda: augmented_features(), ShapeError, r"only images \(H, W, C\) can be augmented.*shape \(7,\)"),
     ],
 )
-def test_errors(make, error, message):
+def test_augment_errors(make, error, message):
     with pytest.raises(error, match=message):
         make()
 

@@ -21,7 +21,7 @@ def tiles(figure, columns):
 
 @pytest.mark.parametrize("C", [1, 3])
 @pytest.mark.parametrize("kind", ["uint8", "float32"])
-def test_rows_are_epochs(C, kind):
+def test_augmented_rows_are_epochs(C, kind):
     images = pictures(C=C)
     shown = images if kind == "uint8" else (images / 255).astype("float32")
     figure = plots.augmented(shown, AlternatingFlip(), 4)
@@ -34,11 +34,11 @@ def test_rows_are_epochs(C, kind):
         which = [np.allclose(row[n], mirrored[n], atol=1e-7) for row in rows[1:]]
         assert which in ([True, False, True, False], [False, True, False, True])
     words = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert words == ["as they are", "epoch 1", "epoch 2", "epoch 3", "epoch 4"]
+    assert words == ["original", "epoch 1", "epoch 2", "epoch 3", "epoch 4"]
     assert figure.axes[0].get_title() == "AlternatingFlip()"
 
 
-def test_each_epoch_is_drawn_anew_and_by_the_seed():
+def test_augmented_epochs_differ_and_follow_the_seed():
     augment = [Translate(2), Cutout(2)]
     first, again, other = (tiles(plots.augmented(pictures(), augment, 2, seed=seed), 3) for seed in (0, 0, 1))
     assert np.array_equal(first, again)
@@ -46,7 +46,7 @@ def test_each_epoch_is_drawn_anew_and_by_the_seed():
     assert not np.array_equal(first[1:], other[1:])
 
 
-def test_a_smaller_crop_stands_in_the_middle():
+def test_augmented_crop_is_centred():
     rows = tiles(plots.augmented(pictures(), RandomCrop((4, 3), padding=0), 1), 3)
     for n, tile in enumerate(rows[1]):
         assert tile.shape == (6, 5, 3)
@@ -59,7 +59,7 @@ def test_a_smaller_crop_stands_in_the_middle():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: plots.augmented(pictures(), []), ConfigurationError, "there is no augmentation to draw; pass some"),
+        (lambda: plots.augmented(pictures(), []), ConfigurationError, "there is no augmentation to draw; pass one"),
         (lambda: plots.augmented(pictures(), Flip(), 0), ConfigurationError, "epochs must be a positive integer"),
         (lambda: plots.augmented(pictures(17), Flip()), ShapeError, "expected 1 to 16 images"),
         (lambda: plots.augmented(pictures(C=2), Flip()), ShapeError, r"\(3, 6, 5, 2\); expected 1 to 16 images"),
@@ -69,12 +69,12 @@ def test_a_smaller_crop_stands_in_the_middle():
         (lambda: plots.augmented(pictures(), "flip"), ConfigurationError, "takes objects of gpucnn.data.augment"),
     ],
 )
-def test_errors(make, error, message):
+def test_augmented_errors(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
-def test_the_command_needs_no_run(run, digits, monkeypatch):
+def test_show_augmented_needs_no_run(run, digits, monkeypatch):
     drawn = []
     draw = plots.augmented
     monkeypatch.setattr(plots, "augmented", lambda *a, **o: drawn.append((a, draw(*a, **o))) or drawn[-1][1])
@@ -98,7 +98,7 @@ def test_the_command_needs_no_run(run, digits, monkeypatch):
     assert drawn.pop()[0][1]  # something that suits digits
 
 
-def test_the_command_takes_a_recipe(run, digits, monkeypatch):
+def test_show_augmented_takes_a_recipe(run, digits, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "augmented", lambda *a, **o: drawn.append((a, o)))
     folder = ("--data", "mnist", "--data-dir", digits)  # in place of the recipe's CIFAR-10
@@ -121,12 +121,12 @@ def test_the_command_takes_a_recipe(run, digits, monkeypatch):
         ("--flip -o seen.txt", "seen.txt: pictures cannot be written as .txt"),
     ],
 )
-def test_what_the_command_refuses(run, digits, options, message):
+def test_show_augmented_rejects_invalid_options(run, digits, options, message):
     status, _, errors = run("show", "augment", "--data", "mnist", "--data-dir", digits, *options.split())
     assert status != 0
     assert message in " ".join(errors.split())
 
 
-def test_images_are_taken_class_by_class():
+def test_show_augmented_takes_images_class_by_class():
     assert _of_each_class([2, 2, 0, 1, 0, 2], 4) == [2, 3, 0, 4]
     assert _of_each_class([2, 2, 0, 1, 0, 2], 9) == [2, 3, 0, 4, 1, 5]

@@ -86,7 +86,7 @@ def test_arrays_of_other_libraries_come_with_the_call_that_reads_them(verb, call
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_foreign_containers_are_refused_by_name_in_every_verb(verb):
+def test_arrays_of_other_libraries_are_refused_by_name(verb):
     ragged = [np.zeros((4, 4, 1)), np.zeros((4, 5, 1))]
     things = [(item for item in X), {"image": X}, "x.npy", object(), ragged, [[1, 0], [1]], [None, X[0]], ["a", {}]]
     for thing in [*things, ((X, Y), (X[:2], Y[:2])), (X, Y), Foreign(KeyError("?"))]:
@@ -112,7 +112,7 @@ def test_foreign_containers_are_refused_by_name_in_every_verb(verb):
         (Foreign(KeyError("odd")), DataError, "x cannot be read as an array: KeyError: 'odd'; pass a NumPy array"),
     ],
 )
-def test_data_that_is_not_an_array_is_explained(data, error, message):
+def test_inputs_that_are_not_arrays_are_explained(data, error, message):
     with pytest.raises(error, match=message):
         classifier().predict(data)
 
@@ -154,7 +154,7 @@ def remedies(message):
 
 
 @pytest.mark.parametrize("kind", INTEGERS)
-def test_integers_where_pixels_are_expected_are_refused_and_no_remedy_spoils_them(kind):
+def test_integers_instead_of_pixels_are_refused_with_remedies_that_keep_them(kind):
     """Each is taken, and tells apart what the data tell apart: nothing wraps around or is cut off."""
     x, meant = INTEGERS[kind]
     for verb in ("fit", "adapt"):
@@ -197,7 +197,7 @@ def test_integers_are_features_where_there_are_no_images():
         (X.astype("datetime64[s]"), "expected numbers: leave out or encode"),
     ],
 )
-def test_what_is_not_a_number_is_refused(x, message):
+def test_inputs_that_are_not_numbers_are_refused(x, message):
     with pytest.raises(DTypeError, match=message):
         classifier().predict(x)
 
@@ -316,7 +316,7 @@ losses.Loss.registry.pop("Seen")
 
 
 @pytest.mark.parametrize("D", [4, 16])
-def test_a_loss_of_ones_own_gets_labels_untouched(D):
+def test_custom_loss_gets_labels_untouched(D):
     model = gpucnn.Model([layers.Dense(D)], (16,), backend="numpy").compile("sgd", Seen())
     numbers = np.array([7, -1, 300, 0, 5, 5, 2, 9])
     assert "accuracy" not in model.evaluate(X.reshape(8, 16), numbers)

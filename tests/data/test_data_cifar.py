@@ -51,7 +51,7 @@ def check(loaded, held):
     np.testing.assert_array_equal(y_test, held[5][1])
 
 
-def test_batch(tmp_path):
+def test_cifar_batch(tmp_path):
     images, labels = draw(4)
     (tmp_path / "b.bin").write_bytes(encode(images, labels))
     read_images, read_labels = read_cifar10_batch(tmp_path / "b.bin")
@@ -80,20 +80,20 @@ def test_batch_errors(tmp_path):
         read_cifar10_batch(tmp_path / "absent.bin")
 
 
-def test_check_labels_sees_negative_ones():
+def test_cifar_labels_below_zero_are_refused():
     check_labels(np.array([0, 1, 2]), 3, "here")
     with pytest.raises(DataError, match="here: record 2 has the label -1"):
         check_labels(np.array([0, 1, -1]), 3, "here")
 
 
 @pytest.mark.parametrize("inner", ["", "cifar-10-batches-bin"])
-def test_official_batches(tmp_path, inner):
+def test_cifar_official_batches(tmp_path, inner):
     held = write_batches(tmp_path / inner)
     assert find_cifar10(tmp_path) == ("batches", tmp_path / inner)
     check(read_cifar10(tmp_path), held)
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_cifar_names_what_is_missing(tmp_path):
     with pytest.raises(DataError, match=r"no CIFAR-10; expected data_batch_1\.bin.*test_batch\.bin, or"):
         read_cifar10(tmp_path)
     write_batches(tmp_path)
@@ -106,7 +106,7 @@ def test_what_is_missing_is_named(tmp_path):
         read_cifar10(tmp_path / "absent")
 
 
-def test_python_version_is_refused_with_its_reason(tmp_path):
+def test_cifar_python_version_is_refused_with_its_reason(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(DataError, match="pickle files, which can run any code"):
         read_cifar10(tmp_path)
@@ -135,7 +135,7 @@ def members():
     return held, dict(foreign + [(names[i], batches[names[i]]) for i in order])
 
 
-def test_archive(tmp_path, members):
+def test_cifar_archive(tmp_path, members):
     held, content = members
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)
@@ -145,7 +145,7 @@ def test_archive(tmp_path, members):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [cifar.ARCHIVE_NAME]
 
 
-def test_archive_errors(tmp_path, members):
+def test_cifar_archive_errors(tmp_path, members):
     _, content = members
     path = tmp_path / cifar.ARCHIVE_NAME
     third = "cifar-10-batches-bin/data_batch_3.bin"
@@ -165,7 +165,7 @@ def test_archive_errors(tmp_path, members):
         read_cifar10(tmp_path)
 
 
-def test_damaged_archive(tmp_path, members):
+def test_cifar_damaged_archive(tmp_path, members):
     path = tmp_path / cifar.ARCHIVE_NAME
     write_archive(path, members[1].items())
     whole = path.read_bytes()
@@ -197,7 +197,7 @@ def sheets(tmp_path_factory):
 MARKED = {("data_batch_2", 3), ("test_batch", 9)}
 
 
-def test_compact_layout(sheets):
+def test_cifar_compact_layout(sheets):
     folder, labels = sheets
     assert find_cifar10(folder) == ("sheets", folder)
     (x_train, y_train), (x_test, y_test) = read_cifar10(folder)
@@ -212,7 +212,7 @@ def test_compact_layout(sheets):
     assert (images[0, ..., 2] == np.add.outer(np.arange(32), np.arange(32))).all()
 
 
-def test_compact_layout_errors(sheets, tmp_path):
+def test_cifar_compact_layout_errors(sheets, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(sheets[0], folder)
     sheet = folder / "data_batch_4_7.webp"
@@ -259,7 +259,7 @@ def test_real_cifar10():
     assert [CIFAR10_CLASSES[i] for i in y_train[:5]] == ["frog", "truck", "truck", "deer", "automobile"]
 
 
-def test_the_folder_of_the_python_version_itself_is_recognised(tmp_path):
+def test_cifar_python_version_folder_is_recognised(tmp_path):
     for name in cifar.BATCH_NAMES:
         (tmp_path / name).write_bytes(b"\x80\x04N.")
     with pytest.raises(DataError, match="holds the Python version of CIFAR-10, pickle files"):

@@ -86,7 +86,7 @@ def test_jpeg_is_read_in_grey_and_in_colour(tmp_path):
         assert np.abs(loaded.astype(int) - expected).max() < 12
 
 
-def test_one_colour_image_makes_all_three_channels(tmp_path):
+def test_images_are_all_colour_where_one_is(tmp_path):
     save(tmp_path / "a" / "grey.png", GREY)
     save(tmp_path / "b" / "colour.png", COLOUR)
     images, _, _ = read_image_folder(tmp_path)
@@ -128,7 +128,7 @@ def test_sixteen_bits_are_scaled_and_one_bit_is_black_and_white(tmp_path):
     np.testing.assert_array_equal(flat[..., 0], np.where(GREY > 100, 255, 0))
 
 
-def test_first_frame_of_a_moving_gif(tmp_path):
+def test_gif_gives_its_first_frame(tmp_path):
     frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
     loaded = read_one(tmp_path, frames[0], "a.gif", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(loaded[..., 0], GREY)
@@ -153,7 +153,7 @@ def test_mixed_sizes_name_two_files_and_the_remedy(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, -1, (3, 0), (3,), (1, 2, 3), 2.5, "3", True, (2.0, 2)])
-def test_senseless_size(tmp_path, size):
+def test_size_out_of_range_is_refused(tmp_path, size):
     save(tmp_path / "a" / "one.png", GREY)
     with pytest.raises(ConfigurationError, match="expected whole numbers of pixels from 1 up"):
         read_image_folder(tmp_path, size=size)
@@ -180,7 +180,7 @@ def test_layouts_that_are_refused(tmp_path):
         read_image_folder(tmp_path)
 
 
-def test_files_that_are_no_whole_image(tmp_path):
+def test_image_files_that_are_damaged_are_named(tmp_path):
     good = save(tmp_path / "a" / "one.png", np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8))
     bad = tmp_path / "a" / "two.png"
     bad.write_text("notes")
@@ -226,7 +226,7 @@ def test_classes_whose_accents_are_written_in_two_ways_are_one(tmp_path):
     assert y_train.tolist() == y_test.tolist() == [0, 1, 2]
 
 
-def test_two_classes_that_look_alike_are_named(tmp_path):
+def test_classes_that_look_alike_are_named(tmp_path):
     for name in ("caf\u00e9", "cafe\u0301", "dog"):
         (tmp_path / name).mkdir()
         Image.new("L", (4, 4)).save(tmp_path / name / "1.png")
@@ -243,7 +243,7 @@ def test_folders_beside_the_splits_are_left_out_and_said(tmp_path):
     assert data.source.endswith("test, without models, plots beside them")
 
 
-def test_a_test_split_without_classes_is_named(tmp_path):
+def test_split_for_test_without_classes_is_named(tmp_path):
     for place in ("train/cat", "train/dog", "test"):
         (tmp_path / place).mkdir(parents=True)
         Image.new("L", (4, 4)).save(tmp_path / place / "1.png")

@@ -36,7 +36,7 @@ def write(path, data, *, compress=False):
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("shape", [(), (7,), (3, 2), (5, 4, 3), (2, 1, 2, 2, 1), (0, 4, 3)])
 @pytest.mark.parametrize("kind", CODES)
-def test_every_dtype_and_rank_comes_back_native(tmp_path, kind, shape, compress):
+def test_idx_of_every_dtype_and_rank_is_read_native(tmp_path, kind, shape, compress):
     values = np.arange(-3, -3 + int(np.prod(shape)))
     expected = values % 251 if kind == "u1" else values * 100 % 127 if kind == "i1" else values * 1.25
     expected = np.asarray(expected).reshape(shape).astype(kind)
@@ -47,12 +47,12 @@ def test_every_dtype_and_rank_comes_back_native(tmp_path, kind, shape, compress)
     np.testing.assert_array_equal(loaded, expected)
 
 
-def test_bytes_written_by_hand_are_read_as_the_format_says(tmp_path):
+def test_idx_bytes_are_read_as_the_format_says(tmp_path):
     path = write(tmp_path / "a", bytes.fromhex("00000B02 00000002 00000003 0001 0102 FFFF 8000 7FFF 0000"))
     np.testing.assert_array_equal(read_idx(path), [[1, 258, -1], [-32768, 32767, 0]])
 
 
-def test_loaded_array_can_be_written_to(tmp_path):
+def test_idx_arrays_are_writable(tmp_path):
     array = read_idx(write(tmp_path / "a", encode(IMAGES)))
     array[0] = 9
     assert (array[0] == 9).all()
@@ -78,7 +78,7 @@ def test_loaded_array_can_be_written_to(tmp_path):
         (b"\x03\x08\0\0\x05\0\0\0", "an IDX header in little-endian order"),
     ],
 )
-def test_damage_is_named_with_file_and_remedy(tmp_path, data, message, compress):
+def test_idx_damage_is_named_with_file_and_remedy(tmp_path, data, message, compress):
     path = write(tmp_path / "images", data, compress=compress)
     with pytest.raises(DataError, match=message) as caught:
         read_idx(path)
@@ -87,7 +87,7 @@ def test_damage_is_named_with_file_and_remedy(tmp_path, data, message, compress)
 
 
 @pytest.mark.parametrize("kept", [5, 15, 40, -1])
-def test_truncated_gzip(tmp_path, kept):
+def test_idx_truncated_gzip(tmp_path, kept):
     path = tmp_path / "images.gz"
     path.write_bytes(gzip.compress(encode(IMAGES))[:kept])
     with pytest.raises(DataError, match=r"images.gz: its gzip data of \d+ bytes end before .* cut short"):
@@ -95,7 +95,7 @@ def test_truncated_gzip(tmp_path, kept):
 
 
 @pytest.mark.parametrize("place", [-8, -1, 10])
-def test_damaged_gzip(tmp_path, place):
+def test_idx_damaged_gzip(tmp_path, place):
     data = bytearray(gzip.compress(encode(IMAGES)))
     data[place] ^= 0xFF
     path = tmp_path / "images.gz"
@@ -104,7 +104,7 @@ def test_damaged_gzip(tmp_path, place):
         read_idx(path)
 
 
-def test_a_gzip_that_unpacks_to_far_more_than_promised_is_not_unpacked(tmp_path, monkeypatch):
+def test_idx_gzip_that_unpacks_to_far_more_than_declared_is_refused(tmp_path, monkeypatch):
     read = []
 
     def count(stream, wanted, path, take=idx._take):
@@ -119,7 +119,7 @@ def test_a_gzip_that_unpacks_to_far_more_than_promised_is_not_unpacked(tmp_path,
     assert sum(read) == 16 + 60 + 1
 
 
-def test_a_large_promise_allocates_nothing_large(tmp_path):
+def test_idx_header_of_a_huge_size_allocates_nothing(tmp_path):
     data = encode(IMAGES, shape=(2_000_000, 32, 32, 3))
     for compress in (False, True):
         path = write(tmp_path / "liar", data, compress=compress)
@@ -131,7 +131,7 @@ def test_a_large_promise_allocates_nothing_large(tmp_path):
         assert peak < 3_000_000
 
 
-def test_missing_empty_and_folder(tmp_path):
+def test_idx_missing_empty_and_folder(tmp_path):
     with pytest.raises(DataError, match=f"absent: no such file in the folder {tmp_path}"):
         read_idx(tmp_path / "absent")
     with pytest.raises(DataError, match=r"empty: is empty \(0 bytes\)"):
@@ -140,7 +140,7 @@ def test_missing_empty_and_folder(tmp_path):
         read_idx(tmp_path)
 
 
-def test_a_file_that_does_not_open(tmp_path, monkeypatch):
+def test_idx_file_that_does_not_open(tmp_path, monkeypatch):
     path = write(tmp_path / "images", encode(IMAGES))
 
     def refuse(*_):
@@ -157,7 +157,7 @@ def test_looks_like_knows_webp_text_and_nothing():
     assert looks_like(b"\x01\x02") == "no format known here"
 
 
-def test_pair(tmp_path):
+def test_idx_pair(tmp_path):
     labels = np.array([3, 1, 4, 1, 5], np.uint8)
     images_path = write(tmp_path / "images", encode(IMAGES))
     labels_path = write(tmp_path / "labels", encode(labels), compress=True)
@@ -181,7 +181,7 @@ def test_pair(tmp_path):
         (IMAGES, np.zeros(5, np.int32), r"labels: holds int32 values of shape \(5,\)"),
     ],
 )
-def test_pair_that_does_not_fit(tmp_path, images, labels, message):
+def test_idx_pair_that_does_not_fit(tmp_path, images, labels, message):
     paths = write(tmp_path / "images", encode(images)), write(tmp_path / "labels", encode(labels))
     with pytest.raises(DataError, match=message):
         read_idx_pair(*paths)
@@ -206,7 +206,7 @@ def test_find_idx(tmp_path, name):
     kept=st.integers(0, 120),
     compress=st.sampled_from(["no", "before", "after"]),
 )
-def test_mutated_bytes_load_or_raise_our_error(tmp_path_factory, changes, kept, compress):
+def test_idx_mutated_bytes_load_or_raise_a_gpucnn_error(tmp_path_factory, changes, kept, compress):
     data = bytearray(encode(IMAGES))
     if compress == "before":
         data = bytearray(gzip.compress(data, mtime=0))
@@ -232,7 +232,7 @@ SUMS = {
 
 
 @pytest.mark.parametrize("stem", SUMS)
-def test_real_mnist_is_the_official_one(stem):
+def test_mnist_is_the_official_one(stem):
     folder = Path(os.environ.get("GPUCNN_DATA", "unset"), "mnist")
     path = find_idx(folder, stem)
     if path is None:
@@ -240,7 +240,7 @@ def test_real_mnist_is_the_official_one(stem):
     assert hashlib.sha256(encode(read_idx(path))).hexdigest() == SUMS[stem]
 
 
-def test_a_file_that_was_packed_twice_is_named(tmp_path):
+def test_idx_file_that_was_packed_twice_is_named(tmp_path):
     packed = gzip.compress(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 1, 7])))
     (tmp_path / "labels.gz").write_bytes(packed)
     with pytest.raises(DataError, match="is a gzip file within a gzip file, packed twice"):

@@ -98,7 +98,7 @@ def test_mnist_in_a_sub_folder_and_in_mixed_spellings(tmp_path):
     assert datasets.mnist(str(tmp_path)).source.endswith(str(folder))
 
 
-def test_order_of_the_usual_folders(tmp_path, monkeypatch):
+def test_datasets_search_order_of_folders(tmp_path, monkeypatch):
     assert datasets.available("mnist") is None
     cached = write_mnist(tmp_path / "cache" / "mnist")
     assert datasets.available("mnist") == str(cached)
@@ -112,12 +112,12 @@ def test_order_of_the_usual_folders(tmp_path, monkeypatch):
     assert datasets.available("cifar10") is None
 
 
-def test_available_knows_its_names():
+def test_datasets_available_refuses_unknown_names():
     with pytest.raises(ConfigurationError, match="'cifar100' to look for; expected one of mnist, cifar10"):
         datasets.available("cifar100")
 
 
-def test_a_given_path_is_never_replaced_by_a_download(tmp_path, monkeypatch):
+def test_download_never_replaces_a_given_path(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "fetch", lambda *_, **__: pytest.fail("downloaded"))
     with pytest.raises(DataError, match="absent: does not exist; expected a folder that holds mnist"):
         datasets.mnist(tmp_path / "absent")
@@ -134,14 +134,14 @@ def test_a_given_path_is_never_replaced_by_a_download(tmp_path, monkeypatch):
         datasets.mnist(tmp_path)
 
 
-def test_a_misspelt_data_variable_is_said(tmp_path, monkeypatch):
+def test_data_variable_that_names_no_folder_warns(tmp_path, monkeypatch):
     monkeypatch.setenv("GPUCNN_DATA", str(tmp_path / "misspelt"))
     with pytest.raises(DataError, match=r"GPUCNN_DATA names .*misspelt, which is no folder"):
         datasets.mnist()
     assert datasets.available("mnist") is None
 
 
-def test_mnist_that_is_not_mnist(tmp_path):
+def test_mnist_of_other_content_is_refused(tmp_path):
     with pytest.raises(DataError, match=rf"{STEMS[0]}: holds images of 14x28 pixels; expected MNIST's 28x28"):
         datasets.mnist(write_mnist(tmp_path, height=14))
     with pytest.raises(DataError, match=rf"{STEMS[1]}: record 11 has the label 10, .* outside 0\.\.9"):
@@ -161,7 +161,7 @@ def test_cifar10_by_name(tmp_path):
     assert data.source == f"binary batches in {tmp_path / 'cifar10'}"
 
 
-def test_real_data_by_name(monkeypatch, real_data):
+def test_datasets_by_name_read_real_data(monkeypatch, real_data):
     monkeypatch.setenv("GPUCNN_DATA", real_data)
     if datasets.available("mnist") is None:
         pytest.skip(f"no MNIST in {real_data}")
@@ -264,7 +264,7 @@ download.fetch("mnist", sys.argv[3])
 """
 
 
-def test_two_processes_download_at_once(tmp_path, monkeypatch, serve):
+def test_download_by_two_processes_at_once(tmp_path, monkeypatch, serve):
     """Into one folder, from a server that takes its time: both succeed, and only whole files are left."""
     server = serve(tmp_path / "web", seconds=0.1)
     publish(tmp_path / "web", monkeypatch, [server.address])
@@ -298,7 +298,7 @@ def test_fetch_keeps_good_files_and_replaces_damaged_ones(tmp_path, monkeypatch,
     assert paths[1].read_bytes() == (tmp_path / "web" / paths[1].name).read_bytes()
 
 
-def test_next_mirror_after_a_dead_one_a_gap_and_a_wrong_file(tmp_path, monkeypatch, serve, closed):
+def test_fetch_tries_the_next_mirror(tmp_path, monkeypatch, serve, closed):
     for name in ("lacking", "wrong"):
         (tmp_path / name).mkdir()
     lacking, wrong, good = serve(tmp_path / "lacking"), serve(tmp_path / "wrong"), serve(tmp_path / "web")
@@ -312,7 +312,7 @@ def test_next_mirror_after_a_dead_one_a_gap_and_a_wrong_file(tmp_path, monkeypat
     assert len(good.asked) == 4
 
 
-def test_no_mirror_works(tmp_path, monkeypatch, serve, closed):
+def test_fetch_without_a_working_mirror(tmp_path, monkeypatch, serve, closed):
     (tmp_path / "lacking").mkdir()
     (tmp_path / "wrong").mkdir()
     lacking, wrong = serve(tmp_path / "lacking"), serve(tmp_path / "wrong")
@@ -334,7 +334,7 @@ def test_no_mirror_works(tmp_path, monkeypatch, serve, closed):
     assert set(lacking.asked + wrong.asked) == {f"/{first}"}
 
 
-def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
+def test_fetch_gives_up_a_server_that_never_answers(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         publish(tmp_path / "web", monkeypatch, [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
         monkeypatch.setattr(download, "_TIMEOUT", (0.2, 0.2))
@@ -344,7 +344,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
         assert time.monotonic() - start < 5
 
 
-def test_folder_that_cannot_be_written(tmp_path, monkeypatch, serve):
+def test_fetch_into_a_read_only_folder(tmp_path, monkeypatch, serve):
     server = serve(tmp_path / "web")
     publish(tmp_path / "web", monkeypatch, [server.address])
     (tmp_path / "file").write_text("x")
@@ -359,7 +359,7 @@ def test_folder_that_cannot_be_written(tmp_path, monkeypatch, serve):
         fetch("mnist", tmp_path / "mine")
 
 
-def test_progress_bar_on_a_terminal_only(tmp_path, monkeypatch, serve, capfd):
+def test_fetch_shows_progress_on_a_terminal_alone(tmp_path, monkeypatch, serve, capfd):
     server = serve(tmp_path / "web")
     publish(tmp_path / "web", monkeypatch, [server.address])
     fetch("mnist", tmp_path / "quiet", progress=True)
@@ -374,12 +374,12 @@ def test_progress_bar_on_a_terminal_only(tmp_path, monkeypatch, serve, capfd):
     assert f"{size}/{size} bytes" in screen.getvalue()
 
 
-def test_fetch_knows_its_names(tmp_path):
+def test_fetch_refuses_unknown_names(tmp_path):
     with pytest.raises(ConfigurationError, match="'fashion' to fetch; expected one of mnist, cifar10"):
         fetch("fashion", tmp_path)
 
 
-def test_every_remote_has_mirrors_and_checksums():
+def test_remotes_have_mirrors_and_checksums():
     for remote in REMOTES.values():
         assert len(set(remote.mirrors)) >= 2
         assert all(mirror.endswith("/") for mirror in remote.mirrors)
@@ -434,7 +434,7 @@ def test_cache_folder_of_each_system(monkeypatch, tmp_path, platform, environmen
 
 
 @pytest.mark.parametrize("missing", ["pooch", "requests"])
-def test_without_pooch_data_are_found_but_not_downloaded(monkeypatch, tmp_path, missing):
+def test_datasets_are_found_but_not_downloaded_without_pooch(monkeypatch, tmp_path, missing):
     monkeypatch.delenv("GPUCNN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "caches"))
@@ -482,14 +482,14 @@ def test_split_drawn_by_seed_is_stratified(tmp_path):
 
 
 @pytest.mark.parametrize(("fraction", "test"), [(0.001, 1), (0.5, 5), (0.999, 9)])
-def test_both_splits_hold_every_class(tmp_path, fraction, test):
+def test_splits_hold_every_class(tmp_path, fraction, test):
     draw_folder(tmp_path)
     (_, y_train), (_, y_test) = datasets.image_folder(tmp_path, test_fraction=fraction)
     assert np.bincount(y_test).tolist() == [test] * 2
     assert np.bincount(y_train).tolist() == [10 - test] * 2
 
 
-def test_a_class_with_one_image_cannot_be_split(tmp_path):
+def test_split_of_a_class_with_one_image_is_refused(tmp_path):
     draw_folder(tmp_path, n=1)
     with pytest.raises(DataError, match="the class 'ant' holds 1 image; expected at least 2"):
         datasets.image_folder(tmp_path)
@@ -508,7 +508,7 @@ def test_splits_are_known_by_their_names(tmp_path, names):
     assert data.source == f"image files in {tmp_path / names[0]} and {tmp_path / names[1]}"
 
 
-def test_test_goes_before_validation(tmp_path):
+def test_splits_prefer_test_to_validation(tmp_path):
     for n, name in enumerate(("train", "validation", "test"), start=1):
         draw_folder(tmp_path / name, n=n)
     data = datasets.image_folder(tmp_path)
@@ -521,7 +521,7 @@ def test_classes_named_like_splits_stay_classes(tmp_path):
     assert data.class_names == ["test tube", "train"]
 
 
-def test_a_word_inside_a_name_makes_no_split(tmp_path):
+def test_splits_are_whole_names(tmp_path):
     draw_folder(tmp_path / "fast train line")
     draw_folder(tmp_path / "the test tube")
     with pytest.raises(DataError, match="fast train line: holds the folder 'ant'"):
@@ -547,13 +547,13 @@ def test_splits_of_other_sizes_and_colours(tmp_path):
 
 
 @pytest.mark.parametrize("fraction", [0, 1, 1.5, -0.1, float("nan"), "half"])
-def test_senseless_fraction(tmp_path, fraction):
+def test_split_fraction_out_of_range_is_refused(tmp_path, fraction):
     with pytest.raises(ConfigurationError, match="expected a fraction between 0 and 1"):
         datasets.image_folder(tmp_path, test_fraction=fraction)
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, "one", None, True])
-def test_senseless_seed(tmp_path, seed):
+def test_split_seed_out_of_range_is_refused(tmp_path, seed):
     with pytest.raises(ConfigurationError, match="seed must be an integer of at least 0"):
         datasets.image_folder(tmp_path, seed=seed)
     with pytest.raises(ConfigurationError, match="seed must be an integer of at least 0"):
@@ -631,7 +631,7 @@ class Drip(Server):
     [(0, "it goes on after 16,777,216 bytes, more than the file has"), (0.02, "it sends no more than")],
     ids=["endless", "dripping"],
 )
-def test_after_a_mirror_that_sends_without_end_the_next_one_is_asked(tmp_path, monkeypatch, serve, pause, message):
+def test_fetch_leaves_a_mirror_that_sends_without_end(tmp_path, monkeypatch, serve, pause, message):
     monkeypatch.setattr(download, "_SLOWEST", (60_000, 0.3))
     (tmp_path / "bad").mkdir()
     bad, good = Drip(tmp_path / "bad", pause), serve(tmp_path / "web")
@@ -647,7 +647,7 @@ def test_after_a_mirror_that_sends_without_end_the_next_one_is_asked(tmp_path, m
         bad.close()
 
 
-def test_what_killed_downloads_left_is_removed(tmp_path, monkeypatch, serve):
+def test_download_removes_what_killed_ones_left(tmp_path, monkeypatch, serve):
     server = serve(tmp_path / "web")
     publish(tmp_path / "web", monkeypatch, [server.address])
     mine = tmp_path / "mine"
@@ -668,6 +668,6 @@ NOT_PATHS = [
 
 
 @pytest.mark.parametrize(("load", "path"), NOT_PATHS)
-def test_a_folder_is_named_by_a_string_or_a_path(load, path):
+def test_folder_is_a_string_or_a_path(load, path):
     with pytest.raises(ConfigurationError, match=r"expected a path, as a string or a pathlib\.Path, not"):
         load(path)

@@ -51,7 +51,7 @@ def fails(number):
 # --- whole or not at all -----------------------------------------------------------------------
 
 
-def test_the_file_and_then_its_folder_are_brought_to_the_disk(tmp_path, monkeypatch):
+def test_atomic_write_syncs_the_file_and_then_its_folder(tmp_path, monkeypatch):
     """In this order: the content, the new name, the folder that holds the name."""
     done, fsync, replace = [], os.fsync, os.replace
 
@@ -73,7 +73,7 @@ def test_the_file_and_then_its_folder_are_brought_to_the_disk(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("fails_at", ["fsync", "replace", "write"])
-def test_what_was_there_survives_a_failure(tmp_path, monkeypatch, fails_at):
+def test_atomic_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch, fails_at):
     write_whole(tmp_path / "a", b"before")
     monkeypatch.setattr(os, fails_at, fails(errno.ENOSPC))
     with pytest.raises(OSError, match="No space left"):
@@ -82,7 +82,7 @@ def test_what_was_there_survives_a_failure(tmp_path, monkeypatch, fails_at):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_new_folders_are_brought_to_the_disk_with_their_parents(tmp_path, monkeypatch):
+def test_folders_that_are_new_are_synced_with_their_parents(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(files, "sync_folder", synced.append)
     make_folder(tmp_path / "a" / "b" / "c")
@@ -92,12 +92,12 @@ def test_new_folders_are_brought_to_the_disk_with_their_parents(tmp_path, monkey
 
 
 @pytest.mark.parametrize("name", ["n" * 255, "ü" * 127])
-def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path, name):
+def test_file_name_may_be_as_long_as_the_file_system_allows(tmp_path, name):
     write_whole(tmp_path / name, b"x")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_picture_on_a_full_disk_is_not_left_cut(tmp_path, monkeypatch):
+def test_figure_on_a_full_disk_is_not_left_truncated(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fails(errno.ENOSPC))
     history = History({"loss": [1.0, 0.5], "accuracy": [0.5, 0.9]})
     for name in ("a.png", "a.svg", "a.pdf"):
@@ -113,14 +113,14 @@ def test_a_picture_on_a_full_disk_is_not_left_cut(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("masked", [0o077, 0o002, 0o022])
-def test_the_mode_of_a_new_file_is_what_the_umask_leaves(tmp_path, mask, masked):
+def test_file_mode_of_a_new_file_follows_the_umask(tmp_path, mask, masked):
     mask(masked)
     small().save(tmp_path / "m.safetensors")
     write_into(tmp_path, "b", b"x")
     assert mode(tmp_path / "m.safetensors") == mode(tmp_path / "b") == 0o666 & ~masked
 
 
-def test_the_mode_of_an_old_file_stays(tmp_path, mask):
+def test_file_mode_of_an_old_file_stays(tmp_path, mask):
     mask(0o022)
     for wanted in (0o600, 0o664, 0o640):
         (tmp_path / "a").write_text("before")
@@ -129,7 +129,7 @@ def test_the_mode_of_an_old_file_stays(tmp_path, mask):
         assert mode(tmp_path / "a") == wanted
 
 
-def test_a_link_is_written_through(tmp_path):
+def test_link_is_written_through(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "latest.safetensors").symlink_to("data/m.safetensors")
     for _ in range(2):  # first to where nothing is yet
@@ -139,7 +139,7 @@ def test_a_link_is_written_through(tmp_path):
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["m.safetensors"]
 
 
-def test_a_link_in_a_run_folder_is_replaced_and_not_followed(tmp_path):
+def test_link_in_a_run_folder_is_replaced_and_not_followed(tmp_path):
     (tmp_path / "mine").write_text("precious")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").symlink_to("../mine")
@@ -164,7 +164,7 @@ def test_devices_and_pipes_are_written_to_and_stay(tmp_path):
 
 
 @pytest.mark.parametrize("into", ["file", "pipe"])
-def test_the_standard_output_is_written_to_in_its_place(tmp_path, into):
+def test_standard_output_is_written_to_in_place(tmp_path, into):
     code = (
         "from pathlib import Path; from gpucnn.core.files import write_whole; import sys\n"
         "print('before'); write_whole(Path(sys.argv[1]), b'content\\n'); print('after')"
@@ -196,7 +196,7 @@ def without_folder_sync(monkeypatch, number):
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP])
-def test_where_folders_cannot_be_synced_files_are_written_and_it_is_said_once(tmp_path, monkeypatch, number):
+def test_folders_that_cannot_be_synced_warn_once(tmp_path, monkeypatch, number):
     without_folder_sync(monkeypatch, number)
     with pytest.warns(CheckpointWarning, match=f"names of files in {tmp_path} cannot be brought to the disk"):
         small().save(tmp_path / "a.safetensors")
@@ -206,14 +206,14 @@ def test_where_folders_cannot_be_synced_files_are_written_and_it_is_said_once(tm
     assert gpucnn.load(tmp_path / "b.safetensors", backend="numpy").name == "model"
 
 
-def test_a_disk_that_fails_is_no_disk_that_cannot(tmp_path, monkeypatch):
+def test_disk_that_fails_raises(tmp_path, monkeypatch):
     without_folder_sync(monkeypatch, errno.EIO)
     with pytest.raises(CheckpointError, match="Input/output error"):
         small().save(tmp_path / "m.safetensors")
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP])
-def test_where_modes_cannot_be_set_files_are_written(tmp_path, monkeypatch, number):
+def test_file_modes_that_cannot_be_set_are_ignored(tmp_path, monkeypatch, number):
     small().save(tmp_path / "m.safetensors")
     (tmp_path / "m.safetensors").chmod(0o666)
     monkeypatch.setattr(os, "chmod", fails(number))
@@ -226,7 +226,7 @@ def test_where_modes_cannot_be_set_files_are_written(tmp_path, monkeypatch, numb
 # --- names -------------------------------------------------------------------------------------
 
 
-def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+def test_paths_with_a_tilde_are_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     x, y = np.zeros((8, 4), "float32"), np.arange(8) % 2
     model = small()
@@ -241,12 +241,12 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", [3, None, b"\0", "a\0b"])
-def test_what_is_no_path_is_refused(path):
+def test_paths_of_other_types_are_refused(path):
     with pytest.raises(ConfigurationError, match=r"expected a path|cannot hold the character NUL"):
         user_path(path)
 
 
-def test_a_model_is_named_as_safetensors(tmp_path):
+def test_model_file_name_ends_with_safetensors(tmp_path):
     model = small()
     for name in ("m.h5", "m.keras", "m.pt", "m.onnx", "lenet-0.99"):
         with pytest.raises(
@@ -259,7 +259,7 @@ def test_a_model_is_named_as_safetensors(tmp_path):
     assert gpucnn.load(tmp_path / "m", backend="numpy").name == "model"
 
 
-def test_where_a_model_cannot_be_written_the_message_fits(tmp_path):
+def test_model_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"the folder .*nodir does not exist: make it"):
         small().save(tmp_path / "nodir" / "m.safetensors")
     (tmp_path / "f.safetensors").mkdir()
@@ -274,7 +274,7 @@ def test_where_a_model_cannot_be_written_the_message_fits(tmp_path):
 # --- reading -----------------------------------------------------------------------------------
 
 
-def test_what_is_no_regular_file_is_not_read(tmp_path):
+def test_files_that_are_not_regular_are_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "zero.json").symlink_to("/dev/zero")
     for name in ("pipe.json", "zero.json"):
@@ -286,7 +286,7 @@ def test_what_is_no_regular_file_is_not_read(tmp_path):
         read_json(tmp_path / "sparse.json")
 
 
-def test_parts_of_killed_writers_are_removed_by_their_names(tmp_path):
+def test_temporary_files_of_killed_writers_are_removed(tmp_path):
     for name in ("config.jsonabc.part", "other.part", "a"):
         (tmp_path / name).write_text("")
     remove_parts(tmp_path, ("config.json",))

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 import gpucnn
 from gpucnn import report
 from gpucnn.callbacks import EarlyStopping, MovingAverage
-from gpucnn.callbacks.defects import DefectWatch, load_report
+from gpucnn.callbacks.defects import TrainingMonitor, load_report
 from gpucnn.callbacks.snapshots import Snapshots, load_snapshots
 from gpucnn.data.augment import Translate
 from gpucnn.errors import CheckpointError, ConfigurationError, GpucnnError
@@ -56,7 +56,7 @@ def test_layers_that_stand_in_too_many_places_are_refused_at_once(tmp_path, kind
 
 
 @pytest.mark.parametrize("kind", ["Sequential", "Residual"])
-def test_shared_layers_are_walked_once(kind):
+def test_shared_layers_are_visited_once(kind):
     """Thirty doublings, a thousand million places: each layer is visited once."""
     layer = ReLU()
     for _ in range(30):
@@ -66,7 +66,7 @@ def test_shared_layers_are_walked_once(kind):
     assert layer.parameters() == {}
 
 
-def test_the_time_for_many_layers_grows_with_their_number(tmp_path):
+def test_layers_by_the_thousand_take_linear_time(tmp_path):
     """Counted in calls, not in seconds: naming a layer must not look at all before it."""
     from gpucnn.core.config import snake_case
     from gpucnn.layers import containers
@@ -162,7 +162,12 @@ def changed(tree, path, value, how):
 
 def callbacks():
     probe = DATA[0][:20], DATA[1][:20]
-    return [EarlyStopping("val_loss", 5), MovingAverage(0.9), Snapshots(), DefectWatch(probe, every=2, grace=1000)]
+    return [
+        EarlyStopping("val_loss", 5),
+        MovingAverage(0.9),
+        Snapshots(),
+        TrainingMonitor(probe, every=2, grace_steps=1000),
+    ]
 
 
 def resumed(folder):
@@ -213,14 +218,14 @@ def mutate(checkpoints_of, tmp_path, count, seed):
     return found
 
 
-def test_whole_checkpoints_with_wrong_values_resume_or_say_why(checkpoints_of, tmp_path, monkeypatch):
+def test_checkpoints_with_wrong_values_resume_or_say_why(checkpoints_of, tmp_path, monkeypatch):
     monkeypatch.setattr("gpucnn.core.files.os.fsync", lambda handle: None)
     found = mutate(checkpoints_of, tmp_path, 150, seed=0)
     assert found[True] > 5
     assert found[False] > 50
 
 
-def test_a_checkpoint_whose_format_is_an_array_is_refused(checkpoints_of, tmp_path):
+def test_checkpoint_whose_format_is_an_array_is_refused(checkpoints_of, tmp_path):
     name, tree = checkpoints_of[-1]
     (tmp_path / name).write_bytes(trees.to_bytes(tree | {"format": np.ones(3)}, KEY))
     with warnings.catch_warnings():
@@ -228,7 +233,7 @@ def test_a_checkpoint_whose_format_is_an_array_is_refused(checkpoints_of, tmp_pa
         assert not resumed(tmp_path)
 
 
-def test_a_whole_checkpoint_that_lacks_a_part_is_refused(checkpoints_of, tmp_path):
+def test_checkpoint_that_lacks_a_part_is_refused(checkpoints_of, tmp_path):
     name, tree = checkpoints_of[-1]
     for part in tree:
         folder = tmp_path / part
@@ -240,12 +245,12 @@ def test_a_whole_checkpoint_that_lacks_a_part_is_refused(checkpoints_of, tmp_pat
 
 
 @pytest.mark.slow
-def test_many_whole_checkpoints_with_wrong_values_resume_or_say_why(checkpoints_of, tmp_path, monkeypatch):
+def test_checkpoints_with_many_wrong_values_resume_or_say_why(checkpoints_of, tmp_path, monkeypatch):
     monkeypatch.setattr("gpucnn.core.files.os.fsync", lambda handle: None)
     print(mutate(checkpoints_of, tmp_path, 2000, seed=1))
 
 
-def test_a_checkpoint_that_says_something_else_is_refused_by_the_place(tmp_path, monkeypatch):
+def test_checkpoint_of_contradictions_is_refused_by_the_place(tmp_path, monkeypatch):
     monkeypatch.setattr("gpucnn.core.files.os.fsync", lambda handle: None)
     (file,) = killed(tmp_path)[-1:]
     for other in tmp_path.glob("checkpoint-*"):
@@ -294,7 +299,7 @@ READS = {
 
 @pytest.mark.parametrize("name", READS)
 @pytest.mark.parametrize("kind", ["pipe", "zero", "sparse", "folder"])
-def test_what_a_stranger_laid_into_a_run_folder_neither_hangs_nor_fills_the_memory(run_folder, name, kind):
+def test_run_folder_of_a_stranger_neither_hangs_nor_fills_the_memory(run_folder, name, kind):
     file = run_folder / name
     file.unlink(missing_ok=True)
     if kind == "pipe":
@@ -310,7 +315,7 @@ def test_what_a_stranger_laid_into_a_run_folder_neither_hangs_nor_fills_the_memo
         READS[name](run_folder)
 
 
-def test_the_data_folder_that_a_stranger_names_is_not_read(run_folder, tmp_path):
+def test_data_folder_named_by_a_stranger_is_not_read(run_folder, tmp_path):
 
     mine = pictures(tmp_path / "mine", sizes=[(8, 8)] * 3, classes=("a", "b", "c"))
     settings = {"data": "images", "data_dir": str(mine), "network": "lenet", "test": {}}
@@ -325,7 +330,7 @@ def test_the_data_folder_that_a_stranger_names_is_not_read(run_folder, tmp_path)
     assert "not read unasked" not in page
 
 
-def test_a_page_or_picture_is_not_written_through_a_link_that_a_stranger_laid(run_folder, tmp_path):
+def test_link_laid_by_a_stranger_is_not_written_through(run_folder, tmp_path):
     (tmp_path / "mine").write_text("precious")
     (run_folder / "report.html").symlink_to("../mine")
     with pytest.raises(ConfigurationError, match=r"report.html: is a symbolic link to ../mine; name the file to write"):
@@ -353,11 +358,11 @@ ODD += [[float("nan")] * 3, [10**200] * 3, [0] * 1000, "a" * 10000, "<script>ale
         ({"backend": [1]}, "backend must be a text, not [1]"),
         ({"data_dir": {"": 0}}, "data_dir must be a text, not {'': 0}"),
         ({"batch_size": True}, "batch_size must be a positive integer, not True"),
-        ({"hold_out": 2}, "hold_out must be a number that is above 0 and below 1, not 2"),
+        ({"validation_split": 2}, "validation_split must be a number that is above 0 and below 1, not 2"),
         ({"validate": "no"}, "validate must be True or False, not 'no'"),
     ],
 )
-def test_settings_of_a_run_that_no_option_takes_are_refused_by_name(run, tmp_path, settings, message):
+def test_run_settings_that_no_option_takes_are_refused_by_name(run, tmp_path, settings, message):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "config.json").write_text(json.dumps(KEPT | settings))
     status, _, errors = run("train", "--run-dir", tmp_path / "r", "--resume")
@@ -368,13 +373,13 @@ def test_settings_of_a_run_that_no_option_takes_are_refused_by_name(run, tmp_pat
     assert shown.endswith("; was it edited?")
 
 
-def test_a_report_of_odd_numbers_and_names_is_made_or_refused(tmp_path, monkeypatch):
+def test_report_of_odd_numbers_and_names_is_made_or_refused(tmp_path, monkeypatch):
     """What is drawn of the model itself, and what it predicts, does not depend on these files."""
     for name in ("layers", "_predicted", "kernels"):
         monkeypatch.setattr(f"gpucnn.report.page.{name}", lambda *_: "left out here")
     folder = tmp_path / "run"
     folder.mkdir()
-    model, watch = small_model(), DefectWatch((DATA[0][:20], DATA[1][:20]), every=2)
+    model, watch = small_model(), TrainingMonitor((DATA[0][:20], DATA[1][:20]), every=2)
     history = model.fit(*DATA, epochs=2, batch_size=10, validation_data=VALIDATION, callbacks=[watch], verbose=0)
     model.save(folder / "model.safetensors")
     history.save(folder / "history.json")

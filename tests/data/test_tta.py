@@ -49,7 +49,7 @@ VIEWS = [Views(), Views(flip=False, shift=2), Views(shift=1), Views(flip=False)]
 
 @pytest.mark.parametrize("kind", ["uint8", "float64"])
 @pytest.mark.parametrize("views", VIEWS, ids=str)
-def test_predict_averages_over_views(backend, views, kind):
+def test_tta_averages_predictions(backend, views, kind):
     model, x = network(backend), images(kind=kind)
     expected = by_hand(model, x, views.flip, views.shift)
     assert np.abs(model.predict(x, tta=views, batch_size=3) - expected).max() < 1e-12
@@ -142,7 +142,7 @@ def test_tta_errors(make, error, message):
         make()
 
 
-def test_views_are_the_same_on_every_backend(backend):
+def test_tta_is_the_same_on_every_backend(backend):
     x = images()
     for views in VIEWS:
         pairs = zip(views.of(backend, backend.from_host(x), "float32"), views.of(Backend(), x, "float32"), strict=True)

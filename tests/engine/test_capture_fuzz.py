@@ -169,9 +169,13 @@ WRONG = {
 }
 
 
-def network(names, owner, per_sample):
+def network(names, owner, batch_independent):
     def own(name):
-        kind = {"operation": (RIGHT | WRONG)[name], "capturable": True, "per_sample": per_sample and name in RIGHT}
+        kind = {
+            "operation": (RIGHT | WRONG)[name],
+            "capturable": True,
+            "batch_independent": batch_independent and name in RIGHT,
+        }
         return type("Own", (Own,), kind)(owner)
 
     first, *others = map(own, names)
@@ -270,8 +274,8 @@ def assert_same_history(seed, length):
 
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch):
-    monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
-    monkeypatch.setattr(threads, "LEAST_IMAGES", 16)
+    monkeypatch.setattr(threads, "MIN_SHARD_FLOPS", 1.0)
+    monkeypatch.setattr(threads, "MIN_SHARD_IMAGES", 16)
     yield
     gpucnn.set_num_threads(None)
 

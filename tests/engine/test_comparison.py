@@ -22,8 +22,8 @@ SHAPE = (6,)
 
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch):
-    monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
-    monkeypatch.setattr(threads, "LEAST_IMAGES", 16)
+    monkeypatch.setattr(threads, "MIN_SHARD_FLOPS", 1.0)
+    monkeypatch.setattr(threads, "MIN_SHARD_IMAGES", 16)
     gpucnn.set_num_threads(1)
     yield
     gpucnn.set_num_threads(None)
@@ -33,7 +33,7 @@ def own(function):
     """A layer that computes a function, by which it also sends gradients back."""
 
     class Own(Layer):
-        per_sample = capturable = True
+        batch_independent = capturable = True
 
         def forward(self, x, *, train):
             return function(self, x, train), lambda dy: function(self, dy, train)
@@ -82,7 +82,7 @@ def test_replay_that_differs_warns_and_is_never_used(count):
 
 def test_backward_that_differs_is_noticed():
     class Own(Layer):
-        per_sample = capturable = True
+        batch_independent = capturable = True
 
         def forward(self, x, *, train):
             return x * 2, lambda dy: past_the_doors(self, dy, train)
@@ -97,7 +97,7 @@ def test_backward_that_differs_is_noticed():
 
 def test_buffer_counted_in_python_is_noticed():
     class Counts(Layer):
-        per_sample = capturable = True
+        batch_independent = capturable = True
 
         def build(self, input_shape, rng):
             self.steps = Buffer(np.zeros(1), on_host=True)
@@ -174,7 +174,7 @@ interrupted_in = ""  # a variable of the module: a fingerprint does not see it
 
 
 class Interrupted(Layer):
-    per_sample = capturable = True
+    batch_independent = capturable = True
 
     def forward(self, x, *, train):
         if interrupted_in == "forward":
@@ -273,13 +273,13 @@ def test_backward_that_is_compared_runs_once():
         model.train_on_batch(*batch(seed))
     y, back = model.forward_train(batch(2)[0], capture=True)
     back(np.ones(y.shape, y.dtype))
-    with pytest.raises(ConfigurationError, match="walked already"):
+    with pytest.raises(ConfigurationError, match="already called"):
         back(np.ones(y.shape, y.dtype))
 
 
 def test_layer_arrays_are_restored_and_followed():
     class Remembers(Layer):
-        per_sample = capturable = True
+        batch_independent = capturable = True
 
         def build(self, input_shape, rng):
             self.kernel, self.number = np.arange(6, dtype="float32"), np.float32(3)
@@ -329,7 +329,7 @@ def test_arithmetic_errors_reach_the_user_captured_or_not(count):
 
 
 def test_memory_of_many_batch_sizes_is_bounded_by_the_largest(monkeypatch):
-    monkeypatch.setattr(memory, "arena", arena.Arena(at_most=memory.AT_MOST))
+    monkeypatch.setattr(memory, "arena", arena.Arena(max_ratio=memory.MAX_RATIO))
     rng = np.random.default_rng(0)
 
     def held():
@@ -343,7 +343,7 @@ def test_memory_of_many_batch_sizes_is_bounded_by_the_largest(monkeypatch):
     largest = held()
     for _ in range(300):
         step(int(rng.integers(100, 600)))
-    assert held() <= memory.AT_MOST * largest
+    assert held() <= memory.MAX_RATIO * largest
 
 
 # --- fingerprints -----------------------------------------------------------------------------

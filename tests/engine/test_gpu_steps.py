@@ -17,7 +17,7 @@ from gpucnn import callbacks, losses, optimizers
 from gpucnn import layers as L
 from gpucnn.data.augment import AlternatingFlip, Flip, Translate
 from gpucnn.engine import capture
-from gpucnn.errors import CaptureWarning, OutOfMemory
+from gpucnn.errors import CaptureWarning, OutOfMemoryError
 from gpucnn.networks.whitening import whiten
 from gpucnn.optimizers import Group
 from tests.simulated_cupy import Importer, Simulation, load_backend
@@ -288,7 +288,7 @@ def test_capture_frees_nothing_that_its_graph_uses(simulated):
         model = wide(backend)
         try:
             found = model.fit(*data, epochs=2, batch_size=16, verbose=0).history["loss"]
-        except OutOfMemory:
+        except OutOfMemoryError:
             ended += 1
             continue
         assert found == pytest.approx(ample, rel=1e-5), megabytes

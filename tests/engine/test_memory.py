@@ -34,7 +34,7 @@ try:
     try:
         model.fit(x, y, batch_size=256, verbose=0)
         answers["fit"] = 256
-    except gpucnn.OutOfMemory as error:
+    except gpucnn.OutOfMemoryError as error:
         size = int(re.search(r"a batch_size of (\\d+) fits", str(error)).group(1))
         model.fit(x[: 3 * size + 1], y[: 3 * size + 1], batch_size=size, verbose=0)
         answers["fit"] = size

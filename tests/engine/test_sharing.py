@@ -93,8 +93,8 @@ def test_copy_of_a_model_trains_as_the_original_does(copied, data, backend):
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
 @pytest.mark.parametrize("jit", [True, False])
 def test_copy_of_a_model_that_several_threads_have_trained_trains_as_it_does(copied, jit, data, monkeypatch):
-    monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
-    monkeypatch.setattr(threads, "LEAST_IMAGES", 4)
+    monkeypatch.setattr(threads, "MIN_SHARD_FLOPS", 1.0)
+    monkeypatch.setattr(threads, "MIN_SHARD_IMAGES", 4)
     gpucnn.set_num_threads(2)
     try:
         model = fresh()
@@ -339,7 +339,7 @@ def test_state_that_is_replaced_in_a_fit_trains_on(what, jit, data, backend):
     assert same_bits(control.state_dict(), model.state_dict())
 
 
-@pytest.mark.parametrize("average", [callbacks.MovingAverage(0.8), callbacks.LookAhead(2)])
+@pytest.mark.parametrize("average", [callbacks.MovingAverage(0.8), callbacks.Lookahead(2)])
 def test_averages_go_on_where_a_second_model_is_made_of_the_layers(average, data):
     results = []
     for act in (lambda model: None, lambda model: gpucnn.Model(model.layers[:3], SHAPE, backend="numpy")):

@@ -58,7 +58,7 @@ def checked(layer, shape=SHAPE, **options):
     return caught.value
 
 
-def test_a_right_layer_passes():
+def test_check_layer_passes_a_right_layer():
     result = gpucnn.check_layer(Scale(3.0), SHAPE)
     assert not result.failures
     names = [check.name for check in result.checks]
@@ -73,19 +73,19 @@ def test_a_right_layer_passes():
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_packages_own_layers_pass(case):
+def test_check_layer_passes_built_in_layers(case):
     layer = case.make()
     result = gpucnn.check_layer(layer, case.input_shape)
     assert not result.failures
     assert layer.output_shape is None, "the layer stays as it was"
 
 
-def test_promises_are_tried_where_they_are_made():
+def test_check_layer_tries_what_a_layer_declares():
     names = [check.name for check in gpucnn.check_layer(layers.Conv2D(2, 3), SHAPE).checks]
-    assert {"supports_skip_dx", "supports_fused_relu", "per_sample", "capturable"} <= set(names)
+    assert {"supports_skip_dx", "supports_fused_relu", "batch_independent", "capturable"} <= set(names)
 
 
-def test_a_built_layer_keeps_its_weights():
+def test_check_layer_keeps_the_weights_of_a_built_layer():
     layer = layers.Dense(3)
     model = gpucnn.Model([layer], (4,), seed=1)
     before = model.state_dict()
@@ -95,7 +95,7 @@ def test_a_built_layer_keeps_its_weights():
     assert layer.weight.grad is None or not layer.weight.grad.any()
 
 
-def test_inputs_of_ones_own():
+def test_check_layer_takes_given_inputs():
     class Logarithm(Layer):
         def forward(self, x, *, train):
             xp = self.backend.xp
@@ -258,9 +258,9 @@ WRONG = {
         "a host array of shape (3,) met a device array",
     ),
     "a promise of slices": (
-        {"forward": forward_with(lambda self, x, y, back: (y - y.mean(axis=0), back)), "per_sample": True},
-        "per_sample",
-        "samples depend on each other, but per_sample = True",
+        {"forward": forward_with(lambda self, x, y, back: (y - y.mean(axis=0), back)), "batch_independent": True},
+        "batch_independent",
+        "samples depend on each other, but batch_independent = True",
     ),
     "a promise of repeats, but Python decides": (
         {"forward": _decides, "capturable": True},
@@ -281,7 +281,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_what_is_wrong_is_found(fault):
+def test_check_layer_finds_what_is_wrong(fault):
     methods, name, said = WRONG[fault]
     error = checked(spoiled(**methods)())
     failures = {check.name: check.found for check in error.check.failures}
@@ -293,7 +293,7 @@ def test_what_is_wrong_is_found(fault):
 
 
 @pytest.mark.parametrize("promise", ["supports_skip_dx", "supports_fused_relu"])
-def test_broken_promises(promise):
+def test_check_layer_finds_false_declarations(promise):
     class Wrong(Scale):
         locals()[promise] = True
 
@@ -305,7 +305,7 @@ def test_broken_promises(promise):
     assert names == [promise]
 
 
-def test_random_streams_that_are_buffers_are_right():
+def test_check_layer_passes_random_streams_in_buffers():
     class Noise(Layer):
         def build(self, input_shape, generator):
             self.stream = Buffer(rng.new_stream(generator), on_host=True)
@@ -328,18 +328,18 @@ def test_random_streams_that_are_buffers_are_right():
         ((Scale(), (5, 0)), "input_shape must be the shape of one sample"),
     ],
 )
-def test_arguments_that_make_no_sense(arguments, message):
+def test_check_layer_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         gpucnn.check_layer(*arguments)
 
 
 @pytest.mark.parametrize("x", [np.zeros((1, 5, 4, 3)), np.zeros((4, 5, 4))])
-def test_inputs_that_do_not_fit(x):
+def test_check_layer_inputs_that_do_not_fit_are_refused(x):
     with pytest.raises(ConfigurationError, match="expected at least two samples of shape"):
         gpucnn.check_layer(Scale(), SHAPE, x=x)
 
 
-def test_an_error_of_layers_is_one_of_gpucnns_and_an_assertion():
+def test_layer_error_is_a_gpucnn_error_and_an_assertion():
     assert issubclass(LayerError, gpucnn.GpucnnError)
     assert issubclass(LayerError, AssertionError)
 
@@ -347,23 +347,21 @@ def test_an_error_of_layers_is_one_of_gpucnns_and_an_assertion():
 # --- in a model -------------------------------------------------------------------------------
 
 
-def test_a_model_names_a_layer_that_breaks_its_promise():
+def test_check_layer_in_a_model_names_a_false_declaration():
     wrong = spoiled(**WRONG["another shape than promised"][0])
     model = gpucnn.Model([layers.ReLU(), wrong(name="mine"), layers.Flatten()], SHAPE)
     message = (
-        r"mine: its forward returned shape \(2, 5, 4, 3\) where its build promised \(2, 5, 4, 7\); gpucnn.check_layer"
+        r"mine: its forward returned shape \(2, 5, 4, 3\) where its build declared \(2, 5, 4, 7\); gpucnn.check_layer"
     )
     with pytest.raises(gpucnn.ShapeError, match=message):
         model.predict(np.zeros((2, *SHAPE), "float32"))
 
 
-def test_a_model_names_a_layer_whose_way_back_is_wrong():
+def test_check_layer_in_a_model_names_a_wrong_backward():
     wrong = spoiled(**WRONG["dx in another shape"][0])
     network = [layers.Conv2D(3, 1), wrong(name="mine"), layers.Flatten(), layers.Dense(2), layers.Softmax()]
     model = gpucnn.Model(network, SHAPE).compile("sgd")
-    message = (
-        r"mine: its way back returned shape \(2, 1, 4, 3\) for inputs of shape \(2, 5, 4, 3\); dx must have theirs"
-    )
+    message = r"mine: its backward function returned shape \(2, 1, 4, 3\) for inputs of shape \(2, 5, 4, 3\); dx must have theirs"
     with pytest.raises(gpucnn.ShapeError, match=message):
         model.train_on_batch(np.zeros((2, *SHAPE), "float32"), [0, 1])
 
@@ -396,9 +394,9 @@ ODD = {
 
 @pytest.mark.parametrize("where", ["weights", "evaluation"])
 @pytest.mark.parametrize("name", ODD)
-def test_capturable_is_tried_with_other_weights_and_in_inference(name, where):
+def test_check_layer_tries_capturable_with_other_weights_and_in_inference(name, where):
     class Odd(Layer):
-        per_sample = capturable = True
+        batch_independent = capturable = True
 
         def build(self, input_shape, generator):
             self.weight = Parameter(1 + 0.1 * generator.standard_normal(input_shape))
@@ -420,7 +418,7 @@ def test_capturable_is_tried_with_other_weights_and_in_inference(name, where):
     assert "capturable" in [check.name for check in checked(Odd(), (6,)).check.failures]
 
 
-def test_capturable_is_tried_with_other_signs():
+def test_check_layer_tries_capturable_with_other_signs():
     def leaky(self, x, y, back):
         y, negative = x.copy(), x < 0
         y[negative] *= 0.1
@@ -430,7 +428,7 @@ def test_capturable_is_tried_with_other_signs():
     assert "an array indexed by a mask" in str(error)
 
 
-def test_a_layer_in_use_is_checked_on_a_clean_copy():
+def test_check_layer_takes_a_clean_copy_of_a_layer_in_use():
     generator = np.random.default_rng(0)
     x, y = generator.random((32, 8, 8, 1), dtype=np.float32), generator.integers(0, 10, 32)
     network = [layers.Conv2D(4, 3, padding="same"), layers.Flatten(), layers.Dense(10), layers.Softmax()]
@@ -443,9 +441,9 @@ def test_a_layer_in_use_is_checked_on_a_clean_copy():
     assert model.layers[0].bias.frozen
 
 
-def test_a_layer_that_threads_would_share_a_work_array_of_breaks_its_promise():
+def test_check_layer_finds_a_work_array_shared_by_threads():
     class Remembers(Layer):
-        per_sample = capturable = True
+        batch_independent = capturable = True
 
         def forward(self, x, *, train):
             self.work = self.backend.xp.empty(x.shape, x.dtype)

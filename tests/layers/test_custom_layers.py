@@ -1,6 +1,8 @@
 """Layers, losses, metrics, schedules and optimizers of users' own, written as users of other libraries write them."""
 
 import copy
+import importlib
+import inspect
 
 import numpy as np
 import pytest
@@ -77,7 +79,7 @@ def of(layer, optimizer="sgd", loss="categorical_crossentropy", metrics=None):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, layers.Layer) else "",
 )
-def test_layers_that_pass_options_on_are_described_and_saved(layer, written, tmp_path, capsys):
+def test_custom_layers_that_pass_options_on_are_saved(layer, written, tmp_path, capsys):
     """`**options` to `super().__init__` is how Keras' layers are extended: those given are kept, fixed ones are not."""
     assert repr(layer) == written
     assert repr(layers.Layer.from_config(layer.config())) == written
@@ -93,21 +95,21 @@ def test_layers_that_pass_options_on_are_described_and_saved(layer, written, tmp
     assert repr(again.optimizer) == "PassingSGD(learning_rate=0.05, momentum=0.9)"
 
 
-def test_arguments_that_are_named_again_are_described_as_they_are():
+def test_custom_layers_describe_arguments_that_are_named_again():
     assert WithoutBias(4).config() == {"Layer": "WithoutBias", "units": 4}
     layer = NamingThem()
     layer.weight_initializer = gpucnn.initializers.Initializer.get("glorot_uniform")
     assert layer.config() == {"Layer": "NamingThem", "weight_initializer": {"Initializer": "GlorotUniform"}}
 
 
-def test_options_that_are_passed_on_are_refused_by_name():
+def test_custom_layers_refuse_unknown_options_by_name():
     with pytest.raises(ArgumentError, match="PassingDense takes no argument 'bias'; did you mean use_bias"):
         PassingDense(4, bias=False)
     with pytest.raises(ArgumentError, match="PassingDense needs units"):
         PassingDense(use_bias=False)
 
 
-def test_arguments_that_are_not_kept_are_refused_when_a_model_is_saved_and_shown_otherwise(tmp_path, capsys):
+def test_custom_layers_that_keep_no_argument_cannot_be_saved(tmp_path, capsys):
     model = of(Forgetful(2))
     model.summary()
     assert "Forgetful(…)" in capsys.readouterr().out
@@ -115,7 +117,7 @@ def test_arguments_that_are_not_kept_are_refused_when_a_model_is_saved_and_shown
         model.save(tmp_path / "model.safetensors")
 
 
-def test_arguments_that_no_file_can_hold_are_refused_by_name(tmp_path):
+def test_custom_layers_refuse_arguments_that_no_file_can_hold(tmp_path):
     model = of(Applying(np.tanh))
     with pytest.raises(ConfigurationError, match=r"Applying.function is <ufunc 'tanh'>, which a file cannot hold"):
         model.save(tmp_path / "model.safetensors")
@@ -124,7 +126,7 @@ def test_arguments_that_no_file_can_hold_are_refused_by_name(tmp_path):
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_layers_that_leave_out_super_init_are_refused_by_name():
+def test_custom_layers_without_super_init_are_refused_by_name():
     class Bare(layers.Layer):
         def __init__(self, factor=1.0):
             self.factor = factor
@@ -173,7 +175,7 @@ def returning(loss=None, metric=None):
         (lambda y: (y.mean(), lambda dloss=1.0: dloss / y.size), ShapeError, r"gradient of shape \(\)"),
     ],
 )
-def test_losses_of_ones_own_that_return_another_form_are_refused(loss, error, message):
+def test_custom_losses_that_return_another_form_are_refused(loss, error, message):
     model = returning(loss=loss)
     before = model.state_dict()
     with pytest.raises(error, match=message):
@@ -182,7 +184,7 @@ def test_losses_of_ones_own_that_return_another_form_are_refused(loss, error, me
 
 
 @pytest.mark.parametrize("metric", [lambda y: y.argmax(axis=-1) == 0, lambda y: None, lambda y: "3"])
-def test_metrics_of_ones_own_that_return_no_number_are_refused(metric):
+def test_custom_metrics_that_return_no_number_are_refused(metric):
     with pytest.raises(ConfigurationError, match=r"the metric counted returned .* must return one number"):
         returning(metric=metric).evaluate(X, Y)
 
@@ -190,11 +192,11 @@ def test_metrics_of_ones_own_that_return_no_number_are_refused(metric):
 @pytest.mark.parametrize(
     "metric", [lambda y: 3, lambda y: 3.0, lambda y: np.float32(3), lambda y: (y[:3, 0] > -9).sum()]
 )
-def test_metrics_of_ones_own_may_return_any_number(metric):
+def test_custom_metrics_may_return_any_number(metric):
     assert returning(metric=metric).evaluate(X, Y)["counted"] == 3 / 32
 
 
-def test_schedules_without_a_peak_train_in_fit_and_say_what_a_step_outside_needs():
+def test_custom_schedules_without_a_peak_train_in_fit_alone():
     class Falling(schedules.Schedule):
         def __call__(self, epoch, epochs):
             return 0.1 / (1 + epoch)
@@ -205,7 +207,7 @@ def test_schedules_without_a_peak_train_in_fit_and_say_what_a_step_outside_needs
         model.train_on_batch(X, Y)
 
 
-def test_settings_of_a_model_are_checked_when_they_are_assigned():
+def test_model_settings_are_checked_when_assigned():
     model = of(layers.ReLU())
     for name, value in {"seed": -1, "jit": "no", "allow_tf32": 1, "metrics": ["acuracy"], "loss": "mse"}.items():
         with pytest.raises(ConfigurationError, match=name if name in ("seed", "jit", "allow_tf32") else value[0][:3]):
@@ -219,3 +221,24 @@ def test_settings_of_a_model_are_checked_when_they_are_assigned():
     assert model.evaluate(X, Y)["loss"] == smoothed.evaluate(X, Y)["loss"]
     model.metrics = []
     assert list(model.evaluate(X, Y)) == ["loss"]
+
+
+def test_copied_layer_runs_without_shape_checks_as_the_original_does():
+    """What a class declares decides, not the module that it stands in."""
+    source = inspect.getsource(layers.Dense).replace("class Dense", "class CopiedDense")
+    module = importlib.import_module("gpucnn.layers.dense")
+    namespace = vars(module) | {"__name__": "users_own"}
+    exec(source, namespace)
+    copied = namespace["CopiedDense"]
+    assert copied.__module__ == "users_own"
+    assert copied.shapes_verified
+
+    class Custom(layers.Dense):
+        def build(self, input_shape, rng):
+            return super().build(input_shape, rng)
+
+    assert not Custom.shapes_verified
+    networks = {kind: layers.Sequential([kind(3), layers.ReLU()]) for kind in (layers.Dense, copied, Custom)}
+    for kind, network in networks.items():
+        network.ensure_built((4,), np.random.default_rng(0))
+        assert list(network._declared_shapes) == (["custom"] if kind is Custom else [])

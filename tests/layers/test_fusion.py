@@ -29,7 +29,7 @@ NETWORKS = {
 @pytest.mark.parametrize("backend", ["reference", "numpy"])
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_plan_computes_what_the_layers_say(name, train, backend):
+def test_fusion_computes_what_the_layers_say(name, train, backend):
     """Forward, input gradient and parameter gradients of a `Sequential` are those of its layers one after another."""
     backend = Backend() if backend == "reference" else get_backend(backend)
     network = L.Sequential(NETWORKS[name]())
@@ -58,7 +58,7 @@ def test_the_plan_computes_what_the_layers_say(name, train, backend):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_which_neighbours_are_told_of_each_other():
+def test_fusion_of_neighbours():
     def plan(*made):
         network = L.Sequential(list(made))
         network.ensure_built((8, 8, 3), host_generator(0, "weights"))
@@ -84,7 +84,7 @@ def test_which_neighbours_are_told_of_each_other():
     assert plan(L.Conv2D(4, 3), MyReLU(), L.MaxPool2D(2)) == [(0, alone), (1, alone), (2, alone)]
 
 
-def test_inference_folds_a_norm_into_the_convolution_before_it():
+def test_fusion_folds_batch_norm_into_the_convolution_at_inference():
     def plan(*made):
         network = L.Sequential(list(made))
         network.ensure_built((8, 8, 3), host_generator(0, "weights"))
@@ -107,7 +107,7 @@ def test_inference_folds_a_norm_into_the_convolution_before_it():
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_a_folded_norm_sees_what_was_changed_since(use_bias):
+def test_fusion_sees_what_was_changed_since(use_bias):
     """Weights, statistics and freezing of both layers count at each call, and neither layer is changed by it."""
     model = gpucnn.Model([L.Conv2D(6, 3, use_bias=use_bias), L.BatchNorm(), L.ReLU()], (8, 8, 3), backend="numpy")
     conv, norm, relu = model.layers
@@ -129,7 +129,7 @@ def test_a_folded_norm_sees_what_was_changed_since(use_bias):
         assert all(np.array_equal(value, before[path]) for path, value in model.state_dict().items())
 
 
-def test_a_training_step_lets_go_of_what_it_has_passed():
+def test_training_step_releases_what_backward_has_passed():
     network = L.Sequential([L.Dense(8), L.Tanh(), L.Dense(8)])
     network.ensure_built((8,), host_generator(0, "weights"))
     network.to("numpy", "float32")
@@ -156,13 +156,13 @@ def test_a_training_step_lets_go_of_what_it_has_passed():
         [True, True],
         [True, False],
     ]  # the later layer's array is gone when the earlier one's turn comes
-    with pytest.raises(ConfigurationError, match="walked already"):
+    with pytest.raises(ConfigurationError, match="already called"):
         walk(y)
     y, backward = network.forward(np.ones((4, 8), "float32"), train=True)
     assert np.array_equal(backward(y), backward(y))  # and with the input's gradient it can be walked often
 
 
-def test_a_profile_times_every_layer_and_names_its_method():
+def test_profile_times_every_layer_and_names_its_method():
     model = gpucnn.Model(
         [L.Conv2D(16, 3, padding=1), L.ReLU(), L.Conv2D(32, 3, padding=1), L.ReLU(), L.MaxPool2D(2), L.Flatten()],
         (8, 8, 3),

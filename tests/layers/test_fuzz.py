@@ -32,7 +32,7 @@ from safetensors.numpy import load_file, save
 import gpucnn
 from gpucnn import datasets, layers, optimizers, schedules
 from gpucnn.callbacks import Callback
-from gpucnn.callbacks.defects import DefectWatch, load_report
+from gpucnn.callbacks.defects import TrainingMonitor, load_report
 from gpucnn.callbacks.snapshots import Snapshots, load_snapshots
 from gpucnn.data import folders
 from gpucnn.data.cifar import read_cifar10, read_cifar10_batch
@@ -144,7 +144,7 @@ def history_file(folder):
 
 def defects_file(folder):
     rng = np.random.default_rng(0)
-    watch = DefectWatch((rng.integers(0, 256, (8, 6, 6, 2), dtype=np.uint8), rng.integers(0, 3, 8)), every=1)
+    watch = TrainingMonitor((rng.integers(0, 256, (8, 6, 6, 2), dtype=np.uint8), rng.integers(0, 3, 8)), every=1)
     trained(folder, [watch])
     watch.save(folder)
     return (folder / "defects.json").read_bytes()
@@ -279,20 +279,20 @@ def fuzz(form: Format, wholes, folder, examples: int, change=mutated):
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
-def test_whole_files_load(form, wholes, tmp_path):
+def test_fuzz_intact_files_load(form, wholes, tmp_path):
     if form.name == "png-palette":
         assert b"PLTE" in wholes[form.name]
     assert loads_or_says_why(form, wholes[form.name], tmp_path)
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
-def test_mutated_files_load_or_say_why(form, wholes, tmp_path):
+def test_fuzz_mutated_files_load_or_say_why(form, wholes, tmp_path):
     fuzz(form, wholes, tmp_path, ORDINARY)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS, ids=str)
-def test_many_mutated_files_load_or_say_why(form, wholes, tmp_path):
+def test_fuzz_many_mutated_files_load_or_say_why(form, wholes, tmp_path):
     fuzz(form, wholes, tmp_path, MANY)
 
 
@@ -376,12 +376,12 @@ def fuzz_descriptions(model_described, folder, examples):
     fuzz(form, {form.name: None}, folder, examples, files)
 
 
-def test_changed_descriptions_load_or_say_why(model_described, tmp_path):
+def test_fuzz_changed_descriptions_load_or_say_why(model_described, tmp_path):
     fuzz_descriptions(model_described, tmp_path, ORDINARY)
 
 
 @pytest.mark.slow
-def test_many_changed_descriptions_load_or_say_why(model_described, tmp_path):
+def test_fuzz_many_changed_descriptions_load_or_say_why(model_described, tmp_path):
     fuzz_descriptions(model_described, tmp_path, MANY)
 
 
@@ -394,13 +394,13 @@ def fuzz_json(form, wholes, folder, examples):
 
 
 @pytest.mark.parametrize("form", [form for form in JSON_FILES if form.name != "settings"], ids=str)
-def test_changed_json_loads_or_says_why(form, wholes, tmp_path):
+def test_fuzz_changed_json_loads_or_says_why(form, wholes, tmp_path):
     fuzz_json(form, wholes, tmp_path, ORDINARY)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [form for form in JSON_FILES if form.name != "settings"], ids=str)
-def test_much_changed_json_loads_or_says_why(form, wholes, tmp_path):
+def test_fuzz_much_changed_json_loads_or_says_why(form, wholes, tmp_path):
     fuzz_json(form, wholes, tmp_path, MANY)
 
 
@@ -408,7 +408,7 @@ def test_much_changed_json_loads_or_says_why(form, wholes, tmp_path):
 
 
 @pytest.mark.parametrize("form", [*JSON_FILES, *(f for f in FORMATS if f.name in ("model", "snapshots"))], ids=str)
-def test_descriptions_nested_without_end(form, wholes, tmp_path):
+def test_descriptions_nested_too_deep_are_refused(form, wholes, tmp_path):
     deep = "[" * 100_000
     data = deep.encode()
     if form.file.endswith(".safetensors"):
@@ -429,9 +429,7 @@ def test_descriptions_nested_without_end(form, wholes, tmp_path):
     ],
     ids=lambda value: str(value),
 )
-def test_a_description_of_more_than_the_file_holds_is_refused_before_anything_is_made(
-    model_described, tmp_path, path, value
-):
+def test_description_of_more_than_the_file_holds_is_refused_at_once(model_described, tmp_path, path, value):
     description, arrays = json.loads(json.dumps(model_described[0])), model_described[1]
     inside = description
     for key in path[:-1]:
@@ -441,7 +439,7 @@ def test_a_description_of_more_than_the_file_holds_is_refused_before_anything_is
     assert not loads_or_says_why(form, save(arrays, metadata={"gpucnn": json.dumps(description)}), tmp_path)
 
 
-def test_a_description_with_layers_without_end(model_described, tmp_path):
+def test_description_with_too_many_layers_is_refused(model_described, tmp_path):
     """Each allowed for itself, and together more than the file holds."""
     description, arrays = json.loads(json.dumps(model_described[0])), model_described[1]
     description["network"]["layers"][6:7] = [{"Layer": "Dense", "units": 30} for _ in range(3000)]
@@ -473,7 +471,7 @@ def test_archives_with_members_that_lead_elsewhere(tmp_path, kind):
     assert (sorted(os.listdir(tmp_path)), sorted(os.listdir(folder))) == before
 
 
-def test_a_gzip_bomb_is_refused_in_little_memory(tmp_path):
+def test_gzip_bomb_is_refused_in_little_memory(tmp_path):
     """A header of small images, and 256 megabytes of zeros behind them."""
     path = tmp_path / "i.gz"
     with gzip.open(path, "wb", compresslevel=9) as file:
@@ -484,7 +482,7 @@ def test_a_gzip_bomb_is_refused_in_little_memory(tmp_path):
     assert not loads_or_says_why(form, path.read_bytes(), tmp_path)
 
 
-def test_an_archive_bomb_is_refused_in_little_memory(tmp_path):
+def test_archive_bomb_is_refused_in_little_memory(tmp_path):
     with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as tar:
         member = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
         member.size = 1 << 27
@@ -493,7 +491,7 @@ def test_an_archive_bomb_is_refused_in_little_memory(tmp_path):
     assert not loads_or_says_why(form, (tmp_path / "cifar-10-binary.tar.gz").read_bytes(), tmp_path)
 
 
-def test_a_picture_bomb_is_refused(tmp_path):
+def test_image_bomb_is_refused(tmp_path):
     """65,000 by 65,000 pixels in a file of some kilobytes."""
     header = struct.pack(">IIBBBBB", 65_000, 65_000, 1, 0, 0, 0, 0)
     whole = picture("PNG", "1")(None)
@@ -558,7 +556,7 @@ LARGEST = [
 
 
 @pytest.mark.parametrize("name", [LARGEST[0], *(pytest.param(name, marks=pytest.mark.slow) for name in LARGEST[1:])])
-def test_the_largest_pictures_are_read_within_the_memory_that_is_said(tmp_path, name):
+def test_images_of_the_largest_size_are_read_within_the_stated_memory(tmp_path, name):
     """By the package's own limits, and by what the process holds."""
     path = largest(tmp_path / "largest", name)
     assert path.stat().st_size < 1 << 28
@@ -568,7 +566,7 @@ def test_the_largest_pictures_are_read_within_the_memory_that_is_said(tmp_path, 
 
 
 @pytest.mark.parametrize("size", [(9000, 9000), (70_000, 1)])
-def test_larger_pictures_are_refused_before_they_are_decoded(tmp_path, size):
+def test_images_that_are_larger_are_refused_before_decoding(tmp_path, size):
     path = tmp_path / "a.png"
     Image.new("1", size).save(path)
     peak, said = peak_of_reading(path)
@@ -576,7 +574,7 @@ def test_larger_pictures_are_refused_before_they_are_decoded(tmp_path, size):
     assert peak < MEMORY
 
 
-def test_a_file_that_is_no_picture_of_any_size_is_not_read(tmp_path):
+def test_image_files_of_other_content_are_not_read(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(picture("PNG", "RGB")(None))
     os.truncate(path, 3 << 30)

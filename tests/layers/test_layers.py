@@ -41,13 +41,13 @@ def run(case, layer, x, dy=None):
     }
 
 
-def test_every_layer_has_a_row():
+def test_layers_are_all_tested():
     tried = {type(case.make()) for case in CASES}
     shipped = {kind for kind in vars(layers).values() if isinstance(kind, type) and issubclass(kind, layers.Layer)}
     assert shipped - {layers.Layer} == tried
 
 
-def test_rows_have_names_of_their_own():
+def test_cases_have_unique_names():
     assert len({case.name for case in CASES}) == len(CASES)
 
 
@@ -128,7 +128,7 @@ def test_inputs_are_unchanged(case):
 
 
 @every_case
-def test_used_twice_adds_gradients(case):
+def test_gradients_add_up_over_two_uses(case):
     layer, x = built(case), inputs(case)
     state = layer.state_dict()
     once = run(case, layer, x)
@@ -150,14 +150,14 @@ def test_inference_changes_no_state(case):
 
 
 @every_case
-def test_two_runs_give_the_same_bits(case, backend):
+def test_repeated_passes_give_the_same_bits(case, backend):
     first, second = (run(case, built(case, backend, "float32"), inputs(case, "float32")) for _ in range(2))
     for what, array in first.items():
         assert array.tobytes() == second[what].tobytes(), what
 
 
 @every_case
-def test_state_survives_a_move(case, backend):
+def test_layer_state_survives_moving_to_another_backend(case, backend):
     layer = built(case, dtype="float32")
     before = layer.state_dict()
     after = layer.to(backend).to("numpy").state_dict()
@@ -167,7 +167,7 @@ def test_state_survives_a_move(case, backend):
 
 
 @every_case
-def test_saved_on_one_backend_and_loaded_on_another(case, backend, tmp_path):
+def test_layer_state_saved_on_one_backend_loads_on_another(case, backend, tmp_path):
     model = gpucnn.Model([built(case)], case.input_shape, backend=backend)
     model.save(tmp_path / "model.safetensors")
     loaded = gpucnn.load(tmp_path / "model.safetensors", backend="numpy")
@@ -191,7 +191,7 @@ def test_channels_that_cannot_be_padded(numbers):
 
 
 @pytest.mark.parametrize("batch", [2, 9])
-def test_of_equal_elements_the_first_wins(backend, batch):
+def test_max_pool_of_equal_elements_takes_the_first(backend, batch):
     """Black margins and flat skies are full of them, and backends are to agree on them."""
     layer = layers.MaxPool2D(2)
     layer.ensure_built((4, 6, 3), None)
@@ -210,7 +210,7 @@ def test_of_equal_elements_the_first_wins(backend, batch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_softmax_of_huge_logits(backend, dtype):
+def test_softmax_of_huge_logits(backend, dtype):
     layer = layers.Softmax()
     layer.ensure_built((3,), None)
     layer.to(backend, dtype)

@@ -116,7 +116,7 @@ ROWS |= {
 every_row = pytest.mark.parametrize("row", ROWS)
 
 
-def test_every_loss_has_a_row():
+def test_losses_are_all_tested():
     shipped = {kind for kind in vars(losses).values() if isinstance(kind, type) and issubclass(kind, losses.Loss)}
     assert {type(row[0]) for row in ROWS.values()} == shipped - {losses.Loss}
 
@@ -190,7 +190,7 @@ def test_cross_entropy_of_a_map_is_that_of_its_positions_as_samples(last, backen
         assert weights == pytest.approx(found[0][1], rel=1e-10)
 
 
-def test_a_probability_of_zero_has_a_finite_loss():
+def test_probability_of_zero_has_a_finite_loss():
     loss, backward = losses.CategoricalCrossEntropy()(np.array([[0.0, 1.0]], "float32"), np.array([0]))
     assert float(loss) == pytest.approx(-math.log(1e-7), rel=1e-6)
     assert np.abs(backward()).max() == pytest.approx(1e7, rel=1e-6)
@@ -218,7 +218,7 @@ def test_accuracy_counts_right_answers(backend):
         assert int(backend.to_host(accuracy.batch_sum(y, backend.from_host(labels)))) == 2
 
 
-def test_totals_are_means_over_samples_not_over_batches(backend):
+def test_metric_totals_are_means_over_samples_not_over_batches(backend):
     totals = metrics.RunningMeans(backend, [metrics.Accuracy()])
     for loss, outputs, labels in ((1.0, [[0.0, 1.0]] * 3, [1, 1, 0]), (5.0, [[0.0, 1.0]], [1])):
         totals.add(*(backend.from_host(np.array(array)) for array in (loss, outputs, labels)))

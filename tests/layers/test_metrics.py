@@ -156,7 +156,7 @@ class Silent(Top2):
         ([Named("loss")], r"is named 'loss', which the history keeps for numbers of its own \(loss, learning_rate"),
         ([Named("seconds")], "is named 'seconds'"),
         ([Named("val_f1")], "is named 'val_f1'"),
-        ([Named("f1_so_far")], "is named 'f1_so_far'"),
+        ([Named("cumulative_f1")], "is named 'cumulative_f1'"),
         ([Named("")], "the metric Named has no name"),
         ([len], "each of metrics must be a metric or its name, not .* derived from gpucnn.metrics.Metric"),
         ([metrics.Accuracy], r"pass an object, Accuracy\(\)"),
@@ -177,7 +177,7 @@ def test_metrics_that_the_history_cannot_hold_are_refused(chosen, message):
         (None, "loss must be a loss or its name, not None"),
     ],
 )
-def test_a_loss_that_is_not_one_is_refused(loss, message):
+def test_loss_of_another_type_is_refused(loss, message):
     with pytest.raises(ConfigurationError, match=message):
         classes(loss)
 
@@ -200,7 +200,7 @@ class Scripted(callbacks.Callback):
 
 def stopped_after(monitor, values, chosen=("accuracy",), **options):
     """Return the best epoch, and how many there were, where a key of the history takes these values."""
-    stopping = callbacks.EarlyStopping(monitor, patience=2, restore_best=False, **options)
+    stopping = callbacks.EarlyStopping(monitor, patience=2, restore_best_weights=False, **options)
     labels = ONES.argmax(axis=1)
     history = classes(metrics=list(chosen)).fit(
         FEATURES, labels, epochs=len(values), callbacks=[Scripted(monitor, values, stopping)], verbose=0
@@ -216,7 +216,7 @@ RISING, FALLING = [0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1]
     [
         ("val_loss", FALLING, {}),
         ("val_accuracy", RISING, {}),
-        ("accuracy_so_far", RISING, {}),
+        ("cumulative_accuracy", RISING, {}),
         ("val_top_2", RISING, {"chosen": [Top2()]}),
         ("val_score", RISING, {"chosen": [Silent()], "mode": "max"}),
         ("val_score", FALLING, {"chosen": [Silent()], "mode": "min"}),
@@ -224,12 +224,12 @@ RISING, FALLING = [0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1]
         ("learning_rate", FALLING, {}),
     ],
 )
-def test_early_stopping_goes_the_way_of_the_metric(monitor, values, options):
+def test_early_stopping_follows_the_direction_of_the_metric(monitor, values, options):
     assert stopped_after(monitor, values, **options) == (4, 5)
     assert stopped_after(monitor, values[::-1], **options) == (0, 3)
 
 
-def test_a_metric_that_does_not_say_which_way_is_better_is_refused(tmp_path):
+def test_metric_that_does_not_say_which_direction_is_better_is_refused(tmp_path):
     message = (
         r"nobody says whether a larger 'val_score' is better; pass mode=\"max\" or mode=\"min\", or set larger_is_b"
     )
@@ -249,7 +249,7 @@ def test_a_metric_that_does_not_say_which_way_is_better_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("metric", "mode", "best"), [(Top2(), "auto", max), (Silent(), "max", max), (Silent(), "min", min)]
 )
-def test_the_best_model_is_chosen_the_way_of_the_metric(tmp_path, metric, mode, best):
+def test_best_model_follows_the_direction_of_the_metric(tmp_path, metric, mode, best):
     model, labels = classes(metrics=[metric]), ONES.argmax(axis=1)
     model.compile(optimizers.SGD(0.3), metrics=[metric])
     keeper = gpucnn.Checkpoints(tmp_path / "run", monitor=f"val_{metric.name}", mode=mode)

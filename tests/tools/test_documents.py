@@ -181,7 +181,7 @@ def public(module, base):
 def what_there_is():
     """Return the rows of the README's table."""
     base = importlib.import_module("gpucnn.callbacks.base").Callback
-    watch = importlib.import_module("gpucnn.callbacks.defects").DefectWatch
+    watch = importlib.import_module("gpucnn.callbacks.defects").TrainingMonitor
     snapshots = importlib.import_module("gpucnn.callbacks.snapshots").Snapshots
     kinds = {
         "layers": sorted(public(layers, layers.Layer), key=str.lower),

@@ -23,10 +23,10 @@ from tests.helpers import small_model, stripes
 RUN = History(
     {
         "loss": [1.0, 0.5, 0.25],
-        "loss_so_far": [1.0, 0.75, 0.6],
+        "cumulative_loss": [1.0, 0.75, 0.6],
         "val_loss": [0.9, 0.7, 0.5],
         "accuracy": [0.5, 0.75, 1.0],
-        "accuracy_so_far": [0.5, 0.625, 0.75],
+        "cumulative_accuracy": [0.5, 0.625, 0.75],
     }
 )
 
@@ -63,56 +63,56 @@ def colour_model():
 # --- curves -----------------------------------------------------------------------------------
 
 
-def test_the_error_of_every_epoch_with_the_test_error_across():
-    (axes,) = plots.error(RUN, 0.375).axes
+def test_loss_curve_has_final_test_loss():
+    (axes,) = plots.loss(RUN, 0.375).axes
     assert lines(axes) == {
-        "training, an epoch at a time": [1.0, 0.5, 0.25],
+        "train": [1.0, 0.5, 0.25],
         "validation": [0.9, 0.7, 0.5],
         "test, after the last epoch: 0.3750": [0.375, 0.375],
     }
     assert axes.lines[0].get_xdata().tolist() == [1, 2, 3]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "error (mean loss)")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "loss")
     assert all(tick == int(tick) for tick in axes.get_xticks())
-    assert "test" not in str(lines(plots.error(RUN).axes[0]))
+    assert "test" not in str(lines(plots.loss(RUN).axes[0]))
 
 
-def test_accuracy_an_epoch_at_a_time_and_over_all_samples_so_far():
+def test_accuracy_curve_has_cumulative_mean():
     (axes,) = plots.accuracy(RUN, 0.9876).axes
     assert lines(axes) == {
-        "training, an epoch at a time": [50.0, 75.0, 100.0],
-        "training, all samples so far": [50.0, 62.5, 75.0],
+        "train": [50.0, 75.0, 100.0],
+        "train (cumulative mean)": [50.0, 62.5, 75.0],
         "test, after the last epoch: 98.76 %": [98.76, 98.76],
     }
 
 
-def test_a_history_has_the_test_scores_across():
+def test_history_has_test_scores_as_lines():
     loss, accuracy = plots.history(RUN, test={"loss": 0.5, "accuracy": 0.75}).axes
     assert lines(loss)["test, after the last epoch: 0.5000"] == [0.5, 0.5]
     assert lines(accuracy)["test, after the last epoch: 75.00 %"] == [75, 75]
 
 
-def test_a_key_that_the_history_does_not_hold():
+def test_curve_without_metric_is_rejected():
     with pytest.raises(ConfigurationError, match=r"holds no 'accuracy' to draw, only loss; compile .*\['accuracy'\]"):
         plots.accuracy(History({"loss": [1.0]}))
     with pytest.raises(ConfigurationError, match="holds no epoch to draw"):
-        plots.error(History())
+        plots.loss(History())
 
 
-def test_several_runs_with_mean_deviation_and_interval():
+def test_runs_have_mean_std_and_confidence_interval():
     curves = [[0.1, 0.5], [0.2, 0.5, 0.9], [0.6, 0.8]]
     (axes,) = plots.runs([History({"accuracy": curve}) for curve in curves]).axes
     assert [line.get_ydata().tolist() for line in axes.lines[:3]] == [[100 * v for v in curve] for curve in curves]
     np.testing.assert_allclose(lines(axes)["mean"], [30, 60])  # as far as every run goes
-    deviation = np.std([[10, 50], [20, 50], [60, 80]], axis=0, ddof=1)
-    half = 4.302653 * deviation / np.sqrt(3)  # t for 2 degrees of freedom, 97.5 %
+    std = np.std([[10, 50], [20, 50], [60, 80]], axis=0, ddof=1)
+    half = 4.302653 * std / np.sqrt(3)  # t for 2 degrees of freedom, 97.5 %
     bands = {band.get_label(): band.get_paths()[0].vertices for band in axes.collections}
-    for label, width in (("± 1 standard deviation of the runs", deviation), ("95 % interval of the mean", half)):
+    for label, width in (("± 1 standard deviation of the runs", std), ("95 % confidence interval of the mean", half)):
         at_two = bands[label][bands[label][:, 0] == 2, 1]
         np.testing.assert_allclose([at_two.min(), at_two.max()], [60 - width[1], 60 + width[1]], rtol=1e-6)
     assert axes.get_title() == "3 runs"
 
 
-def test_runs_that_break_down_are_drawn_but_not_averaged():
+def test_runs_with_nan_are_drawn_but_not_averaged():
     curves = [{"loss": [1.0, 0.5]}, {"loss": [3.0, 0.7]}, {"loss": [9.0, float("nan")]}]
     (axes,) = plots.runs(curves, "loss").axes
     np.testing.assert_allclose(lines(axes)["mean"], [2.0, 0.6])
@@ -120,37 +120,37 @@ def test_runs_that_break_down_are_drawn_but_not_averaged():
     assert axes.get_title() == "3 runs, mean of the 2 whose values are finite"
     (axes,) = plots.runs(curves[2:], "loss").axes
     assert len(axes.lines) == 1
-    assert axes.get_title() == "1 run, none of finite values alone"
+    assert axes.get_title() == "1 run; none has only finite values"
     (axes,) = plots.runs(curves[:1], "loss").axes
     assert (axes.get_title(), len(axes.collections)) == ("1 run", 0)
 
 
-def test_runs_without_the_number():
+def test_runs_without_metric_are_rejected():
     with pytest.raises(ConfigurationError, match="run 1 has no 'accuracy' to draw; it has loss"):
         plots.runs([RUN, History({"loss": [1.0]})])
     with pytest.raises(ConfigurationError, match="there are no runs to draw"):
         plots.runs([])
 
 
-def test_what_a_watch_saw():
+def test_observations_are_curves():
     seen = [
         {"step": 50, "accuracy": 0.25, "one_class": 0.5, "dead": {"relu": 0.0, "relu_1": 0.75}},
         {"step": 90, "accuracy": 0.5, "one_class": 0.2, "dead": {"relu": 0.1, "relu_1": 0.0}},
     ]
-    (axes,) = plots.looks(seen).axes
+    (axes,) = plots.observations(seen).axes
     assert lines(axes) == {
-        "accuracy on the probe": [25, 50],
-        "share of the class predicted most": [50, 20],
-        "share of units that never fire, in the worst layer": [75, 10],
+        "accuracy on the monitoring subset": [25, 50],
+        "most-predicted class (% of predictions)": [50, 20],
+        "dead units in the worst layer": [75, 10],
     }
     assert axes.lines[0].get_xdata().tolist() == [50, 90]
-    (axes,) = plots.looks([{**seen[0], "dead": {}}]).axes
+    (axes,) = plots.observations([{**seen[0], "dead": {}}]).axes
     assert len(axes.lines) == 2
-    with pytest.raises(ConfigurationError, match="there are no looks to draw"):
-        plots.looks([])
+    with pytest.raises(ConfigurationError, match="there are no observations to draw"):
+        plots.observations([])
 
 
-def test_a_figure_for_a_page():
+def test_inline_svg_of_a_figure():
     """Ids and references of its own, letters as text, the page's colours, and nothing that a policy forbids."""
     figures = [inline_svg(plots.accuracy(RUN, 0.9), prefix, 'the "accuracy" & more') for prefix in ("a", "b")]
     ids = []
@@ -174,7 +174,7 @@ def test_a_figure_for_a_page():
 # --- filters ----------------------------------------------------------------------------------
 
 
-def test_grey_filters_on_one_symmetric_scale(backend):
+def test_filters_share_a_symmetric_scale(backend):
     model = small_model(backend=backend)
     weight = model.state_dict()["conv2d.weight"]
     axes, scale = plots.filters(model).axes
@@ -187,20 +187,20 @@ def test_grey_filters_on_one_symmetric_scale(backend):
     assert scale.get_ylabel() == "weight"
 
 
-def test_filters_of_coloured_images_are_scaled_each_for_itself():
+def test_filters_of_colour_images_have_their_own_scales():
     model = colour_model()
     weight = model.state_dict()["conv2d.weight"]
     figure = plots.filters(model)
     (axes,) = figure.axes
     for f, tile in enumerate(tiles(axes)):
         np.testing.assert_allclose(tile, 0.5 + weight[..., f] / (2 * abs(weight[..., f]).max()))
-    assert "each scaled for itself: mid-grey is 0" in figure.get_suptitle()
+    assert "each on its own scale: mid-grey is 0" in figure.get_suptitle()
 
 
 def test_filters_of_many_channels_are_rows():
     model = colour_model()
     weight = model.state_dict()["sequential.conv2d.weight"]  # (3, 2, 5, 20)
-    figure = plots.filters(model, "sequential.conv2d", most=4)
+    figure = plots.filters(model, "sequential.conv2d", max_tiles=4)
     axes = figure.axes[0]
     assert len(axes.images) == 16
     for place, image in enumerate(axes.images):
@@ -213,17 +213,17 @@ def test_filters_of_many_channels_are_rows():
     assert len(set(tops)) == 4  # rows
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("input channel", "filter")
     assert "shown: 4 of 20 filters, 4 of 5 input channels" in figure.get_suptitle()
-    assert "shown" not in plots.filters(model, "sequential.conv2d", most=20).get_suptitle()
+    assert "shown" not in plots.filters(model, "sequential.conv2d", max_tiles=20).get_suptitle()
 
 
-def test_a_convolution_that_is_not_there():
+def test_filters_of_unknown_convolution_are_rejected():
     with pytest.raises(ConfigurationError, match=r"no convolution named 'dense'; there are conv2d, sequential\.conv2d"):
         plots.filters(colour_model(), "dense")
-    with pytest.raises(ConfigurationError, match="there is no convolution here"):
+    with pytest.raises(ConfigurationError, match="there is no convolution whose"):
         plots.filters(gpucnn.Model([layers.Dense(2)], (4,)))
 
 
-def test_weights_that_are_all_zero_or_not_finite_are_drawn():
+def test_filters_of_zero_or_nan_weights_are_drawn():
     weight = np.zeros((3, 3, 1, 2))
     assert plots.filters({"conv2d.weight": weight}).axes[0].images[0].get_clim() == (-1, 1)
     weight[0, 0, 0, 0], weight[1, 1, 0, 1] = np.nan, -2
@@ -252,7 +252,7 @@ def test_filters_by_epoch_share_one_scale(snapshots):
 
 
 def test_filters_by_epoch_of_one_input_channel(snapshots):
-    figure = plots.filters_by_epoch(snapshots.epochs, "conv2d_1", channel=3, most=2)
+    figure = plots.filters_by_epoch(snapshots.epochs, "conv2d_1", channel=3, max_tiles=2)
     axes = figure.axes[0]
     wanted = [snapshots.epochs[epoch]["conv2d_1.weight"][:, :, 3, f] for f in (0, 1) for epoch in (0, 3)]
     for image, weight in zip(axes.images, wanted, strict=True):
@@ -265,13 +265,13 @@ def test_filters_by_epoch_of_one_input_channel(snapshots):
         plots.filters_by_epoch({})
 
 
-def test_coloured_filters_by_epoch_share_one_scale():
+def test_filters_by_epoch_in_colour_share_one_scale():
     small, large = np.full((2, 2, 3, 1), 0.5), np.full((2, 2, 3, 1), -2.0)
     axes = plots.filters_by_epoch({0: {"conv2d.weight": small}, 1: {"conv2d.weight": large}}).axes[0]
     assert [tile[0, 0, 0] for tile in tiles(axes)] == [0.625, 0.0]
 
 
-def test_an_animation_has_a_frame_an_epoch(tmp_path):
+def test_animation_has_one_frame_per_epoch(tmp_path):
     light, dark = np.ones((1, 1, 1, 1)), -np.ones((1, 1, 1, 1))
     epochs = {0: {"conv2d.weight": light}, 1: {"conv2d.weight": 0 * light}, 2: {"conv2d.weight": dark}}
     plots.animate_filters(epochs, tmp_path / "a.gif", frames_per_second=10)
@@ -289,10 +289,10 @@ def test_an_animation_has_a_frame_an_epoch(tmp_path):
     assert [frame[row, column] for frame in frames] == pytest.approx([255, 128, 0], abs=3)
 
 
-def test_an_animation_is_a_gif(tmp_path, snapshots):
-    with pytest.raises(ConfigurationError, match=r"a.png: an animation is written as a GIF"):
+def test_animation_is_a_gif(tmp_path, snapshots):
+    with pytest.raises(ConfigurationError, match=r"a.png: animations are written as GIF"):
         plots.animate_filters(snapshots, tmp_path / "a.png")
-    with pytest.raises(ConfigurationError, match="frames_per_second must be above 0, not 0"):
+    with pytest.raises(ConfigurationError, match="frames_per_second must be a number that is above 0, not 0"):
         plots.animate_filters(snapshots, tmp_path / "a.gif", frames_per_second=0)
     with pytest.raises(ConfigurationError, match=r"cannot write .*a.gif \(No such file or directory\)"):
         plots.animate_filters(snapshots, tmp_path / "nowhere" / "a.gif")
@@ -301,10 +301,10 @@ def test_an_animation_is_a_gif(tmp_path, snapshots):
 # --- feature maps -----------------------------------------------------------------------------
 
 
-def test_the_image_after_every_layer(backend):
+def test_feature_maps_of_every_layer(backend):
     model = colour_model().to(backend)
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
-    figure = plots.feature_maps(model, image, [f"class {k}" for k in range(12)], most=6)
+    figure = plots.feature_maps(model, image, [f"class {k}" for k in range(12)], max_maps=6)
     *rows, bars = figure.axes
     np.testing.assert_allclose(tiles(rows[0])[0], image / 255)
     twin = colour_model()  # of the same seed
@@ -329,7 +329,7 @@ def test_the_image_after_every_layer(backend):
     assert bars.get_title() == "softmax, 10 of 12 classes"
 
 
-def test_a_few_classes_stand_in_their_order_and_the_largest_is_marked():
+def test_feature_maps_bars_keep_class_order():
     model = small_model()
     model.class_names = ["across", "down", "$slant$"]
     image = stripes(1)[0][0]
@@ -341,24 +341,24 @@ def test_a_few_classes_stand_in_their_order_and_the_largest_is_marked():
     assert [colours.count(colour) for colour in colours] == [1 if k == probabilities.argmax() else 2 for k in range(3)]
 
 
-def test_a_network_that_ends_with_an_image_has_no_bars():
+def test_feature_maps_without_dense_outputs_have_no_bars():
     model = gpucnn.Model([layers.Conv2D(2, 3)], (5, 5, 1))
     assert len(plots.feature_maps(model, np.zeros((5, 5, 1), np.uint8)).axes) == 2
 
 
-def test_images_that_a_model_does_not_take():
+def test_feature_maps_reject_other_images():
     with pytest.raises(ShapeError, match=r"image has shape \(1, 28, 28\), the model takes \(N, 8, 8, 3\)"):
         plots.feature_maps(colour_model(), np.zeros((28, 28), np.uint8))
-    with pytest.raises(ConfigurationError, match=r"takes inputs of shape \(4,\), which are no images"):
+    with pytest.raises(ConfigurationError, match=r"takes inputs of shape \(4,\), which are not images"):
         plots.feature_maps(gpucnn.Model([layers.Dense(2)], (4,)), np.zeros(4))
-    with pytest.raises(ConfigurationError, match="most must be a positive integer, not 0"):
-        plots.feature_maps(colour_model(), np.zeros((8, 8, 3)), most=0)
+    with pytest.raises(ConfigurationError, match="max_maps must be a positive integer, not 0"):
+        plots.feature_maps(colour_model(), np.zeros((8, 8, 3)), max_maps=0)
 
 
 # --- predictions ------------------------------------------------------------------------------
 
 
-def test_a_confusion_matrix_counts_rows_as_truth():
+def test_confusion_matrix_rows_are_true_classes():
     assert plots.confusion_matrix([0, 0, 1, 2], [0, 2, 1, 1], 4).tolist() == [
         [1, 0, 1, 0],
         [0, 1, 0, 0],
@@ -369,16 +369,16 @@ def test_a_confusion_matrix_counts_rows_as_truth():
     assert plots.confusion_matrix([0, 0], probabilities).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
 
 
-def test_what_cannot_be_counted():
+def test_confusion_matrix_rejects_other_labels():
     with pytest.raises(ShapeError, match=r"labels have shape \(2,\) and predictions \(3,\)"):
         plots.confusion_matrix([0, 1], [0, 1, 2])
-    with pytest.raises(DataError, match="class numbers go from 0 to 5; expected 0 to 2, for 3 classes"):
+    with pytest.raises(DataError, match="class indices go from 0 to 5; expected 0 to 2, for 3 classes"):
         plots.confusion_matrix([0, 5], [[0.1, 0.8, 0.1]] * 2)
     with pytest.raises(DataError, match="there are no labels to count"):
         plots.confusion_matrix([], [])
 
 
-def test_a_confusion_matrix_is_drawn_with_counts_and_shares():
+def test_confusion_has_counts_and_percentages():
     matrix = np.array([[3, 1, 0], [0, 2000, 0], [0, 0, 0]])
     figure = plots.confusion(matrix, ["cat", "$dog", "owl"])
     axes = figure.axes[0]
@@ -392,24 +392,24 @@ def test_a_confusion_matrix_is_drawn_with_counts_and_shares():
     }
     assert words(axes.get_xticklabels()) == words(axes.get_yticklabels()) == ["cat", r"\$dog", "owl"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
-    assert figure.get_suptitle() == "2,003 of 2,004 right: 99.95 %"
+    assert figure.get_suptitle() == "Confusion matrix (accuracy 99.95 %)"
 
 
-def test_a_large_confusion_matrix_has_no_numbers():
+def test_confusion_of_many_classes_has_no_numbers():
     axes = plots.confusion(np.eye(100, dtype=int)).axes[0]
     assert len(axes.texts) == 0
     assert len(axes.get_xticklabels()) == 100
     assert len(plots.confusion(np.eye(250, dtype=int)).axes[0].get_xticks()) <= 100
 
 
-def test_a_matrix_that_is_none():
+def test_confusion_rejects_other_matrices():
     with pytest.raises(ShapeError, match=r"a confusion matrix is square, .*, not \(2, 3\)"):
         plots.confusion(np.zeros((2, 3)))
     with pytest.raises(ShapeError, match="there are 1 class names for 2 classes"):
         plots.confusion(np.eye(2), ["one"])
 
 
-def test_the_most_confident_mistakes_come_first():
+def test_mistakes_are_sorted_by_confidence():
     images = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4, 1)
     probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7], [0.0004, 0.9996]])
     labels = np.array([0, 1, 0, 0, 0])  # the first is right
@@ -428,13 +428,13 @@ def test_the_most_confident_mistakes_come_first():
     assert last.get_title() == "true: 1\npredicted: 0\n60.0 %"
 
 
-def test_no_mistakes_at_all():
+def test_mistakes_of_a_perfect_model():
     figure = plots.mistakes(np.zeros((2, 4, 4, 1)), np.array([0, 1]), np.eye(2))
     assert figure.get_suptitle().startswith("no mistakes among 2 images")
     assert figure.axes == []
 
 
-def test_mistakes_need_what_goes_together():
+def test_mistakes_reject_shapes_that_do_not_match():
     images, labels, probabilities = np.zeros((2, 4, 4, 1)), np.array([0, 1]), np.eye(2)
     with pytest.raises(ConfigurationError, match="count must be a positive integer, not 0"):
         plots.mistakes(images, labels, probabilities, count=0)
@@ -483,7 +483,7 @@ def test_histograms_of_a_model_show_its_gradients(backend):
     assert list(plots.parameter_values(model, gradients=False)) == list(model.parameters())
 
 
-def test_histograms_that_were_kept_beside_others_with_other_bins():
+def test_histograms_with_other_bins_are_compared():
     """Values within a bin count as evenly spread; with the bins of the drawing itself nothing is lost."""
     kept = {"w": {"counts": [4, 0, 12], "edges": [0.0, 1.0, 2.0, 3.0], "not_finite": 4}}
     wide = {"w": {"counts": [10, 30], "edges": [0.0, 4.0, 8.0], "not_finite": 0}}
@@ -498,7 +498,7 @@ def test_histograms_that_were_kept_beside_others_with_other_bins():
     assert axes.get_title() == "w\n4 of 20 not finite"
 
 
-def test_values_that_are_all_one_are_drawn_at_their_place():
+def test_histograms_of_equal_values_are_drawn():
     """Such as the gradients of a dead network: they must not hide those that they are drawn beside."""
     alive = {"w gradient": np.array([-1e-4, 0.0, 1e-4])}
     layer = layers.Dense(1)
@@ -514,7 +514,7 @@ def test_values_that_are_all_one_are_drawn_at_their_place():
     assert line.values[place].tolist() == [100]
 
 
-def test_kept_histograms_are_drawn_as_the_values_are():
+def test_histograms_of_a_watch_match_their_values():
     model = small_model()
     model.train_on_batch(*stripes(20))
     kept = defects.histograms(model)
@@ -542,7 +542,7 @@ def every_picture(snapshots):
     model = small_model()
     probabilities = model.predict(images)
     yield "history", lambda path: plots.history(RUN, path=path)
-    yield "error", lambda path: plots.error(RUN, path=path)
+    yield "loss", lambda path: plots.loss(RUN, path=path)
     yield "accuracy", lambda path: plots.accuracy(RUN, path=path)
     yield "runs", lambda path: plots.runs([RUN, RUN], path=path)
     yield "filters", lambda path: plots.filters(model, path=path)
@@ -553,7 +553,7 @@ def every_picture(snapshots):
     yield "histograms", lambda path: plots.histograms(model, model, path=path)
 
 
-def test_every_picture_is_saved_by_the_ending_of_its_name(tmp_path, snapshots):
+def test_pictures_are_saved_by_extension(tmp_path, snapshots):
     for name, draw in every_picture(snapshots):
         draw(tmp_path / f"{name}.png")
         draw(tmp_path / f"{name}.svg")
@@ -563,21 +563,21 @@ def test_every_picture_is_saved_by_the_ending_of_its_name(tmp_path, snapshots):
         assert "<svg" in (tmp_path / f"{name}.svg").read_text()[:1000]
 
 
-def test_names_that_cannot_be_written(tmp_path):
+def test_pictures_reject_other_extensions(tmp_path):
     with pytest.raises(
         ConfigurationError, match=r"a.bmp2: pictures cannot be written as \.bmp2; expected .* \.png, \.svg"
     ):
-        plots.error(RUN, path=tmp_path / "a.bmp2")
-    with pytest.raises(ConfigurationError, match=r"picture: pictures cannot be written as a name without ending"):
-        plots.error(RUN, path=tmp_path / "picture")
+        plots.loss(RUN, path=tmp_path / "a.bmp2")
+    with pytest.raises(ConfigurationError, match=r"picture: pictures cannot be written as a file without extension"):
+        plots.loss(RUN, path=tmp_path / "picture")
     with pytest.raises(ConfigurationError, match=r"cannot write .*a.png \(No such file or directory\); the folder"):
-        plots.error(RUN, path=tmp_path / "nowhere" / "a.png")
+        plots.loss(RUN, path=tmp_path / "nowhere" / "a.png")
 
 
 # Where pictures are shown
 
 
-def test_a_figure_shows_itself_in_a_notebook():
+def test_picture_is_displayed_in_a_notebook():
     """Without `%matplotlib inline`; pyplot, which would show it a second time, knows nothing of it."""
     figure = plots.history(History({"loss": [1.0, 0.5], "accuracy": [0.5, 0.75]}))
     assert figure._repr_png_().startswith(b"\x89PNG")
@@ -588,7 +588,7 @@ def test_a_figure_shows_itself_in_a_notebook():
 
 
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline_missing.backend_inline", "nonsense"])
-def test_a_picture_needs_no_backend(tmp_path, backend):
+def test_picture_needs_no_matplotlib_backend(tmp_path, backend):
     """A command that a notebook starts inherits its MPLBACKEND, which another environment need not have."""
     script = (
         "import os\nfrom gpucnn import plots\nfrom gpucnn.training.history import History\n"

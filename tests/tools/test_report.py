@@ -19,11 +19,11 @@ from safetensors.numpy import load_file, save_file
 
 import gpucnn
 from gpucnn import layers, losses, optimizers, report
-from gpucnn.callbacks.defects import DefectWatch
+from gpucnn.callbacks.defects import TrainingMonitor
 from gpucnn.callbacks.snapshots import load_snapshots
 from gpucnn.core.text import duration
-from gpucnn.errors import CheckpointError, ConfigurationError, DataError, OutOfMemory
-from gpucnn.report.feature_maps import choose
+from gpucnn.errors import CheckpointError, ConfigurationError, DataError, OutOfMemoryError
+from gpucnn.report.feature_maps import choose_images
 from gpucnn.runs.folder import Predicted
 from gpucnn.runs.statistics import Runs
 from gpucnn.saving.tree import read_tensors
@@ -186,7 +186,7 @@ def coloured_page(coloured):
 # --- the head and the configuration -----------------------------------------------------------
 
 
-def test_the_head_and_the_configuration(page, made, model):
+def test_headline_and_settings(page, made, model):
     settings = json.loads((made / "config.json").read_text())
     history = json.loads((made / "history.json").read_text())
     found = facts(page)
@@ -247,9 +247,9 @@ def scale_of(svg, axis):
 
 @pytest.mark.parametrize(
     ("number", "keys", "test", "unit"),
-    [(0, ["accuracy", "accuracy_so_far"], "accuracy", 100.0), (1, ["loss"], "loss", 1.0)],
+    [(0, ["accuracy", "cumulative_accuracy"], "accuracy", 100.0), (1, ["loss"], "loss", 1.0)],
 )
-def test_the_curves_are_those_of_the_history(page, made, number, keys, test, unit):
+def test_curves_are_those_of_the_history(page, made, number, keys, test, unit):
     history = json.loads((made / "history.json").read_text())
     final = json.loads((made / "config.json").read_text())["test"][test]
     svg = section(page, "training").all("svg")[number]
@@ -263,21 +263,21 @@ def test_the_curves_are_those_of_the_history(page, made, number, keys, test, uni
     np.testing.assert_allclose(np.polyval(scale_of(svg, "y"), across[:, 1]), unit * final, atol=1e-4 * span)
 
 
-def test_the_numbers_of_every_epoch(page, made):
+def test_curves_table_of_all_epochs(page, made):
     history = json.loads((made / "history.json").read_text())
     table = section(page, "training").one("table")
     assert [heading.text for heading in table.all("th", scope="col")] == [
         "epoch",
         "accuracy",
-        "so far",
-        "error",
+        "accuracy (cumulative mean)",
+        "loss",
         "time",
     ]
     found = rows(table)
     assert [line[0] for line in found] == ["1", "2", "3"]
     for epoch, line in enumerate(found):
         assert line[1] == f"{100 * history['accuracy'][epoch]:.2f} %"
-        assert line[2] == f"{100 * history['accuracy_so_far'][epoch]:.2f} %"
+        assert line[2] == f"{100 * history['cumulative_accuracy'][epoch]:.2f} %"
         assert line[3] == f"{history['loss'][epoch]:.4f}"
 
 
@@ -294,7 +294,7 @@ def test_figures_follow_the_page(page):
 # --- the layers -------------------------------------------------------------------------------
 
 
-def test_the_table_of_layers_is_that_of_the_model(page, model, profiles):
+def test_layers_table_is_that_of_the_model(page, model, profiles):
     (profile,) = profiles
     part = section(page, "layers")
     *found, whole = rows(part.one("table"))
@@ -317,14 +317,14 @@ def test_the_table_of_layers_is_that_of_the_model(page, model, profiles):
     assert convolution[3] == f"{2 * 50 * 2 * 28 * 28 * 6 * 25 / 1e6:,.1f}"  # products, twice: its input has no gradient
     assert whole[2] == "61,706"
     assert whole[7] == "100.0 %"
-    assert "Timed when this report was made" in part.text
+    assert "Timed for this report" in part.text
     assert "a batch of 50 random inputs on numpy" in part.text
 
 
 # --- the test set -----------------------------------------------------------------------------
 
 
-def test_the_confusion_matrix_counts_the_test_set(page, model, test_set):
+def test_confusion_matrix_counts_the_test_set(page, model, test_set):
     images, labels = test_set
     predictions = model.predict(images).argmax(axis=1)
     counts = [[0] * 10 for _ in range(10)]
@@ -340,13 +340,13 @@ def test_the_confusion_matrix_counts_the_test_set(page, model, test_set):
         taken = sum(counts[i][k] for i in range(10))
         assert cell == (f"{100 * counts[k][k] / taken:.1f} %" if taken else "–")
     right = sum(counts[k][k] for k in range(10))
-    assert f"{right} of the 200 test images of MNIST are recognised: {right / 2:.2f} %" in part.text
+    assert f"{right} of the 200 test images of MNIST classified correctly: accuracy {right / 2:.2f} %" in part.text
     most = max((counts[i][j], -i, -j) for i in range(10) for j in range(10) if i != j)
     first = part.one("ul", cls="columns").all("li")[0].text
-    assert first == f"{-most[1]} taken for {-most[2]}: {most[0]} of {sum(counts[-most[1]])}"
+    assert first == f"{-most[1]} classified as {-most[2]}: {most[0]} of {sum(counts[-most[1]])}"
 
 
-def test_shades_of_the_confusion_matrix(page):
+def test_confusion_matrix_shades(page):
     """Blue by the share of the row; orange by the share of the most frequent mistake; nothing where nothing is."""
     body = section(page, "test").one("table").one("tbody")
     lines = [line.all("td")[:-1] for line in body.all("tr")]
@@ -361,7 +361,7 @@ def test_shades_of_the_confusion_matrix(page):
             assert shade == f"shade-{wanted}"
 
 
-def test_the_most_confident_mistakes(page, model, test_set):
+def test_mistakes_are_the_most_confident(page, model, test_set):
     images, labels = test_set
     probabilities = model.predict(images)
     wrong = [n for n in range(200) if probabilities[n].argmax() != labels[n]]
@@ -371,11 +371,11 @@ def test_the_most_confident_mistakes(page, model, test_set):
     for n, item in zip(wrong, shown, strict=False):
         np.testing.assert_array_equal(pixels(item.one("img"))[..., 0], images[n, ..., 0])
         assert [bold.text for bold in item.all("b")] == [str(labels[n]), str(probabilities[n].argmax())]
-        assert item.one("small").text.endswith(f"no. {n}")
+        assert item.one("small").text.endswith(f"#{n}")
         assert item.one("small").text.startswith(f"{100 * probabilities[n].max():.1f}")
 
 
-def test_very_many_classes_are_a_picture(tmp_path):
+def test_confusion_matrix_of_many_classes_is_a_picture(tmp_path):
     rng = np.random.default_rng(0)
     for k in range(21):
         (tmp_path / "data" / f"k{k}").mkdir(parents=True)
@@ -390,7 +390,7 @@ def test_very_many_classes_are_a_picture(tmp_path):
     assert {"k0", "k20", "true class"} <= {text.text for text in svg.all("text")}
 
 
-# --- kernels ----------------------------------------------------------------------------------
+# --- filters ----------------------------------------------------------------------------------
 
 
 def grey(value, limit):
@@ -412,9 +412,9 @@ def close(shown, wanted):
 
 
 @pytest.mark.parametrize(("layer", "name"), [(0, "conv2d"), (1, "conv2d_1")])
-def test_kernels_are_the_snapshots_on_one_scale(page, made, layer, name):
+def test_filters_are_the_snapshots_on_one_scale(page, made, layer, name):
     snapshots = load_snapshots(made)
-    panel, shown = frames(section(page, "kernels"), layer)
+    panel, shown = frames(section(page, "filters"), layer)
     assert panel.one("h3").text == name
     limit = max(abs(kept[f"{name}.weight"]).max() for kept in snapshots.values())
     assert stated_limit(panel) == pytest.approx(limit, rel=5e-3)
@@ -436,12 +436,12 @@ def test_kernels_are_the_snapshots_on_one_scale(page, made, layer, name):
         assert (picture[:, 5::6, 1] == 0).all()
 
 
-def test_kernels_of_a_coloured_network_are_in_colour(coloured_page, coloured):
+def test_filters_of_colour_images_are_in_colour(coloured_page, coloured):
     snapshots = load_snapshots(coloured)
-    part = section(coloured_page, "kernels")
+    part = section(coloured_page, "filters")
     panel, shown = frames(part, 0)
     limit = max(abs(kept["conv2d.weight"]).max() for kept in snapshots.values())
-    assert "in red, green and blue" in panel.text
+    assert "filters of 3 × 3 in RGB" in panel.text
     assert stated_limit(panel) == pytest.approx(limit, rel=5e-3)
     for epoch, figure in enumerate(shown):
         picture, weight = pixels(figure.one("img")), snapshots[epoch]["conv2d.weight"]
@@ -449,16 +449,16 @@ def test_kernels_of_a_coloured_network_are_in_colour(coloured_page, coloured):
             wanted = [[[grey(w, limit) for w in pixel] for pixel in line] for line in weight[..., f]]
             assert close(tile(picture, 0, f, 3, 3), wanted)
     panel, shown = frames(part, 1)
-    assert "shown are 32 of 40 filters" in panel.text
+    assert "shown: 32 of 40 filters" in panel.text
     assert pixels(shown[0].one("img")).shape == (5 * 4 - 1, 32 * 4 - 1, 2)
     panel, _ = frames(part, 2)
-    assert "shown are 32 of 40 input channels" in panel.text
+    assert "shown: 32 of 40 input channels" in panel.text
 
 
-def test_of_very_many_epochs_some_are_shown(coloured, tmp_path, monkeypatch):
-    monkeypatch.setattr("gpucnn.report.filters.EPOCHS", 3)
-    part = section(parse(report.render(coloured, backend="numpy")), "kernels")
-    assert "3 of 5 epochs are shown, evenly spread." in part.text
+def test_filters_of_many_epochs_are_evenly_spaced(coloured, tmp_path, monkeypatch):
+    monkeypatch.setattr("gpucnn.report.filters.MAX_EPOCHS", 3)
+    part = section(parse(report.render(coloured, backend="numpy")), "filters")
+    assert "3 of 5 epochs shown, evenly spaced." in part.text
     assert part.one("input", type="range").attributes["max"] == "2"
     _, shown = frames(part, 0)
     assert [one.attributes["data-label"] for one in shown] == ["before training", "after epoch 2", "after epoch 4"]
@@ -467,12 +467,12 @@ def test_of_very_many_epochs_some_are_shown(coloured, tmp_path, monkeypatch):
 # --- feature maps -----------------------------------------------------------------------------
 
 
-def test_the_images_that_are_shown(page, model, test_set):
+def test_images_are_chosen_by_class_and_confidence(page, model, test_set):
     images, labels = test_set
     probabilities = model.predict(images)
     predictions = probabilities.argmax(axis=1)
-    part = section(page, "maps")
-    numbers = [int(label.one("small").text.removeprefix("no. ")) for label in part.all("label", cls="tile")]
+    part = section(page, "feature-maps")
+    numbers = [int(label.one("small").text.removeprefix("#")) for label in part.all("label", cls="tile")]
     sureness = [p.max() if k != label else -1 for p, k, label in zip(probabilities, predictions, labels, strict=True)]
     *right, wrong = numbers
     assert wrong == int(np.argmax(sureness))
@@ -481,14 +481,14 @@ def test_the_images_that_are_shown(page, model, test_set):
         assert n == next(m for m in range(200) if labels[m] == labels[n] == predictions[m])
     for number, panel in zip(numbers, part.all("div", data_panel=None), strict=True):
         best = int(probabilities[number].argmax())
-        said = f"{labels[number]}, taken for {best}" if best != labels[number] else str(best)
+        said = f"{labels[number]}, classified as {best}" if best != labels[number] else str(best)
         assert panel.one("h3").text == f"Test image {number}: {said}"
-        assert f"The network says: {best} (" in panel.text
+        assert f"Predicted: {best} (" in panel.text
 
 
 def test_feature_maps_are_those_of_the_forward_pass(page, model, test_set):
     images, _ = test_set
-    part = section(page, "maps")
+    part = section(page, "feature-maps")
     panels = part.all("div", data_panel=None)
     assert len(panels) == 6
     for panel in panels:
@@ -515,31 +515,31 @@ def test_feature_maps_are_those_of_the_forward_pass(page, model, test_set):
                 assert close(tile(picture, *divmod(c, 8), H, W), wanted)
 
 
-def test_images_can_be_named(made):
-    part = section(parse(report.render(made, backend="numpy", images=[7, 3, 7])), "maps")
+def test_images_are_chosen_by_index(made):
+    part = section(parse(report.render(made, backend="numpy", images=[7, 3, 7])), "feature-maps")
     assert [h3.text.split(":")[0] for h3 in part.all("h3")] == ["Test image 7", "Test image 3"]
-    part = section(parse(report.render(made, backend="numpy", images=1)), "maps")
+    part = section(parse(report.render(made, backend="numpy", images=1)), "feature-maps")
     assert len(part.all("h3")) == 1
     assert len(part.all("fieldset")) == 1  # no choice of one image
     with pytest.raises(ConfigurationError, match="no test image 200: the test set has 200 images, 0 to 199"):
         report.render(made, backend="numpy", images=[200])
     for wrong in (0, -1, [], True, [1.5], "3"):
-        with pytest.raises(ConfigurationError, match="images must be"):
+        with pytest.raises(ConfigurationError, match=r"images.* must be|empty list|index of a test image must be"):
             report.render(made, backend="numpy", images=wrong)
 
 
-def test_images_of_a_network_that_knows_nothing():
+def test_images_of_an_untrained_network():
     """One class is never recognised, one is not in the test set, and there are more images to show than classes."""
     probabilities = np.eye(4)[[0, 0, 0, 2, 0]] * 0.5
     probabilities[4, 0] = 0.9
     known = Predicted(None, None, np.array([0, 0, 1, 2, 1]), probabilities, list("abcd"))
-    assert choose(known, 4) == [0, 2, 3, 4]  # 2 is of a class that is not recognised; 4 is the surest mistake
-    assert choose(known, 5) == [0, 1, 2, 3, 4]
-    assert choose(known, 9) == [0, 1, 2, 3, 4]
-    assert len(choose(known, 1)) == 1
+    assert choose_images(known, 4) == [0, 2, 3, 4]  # 2 is of a class that is not recognised; 4 is the surest mistake
+    assert choose_images(known, 5) == [0, 1, 2, 3, 4]
+    assert choose_images(known, 9) == [0, 1, 2, 3, 4]
+    assert len(choose_images(known, 1)) == 1
 
 
-def test_large_maps_are_reduced_and_many_are_cut(tmp_path):
+def test_feature_maps_are_downscaled_and_limited(tmp_path):
     rng = np.random.default_rng(1)
     for k in range(2):
         (tmp_path / "data" / f"k{k}").mkdir(parents=True)
@@ -554,15 +554,15 @@ def test_large_maps_are_reduced_and_many_are_cut(tmp_path):
     model.save(tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"batch_size": 2}')
     found = parse(report.render(tmp_path, data="images", data_dir=tmp_path / "data", backend="numpy", images=[0]))
-    shown = section(found, "maps").all("figure")[1]
-    assert shown.one("figcaption").text.endswith("16 of 20 maps are shown, 3 × 3 pixels as one")
+    shown = section(found, "feature-maps").all("figure")[1]
+    assert shown.one("figcaption").text.endswith("16 of 20 maps shown, downscaled 3 times")
     assert pixels(shown.one("img")).shape == (2 * 68 - 1, 8 * 35 - 1, 2)
-    labels = [label.text for label in section(found, "maps").all("label", cls="chip")]
+    labels = [label.text for label in section(found, "feature-maps").all("label", cls="chip")]
     assert labels == ["input", "conv2d"]
 
 
-def test_layers_of_one_name_are_told_apart(coloured_page):
-    part = section(coloured_page, "maps")
+def test_layers_with_the_same_name_get_numbers(coloured_page):
+    part = section(coloured_page, "feature-maps")
     labels = [label.text for label in part.all("label", cls="chip")]
     assert labels == ["input", "conv2d", "relu", "max_pool2d", "conv2d (2)", "relu (2)", "conv2d (3)", "relu (3)"]
     table = section(coloured_page, "layers").one("table")
@@ -589,40 +589,40 @@ def watched(model, test_set):
         ).compile(optimizers.SGD(rate))
         if values:
             small.parameters()["dense.weight"].value[0, 0] = np.nan
-        watch = DefectWatch((test_set[0][:50], test_set[1][:50]), every=2)
+        watch = TrainingMonitor((test_set[0][:50], test_set[1][:50]), every=2)
         small.fit(*test_set, epochs=2, batch_size=10, callbacks=[watch], check_numerics=False, verbose=0)
         reports.append(watch.report())
     return reports
 
 
-def test_a_run_that_was_not_watched(folder):
+def test_defects_of_a_run_without_a_watch(folder):
     (folder / "defects.json").unlink()
     found = section(parse(report.render(folder, backend="numpy", images=1)), "defects")
-    assert "This run was not watched for defects: there is no defects.json" in found.text
+    assert "This run was not monitored for defects: there is no defects.json" in found.text
 
 
-def test_a_run_of_the_command_line_is_watched(page, made):
+def test_defects_of_a_command_line_run(page, made):
     kept = json.loads((made / "defects.json").read_text())
-    assert f"Nothing was found in {len(kept['looks'])} look" in section(page, "defects").text
+    assert f"No problems in {len(kept['looks'])} check" in section(page, "defects").text
     names = [
         item.one("figcaption").inside[0] for item in section(page, "defects").one("ul", cls="histograms").all("li")
     ]
     assert names == list(kept["histograms"])
 
 
-def test_a_watched_run_without_a_defect(folder, watched):
+def test_defects_none_found(folder, watched):
     good = watched[0]
     assert good["defect"] is None
     (folder / "defects.json").write_text(json.dumps({"format": 1, **good}))
     found = parse(report.render(folder, backend="numpy"))
     part = section(found, "defects")
-    looks = good["looks"]
-    assert f"Nothing was found in {len(looks)} looks, the last at step {looks[-1]['step']}." in part.text
+    looks = good["observations"]
+    assert f"No problems in {len(looks)} checks (last at step {looks[-1]['step']})." in part.text
     table = rows(part.one("table"))
     assert len(table) == 12
     for line, look in ((table[0], looks[0]), (table[-1], looks[-1])):
         assert line[:3] == [str(look["step"]), f"{100 * look['accuracy']:.1f} %", f"{100 * look['one_class']:.1f} %"]
-    assert "12 of 21 looks, evenly spread." in part.text
+    assert "12 of 21 checks, evenly spaced." in part.text
     svg = part.all("svg", cls="plot")[0]
     accuracy = curves(svg)[0]
     np.testing.assert_allclose(
@@ -644,7 +644,7 @@ def test_histograms_are_drawn_as_they_were_counted(folder, watched):
         np.testing.assert_allclose(heights, [40 - 40 * c / max(one["counts"]) for c in one["counts"]], atol=0.005)
 
 
-def test_a_watched_run_with_a_defect_says_so_at_the_top(folder, watched):
+def test_defects_are_reported_at_the_top(folder, watched):
     bad = watched[1]
     assert bad["defect"]["kind"] == "diverged"
     (folder / "defects.json").write_text(json.dumps({"format": 1, **bad}))
@@ -661,20 +661,20 @@ def test_a_watched_run_with_a_defect_says_so_at_the_top(folder, watched):
         ("{", "defects.json: cannot be read as JSON"),
         ("[]", "defects.json: is of format None, and this gpucnn reads 1"),
         (
-            '{"format": 1, "defect": null, "looks": [{"step": 1}], "histograms": {}}',
-            "what a DefectWatch reports",
+            '{"format": 1, "defect": null, "observations": [{"step": 1}], "histograms": {}}',
+            "is not a TrainingMonitor.s report",
         ),
         (
-            '{"format": 1, "defect": {"kind": "x"}, "looks": [], "histograms": {}}',
-            "what a DefectWatch reports",
+            '{"format": 1, "defect": {"kind": "x"}, "observations": [], "histograms": {}}',
+            "is not a TrainingMonitor.s report",
         ),
         (
-            '{"format": 1, "defect": null, "looks": [], "histograms": {"w": {"counts": [1]}}}',
-            "what a DefectWatch reports",
+            '{"format": 1, "defect": null, "observations": [], "histograms": {"w": {"counts": [1]}}}',
+            "is not a TrainingMonitor.s report",
         ),
     ],
 )
-def test_defects_that_cannot_be_read(folder, content, message):
+def test_defects_file_that_is_damaged(folder, content, message):
     (folder / "defects.json").write_text(content)
     with pytest.raises(CheckpointError, match=re.escape(message)):
         report.render(folder, backend="numpy")
@@ -686,20 +686,20 @@ def test_defects_that_cannot_be_read(folder, content, message):
 def record(accuracy, loss, training, defect=None):
     numbers = {
         "training accuracy": training,
-        "training accuracy_so_far": training,
+        "training cumulative_accuracy": training,
         "test loss": loss,
         "test accuracy": accuracy,
-        "seconds, a step": 0.01,
-        "seconds, in all": 61.0,
+        "step time (s)": 0.01,
+        "total time (s)": 61.0,
     }
-    return {"numbers": numbers, "defect": defect, "looks": [], "histograms": {}}
+    return {"numbers": numbers, "defect": defect, "observations": [], "histograms": {}}
 
 
 @pytest.fixture
 def many(folder):
     """The run's folder as one of `gpucnn runs`, with a defective run among four."""
     (folder / "defects.json").unlink()
-    broken = {"kind": "collapsed", "step": 400, "layer": "", "detail": "class 3 is predicted for <100%>"}
+    broken = {"kind": "single-class predictions", "step": 400, "layer": "", "detail": "class 3 is predicted for <100%>"}
     runs = Runs(folder / "runs.json", {"recipe": "lenet"})
     for seed, (accuracy, loss) in enumerate([(0.9, 0.3), (0.95, 0.2), (0.1, 2.3), (0.91, 0.28)]):
         found = record(accuracy, loss, [0.5, accuracy + 0.01], broken if accuracy == 0.1 else None)
@@ -710,7 +710,7 @@ def many(folder):
     return folder
 
 
-def test_the_table_of_all_runs(many):
+def test_all_runs_table(many):
     found = parse(report.render(many, backend="numpy"))
     part = section(found, "runs")
     assert part.text.startswith("All runs 4 runs of lenet, 1 of them with a defect and excluded from the averages.")
@@ -720,37 +720,37 @@ def test_the_table_of_all_runs(many):
         "test accuracy",
         "test loss",
         "training accuracy, last epoch",
-        "seconds, in all",
+        "total time (s)",
         "defect",
     ]
     lines = rows(table)
     assert lines[0] == ["0", "90.00 %", "0.300", "91.00 %", "61.0 s", "none"]
-    assert lines[1][:2] == ["1 this report’s", "95.00 %"]
+    assert lines[1][:2] == ["1 this run", "95.00 %"]
     assert lines[2][-1] == "collapsed: class 3 is predicted for <100%>"
     assert lines[3][-1] == "after 1 restart"
     good = np.array([0.9, 0.95, 0.91])
     assert lines[4][:2] == ["mean", f"{100 * good.mean():.2f} %"]
-    assert lines[5][:2] == ["deviation", f"± {100 * good.std(ddof=1):.2f} %"]
+    assert lines[5][:2] == ["std", f"± {100 * good.std(ddof=1):.2f} %"]
     svg = part.one("svg", cls="plot")
     grey_lines = [p for p in svg.all("path", stroke="#888888") if "clip-path" in p.attributes]
     assert len(grey_lines) == 4
     np.testing.assert_allclose(np.polyval(scale_of(svg, "y"), points(grey_lines[1])[:, 1]), [50, 96], atol=0.01)
 
 
-def test_the_report_of_one_of_many_runs_has_its_scores_and_its_watch(many):
+def test_all_runs_report_has_scores_and_defects_of_one_run(many):
     found = parse(report.render(many, backend="numpy"))
     assert facts(found)["test accuracy"].startswith("95.00 %")
-    assert "Nothing was found in no looks." in section(found, "defects").text
+    assert "No problems were found." in section(found, "defects").text
 
 
-def test_a_single_run_has_no_such_table(page):
+def test_all_runs_table_is_missing_for_a_single_run(page):
     assert page.all("section", id="runs") == []
 
 
 # --- what a run lacks -------------------------------------------------------------------------
 
 
-def test_a_model_alone(model, tmp_path, test_set, monkeypatch):
+def test_report_of_a_model_file(model, tmp_path, test_set, monkeypatch):
     """Nothing lies beside the model, and its data cannot be had."""
     monkeypatch.setattr(
         "gpucnn.runs.folder.load_data", lambda *a, **k: (_ for _ in ()).throw(DataError("no <network>"))
@@ -759,22 +759,22 @@ def test_a_model_alone(model, tmp_path, test_set, monkeypatch):
     path = report.write(tmp_path / "mine.safetensors", backend="numpy")
     assert path == tmp_path / "mine-report.html"
     found = parse(path)
-    assert "There is no history.json beside the model" in section(found, "training").text
-    for part in ("test", "maps"):
-        assert "The network was not tested for this report: no <network>." in section(found, part).text
-    assert "The run kept no snapshots" in section(found, "kernels").text
-    assert section(found, "kernels").all("input", type="range") == []
-    _, (frame,) = frames(section(found, "kernels"), 0)
+    assert "There is no history.json next to the model" in section(found, "training").text
+    for part in ("test", "feature-maps"):
+        assert "The test results are not available: no <network>." in section(found, part).text
+    assert "The run has no snapshots" in section(found, "filters").text
+    assert section(found, "filters").all("input", type="range") == []
+    _, (frame,) = frames(section(found, "filters"), 0)
     weight = model.state_dict()["conv2d.weight"]
     wanted = [[grey(w, abs(weight).max()) for w in line] for line in weight[:, :, 0, 2]]
     assert close(tile(pixels(frame.one("img")), 0, 2, 5, 5), wanted)
-    assert "not watched" in section(found, "defects").text
+    assert "not monitored" in section(found, "defects").text
     assert facts(found)["test accuracy"] == "not recorded"
     assert facts(found)["Versions"] == "not recorded"
     assert len(rows(section(found, "layers").one("table"))) == 15
 
 
-def test_frozen_parameters_and_part_of_an_epoch(made, model, tmp_path):
+def test_headline_of_frozen_parameters_and_partial_epochs(made, model, tmp_path):
     folder = shutil.copytree(made, tmp_path / "run")
     part = gpucnn.load(folder / "model.safetensors", backend="numpy")
     part.freeze("conv2d.*")
@@ -787,7 +787,7 @@ def test_frozen_parameters_and_part_of_an_epoch(made, model, tmp_path):
     assert found["training time"].endswith(" 2.5 epochs")
 
 
-def test_scores_that_nobody_kept_are_measured(folder, model, test_set):
+def test_scores_are_measured_if_not_recorded(folder, model, test_set):
     (folder / "config.json").write_text(
         json.dumps({"data": "mnist", "data_dir": json.loads((folder / "config.json").read_text())["data_dir"]})
     )
@@ -796,24 +796,24 @@ def test_scores_that_nobody_kept_are_measured(folder, model, test_set):
     assert facts(found)["test accuracy"] == f"{100 * accuracy:.2f} % on the test images, measured for this report"
 
 
-def test_a_network_without_convolutions(tmp_path, data):
+def test_report_of_a_network_without_convolutions(tmp_path, data):
     model = gpucnn.Model([layers.Flatten(), layers.Dense(10), layers.Softmax()], (28, 28, 1), backend="numpy").compile()
     model.save(tmp_path / "model.safetensors")
     found = parse(report.render(tmp_path, data="mnist", data_dir=data, backend="numpy"))
-    assert "The network has no convolution" in section(found, "kernels").text
-    assert [figure.text for figure in section(found, "maps").all("figure")] == ["input 28 × 28 × 1"] * 6
+    assert "The network has no convolution" in section(found, "filters").text
+    assert [figure.text for figure in section(found, "feature-maps").all("figure")] == ["input 28 × 28 × 1"] * 6
 
 
-def test_a_network_of_features(tmp_path):
+def test_report_of_a_network_without_images(tmp_path):
     model = gpucnn.Model([layers.Dense(3)], (7,), backend="numpy").compile(loss=losses.MeanSquaredError(), metrics=[])
     model.save(tmp_path / "model.safetensors")
     found = parse(report.render(tmp_path, backend="numpy"))
-    for part in ("test", "maps"):
+    for part in ("test", "feature-maps"):
         assert "takes inputs of shape (7,), not grey or colour images" in section(found, part).text
     assert len(rows(section(found, "layers").one("table"))) == 2
 
 
-def test_a_history_without_accuracy_and_one_without_an_epoch(folder):
+def test_curves_without_accuracy_or_epochs(folder):
     (folder / "history.json").write_text('{"loss": [1.0, 0.5]}')
     part = section(parse(report.render(folder, backend="numpy")), "training")
     assert len(part.all("svg")) == 1
@@ -822,16 +822,16 @@ def test_a_history_without_accuracy_and_one_without_an_epoch(folder):
     assert "The history holds no epoch" in section(parse(report.render(folder, backend="numpy")), "training").text
 
 
-def test_snapshots_that_were_too_large(folder, model, monkeypatch):
+def test_filters_without_snapshots_are_noted(folder, model, monkeypatch):
     kept = load_snapshots(folder)
     short = {epoch: {"conv2d.weight": weights["conv2d.weight"]} for epoch, weights in kept.items()}
     monkeypatch.setattr("gpucnn.report.run.load_snapshots", lambda folder: short)
-    part = section(parse(report.render(folder, backend="numpy")), "kernels")
-    assert "No snapshots were kept of conv2d_1, which would have taken too much space." in part.text
+    part = section(parse(report.render(folder, backend="numpy")), "filters")
+    assert "There are no snapshots of conv2d_1, which would have taken too much space." in part.text
     assert [h3.text for h3 in part.all("h3")] == ["conv2d"]
 
 
-def test_weights_that_are_not_finite(made, model, tmp_path):
+def test_filters_of_nan_weights_are_drawn(made, model, tmp_path):
     folder = shutil.copytree(made, tmp_path / "run")
     broken = gpucnn.load(folder / "model.safetensors", backend="numpy")
     broken.parameters()["conv2d.weight"].value[0, 0, 0, 0] = np.nan
@@ -839,24 +839,24 @@ def test_weights_that_are_not_finite(made, model, tmp_path):
     (folder / "snapshots.safetensors").unlink()
     (folder / "history.json").write_text('{"loss": [1.0, NaN], "accuracy": [0.5, NaN], "seconds": [1.0, 2.0]}')
     found = parse(report.render(folder, backend="numpy"))
-    picture = pixels(frames(section(found, "kernels"), 0)[1][0].one("img"))
+    picture = pixels(frames(section(found, "filters"), 0)[1][0].one("img"))
     assert tile(picture, 0, 0, 5, 5)[0, 0] == 0
     assert rows(section(found, "training").one("table"))[1] == ["2", "nan %", "nan", "2.0 s"]
     assert "nan %" in section(found, "test").text
 
 
-def test_on_every_backend(made, model, test_set, backend):
+def test_report_on_every_backend(made, model, test_set, backend):
     """Arrays cross to the host by name, and the counts are the same wherever the network computes."""
     found = parse(report.render(made, backend=backend, images=2))
     counts = [[int(cell) for cell in line[1:-1]] for line in rows(section(found, "test").one("table"))[:-1]]
     wanted = np.zeros((10, 10), int)
     np.add.at(wanted, (test_set[1], model.predict(test_set[0]).argmax(axis=1)), 1)
     assert np.array_equal(counts, wanted)
-    assert len(section(found, "maps").all("figure")) == 16
+    assert len(section(found, "feature-maps").all("figure")) == 16
     assert f"random inputs on {backend.describe()}" in section(found, "layers").text
 
 
-def test_layers_are_timed_on_no_more_than_is_sensible(folder):
+def test_layers_are_timed_up_to_a_batch_size(folder):
     settings = json.loads((folder / "config.json").read_text())
     for asked, timed in ((60_000, 256), ("many", 128), (True, 128), (-3, 128)):
         (folder / "config.json").write_text(json.dumps(settings | {"batch_size": asked}))
@@ -866,7 +866,7 @@ def test_layers_are_timed_on_no_more_than_is_sensible(folder):
 
 def test_layers_that_cannot_be_timed(folder, monkeypatch):
     def fail(*arguments, **options):
-        raise OutOfMemory("conv2d: out of memory")
+        raise OutOfMemoryError("conv2d: out of memory")
 
     monkeypatch.setattr(gpucnn.Model, "profile", fail)
     found = parse(report.render(folder, backend="numpy"))
@@ -880,7 +880,7 @@ def everything(*pages):
     return [one for found in pages for one in found.all()]
 
 
-def test_nothing_is_fetched(page, coloured_page):
+def test_page_loads_no_resource(page, coloured_page):
     for one in everything(page, coloured_page):
         for name, value in one.attributes.items():
             if name in ("src", "href", "srcset", "action", "data", "poster", "background", "xlink:href", "cite"):
@@ -894,7 +894,7 @@ def test_nothing_is_fetched(page, coloured_page):
     assert "@import" not in style
 
 
-def test_the_policy_lets_this_script_and_this_style_run_and_nothing_else(page):
+def test_page_policy_allows_only_its_script_and_style(page):
     (meta,) = [m for m in page.all("meta") if m.attributes.get("http-equiv") == "Content-Security-Policy"]
     policy = dict(part.split(" ", 1) for part in meta.attributes["content"].split("; "))
     assert policy["default-src"] == "'none'"
@@ -905,23 +905,23 @@ def test_the_policy_lets_this_script_and_this_style_run_and_nothing_else(page):
         assert policy[f"{tag}-src"] == f"'sha256-{digest}'"
 
 
-def test_names_are_words_and_never_markup(coloured_page, coloured):
+def test_page_escapes_names(coloured_page, coloured):
     found = coloured_page
     assert len(found.all("script")) == 1
     assert found.all("em") == found.all("u") == found.all("s") == []
     assert found.one("h1").text == "<em>network</em>"
-    assert found.one("header").one("p", cls="eyebrow").text == f"Report of the run {coloured.name}"
+    assert found.one("header").one("p", cls="eyebrow").text == f"Training report: {coloured.name}"
     assert found.one("title").text.startswith(f"{coloured.name}: <em>network</em>")
     headings = section(found, "test").one("table").one("thead").all("th")
     assert [heading.text for heading in headings[:3]] == CLASS_NAMES
     assert facts(found)["Data"].endswith("<u>here</u>")
     assert facts(found)["Versions"] == "<s> 1"
-    titles = [h3.text for h3 in section(found, "maps").all("h3")]
+    titles = [h3.text for h3 in section(found, "feature-maps").all("h3")]
     assert all(any(name in title for name in CLASS_NAMES) for title in titles)
     assert str(coloured) in found.one("footer").text
 
 
-def test_ids_are_unique_and_references_lead_somewhere(page, coloured_page):
+def test_page_ids_are_unique_and_references_resolve(page, coloured_page):
     for found in (page, coloured_page):
         ids = [one.attributes["id"] for one in found.all() if "id" in one.attributes]
         assert len(ids) == len(set(ids))
@@ -935,7 +935,7 @@ def test_ids_are_unique_and_references_lead_somewhere(page, coloured_page):
                     assert value[5:-1] in ids
 
 
-def test_the_page_can_be_read_by_ear_and_used_by_keyboard(page, coloured_page):
+def test_page_is_accessible(page, coloured_page):
     for found in (page, coloured_page):
         assert found.one("html").attributes["lang"] == "en"
         levels = [int(one.tag[1]) for one in found.all() if one.tag in ("h1", "h2", "h3", "h4")]
@@ -954,12 +954,12 @@ def test_the_page_can_be_read_by_ear_and_used_by_keyboard(page, coloured_page):
             assert (box.attributes["tabindex"], box.attributes["role"]) == ("0", "region")
             assert box.attributes["aria-label"]
         assert all("scope" in th.attributes for th in found.all("th"))
-    slider = section(page, "kernels").one("input", type="range")
+    slider = section(page, "filters").one("input", type="range")
     assert (slider.attributes["min"], slider.attributes["max"], slider.attributes["value"]) == ("0", "3", "3")
-    assert section(page, "kernels").one("output").text == "after epoch 3"
+    assert section(page, "filters").one("output").text == "after epoch 3"
 
 
-def test_without_a_script_everything_is_shown(page):
+def test_page_without_script_shows_everything(page):
     hidden = [one for one in page.all() if "hidden" in one.attributes]
     assert [one.attributes["class"] for one in hidden] == ["controls", "controls"]
 
@@ -975,7 +975,7 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
-def test_contrast_in_light_and_dark(page):
+def test_page_contrast_in_light_and_dark(page):
     """Letters 4.5 to 1 and lines 3 to 1, as the W3C's guidelines (WCAG 2.1, AA) ask."""
     schemes = re.findall(r":root \{([^}]*--text[^}]*)\}", page.one("style").inside[0])
     assert len(schemes) == 2
@@ -990,11 +990,11 @@ def test_contrast_in_light_and_dark(page):
             assert contrast(colour[line], colour["ground"]) >= 3, line
 
 
-def test_it_is_not_large(source):
+def test_page_size_is_limited(source):
     assert len(source.encode()) < 600_000
 
 
-def test_what_a_template_needs_is_packed():
+def test_templates_are_packaged():
     root = Path(gpucnn.__file__).parent
     if not (root.parent / "pyproject.toml").exists():
         pytest.skip("not a source tree")
@@ -1008,25 +1008,25 @@ def test_what_a_template_needs_is_packed():
 # --- the command, and what it refuses ----------------------------------------------------------
 
 
-def test_the_page_goes_into_the_run_folder_or_where_it_was_asked_for(run, folder, tmp_path):
+def test_report_path_is_the_run_folder_or_as_requested(run, folder, tmp_path):
     status, shown, errors = run("report", folder, "--backend", "numpy")
     assert (status, shown, errors) == (0, f"{folder / 'report.html'}\n", "")
     assert parse(folder / "report.html").one("h1").text == "lenet"
     assert run("report", folder, "-o", "mine.html", "--index", 3, "--index", 9)[1] == "mine.html\n"
-    assert [h3.text[:13] for h3 in section(parse(tmp_path / "mine.html"), "maps").all("h3")] == [
+    assert [h3.text[:13] for h3 in section(parse(tmp_path / "mine.html"), "feature-maps").all("h3")] == [
         "Test image 3:",
         "Test image 9:",
     ]
     assert run("report", folder, "-o", "few.html", "--images", 2)[0] == 0
-    assert len(section(parse(tmp_path / "few.html"), "maps").all("h3")) == 2
+    assert len(section(parse(tmp_path / "few.html"), "feature-maps").all("h3")) == 2
 
 
-def test_without_a_run_it_is_the_newest(run, folder, tmp_path):
+def test_report_of_the_newest_run(run, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "runs" / "first")
     assert run("report")[1].replace("\\", "/") == "runs/first/report.html\n"
 
 
-def test_other_data_can_be_named(run, folder, data):
+def test_report_on_other_data(run, folder, data):
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | {"data": "cifar10"}))
     assert run("report", folder, "--data", "mnist", "--data-dir", data)[0] == 0
@@ -1048,7 +1048,7 @@ def refused(run, *arguments):
     return errors.strip()
 
 
-def test_folders_that_hold_no_run(run, folder, tmp_path):
+def test_report_of_a_folder_without_a_run(run, folder, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "model.safetensors: there is no such model; pass a run's folder" in refused(run, "empty")
     assert list((tmp_path / "empty").iterdir()) == []
@@ -1074,20 +1074,22 @@ def test_folders_that_hold_no_run(run, folder, tmp_path):
         ("runs.json", '{"format": 1, "settings": {}, "runs": [3]}', "its run 0 is 3, where a seed and numbers"),
     ],
 )
-def test_files_that_are_damaged(run, folder, file, content, message):
+def test_report_of_damaged_files(run, folder, file, content, message):
     (folder / file).write_text(content)
     assert message in refused(run, folder)
 
 
-def test_places_that_cannot_be_written(run, folder, tmp_path):
+def test_report_path_that_cannot_be_written(run, folder, tmp_path):
     assert "cannot write nowhere/x.html (No such file or directory)" in refused(run, folder, "-o", "nowhere/x.html")
-    assert "x.pdf: a report is written as HTML; name a file that ends with .html" in refused(run, folder, "-o", "x.pdf")
+    assert "x.pdf: reports are written as HTML; expected a file name that ends with .html" in refused(
+        run, folder, "-o", "x.pdf"
+    )
     (tmp_path / "taken.html").mkdir()
     assert "cannot write taken.html (Is a directory)" in refused(run, folder, "-o", "taken.html")
     assert list(tmp_path.glob("*.part")) == []
 
 
-def test_choices_that_make_no_sense(run, folder, tmp_path):
+def test_report_rejects_invalid_arguments(run, folder, tmp_path):
     assert "--images 3 and --index 1 both say which images" in refused(run, folder, "--images", 3, "--index", 1)
     assert "there is no test image 999" in refused(run, folder, "--index", 999)
     assert "there is no data set 'svhn'" in refused(run, folder, "--data", "svhn")

@@ -91,7 +91,7 @@ def focus(reader, selector):
 
 @pytest.mark.parametrize("name", ["digits", "coloured"])
 @pytest.mark.parametrize("width", [WIDE, PHONE])
-def test_it_opens_without_a_complaint_and_asks_for_nothing(reader, pages, name, width):
+def test_page_opens_without_errors_or_requests(reader, pages, name, width):
     reader.look(width)
     reader.open(pages[name])
     for key in (TAB, TAB, RIGHT):
@@ -104,7 +104,7 @@ def test_it_opens_without_a_complaint_and_asks_for_nothing(reader, pages, name, 
     assert reader.run("document.scripts.length") == 1
 
 
-def test_the_policy_forbids_what_a_stranger_could_add(reader, pages, tmp_path):
+def test_policy_forbids_injected_content(reader, pages, tmp_path):
     text = pages["digits"].read_text(encoding="utf-8")
     added = "<script>document.title = 'taken over'</script><img src='http://127.0.0.1:9/x.png'></body>"
     (tmp_path / "page.html").write_text(text.replace("</body>", added), encoding="utf-8")
@@ -113,57 +113,59 @@ def test_the_policy_forbids_what_a_stranger_could_add(reader, pages, tmp_path):
     assert sum("Content Security Policy" in line for line in reader.console) == 2
 
 
-def test_the_slider_moves_through_the_epochs_by_keys(reader, pages, made):
+def test_slider_selects_epochs_by_keyboard(reader, pages, made):
     reader.open(pages["digits"])
     epochs = len(load_snapshots(made))
-    focus(reader, "#kernels-epoch")
-    said = "document.querySelector('#kernels output').innerText"
-    heard = "document.querySelector('#kernels-epoch').getAttribute('aria-valuetext')"
+    focus(reader, "#filters-epoch")
+    said = "document.querySelector('#filters output').innerText"
+    heard = "document.querySelector('#filters-epoch').getAttribute('aria-valuetext')"
     seen = []
     reader.press(*HOME)
     for _ in range(epochs):
-        ((caption, source),) = shown(reader, "kernels")
+        ((caption, source),) = shown(reader, "filters")
         assert reader.run(said) == reader.run(heard) == caption
         seen.append((caption, source))
         reader.press(*RIGHT)
     assert [caption for caption, _ in seen] == ["before training", *(f"after epoch {n}" for n in range(1, epochs))]
     assert len({source for _, source in seen}) == epochs  # another picture for each
-    assert shown(reader, "kernels") == [seen[-1]]  # the end is the end
+    assert shown(reader, "filters") == [seen[-1]]  # the end is the end
     reader.press(*LEFT)
-    assert shown(reader, "kernels") == [seen[-2]]
+    assert shown(reader, "filters") == [seen[-2]]
     reader.press(*END)
-    assert shown(reader, "kernels") == [seen[-1]]
-    node = reader.call("Runtime.evaluate", expression="document.querySelector('#kernels output')")["result"]["objectId"]
+    assert shown(reader, "filters") == [seen[-1]]
+    node = reader.call("Runtime.evaluate", expression="document.querySelector('#filters output')")["result"]["objectId"]
     heard = reader.call("Accessibility.getPartialAXTree", objectId=node, fetchRelatives=False)["nodes"][0]
     assert heard["role"]["value"] == "status"  # what a screen reader says when it changes
 
 
-def test_the_layer_of_the_kernels_is_chosen_by_keys(reader, pages):
+def test_filters_layer_is_chosen_by_keyboard(reader, pages):
     reader.open(pages["digits"])
-    focus(reader, "input[name=kernels-layer]:checked")
-    first = shown(reader, "kernels")
+    focus(reader, "input[name=filters-layer]:checked")
+    first = shown(reader, "filters")
     reader.press(*RIGHT)
-    second = shown(reader, "kernels")
+    second = shown(reader, "filters")
     assert [len(first), len(second)] == [1, 1]
     assert first[0][1] != second[0][1]
     headings = (
-        "[...document.querySelectorAll('#kernels h3')].filter((h) => h.checkVisibility()).map((h) => h.innerText)"
+        "[...document.querySelectorAll('#filters h3')].filter((h) => h.checkVisibility()).map((h) => h.innerText)"
     )
     assert reader.run(headings) == ["conv2d_1"]
-    focus(reader, "#kernels-epoch")
+    focus(reader, "#filters-epoch")
     reader.press(*HOME)
-    reader.run("document.querySelector('input[name=kernels-layer]').click()")
-    assert shown(reader, "kernels")[0][0] == "before training"  # the epoch stays when the layer changes
+    reader.run("document.querySelector('input[name=filters-layer]').click()")
+    assert shown(reader, "filters")[0][0] == "before training"  # the epoch stays when the layer changes
     assert reader.run(headings) == ["conv2d"]
 
 
-def test_image_and_layer_of_the_maps_are_chosen_by_keys(reader, pages):
+def test_feature_maps_are_chosen_by_keyboard(reader, pages):
     reader.open(pages["digits"])
-    headings = "[...document.querySelectorAll('#maps h3')].filter((h) => h.checkVisibility()).map((h) => h.innerText)"
+    headings = (
+        "[...document.querySelectorAll('#feature-maps h3')].filter((h) => h.checkVisibility()).map((h) => h.innerText)"
+    )
     layers, images, sources = [], [], set()
-    focus(reader, "input[name=maps-layer]:checked")
+    focus(reader, "input[name=feature-maps-layer]:checked")
     for _ in range(8):
-        ((caption, source),) = shown(reader, "maps")
+        ((caption, source),) = shown(reader, "feature-maps")
         layers.append(caption.split()[0])
         sources.add(source)
         reader.press(*RIGHT)
@@ -180,16 +182,16 @@ def test_image_and_layer_of_the_maps_are_chosen_by_keys(reader, pages):
     ]
     assert layers[0] == "conv2d"
     assert len(sources) >= 6
-    focus(reader, "input[name=maps-image]:checked")
+    focus(reader, "input[name=feature-maps-image]:checked")
     for _ in range(6):
         images += reader.run(headings)
-        sources.add(shown(reader, "maps")[0][1])
+        sources.add(shown(reader, "feature-maps")[0][1])
         reader.press(*RIGHT)
     assert len(set(images)) == 6
     assert len(sources) >= 11
 
 
-def test_every_control_is_reached_and_shows_its_focus(reader, pages):
+def test_controls_are_reachable_and_show_focus(reader, pages):
     reader.open(pages["digits"])
     reached = []
     for _ in range(40):
@@ -203,11 +205,11 @@ def test_every_control_is_reached_and_shows_its_focus(reader, pages):
         })()"""
         if reader.run("document.activeElement !== document.body"):
             assert reader.run(outline) == "solid"
-    assert {"kernels-layer", "kernels-epoch", "maps-image", "maps-layer", "scroll"} <= set(reached)
+    assert {"filters-layer", "filters-epoch", "feature-maps-image", "feature-maps-layer", "scroll"} <= set(reached)
 
 
 @pytest.mark.parametrize("name", ["digits", "coloured"])
-def test_light_and_dark_differ_and_both_can_be_read(reader, pages, name):
+def test_colours_of_light_and_dark_are_readable(reader, pages, name):
     grounds = []
     for dark in (False, True):
         reader.look(WIDE, dark=dark)
@@ -223,7 +225,7 @@ def test_light_and_dark_differ_and_both_can_be_read(reader, pages, name):
 
 @pytest.mark.parametrize("name", ["digits", "coloured"])
 @pytest.mark.parametrize("script", [True, False])
-def test_a_phone_needs_no_sideways_scrolling(reader, pages, name, script):
+def test_page_fits_a_phone(reader, pages, name, script):
     for width in (PHONE, 320, 768):
         reader.look(width, 740, script=script)
         reader.open(pages[name])
@@ -232,7 +234,7 @@ def test_a_phone_needs_no_sideways_scrolling(reader, pages, name, script):
     reader.look(PHONE, script=True)
 
 
-def test_wide_tables_scroll_in_their_own_box(reader, pages):
+def test_tables_scroll_in_their_own_box(reader, pages):
     reader.look(PHONE)
     reader.open(pages["digits"])
     box = "document.querySelector('#layers .scroll')"
@@ -244,11 +246,13 @@ def test_wide_tables_scroll_in_their_own_box(reader, pages):
     assert reader.run(f"{box}.scrollLeft") > 0
 
 
-def test_without_scripts_everything_is_there(reader, pages, made):
+def test_page_without_scripts_is_complete(reader, pages, made):
     reader.look(WIDE, script=False)
     reader.open(pages["digits"])
     document = reader.call("DOM.getDocument")["root"]["nodeId"]
-    figures = reader.call("DOM.querySelectorAll", nodeId=document, selector="#kernels figure, #maps figure")["nodeIds"]
+    figures = reader.call("DOM.querySelectorAll", nodeId=document, selector="#filters figure, #feature-maps figure")[
+        "nodeIds"
+    ]
     assert len(figures) == 2 * len(load_snapshots(made)) + 6 * 8
     for figure in figures:
         assert reader.call("DOM.getBoxModel", nodeId=figure)["model"]["height"] > 20
@@ -258,7 +262,7 @@ def test_without_scripts_everything_is_there(reader, pages, made):
     reader.look(WIDE, script=True)
 
 
-def test_it_prints(reader, pages):
+def test_page_prints(reader, pages):
     reader.look(WIDE, dark=True)
     reader.open(pages["digits"])
     printed = reader.print()
@@ -274,7 +278,7 @@ def test_it_prints(reader, pages):
 def test_pictures_are_not_blurred(reader, pages):
     """A pixel of a filter is a square of one grey on the screen."""
     reader.open(pages["digits"])
-    image = "document.querySelector('#kernels figure:not([hidden]) img')"
+    image = "document.querySelector('#filters figure:not([hidden]) img')"
     reader.run(f"{image}.scrollIntoView({{ behavior: 'instant' }})")
     place = "(({ x, y, width, height }) => [x + scrollX, y + scrollY, width, height])"
     box = reader.run(f"{place}({image}.getBoundingClientRect())")

@@ -88,8 +88,8 @@ def test_a_run_has_all_numbers(small_data):
     assert len(numbers["training accuracy"]) == 2
     x, y = small_data[1]
     assert numbers["test accuracy"] == pytest.approx((model.predict(x).argmax(axis=1) == y).mean())
-    assert numbers["seconds, in all"] == pytest.approx(numbers["seconds, training"] + numbers["seconds, testing"])
-    assert numbers["seconds, a step"] * 2 == pytest.approx(numbers["seconds, an epoch"], rel=0.2)
+    assert numbers["total time (s)"] == pytest.approx(numbers["training time (s)"] + numbers["test time (s)"])
+    assert numbers["step time (s)"] * 2 == pytest.approx(numbers["epoch time (s)"], rel=0.2)
     assert model.seed == 3
     assert model.class_names == small_data.class_names
     assert json.loads(json.dumps(record)) == record
@@ -101,13 +101,13 @@ def test_a_defective_run_is_started_anew(small_data, monkeypatch):
     def run(name, seed, data, **options):
         seeds.append(seed)
         assert options["on_defect"] == "stop"
-        defect = {"kind": "collapsed", "detail": ""} if len(seeds) < 3 else None
+        defect = {"kind": "single-class predictions", "detail": ""} if len(seeds) < 3 else None
         return None, None, {"numbers": {}, "defect": defect}
 
     monkeypatch.setattr(reproduction, "run", run)
     _, _, record = reproduction.run_until_good("lenet", 7, small_data)
     assert seeds == [7, 10_007, 20_007]
-    assert [defect["kind"] for defect in record["restarts"]] == ["collapsed", "collapsed"]
+    assert [defect["kind"] for defect in record["restarts"]] == ["single-class predictions", "single-class predictions"]
     assert record["defect"] is None
 
 
@@ -192,7 +192,7 @@ def test_a_long_recipe_goes_on_where_it_was_killed(small_data, tmp_path, monkeyp
             raise RuntimeError("the power went")
         return step(model, *arguments)
 
-    monkeypatch.setattr(gpucnn.Model, "step", dies)
+    monkeypatch.setattr(gpucnn.Model, "train_step", dies)
     with pytest.raises(RuntimeError, match="the power went"):
         invoke("runs", "lenet", "--runs", 1, "--epochs", 3, "--backend", "numpy", "-o", tmp_path / "cut")
     assert made == [0, 0, 1, 1]
@@ -204,7 +204,7 @@ def test_a_long_recipe_goes_on_where_it_was_killed(small_data, tmp_path, monkeyp
     numbers = [
         json.loads((tmp_path / name / "runs.json").read_text())["runs"][0]["numbers"] for name in ("whole", "cut")
     ]
-    for key in ("test accuracy", "test accuracy, several views", "test accuracy by epoch", "training loss"):
+    for key in ("test accuracy", "test accuracy (TTA)", "test accuracy by epoch", "training loss"):
         assert numbers[0][key] == numbers[1][key]
     assert len(numbers[0]["test accuracy by epoch"]) == 3
     for name in ("whole", "cut"):

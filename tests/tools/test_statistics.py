@@ -38,7 +38,7 @@ def test_an_interval_stays_within_what_a_mean_can_be():
     assert (cut.low, cut.high) == (summary(shares).low, 1.0)
     cut = summary(losses, possible_mean("training loss, epoch 1"))
     assert (cut.low, cut.high) == (0.0, summary(losses).high)
-    assert summary([3.0, 0.1, 0.1], possible_mean("seconds, testing")).low == 0.0
+    assert summary([3.0, 0.1, 0.1], possible_mean("test time (s)")).low == 0.0
     assert possible_mean("learning_rate") == (-np.inf, np.inf)
 
 
@@ -55,18 +55,18 @@ def test_an_interval_that_was_cut_holds_the_mean_as_often(mean, rng):
 def test_the_table_fits_a_terminal_and_says_what_its_interval_is(tmp_path):
     runs = Runs(tmp_path / "runs.json", {"recipe": "lenet"})
     for seed in range(3):
-        numbers = {"training accuracy": [0.2 + seed / 3] * 12, "training accuracy_so_far": [0.97] * 12}
-        runs.add({"seed": seed, "numbers": numbers | {"seconds, a step": 0.0123456 + seed / 1000, "test loss": seed}})
+        numbers = {"training accuracy": [0.2 + seed / 3] * 12, "training cumulative_accuracy": [0.97] * 12}
+        runs.add({"seed": seed, "numbers": numbers | {"step time (s)": 0.0123456 + seed / 1000, "test loss": seed}})
         if seed < 2:
             assert "A confidence interval needs 3 runs." in runs.text()
             assert "…" not in runs.text()
     lines = runs.text().splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[2].split() == ["mean", "std", "dev", "least", "most", "95", "%", "CI", "of", "the", "mean"]
+    assert lines[2].split() == ["mean", "std", "min", "max", "95", "%", "CI", "of", "mean"]
     first = next(line for line in lines if line.startswith("accuracy, epoch 12"))
     assert first.endswith("0 … 100 %")
     assert "33.3 pp" in first
-    assert "accuracy_so_far" not in runs.text()
+    assert "cumulative_accuracy" not in runs.text()
     assert next(line for line in lines if line.startswith("test loss")).endswith("0 … 3.484")
 
 

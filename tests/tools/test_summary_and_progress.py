@@ -42,7 +42,7 @@ def test_tables_of_a_network_fit_a_terminal_of_80_columns(name, monkeypatch, cap
     PlainConsole().print(profiling.Profile("numpy", 128, 10, rows).table())
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    headings = "layer, algorithm", "output", "params", "MB", "MFLOP", "ms →", "ms ←", "share", "GFLOP/s"
+    headings = "layer, algorithm", "output", "params", "MB", "MFLOP", "fwd ms", "bwd ms", "share", "GFLOP/s"
     assert all(heading in lines[1] for heading in headings)
     assert not any("…" in line for line in lines)
 
@@ -141,7 +141,7 @@ def test_the_bar_looks_at_the_device_at_its_refresh_rate(monkeypatch):
 def test_history_is_drawn_as_it_is(tmp_path):
     numbers = {
         "loss": [1.0, 0.5, 0.25],
-        "loss_so_far": [1.0, 0.75, 0.6],
+        "cumulative_loss": [1.0, 0.75, 0.6],
         "accuracy": [0.5, 0.75, 1.0],
         "val_accuracy": [0.6, 0.7, 0.8],
     }

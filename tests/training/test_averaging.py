@@ -5,7 +5,7 @@ import pytest
 
 import gpucnn
 from gpucnn import layers, optimizers, schedules
-from gpucnn.callbacks import Callback, EarlyStopping, LookAhead, MovingAverage
+from gpucnn.callbacks import Callback, EarlyStopping, Lookahead, MovingAverage
 from gpucnn.callbacks.averaging import _Average
 from gpucnn.errors import ConfigurationError
 from gpucnn.testing.strict import StrictBackend
@@ -14,8 +14,8 @@ from tests.helpers import assert_same_bits, simulated_backend, small_model, stri
 AVERAGES = {
     "moving": lambda: MovingAverage(0.9),
     "moving, every 3": lambda: MovingAverage(schedules.OneCycle(0.9), every=3, warm_up=False),
-    "look-ahead": lambda: LookAhead(2, 0.4),
-    "look-ahead, growing": lambda: LookAhead(3, schedules.Power(0.95**5, 3)),
+    "look-ahead": lambda: Lookahead(2, 0.4),
+    "look-ahead, growing": lambda: Lookahead(3, schedules.Power(0.95**5, 3)),
 }
 
 
@@ -121,7 +121,7 @@ def test_look_ahead_follows_its_formula(backend, every, decay, of_step):
             slow = {path: kept * value + (1 - kept) * fast[path] for path, value in slow.items()}
             hand.load_state_dict(fast | slow)
     diary = Diary()
-    look = LookAhead(every, decay)
+    look = Lookahead(every, decay)
     model.fit(x, y, epochs=2, batch_size=16, shuffle=False, callbacks=[look, diary], verbose=0)
     assert_close(diary.steps[-1], averaged(hand.state_dict()))
     assert_close(model.state_dict(), slow)  # the last full pull
@@ -155,7 +155,7 @@ def test_averages_read_nothing_back_inside_an_epoch():
     backend, reads = StrictBackend(), {}
     x, y = stripes(320)
     for batch_size in (160, 8):
-        before, callbacks = backend.reads, [MovingAverage(), LookAhead(3)]
+        before, callbacks = backend.reads, [MovingAverage(), Lookahead(3)]
         for callback in callbacks:
             small_model(backend=backend).fit(x, y, epochs=2, batch_size=batch_size, callbacks=[callback], verbose=0)
         reads[batch_size] = backend.reads - before
@@ -228,7 +228,7 @@ def test_averages_stay_after_an_interruption(error):
         def on_fit_end(self, model):
             told.append("end")
 
-        def on_fit_interrupted(self, model):
+        def on_exception(self, model):
             told.append("interrupted")
 
     model, callback, diary = small_model(dtype="float64"), MovingAverage(0.8, warm_up=False), Interrupts()
@@ -256,19 +256,19 @@ def test_averages_leave_frozen_parameters_alone(backend):
 
 
 def test_averages_two_at_once_are_refused():
-    with pytest.raises(ConfigurationError, match=r"LookAhead\(\) and MovingAverage\(\) both put averages in the place"):
-        fit(small_model(), MovingAverage(), LookAhead())
+    with pytest.raises(ConfigurationError, match=r"Lookahead\(\) and MovingAverage\(\) both put averages in the place"):
+        fit(small_model(), MovingAverage(), Lookahead())
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: MovingAverage(1.5), "decay, or what a schedule .* at most 1, not 1.5"),
-        (lambda: LookAhead(decay="fast"), "not 'fast'"),
-        (lambda: LookAhead(decay=True), "not True"),
-        (lambda: LookAhead(0), "every must be a positive integer, not 0"),
+        (lambda: Lookahead(decay="fast"), "not 'fast'"),
+        (lambda: Lookahead(decay=True), "not True"),
+        (lambda: Lookahead(0), "every must be a positive integer, not 0"),
         (lambda: MovingAverage(every=2.5), "every must be a positive integer, not 2.5"),
-        (lambda: fit(small_model(), LookAhead(decay=schedules.Constant(2.0))), "decay, .* at most 1, not 2.0"),
+        (lambda: fit(small_model(), Lookahead(decay=schedules.Constant(2.0))), "decay, .* at most 1, not 2.0"),
         (lambda: fit(small_model(), MovingAverage(lambda share: None)), "decay, .* at most 1, not None"),
         (lambda: schedules.Power(1.0, 0), "power must be a number that is above 0, not 0"),
     ],
@@ -279,10 +279,10 @@ def test_averages_out_of_range_are_refused(make, message):
 
 
 def test_averages_are_described_by_their_arguments():
-    for average in (MovingAverage(0.9, 2, warm_up=False), LookAhead(3, schedules.Power(0.95**5, 3))):
+    for average in (MovingAverage(0.9, 2, warm_up=False), Lookahead(3, schedules.Power(0.95**5, 3))):
         again = _Average.from_config(average.config())
         assert repr(again) == repr(average)
-    assert repr(again) == f"LookAhead(every=3, decay=Power({0.95**5}, 3.0))"
+    assert repr(again) == f"Lookahead(every=3, decay=Power({0.95**5}, 3.0))"
 
 
 def test_buffers_are_views_of_one_flat_array_and_can_be_assigned(backend):
@@ -303,7 +303,7 @@ def test_averages_are_better_than_the_last_weights():
     y = x @ generator.normal(size=(8, 1)) + generator.normal(size=(600, 1))
     best = np.linalg.lstsq(np.hstack([x, np.ones((600, 1))]), y, rcond=None)[0][:8]
     distance = {}
-    for name, callbacks in {"raw": [], "moving": [MovingAverage(0.99)], "slow": [LookAhead(5, 0.8)]}.items():
+    for name, callbacks in {"raw": [], "moving": [MovingAverage(0.99)], "slow": [Lookahead(5, 0.8)]}.items():
         model = gpucnn.Model([layers.Dense(1)], (8,), backend="numpy", dtype="float64")
         model.compile(optimizers.SGD(0.1), "mean_squared_error", metrics=[])
         model.fit(x, y, epochs=10, batch_size=8, callbacks=callbacks, verbose=0)

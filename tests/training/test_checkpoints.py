@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 import gpucnn
 from gpucnn import Checkpoints, layers, losses, optimizers
 from gpucnn.backends import Backend
-from gpucnn.callbacks import Callback, EarlyStopping, LookAhead, MovingAverage
+from gpucnn.callbacks import Callback, EarlyStopping, Lookahead, MovingAverage
 from gpucnn.core.console import PlainConsole
 from gpucnn.data.augment import AlternatingFlip, Flip, Translate
 from gpucnn.data.fingerprint import fingerprint
@@ -435,7 +435,7 @@ def test_backend_name_in_old_checkpoint(tmp_path, monkeypatch):
         (lambda: fit(small_model(), resume=__file__), "is a file; pass the folder that checkpoints lie in"),
         (
             lambda: fit(small_model(), Checkpoints("a", monitor="val_loss")),
-            "is to be chosen by 'val_loss', but an epoch gives only loss, accuracy, loss_so_far, accuracy_so_far; pass",
+            "but an epoch gives only loss, accuracy, cumulative_loss, cumulative_accuracy; pass",
         ),
     ],
 )
@@ -539,7 +539,7 @@ def test_resume_adds_up_the_times_of_an_interrupted_epoch(tmp_path):
         fit(small_model(), always(tmp_path), Kill(2), Sleeps())
     history = fit(small_model(), tmp_path, resume=True)
     assert history["seconds"][0] >= 0.1
-    assert history["step_seconds"][0] == history["seconds"][0] / 4
+    assert history["seconds_per_step"][0] == history["seconds"][0] / 4
 
 
 def test_resume_of_a_newer_format_is_refused(tmp_path):
@@ -560,7 +560,7 @@ def test_checkpoints_are_plain_safetensors(tmp_path):
     assert described["settings"]["data"]["inputs"]["shape"] == [40, 8, 8, 1]
     assert "gpucnn." not in json.dumps(described), "no import path"
     save_file(arrays, path, metadata={})
-    with pytest.raises(CheckpointError, match="holds no gpucnn_training; was it written by another program"):
+    with pytest.raises(CheckpointError, match="does not hold gpucnn_training; was it written by another program"):
         trees.from_file(path, checkpoints.KEY)
 
 
@@ -657,8 +657,8 @@ def test_best_model_is_an_ordinary_model_file(tmp_path, monkeypatch, monitor, ch
     history = fit(model, keeper, MovingAverage(0.7), epochs, epochs=8, validation_data=VALIDATION)
     values = history[chosen]
     best = max(values) if "accuracy" in chosen else min(values)
-    losses_so_far = np.minimum.accumulate([-value if "accuracy" in chosen else value for value in values])
-    assert written.count(checkpoints.BEST) == len(set(losses_so_far))
+    best_losses = np.minimum.accumulate([-value if "accuracy" in chosen else value for value in values])
+    assert written.count(checkpoints.BEST) == len(set(best_losses))
     assert keeper.best == {"monitor": chosen, "value": best, "epoch": values.index(best)}
     loaded = gpucnn.load(tmp_path / checkpoints.BEST, backend="numpy")
     for path, value in loaded.state_dict().items():
@@ -753,7 +753,7 @@ def test_interrupt_finishes_the_step_and_saves(tmp_path, keyboard):
                 for _ in range(100):  # the step is not over yet
                     time.sleep(0.0001)
 
-        def on_fit_interrupted(self, model):
+        def on_exception(self, model):
             steps.append("told")
 
     with pytest.raises(KeyboardInterrupt):
@@ -766,7 +766,7 @@ def test_interrupt_finishes_the_step_and_saves(tmp_path, keyboard):
     assert_same_bits(model, expected)
 
 
-@pytest.mark.parametrize("where", ["on_epoch_trained", "on_epoch_end"])
+@pytest.mark.parametrize("where", ["on_train_epoch_end", "on_epoch_end"])
 def test_interrupt_at_the_end_of_an_epoch(tmp_path, where, keyboard):
     presses = Callback()
     setattr(presses, where, lambda *_: os.kill(os.getpid(), signal.SIGINT))
@@ -836,7 +836,7 @@ def test_recipe_is_prepared_and_restored_on_resume(tmp_path):
 
     def train(*more, **options):
         model = small_model()
-        model.recipe = gpucnn.networks.Recipe("stripes", 2, 10, (AlternatingFlip(),), lambda: [LookAhead(3)], prepare)
+        model.recipe = gpucnn.networks.Recipe("stripes", 2, 10, (AlternatingFlip(),), lambda: [Lookahead(3)], prepare)
         model.fit(*DATA, callbacks=more, verbose=0, **options)
         return model
 

@@ -104,11 +104,11 @@ def test_progress_mean_is_over_samples():
     x, y = stripes(100)
     history = small_model().fit(x, y, epochs=2.25, batch_size=25, validation_data=(x, y), verbose=0)
     loss = history["loss"]
-    assert history["loss_so_far"] == pytest.approx(
+    assert history["cumulative_loss"] == pytest.approx(
         [loss[0], (loss[0] + loss[1]) / 2, (100 * (loss[0] + loss[1]) + 25 * loss[2]) / 225]
     )
     assert len(history["val_loss"]) == 3
-    assert history["step_seconds"][2] == pytest.approx(history["seconds"][2])
+    assert history["seconds_per_step"][2] == pytest.approx(history["seconds"][2])
 
 
 def test_fractional_epochs_are_shown(capsys, monkeypatch):

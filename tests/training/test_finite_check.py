@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import gpucnn
 from gpucnn import layers, optimizers
 from gpucnn.backends import Backend
-from gpucnn.callbacks.defects import DefectWatch, load_report
+from gpucnn.callbacks.defects import TrainingMonitor, load_report
 from gpucnn.cli import app
 from gpucnn.core.files import FolderLock
 from gpucnn.errors import NumericError
@@ -50,8 +50,8 @@ def after_two_steps(backend="numpy"):
 def test_finite_check_of_gradients(backend):
     model = regression(HERE[backend]())
     message = (
-        r"second: the gradient of its weight holds (NaN|infinity) at step 3, on the way backward; the weights are "
-        r"those before this step\. A lower learning rate or the optimizer's clip_norm often helps; "
+        r"second: the gradient of its weight holds (NaN|infinity) at step 3, in the backward pass; the weights are "
+        r"from before it\. A lower learning rate or the optimizer's clip_norm often helps; "
         r"fit\(check_numerics=False\) goes on regardless"
     )
     with pytest.raises(NumericError, match=message) as caught:
@@ -67,14 +67,14 @@ def test_finite_check_of_outputs():
     model, (x, y) = regression(), data()
     x[np.arange(16) != BAD] = 0
     model.parameters()["first.weight"].value *= 1e10
-    with pytest.raises(NumericError, match=r"first: its output holds (NaN|infinity) at step 3, on the way forward"):
+    with pytest.raises(NumericError, match=r"first: its output holds (NaN|infinity) at step 3, in the forward pass"):
         fit(model, x, y)
 
 
 def test_finite_check_of_weights():
     model = regression()
     model.parameters()["second.bias"].value = np.full(1, np.nan, "float32")
-    with pytest.raises(NumericError, match=r"second: its bias holds NaN at step 1, on the way forward"):
+    with pytest.raises(NumericError, match=r"second: its bias holds NaN at step 1, in the forward pass"):
         fit(model, *data(1.0))
 
 
@@ -84,7 +84,7 @@ def test_finite_check_counts_steps_over_all_epochs():
             if epoch == 2:
                 model.parameters()["first.weight"].value = np.full((3, 5), np.inf, "float32")
 
-    with pytest.raises(NumericError, match="at step 9, on the way forward"):
+    with pytest.raises(NumericError, match="at step 9, in the forward pass"):
         fit(regression(), *data(1.0), epochs=3, callbacks=[Spoil()])
 
 
@@ -215,13 +215,13 @@ def test_defect_watch_records_what_the_finite_check_found():
     network = [layers.Dense(5), layers.Dense(3), layers.Softmax()]
     model = gpucnn.Model(network, (6,), backend="numpy").compile(optimizers.SGD(1e-6))
     model.parameters()["dense.weight"].value *= 1e4
-    watch = DefectWatch((x[:20], y[:20]), every=1000)
+    watch = TrainingMonitor((x[:20], y[:20]), every=1000)
     with pytest.raises(NumericError):
         model.fit(x, y, batch_size=8, shuffle=False, callbacks=[watch], verbose=0)
-    assert str(watch.defect).startswith("diverged in dense at step 7: NaN or infinity on the way ")
+    assert str(watch.defect).startswith("diverged in dense at step 7: NaN or infinity in the ")
     assert watch.histograms["dense.weight"]["not_finite"] == 0
     model.fit(x[:8], y[:8], batch_size=8, verbose=0)
-    assert model.fault is None
+    assert model.training is None
 
 
 def test_finite_check_in_the_train_command(tmp_path):
@@ -232,7 +232,7 @@ def test_finite_check_in_the_train_command(tmp_path):
     assert isinstance(result.exception, NumericError)
     message = str(result.exception)
     assert result.exception.layer.startswith("dense")
-    assert re.search(r"dense\S*: .* holds (NaN|infinity) at step \d+, on the way (forward|backward)", message)
+    assert re.search(r"dense\S*: .* holds (NaN|infinity) at step \d+, in the (forward|backward) pass", message)
     assert message.endswith("is good. `gpucnn show histograms` draws what it came to")
     (kept,) = run.glob("checkpoint-*.safetensors")
     assert str(kept) in message

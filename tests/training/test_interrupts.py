@@ -194,7 +194,7 @@ class Terminates(Callback):
             for number in self.numbers:
                 send(number)
 
-    def on_fit_interrupted(self, model):
+    def on_exception(self, model):
         self.interrupted = True
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gpucnn import optimizers, schedules
-from gpucnn.callbacks import Callback, EarlyStopping, LookAhead, MovingAverage
-from gpucnn.callbacks.defects import DefectWatch
+from gpucnn.callbacks import Callback, EarlyStopping, Lookahead, MovingAverage
+from gpucnn.callbacks.defects import TrainingMonitor
 from gpucnn.callbacks.snapshots import Snapshots
 from gpucnn.data.augment import Flip, Translate
 from gpucnn.errors import CheckpointError, CheckpointWarning
@@ -28,8 +28,8 @@ def options():
 CALLBACKS = {
     "none": list,
     "average": lambda: [MovingAverage(0.9)],
-    "look-ahead": lambda: [LookAhead(3)],
-    "snapshots": lambda: [Snapshots(), DefectWatch(DATA, every=2, grace=1000)],
+    "look-ahead": lambda: [Lookahead(3)],
+    "snapshots": lambda: [Snapshots(), TrainingMonitor(DATA, every=2, grace_steps=1000)],
     "early stopping": lambda: [EarlyStopping("val_loss", 10)],
 }
 

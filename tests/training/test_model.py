@@ -151,19 +151,19 @@ def test_mean_squared_error_trains_a_regression():
     model = gpucnn.Model([layers.Dense(1)], (3,), backend="numpy")
     model.compile(optimizers.Adam(0.05), losses.MeanSquaredError(), metrics=[])
     history = model.fit(x, y, epochs=40, batch_size=32, verbose=0)
-    assert set(history.history) == {"loss", "loss_so_far", "learning_rate", "seconds", "step_seconds"}
+    assert set(history.history) == {"loss", "cumulative_loss", "learning_rate", "seconds", "seconds_per_step"}
     assert history["loss"][-1] < 1e-3
     assert model.state_dict()["dense.weight"].ravel() == pytest.approx([1.0, -2.0, 0.5], abs=0.02)
 
 
-def test_history_of_an_epoch_and_of_all_so_far():
+def test_history_per_epoch_and_cumulative():
     x, y = stripes(100)
     model = small_model()
     history = model.fit(x, y, epochs=3, batch_size=40, verbose=0, validation_data=(x, y))
     assert history.epochs == 3
     for key in ("loss", "accuracy"):
         running = [sum(history[key][: n + 1]) / (n + 1) for n in range(3)]
-        assert history[f"{key}_so_far"] == pytest.approx(running)
+        assert history[f"cumulative_{key}"] == pytest.approx(running)
     assert len(history["val_loss"]) == len(history["seconds"]) == len(history["val_seconds"]) == 3
     assert all(seconds > 0 for seconds in history["seconds"])
     assert history["val_accuracy"][-1] == model.evaluate(x, y)["accuracy"]

@@ -115,13 +115,13 @@ def test_model_file_refuses_other_files(tmp_path, saved):
         with pytest.raises(CheckpointError, match=r"is not a whole safetensors file .*cut short"):
             gpucnn.load(path)
     save_file({"weight": np.zeros(3, "float32")}, path)
-    with pytest.raises(CheckpointError, match="holds arrays but no gpucnn model"):
+    with pytest.raises(CheckpointError, match="does not hold a gpucnn model"):
         gpucnn.load(path)
     save_file({}, path, metadata={"gpucnn": "{"})
     with pytest.raises(CheckpointError, match="its description cannot be read"):
         gpucnn.load(path)
     save_file({}, path, metadata={"gpucnn": '{"format": 99}'})
-    with pytest.raises(CheckpointError, match="is of format 99, and this gpucnn reads format 1"):
+    with pytest.raises(CheckpointError, match="a gpucnn model of format 99, and this gpucnn reads format 1"):
         gpucnn.load(path)
 
 

@@ -21,7 +21,7 @@ from gpucnn.backends.numpy import threads, workspace
 from gpucnn.callbacks import Callback
 from gpucnn.core.files import FolderLock
 from gpucnn.data.augment import Cutout, Flip, Translate
-from gpucnn.errors import ConfigurationError, OutOfMemory
+from gpucnn.errors import ConfigurationError, OutOfMemoryError
 
 
 def images(count=96, size=16, seed=0):
@@ -284,7 +284,7 @@ def test_predict_says_where_not_even_one_sample_fits():
     x, y = images(3)
     for use in (lambda model: model.predict(x), lambda model: model.evaluate(x, y)):
         with pytest.raises(
-            OutOfMemory, match=r"conv2d: out of memory on reference at a batch of 1: no room for 1; not even one"
+            OutOfMemoryError, match=r"conv2d: out of memory on reference at a batch of 1: no room for 1; not even one"
         ):
             use(network(backend=Small(0)))
 
@@ -297,7 +297,7 @@ def test_fit_advises_a_batch_that_fits_and_changes_nothing(verb):
     before = model.state_dict()
     options = {"batch_size": 64, "verbose": 0} if verb == "fit" else {}
     message = r"out of memory on reference at a batch of 64: no room for 64; a batch_size of 16 fits, as was tried"
-    with pytest.raises(OutOfMemory, match=message):
+    with pytest.raises(OutOfMemoryError, match=message):
         getattr(model, verb)(x, y, **options)
     assert backend.tried[:2] == [64, 32]
     assert set(backend.tried[2:]) == {16}
@@ -306,7 +306,7 @@ def test_fit_advises_a_batch_that_fits_and_changes_nothing(verb):
 
 
 def test_fit_says_where_not_even_one_sample_fits():
-    with pytest.raises(OutOfMemory, match=r"no room for 64; not even one sample fits"):
+    with pytest.raises(OutOfMemoryError, match=r"no room for 64; not even one sample fits"):
         network(backend=Small(0)).fit(*images(), batch_size=64, verbose=0)
 
 
@@ -345,7 +345,7 @@ def test_scratch_is_bounded_for_any_batch(batch):
     workspace.forget()
     x, y = images(batch, 32)
     network(size=32).fit(x, y, batch_size=batch, verbose=0)
-    assert 0 < workspace.held() < 16 << 20
+    assert 0 < workspace.nbytes() < 16 << 20
 
 
 # --- for a long time ---------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import pytest
 
 import gpucnn
 from gpucnn import layers, losses, optimizers, schedules
-from gpucnn.callbacks import Callback, EarlyStopping, LookAhead, MovingAverage
-from gpucnn.callbacks.defects import DefectWatch
+from gpucnn.callbacks import Callback, EarlyStopping, Lookahead, MovingAverage
+from gpucnn.callbacks.defects import TrainingMonitor
 from gpucnn.callbacks.snapshots import Snapshots
 from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Rotate, Translate
 from gpucnn.optimizers import Group
@@ -39,7 +39,7 @@ class Events(Callback):
     def on_step_end(self, model, step):
         self._happens()
 
-    def on_epoch_trained(self, model, epoch):
+    def on_train_epoch_end(self, model, epoch):
         self._happens()
 
     def on_epoch_end(self, model, epoch, logs):
@@ -122,7 +122,7 @@ def shared_layers(seed=0, backend="numpy", dtype="float32", optimizer=None):
 
 
 def watch():
-    return DefectWatch((stripes(60, seed=2)[0], stripes(60, seed=2)[1]), every=2, grace=4)
+    return TrainingMonitor((stripes(60, seed=2)[0], stripes(60, seed=2)[1]), every=2, grace_steps=4)
 
 
 def trained_before(model):
@@ -154,7 +154,7 @@ CASES = {
     "less than an epoch": Case(epochs=0.5),
     "moving average": Case(callbacks=lambda: [MovingAverage(0.9)], validation_data=VALIDATION),
     "moving average, every 3": Case(callbacks=lambda: [MovingAverage(lambda share: share, every=3, warm_up=False)]),
-    "look-ahead": Case(callbacks=lambda: [LookAhead(3, schedules.Power(0.8, 2))], validation_data=VALIDATION),
+    "look-ahead": Case(callbacks=lambda: [Lookahead(3, schedules.Power(0.8, 2))], validation_data=VALIDATION),
     "validation": Case(validation_data=VALIDATION),
     "early stopping": Case(
         lambda: optimizers.SGD(3.0),
@@ -188,8 +188,7 @@ def assert_same(ours, theirs):
     assert numbers(history) == numbers(expected)
     assert (model.epochs_trained, model.optimizer.steps) == (other.epochs_trained, other.optimizer.steps)
     assert model.stop_training == other.stop_training
-    assert model.progress == other.progress
-    assert type(model.averaged_by) is type(other.averaged_by)
+    assert model.training is other.training is None
     slots, expected_slots = (each.optimizer.state_dict(each.backend) for each in (model, other))
     assert list(slots) == list(expected_slots)
     assert all(slots[name].tobytes() == expected_slots[name].tobytes() for name in slots)
@@ -268,7 +267,7 @@ def test_resume_cases_stop_early_and_find_defects(tmp_path):
     assert isinstance(stopping, EarlyStopping)
     assert stopping.best_epoch < history.epochs - 1 < 11
     _, (watch, snapshots, diary), _ = uninterrupted(CASES["watched"])
-    assert isinstance(watch, DefectWatch)
+    assert isinstance(watch, TrainingMonitor)
     assert any(sum(map(bool, held["counts"])) > 1 for key, held in watch.histograms.items() if "gradient" in key)
     assert len(snapshots.epochs) < 4
     assert any(np.any(gradient) for gradient in diary.gradients.values())

@@ -97,7 +97,7 @@ def arguments():
             value = EXAMPLES.get(f"{name}.{argument}", NEEDED.get(name, {}).get(argument, default))
             shape = FLAG if isinstance(value, bool) else INTEGER if isinstance(value, int) else NUMBER
             if argument in ("every", "factor", "power", "degrees", "learning_rate", "epochs") and name != "Group":
-                shape = INTEGER if name in ("MovingAverage", "LookAhead") and argument == "every" else NUMBER
+                shape = INTEGER if name in ("MovingAverage", "Lookahead") and argument == "every" else NUMBER
             yield kind, argument, value, shape
 
 
@@ -195,9 +195,9 @@ def test_settings_refuse_unknown_names(kind):
         (lambda: optimizers.Adam(params=[]), "an optimizer is given to model.compile"),
         (lambda: optimizers.SGD(0.1, momentum=0.9, nesterov=5e-4), "nesterov must be True or False, not 0.0005"),
         (lambda: optimizers.SGD(0.1, momentum=0.9, nesterov="False"), "nesterov must be True or False, not 'False'"),
-        (lambda: callbacks.EarlyStopping(min_delta=0.1), "did you mean minimum=…?"),
-        (lambda: callbacks.EarlyStopping(restore_best_weights=True), "did you mean restore_best=…?"),
-        (lambda: gpucnn.networks.lenet(num_classes=3), "did you mean classes=…?"),
+        (lambda: callbacks.EarlyStopping(minimum=0.1), "did you mean min_delta=…?"),
+        (lambda: callbacks.EarlyStopping(restore_best=True), "did you mean restore_best_weights=…?"),
+        (lambda: gpucnn.networks.lenet(classes=3), "did you mean num_classes=…?"),
         (lambda: gpucnn.Model([layers.Dense(2)]), "Model needs input_shape"),
         (lambda: gpucnn.Model([layers.Dense(2)], (3,), sed=1), "did you mean seed=…?"),
         (lambda: layers.MaxPooling2D, "module 'gpucnn.layers' has no 'MaxPooling2D'; did you mean MaxPool2D?"),

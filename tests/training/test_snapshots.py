@@ -85,7 +85,7 @@ def test_snapshots_limit_drops_every_other_epoch():
 def test_snapshots_leave_out_weights_that_do_not_fit_twice(tmp_path):
     first = 4 * 9 * 4
     snapshots, _ = fitted(1, limit=2 * SNAPSHOT_BYTES - 1)
-    assert snapshots.left_out == ["conv2d_1.weight"]
+    assert snapshots.skipped == ["conv2d_1.weight"]
     assert list(snapshots.epochs[1]) == ["conv2d.weight"]
     snapshots, _ = fitted(1, limit=2 * first - 1, folder=tmp_path)
     assert snapshots.epochs == {}
@@ -103,7 +103,7 @@ def test_snapshots_refuse_other_files(tmp_path):
         load_snapshots(tmp_path)
     file = tmp_path / SNAPSHOTS
     small_model().save(file)
-    with pytest.raises(CheckpointError, match="holds snapshots of format None, and this gpucnn reads format 1"):
+    with pytest.raises(CheckpointError, match="does not hold snapshots; was it written by another program"):
         load_snapshots(file)
     save_file({"a": np.zeros(3)}, file, metadata={KEY: '{"format": 2}'})
     with pytest.raises(CheckpointError, match="holds snapshots of format 2, and this gpucnn reads format 1"):

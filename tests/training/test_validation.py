@@ -7,7 +7,7 @@ import pytest
 
 import gpucnn
 from gpucnn import layers, rng
-from gpucnn.callbacks.defects import DefectWatch
+from gpucnn.callbacks.defects import TrainingMonitor
 from gpucnn.data.splits import stratified
 from gpucnn.errors import ConfigurationError
 from gpucnn.report.overview import facts
@@ -69,8 +69,8 @@ def test_validation_off_trains_on_all_images(run, digits, fits):
     [
         (("--validate",), 200),
         (("--early-stopping", 3), 200),
-        (("--hold-out", 0.25), 500),
-        (("--early-stopping", 3, "--hold-out", 0.05), 100),
+        (("--validation-split", 0.25), 500),
+        (("--early-stopping", 3, "--validation-split", 0.05), 100),
     ],
 )
 def test_validation_sees_held_out_training_images(run, digits, fits, options, held, tmp_path):
@@ -87,11 +87,11 @@ def test_validation_sees_held_out_training_images(run, digits, fits, options, he
     assert parts[0] | parts[1] == whole
     assert not parts[0] & parts[1]
     assert not parts[1] & {image.tobytes() for image in x_test}
-    (watch,) = (callback for callback in given["callbacks"] if isinstance(callback, DefectWatch))
-    assert not {image.tobytes() for image in watch.probe[0]} & parts[1]
+    (watch,) = (callback for callback in given["callbacks"] if isinstance(callback, TrainingMonitor))
+    assert not {image.tobytes() for image in watch.monitor_data[0]} & parts[1]
     settings = json.loads((tmp_path / "here" / "config.json").read_text())
     assert settings["images"] == {"training": 2000 - held, "validation": held, "test": 300}
-    assert settings["hold_out"] == held / 2000
+    assert settings["validation_split"] == held / 2000
     assert settings["validate_on_test"] is False
     run("train", "--run-dir", "here", "--resume")
     assert (fits[1]["x"] == given["x"]).all()
@@ -113,9 +113,9 @@ def test_defect_watch_sees_all_classes_of_sorted_data(run, tmp_path, fits, monke
     data = gpucnn.datasets.Dataset([(x, y), (x[:9], y[:9])], name="mnist", class_names="abc", source="here")
     monkeypatch.setattr("gpucnn.runs.folder.datasets.mnist", lambda folder: data)
     run("train", "--data", "mnist")
-    (watch,) = (callback for callback in fits[0]["callbacks"] if isinstance(callback, DefectWatch))
-    assert len(watch.probe[1]) == 500
-    assert set(watch.probe[1]) == {0, 1, 2}
+    (watch,) = (callback for callback in fits[0]["callbacks"] if isinstance(callback, TrainingMonitor))
+    assert len(watch.monitor_data[1]) == 500
+    assert set(watch.monitor_data[1]) == {0, 1, 2}
 
 
 def test_validation_on_the_test_images_is_explicit(run, digits, tmp_path):
@@ -128,9 +128,9 @@ def test_validation_on_the_test_images_is_explicit(run, digits, tmp_path):
     assert f"best      epoch 1, test accuracy, by which it was chosen, {accuracy}" in shown
     told = {fact.term: fact for fact in facts(open_run(tmp_path / "here", "numpy"), "not tested")}
     assert told["Validation"].value == "on the test images after each epoch: they chose the best model, too"
-    status, _, errors = run("train", "--validate-on-test", "--hold-out", 0.1)
+    status, _, errors = run("train", "--validate-on-test", "--validation-split", 0.1)
     assert status == 1
-    assert "--hold-out 0.1 validates on training images, --validate-on-test on the test images" in errors
+    assert "--validation-split 0.1 validates on training images, --validate-on-test on the test images" in errors
 
 
 def test_validation_split_is_shown_in_the_report(run, digits, tmp_path):
@@ -144,11 +144,11 @@ def test_validation_split_is_shown_in_the_report(run, digits, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "on_test"),
     [
-        ({"validate": True, "hold_out": None, "early_stopping": None}, True),
-        ({"validate": False, "hold_out": None, "early_stopping": 3}, True),
-        ({"validate": True, "hold_out": 0.1, "early_stopping": None}, False),
-        ({"validate": False, "hold_out": None, "early_stopping": None}, False),
-        ({"validate": True, "hold_out": 0.1, "early_stopping": None, "validate_on_test": False}, False),
+        ({"validate": True, "validation_split": None, "early_stopping": None}, True),
+        ({"validate": False, "validation_split": None, "early_stopping": 3}, True),
+        ({"validate": True, "validation_split": 0.1, "early_stopping": None}, False),
+        ({"validate": False, "validation_split": None, "early_stopping": None}, False),
+        ({"validate": True, "validation_split": 0.1, "early_stopping": None, "validate_on_test": False}, False),
         ({}, False),
     ],
 )
