@@ -98,6 +98,11 @@ def check_layer(layer: Layer, input_shape: Shape, *, x: Any = None, seed: int = 
         LayerError          a check failed; says which, with what was found and what was expected. Its `check` is what
                             would have been returned
         ConfigurationError  the arguments make no sense
+
+    Example:
+        >>> import gpucnn
+        >>> gpucnn.check_layer(gpucnn.layers.Dense(3), input_shape=(4,)).failures
+        []
     """
     subject = _Subject(layer, input_shape, x, seed)
     found: list[Check] = []
@@ -156,7 +161,7 @@ class _Subject:
         held = {id(layer.backend): layer.backend for layer in self.layer.all_layers()}
         twin = copy.deepcopy(self.layer, held)
         for parameter in twin.parameters().values():  # of a layer in use: as if it had never been trained
-            parameter.grad, parameter.frozen, parameter.resting = None, False, False
+            parameter.grad, parameter.frozen = None, False
         twin.ensure_built(self.input_shape, host_generator(self.seed, "weights"))
         if self.state is None:
             twin.to("numpy", "float64")
@@ -451,7 +456,7 @@ def _signs(shape: Shape, step: int) -> Any:
 
 
 def _keeps_off_the_host(subject: _Subject) -> str:
-    """Check on a pretended device that arrays of the host and the device never meet."""
+    """Check on a mock device that host and device arrays are never mixed."""
     backend = StrictBackend()
     twin = subject.twin(backend)
     try:
@@ -463,7 +468,7 @@ def _keeps_off_the_host(subject: _Subject) -> str:
         ) from error
     for what, array in subject.run(subject.twin()).items():
         if not _same(found[what], array):
-            raise _Wrong(f"{what} is another on a pretended device")
+            raise _Wrong(f"{what} differs on a mock device")
     return "no array of the host met one of the device"
 
 
