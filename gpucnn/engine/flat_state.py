@@ -1,9 +1,9 @@
-"""`FlatState`: a network's parameters, their gradients, and its buffers of floats, each laid in one flat array.
+"""`FlatState`: a network's parameters, their gradients, and its buffers of floats, each in one flat array.
 
 One update then serves a whole group of parameters, and an average of weights is one kernel.
 
-Several models may share layers, and the one that laid them last has them. The others notice, and lay them anew from
-what they hold by then: so all owners share values, whoever trains.
+Several models may share layers, whose state lies in the arrays of the model that laid them out last. The others notice,
+and lay them out again from what they hold then: so all of them share values, whichever is trained.
 """
 
 import operator
@@ -20,7 +20,7 @@ Held = tuple[dict[str, Any], str, Any]  # the attributes of a layer, a name amon
 
 
 class FlatState:
-    """Lays the state of a network in flat arrays; what its parameters and buffers hold are views of them from then on.
+    """Lays the state of a network out in flat arrays, of which its parameters and buffers hold views from then on.
 
     `values` and `gradients` are of all parameters, group after group, as `layout` says, frozen or not; `buffers` is of
     all buffers of floats.
@@ -55,7 +55,7 @@ class FlatState:
         return before == self.frozen
 
     def is_bound(self) -> bool:
-        """Tell whether the network still holds the same objects, and these the views that were laid for them."""
+        """Return whether the network still holds the same objects, and these the views that were made for them."""
         for attributes, name, then in self._held:
             if attributes.get(name) is not then:
                 return False
@@ -95,9 +95,8 @@ def check_shared_dtype(network: Layer, dtype: str) -> None:
         for held in vars(layer).values():
             if isinstance(held, Parameter) and held.of_a_model and held.value.dtype != dtype:
                 raise ConfigurationError(
-                    f"{layer.display_name}: belongs to a model whose weights are {held.value.dtype} already, and "
-                    "here they "
-                    f"would be {dtype}; models that share layers need the same dtype: pass it, move the first by "
+                    f"{layer.display_name}: belongs to a model whose weights are {held.value.dtype} already, and here "
+                    f"they would be {dtype}; models that share layers need the same dtype: pass it, move the first by "
                     "model.to, or make this one of copies, copy.deepcopy(layers)"
                 )
 

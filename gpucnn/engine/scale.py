@@ -120,9 +120,8 @@ def _beside_statistics(layer: Normalization, sample: Any, what: str, whole: bool
         return ""
     return (
         f"{what} has mean {_short(mean)} and deviation {_short(spread)}, but {layer.display_name} has mean "
-        f"{_short(subtract)} "
-        f"and deviation {_short(divide)}: they are not in the same units; uint8 counts as 0 … 1, floats as they are: "
-        "adapt to the very data that the model is given"
+        f"{_short(subtract)} and deviation {_short(divide)}: they are not in the same units; uint8 counts as 0 … 1, "
+        "floats as they are: adapt to the very data that the model is given"
     )
 
 
