@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends import get_backend
-from gpucnn.engine.replicas import NetworkSignature
+from gpucnn.engine.signature import Signature
 from gpucnn.errors import BackendUnavailable, CaptureWarning, GpucnnError
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
 from gpucnn.model import Model, load
@@ -49,7 +49,7 @@ def check_sharding(case: Case) -> str:
     if not case.layer.batch_independent:
         return ""
     clone = case.clone()
-    before = NetworkSignature(clone)
+    before = Signature(clone)
     for train in (False, True):
         clone.forward(case.x, train=train)
         if not before.is_current():
