@@ -17,7 +17,7 @@ from gpucnn.layers.shape import Flatten
 from gpucnn.losses import CategoricalCrossEntropy
 
 
-def listed(values: Any, what: str) -> Any:
+def require_list(values: Any, what: str) -> Any:
     """Return values that come as a list or tuple; a single one without brackets raises ConfigurationError."""
     if not isinstance(values, list | tuple):
         raise ConfigurationError(f"{what} must be a list, not {values!r}; pass [{values!r}]")
@@ -40,7 +40,7 @@ def check_precision(dtype: str, backend: Backend) -> None:
         )
 
 
-def checked_shape(shape: Any) -> Shape:
+def check_shape(shape: Any) -> Shape:
     """Return the shape of one sample, or raise ConfigurationError where it is none."""
     sides = tuple(shape) if isinstance(shape, list | tuple) else ()
     if not sides or not all(checks.is_integer(side) and side > 0 for side in sides):

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from gpucnn.backends import Backend, get_backend
 from gpucnn.core.console import PrintsAsTable, styled
-from gpucnn.engine.arguments import checked_shape
+from gpucnn.engine.arguments import check_shape
 from gpucnn.engine.replicas import NetworkSignature
 from gpucnn.errors import (
     BackendUnavailable,
@@ -141,7 +141,7 @@ class _Subject:
         if not isinstance(layer, Layer):
             hint = "; pass an object: MyLayer(…)" if isinstance(layer, type) else ""
             raise ConfigurationError(f"check_layer takes a Layer object, not {layer!r}{hint}")
-        self.layer, self.input_shape, self.seed = layer, checked_shape(input_shape), seed
+        self.layer, self.input_shape, self.seed = layer, check_shape(input_shape), seed
         self.random = host_generator(seed, "layer check")
         self.x = self.random.standard_normal((BATCH, *self.input_shape)) if x is None else np.asarray(x, "float64")
         if self.x.shape[1:] != self.input_shape or len(self.x) < 2:

@@ -38,10 +38,10 @@ def time_left(
     return of_steps, of_epoch + whole * (epochs - epoch - size)
 
 
-class Silent:
+class Progress:
     """Shows nothing; also the interface of the others."""
 
-    def __enter__(self) -> "Silent":
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -57,7 +57,7 @@ class Silent:
         """The epoch and its validation are over."""
 
 
-class Lines(Silent):
+class Lines(Progress):
     """One plain line an epoch, for files, pipes and terminals that cannot draw over what stands there."""
 
     def begin_epoch(self, epoch: int, epochs: float, steps: int, done: int = 0, earlier: Sequence[float] = ()) -> None:
@@ -69,17 +69,18 @@ class Lines(Silent):
         print(f"{self.head}: {format_metrics(logs)}, {_seconds(logs):.1f} s", file=Output(), flush=True)
 
 
-class Bar(Silent):
+class Bar(Progress):
     """A bar for the epoch that runs, with the time that is left and the numbers so far; finished ones stand above it.
 
     What is drawn again and again is one row, however many epochs are over: they are printed once, when they end.
     """
 
     def __init__(self, console: "PlainConsole") -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as RichProgress
         from rich.table import Column
 
-        self.progress = Progress(
+        self.progress = RichProgress(
             TextColumn("epoch {task.fields[epoch]}", markup=False),
             BarColumn(bar_width=8 if console.width < NARROW else 24),
             MofNCompleteColumn(),
@@ -104,24 +105,24 @@ class Bar(Silent):
         """Begin a bar."""
         named = format_epoch(epoch, epochs).rjust(len(format_epoch(math.ceil(epochs) - 1, epochs)))
         self.task = self.progress.add_task("", total=steps, completed=done, epoch=named, times="", numbers="")
-        self.began = self.looked = time.perf_counter()
+        self.began = self.refreshed = time.perf_counter()
         self.place, self.earlier = (epoch, epochs, steps), earlier
-        self.begun_at = self.done = done
+        self.resumed_at = self.done = done
 
     def step(self, totals: RunningMeans) -> None:
         """Move the bar on; look at the device only as often as a person can."""
         self.done += 1
         now = time.perf_counter()
         assert self.task is not None
-        if now - self.looked >= REFRESH_SECONDS:
-            self.looked = now
+        if now - self.refreshed >= REFRESH_SECONDS:
+            self.refreshed = now
             self.progress.update(self.task, numbers=format_metrics(totals.read()), times=self._left(now))
         self.progress.advance(self.task)
 
     def _left(self, now: float) -> str:
         """Return the time left of this epoch's steps, and of the training unless this is the only epoch."""
         epoch, epochs, steps = self.place
-        pace = (now - self.began) / (self.done - self.begun_at)
+        pace = (now - self.began) / (self.done - self.resumed_at)
         of_steps, in_all = time_left(self.earlier, pace, self.done, steps, epoch, epochs)
         return f"ETA {clock(of_steps)} / total {clock(in_all)}" if epochs > 1 else f"ETA {clock(of_steps)}"
 
@@ -158,10 +159,10 @@ def _seconds(logs: dict[str, float]) -> float:
     return logs["seconds"] + logs.get("val_seconds", 0.0)
 
 
-def make_progress(verbose: "bool | int | str") -> Silent:
+def make_progress(verbose: "bool | int | str") -> Progress:
     """Return what to show: a bar on a terminal, lines elsewhere, nothing with `verbose=0`."""
     if not verbose:
-        return Silent()
+        return Progress()
     if verbose == "auto":
         from gpucnn.core.console import PlainConsole  # imported late: rich takes longer than the rest of the package
 
