@@ -53,7 +53,7 @@ class History:
             write_whole(target, self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        """Return what `save` writes."""
+        """Return the bytes that `save` writes."""
         return (json.dumps(self.history, indent=1) + "\n").encode()
 
     def __getitem__(self, key: str) -> list[float]:
