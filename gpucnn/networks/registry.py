@@ -1,4 +1,4 @@
-"""What a named network is: a function that returns layers and an optimizer, with the recipe that trains it."""
+"""`NamedNetwork`: a function that returns layers and an optimizer, with the recipe that trains them."""
 
 import functools
 from collections.abc import Callable
@@ -17,13 +17,20 @@ LayersAndOptimizer = tuple[list[Layer], Optimizer]
 
 MNIST_IMAGE, CIFAR10_IMAGE = (28, 28, 1), (32, 32, 3)
 
-# mean and standard deviation of the training images, a channel, of pixel / 255
+# mean and standard deviation of the training images per channel, of pixel / 255
 MNIST_STATISTICS = 0.1307, 0.3081
 CIFAR10_STATISTICS = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 
 
 class NamedNetwork:
-    """A named network; calling it makes a model of it, compiled with its recipe."""
+    """A named network; calling it makes a model of it, compiled with its recipe.
+
+    Example
+        >>> from gpucnn import networks
+        >>> model = networks.resnet20(num_classes=100, seed=1)
+        >>> model.output_shape, model.recipe.epochs
+        ((100,), 30)
+    """
 
     def __init__(
         self, design: Callable[[Shape, int], LayersAndOptimizer], name: str, image: Shape, recipe: Recipe, loss: Loss
@@ -72,6 +79,11 @@ def by_name(name: str) -> NamedNetwork:
 
     Raises:
         ConfigurationError: there is no such network.
+
+    Example:
+        >>> from gpucnn import networks
+        >>> networks.by_name("network-3") is networks.network_3
+        True
     """
     plain = name.lower().replace("_", "-")
     if plain not in NETWORKS:
@@ -80,5 +92,5 @@ def by_name(name: str) -> NamedNetwork:
 
 
 def normalization(input_shape: Shape) -> Layer:
-    """Return the statistics of MNIST for grey images and of CIFAR-10 for coloured ones; `adapt` takes others."""
+    """Return a normalisation by the statistics of MNIST for grey images, else of CIFAR-10; `adapt` sets others."""
     return Normalization(*(CIFAR10_STATISTICS if input_shape[-1] == 3 else MNIST_STATISTICS))

@@ -469,7 +469,7 @@ def test_networks_that_do_not_fit_are_refused(make, error, message):
         (
             layers.Softmax(),
             losses.CategoricalCrossEntropy(from_logits=True),
-            "ends with Softmax, but the loss was told",
+            "ends with Softmax, but the loss has from_logits",
         ),
         (layers.Tanh(), losses.CategoricalCrossEntropy(), "tanh, whose outputs are not probabilities"),
         (layers.BatchNorm(), losses.CategoricalCrossEntropy(), "batch_norm, whose outputs are not probabilities"),
