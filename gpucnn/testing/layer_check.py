@@ -456,7 +456,7 @@ def _signs(shape: Shape, step: int) -> Any:
 
 
 def _keeps_off_the_host(subject: _Subject) -> str:
-    """Check on a pretended device that arrays of the host and the device never meet."""
+    """Check on a mock device that host and device arrays are never mixed."""
     backend = StrictBackend()
     twin = subject.twin(backend)
     try:
@@ -468,7 +468,7 @@ def _keeps_off_the_host(subject: _Subject) -> str:
         ) from error
     for what, array in subject.run(subject.twin()).items():
         if not _same(found[what], array):
-            raise _Wrong(f"{what} is another on a pretended device")
+            raise _Wrong(f"{what} differs on a mock device")
     return "no array of the host met one of the device"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from gpucnn.backends.base import Array
+from gpucnn.backends.reference import Array
 
 MEMORY_ALLOCATION = 2  # cudaError_t
 

@@ -168,12 +168,12 @@ class Replay(base.Replay):
         return self._result
 
 
-def on_replay(function: Callable[[], Array]) -> Array:
-    """Return what a function returns, which is called again in each repeat."""
+def on_replay(draw: Callable[[], Array]) -> Array:
+    """Return what a function draws, which is called again in each replay."""
     tracer = current_tracer()
     if tracer is None:
-        return function()
-    return tracer.trace_opaque(_untraced(function))
+        return draw()
+    return tracer.trace_opaque(_untraced(draw))
 
 
 def as_single_call(function: Callable[..., None]) -> Callable[..., None]:
