@@ -34,24 +34,24 @@ class _Average(Callback, Configurable, family="average"):
         self._model: weakref.ref[Any] | None = None
         self._layout: Layout | None = None
         self._averages: list[Array] = []
-        self._raw: list[Array] | None = None  # the model's own numbers, while it shows the averages
+        self._raw_weights: list[Array] | None = None  # the model's own numbers, while it shows the averages
         self._steps = 0
 
     def on_fit_begin(self, model: Any) -> None:
         """Begin with the weights that the model has, or go on where an earlier fit ended."""
-        if self._goes_on(model):
+        if self._continues(model):
             model.training.averaged_by = self
             return
-        self._model, self._steps, self._raw = weakref.ref(model), 0, None
+        self._model, self._steps, self._raw_weights = weakref.ref(model), 0, None
         self._averages = [array.copy() for array in model.flat_state()]
         self._layout = model.flat_layout()
 
     def _is_of(self, model: object) -> bool:
         return self._model is not None and self._model() is model
 
-    def _goes_on(self, model: Any) -> bool:
+    def _continues(self, model: Any) -> bool:
         """Tell whether the model is as an earlier fit left it."""
-        if self._raw is None or not self._is_of(model):
+        if self._raw_weights is None or not self._is_of(model):
             return False
         arrays = model.flat_state()
         if model.flat_layout() is not self._layout:
@@ -61,10 +61,10 @@ class _Average(Callback, Configurable, family="average"):
 
     def on_epoch_begin(self, model: Any, epoch: int) -> None:
         """Put the raw weights back, for the steps."""
-        if self._raw is not None:
-            for array, raw in zip(self._arrays(model), self._raw, strict=True):
+        if self._raw_weights is not None:
+            for array, raw in zip(self._arrays(model), self._raw_weights, strict=True):
                 array[...] = raw
-            self._raw = model.training.averaged_by = None
+            self._raw_weights = model.training.averaged_by = None
 
     def on_step_end(self, model: Any, step: int) -> None:
         """Average, from time to time."""
@@ -79,19 +79,19 @@ class _Average(Callback, Configurable, family="average"):
                 f"{self!r} and {other!r} both put averages in the place of the weights; pass one of them"
             )
         arrays = self._arrays(model)
-        self._raw, model.training.averaged_by = [array.copy() for array in arrays], self
+        self._raw_weights, model.training.averaged_by = [array.copy() for array in arrays], self
         for array, average in zip(arrays, self._averages, strict=True):
             array[...] = average
 
     def on_exception(self, model: Any) -> None:
         """Leave the model with the averages, as at the end."""
-        if self._is_of(model) and self._raw is None and model.training.averaged_by is None:
+        if self._is_of(model) and self._raw_weights is None and model.training.averaged_by is None:
             self.on_train_epoch_end(model, -1)
 
     def state(self, model: Any) -> dict[str, Any]:
         """Return the averages, the raw weights while the averages are shown, and how many steps were made."""
         to_host = model.backend.to_host
-        raw = None if self._raw is None else [to_host(array).copy() for array in self._raw]
+        raw = None if self._raw_weights is None else [to_host(array).copy() for array in self._raw_weights]
         return {"averages": [to_host(array).copy() for array in self._averages], "raw": raw, "steps": self._steps}
 
     def load_state(self, model: Any, state: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ class _Average(Callback, Configurable, family="average"):
             raise CheckpointError(f"{type(self).__name__}: {wrong}")
         for average, saved in zip(self._averages, state["averages"], strict=True):
             average[...] = from_host(saved)
-        self._raw = None if raw is None else [from_host(array) for array in raw]
+        self._raw_weights = None if raw is None else [from_host(array) for array in raw]
         model.training.averaged_by = None if raw is None else self
         self._steps = state["steps"]
 
@@ -133,7 +133,7 @@ class _Average(Callback, Configurable, family="average"):
     def _average(self, model: Any) -> None:
         raise NotImplementedError(f"{type(self).__name__} has no _average")
 
-    def _move_averages(self, model: Any, share: float) -> None:
+    def _update_averages(self, model: Any, share: float) -> None:
         for average, array in zip(self._averages, self._arrays(model), strict=True):
             model.backend.lerp_(average, array, share)
 
@@ -171,7 +171,7 @@ class MovingAverage(_Average):
         decay = self._decay_at(*model.training.progress)
         if self.warm_up:
             decay = min(decay, (1 + updates) / (10 + updates))
-        self._move_averages(model, 1.0 - decay)
+        self._update_averages(model, 1.0 - decay)
 
 
 class Lookahead(_Average):
@@ -198,7 +198,7 @@ class Lookahead(_Average):
         super().__init__(decay, every)
 
     def _average(self, model: Any) -> None:
-        self._move_averages(model, 1.0 - self._decay_at(*model.training.progress))
+        self._update_averages(model, 1.0 - self._decay_at(*model.training.progress))
         for array, average in zip(self._arrays(model), self._averages, strict=True):
             array[...] = average
 

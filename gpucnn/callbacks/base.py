@@ -174,7 +174,7 @@ class EarlyStopping(Callback):
         """Compare with the best so far."""
         if self.monitor not in logs:
             raise ConfigurationError(
-                f"EarlyStopping watches {self.monitor!r}, but an epoch gives only {', '.join(sorted(logs))}; "
+                f"EarlyStopping monitors {self.monitor!r}, but an epoch reports only {', '.join(sorted(logs))}; "
                 "pass validation_data, or another monitor"
             )
         value = self._sign * logs[self.monitor]

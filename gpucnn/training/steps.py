@@ -22,7 +22,7 @@ from gpucnn.engine.replicas import NetworkSignature
 from gpucnn.errors import CaptureWarning, GpucnnError, OutOfMemoryError
 from gpucnn.optimizers.base import LearningRates, Optimizer
 from gpucnn.optimizers.groups import Group
-from gpucnn.training.finite_check import Watch
+from gpucnn.training.finite_check import FiniteCheck
 
 MAX_EAGER = 64  # steps between two captures, however often settings change
 PLAIN = (bool, int, float, str, type(None))  # settings that are compared by their values
@@ -40,7 +40,7 @@ class StepRunner:
         augment: Sequence[Augmentation] = (),
         check_numerics: bool = True,
     ) -> None:
-        self.watch = Watch(model, check_numerics)
+        self.finite_check = FiniteCheck(model, check_numerics)
         self.model, (self._x, self._y), self._batch_size = model, data, batch_size
         self.augment = augment
         self.stream = rng.new_stream(rng.host_generator(model.seed, "augment", model.epochs_trained))
@@ -79,7 +79,7 @@ class StepRunner:
         with model.execution_context(self._batch_size):
             labels = self._y[picked_labels]
             inputs = model.backend.load_batch(x, picked, model.dtype, self._augment(picked_labels, len(labels)))
-            loss, outputs = model.train_step(inputs, labels, rate, number, self.watch)
+            loss, outputs = model.train_step(inputs, labels, rate, number, self.finite_check)
             self.totals.add(loss, outputs, labels)
 
     def _prepare_augmentation(self) -> AugmentationPipeline:

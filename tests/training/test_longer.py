@@ -171,9 +171,9 @@ def full(monkeypatch, tmp_path):
 @pytest.mark.parametrize("how", ["full", "deleted", "renamed"])
 def test_results_survive_a_full_disk_or_a_moved_folder(run, digits, tmp_path, monkeypatch, full, how):
     folder = tmp_path / "here"
-    made = checkpoints.Checkpoints.step_made
+    made = checkpoints.Checkpoints.on_step
 
-    def step_made(self, training, steps):
+    def on_step(self, training, steps):
         if training.epoch == 1 and folder.exists() and full["full"] is None:
             full["full"] = folder if how == "full" else None
             if how == "deleted":
@@ -182,7 +182,7 @@ def test_results_survive_a_full_disk_or_a_moved_folder(run, digits, tmp_path, mo
                 folder.rename(tmp_path / "moved")
         made(self, training, steps)
 
-    monkeypatch.setattr(checkpoints.Checkpoints, "step_made", step_made)
+    monkeypatch.setattr(checkpoints.Checkpoints, "on_step", on_step)
     options = ("--data", "mnist", "--data-dir", digits, "--batch-size", 500, "--epochs", 3, "--checkpoint-every", 0)
     status, _, errors = run("train", *options, "--run-dir", folder)
     assert status == 1
@@ -212,19 +212,19 @@ def test_disk_full_saves_an_interrupted_run_elsewhere(tmp_path, monkeypatch, ful
                 full["full"] = tmp_path / "here"
                 os.kill(os.getpid(), 2)
 
-    expected, model, keeper = small_model(), small_model(), Checkpoints(tmp_path / "here", every_seconds=None)
+    expected, model, ckpt = small_model(), small_model(), Checkpoints(tmp_path / "here", every_seconds=None)
     history = fit(expected, epochs=3)
     monkeypatch.chdir(tmp_path)
     with (
-        pytest.warns(CheckpointWarning, match=r"could not be written into .*; it is saved in .* instead: go on with"),
+        pytest.warns(CheckpointWarning, match=r"could not be written to .*; it is saved in .* instead: go on with"),
         pytest.raises(KeyboardInterrupt),
     ):
-        fit(small_model(), keeper, Interrupt(), epochs=3)
-    assert [checkpoints.place_of(file) for file in Checkpoints(keeper.elsewhere).files()] == [
+        fit(small_model(), ckpt, Interrupt(), epochs=3)
+    assert [checkpoints.position_of(file) for file in Checkpoints(ckpt.elsewhere).files()] == [
         "after 1 epoch and 3 steps"
     ]
     full["full"] = None
-    assert numbers(fit(model, keeper.elsewhere, epochs=3, resume=True)) == numbers(history)
+    assert numbers(fit(model, ckpt.elsewhere, epochs=3, resume=True)) == numbers(history)
     assert_same_bits(model, expected)
 
 
