@@ -9,7 +9,7 @@ from gpucnn.engine.profiling import frozen_count, parameter_count
 from gpucnn.errors import GpucnnError
 from gpucnn.optimizers import Optimizer
 from gpucnn.report.run import Run
-from gpucnn.runs.folder import TestPredictions, count_images, dataset_title, validated_on_test
+from gpucnn.runs.folder import Predictions, count_images, dataset_title, validated_on_test
 from gpucnn.schedules import Schedule
 
 UNKNOWN = "not recorded"
@@ -39,7 +39,7 @@ class Scores:
     remark: str
 
 
-def final_scores(run: Run, test: TestPredictions | str) -> Scores:
+def final_scores(run: Run, test: Predictions | str) -> Scores:
     """Return the final test scores of the run, or measure them now if it does not record them."""
     scores, remark = run.test_scores, "on the test images, after training"
     if not scores and not isinstance(test, str) and run.model.loss is not None:
@@ -69,7 +69,7 @@ def _trained(run: Run) -> str:
     return f"{format_count(frozen)} of them frozen" if frozen else "trainable"
 
 
-def facts(run: Run, test: TestPredictions | str) -> list[Fact]:
+def facts(run: Run, test: Predictions | str) -> list[Fact]:
     """Return the settings of a run; what its folder does not hold is reported as not recorded."""
     model, settings = run.model, run.settings
     optimizer, schedule = _optimizer(run)
@@ -94,7 +94,7 @@ def facts(run: Run, test: TestPredictions | str) -> list[Fact]:
     ]
 
 
-def _data(run: Run, test: TestPredictions | str) -> Fact:
+def _data(run: Run, test: Predictions | str) -> Fact:
     """Return the data set of the run, and the number of images if they are known."""
     recipe, source = run.model.recipe, run.settings.get("source")
     data = run.settings.get("data") or (recipe.data if recipe else None)

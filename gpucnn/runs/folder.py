@@ -27,7 +27,7 @@ DATA_NAMES = "mnist, cifar10, synthetic, or images (with --data-dir)"
 
 
 @dataclass(frozen=True)
-class TestPredictions:
+class Predictions:
     """What a model makes of the test images of a data set.
 
     Shapes
@@ -63,7 +63,7 @@ def find_model(where: str | Path | None) -> Path:
         if os.path.isdir(where) and is_unfinished(where):
             best = f"; its best model so far is {where / BEST}" if os.path.isfile(where / BEST) else ""
             raise CheckpointError(
-                f"{where}: this run is not finished; go on with it by `{resume_command(where)}`{best}"
+                f"{where}: this run is not finished; continue it with `{resume_command(where)}`{best}"
             )
         raise CheckpointError(f"{path}: there is no such model; pass a run's folder or a .safetensors file")
     return path
@@ -240,7 +240,7 @@ def check_takes_images(network: Model, path: Path) -> None:
         raise ConfigurationError(f"{path}: takes inputs of shape {network.input_shape}, not grey or colour images")
 
 
-def predict_test_set(network: Model, path: Path, data: str | None, data_dir: str | Path | None) -> TestPredictions:
+def predict_test_set(network: Model, path: Path, data: str | None, data_dir: str | Path | None) -> Predictions:
     """Return what a model makes of the test set that was asked for, or of that of the data it was trained on.
 
     Raises:
@@ -258,4 +258,4 @@ def predict_test_set(network: Model, path: Path, data: str | None, data_dir: str
         )
     K = probabilities.shape[1]
     named = next((names for names in (network.class_names, dataset.class_names) if names and len(names) == K), None)
-    return TestPredictions(dataset, images, labels, probabilities, named or [str(k) for k in range(K)])
+    return Predictions(dataset, images, labels, probabilities, named or [str(k) for k in range(K)])

@@ -215,15 +215,15 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Record]]:
         form, settings, records = held["format"], dict(held["settings"]), list(held["runs"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: holds no runs that can be read ({error}); name another file, or move this one away"
+            f"{path}: contains no readable runs ({error}); choose another file, or move this one"
         ) from error
     if form != FORMAT:
-        raise CheckpointError(f"{path}: is of format {form!r}, and this gpucnn reads {FORMAT}; name another")
+        raise CheckpointError(f"{path}: has format {form!r}, expected {FORMAT}; choose another file")
     for place, record in enumerate(records):
         if not _is_record(record):
             raise CheckpointError(
-                f"{path}: its run {place} is {record!r:.40}, where a seed and numbers were expected; name another "
-                "file, or move this one away"
+                f"{path}: its run {place} is {record!r:.40}, where a seed and numbers were expected; choose "
+                "another file, or move this one"
             )
     return settings, [_with_current_names(record) for record in records]
 

@@ -337,15 +337,15 @@ class Checkpoints:
         then = tree["settings"]["epochs"]
         if others := list(state.diff(tree["settings"], self._settings | {"epochs": then})):
             raise CheckpointError(
-                f"{path}: is from a different run: {state.format_diff(others)}; pass the original settings to resume it, "
-                "or another folder to start a new one"
+                f"{path}: is from a different run: {state.format_diff(others)}; pass the original settings to resume "
+                "it, or another folder to start a new one"
             )
         if then != training.epochs:
             self._extend(path, tree, training)
         if changed := list(state.diff(tree["environment"], self._environment)):
             _warn(
-                f"resuming in a different environment: {state.format_diff(changed)}; results may differ in the last bits "
-                "from those of an uninterrupted run"
+                f"resuming in a different environment: {state.format_diff(changed)}; results may differ in the last "
+                "bits from those of an uninterrupted run"
             )
         return tree
 
@@ -354,21 +354,21 @@ class Checkpoints:
         then, position = tree["settings"]["epochs"], tree["position"]
         if training.epochs < position["epoch"] + bool(position["step"]):
             raise CheckpointError(
-                f"{path}: is already {position_of(path)} of {then}, so epochs={training.epochs} is too few; pass more, or "
-                "another folder to start a new run"
+                f"{path}: is already {position_of(path)} of {then}, so epochs={training.epochs} is too few; pass more, "
+                "or another folder to start a new run"
             )
         if not state.same_so_far(training, tree, then):
             _warn(
-                f"the run continues to {training.epochs} epochs instead of {then}; its schedules, or its shortened last "
-                f"epoch, depend on that number, so the result differs from training {training.epochs} epochs from the start"
+                f"the run continues to {training.epochs} epochs instead of {then}; its schedules, or its shortened "
+                f"last epoch, depend on that number, so the result differs from a run of {training.epochs} epochs"
             )
 
     def _refuse_to_overwrite(self) -> None:
         files, best = self.files(), self.folder / BEST
         if files:
             raise ConfigurationError(
-                f"{self.folder} already contains a run, saved {position_of(files[-1])}; pass resume=True to continue it, "
-                "or choose another folder: nothing is overwritten"
+                f"{self.folder} already contains a run, saved {position_of(files[-1])}; pass resume=True to continue "
+                "it, or choose another folder: nothing is overwritten"
             )
         if best.exists():
             raise ConfigurationError(

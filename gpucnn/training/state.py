@@ -219,8 +219,8 @@ def restore(training: Training, steps: StepRunner, tree: Tree) -> None:
         for callback in training.callbacks:  # discards what it has restored
             callback.on_fit_begin(model)
         raise CheckpointError(
-            f"the checkpoint can be read, but does not fit this run: {error}; was it edited? Start a new run in another "
-            "folder"
+            f"the checkpoint can be read, but does not fit this run: {error}; was it edited? Start a new run in "
+            "another folder"
         ) from error
 
 

@@ -24,7 +24,7 @@ from gpucnn.callbacks.snapshots import load_snapshots
 from gpucnn.core.text import duration
 from gpucnn.errors import CheckpointError, ConfigurationError, DataError, OutOfMemoryError
 from gpucnn.report.feature_maps import choose_images
-from gpucnn.runs.folder import TestPredictions
+from gpucnn.runs.folder import Predictions
 from gpucnn.runs.statistics import Runs
 from gpucnn.saving.tree import read_tensors
 from tests.tools.conftest import CLASS_NAMES
@@ -532,7 +532,7 @@ def test_images_of_an_untrained_network():
     """One class is never recognised, one is not in the test set, and there are more images to show than classes."""
     probabilities = np.eye(4)[[0, 0, 0, 2, 0]] * 0.5
     probabilities[4, 0] = 0.9
-    known = TestPredictions(None, None, np.array([0, 0, 1, 2, 1]), probabilities, list("abcd"))
+    known = Predictions(None, None, np.array([0, 0, 1, 2, 1]), probabilities, list("abcd"))
     assert choose_images(known, 4) == [0, 2, 3, 4]  # 2 is of a class that is not recognised; 4 is the surest mistake
     assert choose_images(known, 5) == [0, 1, 2, 3, 4]
     assert choose_images(known, 9) == [0, 1, 2, 3, 4]
@@ -603,7 +603,7 @@ def test_defects_of_a_run_without_a_watch(folder):
 
 def test_defects_of_a_command_line_run(page, made):
     kept = json.loads((made / "defects.json").read_text())
-    assert f"No problems in {len(kept['looks'])} check" in section(page, "defects").text
+    assert f"No problems in {len(kept['observations'])} check" in section(page, "defects").text
     names = [
         item.one("figcaption").inside[0] for item in section(page, "defects").one("ul", cls="histograms").all("li")
     ]
@@ -659,18 +659,18 @@ def test_defects_are_reported_at_the_top(folder, watched):
     ("content", "message"),
     [
         ("{", "defects.json: cannot be read as JSON"),
-        ("[]", "defects.json: is of format None, and this gpucnn reads 1"),
+        ("[]", "defects.json: has format None, expected 1"),
         (
             '{"format": 1, "defect": null, "observations": [{"step": 1}], "histograms": {}}',
-            "is not a TrainingMonitor.s report",
+            "is not a TrainingMonitor's report",
         ),
         (
             '{"format": 1, "defect": {"kind": "x"}, "observations": [], "histograms": {}}',
-            "is not a TrainingMonitor.s report",
+            "is not a TrainingMonitor's report",
         ),
         (
             '{"format": 1, "defect": null, "observations": [], "histograms": {"w": {"counts": [1]}}}',
-            "is not a TrainingMonitor.s report",
+            "is not a TrainingMonitor's report",
         ),
     ],
 )
@@ -726,7 +726,7 @@ def test_all_runs_table(many):
     lines = rows(table)
     assert lines[0] == ["0", "90.00 %", "0.300", "91.00 %", "61.0 s", "none"]
     assert lines[1][:2] == ["1 this run", "95.00 %"]
-    assert lines[2][-1] == "collapsed: class 3 is predicted for <100%>"
+    assert lines[2][-1] == "single-class predictions: class 3 is predicted for <100%>"
     assert lines[3][-1] == "after 1 restart"
     good = np.array([0.9, 0.95, 0.91])
     assert lines[4][:2] == ["mean", f"{100 * good.mean():.2f} %"]

@@ -198,7 +198,7 @@ def test_a_long_recipe_goes_on_where_it_was_killed(small_data, tmp_path, monkeyp
     assert made == [0, 0, 1, 1]
     assert not (tmp_path / "cut" / "runs.json").exists()
     assert list((tmp_path / "cut" / "seed-0").glob("checkpoint-*"))
-    monkeypatch.setattr(gpucnn.Model, "step", step)
+    monkeypatch.setattr(gpucnn.Model, "train_step", step)
     again = invoke("runs", "lenet", "--runs", 1, "--epochs", 3, "--backend", "numpy", "-o", tmp_path / "cut")
     assert again.exit_code == 0
     numbers = [

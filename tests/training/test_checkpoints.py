@@ -214,7 +214,8 @@ def test_checkpoints_are_not_overwritten_without_resume(tmp_path):
     files = killed(tmp_path)
     before = {path: path.read_bytes() for path in files}
     with pytest.raises(
-        ConfigurationError, match=r"already contains a run, saved after 1 epoch and 2 steps; pass resume=True to go"
+        ConfigurationError,
+        match=r"already contains a run, saved after 1 epoch and 2 steps; pass resume=True to continue",
     ):
         fit(small_model(), tmp_path)
     assert {path: path.read_bytes() for path in Checkpoints(tmp_path).files()} == before
@@ -345,7 +346,7 @@ def test_resume_of_a_different_run_is_refused(tmp_path, name):
     data, model = options.pop("data"), make()
     before = model.state_dict()
     with pytest.raises(
-        CheckpointError, match=rf"is from a different run: (.*; )?{message}.*; pass what it was begun wi"
+        CheckpointError, match=rf"is from a different run: (.*; )?{message}.*; pass the original settings"
     ):
         model.fit(*data, checkpoints=tmp_path, resume=True, **options)
     for path, value in model.state_dict().items():
@@ -511,7 +512,7 @@ def test_resume_skips_a_damaged_checkpoint(tmp_path, how):
     files = killed(tmp_path)
     damaged(files[-1], how)
     model = small_model()
-    with pytest.warns(CheckpointWarning, match=rf"{files[-1].name}: .*The checkpoint before it is tried"):
+    with pytest.warns(CheckpointWarning, match=rf"{files[-1].name}: .*Trying the previous"):
         again = fit(model, Checkpoints(tmp_path), resume=True)
     assert_same_bits(model, expected)
     assert numbers(again) == numbers(history)
@@ -525,7 +526,7 @@ def test_resume_with_all_checkpoints_damaged_is_refused(tmp_path):
     with (
         pytest.warns(CheckpointWarning),
         pytest.raises(
-            CheckpointError, match=rf"none of its {len(files)} checkpoints can be read, the training cannot be"
+            CheckpointError, match=rf"none of its {len(files)} checkpoints can be read, so the run cannot be"
         ),
     ):
         fit(small_model(), tmp_path, resume=True)
@@ -590,8 +591,8 @@ def test_full_disk_during_training_warns(tmp_path, monkeypatch):
     assert_same_bits(model, expected)
     assert [str(warning.message) for warning in told] == [
         f"the checkpoint after 0 epochs and 2 steps could not be written to {tmp_path} (No space left on device); "
-        "checkpoint-00000-000001.safetensors, the one before, is whole, and training continues; free disk space, or let "
-        "the folder be written, and the next one will be"
+        "the previous one, checkpoint-00000-000001.safetensors, is intact, and training continues; free disk space or "
+        "make the folder writable, and the next one will be written"
     ], "one warning for one reason"
     assert positions(tmp_path) == [(0, 0), (0, 1), (1, 1), (1, 2), (1, 3), (1, 4), (2, 0)]
     assert not list(tmp_path.glob("*.part"))
@@ -612,7 +613,7 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 
 def test_checkpoints_in_a_read_only_place_are_refused_before_training(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"cannot write checkpoints to .*file \(File exists\); name a folder"):
+    with pytest.raises(CheckpointError, match=r"cannot write checkpoints to .*file \(File exists\); choose a writable"):
         fit(small_model(), tmp_path / "file")
     with pytest.raises(CheckpointError, match=r"cannot write checkpoints to .*inside \(Not a directory\)"):
         fit(small_model(), tmp_path / "file" / "inside")

@@ -63,7 +63,7 @@ def test_resume_with_fewer_epochs_than_are_over_is_refused(tmp_path):
     with pytest.raises(Killed):
         fit(small_model(), always(tmp_path), Kill(6), epochs=5)
     with pytest.raises(
-        CheckpointError, match=r"is after 1 epoch and 2 steps of 5 already, so it cannot end with epochs=1"
+        CheckpointError, match=r"is already after 1 epoch and 2 steps of 5, so epochs=1 is too few"
     ):
         fit(small_model(), tmp_path, epochs=1, resume=True)
 
@@ -78,7 +78,7 @@ def test_resume_warns_of_a_schedule_that_depends_on_the_end(tmp_path, rate):
         return small_model(optimizer=optimizers.SGD(rate))
 
     fit(model(), tmp_path, epochs=2)
-    with pytest.warns(CheckpointWarning, match="goes on to 4 epochs where it was to have 2: as its schedules, or"):
+    with pytest.warns(CheckpointWarning, match="continues to 4 epochs instead of 2; its schedules, or"):
         history = fit(model(), tmp_path, epochs=4, resume=True)
     assert history.epochs == 4
     assert history["learning_rate"][2] > history["learning_rate"][1], "it has the rates that 4 epochs have there"
@@ -216,7 +216,7 @@ def test_disk_full_saves_an_interrupted_run_elsewhere(tmp_path, monkeypatch, ful
     history = fit(expected, epochs=3)
     monkeypatch.chdir(tmp_path)
     with (
-        pytest.warns(CheckpointWarning, match=r"could not be written to .*; it is saved in .* instead: go on with"),
+        pytest.warns(CheckpointWarning, match=r"could not be written to .*; it was saved to .* instead: continue with"),
         pytest.raises(KeyboardInterrupt),
     ):
         fit(small_model(), ckpt, Interrupt(), epochs=3)
@@ -237,7 +237,7 @@ def test_commands_say_that_a_run_is_not_finished(run, digits, tmp_path):
     for command in (("test", "here"), ("report", "here"), ("show", "filters", "here"), ("show", "history", "here")):
         status, _, errors = run(*command)
         assert status == 1
-        assert "here: this run is not finished; go on with it by `gpucnn train --run-dir here --resume`" in errors
+        assert "here: this run is not finished; continue it with `gpucnn train --run-dir here --resume`" in errors
         assert "its best model so far is here/best.safetensors" in errors
     errors = run("train", "--run-dir", "here")[2]
     assert "--run-dir here: holds an unfinished run, saved after 1 epoch; go on with --resume" in errors
