@@ -61,6 +61,15 @@ class Model(Executor):
     Raises
         ShapeError, ConfigurationError  a layer does not fit the one before it, or an argument is not valid
         BackendUnavailable              the named backend is unavailable on this machine
+
+    Example
+        >>> from gpucnn import Model, datasets, layers
+        >>> (x, y), _ = datasets.synthetic_digits(200)
+        >>> network = [layers.Conv2D(8, 3), layers.ReLU(), layers.Flatten(), layers.Dense(10), layers.Softmax()]
+        >>> model = Model(network, input_shape=(28, 28, 1)).compile("adam", "categorical_crossentropy")
+        >>> history = model.fit(x, y, epochs=2, validation_data=(x, y), verbose=0)
+        >>> len(history.history["val_accuracy"]), sorted(model.evaluate(x, y)), model.predict(x[:3]).shape
+        (2, ['accuracy', 'loss'], (3, 10))
     """
 
     class_names: list[str] | None = None
@@ -345,6 +354,13 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "auto", dtype: s
 
     Raises:
         CheckpointError: the file is missing, damaged, foreign or does not fit itself; says which.
+
+    Example:
+        >>> import gpucnn
+        >>> model = gpucnn.networks.lenet()
+        >>> model.save("lenet.safetensors")
+        >>> gpucnn.load("lenet.safetensors", backend="numpy")
+        <Model 'lenet': 14 layers, (28, 28, 1) → (10,), 61,706 parameters, float32 on numpy>
     """
     path = model_file.find(path)
     described, state = model_file.read(path)

@@ -105,7 +105,7 @@ class Parameter:
     dtype: np.dtype | None  # None: void
     pointer: bool
     constant: bool
-    packed: bool  # points to `real`, so it may be read in packs of WIDTH elements
+    packed: bool  # points to `scalar_t`, so it may be read in packs of WIDTH elements
 
 
 class HostKernel:
@@ -210,7 +210,7 @@ def _parse_parameter(text, typedefs):
     if text.count("*") > 1 or (type_ not in SCALARS and not (pointer and type_ == "void")):
         raise ValueError(f"a kernel's parameter `{text}` is of no type that tests/host_kernels.py knows")
     dtype = None if type_ == "void" else np.dtype(SCALARS[type_])
-    return Parameter(text, dtype, pointer, constant, packed=pointer and declared == "real")
+    return Parameter(text, dtype, pointer, constant, packed=pointer and declared == "scalar_t")
 
 
 def functions_with_a_barrier(text):

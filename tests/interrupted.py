@@ -24,7 +24,7 @@ def model(jit):
 
 def main(count, seed, jit):
     gpucnn.set_num_threads(2)
-    threads.LEAST_WORK = 1.0
+    threads.MIN_SHARD_FLOPS = 1.0
     rng, numbers = random.Random(seed), np.random.default_rng(0)
     x, y = numbers.normal(size=(64, 8, 8, 3)).astype("float32"), numbers.integers(0, 3, 64)
     trained, whole = model(jit), model(jit)

@@ -238,8 +238,8 @@ FAULTS = (
     Fault(
         "overlap: Winograd's bias at a wrong place",
         f"{NUMPY}/winograd.py",
-        "BIAS_AT = 1 * SEEN + 1",
-        "BIAS_AT = 0",
+        "BIAS_POSITION = 1 * TILE_IN + 1",
+        "BIAS_POSITION = 0",
         ("tests/backends/test_cpu_engine.py",),
     ),
     Fault(
@@ -264,7 +264,7 @@ FAULTS = (
         ("tests/backends/test_cpu_engine.py",),
     ),
     Fault(
-        "not turned: the weight of an input gradient",
+        "not flipped: the weight of an input gradient",
         f"{NUMPY}/convolution.py",
         "weight[::-1, ::-1, :, f].swapaxes(2, 3)",
         "weight[:, ::-1, :, f].swapaxes(2, 3)",
@@ -344,7 +344,7 @@ FAULTS = (
     Fault(
         "not met: threads that repeat a batch norm",
         f"{NUMPY}/threads.py",
-        "    tracer.append(_meet_again)",
+        "    tracer.append(_wait_again)",
         "    pass",
         CAPTURE,
     ),
@@ -385,14 +385,14 @@ FAULTS = (
     Fault(
         "order: weight decay after the momentum on a GPU",
         f"{CUDA}/update.cu",
-        "step = nesterov ? step + (work)momentum * moved : moved;",
-        "step = nesterov ? moved + (work)momentum * moved : moved;",
+        "step = nesterov ? step + (accum_t)momentum * moved : moved;",
+        "step = nesterov ? moved + (accum_t)momentum * moved : moved;",
     ),
     Fault(
         "overflow: a softmax without its largest logit",
         f"{CUDA}/loss.cu",
-        "y[(size_t)n * K + k] = (real)(exp((work)row[k] - largest) / total)",
-        "y[(size_t)n * K + k] = (real)(exp((work)row[k]) / (exp(largest) * total))",
+        "y[(size_t)n * K + k] = (scalar_t)(exp((accum_t)row[k] - maximum) / total)",
+        "y[(size_t)n * K + k] = (scalar_t)(exp((accum_t)row[k]) / (exp(maximum) * total))",
     ),
     # trainings
     Fault(

@@ -32,6 +32,11 @@ def get_backend(name: "str | Backend | None" = None) -> Backend:
     Raises:
         BackendUnavailable: `"cupy"` was requested by name and is unavailable; says why and how to fix it.
         ConfigurationError: an unknown name.
+
+    Example:
+        >>> import gpucnn
+        >>> gpucnn.get_backend("numpy").name
+        'numpy'
     """
     if isinstance(name, Backend):
         return name
@@ -51,7 +56,14 @@ Backend.by_name = staticmethod(get_backend)
 
 @contextlib.contextmanager
 def use_backend(name: "str | Backend") -> Iterator[Backend]:
-    """Use a backend for every model that is created in the block without naming one."""
+    """Use a backend for every model that is created in the block without naming one.
+
+    Example:
+        >>> import gpucnn
+        >>> with gpucnn.use_backend("numpy"):
+        ...     print(gpucnn.networks.lenet().backend.name)
+        numpy
+    """
     backend = get_backend(name)
     _instances.setdefault(backend.name, backend)
     token = _selected.set(backend.name)

@@ -1,4 +1,4 @@
-"""Philox4x32-10: random words as a pure function of a key and a counter, in integer arithmetic any array module has.
+"""Philox4x32-10: random words as a pure function of a key and a counter, in plain integer arithmetic.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). A block of four 32-bit
 counter words passes through ten rounds of multiply, exchange and key addition; neighbouring counters give unrelated
@@ -11,7 +11,7 @@ MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 KEY_STEP_0, KEY_STEP_1 = 0x9E3779B9, 0xBB67AE85  # the golden ratio and √3 − 1, in 32 bits
 MASK = 0xFFFFFFFF
 ROUNDS = 10
-BLOCKS_AT_ONCE = 8192  # the four words of so many blocks, 64 bits each, stay in a core's second-level cache
+BLOCKS_PER_PASS = 8192  # their four words, 64 bits each, stay in a core's second-level cache
 
 
 def philox4x32(xp: Any, key: int, counter: int, count: int, start: int = 0) -> Any:
@@ -23,8 +23,8 @@ def philox4x32(xp: Any, key: int, counter: int, count: int, start: int = 0) -> A
     first, skipped = divmod(start, 4)
     blocks = -(-(skipped + count) // 4)
     words = xp.empty((blocks, 4), dtype=xp.uint32)
-    for at in range(0, blocks, BLOCKS_AT_ONCE):
-        part = words[at : at + BLOCKS_AT_ONCE]
+    for at in range(0, blocks, BLOCKS_PER_PASS):
+        part = words[at : at + BLOCKS_PER_PASS]
         number = xp.arange(first + at, first + at + part.shape[0], dtype=xp.uint64)
         high = xp.full_like(number, counter & MASK), xp.full_like(number, counter >> 32 & MASK)
         block = (number & MASK, number >> 32, *high)

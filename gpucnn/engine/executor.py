@@ -138,7 +138,7 @@ class Executor(BoundNetwork):
             "seed": self.seed,
             "epochs_trained": self.epochs_trained,
             "network": self.network.config(),
-            "frozen": [path for path, parameter in self.parameters().items() if parameter.frozen],
+            "frozen": self.frozen_parameters(),
             "training": training,
         }
 
@@ -156,24 +156,24 @@ class Executor(BoundNetwork):
         super()._lay_out(source)
         if before is not None and self._optimizer is not None and self._optimizer.serves(before.values):
             self._optimizer.rebind(source or self.backend, self.backend, self._flat.values, self._flat.layout)
+            self._optimizer.set_frozen(self._flat.frozen)
 
-    def _refresh_trainable(self) -> None:
-        super()._refresh_trainable()
+    def _follow_frozen(self) -> None:
+        super()._follow_frozen()
         self._trunk.refresh_trainable()
+        if self._optimizer is not None and self._optimizer.serves(self._flat.values):
+            self._optimizer.set_frozen(self._flat.frozen)
 
-    def rest(self, epoch: int | None) -> bool:
-        """Let the parameters of groups rest whose epochs are over, or wake all with None; tell whether any changed.
-
-        What rests is laid out as before, so that an optimizer and averages keep what they hold of it.
-        """
-        parameters, changed = self.parameters(), False
-        for paths, resting in zip(self._groups, self.optimizer.rest(epoch), strict=True):
-            for path in paths:
-                changed |= parameters[path].resting != resting
-                parameters[path].resting = resting
-        if changed:
-            self._refresh_trainable()
-        return changed
+    def freeze_finished_groups(self, epoch: int | None) -> None:
+        """Freeze the parameters of groups whose epochs are over, until a call with None: the training run has ended."""
+        parameters = self.parameters()
+        for path in self._paused:
+            parameters[path].frozen = False
+        finished = zip(self._groups, self.optimizer.finished_groups(epoch), strict=True)
+        self._paused = {p for paths, is_over in finished if is_over for p in paths if not parameters[p].frozen}
+        for path in self._paused:
+            parameters[path].frozen = True
+        self.bind()
 
     # --- passes -------------------------------------------------------------------------------
 
@@ -213,6 +213,14 @@ class Executor(BoundNetwork):
         """Return the network's output for x, host or device arrays, and the backward function of this pass.
 
         Backward adds to the parameters' gradients; `apply_gradients` updates by them, and `zero_grad` clears them.
+
+        Example:
+            >>> from gpucnn import datasets, networks
+            >>> (x, y), _ = datasets.synthetic_digits(64)
+            >>> model = networks.feedforward(seed=0)
+            >>> outputs, backward = model.forward(x[:8], train=True)
+            >>> backward(outputs).shape  # and the gradients of the parameters
+            (8, 28, 28, 1)
         """
         if train:
             self.bind()
@@ -289,6 +297,12 @@ class Executor(BoundNetwork):
         Raises:
             ConfigurationError: an unknown name, a loss that does not fit the last layer, two metrics of one name, a
                 group of the optimizer that no parameter belongs to, or the model is being trained.
+
+        Example:
+            >>> from gpucnn import Model, layers, optimizers
+            >>> model = Model([layers.Dense(10), layers.Softmax()], input_shape=(20,))
+            >>> sgd = optimizers.SGD(0.1, momentum=0.9)
+            >>> model = model.compile(sgd, loss="categorical_crossentropy", metrics=["accuracy"])
         """
         self.check_not_training("compiled")
         self._check_layers()
@@ -309,6 +323,7 @@ class Executor(BoundNetwork):
         self._lay_out()
         self._optimizer = optimizer
         self._optimizer.reset(self.backend, self._flat.values, self._flat.layout)
+        self._optimizer.set_frozen(self._flat.frozen)
         return self
 
     @property
@@ -403,6 +418,14 @@ class Executor(BoundNetwork):
 
         Raises:
             ConfigurationError: the model is not compiled, or its optimizer is bound to another model by now.
+
+        Example:
+            >>> from gpucnn import datasets, networks
+            >>> (x, y), _ = datasets.synthetic_digits(64)
+            >>> model = networks.feedforward(seed=0)
+            >>> outputs, backward = model.forward(x[:8], train=True)
+            >>> dx = backward(outputs - 0.1)
+            >>> model.apply_gradients()
         """
         rates = self.optimizer.learning_rates_at()
         self.bind()

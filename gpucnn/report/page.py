@@ -52,6 +52,12 @@ def write(
         CheckpointError: there is no such run, or something in it is damaged.
         ConfigurationError: an argument is invalid, or the page cannot be written.
         DataError: the requested data are not available; without a request, the page reports that.
+
+    Example:
+        >>> from gpucnn import networks, report
+        >>> networks.lenet().save("lenet.safetensors")
+        >>> report.write("lenet.safetensors", "report.html").name
+        'report.html'
     """
     model = find_model(run)
     target = _target(model, None if path is None else user_path(path))

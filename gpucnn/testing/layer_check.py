@@ -98,6 +98,11 @@ def check_layer(layer: Layer, input_shape: Shape, *, x: Any = None, seed: int = 
         LayerError          a check failed; says which, with what was found and what was expected. Its `check` is what
                             would have been returned
         ConfigurationError  the arguments make no sense
+
+    Example:
+        >>> import gpucnn
+        >>> gpucnn.check_layer(gpucnn.layers.Dense(3), input_shape=(4,)).failures
+        []
     """
     subject = _Subject(layer, input_shape, x, seed)
     found: list[Check] = []
@@ -156,7 +161,7 @@ class _Subject:
         held = {id(layer.backend): layer.backend for layer in self.layer.all_layers()}
         twin = copy.deepcopy(self.layer, held)
         for parameter in twin.parameters().values():  # of a layer in use: as if it had never been trained
-            parameter.grad, parameter.frozen, parameter.resting = None, False, False
+            parameter.grad, parameter.frozen = None, False
         twin.ensure_built(self.input_shape, host_generator(self.seed, "weights"))
         if self.state is None:
             twin.to("numpy", "float64")

@@ -53,6 +53,16 @@ class Checkpoints:
 
     Raises
         ConfigurationError  an argument is invalid
+
+    Example
+        >>> from pathlib import Path
+        >>> from gpucnn import Checkpoints, datasets, networks
+        >>> (x, y), test = datasets.synthetic_digits(200)
+        >>> checkpoints = Checkpoints("run", monitor="val_loss")
+        >>> model = networks.lenet()
+        >>> history = model.fit(x, y, epochs=2, validation_data=test, checkpoints=checkpoints, resume=True, verbose=0)
+        >>> sorted(path.name for path in Path("run").glob("best*"))
+        ['best.safetensors']
     """
 
     def __init__(

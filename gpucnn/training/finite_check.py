@@ -43,7 +43,7 @@ class FiniteCheck:
         """
         if not self.enabled:
             return
-        xp, gradients, statistics = self.model.backend.xp, self.model.flat_gradients(), self.model.flat_state()[1]
+        xp, gradients, statistics = self.model.backend.xp, self.model.flat_gradients(), self.model.flat_state()[-1]
         # with opposite signs infinity and infinity would be NaN
         total = xp.abs(gradients).sum() if self._clipped else gradients.sum()
         bad = xp.isnan(total) if self._clipped else ~xp.isfinite(total)

@@ -62,7 +62,7 @@ class Trainer(Training):
             raise
         finally:
             with whole_step:
-                self.model.rest(None)
+                self.model.freeze_finished_groups(None)
                 self.model.free_memory()
 
     def _fit_epochs(self, found: Tree | None) -> History:
@@ -113,7 +113,7 @@ class Trainer(Training):
             for callback in self.callbacks:
                 callback.on_epoch_begin(model, self.epoch)
         started = time.perf_counter() - self.seconds
-        model.rest(self.epoch)
+        model.freeze_finished_groups(self.epoch)
         if not self.step:
             steps.begin_epoch(self.order())
         for part in parts[self.step :]:

@@ -54,7 +54,7 @@ def settings(training: Training) -> dict[str, Any]:
         "input_shape": model.input_shape,
         "dtype": model.dtype,
         "allow_tf32": model.allow_tf32,
-        "frozen": [path for path, parameter in model.parameters().items() if parameter.frozen],
+        "frozen": model.frozen_parameters(),
         "seed": model.seed,
         "optimizer": model.optimizer.config(),
         "loss": model.loss.config(),

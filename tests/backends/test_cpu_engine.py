@@ -29,7 +29,7 @@ from gpucnn.backends.numpy import (
     workspace,
 )
 
-ENGINE, PORTABLE = get_backend("numpy"), Backend()
+ENGINE, REFERENCE = get_backend("numpy"), Backend()
 TOLERANCE = {"float32": 1e-5, "float64": 1e-13}  # L2, relative; float32 is compared with float64
 
 SAME3, SAME5 = ((1, 1), (1, 1)), ((2, 2), (2, 2))
@@ -116,7 +116,7 @@ def all_three(backend, name, dtype="float64"):
 @every_dtype
 @every_convolution
 def test_convolution(name, dtype):
-    expected = all_three(PORTABLE, name)
+    expected = all_three(REFERENCE, name)
     for what, actual in all_three(ENGINE, name, dtype).items():
         assert actual.dtype == dtype
         assert_l2_close(actual, expected[what], TOLERANCE[dtype], what)
@@ -126,7 +126,7 @@ def test_convolution(name, dtype):
 def test_im2col_serves_every_geometry(name):
     x, weight, bias, dy = convolution_arrays(name)
     image_size, window, groups = CONVOLUTIONS[name][1], *CONVOLUTIONS[name][4:]
-    expected = all_three(PORTABLE, name)
+    expected = all_three(REFERENCE, name)
     actual = {
         "y": im2col.convolve(x, weight, bias, window, groups, relu=False),
         "dweight": im2col.weight_gradient(x, dy, window, groups),
@@ -137,7 +137,7 @@ def test_im2col_serves_every_geometry(name):
 
 
 def force(monkeypatch, name):
-    monkeypatch.setattr(convolution, "path", lambda *geometry: name)
+    monkeypatch.setattr(convolution, "choose_algorithm", lambda *geometry: name)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 131])
@@ -146,13 +146,13 @@ def test_lowered_rows_serve_every_geometry(name, batch, monkeypatch):
     """Whatever the number of images: also the few that the engine would not give them."""
     monkeypatch.setitem(CONVOLUTIONS, name, (batch, *CONVOLUTIONS[name][1:]))
     force(monkeypatch, "lowered-rows")
-    expected = all_three(PORTABLE, name)
+    expected = all_three(REFERENCE, name)
     for what, actual in all_three(ENGINE, name).items():
         assert_l2_close(actual, expected[what], TOLERANCE["float64"], what)
 
 
 KERNEL_ROWS_SERVE = [
-    name for name, (*_, window, groups) in CONVOLUTIONS.items() if groups == 1 and kernel_row_gemm.serves(window)
+    name for name, (*_, window, groups) in CONVOLUTIONS.items() if groups == 1 and kernel_row_gemm.supports(window)
 ]
 
 
@@ -161,9 +161,9 @@ KERNEL_ROWS_SERVE = [
 def test_kernel_row_gemm_serves_every_geometry(name, batch, monkeypatch):
     """Every geometry that a product for each row of the kernel can serve, in large blocks and the smallest."""
     monkeypatch.setitem(CONVOLUTIONS, name, (batch, *CONVOLUTIONS[name][1:]))
-    expected = all_three(PORTABLE, name)
+    expected = all_three(REFERENCE, name)
     force(monkeypatch, "kernel-row-gemm")
-    monkeypatch.setattr(convolution, "_turns", lambda *geometry: False)  # dx would be of other geometry
+    monkeypatch.setattr(convolution, "_dx_is_convolution", lambda *geometry: False)  # dx would be of other geometry
     for block in (kernel_row_gemm.BLOCK, 1):
         monkeypatch.setattr(kernel_row_gemm, "BLOCK", block)
         for dtype in ("float32", "float64"):
@@ -184,27 +184,27 @@ def test_kernel_row_gemm_of_random_small_shapes():
         C, F = map(int, rng.integers(1, 4, 2))
         x, weight, bias = rng.normal(size=(2, *image_size, C)), rng.normal(size=(*size, C, F)), rng.normal(size=F)
         y = np.full((*window.output_size(image_size), F, 2), np.nan)
-        for _ in kernel_row_gemm.convolve(memory_layout.batch_last(x), weight, bias, window, y):
+        for _ in kernel_row_gemm.convolve(memory_layout.to_hwcn(x), weight, bias, window, y):
             pass
-        expected = PORTABLE.conv2d(x, weight, bias, window)
-        assert np.abs(memory_layout.batch_first(y) - expected).max() < 1e-11, (window, image_size)
+        expected = REFERENCE.conv2d(x, weight, bias, window)
+        assert np.abs(memory_layout.to_nhwc(y) - expected).max() < 1e-11, (window, image_size)
         tried += 1
     assert tried > 250
 
 
 @pytest.mark.parametrize(
-    "pays", [kernel_row_gemm.pays, lambda window, *sizes: kernel_row_gemm.serves(window), lambda *a: False]
+    "pays", [kernel_row_gemm.is_profitable, lambda window, *sizes: kernel_row_gemm.supports(window), lambda *a: False]
 )
 @pytest.mark.parametrize("name", [name for name, (*_, w, _groups) in CONVOLUTIONS.items() if w.dilation == (1, 1)])
-def test_strided_input_gradient_by_residue(name, pays, monkeypatch):
+def test_strided_input_gradient_by_phase(name, pays, monkeypatch):
     """Whatever the number of channels: also the few for which windows are added back; whatever path it takes."""
-    monkeypatch.setattr(kernel_row_gemm, "pays", pays)
+    monkeypatch.setattr(kernel_row_gemm, "is_profitable", pays)
     N, image_size, C, F, window, _ = CONVOLUTIONS[name]
     rng = np.random.default_rng(1)
     weight, dy = rng.normal(size=(*window.size, C, F)), rng.normal(size=(N, *window.output_size(image_size), F))
-    found = lowered_rows.input_gradient_by_residue(memory_layout.batch_last(dy), weight, image_size, window)
-    expected = PORTABLE.conv2d_input_gradient(dy, weight, image_size, window)
-    assert_l2_close(memory_layout.batch_first(found), expected, TOLERANCE["float64"], "dx")
+    found = lowered_rows.input_gradient_by_phase(memory_layout.to_hwcn(dy), weight, image_size, window)
+    expected = REFERENCE.conv2d_input_gradient(dy, weight, image_size, window)
+    assert_l2_close(memory_layout.to_nhwc(found), expected, TOLERANCE["float64"], "dx")
 
 
 def test_strided_input_gradient_of_random_small_shapes():
@@ -218,9 +218,9 @@ def test_strided_input_gradient_of_random_small_shapes():
             continue
         C, F = map(int, rng.integers(1, 4, 2))
         weight, dy = rng.normal(size=(*size, C, F)), rng.normal(size=(2, *window.output_size(image_size), F))
-        found = lowered_rows.input_gradient_by_residue(memory_layout.batch_last(dy), weight, image_size, window)
-        expected = PORTABLE.conv2d_input_gradient(dy, weight, image_size, window)
-        assert np.abs(memory_layout.batch_first(found) - expected).max() < 1e-11, (window, image_size)
+        found = lowered_rows.input_gradient_by_phase(memory_layout.to_hwcn(dy), weight, image_size, window)
+        expected = REFERENCE.conv2d_input_gradient(dy, weight, image_size, window)
+        assert np.abs(memory_layout.to_nhwc(found) - expected).max() < 1e-11, (window, image_size)
         tried += 1
     assert tried > 200
 
@@ -238,43 +238,43 @@ WINOGRAD_SERVES = [
 def test_winograd(method, name, batch, monkeypatch):
     """Every 3×3 convolution of stride 1, in large blocks and the smallest, with any number of channels and images."""
     monkeypatch.setitem(CONVOLUTIONS, name, (batch, *CONVOLUTIONS[name][1:]))
-    monkeypatch.setattr(convolution, "WINOGRAD_WEIGHT_FEWEST", 1)
-    monkeypatch.setattr(convolution, "WINOGRAD_WEIGHT_PRODUCT", 1)
+    monkeypatch.setattr(convolution, "MIN_WINOGRAD_GRADIENT_CHANNELS", 1)
+    monkeypatch.setattr(convolution, "MIN_WINOGRAD_GRADIENT_PRODUCT", 1)
     force(monkeypatch, method)
-    expected = all_three(PORTABLE, name)
-    in_slices = 0 if batch == 17 else winograd.WHOLE  # of the images
-    for block, whole in ((winograd.BLOCK, winograd.WHOLE), (1, in_slices)):
+    expected = all_three(REFERENCE, name)
+    in_slices = 0 if batch == 17 else winograd.MAX_TILE_BYTES  # of the images
+    for block, whole in ((winograd.BLOCK, winograd.MAX_TILE_BYTES), (1, in_slices)):
         monkeypatch.setattr(winograd, "BLOCK", block)
-        monkeypatch.setattr(winograd, "WHOLE", whole)
+        monkeypatch.setattr(winograd, "MAX_TILE_BYTES", whole)
         monkeypatch.setattr(winograd_1d, "BLOCK", block)
         for what, actual in all_three(ENGINE, name, "float32").items():
             assert_l2_close(actual, expected[what], 1e-5, f"{what} in blocks of {block} bytes")
 
 
 def test_winograd_cuts_many_filters_into_small_products():
-    assert winograd._filter_parts(128, 128 * 64) == 2
-    assert winograd._filter_parts(64, 64 * 64) == 1
-    assert winograd._filter_parts(130, 128 * 64) == 2
-    assert winograd._filter_parts(33, 1 << 30) == 1  # what cannot be halved stays whole
+    assert winograd._split_filters(128, 128 * 64) == 2
+    assert winograd._split_filters(64, 64 * 64) == 1
+    assert winograd._split_filters(130, 128 * 64) == 2
+    assert winograd._split_filters(33, 1 << 30) == 1  # what cannot be halved stays whole
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(64, 4, 4, 128)), rng.normal(size=(3, 3, 128, 130))
     window = Window((3, 3), padding=SAME3)
     y = ENGINE.conv2d(x.astype("float32"), weight.astype("float32"), None, window)
-    assert_l2_close(y, PORTABLE.conv2d(x, weight, None, window), 1e-5, "y")
+    assert_l2_close(y, REFERENCE.conv2d(x, weight, None, window), 1e-5, "y")
 
 
 @every_convolution
 def test_convolution_in_small_buffers_is_the_same(name, monkeypatch):
     """Work cut as finely as it can be: row by row, image by image, pixel by pixel."""
-    expected = all_three(PORTABLE, name)
+    expected = all_three(REFERENCE, name)
     for module in (im2col, lowered_rows, kernel_row_gemm, winograd, winograd_1d, depthwise):
-        monkeypatch.setattr(module, "CHUNK" if module is im2col else "BLOCK", 1 << 8)
+        monkeypatch.setattr(module, "BLOCK", 1 << 8)
     monkeypatch.setattr(lowered_rows, "GRADIENT_BLOCK", 1 << 8)
-    monkeypatch.setattr(lowered_rows, "PRODUCTS", 1 << 8)
-    monkeypatch.setattr(lowered_rows, "SMALL", 4e3)
-    monkeypatch.setattr(lowered_rows, "LEAST", 1)
-    monkeypatch.setattr(memory_layout, "AT_ONCE", 3)
-    monkeypatch.setattr(convolution, "_images_at_once", lambda *geometry: 16)
+    monkeypatch.setattr(lowered_rows, "PRODUCT_BLOCK", 1 << 8)
+    monkeypatch.setattr(lowered_rows, "UNPACKED_GEMM_MAX", 4e3)
+    monkeypatch.setattr(lowered_rows, "MIN_PIXELS", 1)
+    monkeypatch.setattr(memory_layout, "TRANSPOSE_BLOCK", 3)
+    monkeypatch.setattr(convolution, "_max_images", lambda *geometry: 16)
     for dtype in ("float32", "float64"):
         for what, actual in all_three(ENGINE, name, dtype).items():
             assert_l2_close(actual, expected[what], TOLERANCE[dtype], what)
@@ -293,7 +293,7 @@ def test_convolution_method_by_shape(monkeypatch):
     monkeypatch.delenv("GPUCNN_WINOGRAD", raising=False)
 
     def path(window, batch, channels, filters, groups=1, dtype="float32"):
-        return convolution.path(window, batch, channels, filters, groups, np.dtype(dtype))
+        return convolution.choose_algorithm(window, batch, channels, filters, groups, np.dtype(dtype))
 
     plain = Window((3, 3))
     assert path(plain, 16, 64, 64) == path(plain, 8, 16, 96) == path(plain, 8, 96, 16) == "winograd"
@@ -338,7 +338,7 @@ def test_depthwise_copies_nothing_but_padding_for_few_images(name, monkeypatch):
     monkeypatch.delattr(im2col, "convolve")
     padded = []
     monkeypatch.setattr(
-        convolution, "_padded", lambda x, window, pad=convolution._padded: padded.append(x) or pad(x, window)
+        convolution, "pad", lambda x, window, axis, pad=convolution.pad: padded.append(x) or pad(x, window, axis)
     )
     results = [
         ENGINE.conv2d(x, weight, bias, window, groups),
@@ -361,7 +361,7 @@ def test_layout_stays_batch_innermost_through_the_network():
     averaged, masked, added = ENGINE.average_pool2d(y, pool), ENGINE.relu_gradient(y, y), ENGINE.add(y, y)
     for array in (y, pooled, dx, averaged, normed, scaled, masked, added):
         assert array.transpose(1, 2, 3, 0).flags.c_contiguous
-        assert np.shares_memory(memory_layout.batch_last(array), array)
+        assert np.shares_memory(memory_layout.to_hwcn(array), array)
     few = ENGINE.conv2d(*convolution_arrays("wide", "float32")[:3], CONVOLUTIONS["wide"][4])
     assert few.flags.c_contiguous
     assert ENGINE.average_pool2d(few, pool).flags.c_contiguous
@@ -386,7 +386,7 @@ def test_pooling(name, shape, dtype):
     x = rng.integers(-4, 5, shape).astype(dtype)  # many ties: the first of equals must win
     dy = rng.normal(size=(shape[0], *window.output_size(shape[1:3]), shape[3])).astype(dtype)
     outputs = []
-    for backend in (ENGINE, PORTABLE):
+    for backend in (ENGINE, REFERENCE):
         y, kept = backend.max_pool2d(x, window)
         dx = backend.max_pool2d_gradient(dy, kept, shape[1:3], window)
         average = backend.average_pool2d(x, window)
@@ -413,13 +413,13 @@ def test_max_pool_passes_nan_on():
 @pytest.mark.parametrize("shape", [(20, 7, 8, 5), (3, 7, 8, 5), (20, 7, 8, 40), (50, 6), (4, 3)], ids=str)
 @pytest.mark.parametrize("wide", [1, 300])
 def test_batch_norm(shape, relu, wide, dtype, monkeypatch):
-    monkeypatch.setattr(norm, "CHUNK", 1 << 8 if wide == 1 else 1 << 12)
-    monkeypatch.setattr(norm, "WIDE", wide)
+    monkeypatch.setattr(norm, "BLOCK", 1 << 8 if wide == 1 else 1 << 12)
+    monkeypatch.setattr(norm, "MIN_ROW", wide)
     rng = np.random.default_rng(0)
     x, dy = rng.normal(10.0, 2.0, shape), rng.normal(size=shape)  # a mean far from 0 must not cost digits
     scale, shift = rng.normal(size=shape[-1]), rng.normal(size=shape[-1])
-    expected = PORTABLE.batch_norm(x, scale, shift, 1e-3, relu)
-    gradients = PORTABLE.batch_norm_gradient(dy, expected[3], expected[2], scale, 1e-3)
+    expected = REFERENCE.batch_norm(x, scale, shift, 1e-3, relu)
+    gradients = REFERENCE.batch_norm_gradient(dy, expected[3], expected[2], scale, 1e-3)
     x, dy, scale, shift = (array.astype(dtype) for array in (x, dy, scale, shift))
     y, mean, variance, kept = ENGINE.batch_norm(x, scale, shift, 1e-3, relu)
     actual = ENGINE.batch_norm_gradient(dy, kept, variance, scale, 1e-3)
@@ -437,34 +437,34 @@ def test_batch_norm(shape, relu, wide, dtype, monkeypatch):
 def test_batch_norm_rows_hold_several_pixels():
     """Several pixels make a row where they divide the image; a prime number of them is not made one row."""
     for shape, pixels in (((16, 8, 8, 64), 16), ((16, 8, 8, 8), 1), ((64, 16, 16, 16), 16), ((64, 16, 16, 512), 1)):
-        assert norm.LongRows.of(np.empty(shape, "float32")).tile == pixels, shape
-    assert norm.LongRows.of(np.empty((16, 1, 4001, 16), "float32")).tile == 1
+        assert norm.RowView.of(np.empty(shape, "float32")).tile == pixels, shape
+    assert norm.RowView.of(np.empty((16, 1, 4001, 16), "float32")).tile == 1
 
 
 def test_batch_norm_scale_gradient_is_exact_far_from_zero():
     rng = np.random.default_rng(0)
     x, dy = rng.normal(1000.0, 1.0, (64, 16, 8, 3)).astype("float32"), rng.normal(size=(64, 16, 8, 3)).astype("float32")
     ones, zeros = np.ones(3), np.zeros(3)
-    expected = PORTABLE.batch_norm(x.astype(float), ones, zeros, 1e-3)
-    _, dscale, _ = PORTABLE.batch_norm_gradient(dy.astype(float), expected[3], expected[2], ones, 1e-3)
+    expected = REFERENCE.batch_norm(x.astype(float), ones, zeros, 1e-3)
+    _, dscale, _ = REFERENCE.batch_norm_gradient(dy.astype(float), expected[3], expected[2], ones, 1e-3)
     _, _, variance, kept = ENGINE.batch_norm(x, ones.astype("float32"), zeros.astype("float32"), 1e-3)
     actual = ENGINE.batch_norm_gradient(dy, kept, variance, ones.astype("float32"), 1e-3)[1]
     assert_l2_close(actual, dscale, 1e-4, "dscale")
 
 
 @every_dtype
-@pytest.mark.parametrize("count", [1, elementwise.ZEROS - 1, elementwise.ZEROS, 2 * elementwise.ZEROS + 3])
+@pytest.mark.parametrize("count", [1, elementwise.ZERO_ROW - 1, elementwise.ZERO_ROW, 2 * elementwise.ZERO_ROW + 3])
 def test_relu_in_place_and_on_strided_arrays(count, dtype):
     x = np.random.default_rng(0).normal(size=count).astype(dtype)
     x[-1] = np.nan
     expected, kept, y = np.maximum(x, 0), x.copy(), np.empty_like(x)
-    elementwise.cut_off(x, y)
+    elementwise.clamp_at_zero(x, y)
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_array_equal(x, kept)
-    elementwise.cut_off(x, x)
+    elementwise.clamp_at_zero(x, x)
     np.testing.assert_array_equal(x, expected)
     part = np.stack([kept, kept], axis=1)  # a part of an array, which is not contiguous
-    elementwise.cut_off(part[:, 0], part[:, 0])
+    elementwise.clamp_at_zero(part[:, 0], part[:, 0])
     np.testing.assert_array_equal(part, np.stack([expected, kept], axis=1))
 
 
@@ -485,23 +485,23 @@ def test_elementwise(shape, dtype, monkeypatch):
         "channel_sums": lambda backend: backend.channel_sums(a),
     }
     for name, kernel in kernels.items():
-        ours, theirs = kernel(ENGINE), kernel(PORTABLE)
+        ours, theirs = kernel(ENGINE), kernel(REFERENCE)
         assert ours.dtype == dtype, name
         assert_l2_close(ours, theirs, 1e-6 if dtype == "float32" else 1e-14, name)
     in_other_order = np.asfortranarray(a)
     assert np.array_equal(ENGINE.add(in_other_order, b), a + b)
 
 
-def test_scratch_is_reused_and_bounded():
-    first = workspace.take("test", (10, 20), np.float32)
-    again = workspace.take("test", (5, 5), np.float32)
+def test_workspace_is_reused_and_bounded():
+    first = workspace.get("test", (10, 20), np.float32)
+    again = workspace.get("test", (5, 5), np.float32)
     assert np.shares_memory(first, again)
-    assert not np.shares_memory(first, workspace.take("another", (5, 5), np.float32))
-    assert not np.shares_memory(first, workspace.take("test", (5, 5), np.float64))
+    assert not np.shares_memory(first, workspace.get("another", (5, 5), np.float32))
+    assert not np.shares_memory(first, workspace.get("test", (5, 5), np.float64))
     workspace.forget()
     for name in CONVOLUTIONS:
         all_three(ENGINE, name, "float32")
-    assert 1 << 20 < workspace.held() <= 16 << 20
+    assert 1 << 20 < workspace.nbytes() <= 16 << 20
 
 
 @pytest.mark.parametrize(("batch", "side", "channels"), [(8, 64, 38), (16, 32, 32), (512, 16, 64)])
@@ -511,7 +511,7 @@ def test_winograd_gradients_together_keep_to_the_scratch(batch, side, channels):
     window = Window((3, 3), padding=SAME3)
     workspace.forget()
     ENGINE.conv2d_gradients(x, dy, np.ones((3, 3, channels, channels), "float32"), window)
-    assert 0 < workspace.held() <= 16 << 20
+    assert 0 < workspace.nbytes() <= 16 << 20
 
 
 @pytest.mark.parametrize(("size", "once"), [((16, 16), True), ((14, 14), False), ((13, 13), False)])
@@ -521,7 +521,7 @@ def test_winograd_gradients_share_a_transform_only_where_dx_has_no_more_tiles(si
     window = Window((3, 3), padding=SAME3 if once else ((0, 0), (0, 0)))
     x, weight = np.ones((16, *size, channels), "float32"), np.ones((3, 3, channels, channels), "float32")
     dy = np.ones((16, *window.output_size(size), channels), "float32")
-    assert (convolution.shared_gradients(x, dy, weight, window, 1, True) is not None) == once
+    assert (convolution.joint_gradients(x, dy, weight, window, 1, True) is not None) == once
 
 
 class Subarray(np.ndarray):
@@ -559,10 +559,10 @@ def test_arena_reuses_only_unreferenced_memory(held_by):
 def test_kernel_row_gemm_of_long_rows_keeps_to_the_scratch():
     """A row of the output of all images would be 8 MB; some of the images are taken at a time."""
     window, x = Window((3, 3), (2, 2), SAME3), np.ones((512, 4, 64, 64), "float32")
-    assert convolution.path(window, 512, 64, 128, 1, x.dtype) == "kernel-row-gemm"
+    assert convolution.choose_algorithm(window, 512, 64, 128, 1, x.dtype) == "kernel-row-gemm"
     workspace.forget()
     y = ENGINE.conv2d(x, np.ones((3, 3, 64, 128), "float32"), None, window)
-    assert 0 < workspace.held() <= 4 << 20
+    assert 0 < workspace.nbytes() <= 4 << 20
     assert np.all(y[:, 1, 1:] == 9 * 64)
     assert np.all(y[:, 0, 0] == 4 * 64)
 
@@ -571,7 +571,7 @@ def test_arena_memory_begins_on_a_cache_line():
     for count in (1 << 16, 70_001, 1 << 20):
         assert memory.empty((count,), np.float32).ctypes.data % 64 == 0
         assert memory.zeros((count,), np.float64).ctypes.data % 64 == 0
-        assert workspace.take(f"line {count}", (count,), np.float32).ctypes.data % 64 == 0
+        assert workspace.get(f"line {count}", (count,), np.float32).ctypes.data % 64 == 0
 
 
 def test_fit_gives_its_memory_back(monkeypatch):
@@ -589,7 +589,7 @@ def test_fit_gives_its_memory_back(monkeypatch):
 
 
 def test_arena_returns_memory_that_is_not_used(monkeypatch):
-    monkeypatch.setattr(memory, "arena", arena.Arena(forget_after=10))
+    monkeypatch.setattr(memory, "arena", arena.Arena(evict_after=10))
     memory.empty((1 << 20,), np.uint8)
     kept = memory.empty((1 << 21,), np.uint8)
     for size in range(20):

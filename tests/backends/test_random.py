@@ -39,7 +39,7 @@ def test_philox_words_are_the_same_on_every_backend(backend, key, counter, count
 
 def test_philox_long_draw_in_parts_is_seamless(backend, monkeypatch):
     whole = backend.to_host(backend.random_bits(11, 5, 1000))
-    monkeypatch.setattr("gpucnn.backends.philox.BLOCKS_AT_ONCE", 16)
+    monkeypatch.setattr("gpucnn.backends.philox.BLOCKS_PER_PASS", 16)
     assert np.array_equal(backend.to_host(backend.random_bits(11, 5, 1000)), whole)
     for start, count in ((0, 7), (1, 7), (2, 1), (3, 500), (5, 995), (996, 4)):  # a thread draws its part of the whole
         part = backend.to_host(backend.random_bits(11, 5, count, start))

@@ -19,14 +19,14 @@ KERNELS = Path(gpucnn.__file__).parent / "backends" / "cupy" / "kernels"
 
 SOURCE = r"""
 #if BITS == 16
-typedef _Float16 real;
-typedef float work;
+typedef _Float16 scalar_t;
+typedef float accum_t;
 #elif BITS == 32
-typedef float real;
-typedef float work;
+typedef float scalar_t;
+typedef float accum_t;
 #else
-typedef double real;
-typedef double work;
+typedef double scalar_t;
+typedef double accum_t;
 #endif
 typedef unsigned long long word64;
 #define SIZE \
@@ -36,12 +36,12 @@ typedef unsigned long long word64;
 __device__ inline void meet() { __syncthreads(); }
 __device__ inline void meet_there() { meet(); }
 
-extern "C" __global__ void totals(const real* x, work* y, unsigned n) {
-    __shared__ work shared[1024];
+extern "C" __global__ void totals(const scalar_t* x, accum_t* y, unsigned n) {
+    __shared__ accum_t shared[1024];
     const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
     const unsigned thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    work sum = 0;
-    for (unsigned i = blockIdx.x * threads + thread; i < n; i += gridDim.x * threads) sum += (work)x[i];
+    accum_t sum = 0;
+    for (unsigned i = blockIdx.x * threads + thread; i < n; i += gridDim.x * threads) sum += (accum_t)x[i];
     shared[thread] = sum;
     __syncthreads();
     for (unsigned half = threads / 2; half; half /= 2) {
@@ -87,8 +87,8 @@ extern "C" __global__ void widths(int* y, float x) {
     y[0] = sizeof(exp(x)), y[1] = sizeof(sqrt(x)), y[2] = sizeof(erf(x)), y[3] = sizeof(pow(x, x));
 }
 
-extern "C" __global__ void scale(real* y, const float* rate, unsigned n, double factor) {
-    for (unsigned i = threadIdx.x; i < n; i += blockDim.x) y[i] = (real)((work)y[i] * (work)factor * *rate);
+extern "C" __global__ void scale(scalar_t* y, const float* rate, unsigned n, double factor) {
+    for (unsigned i = threadIdx.x; i < n; i += blockDim.x) y[i] = (scalar_t)((accum_t)y[i] * (accum_t)factor * *rate);
 }
 
 extern "C" __global__ void
@@ -213,7 +213,7 @@ def test_kernel_argument_of_another_type_is_refused(simulation, place, wrong):
 def test_kernel_refuses_arrays_it_cannot_take(simulation):
     cupy, totals = simulation.cupy, kernel(simulation, "totals")
     x, y, n = cupy.zeros((4, 6), np.float32), cupy.zeros(1, np.float32), np.uint32(6)
-    with pytest.raises(TypeError, match=r"`const real\* x` got a ndarray, not an array on the device"):
+    with pytest.raises(TypeError, match=r"`const scalar_t\* x` got a ndarray, not an array on the device"):
         totals((1,), (1,), (np.zeros(6, np.float32), y, n))
     with pytest.raises(TypeError, match="of float64, not of float32"):
         totals((1,), (1,), (cupy.zeros(6), y, n))
@@ -229,7 +229,7 @@ def test_kernel_refuses_arrays_it_cannot_take(simulation):
 @pytest.mark.parametrize(("bits", "dtype", "width"), [(16, "f2", 8), (32, "f4", 4), (64, "f8", 2)])
 def test_kernel_refuses_misaligned_addresses(simulation, bits, dtype, width):
     y, rate = simulation.cupy.ones(20, dtype), simulation.cupy.ones(3, "f4")
-    arguments = rate[1:], np.uint32(width), 2.0  # only pointers to `real` are read in packs
+    arguments = rate[1:], np.uint32(width), 2.0  # only pointers to `scalar_t` are read in packs
     with pytest.raises(ValueError, match=r"scale: .*misaligned"):
         kernel(simulation, "scale", bits, width)((1,), (1,), (y[1:], *arguments))
     kernel(simulation, "scale", bits, 1)((1,), (1,), (y[1:], *arguments))

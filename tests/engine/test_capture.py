@@ -41,8 +41,8 @@ ENGINE = get_backend("numpy")
 
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch):
-    monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
-    monkeypatch.setattr(threads, "LEAST_IMAGES", 16)
+    monkeypatch.setattr(threads, "MIN_SHARD_FLOPS", 1.0)
+    monkeypatch.setattr(threads, "MIN_SHARD_IMAGES", 16)
     gpucnn.set_num_threads(1)
     yield
     gpucnn.set_num_threads(None)
@@ -72,9 +72,9 @@ def quiet(x):
 
 
 def in_the_scratch(x):
-    lines = workspace.take("lines", x.shape, x.dtype)
+    lines = workspace.get("lines", x.shape, x.dtype)
     np.multiply(x, 2, out=lines)
-    sums = workspace.take("lines", x.shape[:1], x.dtype)  # the same memory again
+    sums = workspace.get("lines", x.shape[:1], x.dtype)  # the same memory again
     return lines.sum(axis=(1, 2, 3), out=sums) + 1
 
 
@@ -114,7 +114,7 @@ FUNCTIONS = {
     "contiguous": lambda x: memory_layout.contiguous(x[:, ::2]).ravel(),
     "flat": lambda x: x[:, 1:].flatten(),
     "column by column": lambda x: x.reshape(len(x), -1, order="F") * 2,
-    "batch last": lambda x: memory_layout.batch_last(x) * 2,
+    "batch last": lambda x: memory_layout.to_hwcn(x) * 2,
     "overlapping": lambda x: memory_layout.strided(y := x.copy(), (5, 8), (4, 4), 8).sum(axis=1) + y.sum(),
     "converted": lambda x: (x.astype(np.float64) * 1.1).astype(np.float32, copy=False),
     "joined": lambda x: np.concatenate([x, x[:2] * 2], axis=0),
@@ -142,13 +142,13 @@ FUNCTIONS = {
 
 
 def new_tracer():
-    return Tracer(arena.Arena(), workspace.given_away)
+    return Tracer(arena.Arena(), workspace.detach)
 
 
 def numbers(seed, batch=16):
     """Images with the batch innermost, from 8 on."""
     x = np.random.default_rng(seed).normal(size=(batch, 4, 5, 3)).astype(np.float32)
-    return memory_layout.batch_first(memory_layout.batch_last(x)) if batch > 7 else x
+    return memory_layout.to_nhwc(memory_layout.to_hwcn(x)) if batch > 7 else x
 
 
 @pytest.mark.parametrize("batch", [3, 16], ids=["channels innermost", "batch innermost"])

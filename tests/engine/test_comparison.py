@@ -22,8 +22,8 @@ SHAPE = (6,)
 
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch):
-    monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
-    monkeypatch.setattr(threads, "LEAST_IMAGES", 16)
+    monkeypatch.setattr(threads, "MIN_SHARD_FLOPS", 1.0)
+    monkeypatch.setattr(threads, "MIN_SHARD_IMAGES", 16)
     gpucnn.set_num_threads(1)
     yield
     gpucnn.set_num_threads(None)
@@ -329,7 +329,7 @@ def test_arithmetic_errors_reach_the_user_captured_or_not(count):
 
 
 def test_memory_of_many_batch_sizes_is_bounded_by_the_largest(monkeypatch):
-    monkeypatch.setattr(memory, "arena", arena.Arena(at_most=memory.AT_MOST))
+    monkeypatch.setattr(memory, "arena", arena.Arena(max_ratio=memory.MAX_RATIO))
     rng = np.random.default_rng(0)
 
     def held():
@@ -343,7 +343,7 @@ def test_memory_of_many_batch_sizes_is_bounded_by_the_largest(monkeypatch):
     largest = held()
     for _ in range(300):
         step(int(rng.integers(100, 600)))
-    assert held() <= memory.AT_MOST * largest
+    assert held() <= memory.MAX_RATIO * largest
 
 
 # --- fingerprints -----------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from gpucnn.backends.numpy import threads
 from tests.engine.test_processes import images, network
 
 gpucnn.set_num_threads(2)
-threads.LEAST_WORK = 1.0
+threads.MIN_SHARD_FLOPS = 1.0
 x, y = images()
 """
 
@@ -56,7 +56,7 @@ def in_a_process(code):
 
 @pytest.fixture
 def two_threads(monkeypatch):
-    monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
+    monkeypatch.setattr(threads, "MIN_SHARD_FLOPS", 1.0)
     gpucnn.set_num_threads(2)
     yield
     gpucnn.set_num_threads(None)
@@ -93,7 +93,7 @@ atexit.register(lambda: print(model.predict(x).shape))
 @pytest.fixture
 def no_more_threads(monkeypatch):
     """The system starts one more thread of the engine's, and then no other."""
-    threads._workers.keep(0)
+    threads._pool.shrink(0)
     started, start = [], threading.Thread.start
 
     def limited(self):
@@ -116,7 +116,7 @@ def test_threads_that_cannot_start_leave_the_batch_to_the_others(two_threads, no
     gpucnn.set_num_threads(4)
     model = network()
     with pytest.warns(
-        ThreadWarning, match="the system starts no more threads than 2 of 4, so the CPU engine comp"
+        ThreadWarning, match="the system starts no more than 2 of 4 threads, so the CPU engine uses 2 from"
     ) as w:
         model.fit(x, y, epochs=2, verbose=0)
     assert len(w) == 1
@@ -127,22 +127,22 @@ def test_threads_that_cannot_start_leave_the_batch_to_the_others(two_threads, no
 
 def test_threads_that_cannot_start_at_all_raise(two_threads, no_more_threads):
     cut = [slice(0, 16), slice(16, 32), slice(32, 48)]
-    with pytest.raises(ConfigurationError, match=r"cut for 3 threads, and the system starts no more than 2; set"):
+    with pytest.raises(ConfigurationError, match=r"split for 3 threads, but the system starts no more than 2; set"):
         threads.run_sharded([int] * 3, cut)
     assert threads.run_sharded([int] * 2, cut[:2]) == [0, 0]
 
 
 def test_threads_are_no_more_than_the_largest_number_in_use(two_threads):
     x, y = images()
-    threads._workers.keep(0)
+    threads._pool.shrink(0)
     before, model = threading.active_count(), network()
     for count in (1, 3, 2, 4, 2, 3):
         gpucnn.set_num_threads(count)
         model.train_on_batch(x, y)
         assert threading.active_count() - before <= 3
-    assert len(threads._workers._all) == 2
+    assert len(threads._pool._threads) == 2
     gpucnn.set_num_threads(1)
-    assert len(threads._workers._all) == 0
+    assert len(threads._pool._threads) == 0
 
 
 # --- forks ----------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_fork_releases_locks_that_other_threads_held(two_threads, monkeypatch):
     """Every lock of the package, BLAS, and the parameters of a model that was being recorded."""
     x, y = images()
     model = network()
-    held = [threads._one_team, threads._workers._lock, blas._lock, memory.arena._lock, capture._capture_lock]
+    held = [threads._team_lock, threads._pool._lock, blas._lock, memory.arena._lock, capture._capture_lock]
     held += [model._sharded_trunk.captures.memory.lock]
     assert all(any(lock is other for other in forks.locks()) for lock in held)
     inside, leave = threading.Event(), threading.Event()

@@ -20,8 +20,8 @@ ENGINE = get_backend("numpy")
 
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch):
-    monkeypatch.setattr(threads, "LEAST_WORK", 1.0)
-    monkeypatch.setattr(threads, "LEAST_IMAGES", 16)
+    monkeypatch.setattr(threads, "MIN_SHARD_FLOPS", 1.0)
+    monkeypatch.setattr(threads, "MIN_SHARD_IMAGES", 16)
     yield
     gpucnn.set_num_threads(None)
 
@@ -391,7 +391,7 @@ class TestBlas:
                 self.count = count
 
         library = blas.Library(OpenMP())
-        assert library.of_thread
+        assert library.per_thread
         monkeypatch.setattr(blas, "_libraries", lambda: ([], [library]))
 
         def within():
@@ -402,8 +402,8 @@ class TestBlas:
         with blas.blas_threads(1):
             assert in_another_thread(within) == (1, 4)
             assert library.get() == 1
-            member = threads.Member(threads.Team([slice(0, 1)]), 0, slice(0, 1))
-            assert in_another_thread(lambda: member.run(library.get)) == 1
+            worker = threads.Worker(threads.Team([slice(0, 1)]), 0, slice(0, 1))
+            assert in_another_thread(lambda: worker.run(library.get)) == 1
         assert library.get() == 4
 
 
@@ -412,16 +412,16 @@ def test_scratch_of_vgg_stays_below_16_megabytes_per_thread(batch, monkeypatch):
     from benchmarks.nets import gpucnn_model
 
     gpucnn.set_num_threads(2)
-    held, run = [], threads.Member.run
+    held, run = [], threads.Worker.run
 
     def run_and_look(self, task):
         try:
             return run(self, task)
         finally:
-            held.append(workspace.held())
+            held.append(workspace.nbytes())
 
-    monkeypatch.setattr(threads.Member, "run", run_and_look)
-    threads._workers.keep(0)  # new threads, that hold nothing yet
+    monkeypatch.setattr(threads.Worker, "run", run_and_look)
+    threads._pool.shrink(0)  # new threads, that hold nothing yet
     workspace.forget()
     model = gpucnn_model("vgg", ENGINE)
     rng = np.random.default_rng(0)
@@ -452,5 +452,5 @@ def test_scratch_stays_below_16_megabytes_for_any_geometry(images, window, filte
     y = ENGINE.conv2d(x, weight, np.zeros(filters, "float32"), window)
     ENGINE.conv2d_parameter_gradients(x, y, window)
     ENGINE.conv2d_input_gradient(y, weight, images[1:3], window)
-    assert 1 << 20 < workspace.held() < 16 << 20
+    assert 1 << 20 < workspace.nbytes() < 16 << 20
     workspace.forget()

@@ -102,6 +102,17 @@ def test_links_of_a_page_lead_to_files(name):
         assert (folder / link).exists(), link
 
 
+def test_tests_named_in_the_guarantees_exist():
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    missing, file = [], ""
+    for named in re.finditer(r"`(test_\w+\.py)?(?:::(Test\w+))?(?:::(\w+))?`", PAGES["reliability.md"]):
+        file = named[1] or file
+        names = [name for name in named.groups()[1:] if name]
+        missing += [f"{file}::{n}" for n in names if not re.search(rf"(def|class) {n}\b", sources.get(file, ""))]
+        missing += [] if file in sources else [file]
+    assert not missing
+
+
 def commands(text):
     """Return the commands of a page: those of its shell blocks, and those that stand in a line."""
     shell = [part for block in blocks(text, "sh") for line in block.splitlines() for part in line.split("&&")]

@@ -62,9 +62,7 @@ def test_resume_with_fewer_epochs_that_are_not_over_yet(tmp_path):
 def test_resume_with_fewer_epochs_than_are_over_is_refused(tmp_path):
     with pytest.raises(Killed):
         fit(small_model(), always(tmp_path), Kill(6), epochs=5)
-    with pytest.raises(
-        CheckpointError, match=r"is already after 1 epoch and 2 steps of 5, so epochs=1 is too few"
-    ):
+    with pytest.raises(CheckpointError, match=r"is already after 1 epoch and 2 steps of 5, so epochs=1 is too few"):
         fit(small_model(), tmp_path, epochs=1, resume=True)
 
 
@@ -96,13 +94,13 @@ def test_resume_does_not_warn_of_a_schedule_that_has_not_begun_to_fall(tmp_path)
 
 def test_resume_warns_of_a_shortened_epoch(tmp_path):
     fit(small_model(), tmp_path, epochs=1.5)
-    with pytest.warns(CheckpointWarning, match="or its cut last epoch"):
+    with pytest.warns(CheckpointWarning, match="or its shortened last epoch"):
         fit(small_model(), tmp_path, epochs=3, resume=True)
 
 
 def test_resume_warns_of_an_average_that_depends_on_the_end(tmp_path):
     fit(small_model(), tmp_path, MovingAverage(lambda share: 0.9 * share), epochs=2)
-    with pytest.warns(CheckpointWarning, match="goes on to 3 epochs"):
+    with pytest.warns(CheckpointWarning, match="continues to 3 epochs"):
         fit(small_model(), tmp_path, MovingAverage(lambda share: 0.9 * share), epochs=3, resume=True)
 
 

@@ -54,7 +54,7 @@ def test_optimizers_three_steps(row, backend, dtype, tolerance):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_optimizers_update_part_by_part_with_the_same_bits(row, monkeypatch):
-    monkeypatch.setattr(gpucnn.backends.numpy, "UPDATED_AT_ONCE", 7)
+    monkeypatch.setattr(gpucnn.backends.numpy, "UPDATE_BLOCK", 7)
     rng = np.random.default_rng(0)
     start, steps = rng.normal(size=23).astype("float32"), rng.normal(size=(3, 23)).astype("float32")
     ends = []

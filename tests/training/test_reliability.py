@@ -345,7 +345,7 @@ def test_scratch_is_bounded_for_any_batch(batch):
     workspace.forget()
     x, y = images(batch, 32)
     network(size=32).fit(x, y, batch_size=batch, verbose=0)
-    assert 0 < workspace.held() < 16 << 20
+    assert 0 < workspace.nbytes() < 16 << 20
 
 
 # --- for a long time ---------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 
 from gpucnn.backends.base import Array, Backend, StreamedDataset
 from gpucnn.backends.cupy import elementwise, graph, kernels, norm, pooling, streaming
-from gpucnn.backends.cupy.convolution import Convolution, add_bias, path
+from gpucnn.backends.cupy.convolution import Convolution, add_bias, choose_algorithm
 from gpucnn.backends.cupy.cublas import Cublas
 from gpucnn.backends.image_transform import ImageTransform
 from gpucnn.backends.window import Window
@@ -69,13 +69,13 @@ class CupyBackend(Backend):
     def upload(self, *data: Any, step: int = 0) -> list[Array | StreamedDataset]:
         """Copy data sets to the GPU that together leave room for a network there; return feeds for the others."""
         with self.on_device():
-            left, brought = streaming.room_for_data(step), list[Array | StreamedDataset]()
+            remaining, uploaded = streaming.room_for_data(step), list[Array | StreamedDataset]()
             for one in data:
                 size = 0 if isinstance(one, cupy.ndarray) else one.nbytes
-                fits = size <= max(left, 0)
-                left -= size if fits else 0
-                brought.append(cupy.asarray(one) if fits else streaming.PinnedStream(one))
-            return brought
+                fits = size <= max(remaining, 0)
+                remaining -= size if fits else 0
+                uploaded.append(cupy.asarray(one) if fits else streaming.PinnedStream(one))
+            return uploaded
 
     def synchronize(self) -> None:
         """Wait until the GPU has done all work that was started."""
@@ -151,7 +151,7 @@ class CupyBackend(Backend):
 
     def conv2d_algorithm(self, window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
         """Return in a word how `conv2d` computes such a convolution."""
-        return path(window, channels, groups)
+        return choose_algorithm(window, channels, groups)
 
     def conv2d_parameter_gradients(
         self, x: Array, dy: Array, window: Window, groups: int = 1, bias: bool = True
@@ -171,12 +171,12 @@ class CupyBackend(Backend):
         y = cupy.empty((x.shape[0], weight.shape[1]), x.dtype)
         self._multiply(x, weight.astype(x.dtype, copy=False), y)
         if bias is not None:
-            add_bias(y, kernels.plain(bias, kernels.working_dtype(x.dtype)), relu=False)
+            add_bias(y, kernels.aligned(bias, kernels.compute_dtype(x.dtype)), relu=False)
         return y
 
     def dense_parameter_gradients(self, x: Array, dy: Array, bias: bool = True) -> tuple[Array, Array | None]:
         """Return dweight (D, K) and, with `bias`, dbias (K,) from x (N, D) and dy (N, K)."""
-        dweight = cupy.empty((x.shape[1], dy.shape[1]), kernels.working_dtype(x.dtype))
+        dweight = cupy.empty((x.shape[1], dy.shape[1]), kernels.compute_dtype(x.dtype))
         self._multiply(x.T, dy.astype(x.dtype, copy=False), dweight)
         return dweight, self.channel_sums(dy) if bias else None
 
@@ -193,23 +193,23 @@ class CupyBackend(Backend):
 
     def max_pool2d(self, x: Array, window: Window, relu: bool = False) -> tuple[Array, Any]:
         """Take the largest element of each window: (N, H, W, C) → y (N, OH, OW, C), and the winners' numbers."""
-        if window.area > pooling.LARGEST_WINDOW:
+        if window.area > pooling.MAX_WINDOW_AREA:
             return super().max_pool2d(x, window, relu)
-        return pooling.largest(x, window, relu)
+        return pooling.max_pool(x, window, relu)
 
     def max_pool2d_gradient(self, dy: Array, switches: Any, image_size: tuple[int, int], window: Window) -> Array:
         """Send dy (N, OH, OW, C) back to the elements that won: dx (N, H, W, C)."""
-        if window.area > pooling.LARGEST_WINDOW:
+        if window.area > pooling.MAX_WINDOW_AREA:
             return super().max_pool2d_gradient(dy, switches, image_size, window)
-        return pooling.largest_gradient(dy, switches, image_size, window)
+        return pooling.max_pool_gradient(dy, switches, image_size, window)
 
     def average_pool2d(self, x: Array, window: Window) -> Array:
         """Average each window over its elements inside the image: (N, H, W, C) → (N, OH, OW, C)."""
-        return pooling.average(x, window)
+        return pooling.average_pool(x, window)
 
     def average_pool2d_gradient(self, dy: Array, image_size: tuple[int, int], window: Window) -> Array:
         """Share dy (N, OH, OW, C) among the elements of each window: dx (N, H, W, C)."""
-        return pooling.average_gradient(dy, image_size, window)
+        return pooling.average_pool_gradient(dy, image_size, window)
 
     # --- channel by channel ---------------------------------------------------------------------
 
@@ -220,10 +220,10 @@ class CupyBackend(Backend):
         return norm.batch_norm(x, scale, shift, epsilon, relu)
 
     def batch_norm_gradient(
-        self, dy: Array, kept: Any, variance: Array, scale: Array, epsilon: float
+        self, dy: Array, saved: Any, variance: Array, scale: Array, epsilon: float
     ) -> tuple[Array, Array, Array]:
         """Return dx (…, C), dscale (C,) and dshift (C,) of `batch_norm`."""
-        return norm.batch_norm_gradient(dy, kept, variance, scale, epsilon)
+        return norm.batch_norm_gradient(dy, saved, variance, scale, epsilon)
 
     def scale_and_shift(self, x: Array, scale: Array, shift: Array, relu: bool = False) -> Array:
         """Return scale·x + shift of x (…, C) with numbers for each channel (C,), cut off below 0 with `relu`."""
@@ -243,23 +243,23 @@ class CupyBackend(Backend):
 
     def relu(self, x: Array) -> Array:
         """Return max(x, 0)."""
-        return elementwise.of_one("relu", x)
+        return elementwise.unary("relu", x)
 
     def relu_gradient(self, dy: Array, y: Array) -> Array:
         """Return dy where y, the output of `relu`, is positive, else 0."""
-        return elementwise.of_two("relu_gradient", dy, y)
+        return elementwise.binary("relu_gradient", dy, y)
 
     def gelu(self, x: Array) -> tuple[Array, Any]:
         """Return x·Φ(x), Φ the normal distribution, and x."""
-        return elementwise.of_one("gelu", x), x
+        return elementwise.unary("gelu", x), x
 
-    def gelu_gradient(self, dy: Array, kept: Any) -> Array:
+    def gelu_gradient(self, dy: Array, saved: Any) -> Array:
         """Return dy·(Φ(x) + x·φ(x)), φ the normal density."""
-        return elementwise.of_two("gelu_gradient", dy, kept)
+        return elementwise.binary("gelu_gradient", dy, saved)
 
     def add(self, a: Array, b: Array, relu: bool = False) -> Array:
         """Return a + b of one shape, and what is negative set to 0 with `relu`."""
-        return elementwise.of_two("add", a, b, np.int32(relu))
+        return elementwise.binary("add", a, b, np.int32(relu))
 
     def softmax(self, logits: Array) -> Array:
         """Return probabilities (N, K) from logits (N, K)."""

@@ -1,7 +1,7 @@
-"""Convolutions as matrix products over windows laid out as rows, a part of the batch at a time.
+"""Convolutions by im2col and matrix products, for part of the batch at a time.
 
-The columns of a batch are KH·KW times its images, so they are made in a workspace of bounded size, and made again on
-the way back rather than kept. A convolution with a group for each channel is no product and has kernels of its own.
+The columns of a batch are KH·KW times its images, so they are computed in a workspace of bounded size, and recomputed
+in the backward pass. A depthwise convolution is not a matrix product and has its own kernels.
 """
 
 import math
@@ -16,22 +16,22 @@ from gpucnn.backends.base import Array
 from gpucnn.backends.cupy import kernels
 from gpucnn.backends.cupy.cublas import Cublas
 from gpucnn.backends.cupy.graph import ThreadState
-from gpucnn.backends.cupy.kernels import NULL, geometry, plain, widest, working_dtype
+from gpucnn.backends.cupy.kernels import NULL, aligned, compute_dtype, geometry, vector_width
 from gpucnn.backends.window import Window
 from gpucnn.errors import ConfigurationError
 
-WORKSPACE = "GPUCNN_WORKSPACE_MB"  # what columns may take, at most; 512 without it
+WORKSPACE = "GPUCNN_WORKSPACE_MB"  # of the columns, at most; 512 by default
 
 
-def path(window: Window, channels: int, groups: int) -> str:
-    """Return in a word how a convolution is computed."""
+def choose_algorithm(window: Window, channels: int, groups: int) -> str:
+    """Return the name of the algorithm for a convolution."""
     if groups == channels and groups > 1:
         return "depthwise"
     return "product" if _is_product(window) else "im2col"
 
 
 def _is_product(window: Window) -> bool:
-    """Tell whether each window is one pixel, so that the image itself is the matrix of columns."""
+    """Return whether each window is one pixel, so that the image itself is the matrix of columns."""
     return window == Window((1, 1), dilation=window.dilation)
 
 
@@ -44,12 +44,12 @@ class Convolution:
 
     def forward(self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int, relu: bool) -> Array:
         """Convolve images: x (N, H, W, C), weight (KH, KW, C/groups, F), bias (F,) → (N, OH, OW, F)."""
-        x, weight = plain(x), plain(weight, x.dtype)
+        x, weight = aligned(x), aligned(weight, x.dtype)
         N, H, W, C = x.shape
         F = weight.shape[-1]
         y = cupy.empty((N, *window.output_size((H, W)), F), x.dtype)
-        bias = None if bias is None else plain(bias, working_dtype(x.dtype))
-        if path(window, C, groups) == "depthwise":
+        bias = None if bias is None else aligned(bias, compute_dtype(x.dtype))
+        if choose_algorithm(window, C, groups) == "depthwise":
             self._depthwise(x, weight, bias, y, window, relu)
             return y
         kernel, rows = weight.reshape(-1, F), y.reshape(-1, F)
@@ -63,12 +63,12 @@ class Convolution:
 
     def weight_gradient(self, x: Array, dy: Array, window: Window, groups: int) -> Array:
         """Return dweight (KH, KW, C/groups, F) from x (N, H, W, C) and dy (N, OH, OW, F); float32 for float16."""
-        x = plain(x)
-        dy = plain(dy, x.dtype)
+        x = aligned(x)
+        dy = aligned(dy, x.dtype)
         C, F = x.shape[3], dy.shape[3]
-        if path(window, C, groups) == "depthwise":
+        if choose_algorithm(window, C, groups) == "depthwise":
             return self._depthwise_weight_gradient(x, dy, window)
-        dweight = cupy.empty((*window.size, C // groups, F), working_dtype(x.dtype))
+        dweight = cupy.empty((*window.size, C // groups, F), compute_dtype(x.dtype))
         rows, matrix = dy.reshape(-1, F), dweight.reshape(-1, F)
         for part, columns in self._columns(x, window, groups):
             for group in range(groups):
@@ -81,27 +81,27 @@ class Convolution:
     ) -> Array:
         """Return dx (N, H, W, C) from dy (N, OH, OW, F) and weight (KH, KW, C/groups, F).
 
-        For stride 1 it is a convolution of dy with the weight turned by half a turn, which needs no col2im.
+        For stride 1 it is a convolution of dy with the weight rotated by 180°, which needs no col2im.
         """
-        dy = plain(dy)
+        dy = aligned(dy)
         N, F = dy.shape[0], dy.shape[3]
         C = weight.shape[2] * groups
-        if path(window, C, groups) == "depthwise":
-            return self._depthwise_input_gradient(dy, plain(weight, dy.dtype), (*image_size, C), window)
-        turned = window.flipped()
-        if window.strides == (1, 1) and min(min(sides) for sides in turned.padding) >= 0:
-            return self.forward(dy, _turned(weight, groups), None, turned, groups, False)
-        weight = plain(weight, dy.dtype)
+        if choose_algorithm(window, C, groups) == "depthwise":
+            return self._depthwise_input_gradient(dy, aligned(weight, dy.dtype), (*image_size, C), window)
+        flipped = window.flipped()
+        if window.strides == (1, 1) and min(min(sides) for sides in flipped.padding) >= 0:
+            return self.forward(dy, _flipped(weight, groups), None, flipped, groups, False)
+        weight = aligned(weight, dy.dtype)
         kernel, rows = weight.reshape(-1, F), dy.reshape(-1, F)
         dx = cupy.empty((N, *image_size, C), dy.dtype)
-        width = widest(dy.dtype, C // groups)
+        width = vector_width(dy.dtype, C // groups)
         for images, part, columns in self._parts(N, dy.shape[1:3], window, C, groups, dy.dtype):
             for group in range(groups):
                 filters = _part(group, groups, F)
                 self._multiply(rows[part, filters], kernel[:, filters].T, columns[:, group])
             pixels = (images.stop - images.start) * image_size[0] * image_size[1]
             arguments = np.uint32(pixels), np.int32(groups), *geometry(window, *image_size, C)
-            kernels.over_elements("col2im", dy.dtype, width, pixels * C // width, columns, dx[images], *arguments)
+            kernels.launch_elements("col2im", dy.dtype, width, pixels * C // width, columns, dx[images], *arguments)
         return dx
 
     def _multiply(self, a: Array, b: Array, out: Array, add: bool = False) -> None:
@@ -110,44 +110,45 @@ class Convolution:
     # --- windows as rows ----------------------------------------------------------------------
 
     def _columns(self, x: Array, window: Window, groups: int) -> Iterator[tuple[slice, Array]]:
-        """Yield what the windows of some images see, (rows, groups, KH·KW·C/groups), and which rows of all they are."""
+        """Yield the columns of some images, (rows, groups, KH·KW·C/groups), and which rows of all they are."""
         N, H, W, C = x.shape
         if _is_product(window):
             yield slice(0, N * H * W), x.reshape(N * H * W, groups, C // groups)
             return
-        width = widest(x.dtype, C // groups)
+        width = vector_width(x.dtype, C // groups)
         for images, part, columns in self._parts(N, window.output_size((H, W)), window, C, groups, x.dtype):
             rows = part.stop - part.start
             arguments = np.uint32(rows), np.int32(groups), *geometry(window, H, W, C)
-            kernels.over_elements("im2col", x.dtype, width, rows * C // width, x[images], columns, *arguments)
+            kernels.launch_elements("im2col", x.dtype, width, rows * C // width, x[images], columns, *arguments)
             yield part, columns
 
     def _parts(
         self, N: int, output_size: tuple[int, int], window: Window, C: int, groups: int, dtype: Any
     ) -> Iterator[tuple[slice, slice, Array]]:
-        """Yield images, the rows of output that are theirs, and room for their columns, part after part of the batch.
+        """Yield images, their output rows, and a buffer for their columns, for one part of the batch after another.
 
-        As many images at a time as the workspace holds, and fewer where memory has no room for so many.
+        As many images at a time as fit the workspace, fewer where memory is short.
         """
         OH, OW = output_size
-        a_row = window.area * C
-        an_image = OH * OW * a_row
-        at_once = max(1, min(N, self.workspace // (an_image * np.dtype(dtype).itemsize)))
+        row_size = window.area * C
+        image_elements = OH * OW * row_size
+        max_images = max(1, min(N, self.workspace // (image_elements * np.dtype(dtype).itemsize)))
         memory = self._state.memory
-        buffer = room(at_once, (OH * OW, groups, a_row // groups), dtype, {} if memory is None else memory.fitting)
+        fitting = {} if memory is None else memory.fitting
+        buffer = allocate(max_images, (OH * OW, groups, row_size // groups), dtype, fitting)
         for start in range(0, N, len(buffer)):
             stop = min(start + len(buffer), N)
-            columns = buffer[: stop - start].reshape(-1, groups, a_row // groups)
+            columns = buffer[: stop - start].reshape(-1, groups, row_size // groups)
             yield slice(start, stop), slice(start * OH * OW, stop * OH * OW), columns
 
-    # --- a group for each channel -------------------------------------------------------------
+    # --- depthwise ---------------------------------------------------------------------------
 
     @staticmethod
     def _depthwise(x: Array, weight: Array, bias: Array | None, y: Array, window: Window, relu: bool) -> None:
         F, rows = y.shape[3], y.size // y.shape[3]
         pointers = x, weight, NULL if bias is None else bias, y
         numbers = np.uint32(rows), np.int32(F), np.int32(relu), *geometry(window, *x.shape[1:])
-        kernels.over_elements("depthwise", x.dtype, 1, y.size, *pointers, *numbers)
+        kernels.launch_elements("depthwise", x.dtype, 1, y.size, *pointers, *numbers)
 
     @staticmethod
     def _depthwise_weight_gradient(x: Array, dy: Array, window: Window) -> Array:
@@ -162,34 +163,34 @@ class Convolution:
     def _depthwise_input_gradient(dy: Array, weight: Array, image: tuple[int, int, int], window: Window) -> Array:
         dx = cupy.empty((dy.shape[0], *image), dy.dtype)
         numbers = np.uint32(dx.size // image[2]), np.int32(dy.shape[3]), *geometry(window, *image)
-        kernels.over_elements("depthwise_input_gradient", dy.dtype, 1, dx.size, dy, weight, dx, *numbers)
+        kernels.launch_elements("depthwise_input_gradient", dy.dtype, 1, dx.size, dy, weight, dx, *numbers)
         return dx
 
 
 def _workspace() -> int:
-    """Return the bytes that columns may take.
+    """Return the size of the workspace in bytes.
 
     Raises:
-        ConfigurationError: the environment asks for what is no positive number of megabytes.
+        ConfigurationError: the environment variable is not a positive number of megabytes.
     """
-    asked = os.environ.get(WORKSPACE) or "512"
+    requested = os.environ.get(WORKSPACE) or "512"
     try:
-        megabytes = float(asked)
+        megabytes = float(requested)
     except ValueError:
         megabytes = math.nan
     if not 0 < megabytes < math.inf:
-        raise ConfigurationError(f"{WORKSPACE} must be a number of megabytes above 0, such as 512, not {asked!r}")
+        raise ConfigurationError(f"{WORKSPACE} must be a number of megabytes above 0, such as 512, not {requested!r}")
     return int(megabytes * 1e6)
 
 
-def room(images: int, shape: tuple[int, ...], dtype: Any, fitting: dict[Any, int]) -> Array:
-    """Return an empty array (images, *shape), for half as many images where memory has no room, and so on.
+def allocate(images: int, shape: tuple[int, ...], dtype: Any, fitting: dict[Any, int]) -> Array:
+    """Return an empty array (images, *shape), for half as many images where memory does not suffice, and so on.
 
-    For how many there was room is noted in `fitting`, and not more is tried for when the same is asked for again: a
-    captured step must take what the step before it took.
+    `fitting` remembers the number of images that fitted, and the next equal request does not try more: a captured step
+    must take what the step before it took.
     """
-    asked = images, shape, dtype
-    images = fitting.get(asked, images)
+    requested = images, shape, dtype
+    images = fitting.get(requested, images)
     while True:
         try:
             array = cupy.empty((images, *shape), dtype)
@@ -199,15 +200,16 @@ def room(images: int, shape: tuple[int, ...], dtype: Any, fitting: dict[Any, int
             cupy.get_default_memory_pool().free_all_blocks()
             images //= 2
         else:
-            fitting[asked] = images
+            fitting[requested] = images
             return array
 
 
 def add_bias(y: Array, bias: Array | None, relu: bool) -> None:
-    """Add a bias (C,) to y (…, C) in place, and set what is negative to 0 with `relu`."""
+    """Add a bias (C,) to y (…, C) in place; clamp at 0 with `relu`."""
     C, rows = y.shape[-1], y.size // y.shape[-1]
     numbers = np.int64(rows), np.int32(C), np.int32(relu)
-    kernels.over_rows("add_bias", y.dtype, widest(y.dtype, C), rows, C, y, NULL if bias is None else bias, *numbers)
+    width, pointer = vector_width(y.dtype, C), NULL if bias is None else bias
+    kernels.launch_rows("add_bias", y.dtype, width, rows, C, y, pointer, *numbers)
 
 
 def _part(group: int, groups: int, filters: int) -> slice:
@@ -216,8 +218,8 @@ def _part(group: int, groups: int, filters: int) -> slice:
     return slice(group * width, (group + 1) * width)
 
 
-def _turned(weight: Array, groups: int) -> Array:
-    """Return the weight of the input gradient: (KH, KW, C/groups, F) → (KH, KW, F/groups, C), by half a turn."""
+def _flipped(weight: Array, groups: int) -> Array:
+    """Return the weight of the input gradient: (KH, KW, C/groups, F) → (KH, KW, F/groups, C), rotated by 180°."""
     KH, KW, width, F = weight.shape
     cut = weight[::-1, ::-1].reshape(KH, KW, width, groups, F // groups)
     return cut.transpose(0, 1, 4, 3, 2).reshape(KH, KW, F // groups, groups * width)

@@ -7,50 +7,50 @@ import numpy as np
 
 from gpucnn.backends.base import Array
 from gpucnn.backends.cupy import kernels
-from gpucnn.backends.cupy.kernels import NULL, plain, widest, working_dtype
+from gpucnn.backends.cupy.kernels import NULL, aligned, compute_dtype, vector_width
 from gpucnn.backends.image_transform import ImageTransform
 
 
-def of_one(name: str, x: Array) -> Array:
+def unary(name: str, x: Array) -> Array:
     """Launch a kernel y[i] = f(x[i]); returns y."""
-    x = plain(x)
+    x = aligned(x)
     y = cupy.empty_like(x)
     _launch(name, x, x, y)
     return y
 
 
-def of_two(name: str, a: Array, b: Array, *numbers: Any) -> Array:
+def binary(name: str, a: Array, b: Array, *numbers: Any) -> Array:
     """Launch a kernel y[i] = f(a[i], b[i]) for arrays of one shape and dtype; returns y."""
-    a, b = plain(a), plain(b, a.dtype)
+    a, b = aligned(a), aligned(b, a.dtype)
     y = cupy.empty_like(a)
     _launch(name, a, a, b, y, numbers=numbers)
     return y
 
 
 def _launch(name: str, like: Array, *pointers: Array, numbers: tuple[Any, ...] = ()) -> None:
-    width = widest(like.dtype, like.size)
+    width = vector_width(like.dtype, like.size)
     count = like.size // width
-    kernels.over_elements(name, like.dtype, width, count, *pointers, np.uint32(count), *numbers)
+    kernels.launch_elements(name, like.dtype, width, count, *pointers, np.uint32(count), *numbers)
 
 
 def softmax(logits: Array) -> Array:
     """Return probabilities (N, K) from logits (N, K)."""
-    logits = plain(logits)
+    logits = aligned(logits)
     y = cupy.empty_like(logits)
     N, K = logits.shape
-    kernels.over_matrix_rows("softmax", logits.dtype, N, K, logits, y, np.uint32(N), np.uint32(K))
+    kernels.launch_matrix_rows("softmax", logits.dtype, N, K, logits, y, np.uint32(N), np.uint32(K))
     return y
 
 
 def softmax_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
     """Return the mean cross-entropy of softmax(logits) with targets, both (N, K), and dlogits (N, K)."""
-    logits, targets = plain(logits), plain(targets, logits.dtype)
+    logits, targets = aligned(logits), aligned(targets, logits.dtype)
     N, K = logits.shape
     losses, dlogits = cupy.empty(N, np.float64), cupy.empty_like(logits)
-    loss = cupy.empty((), working_dtype(logits.dtype))
+    loss = cupy.empty((), compute_dtype(logits.dtype))
     pointers = logits, targets, losses, dlogits
-    kernels.over_matrix_rows("softmax_cross_entropy", logits.dtype, N, K, *pointers, np.uint32(N), np.uint32(K))
-    kernels.one_block("mean", logits.dtype, losses, loss, np.uint32(N))
+    kernels.launch_matrix_rows("softmax_cross_entropy", logits.dtype, N, K, *pointers, np.uint32(N), np.uint32(K))
+    kernels.launch_one_block("mean", logits.dtype, losses, loss, np.uint32(N))
     return loss, dlogits
 
 
@@ -62,8 +62,8 @@ def _on_device(number: Any, dtype: Any) -> Array:
 def clip_norm(gradients: Array, limit: float) -> None:
     """Scale gradients (P,) whose norm is above the limit down to it, in place: three launches, and nothing is read."""
     partial, parts = kernels.squares(gradients)
-    factor = cupy.empty((), working_dtype(gradients.dtype))
-    kernels.one_block("factor_to_limit", gradients.dtype, partial, factor, np.uint32(parts), np.float64(limit))
+    factor = cupy.empty((), compute_dtype(gradients.dtype))
+    kernels.launch_one_block("clip_factor", gradients.dtype, partial, factor, np.uint32(parts), np.float64(limit))
     _update("multiply", gradients, (gradients, factor))
 
 
@@ -106,9 +106,9 @@ def lerp_(target: Array, source: Array, weight: float) -> None:
 
 
 def _update(name: str, values: Array, pointers: tuple[Any, ...], *numbers: Any) -> None:
-    width = widest(values.dtype, values.size)
+    width = vector_width(values.dtype, values.size)
     count = values.size // width
-    kernels.over_elements(name, values.dtype, width, count, *pointers, np.uint32(count), *numbers)
+    kernels.launch_elements(name, values.dtype, width, count, *pointers, np.uint32(count), *numbers)
 
 
 def random_bits(key: int, counter: int, count: int, start: int, replays: Array | None, stride: int) -> Array:
@@ -116,17 +116,17 @@ def random_bits(key: int, counter: int, count: int, start: int, replays: Array |
     words = cupy.empty(count, np.uint32)
     numbers = np.uint64(key), np.uint64(counter), NULL if replays is None else replays, np.uint64(stride)
     blocks = (start % 4 + count + 3) // 4
-    kernels.over_elements("random_bits", np.float32, 1, blocks, words, *numbers, np.uint64(start), np.uint32(count))
+    kernels.launch_elements("random_bits", np.float32, 1, blocks, words, *numbers, np.uint64(start), np.uint32(count))
     return words
 
 
 def gather_bytes(images: Array, indices: Array, dtype: Any, transform: ImageTransform | None) -> Array:
     """Return samples (P, …) uint8 picked by number (N,) as floats 0 … 1, (N, …); images may be placed on the way."""
-    images, indices = plain(images), plain(indices, np.int64)
+    images, indices = aligned(images), aligned(indices, np.int64)
     if transform is None:
         x = cupy.empty((len(indices), *images.shape[1:]), dtype)
         numbers = np.uint32(x.size), np.uint32(x.size // max(len(indices), 1))
-        kernels.over_elements("gather_bytes", dtype, 1, x.size, images, indices, x, *numbers)
+        kernels.launch_elements("gather_bytes", dtype, 1, x.size, images, indices, x, *numbers)
         return x
     H, W, C = images.shape[1:]
     OH, OW = transform.result_size((H, W))
@@ -135,9 +135,9 @@ def gather_bytes(images: Array, indices: Array, dtype: Any, transform: ImageTran
         *(transform.cosine, transform.sine, transform.shift_y, transform.shift_x, transform.flip),
         *(transform.cutout_top, transform.cutout_left),
     )
-    pointers = (NULL if numbers is None else plain(numbers, np.int32) for numbers in of_images)
+    pointers = (NULL if numbers is None else aligned(numbers, np.int32) for numbers in of_images)
     border = -1 if transform.border is None else transform.border
     values = transform.rotation_fill, border, transform.cutout, transform.cutout_fill
     sizes = (np.int32(number) for number in (H, W, C, OH, OW, *values))
-    kernels.over_elements("gather_images", dtype, 1, x.size, images, indices, *pointers, x, np.uint32(x.size), *sizes)
+    kernels.launch_elements("gather_images", dtype, 1, x.size, images, indices, *pointers, x, np.uint32(x.size), *sizes)
     return x

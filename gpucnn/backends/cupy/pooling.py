@@ -1,4 +1,4 @@
-"""Poolings: a thread for each output, and on the way back one for each input."""
+"""Pooling: one thread per output, in the backward pass one per input."""
 
 from typing import Any
 
@@ -7,42 +7,42 @@ import numpy as np
 
 from gpucnn.backends.base import Array
 from gpucnn.backends.cupy import kernels
-from gpucnn.backends.cupy.kernels import geometry, plain, widest
+from gpucnn.backends.cupy.kernels import aligned, geometry, vector_width
 from gpucnn.backends.window import Window
 
-LARGEST_WINDOW = 255  # elements: the winner's number is kept in a byte, of which one value says that none won
+MAX_WINDOW_AREA = 255  # elements: a switch is a byte, and one value of it means none
 
 
-def largest(x: Array, window: Window, relu: bool) -> tuple[Array, Array]:
-    """Take the largest element of each window: y (N, OH, OW, C), and the number of the winner, a byte each."""
-    x = plain(x)
+def max_pool(x: Array, window: Window, relu: bool) -> tuple[Array, Array]:
+    """Return the maximum of each window, y (N, OH, OW, C), and the switches, uint8: its index in the window."""
+    x = aligned(x)
     y = _outputs(x, window)
-    winners = cupy.empty(y.shape, np.uint8)
+    switches = cupy.empty(y.shape, np.uint8)
     numbers = np.uint32(y.size // y.shape[3]), np.int32(relu), *geometry(window, *x.shape[1:])
-    _launch("max_pool", y, x, y, winners, *numbers)
-    return y, winners
+    _launch("max_pool", y, x, y, switches, *numbers)
+    return y, switches
 
 
-def largest_gradient(dy: Array, winners: Array, image_size: tuple[int, int], window: Window) -> Array:
-    """Send dy (N, OH, OW, C) back to the elements that won: dx (N, H, W, C)."""
-    dy = plain(dy)
+def max_pool_gradient(dy: Array, switches: Array, image_size: tuple[int, int], window: Window) -> Array:
+    """Return dx (N, H, W, C): dy (N, OH, OW, C) at the maxima."""
+    dy = aligned(dy)
     dx = cupy.empty((dy.shape[0], *image_size, dy.shape[3]), dy.dtype)
     numbers = np.uint32(dx.size // dx.shape[3]), *geometry(window, *dx.shape[1:])
-    _launch("max_pool_gradient", dx, dy, winners, dx, *numbers)
+    _launch("max_pool_gradient", dx, dy, switches, dx, *numbers)
     return dx
 
 
-def average(x: Array, window: Window) -> Array:
+def average_pool(x: Array, window: Window) -> Array:
     """Average each window over its elements inside the image: (N, H, W, C) → (N, OH, OW, C)."""
-    x = plain(x)
+    x = aligned(x)
     y = _outputs(x, window)
     _launch("average_pool", y, x, y, np.uint32(y.size // y.shape[3]), *geometry(window, *x.shape[1:]))
     return y
 
 
-def average_gradient(dy: Array, image_size: tuple[int, int], window: Window) -> Array:
-    """Share dy (N, OH, OW, C) among the elements of each window: dx (N, H, W, C)."""
-    dy = plain(dy)
+def average_pool_gradient(dy: Array, image_size: tuple[int, int], window: Window) -> Array:
+    """Distribute dy (N, OH, OW, C) over the elements of each window: dx (N, H, W, C)."""
+    dy = aligned(dy)
     dx = cupy.empty((dy.shape[0], *image_size, dy.shape[3]), dy.dtype)
     numbers = np.uint32(dx.size // dx.shape[3]), *geometry(window, *dx.shape[1:])
     _launch("average_pool_gradient", dx, dy, dx, *numbers)
@@ -55,6 +55,6 @@ def _outputs(x: Array, window: Window) -> Array:
 
 
 def _launch(name: str, written: Array, *arguments: Any) -> None:
-    """Launch a kernel with a thread for each pack of the array that it writes."""
-    width = widest(written.dtype, written.shape[3])
-    kernels.over_elements(name, written.dtype, width, written.size // width, *arguments)
+    """Launch a kernel with one thread per pack of the array that it writes."""
+    width = vector_width(written.dtype, written.shape[3])
+    kernels.launch_elements(name, written.dtype, width, written.size // width, *arguments)

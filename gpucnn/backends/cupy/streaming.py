@@ -1,4 +1,4 @@
-"""Data sets that do not fit the GPU: batches of them cross one by one, through pinned memory."""
+"""Data sets that do not fit on the GPU: their batches are copied one by one, through pinned memory."""
 
 from typing import Any
 
@@ -8,21 +8,21 @@ from cupyx import empty_pinned
 
 from gpucnn.backends.base import Array, StreamedDataset
 
-SHARE = 0.5  # of the free memory that data sets may take together; the rest is for the network
+MAX_FRACTION = 0.5  # of the free memory that data sets may take together; the rest is for the network
 
 
 def room_for_data(step: int) -> int:
-    """Return how many bytes data sets may take together, so that a step that takes `step` bytes still fits."""
+    """Return the bytes that data sets may take in all, so that a step of `step` bytes still fits."""
     free, _ = cupy.cuda.runtime.memGetInfo()
     free += cupy.get_default_memory_pool().free_bytes()
-    return int(min(SHARE * free, free - step))
+    return int(min(MAX_FRACTION * free, free - step))
 
 
 class PinnedStream(StreamedDataset):
-    """A data set (P, …) on the host; `feed[picked]` is a batch of it on the GPU.
+    """A data set (P, …) on the host; `data[indices]` is a batch of it on the GPU.
 
-    The batch is put together in pinned memory, which the GPU copies from by itself while Python goes on. There are two
-    such buffers, so that one can be filled while the other is on its way.
+    The batch is assembled in pinned memory, which the GPU copies asynchronously. There are two such buffers, so that
+    one can be filled while the other is copied.
     """
 
     def __init__(self, data: "np.ndarray[Any, Any]") -> None:
@@ -32,13 +32,13 @@ class PinnedStream(StreamedDataset):
         self._copied: list[Any] = [None, None]
         self._turn = 0
 
-    def __getitem__(self, picked: Any) -> Array:
-        """Return the samples of a slice, or of host numbers (N,), on the GPU."""
-        if isinstance(picked, slice):
-            picked = np.arange(*picked.indices(len(self._data)))
+    def __getitem__(self, indices: Any) -> Array:
+        """Return the samples of a slice, or at host indices (N,), on the GPU."""
+        if isinstance(indices, slice):
+            indices = np.arange(*indices.indices(len(self._data)))
         self._turn = 1 - self._turn
-        buffer = self._buffer(len(picked))
-        np.take(self._data, picked, axis=0, out=buffer, mode="clip")  # any other mode would fill a buffer of its own
+        buffer = self._buffer(len(indices))
+        np.take(self._data, indices, axis=0, out=buffer, mode="clip")  # any other mode would allocate a buffer
         stream = cupy.cuda.get_current_stream()
         batch = cupy.empty(buffer.shape, buffer.dtype)
         batch.set(buffer, stream=stream)
@@ -46,7 +46,7 @@ class PinnedStream(StreamedDataset):
         return batch
 
     def _buffer(self, count: int) -> Any:
-        """Return the buffer whose turn it is, once the GPU has copied what it held."""
+        """Return the next buffer, once the GPU has copied its content."""
         if self._copied[self._turn] is not None:
             self._copied[self._turn].synchronize()
         held = self._buffers[self._turn]

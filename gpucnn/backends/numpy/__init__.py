@@ -28,7 +28,7 @@ from gpucnn.backends.numpy.tracer import Tracer, on_replay
 from gpucnn.backends.window import Window
 
 T = TypeVar("T")
-UPDATED_AT_ONCE = 1 << 16  # numbers of the flat parameter buffer
+UPDATE_BLOCK = 1 << 16  # numbers of the flat parameter buffer
 
 
 class NumpyBackend(Backend):
@@ -70,7 +70,7 @@ class NumpyBackend(Backend):
 
     def tracer(self) -> Tracer:
         """Return one who records what a thread asks of NumPy."""
-        return Tracer(memory.arena, workspace.given_away)
+        return Tracer(memory.arena, workspace.detach)
 
     def kernel_options(self) -> Any:
         """Return whether Winograd's methods may be taken, and which errors of arithmetic are said."""
@@ -86,7 +86,7 @@ class NumpyBackend(Backend):
 
     def environment(self) -> dict[str, Any]:
         """Return also the number of threads, by which a batch is cut, and what computes products and convolutions."""
-        own = {"threads": threads.num_threads(), "BLAS": blas.blas_in_words()}
+        own = {"threads": threads.num_threads(), "BLAS": blas.blas_description()}
         return {**super().environment(), **own, "Winograd": convolution.winograd_allowed()}
 
     def release(self) -> None:
@@ -101,7 +101,7 @@ class NumpyBackend(Backend):
 
     def conv2d_algorithm(self, window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
         """Return in a word how `conv2d` computes such a convolution: the name of its path."""
-        return convolution.path(window, batch, channels, filters, groups, dtype)
+        return convolution.choose_algorithm(window, batch, channels, filters, groups, dtype)
 
     def conv2d_parameter_gradients(
         self, x: Array, dy: Array, window: Window, groups: int = 1, bias: bool = True
@@ -119,24 +119,24 @@ class NumpyBackend(Backend):
         self, x: Array, dy: Array, weight: Array, window: Window, groups: int = 1, bias: bool = True
     ) -> tuple[Array, Array | None, Array]:
         """Return dweight, dbias with `bias`, and dx, at once where they share work."""
-        shared = convolution.shared_gradients(x, dy, weight, window, groups, bias)
+        shared = convolution.joint_gradients(x, dy, weight, window, groups, bias)
         return shared or super().conv2d_gradients(x, dy, weight, window, groups, bias)
 
     def max_pool2d(self, x: Array, window: Window, relu: bool = False) -> tuple[Array, Any]:
         """Take the largest element of each window: (N, H, W, C) → y (N, OH, OW, C), and what the gradient needs."""
-        return pooling.largest(x, window, relu)
+        return pooling.max_pool(x, window, relu)
 
     def max_pool2d_gradient(self, dy: Array, switches: Any, image_size: tuple[int, int], window: Window) -> Array:
         """Send dy (N, OH, OW, C) back to the elements that won: dx (N, H, W, C)."""
-        return pooling.largest_gradient(dy, switches, image_size, window)
+        return pooling.max_pool_gradient(dy, switches, image_size, window)
 
     def average_pool2d(self, x: Array, window: Window) -> Array:
         """Average each window over its elements inside the image: (N, H, W, C) → (N, OH, OW, C)."""
-        return pooling.average(x, window)
+        return pooling.average_pool(x, window)
 
     def average_pool2d_gradient(self, dy: Array, image_size: tuple[int, int], window: Window) -> Array:
         """Share dy (N, OH, OW, C) among the elements of each window: dx (N, H, W, C)."""
-        return pooling.average_gradient(dy, image_size, window)
+        return pooling.average_pool_gradient(dy, image_size, window)
 
     def batch_norm(
         self, x: Array, scale: Array, shift: Array, epsilon: float, relu: bool = False
@@ -146,10 +146,10 @@ class NumpyBackend(Backend):
         return y, mean, variance, (x, y if relu else None, mean)
 
     def batch_norm_gradient(
-        self, dy: Array, kept: Any, variance: Array, scale: Array, epsilon: float
+        self, dy: Array, saved: Any, variance: Array, scale: Array, epsilon: float
     ) -> tuple[Array, Array, Array]:
         """Return dx (…, C), dscale (C,) and dshift (C,) of `batch_norm`."""
-        x, y, mean = kept
+        x, y, mean = saved
         return norm.gradient(dy, x, y, mean, variance, scale, epsilon)
 
     def scale_and_shift(self, x: Array, scale: Array, shift: Array, relu: bool = False) -> Array:
@@ -172,9 +172,9 @@ class NumpyBackend(Backend):
         """Return x·Φ(x), Φ the normal distribution, and its slope; in float64 what the reference gradient needs."""
         return elementwise.gelu(x) if x.dtype == "float32" else super().gelu(x)
 
-    def gelu_gradient(self, dy: Array, kept: Any) -> Array:
+    def gelu_gradient(self, dy: Array, saved: Any) -> Array:
         """Return dy·(Φ(x) + x·φ(x)), φ the normal density."""
-        return super().gelu_gradient(dy, kept) if isinstance(kept, tuple) else elementwise.gelu_gradient(dy, kept)
+        return super().gelu_gradient(dy, saved) if isinstance(saved, tuple) else elementwise.gelu_gradient(dy, saved)
 
     def add(self, a: Array, b: Array, relu: bool = False) -> Array:
         """Return a + b, and what is negative set to 0 with `relu`."""
@@ -182,13 +182,13 @@ class NumpyBackend(Backend):
 
     def sgd_update(self, values: Array, gradients: Array, velocity: Array | None, **settings: Any) -> None:
         """Step down the gradient, a part after another that stays in the cache with all that is made of it."""
-        for part in blocks(len(values), 1, UPDATED_AT_ONCE):
+        for part in blocks(len(values), 1, UPDATE_BLOCK):
             own_velocity = None if velocity is None else velocity[part]
             super().sgd_update(values[part], gradients[part], own_velocity, **settings)
 
     def adam_update(self, values: Array, gradients: Array, mean: Array, square: Array, **settings: Any) -> None:
         """Step by the running mean over the root of the running square, likewise a part after another."""
-        for part in blocks(len(values), 1, UPDATED_AT_ONCE):
+        for part in blocks(len(values), 1, UPDATE_BLOCK):
             super().adam_update(values[part], gradients[part], mean[part], square[part], **settings)
 
     def load_batch(self, x: Array, indices: Any, dtype: Any, transform: ImageTransform | None = None) -> Array:

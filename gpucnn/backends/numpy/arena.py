@@ -1,15 +1,15 @@
-"""Blocks of memory that are handed out again when nobody refers to what was made of them last.
+"""Blocks of memory that are handed out again once nobody refers to the array made of them last.
 
 An array that is made here is a view of its block, every view of the array keeps the array, and the block watches the
-array with a weak reference. Nothing needs to be given back.
+array with a weak reference. Nothing needs to be freed explicitly.
 
     Block.memory    [ up to 63 bytes | cache line: the array …… | the rest ]
        │     ▲
        │     └── an array made here ◀── its views
-       └ ─ ─ ─ ─ ▶ weakly: while the array lives the block is in use, and then it may be handed out anew
+       └ ─ ─ ─ ─ ▶ weakly: while the array lives, the block is in use; after that it may be handed out again
 
-Every block begins on a cache line. NumPy's own large arrays begin 16 bytes behind one, so that each of the widest
-vector instructions, which take a whole line, touches two: whole training steps are then a twelfth slower.
+Every block begins on a cache line. NumPy's own large arrays begin 16 bytes after one, so that each of the widest vector
+instructions, which load a whole line, touches two: whole training steps are then a twelfth slower.
 """
 
 import math
@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.backends.base import Array
 from gpucnn.core import forks
-
-Array = Any
 
 CACHE_LINE = 64  # bytes
 
@@ -35,65 +34,66 @@ class _Memory(np.ndarray[Any, Any]):
 
 
 class Block:
-    """Some memory that begins on a cache line at `start`, the array made of it last, and when that was."""
+    """Memory whose first cache line is at `start`, the array made of it last, and the request that was for."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.memory = _Memory((size + CACHE_LINE,), np.uint8)
         self.start = -self.memory.ctypes.data % CACHE_LINE
-        self.wanted = 0
+        self.last_used = 0
         self._array: Callable[[], Any] = lambda: None
 
     def array(self, shape: tuple[int, ...], dtype: Any, kind: type = np.ndarray) -> Array:
-        """Return an array of a kind on this memory, which is in use as long as the array or a view of it lives."""
+        """Return an array of a type on this memory, which is in use as long as the array or a view of it lives."""
         array = kind(shape, dtype, self.memory, self.start)
         self._array = weakref.ref(array)
         return array
 
     def in_use(self) -> bool:
-        """Tell whether the array made last lives."""
+        """Return whether the array made last is alive."""
         return self._array() is not None
 
 
 class Arena:
-    """Blocks by size in bytes. One not wanted for `forget_after` requests goes when a new one has to be made.
+    """Blocks by size in bytes.
 
-    So do those not wanted for longest while all are more than `at_most` times what was ever in use at once: batches of
-    many sizes want blocks of many sizes, and each would stay.
-
-    Before it makes one it takes over a block of its `source`, if there is one that is not in use.
+    Arguments
+        evict_after  requests; a block not used for longer is freed when a new one has to be allocated
+        parent       an arena whose free blocks are taken over before a new one is allocated
+        max_ratio    of all blocks to the most that were ever in use at once; beyond it, those not used for longest are
+                     freed: batches of many sizes need blocks of many sizes, and each would stay
     """
 
     def __init__(
-        self, forget_after: float = math.inf, source: "Arena | None" = None, at_most: float = math.inf
+        self, evict_after: float = math.inf, parent: "Arena | None" = None, max_ratio: float = math.inf
     ) -> None:
         self.blocks: dict[int, list[Block]] = {}
-        self._forget_after, self._requests, self._source = forget_after, 0, source
-        self._at_most, self._largest = at_most, 0  # bytes that were ever in use at once
+        self._evict_after, self._requests, self._parent = evict_after, 0, parent
+        self._max_ratio, self._peak = max_ratio, 0  # bytes that were ever in use at once
         self._lock = forks.lock()
 
     def empty(self, shape: tuple[int, ...], dtype: Any, kind: type = np.ndarray) -> Array:
-        """Return an uninitialised array of a kind."""
+        """Return an uninitialised array of a type."""
         size = _round_up(math.prod(shape) * np.dtype(dtype).itemsize)
         with self._lock:
             self._requests += 1
-            block = self._free(size)
-            if block is None and self._source is not None:
-                block = self._source.given_away(size)
+            block = self._pop_free(size)
+            if block is None and self._parent is not None:
+                block = self._parent.take_free(size)
             if block is None:
-                self._forget(size)
+                self._evict(size)
                 block = Block(size)
             self.blocks.setdefault(size, []).append(block)
-            block.wanted = self._requests
+            block.last_used = self._requests
             return block.array(shape, dtype, kind)
 
-    def given_away(self, size: int) -> Block | None:
-        """Return a block of a size that is not in use, and belongs to the caller from now on, if there is one."""
+    def take_free(self, size: int) -> Block | None:
+        """Return a free block of a size, which belongs to the caller from now on, if there is one."""
         with self._lock:
-            return self._free(size)
+            return self._pop_free(size)
 
-    def _free(self, size: int) -> Block | None:
-        """Take out a block of a size that is not in use, the last one wanted first: it may still be in the cache."""
+    def _pop_free(self, size: int) -> Block | None:
+        """Take out a free block of a size, the last one used first: it may still be in the cache."""
         blocks = self.blocks.get(size, [])
         for place in range(len(blocks) - 1, -1, -1):
             if not blocks[place].in_use():
@@ -106,14 +106,14 @@ class Arena:
             for blocks in self.blocks.values():
                 blocks[:] = [block for block in blocks if block.in_use()]
 
-    def _forget(self, size: int) -> None:
-        """Return what nobody has wanted for long, and so much that with a new block it is no more than allowed."""
+    def _evict(self, size: int) -> None:
+        """Free what was not used for long, and enough for a new block to stay within the ratio."""
         every = [block for blocks in self.blocks.values() for block in blocks]
-        free = sorted((block for block in every if not block.in_use()), key=lambda block: block.wanted)
+        free = sorted((block for block in every if not block.in_use()), key=lambda block: block.last_used)
         total = size + sum(block.size for block in every)
-        self._largest = max(self._largest, total - sum(block.size for block in free))
+        self._peak = max(self._peak, total - sum(block.size for block in free))
         for block in free:
-            if total <= self._at_most * self._largest and block.wanted > self._requests - self._forget_after:
+            if total <= self._max_ratio * self._peak and block.last_used > self._requests - self._evict_after:
                 break
             self.blocks[block.size].remove(block)
             total -= block.size

@@ -1,8 +1,8 @@
-"""How many threads BLAS computes on: held to a number for a while, and given back.
+"""The number of threads that BLAS uses: limited for a while, and restored.
 
-`threadpoolctl` finds the libraries. OpenBLAS has one number for the whole process, unless it is built on OpenMP, where
-each thread has its own. The former is set by its own functions: from 3.8 on, `threadpoolctl` sets it for one thread of
-the process alone, the first one that asks, and does nothing for all others.
+`threadpoolctl` finds the libraries. OpenBLAS has one number for the whole process, unless it is built with OpenMP,
+where each thread has its own. The former is set by OpenBLAS's own functions: from 3.8 on, `threadpoolctl` sets it only
+for the first thread of the process that asks, and does nothing for all others.
 """
 
 import contextlib
@@ -15,19 +15,19 @@ from gpucnn.core import forks
 
 
 class Library:
-    """A BLAS of this process: `get` returns its number of threads, and `set` sets it."""
+    """A BLAS library of this process: `get` returns its number of threads, and `set` sets it."""
 
     def __init__(self, controller: Any) -> None:
         self.get, self.set = controller.get_num_threads, controller.set_num_threads
-        self.of_thread = getattr(controller, "threading_layer", "") == "openmp" and controller.internal_api != "mkl"
-        if controller.internal_api == "openblas" and not self.of_thread:
+        self.per_thread = getattr(controller, "threading_layer", "") == "openmp" and controller.internal_api != "mkl"
+        if controller.internal_api == "openblas" and not self.per_thread:
             named = [name for name in controller.check_symbols if hasattr(controller.dynlib, name)]
             self.get = getattr(controller.dynlib, named[0])
             self.set = getattr(controller.dynlib, named[0].replace("get_num_threads", "set_num_threads"))
 
 
-class _Held:
-    """How many blocks hold BLAS, and what its libraries had before."""
+class _Limit:
+    """How many blocks limit BLAS, and the numbers of threads before."""
 
     def __init__(self) -> None:
         self.blocks = 0
@@ -43,64 +43,66 @@ class _Held:
     def leave(self) -> None:
         self.blocks -= 1
         if self.blocks == 0:
-            self.give_back()
+            self.restore()
 
-    def give_back(self) -> None:
+    def restore(self) -> None:
         for library, count in self.before.items():
             library.set(count)
         self.before = {}
 
 
-class _OfThread(_Held, threading.local):
-    """The same for what each thread has for itself."""
+class _ThreadLimit(_Limit, threading.local):
+    """The same for libraries that have one number per thread."""
 
 
-_lock, _by_all, _by_thread = forks.lock(), _Held(), _OfThread()
+_lock, _process_limit, _thread_limit = forks.lock(), _Limit(), _ThreadLimit()
 
 
 @contextlib.contextmanager
 def blas_threads(count: int) -> Iterator[None]:
-    """Hold BLAS to so many threads in the block, for all threads of the process, and give it back afterwards.
+    """Limit BLAS to `count` threads in the block, for all threads of the process, and restore the number afterwards.
 
-    Blocks may be nested and overlap; the first decides. A model holds one around each step: switching more often would
-    leave BLAS' own threads spinning, for tens of milliseconds, on the cores that the team wants.
+    Blocks may nest and overlap; the first one decides. A model enters one around each step: switching more often would
+    leave BLAS' own threads spinning, for tens of milliseconds, on the cores that the team needs.
     """
-    shared, own = _libraries()
+    process_libraries, per_thread_libraries = _libraries()
     with _lock:
-        _by_all.enter(shared, count)
-    _by_thread.enter(own, count)
+        _process_limit.enter(process_libraries, count)
+    _thread_limit.enter(per_thread_libraries, count)
     try:
         yield
     finally:
-        _by_thread.leave()
+        _thread_limit.leave()
         with _lock:
-            _by_all.leave()
+            _process_limit.leave()
 
 
 @forks.in_child
-def _as_this_thread_holds_it() -> None:
-    """Forget, in a forked child, the blocks of threads that are not there."""
-    _by_all.blocks = _by_thread.blocks
-    if _by_all.blocks == 0:
-        _by_all.give_back()
+def _keep_own_limits() -> None:
+    """Forget, in a forked child, the blocks of threads that do not exist there."""
+    _process_limit.blocks = _thread_limit.blocks
+    if _process_limit.blocks == 0:
+        _process_limit.restore()
 
 
 @cache
 def _libraries() -> tuple[list[Library], list[Library]]:
-    """Return those that have one number for all threads, and those that have one for each."""
+    """Return the libraries that have one number for the process, and those that have one per thread."""
     found = [Library(controller) for controller in _controllers().lib_controllers]
-    return [library for library in found if not library.of_thread], [library for library in found if library.of_thread]
+    return [library for library in found if not library.per_thread], [
+        library for library in found if library.per_thread
+    ]
 
 
 @cache
 def _controllers() -> Any:
-    """Return what finds BLAS, which takes a thousand times as long as switching."""
+    """Return the controller of all BLAS libraries; finding them takes a thousand times as long as switching."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(user_api="blas")
 
 
-def blas_in_words() -> str:
+def blas_description() -> str:
     """Return the kind, version and instruction set of the BLAS that NumPy multiplies with."""
     for library in _controllers().info():
         if "numpy" in library["filepath"].lower():

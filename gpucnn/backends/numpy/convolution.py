@@ -1,27 +1,27 @@
-"""Convolution and its gradients: which path they take, and what all paths share.
+"""Convolution and its gradients: the choice of an algorithm, and what all algorithms share.
 
-| path          | for                                                        | how                                |
-|---------------|------------------------------------------------------------|------------------------------------|
-| `depthwise`   | a group for each channel                                   | elementwise, no products           |
-| `chunks`      | fewer than 8 images, or too few for so many weights        | im2col, a megabyte at a time       |
-| `winograd`    | 3×3, stride 1, no dilation, float32, in times out 1536     | a quarter of the multiplications   |
-| `winograd-1d` | the same with fewer, from 8 channels on                    | half of the multiplications        |
-| `kernel-rows` | strides or large kernels, with enough channels             | a product a kernel row, no copies  |
-| `rows`        | every other geometry                                       | one product over overlapping views |
+| algorithm         | for                                                        | how                                |
+|-------------------|------------------------------------------------------------|------------------------------------|
+| `depthwise`       | one group per channel                                      | elementwise, no products           |
+| `im2col`          | fewer than 8 images, or too few for so many weights        | im2col, a megabyte at a time       |
+| `winograd`        | 3×3, stride 1, no dilation, float32, C·F at least 1536     | a quarter of the multiplications   |
+| `winograd-1d`     | the same with fewer, from 8 channels on                    | half of the multiplications        |
+| `kernel-row-gemm` | strides or large kernels, with enough channels             | a product per kernel row, no copies |
+| `lowered-rows`    | every other geometry                                       | one product over overlapping views |
 
-The first rule that fits counts; channels are those of a group, the fewer of in and out, which `winograd` wants 16 of.
-All but `chunks` keep the batch innermost, and get so many images at once that what they rearrange fits the scratch;
-they yield their output block by block, so that a ReLU is applied while a block is in the cache. Every path adds the
-bias itself. Groups of channels are taken one after another, by `depthwise` all at once. It takes fewer than 8 images
-one by one, as they lie.
+The first rule that fits counts; channels are those of a group, the smaller number of in and out, which must be 16 for
+`winograd`. All but `im2col` compute in HWCN, on so many images at a time that what they rearrange fits the workspace;
+they yield their output block by block, so that a ReLU is applied while a block is in the cache. Every algorithm adds
+the bias itself. Groups of channels are computed one after another, by `depthwise` all at once. It takes fewer than 8
+images one by one, as they lie.
 
-For stride 1 the input gradient is itself a convolution, of dy with the weight turned by half a turn, on the path of
-that one. Where it is not, or where `_turns` says that this would cost more, windows are added back: by `chunks` and
-`depthwise` themselves, by `rows` for all others; `depthwise` always does so. With strides, without dilation and from 8
-channels on, `rows` convolves dy for each residue of the pixels instead. The weight gradient of `kernel-rows` is that of
-`rows`; that of `winograd-1d` is that of `winograd`, or with fewer than 16 channels, or 16 both in and out, that of
-`rows`; and with very many weights it is that of `chunks`. Who wants both gradients of a convolution by one of
-Winograd's methods gets them at once (`shared_gradients`), from one transform of dy.
+For stride 1 the input gradient is itself a convolution, of dy with the weight rotated by 180°, by the algorithm of that
+convolution. For others, or where `_dx_is_convolution` says that this would cost more, windows are added back: by
+`im2col` and `depthwise` themselves, by `lowered-rows` for the rest; `depthwise` always does so. With strides, without
+dilation and from 8 channels on, `lowered-rows` convolves dy for each phase of the pixels instead. The weight gradient
+of `kernel-row-gemm` is that of `lowered-rows`; that of `winograd-1d` is that of `winograd`, or with fewer than 16
+channels, or 16 both in and out, that of `lowered-rows`; and with very many weights it is that of `im2col`. Both
+gradients of a convolution by a Winograd method are computed jointly (`joint_gradients`), from one transform of dy.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.backends.base import Array
 from gpucnn.backends.numpy import (
     depthwise,
     elementwise,
@@ -42,29 +43,28 @@ from gpucnn.backends.numpy import (
     winograd_1d,
 )
 from gpucnn.backends.numpy.memory_layout import (
-    batch_first,
-    batch_innermost,
-    batch_last,
+    batch_slice,
+    batch_slices,
     contiguous,
-    equal_parts,
-    image_slice,
-    image_slices,
+    even_slices,
+    pad,
+    to_hwcn,
+    to_nhwc,
+    uses_hwcn,
 )
 from gpucnn.backends.window import Window
 from gpucnn.core.checks import environment_flag
 
-Array = Any
+# channels of a group, the smaller number of in and out, and the product of both, from which on a form of Winograd's
+# method saves more than it costs
+MIN_WINOGRAD_1D_CHANNELS, MIN_WINOGRAD_CHANNELS, MIN_WINOGRAD_PRODUCT = 8, 16, 1536
+MIN_WINOGRAD_GRADIENT_CHANNELS, MIN_WINOGRAD_GRADIENT_PRODUCT = 16, 512  # the same for the weight gradient
+MIN_PHASE_CHANNELS = 8  # from which on the input gradient for strides is faster as several convolutions of dy
+# weights in one product, per image; with more, reading them takes longer than using them
+MAX_WEIGHTS_PER_IMAGE, MAX_WEIGHT_GRADIENTS_PER_IMAGE = 8192, 2048
 
-# channels of a group, the fewer of in and out, and the product of both, from which on a form of Winograd's method saves
-# more than it costs
-WINOGRAD_1D_FEWEST, WINOGRAD_FEWEST, WINOGRAD_PRODUCT = 8, 16, 1536
-WINOGRAD_WEIGHT_FEWEST, WINOGRAD_WEIGHT_PRODUCT = 16, 512  # for its weight gradient, and the product of in and out
-RESIDUE_FEWEST = 8  # channels from which on strides are better undone by several convolutions of dy
-# weights in one product for each image that they meet; with more, reading them takes longer than using them
-MOST_WEIGHTS, MOST_WEIGHT_GRADIENTS = 8192, 2048
-
-# those that share one signature
-PATHS: dict[str, Any] = {
+# those with a `convolve` of one signature
+ALGORITHMS: dict[str, Any] = {
     "winograd": winograd,
     "winograd-1d": winograd_1d,
     "kernel-row-gemm": kernel_row_gemm,
@@ -72,78 +72,82 @@ PATHS: dict[str, Any] = {
 }
 
 
-def path(window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
-    """Return the name of the path that a convolution takes, and its gradients as a rule."""
+def choose_algorithm(window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
+    """Return the name of the algorithm for a convolution, and as a rule for its gradients."""
     if groups == channels > 1:
         return "depthwise"
-    if not batch_innermost(batch):
+    if not uses_hwcn(batch):
         return "im2col"
     C, F = channels // groups, filters // groups
-    plain = window.size == (3, 3) and window.strides == (1, 1) and window.dilation == (1, 1)
-    if plain and min(C, F) >= WINOGRAD_1D_FEWEST and dtype == np.float32 and winograd_allowed():
-        both_ways = min(C, F) >= WINOGRAD_FEWEST and C * F >= WINOGRAD_PRODUCT
-        name, weights = ("winograd", C * F) if both_ways else ("winograd-1d", 3 * C * F)
-    elif groups == 1 and kernel_row_gemm.pays(window, C, F):
-        name, weights = "kernel-row-gemm", window.size[1] * C * F
+    plain_3x3 = window.size == (3, 3) and window.strides == (1, 1) and window.dilation == (1, 1)
+    if plain_3x3 and min(C, F) >= MIN_WINOGRAD_1D_CHANNELS and dtype == np.float32 and winograd_allowed():
+        two_dimensional = min(C, F) >= MIN_WINOGRAD_CHANNELS and C * F >= MIN_WINOGRAD_PRODUCT
+        algorithm, weights = ("winograd", C * F) if two_dimensional else ("winograd-1d", 3 * C * F)
+    elif groups == 1 and kernel_row_gemm.is_profitable(window, C, F):
+        algorithm, weights = "kernel-row-gemm", window.size[1] * C * F
     else:
-        name, weights = "lowered-rows", window.area * C * F
-    return name if weights <= MOST_WEIGHTS * batch else "im2col"
+        algorithm, weights = "lowered-rows", window.area * C * F
+    return algorithm if weights <= MAX_WEIGHTS_PER_IMAGE * batch else "im2col"
 
 
-def _path_of_weight_gradient(name: str, batch: int, channels: int, filters: int) -> str:
-    """Return the path of a weight gradient, given that of the convolution and the channels and filters of a group."""
+def _weight_gradient_algorithm(algorithm: str, batch: int, channels: int, filters: int) -> str:
+    """Return the algorithm for a weight gradient, given the convolution's and the channels and filters of a group."""
     product = channels * filters
-    if name == "winograd-1d":
-        enough = min(channels, filters) >= WINOGRAD_WEIGHT_FEWEST and product >= WINOGRAD_WEIGHT_PRODUCT
-        name = "winograd" if enough else "lowered-rows"
-    if name == "kernel-row-gemm":
-        name = "lowered-rows"
-    return "im2col" if name == "winograd" and product > MOST_WEIGHT_GRADIENTS * batch else name
+    if algorithm == "winograd-1d":
+        enough = min(channels, filters) >= MIN_WINOGRAD_GRADIENT_CHANNELS and product >= MIN_WINOGRAD_GRADIENT_PRODUCT
+        algorithm = "winograd" if enough else "lowered-rows"
+    if algorithm == "kernel-row-gemm":
+        algorithm = "lowered-rows"
+    too_many = algorithm == "winograd" and product > MAX_WEIGHT_GRADIENTS_PER_IMAGE * batch
+    return "im2col" if too_many else algorithm
 
 
 def winograd_allowed() -> bool:
-    """Tell whether the environment leaves Winograd convolutions on."""
+    """Return whether the environment leaves Winograd convolutions on."""
     return environment_flag("GPUCNN_WINOGRAD", default=True)
 
 
 def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups: int, relu: bool) -> Array:
     """Return y (N, OH, OW, F) of x (N, H, W, C), weight (KH, KW, C/groups, F) and bias (F,)."""
     (N, _, _, C), F = x.shape, weight.shape[-1]
-    name = path(window, N, C, F, groups, x.dtype)
-    if name == "im2col":
+    algorithm = choose_algorithm(window, N, C, F, groups, x.dtype)
+    if algorithm == "im2col":
         return im2col.convolve(x, weight, bias, window, groups, relu)
 
-    def convolved(x: Array) -> Array:
+    def convolve(x: Array) -> Array:
         y = memory.empty((*window.output_size(x.shape[:2]), F, x.shape[-1]), x.dtype)
-        for part in _finished_blocks(name, x, weight, bias, window, groups, y):
+        for block in _convolve_blocks(algorithm, x, weight, bias, window, groups, y):
             if relu:
-                elementwise.cut_off(part, part)
+                elementwise.clamp_at_zero(block, block)
         return y
 
-    return _by_slices(_slices(name, N, _images_at_once(name, x, F, window)), convolved, _pixels_first(x))
+    return _map_batch(_split(algorithm, N, _max_images(algorithm, x, F, window)), convolve, _batch_last(x))
 
 
 def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: bool) -> tuple[Array, Array | None]:
     """Return dweight (KH, KW, C/groups, F) and, with `bias`, dbias (F,) from x (N, H, W, C) and dy (N, OH, OW, F)."""
     (N, _, _, C), F = x.shape, dy.shape[-1]
-    name = _path_of_weight_gradient(path(window, N, C, F, groups, x.dtype), N, C // groups, F // groups)
-    if name == "im2col":
+    algorithm = choose_algorithm(window, N, C, F, groups, x.dtype)
+    algorithm = _weight_gradient_algorithm(algorithm, N, C // groups, F // groups)
+    if algorithm == "im2col":
         return im2col.weight_gradient(x, dy, window, groups), norm.channel_sums(dy) if bias else None
 
-    def gradients_of_slice(x: Array, dy: Array) -> tuple[Array, Array | None]:
-        if name == "depthwise":
-            dweight = depthwise.weight_gradient(_padded(x, window), dy, window)
-            return dweight, norm.channel_sums(batch_first(dy)) if bias else None
-        of_path = winograd.parameter_gradients if name == "winograd" else lowered_rows.parameter_gradients
-        of_groups = [of_path(x[:, :, c], dy[:, :, f], window, bias) for c, f in _groups(C, F, groups)]
+    def gradients(x: Array, dy: Array) -> tuple[Array, Array | None]:
+        if algorithm == "depthwise":
+            dweight = depthwise.weight_gradient(pad(x, window, axis=0), dy, window)
+            return dweight, norm.channel_sums(to_nhwc(dy)) if bias else None
+        implementation = winograd if algorithm == "winograd" else lowered_rows
+        per_group = [
+            implementation.parameter_gradients(x[:, :, c], dy[:, :, f], window, bias) for c, f in _groups(C, F, groups)
+        ]
         if groups == 1:
-            return of_groups[0]
-        dweights, dbiases = zip(*of_groups, strict=True)
+            return per_group[0]
+        dweights, dbiases = zip(*per_group, strict=True)
         return np.concatenate(dweights, axis=-1), np.concatenate(dbiases) if bias else None
 
-    slices = _slices(name, N, _images_at_once(name, x, F, window))
-    x, dy = _pixels_first(x), _pixels_first(dy)
-    parts = [gradients_of_slice(image_slice(x, images), image_slice(dy, images)) for images in slices]
+    slices = _split(algorithm, N, _max_images(algorithm, x, F, window))
+    x, dy = _batch_last(x), _batch_last(dy)
+    parts = [gradients(batch_slice(x, images), batch_slice(dy, images)) for images in slices]
     dweights, dbiases = zip(*parts, strict=True)
     return sum(dweights[1:], dweights[0]), sum(dbiases[1:], dbiases[0]) if bias else None
 
@@ -151,113 +155,113 @@ def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: 
 def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int) -> Array:
     """Return dx (N, H, W, C) from dy (N, OH, OW, F) and weight (KH, KW, C/groups, F)."""
     F, C = weight.shape[-1], weight.shape[2] * groups
-    name = path(window, len(dy), C, F, groups, dy.dtype)
-    turned = window.flipped()
-    if name != "depthwise" and _turns(window, image_size, dy.shape[1:3]):
-        # for stride 1 dx is dy convolved with the weight turned by half a turn, channels and filters exchanged
+    algorithm = choose_algorithm(window, len(dy), C, F, groups, dy.dtype)
+    if algorithm != "depthwise" and _dx_is_convolution(window, image_size, dy.shape[1:3]):
+        # the weight rotated by 180°, channels and filters exchanged
         exchanged = [weight[::-1, ::-1, :, f].swapaxes(2, 3) for _, f in _groups(C, F, groups)]
-        turned_weight = exchanged[0] if groups == 1 else np.concatenate(exchanged, axis=-1)
-        return forward(dy, turned_weight, None, turned, groups, relu=False)
-    if name == "im2col":
+        flipped_weight = exchanged[0] if groups == 1 else np.concatenate(exchanged, axis=-1)
+        return forward(dy, flipped_weight, None, window.flipped(), groups, relu=False)
+    if algorithm == "im2col":
         return im2col.input_gradient(dy, weight, image_size, window, groups)
 
     def gradient(dy: Array) -> Array:
-        if name == "depthwise":
+        if algorithm == "depthwise":
             shape = (*window.padded_size(image_size), C, dy.shape[-1])
             _, inner_rows, inner_columns = window.interior(image_size)
             return contiguous(depthwise.input_gradient(dy, weight, shape, window)[inner_rows, inner_columns])
-        of_path = lowered_rows.input_gradient
+        implementation = lowered_rows.input_gradient
         if window.dilation == window.strides == (1, 1):
-            of_path = lowered_rows.input_gradient_by_rows
-        elif window.dilation == (1, 1) and C // groups >= RESIDUE_FEWEST:
-            of_path = lowered_rows.input_gradient_by_residue
-        dx = [of_path(dy[:, :, f], weight[..., f], image_size, window) for _, f in _groups(C, F, groups)]
+            implementation = lowered_rows.input_gradient_by_rows
+        elif window.dilation == (1, 1) and C // groups >= MIN_PHASE_CHANNELS:
+            implementation = lowered_rows.input_gradient_by_phase
+        dx = [implementation(dy[:, :, f], weight[..., f], image_size, window) for _, f in _groups(C, F, groups)]
         return dx[0] if groups == 1 else np.concatenate(dx, axis=2)
 
-    a_row_of_windows = dy.shape[2] * window.area * C * dy.itemsize
-    return _by_slices(_slices(name, len(dy), lowered_rows.BLOCK // a_row_of_windows), gradient, _pixels_first(dy))
+    window_row = dy.shape[2] * window.area * C * dy.itemsize  # bytes
+    return _map_batch(_split(algorithm, len(dy), lowered_rows.BLOCK // window_row), gradient, _batch_last(dy))
 
 
-def shared_gradients(
+def joint_gradients(
     x: Array, dy: Array, weight: Array, window: Window, groups: int, bias: bool
 ) -> tuple[Array, Array | None, Array] | None:
-    """Return dweight, dbias with `bias`, and dx, if their path computes them at once; else None.
+    """Return dweight, dbias with `bias`, and dx, if their algorithm computes them jointly; else None.
 
-    Where dx is a convolution of dy by one of Winograd's methods, dy is transformed for it. The gradient of the weight
-    of that convolution, which is the turned weight, is what x means for it, and sees the same of dy. It takes as many
-    tiles as dx, where the path of the weight gradient takes those of dy: without padding these can be much fewer.
+    Where dx is a convolution of dy by a Winograd method, dy is transformed for it. The weight gradient of that
+    convolution, that is of the flipped weight, needs the same transform of dy, with x as its output gradient. It has as
+    many tiles as dx, where the usual weight gradient has those of dy: without padding these can be much fewer.
     """
     (N, H, W, C), F = x.shape, dy.shape[-1]
-    turned = window.flipped()
-    name = path(turned, N, F, C, groups, dy.dtype)
-    of_path = {"winograd": winograd, "winograd-1d": winograd_1d}.get(name)
-    turns = groups == 1 and _turns(window, (H, W), dy.shape[1:3])
-    if of_path is None or not turns or _path_of_weight_gradient(name, N, F, C) == "im2col":
+    flipped = window.flipped()
+    algorithm = choose_algorithm(flipped, N, F, C, groups, dy.dtype)
+    implementation = {"winograd": winograd, "winograd-1d": winograd_1d}.get(algorithm)
+    if implementation is None or groups > 1 or not _dx_is_convolution(window, (H, W), dy.shape[1:3]):
         return None
-    if of_path.tiles_of((H, W)) > of_path.tiles_of(dy.shape[1:3]):
+    if _weight_gradient_algorithm(algorithm, N, F, C) == "im2col":
         return None
-    turned_weight, of_turned = weight[::-1, ::-1].swapaxes(2, 3), memory.zeros((*window.size, F, C), dy.dtype)
+    if implementation.count_tiles((H, W)) > implementation.count_tiles(dy.shape[1:3]):
+        return None
+    flipped_weight, dflipped = weight[::-1, ::-1].swapaxes(2, 3), memory.zeros((*window.size, F, C), dy.dtype)
     dbias = norm.channel_sums(dy) if bias else None
-    slices = image_slices(N, _images_at_once(name, dy, C, turned))
-    x, dy = batch_last(x), batch_last(dy)
+    slices = batch_slices(N, _max_images(algorithm, dy, C, flipped))
+    x, dy = to_hwcn(x), to_hwcn(dy)
     dx = memory.empty(x.shape, dy.dtype)
     for images in slices:
         out = dx if len(slices) == 1 else memory.empty((H, W, C, images.stop - images.start), dy.dtype)
-        of_turned += of_path.convolve_with_gradient(
-            image_slice(dy, images), turned_weight, image_slice(x, images), turned, out
+        dflipped += implementation.convolve_and_weight_gradient(
+            batch_slice(dy, images), flipped_weight, batch_slice(x, images), flipped, out
         )
         if out is not dx:
             dx[..., images] = out
-    return of_turned[::-1, ::-1].swapaxes(2, 3), dbias, batch_first(dx)
+    return dflipped[::-1, ::-1].swapaxes(2, 3), dbias, to_nhwc(dx)
 
 
-def _slices(name: str, batch: int, most: int) -> Sequence[slice]:
-    """Cut a batch into slices of at most so many images; a few are taken one by one where they lie, by `depthwise`."""
-    one_by_one = name == "depthwise" and not batch_innermost(batch)
-    return equal_parts(batch, batch) if one_by_one else image_slices(batch, most)
+def _split(algorithm: str, batch: int, max_images: int) -> Sequence[slice]:
+    """Split a batch into slices of at most `max_images`; `depthwise` takes few images one by one, as they lie."""
+    one_by_one = algorithm == "depthwise" and not uses_hwcn(batch)
+    return even_slices(batch, batch) if one_by_one else batch_slices(batch, max_images)
 
 
-def _pixels_first(x: Array) -> Array:
-    """Return x (N, H, W, C) as (H, W, C, N): contiguous with the batch innermost, or with few images a view."""
-    return batch_last(x) if batch_innermost(len(x)) else contiguous(x).transpose(1, 2, 3, 0)
+def _batch_last(x: Array) -> Array:
+    """Return x (N, H, W, C) as (H, W, C, N): contiguous in HWCN, or with few images a view."""
+    return to_hwcn(x) if uses_hwcn(len(x)) else contiguous(x).transpose(1, 2, 3, 0)
 
 
-def _by_slices(slices: Sequence[slice], function: Callable[[Array], Array], array: Array) -> Array:
-    """Return what a function makes of contiguous slices of images of an array (…, N), joined, as (N, …)."""
+def _map_batch(slices: Sequence[slice], function: Callable[[Array], Array], array: Array) -> Array:
+    """Return the results of a function on contiguous slices of an array (…, N), concatenated, as (N, …)."""
     if len(slices) == 1:
-        return batch_first(function(array))
-    joined = None
+        return to_nhwc(function(array))
+    result = None
     for images in slices:
-        part = function(image_slice(array, images))
-        if joined is None:
-            joined = _empty(part.shape[:-1], array.shape[-1], part.dtype)
-        joined[..., images] = part
-    return batch_first(joined)
+        part = function(batch_slice(array, images))
+        if result is None:
+            result = _empty(part.shape[:-1], array.shape[-1], part.dtype)
+        result[..., images] = part
+    return to_nhwc(result)
 
 
 def _empty(image: tuple[int, ...], batch: int, dtype: Any) -> Array:
-    """Return uninitialised images (H, W, C, N) that lie as the engine keeps so many."""
-    if batch_innermost(batch):
+    """Return uninitialised images (H, W, C, N) in the engine's layout for so many."""
+    if uses_hwcn(batch):
         return memory.empty((*image, batch), dtype)
     return memory.empty((batch, *image), dtype).transpose(1, 2, 3, 0)
 
 
-def _images_at_once(name: str, x: Array, filters: int, window: Window) -> int:
-    """Return for how many images the least that a path can rearrange at once fits the scratch."""
+def _max_images(algorithm: str, x: Array, filters: int, window: Window) -> int:
+    """Return for how many images an algorithm's smallest unit of work fits the workspace."""
     N, H, W, C = x.shape
-    numbers = max(C, filters) * x.itemsize  # bytes of a pixel
-    if name == "winograd":
-        return N  # it takes slices of them itself
-    if name == "winograd-1d":
-        return int(winograd_1d.BLOCK // winograd_1d.tile_bytes(numbers))
-    if name == "kernel-row-gemm":
-        return int(kernel_row_gemm.ROW // (window.output_size((H, W))[1] * filters * x.itemsize))
-    a_lowered_row = window.padded_size((H, W))[1] * max(window.size[0] * C, filters) * x.itemsize
-    return int(lowered_rows.BLOCK // a_lowered_row)
+    pixel = max(C, filters) * x.itemsize  # bytes
+    if algorithm == "winograd":
+        return N  # it splits them itself
+    if algorithm == "winograd-1d":
+        return int(winograd_1d.BLOCK // winograd_1d.tile_bytes(pixel))
+    if algorithm == "kernel-row-gemm":
+        return int(kernel_row_gemm.MAX_ROW_BYTES // (window.output_size((H, W))[1] * filters * x.itemsize))
+    lowered_row = window.padded_size((H, W))[1] * max(window.size[0] * C, filters) * x.itemsize
+    return int(lowered_rows.BLOCK // lowered_row)
 
 
-def _turns(window: Window, image_size: tuple[int, int], output_size: tuple[int, int]) -> bool:
-    """Tell whether dx is best computed as a convolution of dy.
+def _dx_is_convolution(window: Window, image_size: tuple[int, int], output_size: tuple[int, int]) -> bool:
+    """Return whether dx is best computed as a convolution of dy.
 
     It can be for stride 1, unless the padding is as wide as the kernel. It has a window for each pixel of dx, where
     adding back has one for each of dy: half as many, say, where a large kernel without padding shrinks a small image.
@@ -267,29 +271,20 @@ def _turns(window: Window, image_size: tuple[int, int], output_size: tuple[int, 
     return possible and (H * W < 1.5 * OH * OW)
 
 
-def _finished_blocks(
-    name: str, x: Array, weight: Array, bias: Array | None, window: Window, groups: int, y: Array
+def _convolve_blocks(
+    algorithm: str, x: Array, weight: Array, bias: Array | None, window: Window, groups: int, y: Array
 ) -> Iterator[Array]:
-    """Fill y by the path of that name; yield each part of it when it is done."""
-    if name == "depthwise":
-        yield from depthwise.convolve(_padded(x, window), weight, bias, window, y)
+    """Fill y by an algorithm; yield each finished block of it."""
+    if algorithm == "depthwise":
+        yield from depthwise.convolve(pad(x, window, axis=0), weight, bias, window, y)
         return
-    of_path = PATHS[name].convolve
+    implementation = ALGORITHMS[algorithm]
     for c, f in _groups(x.shape[2], weight.shape[-1], groups):
-        yield from of_path(x[:, :, c], weight[..., f], None if bias is None else bias[f], window, y[:, :, f])
-
-
-def _padded(x: Array, window: Window) -> Array:
-    """Return x (H, W, C, n) with its padding."""
-    (H, W, C, n), (_, rows, columns) = x.shape, window.interior(x.shape[:2])
-    if window.padding == ((0, 0), (0, 0)):
-        return x
-    padded = memory.zeros((*window.padded_size((H, W)), C, n), x.dtype)
-    padded[rows, columns] = x
-    return padded
+        group_bias = None if bias is None else bias[f]
+        yield from implementation.convolve(x[:, :, c], weight[..., f], group_bias, window, y[:, :, f])
 
 
 @lru_cache(maxsize=1024)
 def _groups(channels: int, filters: int, groups: int) -> tuple[tuple[slice, slice], ...]:
     """Return the channels and the filters of each group."""
-    return tuple(zip(equal_parts(channels, groups), equal_parts(filters, groups), strict=True))
+    return tuple(zip(even_slices(channels, groups), even_slices(filters, groups), strict=True))

@@ -1,8 +1,8 @@
-"""How many cores this process may use: of those that the machine has, those that it and its container are given.
+"""The number of cores that this process may use: its affinity, and the CPU quota of its container.
 
-A container's share of the processor (`docker run --cpus`, a limit of Kubernetes) is a quota of time: so many
-microseconds of computing in each period, on any cores. More threads than it pays for would be stopped for the rest of
-each period. The quota stands in the process's control group, or in one above it; the least counts.
+A container's CPU limit (`docker run --cpus`, a limit of Kubernetes) is a quota of time: microseconds of computing in
+each period, on any cores. More threads than that would be stopped for the rest of each period. The quota is set in the
+process's control group, or in one above it; the smallest counts.
 """
 
 import math
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use, which in a container can be fewer than the machine has.
+    """Return the number of cores that this process may use; in a container it can be less than the machine has.
 
     From Python 3.13 on, `PYTHON_CPU_COUNT` and `-X cpu_count` count as well.
     """
@@ -34,11 +34,11 @@ def _own_quota() -> float | None:
 
 
 def quota(process: Path) -> float | None:
-    """Return how many cores' time the control groups of a process in /proc give it; None without a limit."""
+    """Return the CPU quota of a process in /proc, in cores, by its control groups; None without a limit."""
     try:
         groups = (process / "cgroup").read_text().splitlines()
         mounts = (process / "mountinfo").read_text().splitlines()
-    except (OSError, UnicodeDecodeError):  # another system than Linux, or one that hides them
+    except (OSError, UnicodeDecodeError):  # not Linux, or hidden
         return None
     limits = []
     for line in groups:
@@ -51,7 +51,7 @@ def quota(process: Path) -> float | None:
 
 
 def _mounted(mounts: list[str], second_version: bool) -> Iterator[tuple[str, Path]]:
-    """Yield which group of the hierarchy that limits time is mounted, and where."""
+    """Yield the groups of the CPU hierarchy that are mounted, and where."""
     for line in mounts:
         before, _, after = line.partition(" - ")
         kind, _, options = (*after.split(), "", "", "")[:3]
@@ -62,11 +62,11 @@ def _mounted(mounts: list[str], second_version: bool) -> Iterator[tuple[str, Pat
 
 
 def _upwards(place: Path, root: str, group: str) -> Iterator[Path]:
-    """Yield the folder of a group, and those above it as far as they are mounted."""
+    """Yield the folder of a group, and those above it that are mounted."""
     inside = PurePosixPath(group)
     if inside.is_relative_to(root):
         inside = PurePosixPath("/") / inside.relative_to(root)
-    if ".." in inside.parts:  # in another part of the hierarchy than the one that is mounted here
+    if ".." in inside.parts:  # in a part of the hierarchy that is not mounted here
         inside = PurePosixPath("/")
     for part in (inside, *inside.parents):
         yield place / part.relative_to("/")
@@ -80,7 +80,7 @@ def _limit(folder: Path) -> float | None:
         else:
             allowed = (folder / "cpu.cfs_quota_us").read_text().strip()
             period = (folder / "cpu.cfs_period_us").read_text().strip()
-        share = int(allowed) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):  # no limit ("max"), or none that can be read
+        cores = int(allowed) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no limit ("max"), or an unreadable one
         return None
-    return share if share > 0 else None
+    return cores if cores > 0 else None

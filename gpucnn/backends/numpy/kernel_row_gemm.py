@@ -1,7 +1,7 @@
-"""Convolution with the batch innermost: one product for each row of the kernel, and nothing is copied.
+"""Convolution in HWCN: one product per row of the kernel, without copies.
 
-What a row of the kernel sees is KW pixels side by side, which lie in memory as one matrix (KW·C, n), and the matrices
-of neighbouring windows are SW pixels apart:
+The input of a row of the kernel is KW neighbouring pixels, which lie in memory as one matrix (KW·C, n), and the
+matrices of neighbouring windows are SW pixels apart:
 
     x[h]      [pixel 0: C·n][pixel 1: C·n][pixel 2: C·n][pixel 3: C·n][pixel 4: C·n] …
     windows   ╰───────────── ow = 0 ─────────────╯
@@ -11,66 +11,64 @@ So the sum over the kernel's rows i
 
     out[oh, ow] = Σ_i  weight[i] as (F, KW·C)  @  x[oh·SH + i − top, ow·SW − left …] as (KW·C, n)
 
-is a stacked product over overlapping views for each row of the kernel, added up while a block of the output is in the
-cache. `rows.py` copies the image instead, KH-fold for a stride of 1, and gets by with one product.
+is a batched product over overlapping views for each row of the kernel, accumulated while a block of the output is in
+the cache. `lowered_rows.py` copies the image instead, KH-fold for a stride of 1, and needs only one product.
 
-Windows that reach over the left or the right edge see fewer pixels: such columns have products of their own.
+Windows that extend over the left or the right edge have fewer inputs: such columns get separate products.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
+from gpucnn.backends.base import Array
 from gpucnn.backends.numpy import workspace
 from gpucnn.backends.numpy.memory_layout import blocks, strided
 from gpucnn.backends.window import Window
 
-Array = Any
-
-BLOCK = 1 << 19  # bytes of output at once: it, and what is added to it, stay in a core's second-level cache
-ROW = 3 << 20  # bytes of a row of the output at most; where it would be more, some of the images are taken at a time
-LEAST = 24  # numbers that a row of the kernel sees; products of fewer are slow
+BLOCK = 1 << 19  # bytes of output: it, and what is added to it, stay in a core's second-level cache
+MAX_ROW_BYTES = 3 << 20  # of the output; where a row would be larger, the batch is split
+MIN_ROW_INPUTS = 24  # numbers; products of fewer are slow
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Neighbouring columns of the output whose windows see the same elements of a row of the kernel."""
+    """Neighbouring columns of the output whose windows use the same elements of a row of the kernel."""
 
     outputs: slice
     elements: slice
-    first: int  # the first pixel that the first of the windows sees
+    first: int  # input pixel of the first window
 
 
 @dataclass(frozen=True)
 class KernelRow:
-    """A row of the kernel, the rows of the output for which it sees the image, and the first one that it sees."""
+    """A row of the kernel, the rows of the output for which it lies inside the image, and its first row there."""
 
     number: int
     outputs: slice
     first: int
 
 
-def serves(window: Window) -> bool:
-    """Tell whether each window sees pixels that lie side by side in each row of the image, and at least one of them."""
+def supports(window: Window) -> bool:
+    """Return whether the inputs of each window are neighbours in each row of the image, at least one of them inside."""
     return window.dilation[1] == 1 and max(window.padding[1]) < window.size[1]
 
 
-def pays(window: Window, channels: int, filters: int) -> bool:
-    """Tell whether this beats `rows.py`: where products are large enough, and adding costs less than copying.
+def is_profitable(window: Window, channels: int, filters: int) -> bool:
+    """Return whether this beats `lowered_rows.py`: products are large enough, and adding costs less than copying.
 
-    For each pixel of the output KH − 1 times F numbers are added here, and about KH·C·SW copied there.
+    For each pixel of the output, KH − 1 times F numbers are added here, and about KH·C·SW copied there.
     """
     (KH, KW), SW = window.size, window.strides[1]
-    return serves(window) and KW * channels >= LEAST and (KH - 1) * filters <= KH * channels * SW
+    return supports(window) and KW * channels >= MIN_ROW_INPUTS and (KH - 1) * filters <= KH * channels * SW
 
 
 def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: Array) -> Iterator[Array]:
     """Fill out (OH, OW, F, n) from x (H, W, C, n), weight (KH, KW, C, F), bias (F,); yield each finished block of rows.
 
-    x is contiguous, and the window one that this path serves.
+    x is contiguous, and the window is supported.
     """
     (H, W, C, n), (OH, OW, F, _), KW = x.shape, out.shape, window.size[1]
     kernel = weight.transpose(0, 3, 1, 2).reshape(-1, F, KW * C)
@@ -84,7 +82,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: A
             part[...] = 0
         for row in rows:
             count = row.outputs.stop - row.outputs.start
-            term = workspace.take("sums", (count, OW, F, n), x.dtype)
+            term = workspace.get("sums", (count, OW, F, n), x.dtype)
             _multiply(x, kernel, row, columns, window, term)
             out[row.outputs] += term
         if bias is not None:
@@ -95,25 +93,25 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, out: A
 def _multiply(
     x: Array, kernel: Array, row: KernelRow, columns: tuple[Columns, ...], window: Window, out: Array
 ) -> None:
-    """Write what one row of the kernel (KH, F, KW·C) makes of x to out (rows, OW, F, n)."""
+    """Write the product of one row of the kernel (KH, F, KW·C) with x to out (rows, OW, F, n)."""
     _, W, C, n = x.shape
     (SH, SW), item = window.strides, x.itemsize
     pixel = C * n * item
     line = W * pixel
-    for some in columns:
-        elements = slice(some.elements.start * C, some.elements.stop * C)
-        shape = len(out), some.outputs.stop - some.outputs.start, elements.stop - elements.start, n
-        seen = strided(x, shape, (SH * line, SW * pixel, n * item, item), row.first * line + some.first * pixel)
-        np.matmul(kernel[row.number, :, elements], seen, out=out[:, some.outputs])
+    for group in columns:
+        elements = slice(group.elements.start * C, group.elements.stop * C)
+        shape = len(out), group.outputs.stop - group.outputs.start, elements.stop - elements.start, n
+        inputs = strided(x, shape, (SH * line, SW * pixel, n * item, item), row.first * line + group.first * pixel)
+        np.matmul(kernel[row.number, :, elements], inputs, out=out[:, group.outputs])
 
 
 @lru_cache(maxsize=1024)
 def _kernel_rows(window: Window, height: int, start: int, stop: int) -> tuple[KernelRow, ...]:
-    """Return the kernel's rows that see the image for some rows of the output: first one that does so for the most."""
+    """Return the kernel's rows that lie inside the image for some rows of the output; the one with most rows first."""
     (KH, _), (SH, _), (DH, _), top = window.size, window.strides, window.dilation, window.padding[0][0]
     rows = []
     for number in range(KH):
-        shift = number * DH - top  # the row of the image that it sees for the first row of the output
+        shift = number * DH - top  # its row of the image for the first row of the output
         first, last = max(start, -(shift // SH)), min(stop, (height - 1 - shift) // SH + 1)
         if first < last:
             rows.append(KernelRow(number, slice(first, last), first * SH + shift))
@@ -122,14 +120,14 @@ def _kernel_rows(window: Window, height: int, start: int, stop: int) -> tuple[Ke
 
 @lru_cache(maxsize=1024)
 def _columns(width: int, outputs: int, elements: int, stride: int, before: int) -> tuple[Columns, ...]:
-    """Return the output's columns, neighbours together where they see all elements of a kernel's row."""
-    together: list[Columns] = []
+    """Return the output's columns, neighbours merged where they use the same elements of a kernel's row."""
+    merged: list[Columns] = []
     for column in range(outputs):
         at = column * stride - before
-        seen = slice(max(0, -at), min(elements, width - at))
-        last = together[-1] if together else None
-        if last is not None and last.elements == seen:
-            together[-1] = Columns(slice(last.outputs.start, column + 1), seen, last.first)
+        inputs = slice(max(0, -at), min(elements, width - at))
+        last = merged[-1] if merged else None
+        if last is not None and last.elements == inputs:
+            merged[-1] = Columns(slice(last.outputs.start, column + 1), inputs, last.first)
         else:
-            together.append(Columns(slice(column, column + 1), seen, at + seen.start))
-    return tuple(together)
+            merged.append(Columns(slice(column, column + 1), inputs, at + inputs.start))
+    return tuple(merged)

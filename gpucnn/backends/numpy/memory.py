@@ -1,8 +1,8 @@
-"""Memory for results that is used again, because fresh memory costs more in page faults than in computing.
+"""Reused memory for results: fresh memory costs more in page faults than in computing.
 
 Filling 32 MB that the system has just handed out takes several times as long as filling 32 MB that were used before,
-and a training step frees and wants the same sizes over and over. So the memory of large arrays comes from an arena (see
-`arena.py`), which keeps it and hands it out again; while a thread records, from the recorder's own.
+and a training step frees and requests the same sizes over and over. So the memory of large arrays comes from an arena
+(see `arena.py`), which keeps it and hands it out again; during a capture, from the tracer's own.
 """
 
 import math
@@ -10,17 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.backends.base import Array
 from gpucnn.backends.numpy.arena import Arena, Block
 from gpucnn.backends.numpy.traced_array import current_tracer
 
-Array = Any
+MIN_BYTES = 1 << 16  # the allocator keeps smaller arrays by itself
+EVICT_AFTER = 4096  # requests
+MAX_RATIO = 1.75  # to the most ever in use at once: a step needs blocks of some sizes only while others are free
 
-SMALLEST = 1 << 16  # bytes; the allocator keeps smaller ones by itself
-FORGET_AFTER = 4096  # requests; a block not wanted for longer goes back to the system when a new one has to be made
-
-AT_MOST = 1.75  # times what was ever in use at once; a step wants blocks of some sizes only while others are free
-
-arena = Arena(FORGET_AFTER, at_most=AT_MOST)
+arena = Arena(EVICT_AFTER, max_ratio=MAX_RATIO)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -29,12 +27,12 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     if tracer is not None:
         return tracer.empty(shape, dtype)
     dtype = np.dtype(dtype)
-    small = math.prod(shape) * dtype.itemsize < SMALLEST
+    small = math.prod(shape) * dtype.itemsize < MIN_BYTES
     return np.empty(shape, dtype) if small else arena.empty(shape, dtype)
 
 
 def aligned(count: int, dtype: Any) -> Array:
-    """Return a vector of so many uninitialised numbers that begins on a cache line."""
+    """Return an uninitialised vector (count,) that begins on a cache line."""
     dtype = np.dtype(dtype)
     return Block(count * dtype.itemsize).array((count,), dtype)
 
@@ -47,5 +45,5 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def release() -> None:
-    """Return all memory that nobody refers to."""
+    """Free all memory that nobody refers to."""
     arena.release()

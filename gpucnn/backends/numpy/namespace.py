@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.backends.base import Array
 from gpucnn.backends.numpy.traced_array import TracedArray, current_tracer, require_traced, untraced_all
-
-Array = Any
 
 # what each fills its array with: None leaves it as it is, `...` stands for what cannot be said by one number
 MAKERS: dict[str, Any] = {"empty": None, "zeros": 0, "ones": 1, "full": ..., "eye": ..., "identity": ..., "tri": ...}

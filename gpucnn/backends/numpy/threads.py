@@ -1,14 +1,14 @@
-"""A team of threads that take a slice of the batch each, and pass it through the whole network.
+"""A team of threads, each of which takes a shard of the batch through the whole network.
 
-Sharing the batch rather than each kernel's work leaves a thread alone with its slice from the first layer to the last:
-nothing waits between kernels, and elementwise layers are shared as well as products. Where a layer needs the whole
-batch, as batch norm does for its mean, the members meet: each gives its part, and gets the parts of all.
+Splitting the batch rather than each kernel leaves a thread alone with its shard from the first layer to the last:
+nothing synchronizes between kernels, and elementwise layers are split as well as products. Where a layer needs the
+whole batch, as batch norm does for its mean, the workers all-gather: each contributes a part and gets those of all.
 
-                 slice 0 ──conv──┐ meet ┌──norm──relu──…──▶ outputs of slice 0
-                 slice 1 ──conv──┘      └──norm──relu──…──▶ outputs of slice 1
+                 shard 0 ──conv──┐ all-gather ┌──norm──relu──…──▶ outputs of shard 0
+                 shard 1 ──conv──┘            └──norm──relu──…──▶ outputs of shard 1
 
-How a batch is cut depends on its size, the network's work and the number of threads alone, and parts are added in
-order: the same number of threads gives the same bits. BLAS is held to one thread meanwhile.
+How a batch is split depends only on its size, the network's FLOPs and the number of threads, and parts are added in
+order: the same number of threads gives the same bits. BLAS is limited to one thread meanwhile.
 """
 
 import contextlib
@@ -21,63 +21,67 @@ from typing import Any, TypeVar
 
 from gpucnn.backends.numpy.blas import blas_threads
 from gpucnn.backends.numpy.cores import usable_cores
-from gpucnn.backends.numpy.memory_layout import equal_parts
+from gpucnn.backends.numpy.memory_layout import even_slices
+from gpucnn.backends.numpy.thread_pool import Task, ThreadPool
 from gpucnn.backends.numpy.traced_array import current_tracer, this_thread
-from gpucnn.backends.numpy.workers import Work, Workers
 from gpucnn.core import forks
 from gpucnn.core.checks import integer, shown
 from gpucnn.errors import ConfigurationError, ThreadWarning
 
 T = TypeVar("T")
 
-# what a slice must hold to be worth a thread of its own: floating-point operations forward, and images; below, products
-# get short rows, and threads wait for each other around each short call
-LEAST_WORK, LEAST_IMAGES = 2e7, 16
+# what a shard must hold to be worth a thread: FLOPs of the forward pass, and images; below, products get short rows,
+# and threads wait for each other around each short call
+MIN_SHARD_FLOPS, MIN_SHARD_IMAGES = 2e7, 16
 
 
-class _Thread(threading.local):
-    """What belongs to a thread: its place in a team, and the number of threads it stays with."""
+class _ThreadLocal(threading.local):
+    """What belongs to a thread: its place in a team, and the number of threads it is fixed to."""
 
-    member: "Member | None" = None
+    worker: "Worker | None" = None
     fixed_num_threads: int | None = None
 
 
-_chosen: int | None = None
-_most: int | None = None  # as many as the system let start, where that was fewer than wanted
-_one_team = forks.lock()  # works at a time: two would have twice as many threads as there are cores
-_this_thread = _Thread()
-_workers = Workers()
+_requested: int | None = None
+_available: int | None = None  # as many as the system let start, where that was fewer than requested
+_team_lock = forks.lock()  # one team at a time: two would have twice as many threads as there are cores
+_thread_local = _ThreadLocal()
+_pool = ThreadPool()
 
 
 @forks.in_child
-def _alone() -> None:
-    """Forget, in a forked child, the threads that are not there, and what its own had begun."""
-    _workers.forget()
-    _this_thread.member = _this_thread.fixed_num_threads = None
+def _start_over() -> None:
+    """Forget, in a forked child, the threads that do not exist there, and what its own had begun."""
+    _pool.forget()
+    _thread_local.worker = _thread_local.fixed_num_threads = None
     this_thread.tracer = None
 
 
 def set_num_threads(count: int | None) -> None:
-    """Set how many threads the CPU engine uses; None for `GPUCNN_NUM_THREADS`, else the cores it may use.
+    """Set how many threads the CPU engine uses; None for `GPUCNN_NUM_THREADS`, else the usable cores.
 
     Raises:
         ConfigurationError: not a positive integer.
+
+    Example:
+        >>> import gpucnn
+        >>> gpucnn.set_num_threads(1)
     """
-    global _chosen, _most
-    _chosen = None if count is None else integer(count, "the number of threads", 1)
-    _most = None
-    if _chosen is not None:
-        _workers.keep(_chosen - 1)
+    global _requested, _available
+    _requested = None if count is None else integer(count, "the number of threads", 1)
+    _available = None
+    if _requested is not None:
+        _pool.shrink(_requested - 1)
 
 
 def num_threads() -> int:
     """Return how many threads the CPU engine uses."""
-    count = _this_thread.fixed_num_threads or _chosen or _by_default()
-    return count if _most is None else min(count, _most)
+    count = _thread_local.fixed_num_threads or _requested or _default_num_threads()
+    return count if _available is None else min(count, _available)
 
 
-def _by_default() -> int:
-    """Return how many threads there are where none were chosen."""
+def _default_num_threads() -> int:
+    """Return the number of threads where none was requested."""
     named = os.environ.get("GPUCNN_NUM_THREADS", "").strip()
     if not named:
         return usable_cores()
@@ -90,97 +94,97 @@ def _by_default() -> int:
 
 @contextlib.contextmanager
 def fixed_num_threads() -> Iterator[None]:
-    """Stay with the number of threads in the block, for what this thread computes."""
-    before = _this_thread.fixed_num_threads
-    _this_thread.fixed_num_threads = num_threads()
+    """Keep the number of threads in the block, for what this thread computes."""
+    before = _thread_local.fixed_num_threads
+    _thread_local.fixed_num_threads = num_threads()
     try:
         yield
     finally:
-        _this_thread.fixed_num_threads = before
+        _thread_local.fixed_num_threads = before
 
 
 def shards(batch_size: int, flops: float) -> list[slice]:
     """Split a batch whose forward pass costs `flops` into one shard per thread; into a single one if it is small."""
-    if _this_thread.member is not None:
+    if _thread_local.worker is not None:
         return [slice(0, batch_size)]
-    count = max(1, min(num_threads(), batch_size // LEAST_IMAGES, int(flops / LEAST_WORK)))
-    return list(equal_parts(batch_size, count if count == 1 else _startable(count)))
+    count = max(1, min(num_threads(), batch_size // MIN_SHARD_IMAGES, int(flops / MIN_SHARD_FLOPS)))
+    return list(even_slices(batch_size, count if count == 1 else _startable(count)))
 
 
 def _startable(count: int) -> int:
-    """Return how many of so many threads there are, this one included; fewer where the system starts no more."""
-    global _most
-    there = 1 + _workers.ready(count - 1)
-    if there >= count:
+    """Return how many of `count` threads there are, this one included; fewer where the system starts no more."""
+    global _available
+    available = 1 + _pool.grow(count - 1)
+    if available >= count:
         return count
-    _most = there
+    _available = available
     warnings.warn(
-        f"the system starts no more threads than {there} of {count}, so the CPU engine computes on {there} from now "
-        "on, which takes longer and may change last bits; gpucnn.set_num_threads lets it try again",
+        f"the system starts no more than {available} of {count} threads, so the CPU engine uses {available} from now "
+        "on, which takes longer and may change last bits; gpucnn.set_num_threads tries again",
         ThreadWarning,
         stacklevel=2,
     )
-    return there
+    return available
 
 
-class CalledOff(Exception):
-    """Another member of the team has failed."""
+class Aborted(Exception):
+    """Another worker of the team has failed."""
 
 
 class Team:
-    """One member for each slice of a batch, each on a thread of its own."""
+    """One worker for each shard of a batch, each on its own thread."""
 
-    def __init__(self, slices: Sequence[slice]) -> None:
-        self.slices, self.batch = slices, slices[-1].stop
-        self._parts: tuple[list[Any], list[Any]] = [None] * len(slices), [None] * len(slices)
-        self._lock, self._arrived, self._called_off = threading.Lock(), 0, False
-        self._gates = [threading.Lock() for _ in slices]  # closed, each before a member; the last to come opens all
+    def __init__(self, shards: Sequence[slice]) -> None:
+        self.shards, self.batch_size = shards, shards[-1].stop
+        self._parts: tuple[list[Any], list[Any]] = [None] * len(shards), [None] * len(shards)
+        self._lock, self._arrived, self._aborted = threading.Lock(), 0, False
+        self._gates = [threading.Lock() for _ in shards]  # one before each worker, closed; the last to arrive opens all
         for gate in self._gates:
             gate.acquire()
 
     def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
-        """Run a task for each slice and return their results in order; the caller's thread is the first member.
+        """Run a task for each shard and return their results in order; the caller's thread is the first worker.
 
-        If a task fails, all others are called off and its error is raised.
+        If a task fails, all others are aborted and its error is raised.
         """
-        first, *others = [Member(self, rank, samples) for rank, samples in enumerate(self.slices)]
-        works = [Work(partial(member.run, task)) for member, task in zip(others, tasks[1:], strict=True)]
+        first, *others = [Worker(self, rank, samples) for rank, samples in enumerate(self.shards)]
+        submitted = [Task(partial(worker.run, task)) for worker, task in zip(others, tasks[1:], strict=True)]
         errors: list[BaseException] = []
         results: list[T] = []
-        with _one_team, blas_threads(1):
+        with _team_lock, blas_threads(1):
             try:
-                _workers.give(works)
+                _pool.submit(submitted)
                 results.append(first.run(tasks[0]))
             except BaseException as error:
-                self.call_off()
+                self.abort()
                 errors.append(error)
-            for work in works:
-                if work.given:
+            for task in submitted:
+                if task.submitted:
                     try:
-                        results.append(work.result())
+                        results.append(task.result())
                     except BaseException as error:  # also where the caller is interrupted while it waits
-                        self.call_off()
+                        self.abort()
                         errors.append(error)
         if not errors:
             return results
         try:
-            raise next((error for error in errors if not isinstance(error, CalledOff)), errors[0])
+            raise next((error for error in errors if not isinstance(error, Aborted)), errors[0])
         finally:
-            errors.clear()  # an error holds this frame, and so all arrays that it had to do with
+            errors.clear()  # an error references this frame, and so all arrays in it
 
-    def meet(self, rank: int, meeting: int, part: Any) -> list[Any]:
-        """Leave a part at the team's n-th meeting, and return the parts of all members in order."""
-        # two lists in turn: a fast member may come to its next meeting before a slow one has read this one's parts
-        parts = self._parts[meeting % 2]
+    def all_gather(self, rank: int, round_number: int, part: Any) -> list[Any]:
+        """Contribute a part to the team's n-th all-gather, and return the parts of all workers in order."""
+        # two lists in turn: a fast worker may start its next round before a slow one has read this round's parts
+        parts = self._parts[round_number % 2]
         parts[rank] = part
         self.wait(rank)
         return list(parts)
 
     def wait(self, rank: int) -> None:
-        """Wait for all other members.
+        """Wait for all other workers: a barrier.
 
         Raises:
-            CalledOff: one of them failed.
+            Aborted: one of them failed.
         """
         with self._lock:
             self._arrived = (self._arrived + 1) % len(self._gates)
@@ -188,12 +192,12 @@ class Team:
         if last:
             self._open_gates()
         self._gates[rank].acquire()
-        if self._called_off:
-            raise CalledOff
+        if self._aborted:
+            raise Aborted
 
-    def call_off(self) -> None:
-        """Let nobody wait for a member that will not come."""
-        self._called_off = True
+    def abort(self) -> None:
+        """Release all that wait for a worker that will not arrive."""
+        self._aborted = True
         self._open_gates()
 
     def _open_gates(self) -> None:
@@ -202,65 +206,65 @@ class Team:
                 gate.release()
 
 
-class Member:
+class Worker:
     """One thread's place in a team."""
 
     def __init__(self, team: Team, rank: int, samples: slice) -> None:
         self.team, self.rank, self.samples = team, rank, samples
-        self._meetings = 0
+        self._rounds = 0
 
     def run(self, task: Callable[[], T]) -> T:
-        """Run a task as this member."""
-        _this_thread.member = self
+        """Run a task as this worker."""
+        _thread_local.worker = self
         try:
-            with blas_threads(1):  # also where each thread has a number of its own
+            with blas_threads(1):  # also where each thread has its own number
                 return task()
         except BaseException:
-            self.team.call_off()
+            self.team.abort()
             raise
         finally:
-            _this_thread.member = None
+            _thread_local.worker = None
 
     def all_gather(self, part: Any) -> list[Any]:
-        """Return what all members give, in order."""
-        self._meetings += 1
-        return self.team.meet(self.rank, self._meetings, part)
+        """Return the parts of all workers, in order."""
+        self._rounds += 1
+        return self.team.all_gather(self.rank, self._rounds, part)
 
     def wait(self) -> None:
-        """Wait for all other members."""
+        """Wait for all other workers."""
         self.team.wait(self.rank)
 
 
-def run_sharded(tasks: Sequence[Callable[[], T]], slices: Sequence[slice]) -> list[T]:
-    """Run tasks as a team, one a slice of the batch, and return their results in order."""
-    return Team(slices).run(tasks)
+def run_sharded(tasks: Sequence[Callable[[], T]], shards: Sequence[slice]) -> list[T]:
+    """Run tasks as a team, one per shard of the batch, and return their results in order."""
+    return Team(shards).run(tasks)
 
 
 def all_gather(part: tuple[Any, ...]) -> list[Any]:
-    """Return the parts that all members of this thread's team give, in order; the part alone where there is none."""
-    member, tracer = _this_thread.member, current_tracer()
-    if member is None:
+    """Return the parts of all workers of this thread's team, in order; the part alone outside a team."""
+    worker, tracer = _thread_local.worker, current_tracer()
+    if worker is None:
         return [part]
     if tracer is None:
-        return member.all_gather(part)
-    parts = member.all_gather(tuple(map(tracer.publish, part)))
-    tracer.append(_meet_again)
+        return worker.all_gather(part)
+    parts = worker.all_gather(tuple(map(tracer.publish, part)))
+    tracer.append(_wait_again)
     return parts
 
 
-def _meet_again() -> None:
-    """Wait for the other members of this thread's team; what they leave lies where it did when this was recorded."""
-    assert _this_thread.member is not None
-    _this_thread.member.wait()
+def _wait_again() -> None:
+    """Wait for the other workers of this thread's team; their parts lie where they did during the capture."""
+    assert _thread_local.worker is not None
+    _thread_local.worker.wait()
 
 
 def shard_offset() -> int:
-    """Return how many samples of the batch stand before those that this thread works on."""
-    member = _this_thread.member
-    return 0 if member is None else member.samples.start
+    """Return how many samples of the batch precede this thread's shard."""
+    worker = _thread_local.worker
+    return 0 if worker is None else worker.samples.start
 
 
 def global_batch_size(samples: int) -> int:
-    """Return how many samples the batch has of which this thread works on some."""
-    member = _this_thread.member
-    return samples if member is None else member.team.batch
+    """Return the size of the whole batch, given that of this thread's shard."""
+    worker = _thread_local.worker
+    return samples if worker is None else worker.team.batch_size

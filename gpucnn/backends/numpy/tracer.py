@@ -44,7 +44,7 @@ class Tracer(base.Tracer):
         self.failure = ""
         self._buffers = buffers
         self._calls: list[Callable[[], Any]] = []
-        self._arena = Arena(source=source)
+        self._arena = Arena(parent=source)
         self._scratch: dict[tuple[str, str], Array] = {}
         self._errors: Any = {}
         self._sign = object()  # on all arrays that this recorder makes

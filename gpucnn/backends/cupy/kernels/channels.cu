@@ -1,180 +1,181 @@
-// What is done channel by channel to a matrix (rows, C): sums over the rows in two stages, batch normalisation, bias.
+// Per-channel operations on a matrix (rows, C): sums over the rows in two stages, batch normalisation, bias.
 //
-// First stage: each block adds up some of the rows in `work` precision, one thread for few of them, and writes one line
-// of partial sums (parts, …, C). Second stage: the lines are added up in double precision, in order. Threads of a warp
-// read neighbouring channels throughout.
+// First stage: each block sums some of the rows in `accum_t`, each thread a few of them, and writes one line of partial
+// sums (parts, …, C). Second stage: the lines are summed in double precision, in order. Threads of a warp read
+// neighbouring channels throughout.
 
-// Write WIDTH sums of each threadIdx.x over the block's rows to `to`, this thread's place in a line.
-__device__ inline void write_partial(const work* sums, work* to, bool mine, double* shared) {
+// Write WIDTH sums of each threadIdx.x over the block's rows to `to`, this thread's position in a line.
+__device__ inline void write_partial(const accum_t* sums, accum_t* to, bool valid, double* shared) {
     for (int k = 0; k < WIDTH; k++) {
-        const double total = add_up(sums[k], shared);
-        if (mine && threadIdx.y == 0) to[k] = (work)total;
+        const double total = block_sum(sums[k], shared);
+        if (valid && threadIdx.y == 0) to[k] = (accum_t)total;
     }
 }
 
 // Return the sum of a column of partial sums to the threads with threadIdx.y = 0.
-__device__ inline double column_total(const work* partial, int parts, int width, int column, double* shared) {
+__device__ inline double column_total(const accum_t* partial, int parts, int width, int column, double* shared) {
     double sum = 0;
     if (column < width)
         for (int part = threadIdx.y; part < parts; part += blockDim.y) sum += partial[(size_t)part * width + column];
-    return add_up(sum, shared);
+    return block_sum(sum, shared);
 }
 
-extern "C" __global__ void channel_totals(const work* partial, work* totals, int parts, int width) {
+extern "C" __global__ void channel_totals(const accum_t* partial, accum_t* totals, int parts, int width) {
     __shared__ double shared[THREADS];
     const int column = blockIdx.x * blockDim.x + threadIdx.x;
     const double total = column_total(partial, parts, width, column, shared);
-    if (threadIdx.y == 0 && column < width) totals[column] = (work)total;
+    if (threadIdx.y == 0 && column < width) totals[column] = (accum_t)total;
 }
 
-extern "C" __global__ void channel_sums(const real* x, work* partial, long long rows, int C) {
+extern "C" __global__ void channel_sums(const scalar_t* x, accum_t* partial, long long rows, int C) {
     __shared__ double shared[THREADS];
-    const int channel = MY_CHANNEL;
-    work sum[WIDTH] = {};
-    for (MY_ROWS(row, rows))
+    const int channel = CHANNEL;
+    accum_t sum[WIDTH] = {};
+    for (ROW_STRIDE(row, rows))
         if (channel < C) {
             const Pack pack = load(x + row * C + channel);
-            for (int k = 0; k < WIDTH; k++) sum[k] += (work)pack.at[k];
+            for (int k = 0; k < WIDTH; k++) sum[k] += (accum_t)pack.at[k];
         }
     write_partial(sum, partial + (size_t)blockIdx.x * C + channel, channel < C, shared);
 }
 
-// Sums of x − x₀ and of its square, (parts, 2, C), where x₀ is the channel's first element: numbers that lie far from 0
-// keep their digits.
-extern "C" __global__ void batch_norm_sums(const real* x, work* partial, long long rows, int C) {
+// Sums of x − x₀ and of its square, (parts, 2, C), where x₀ is the channel's first element: numbers far from 0 keep
+// their precision.
+extern "C" __global__ void batch_norm_sums(const scalar_t* x, accum_t* partial, long long rows, int C) {
     __shared__ double shared[THREADS];
-    const int channel = MY_CHANNEL;
-    work sum[WIDTH] = {}, squares[WIDTH] = {};
-    for (MY_ROWS(row, rows))
+    const int channel = CHANNEL;
+    accum_t sum[WIDTH] = {}, squares[WIDTH] = {};
+    for (ROW_STRIDE(row, rows))
         if (channel < C) {
             const Pack pack = load(x + row * C + channel), first = load(x + channel);
             for (int k = 0; k < WIDTH; k++) {
-                const work value = (work)pack.at[k] - (work)first.at[k];
+                const accum_t value = (accum_t)pack.at[k] - (accum_t)first.at[k];
                 sum[k] += value;
                 squares[k] += value * value;
             }
         }
-    work* line = partial + (size_t)blockIdx.x * 2 * C + channel;
+    accum_t* line = partial + (size_t)blockIdx.x * 2 * C + channel;
     write_partial(sum, line, channel < C, shared);
     write_partial(squares, line + C, channel < C, shared);
 }
 
-extern "C" __global__ void batch_norm_statistics(const work* partial, const real* x, work* mean, work* variance,
-                                                 int parts, long long rows, int C) {
+extern "C" __global__ void batch_norm_statistics(const accum_t* partial, const scalar_t* x, accum_t* mean,
+                                                 accum_t* variance, int parts, long long rows, int C) {
     __shared__ double shared[THREADS];
     const int channel = blockIdx.x * blockDim.x + threadIdx.x;
     const double sum = column_total(partial, parts, 2 * C, channel < C ? channel : 2 * C, shared);
     const double squares = column_total(partial, parts, 2 * C, channel < C ? C + channel : 2 * C, shared);
     if (threadIdx.y == 0 && channel < C) {
         const double shifted = sum / rows, spread = squares / rows - shifted * shifted;
-        mean[channel] = (work)((work)x[channel] + shifted);
-        variance[channel] = (work)(spread > 0 || spread != spread ? spread : 0.0);
+        mean[channel] = (accum_t)((accum_t)x[channel] + shifted);
+        variance[channel] = (accum_t)(spread > 0 || spread != spread ? spread : 0.0);
     }
 }
 
-extern "C" __global__ void batch_norm(const real* x, const work* mean, const work* variance, const work* scale,
-                                      const work* shift, real* y, long long rows, int C, double epsilon, int relu) {
-    const int channel = MY_CHANNEL;
+extern "C" __global__ void batch_norm(const scalar_t* x, const accum_t* mean, const accum_t* variance,
+                                      const accum_t* scale, const accum_t* shift, scalar_t* y, long long rows, int C,
+                                      double epsilon, int relu) {
+    const int channel = CHANNEL;
     if (channel >= C) return;
-    work centre[WIDTH], factor[WIDTH], offset[WIDTH];
+    accum_t centre[WIDTH], factor[WIDTH], offset[WIDTH];
     for (int k = 0; k < WIDTH; k++) {
         centre[k] = mean[channel + k];
-        factor[k] = scale[channel + k] / sqrt(variance[channel + k] + (work)epsilon);
+        factor[k] = scale[channel + k] / sqrt(variance[channel + k] + (accum_t)epsilon);
         offset[k] = shift[channel + k];
     }
-    for (MY_ROWS(row, rows)) {
+    for (ROW_STRIDE(row, rows)) {
         Pack pack = load(x + row * C + channel);
         for (int k = 0; k < WIDTH; k++) {
-            const work value = ((work)pack.at[k] - centre[k]) * factor[k] + offset[k];
-            pack.at[k] = (real)(relu && value < 0 ? (work)0 : value);
+            const accum_t value = ((accum_t)pack.at[k] - centre[k]) * factor[k] + offset[k];
+            pack.at[k] = (scalar_t)(relu && value < 0 ? (accum_t)0 : value);
         }
         store(y + row * C + channel, pack);
     }
 }
 
-// Sums of dy and of dy·x̂ (parts, 2, C), x̂ the normalised x. With `relu`, dy counts where y was positive, and y is
-// computed again rather than read.
-extern "C" __global__ void batch_norm_gradient_sums(const real* dy, const real* x, const work* mean,
-                                                    const work* variance, const work* scale, const work* shift,
-                                                    work* partial, long long rows, int C, double epsilon, int relu) {
+// Sums of dy and of dy·x̂ (parts, 2, C), x̂ the normalised x. With `relu`, dy counts where y was positive; y is
+// recomputed rather than read.
+extern "C" __global__ void batch_norm_gradient_sums(const scalar_t* dy, const scalar_t* x, const accum_t* mean,
+                                                    const accum_t* variance, const accum_t* scale, const accum_t* shift,
+                                                    accum_t* partial, long long rows, int C, double epsilon, int relu) {
     __shared__ double shared[THREADS];
-    const int channel = MY_CHANNEL;
-    work sum[WIDTH] = {}, products[WIDTH] = {}, centre[WIDTH], root[WIDTH], factor[WIDTH], offset[WIDTH];
+    const int channel = CHANNEL;
+    accum_t sum[WIDTH] = {}, products[WIDTH] = {}, centre[WIDTH], root[WIDTH], factor[WIDTH], offset[WIDTH];
     for (int k = 0; k < WIDTH; k++) {
         const int c = channel < C ? channel + k : 0;
-        centre[k] = mean[c], root[k] = 1 / sqrt(variance[c] + (work)epsilon);
-        factor[k] = scale[c] / sqrt(variance[c] + (work)epsilon), offset[k] = shift[c];
+        centre[k] = mean[c], root[k] = 1 / sqrt(variance[c] + (accum_t)epsilon);
+        factor[k] = scale[c] / sqrt(variance[c] + (accum_t)epsilon), offset[k] = shift[c];
     }
-    for (MY_ROWS(row, rows))
+    for (ROW_STRIDE(row, rows))
         if (channel < C) {
             const Pack gradients = load(dy + row * C + channel), pack = load(x + row * C + channel);
             for (int k = 0; k < WIDTH; k++) {
-                const work centred = (work)pack.at[k] - centre[k];
+                const accum_t centred = (accum_t)pack.at[k] - centre[k];
                 const bool counts = !relu || centred * factor[k] + offset[k] > 0;
-                const work gradient = counts ? (work)gradients.at[k] : (work)0;
+                const accum_t gradient = counts ? (accum_t)gradients.at[k] : (accum_t)0;
                 sum[k] += gradient;
                 products[k] += gradient * (centred * root[k]);
             }
         }
-    work* line = partial + (size_t)blockIdx.x * 2 * C + channel;
+    accum_t* line = partial + (size_t)blockIdx.x * 2 * C + channel;
     write_partial(sum, line, channel < C, shared);
     write_partial(products, line + C, channel < C, shared);
 }
 
 // dx from dy and the totals (2, C) of the sums above, dshift and dscale.
-extern "C" __global__ void batch_norm_input_gradient(const real* dy, const real* x, const work* mean,
-                                                     const work* variance, const work* scale, const work* shift,
-                                                     const work* totals, real* dx, long long rows, int C,
-                                                     double epsilon, int relu) {
-    const int channel = MY_CHANNEL;
+extern "C" __global__ void batch_norm_input_gradient(const scalar_t* dy, const scalar_t* x, const accum_t* mean,
+                                                     const accum_t* variance, const accum_t* scale,
+                                                     const accum_t* shift, const accum_t* totals, scalar_t* dx,
+                                                     long long rows, int C, double epsilon, int relu) {
+    const int channel = CHANNEL;
     if (channel >= C) return;
-    work centre[WIDTH], root[WIDTH], factor[WIDTH], offset[WIDTH], mean_dy[WIDTH], mean_product[WIDTH];
+    accum_t centre[WIDTH], root[WIDTH], factor[WIDTH], offset[WIDTH], mean_dy[WIDTH], mean_product[WIDTH];
     for (int k = 0; k < WIDTH; k++) {
         const int c = channel + k;
-        centre[k] = mean[c], root[k] = 1 / sqrt(variance[c] + (work)epsilon);
-        factor[k] = scale[c] / sqrt(variance[c] + (work)epsilon), offset[k] = shift[c];
-        mean_dy[k] = totals[c] / (work)rows, mean_product[k] = totals[C + c] / (work)rows;
+        centre[k] = mean[c], root[k] = 1 / sqrt(variance[c] + (accum_t)epsilon);
+        factor[k] = scale[c] / sqrt(variance[c] + (accum_t)epsilon), offset[k] = shift[c];
+        mean_dy[k] = totals[c] / (accum_t)rows, mean_product[k] = totals[C + c] / (accum_t)rows;
     }
-    for (MY_ROWS(row, rows)) {
+    for (ROW_STRIDE(row, rows)) {
         Pack pack = load(dy + row * C + channel);
         const Pack inputs = load(x + row * C + channel);
         for (int k = 0; k < WIDTH; k++) {
-            const work centred = (work)inputs.at[k] - centre[k];
+            const accum_t centred = (accum_t)inputs.at[k] - centre[k];
             const bool counts = !relu || centred * factor[k] + offset[k] > 0;
-            const work gradient = counts ? (work)pack.at[k] : (work)0;
-            pack.at[k] = (real)(factor[k] * (gradient - mean_dy[k] - centred * root[k] * mean_product[k]));
+            const accum_t gradient = counts ? (accum_t)pack.at[k] : (accum_t)0;
+            pack.at[k] = (scalar_t)(factor[k] * (gradient - mean_dy[k] - centred * root[k] * mean_product[k]));
         }
         store(dx + row * C + channel, pack);
     }
 }
 
-extern "C" __global__ void scale_and_shift(const real* x, const work* scale, const work* shift, real* y, long long rows,
-                                           int C, int relu) {
-    const int channel = MY_CHANNEL;
+extern "C" __global__ void scale_and_shift(const scalar_t* x, const accum_t* scale, const accum_t* shift, scalar_t* y,
+                                           long long rows, int C, int relu) {
+    const int channel = CHANNEL;
     if (channel >= C) return;
-    work factor[WIDTH], offset[WIDTH];
+    accum_t factor[WIDTH], offset[WIDTH];
     for (int k = 0; k < WIDTH; k++) factor[k] = scale[channel + k], offset[k] = shift[channel + k];
-    for (MY_ROWS(row, rows)) {
+    for (ROW_STRIDE(row, rows)) {
         Pack pack = load(x + row * C + channel);
         for (int k = 0; k < WIDTH; k++) {
-            const work value = (work)pack.at[k] * factor[k] + offset[k];
-            pack.at[k] = (real)(relu && value < 0 ? (work)0 : value);
+            const accum_t value = (accum_t)pack.at[k] * factor[k] + offset[k];
+            pack.at[k] = (scalar_t)(relu && value < 0 ? (accum_t)0 : value);
         }
         store(y + row * C + channel, pack);
     }
 }
 
-// Add a bias to what a product left in y, in place.
-extern "C" __global__ void add_bias(real* y, const work* bias, long long rows, int C, int relu) {
-    const int channel = MY_CHANNEL;
+// Add a bias to a product y, in place.
+extern "C" __global__ void add_bias(scalar_t* y, const accum_t* bias, long long rows, int C, int relu) {
+    const int channel = CHANNEL;
     if (channel >= C) return;
-    work offset[WIDTH];
-    for (int k = 0; k < WIDTH; k++) offset[k] = bias ? bias[channel + k] : (work)0;
-    for (MY_ROWS(row, rows)) {
+    accum_t offset[WIDTH];
+    for (int k = 0; k < WIDTH; k++) offset[k] = bias ? bias[channel + k] : (accum_t)0;
+    for (ROW_STRIDE(row, rows)) {
         Pack pack = load(y + row * C + channel);
         for (int k = 0; k < WIDTH; k++) {
-            const work value = (work)pack.at[k] + offset[k];
-            pack.at[k] = (real)(relu && value < 0 ? (work)0 : value);
+            const accum_t value = (accum_t)pack.at[k] + offset[k];
+            pack.at[k] = (scalar_t)(relu && value < 0 ? (accum_t)0 : value);
         }
         store(y + row * C + channel, pack);
     }

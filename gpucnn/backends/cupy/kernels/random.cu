@@ -2,13 +2,13 @@
 
 typedef unsigned long long word64;
 
-// Words start … start + count − 1 of the stream (key, counter). `repeats`, if given, counts how often a captured step was
-// repeated, and each repeat moves the counter on by `stride`. A thread makes a block of four words.
-extern "C" __global__ void random_bits(unsigned* words, word64 key, word64 counter, const word64* repeats,
+// Words start … start + count − 1 of the stream (key, counter). `replays`, if given, is the number of replays of a
+// captured step, each of which advances the counter by `stride`. A thread computes a block of four words.
+extern "C" __global__ void random_bits(unsigned* words, word64 key, word64 counter, const word64* replays,
                                        word64 stride, word64 start, unsigned count) {
-    if (repeats) counter += *repeats * stride;
+    if (replays) counter += *replays * stride;
     const unsigned skipped = start % 4, blocks = (skipped + count + 3) / 4;
-    for (MY_ELEMENTS(i, blocks)) {
+    for (GRID_STRIDE(i, blocks)) {
         const word64 number = start / 4 + i;
         unsigned c0 = (unsigned)number, c1 = (unsigned)(number >> 32);
         unsigned c2 = (unsigned)counter, c3 = (unsigned)(counter >> 32);
