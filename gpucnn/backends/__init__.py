@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from importlib.util import find_spec
 
-from gpucnn.backends.base import Array, Backend
+from gpucnn.backends.base import Backend
 from gpucnn.backends.numpy import NumpyBackend
+from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 from gpucnn.errors import BackendUnavailable, ConfigurationError
 

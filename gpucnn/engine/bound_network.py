@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 
 from gpucnn import rng
 from gpucnn.backends import Array, Backend, get_backend
-from gpucnn.backends.base import as_floats
+from gpucnn.backends.reference import as_floats
 from gpucnn.core.config import Closed
 from gpucnn.engine.arguments import check_dtype, check_precision, checked_shape
 from gpucnn.engine.claims import Claim

@@ -23,7 +23,7 @@ from rich.table import Table
 from gpucnn.backends import Backend, get_backend
 from gpucnn.core.console import PrintsAsTable, styled
 from gpucnn.engine.arguments import checked_shape
-from gpucnn.engine.replicas import NetworkSignature
+from gpucnn.engine.signature import Signature
 from gpucnn.errors import (
     BackendUnavailable,
     CaptureWarning,
@@ -376,7 +376,7 @@ def _takes_shards(subject: _Subject) -> str:
     if not subject.layer.batch_independent:
         return ""
     twin = subject.twin()
-    before = NetworkSignature(twin)
+    before = Signature(twin)
     for train in (False, True):
         twin.forward(subject.x, train=train)
         if not before.is_current():
@@ -456,7 +456,7 @@ def _signs(shape: Shape, step: int) -> Any:
 
 
 def _keeps_off_the_host(subject: _Subject) -> str:
-    """Check on a pretended device that arrays of the host and the device never meet."""
+    """Check on a mock device that host and device arrays are never mixed."""
     backend = StrictBackend()
     twin = subject.twin(backend)
     try:
@@ -468,7 +468,7 @@ def _keeps_off_the_host(subject: _Subject) -> str:
         ) from error
     for what, array in subject.run(subject.twin()).items():
         if not _same(found[what], array):
-            raise _Wrong(f"{what} is another on a pretended device")
+            raise _Wrong(f"{what} differs on a mock device")
     return "no array of the host met one of the device"
 
 

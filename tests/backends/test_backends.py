@@ -144,7 +144,7 @@ def test_strict_backend_refuses_host_arrays():
     ):
         with pytest.raises(TypeError):
             mistake()
-    with pytest.raises(HostDeviceMixError, match="met a device array"):
+    with pytest.raises(HostDeviceMixError, match="mixed with a device array"):
         device *= host
     kept = backend.to_host(device)
     kept[...] = 7

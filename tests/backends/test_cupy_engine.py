@@ -18,7 +18,7 @@ from gpucnn.data.augment import AlternatingFlip, Cutout, Flip, RandomCrop, Rotat
 from gpucnn.errors import ConfigurationError, OutOfMemoryError
 from tests.helpers import SIMULATED, make_backend
 
-PORTABLE = Backend()
+REFERENCE = Backend()
 TOLERANCE = {"float16": 4e-3, "float32": 3e-6, "float64": 1e-13}  # of the largest number
 
 
@@ -70,11 +70,11 @@ def test_convolutions(gpu, rng, name, dtype, C, F):
 
     exact = [array.astype("float64") for array in (x, weight, bias, dy)]
     expected = {
-        "y": PORTABLE.conv2d(*exact[:3], window, groups),
-        "relu": PORTABLE.conv2d(*exact[:2], None, window, groups, True),
-        "dx": PORTABLE.conv2d_input_gradient(exact[3], exact[1], (H, W), window, groups),
-        "dweight": PORTABLE.conv2d_parameter_gradients(exact[0], exact[3], window, groups)[0],
-        "dbias": PORTABLE.conv2d_parameter_gradients(exact[0], exact[3], window, groups)[1],
+        "y": REFERENCE.conv2d(*exact[:3], window, groups),
+        "relu": REFERENCE.conv2d(*exact[:2], None, window, groups, True),
+        "dx": REFERENCE.conv2d_input_gradient(exact[3], exact[1], (H, W), window, groups),
+        "dweight": REFERENCE.conv2d_parameter_gradients(exact[0], exact[3], window, groups)[0],
+        "dbias": REFERENCE.conv2d_parameter_gradients(exact[0], exact[3], window, groups)[1],
     }
     there = [gpu.from_host(array) for array in (x, weight, bias, dy)]
     dweight, dbias = gpu.conv2d_parameter_gradients(there[0], there[3], window, groups)
@@ -103,8 +103,8 @@ def test_convolution_takes_a_large_batch_in_parts(simulated, rng, images):
     assert launches["im2col"] == math.ceil(7 / images)
     dweight, _ = simulated.conv2d_parameter_gradients(there[0], there[2], window)
     assert launches["im2col"] == 2 * math.ceil(7 / images)
-    assert_close(simulated.to_host(y), PORTABLE.conv2d(x, weight, None, window), "float32")
-    expected, _ = PORTABLE.conv2d_parameter_gradients(x, dy, window)
+    assert_close(simulated.to_host(y), REFERENCE.conv2d(x, weight, None, window), "float32")
+    expected, _ = REFERENCE.conv2d_parameter_gradients(x, dy, window)
     assert_close(simulated.to_host(dweight), expected, "float32")
 
 
@@ -124,11 +124,11 @@ def test_pooling_windows_too_large_for_a_byte(gpu, rng):
     window = Window((16, 17), (2, 1))
     x = numbers(rng, (2, 20, 20, 3), "float32")
     y, switches = gpu.max_pool2d(gpu.from_host(x), window)
-    expected, expected_switches = PORTABLE.max_pool2d(x, window)
+    expected, expected_switches = REFERENCE.max_pool2d(x, window)
     assert np.array_equal(gpu.to_host(y), expected)
     assert expected_switches.max() > 255
     dx = gpu.max_pool2d_gradient(y, switches, (20, 20), window)
-    assert np.array_equal(gpu.to_host(dx), PORTABLE.max_pool2d_gradient(expected, expected_switches, (20, 20), window))
+    assert np.array_equal(gpu.to_host(dx), REFERENCE.max_pool2d_gradient(expected, expected_switches, (20, 20), window))
 
 
 def test_kernels_take_unaligned_and_transposed_arrays(gpu, rng):
@@ -179,8 +179,8 @@ def test_batch_norm(gpu, rng, shape, dtype, relu):
 
     exact = x.astype("float64"), there[0].astype("float64"), there[1].astype("float64")
     exact = [exact[0], *(gpu.to_host(array) for array in exact[1:])]
-    expected_y, expected_mean, expected_variance, expected_kept = PORTABLE.batch_norm(*exact, 1e-5, relu)
-    expected = PORTABLE.batch_norm_gradient(dy.astype("float64"), expected_kept, expected_variance, exact[1], 1e-5)
+    expected_y, expected_mean, expected_variance, expected_kept = REFERENCE.batch_norm(*exact, 1e-5, relu)
+    expected = REFERENCE.batch_norm_gradient(dy.astype("float64"), expected_kept, expected_variance, exact[1], 1e-5)
     assert_close(gpu.to_host(y), expected_y, dtype, "y")
     assert_close(gpu.to_host(mean), expected_mean, parameters, "mean")
     assert_close(gpu.to_host(variance), expected_variance, parameters, "variance")
@@ -206,7 +206,7 @@ def test_batch_norm_statistics_far_from_zero_keep_their_digits(gpu, rng):
 def test_scale_and_shift(gpu, rng, relu):
     x, scale, shift = numbers(rng, (700, 20), "float32"), numbers(rng, 20, "float32"), numbers(rng, 20, "float32")
     y = gpu.to_host(gpu.scale_and_shift(*(gpu.from_host(array) for array in (x, scale, shift)), relu))
-    assert_close(y, PORTABLE.scale_and_shift(x, scale, shift, relu), "float32")
+    assert_close(y, REFERENCE.scale_and_shift(x, scale, shift, relu), "float32")
 
 
 @pytest.mark.parametrize("K", [1, 10, 64, 65, 1000])
@@ -214,9 +214,9 @@ def test_softmax_and_cross_entropy_for_any_number_of_classes(gpu, rng, K):
     logits, targets = numbers(rng, (37, K), "float64") * 20, rng.uniform(0, 1, (37, K))
     logits[0, 0], logits[1, -1] = 1e4, -1e4
     there = gpu.from_host(logits), gpu.from_host(targets)
-    assert_close(gpu.to_host(gpu.softmax(there[0])), PORTABLE.softmax(logits), "float64")
+    assert_close(gpu.to_host(gpu.softmax(there[0])), REFERENCE.softmax(logits), "float64")
     loss, dlogits = gpu.softmax_cross_entropy(*there)
-    expected, expected_dlogits = PORTABLE.softmax_cross_entropy(logits, targets)
+    expected, expected_dlogits = REFERENCE.softmax_cross_entropy(logits, targets)
     assert float(gpu.to_host(loss)) == pytest.approx(float(expected), rel=1e-13)
     assert_close(gpu.to_host(dlogits), expected_dlogits, "float64")
 

@@ -255,7 +255,7 @@ WRONG = {
     "a constant on the host": (
         {"forward": _host_constant},
         "device",
-        "a host array of shape (3,) met a device array",
+        "a host array (3,) was mixed with a device array",
     ),
     "a promise of slices": (
         {"forward": forward_with(lambda self, x, y, back: (y - y.mean(axis=0), back)), "batch_independent": True},
