@@ -616,9 +616,7 @@ def _sections(text):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--seconds", type=float, default=200.0, help="start nothing new after this time (default 200)"
-    )
+    parser.add_argument("--seconds", type=float, default=200.0, help="start nothing new after this time (default 200)")
     parser.add_argument("--json", type=Path, help="write all figures to this file, again after each row")
     parser.add_argument("--quick", action="store_true", help="everything in small")
     parser.add_argument("--only", type=_sections, help=f"some of {','.join(SECTIONS)}")

@@ -199,7 +199,7 @@ FAULTS = (
     Fault(
         "counted: padding in an average",
         REFERENCE,
-        "share = dy / window.valid_counts(self.xp, image_size).astype(dy.dtype)",
+        "dy_per_element = dy / window.valid_counts(self.xp, image_size).astype(dy.dtype)",
         "share = dy / window.area",
     ),
     Fault(
