@@ -144,21 +144,15 @@ def observations(observations: Sequence[Mapping[str, Any]], *, path: str | Path 
     figure = new_figure(6.5, 4.2)
     axes = figure.add_subplot()
     curves = [
-        ("accuracy on the monitoring subset", BLUE, "o-", [look["accuracy"] for look in observations]),
-        ("most-predicted class (% of predictions)", ORANGE, "s--", [look["one_class"] for look in observations]),
+        ("accuracy on the monitoring subset", BLUE, "o-", [each["accuracy"] for each in observations]),
+        ("most-predicted class (% of predictions)", ORANGE, "s--", [each["one_class"] for each in observations]),
     ]
-    if any(look["dead"] for look in observations):
-        dead = [max(look["dead"].values(), default=0.0) for look in observations]
+    if any(each["dead"] for each in observations):
+        dead = [max(each["dead"].values(), default=0.0) for each in observations]
         curves.append(("dead units in the worst layer", VERMILLION, "^:", dead))
+    steps = [each["step"] for each in observations]
     for label, colour, style, fractions in curves:
-        axes.plot(
-            [look["step"] for look in observations],
-            [100 * value for value in fractions],
-            style,
-            color=colour,
-            label=label,
-            markersize=3,
-        )
+        axes.plot(steps, [100 * value for value in fractions], style, color=colour, label=label, markersize=3)
     axes.set_ylim(-3, 103)
     axes.set_title("Training diagnostics")
     _finish(axes, "%")

@@ -41,10 +41,10 @@ class Scores:
 
 def final_scores(run: Run, test: Predicted | str) -> Scores:
     """Return the final test scores of the run, or measure them now if it does not record them."""
-    scores, remark = run.test_scores, "on the test images, after training"
+    scores, remark = run.test_scores, "after training"
     if not scores and not isinstance(test, str) and run.model.loss is not None:
         scores = run.model.evaluate(test.images, test.labels)
-        remark = "on the test images, measured for this report"
+        remark = "measured for this report"
     return Scores(scores.get("accuracy"), scores.get("loss"), remark)
 
 
