@@ -200,7 +200,7 @@ FAULTS = (
         "counted: padding in an average",
         REFERENCE,
         "dy_per_element = dy / window.valid_counts(self.xp, image_size).astype(dy.dtype)",
-        "share = dy / window.area",
+        "dy_per_element = dy / window.area",
     ),
     Fault(
         "missing term: batch norm's variance on the way back",
