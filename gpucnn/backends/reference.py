@@ -399,7 +399,7 @@ class ReferenceKernels:
         return as_floats(apply_transform(self.xp, x, numbers, transform), dtype)
 
     def random_bits(self, key: int, counter: int, count: int, start: int = 0) -> Array:
-        """Return random words start … start + count − 1, uint32 (count,), of the stream (key, counter), 64 bits each."""
+        """Return random words start … start + count − 1, uint32 (count,), of a stream (key, counter), 64 bits each."""
         return philox4x32(self.xp, key, counter, count, start)
 
 
