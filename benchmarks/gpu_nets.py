@@ -92,10 +92,10 @@ class Ours:
             for _ in range(count):
                 call()
 
-        with self.backend.capture_pool() as pool:
+        tracer = self.backend.tracer()
+        with tracer.warm_up():
             several()
-        replay = self.backend.capture(pool, several, {})
-        return lambda: replay(0)
+        return tracer.capture(several)[1]
 
     def convolution(self, images, channels, side, precision):
         """Return the passes of a 3×3 convolution, as many filters as channels, by name."""

@@ -5,8 +5,8 @@ reference implementation (see `reference.py`). This class itself is a working ba
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -30,40 +30,51 @@ class StreamedDataset:
 
 
 class Replay:
-    """What a function did with arrays, to be repeated with other numbers."""
+    """A captured function, which does the same again with other numbers; without the Python that it ran through."""
 
-    failure = ""  # why it cannot be repeated, if so
+    failure = ""  # why it cannot be replayed, if so
 
-    def __call__(self, *arrays: Array) -> Array:
-        """Return what the function returns for arrays like those that it was recorded with.
+    def __call__(self, *arrays: Array, number: int = 0) -> Array:
+        """Return what the function returns for arrays like those that it was captured with.
 
-        What is returned lies where it lay before, so it is to be copied before the recorder's memory is used again.
+        The result lies where it lay before, so copy it before the next replay in the same memory. `number` counts the
+        replays, from 0, for random streams: see `Tracer.capture`.
         """
-        raise NotImplementedError(f"{type(self).__name__} repeats nothing")
+        raise NotImplementedError(f"{type(self).__name__} replays nothing")
 
 
 class Tracer:
-    """Records what functions do with arrays, so that it can be repeated with other numbers at less cost.
+    """Captures what functions do with arrays, on one thread at a time, and holds the memory that their replays use.
 
-    All repeats work in the same memory, so what one of them leaves there is gone with the next, but for what a function
-    that was recorded later has got of one that was recorded earlier.
+    All replays use the same memory, so what one of them leaves there is gone with the next, except what a function that
+    was captured later took from one that was captured earlier.
     """
 
-    def trace(self, function: Callable[..., Array], *arrays: Array) -> tuple[Array, Replay]:
-        """Return what a function returns for arrays, and its repeat."""
-        raise NotImplementedError(f"{type(self).__name__} records nothing")
+    def warm_up(self) -> AbstractContextManager[Any]:
+        """Return a context for the last eager run before the capture, which shows how much memory it takes."""
+        return nullcontext()
+
+    def capture(
+        self, function: Callable[..., Array | None], *arrays: Array, increments: dict[int, int] | None = None
+    ) -> tuple[Array | None, Replay]:
+        """Run a function of arrays; return what it returns, and its replay.
+
+        All that changes between two replays must be in arrays. A random stream of key k that has `increments` draws in
+        replay r what it would have drawn at a counter larger by r·increments[k]; this run is number 0.
+        """
+        raise NotImplementedError(f"{type(self).__name__} captures nothing")
 
     def traced(self, array: Array) -> Array:
-        """Return an array in the same memory; what a function reads and writes is noticed if it is such an array."""
-        raise NotImplementedError(f"{type(self).__name__} records nothing")
+        """Return an array in the same memory, for the function to use in its place: what it does with it is seen."""
+        return array
 
     def untraced(self, array: Array) -> Array:
         """Return such an array as it was."""
-        raise NotImplementedError(f"{type(self).__name__} records nothing")
+        return array
 
     def knows(self, array: Array) -> bool:
-        """Tell whether an array is one that this recorder gave or saw made."""
-        raise NotImplementedError(f"{type(self).__name__} records nothing")
+        """Return whether an array was given or made by this tracer."""
+        return True
 
 
 class Backend(ReferenceKernels):
@@ -151,37 +162,21 @@ class Backend(ReferenceKernels):
         """Return the free and the total memory of the device in bytes; None where unknown."""
         return None
 
-    # --- a step recorded once and repeated: an engine may -------------------------------------
+    # --- capture and replay: an engine may --------------------------------------------------------
 
-    #: whether `recording` records, so that repeating a step costs less than making it
-    can_capture = False
+    #: what is captured as a whole: "pass", a shard's way through the network; "step", a training step; "", nothing
+    captured_unit = ""
 
-    def capture(self, room: Any, step: Callable[[], None], strides: dict[int, int]) -> Callable[[int], None]:
-        """Record what `step` does to the arrays of this backend; return a function that repeats it.
-
-        The step was made before, within the `capture_pool` that has given the room. It must read all that changes
-        from one time to the next from arrays. Only random streams go on by themselves: in repeat r, from 0, the stream
-        of key k draws what it would have drawn at a counter larger by r·strides[k]. The function is given r.
-        """
-        raise NotImplementedError(f"{self.name} records nothing")
-
-    @contextmanager
-    def capture_pool(self) -> Iterator[Any]:
-        """Give memory of its own to a step that is to be recorded, for as long as somebody holds what is yielded."""
-        yield
-
-    # --- passes recorded while they are made, and repeated: an engine may ----------------------
-
-    def tracer(self) -> Tracer | None:
-        """Return one who records what functions of arrays compute, on one thread; None where nobody can."""
-        return None
+    def tracer(self) -> Tracer:
+        """Return what captures functions of this backend's arrays, with memory of its own."""
+        raise NotImplementedError(f"{self.name} captures nothing")
 
     def kernel_options(self) -> Any:
-        """Return what decides, besides shapes and types, how kernels compute: while it stays, recordings serve."""
+        """Return what decides, besides shapes and types, how kernels compute: replays are valid while it stays."""
         return None
 
     def on_replay(self, draw: Callable[[], Array]) -> Array:
-        """Return what a function draws, which does so again whenever what is computed here and now is repeated."""
+        """Return what a function draws, which is called again in each replay of what computes here and now."""
         return draw()
 
     # --- timing and description ---------------------------------------------------------------

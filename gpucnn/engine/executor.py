@@ -20,6 +20,7 @@ from gpucnn.core import checks
 from gpucnn.core.hints import hinted
 from gpucnn.engine.arguments import check_last_layer
 from gpucnn.engine.bound_network import BoundNetwork, on_device
+from gpucnn.engine.capture import Captured
 from gpucnn.engine.claims import trains
 from gpucnn.engine.sharding import ShardedNetwork
 from gpucnn.engine.signals import whole_step
@@ -145,7 +146,7 @@ class Executor(BoundNetwork):
     # --- state that follows the network's ---------------------------------------------------------
 
     def _place(self, backend: Backend, dtype: str) -> None:
-        self._capture_failure = ""  # why no whole step is captured
+        self.captured_step: Captured[Any] = Captured("training steps", prepares=True)
         super()._place(backend, dtype)
         if self.loss is not None:
             self.loss.backend = backend
@@ -259,11 +260,7 @@ class Executor(BoundNetwork):
     @property
     def why_not_captured(self) -> str:
         """Why passes of training are not captured, or not any more; "" if nothing stands in the way."""
-        return self._capture_failure or self._sharded_trunk.captures.failure
-
-    def disable_capture(self, reason: str) -> None:
-        """Capture no step any more on this backend, for a reason that `why_not_captured` returns from now on."""
-        self._capture_failure = reason
+        return self.captured_step.failure or self._sharded_trunk.captures.failure
 
     def _without_last(self) -> Sequential:
         """Return the layers but for the last one as a network."""
@@ -317,7 +314,7 @@ class Executor(BoundNetwork):
         self._sharded_trunk = self._sharded
         if self._trunk is not self.network:
             self._sharded_trunk = ShardedNetwork(self._trunk, self._sharded.captures.memory)
-        self.jit, self._capture_failure = checks.flag(jit, "jit"), ""
+        self.jit, self.captured_step = checks.flag(jit, "jit"), Captured("training steps", prepares=True)
         vars(self).update(loss=loss, metrics=chosen, chooses_metrics=chooses)
         self._optimizer, self._groups = None, groups
         self._lay_out()

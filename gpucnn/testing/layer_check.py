@@ -23,7 +23,7 @@ from rich.table import Table
 from gpucnn.backends import Backend, get_backend
 from gpucnn.core.console import PrintsAsTable, styled
 from gpucnn.engine.arguments import checked_shape
-from gpucnn.engine.replicas import NetworkSignature
+from gpucnn.engine.signature import Signature
 from gpucnn.errors import (
     BackendUnavailable,
     CaptureWarning,
@@ -376,7 +376,7 @@ def _takes_shards(subject: _Subject) -> str:
     if not subject.layer.batch_independent:
         return ""
     twin = subject.twin()
-    before = NetworkSignature(twin)
+    before = Signature(twin)
     for train in (False, True):
         twin.forward(subject.x, train=train)
         if not before.is_current():

@@ -182,7 +182,7 @@ def gather(training: Training, steps: StepRunner) -> Tree:
         "samples": training.samples_per_epoch,
         "model": held,
         "optimizer": {"steps": model.optimizer.steps, "slots": model.optimizer.state_dict(model.backend)},
-        "augment": steps.stream.copy(),
+        "augment": steps.input.stream.copy(),
         "totals": steps.totals.state() if training.step else None,
         "callbacks": [callback.state(model) for callback in _stateful(training)],
     }
@@ -233,7 +233,7 @@ def _restore(training: Training, steps: StepRunner, tree: Tree) -> None:
     training.progress = held["progress"][0], training.epochs
     model.optimizer.steps = tree["optimizer"]["steps"]
     model.optimizer.load_state_dict(model.backend, tree["optimizer"]["slots"])
-    steps.stream[...] = tree["augment"]
+    steps.input.stream[...] = tree["augment"]
     for callback, state in zip(_stateful(training), tree["callbacks"], strict=True):
         callback.load_state(model, state)
     if training.step:

@@ -113,6 +113,15 @@ def test_tests_named_in_the_guarantees_exist():
     assert not missing
 
 
+def test_files_named_in_the_architecture_exist():
+    every = {path.relative_to(ROOT).as_posix() for path in (ROOT / "gpucnn").rglob("*") if path.is_file()}
+    every |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")}
+    named = set(re.findall(r"[\w/]+\.(?:py|cu|md)\b", OTHERS["ARCHITECTURE.md"]))
+    places = {*every, *OTHERS, "benchmarks/README.md", *(f"docs/{page}" for page in PAGES)}
+    missing = [name for name in named if not any(place == name or place.endswith(f"/{name}") for place in places)]
+    assert not missing
+
+
 def commands(text):
     """Return the commands of a page: those of its shell blocks, and those that stand in a line."""
     shell = [part for block in blocks(text, "sh") for line in block.splitlines() for part in line.split("&&")]

@@ -31,7 +31,7 @@ class CupyBackend(Backend):
     xp = cupy
     supports_float16 = True
     is_host = False
-    can_capture = True
+    captured_unit = "step"
 
     # where no state is used, the function is the method
     average_pool2d = staticmethod(pooling.average_pool)
@@ -147,18 +147,10 @@ class CupyBackend(Backend):
 
     # --- a step captured once and replayed ------------------------------------------------------
 
-    @contextmanager
-    def capture_pool(self) -> Iterator[graph.CapturePool]:
-        """Allocate from a pool of its own, which the captured step then finds filled; yield what `recording` takes."""
+    def tracer(self) -> graph.CapturePool:
+        """Return what captures a step as a CUDA graph, in a pool of memory of its own."""
         with self.on_device():
-            memory = graph.CapturePool()
-            with memory.active(self._thread):
-                yield memory
-
-    def capture(self, pool: Any, step: Callable[[], None], increments: dict[int, int]) -> Callable[[int], None]:
-        """Capture what `step` does as a CUDA graph; return a function that launches it."""
-        with self.on_device():
-            return graph.CapturedGraph(step, pool, graph.ReplayCounter(increments), self._thread, self._cublas.handle)
+            return graph.CapturePool(self._thread, self._cublas)
 
     # --- convolution and products ---------------------------------------------------------------
 

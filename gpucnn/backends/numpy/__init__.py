@@ -36,6 +36,7 @@ class NumpyBackend(Backend):
 
     name = "numpy"
     folds_batch_norm = True
+    captured_unit = "pass"
 
     # where no state is used, the function is the method
     fixed_num_threads = staticmethod(threads.fixed_num_threads)

@@ -48,8 +48,10 @@ class Tracer(base.Tracer):
         self._errors: Any = {}
         self._sign = object()  # on all arrays that this recorder makes
 
-    def trace(self, function: Callable[..., Array], *arrays: Array) -> tuple[Array, base.Replay]:
-        """Return what a function returns for arrays, and its repeat."""
+    def capture(
+        self, function: Callable[..., Array | None], *arrays: Array, increments: dict[int, int] | None = None
+    ) -> tuple[Array | None, base.Replay]:
+        """Return what a function returns for arrays, and its replay. Random streams go on by `on_replay`."""
         self._calls, self._errors, self.failure = [], np.geterr(), ""
         for key, buffer in self._buffers().items():
             if key not in self._scratch or self._scratch[key].size < buffer.size:
@@ -158,7 +160,7 @@ class Replay(base.Replay):
     def __init__(self, inputs: list[Array], calls: list[Callable[[], Any]], result: Array, failure: str) -> None:
         self._inputs, self._calls, self._result, self.failure = inputs, calls, result, failure
 
-    def __call__(self, *arrays: Array) -> Array:
+    def __call__(self, *arrays: Array, number: int = 0) -> Array:
         """Copy the arrays to where they lay when it was recorded, and make the calls."""
         for array, place in zip(arrays, self._inputs, strict=True):
             np.copyto(place, array)
