@@ -134,7 +134,7 @@ class Model(Executor):
         epochs = check_epochs(self._recipe_default("epochs", 1) if epochs is None else epochs)
         check_pair(validation_data, "validation_data")
         check_callbacks(callbacks)
-        keeper, source = check_checkpoints(checkpoints, resume)
+        checkpoints, source = check_checkpoints(checkpoints, resume)
         wanted = self._recipe_default("augment", ()) if augment is None else augment
         augmentations = check_augmentations(wanted, self.input_shape, x)
         data = self._check_data(x, y, shape=data_shape(augmentations, self.input_shape, x))
@@ -157,7 +157,7 @@ class Model(Executor):
             callbacks=callbacks,
             shuffle=checks.flag(shuffle, "shuffle"),
             augment=augmentations,
-            checkpoints=keeper,
+            checkpoints=checkpoints,
             resume=source,
             check_numerics=checks.flag(check_numerics, "check_numerics"),
             deterministic=checks.flag(deterministic, "deterministic"),
@@ -190,8 +190,8 @@ class Model(Executor):
         try:
             with self.execution_context(len(x)):
                 ((inputs, labels),) = to_device(self, (x, y))
-                watch = None if self.training is None else self.training.watch
-                return self.train_step(self.as_floats(inputs), labels, rates, check=watch)[0]
+                finite_check = None if self.training is None else self.training.finite_check
+                return self.train_step(self.as_floats(inputs), labels, rates, check=finite_check)[0]
         except MemoryError as error:
             raise suggest_batch_size(self, (x, y), len(x), error) from error
 
