@@ -361,7 +361,10 @@ def test_check_layer_in_a_model_names_a_wrong_backward():
     wrong = spoiled(**WRONG["dx in another shape"][0])
     network = [layers.Conv2D(3, 1), wrong(name="mine"), layers.Flatten(), layers.Dense(2), layers.Softmax()]
     model = gpucnn.Model(network, SHAPE).compile("sgd")
-    message = r"mine: its backward function returned shape \(2, 1, 4, 3\) for inputs of shape \(2, 5, 4, 3\); dx must have theirs"
+    message = (
+        r"mine: its backward function returned shape \(2, 1, 4, 3\) for inputs of shape \(2, 5, 4, 3\); "
+        "dx must have theirs"
+    )
     with pytest.raises(gpucnn.ShapeError, match=message):
         model.train_on_batch(np.zeros((2, *SHAPE), "float32"), [0, 1])
 
