@@ -37,6 +37,13 @@ class Dataset(tuple[Split, Split]):
     Shapes
         x_train  (N, H, W, C) uint8      y_train  (N,) int64
         x_test   (M, H, W, C) uint8      y_test   (M,) int64
+
+    Example
+        >>> from gpucnn import datasets
+        >>> data = datasets.synthetic_digits(100)
+        >>> (x, y), _ = data
+        >>> data.name, x.shape, y.dtype
+        ('synthetic_digits', (100, 28, 28, 1), dtype('int64'))
     """
 
     name: str
@@ -69,6 +76,12 @@ def mnist(path: str | PathLike[str] | None = None) -> Dataset:
 
     Raises
         DataError  the files are missing, damaged, or not MNIST
+
+    Example:
+        >>> from gpucnn import datasets
+        >>> (x, y), _ = datasets.mnist()  # doctest: +SKIP
+        >>> x.shape, x.dtype, y.shape  # doctest: +SKIP
+        ((60000, 28, 28, 1), dtype('uint8'), (60000,))
     """
     folder = _locate("mnist", path)
     splits = []
@@ -96,6 +109,12 @@ def cifar10(path: str | PathLike[str] | None = None) -> Dataset:
 
     Raises
         DataError  the files are missing or damaged
+
+    Example:
+        >>> from gpucnn import datasets
+        >>> (x, y), _ = datasets.cifar10()  # doctest: +SKIP
+        >>> x.shape, x.dtype, y.shape  # doctest: +SKIP
+        ((50000, 32, 32, 3), dtype('uint8'), (50000,))
     """
     folder = _locate("cifar10", path)
     found = find_cifar10(folder)
@@ -116,6 +135,18 @@ def image_folder(
     Raises
         DataError           the folder is laid out otherwise, or its splits or sizes do not agree
         ConfigurationError  test_fraction, seed or size make no sense
+
+    Example:
+        >>> import os
+        >>> from PIL import Image
+        >>> from gpucnn import datasets
+        >>> for name in ("cat", "dog"):
+        ...     os.makedirs(f"photos/{name}")
+        ...     for number in range(4):
+        ...         Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(f"photos/{name}/{number}.png")
+        >>> (x, y), (x_test, y_test) = datasets.image_folder("photos", size=(32, 32))
+        >>> x.shape, x_test.shape
+        ((6, 32, 32, 3), (2, 32, 32, 3))
     """
     folder = user_path(path)
     seed = _whole("seed", seed, 0)
@@ -140,6 +171,12 @@ def synthetic_digits(n: int = 20_000, seed: int = 0) -> Dataset:
     """Draw `n` training images of digits like handwriting and n // 5 (at least one) test images, (28, 28, 1).
 
     The test images come from a random stream of their own. Needs no file and no network.
+
+    Example:
+        >>> from gpucnn import datasets
+        >>> (x, y), _ = datasets.synthetic_digits(100, seed=0)
+        >>> x.shape, x.dtype, int(y.max())
+        ((100, 28, 28, 1), dtype('uint8'), 9)
     """
     from gpucnn.data import synthetic
 
@@ -153,7 +190,15 @@ def synthetic_digits(n: int = 20_000, seed: int = 0) -> Dataset:
 
 
 def available(name: str) -> str | None:
-    """Return the folder a data set ("mnist", "cifar10") would be read from without downloading, or None."""
+    """Return the folder a data set ("mnist", "cifar10") would be read from without downloading, or None.
+
+    Example:
+        >>> from gpucnn import datasets
+        >>> if datasets.available("mnist"):
+        ...     data = datasets.mnist()
+        ... else:
+        ...     data = datasets.synthetic_digits(100)
+    """
     if name not in REMOTES:
         raise ConfigurationError(f"no data set {name!r} to look for; expected one of {', '.join(REMOTES)}")
     return next((str(folder) for folder in _usual_folders(name) if _is_complete(name, folder)), None)

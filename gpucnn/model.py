@@ -61,6 +61,15 @@ class Model(Executor):
     Raises
         ShapeError, ConfigurationError  a layer does not fit the one before it, or an argument is not valid
         BackendUnavailable              the named backend is unavailable on this machine
+
+    Example
+        >>> from gpucnn import Model, datasets, layers
+        >>> (x, y), _ = datasets.synthetic_digits(200)
+        >>> network = [layers.Conv2D(8, 3), layers.ReLU(), layers.Flatten(), layers.Dense(10), layers.Softmax()]
+        >>> model = Model(network, input_shape=(28, 28, 1)).compile("adam", "categorical_crossentropy")
+        >>> history = model.fit(x, y, epochs=2, validation_data=(x, y), verbose=0)
+        >>> len(history.history["val_accuracy"]), sorted(model.evaluate(x, y)), model.predict(x[:3]).shape
+        (2, ['accuracy', 'loss'], (3, 10))
     """
 
     class_names: list[str] | None = None
@@ -125,7 +134,7 @@ class Model(Executor):
         epochs = check_epochs(self._recipe_default("epochs", 1) if epochs is None else epochs)
         check_pair(validation_data, "validation_data")
         check_callbacks(callbacks)
-        keeper, source = check_checkpoints(checkpoints, resume)
+        checkpoints, source = check_checkpoints(checkpoints, resume)
         wanted = self._recipe_default("augment", ()) if augment is None else augment
         augmentations = check_augmentations(wanted, self.input_shape, x)
         data = self._check_data(x, y, shape=data_shape(augmentations, self.input_shape, x))
@@ -148,7 +157,7 @@ class Model(Executor):
             callbacks=callbacks,
             shuffle=checks.flag(shuffle, "shuffle"),
             augment=augmentations,
-            checkpoints=keeper,
+            checkpoints=checkpoints,
             resume=source,
             check_numerics=checks.flag(check_numerics, "check_numerics"),
             deterministic=checks.flag(deterministic, "deterministic"),
@@ -181,8 +190,8 @@ class Model(Executor):
         try:
             with self.execution_context(len(x)):
                 ((inputs, labels),) = to_device(self, (x, y))
-                watch = None if self.training is None else self.training.watch
-                return self.train_step(self.as_floats(inputs), labels, rates, check=watch)[0]
+                finite_check = None if self.training is None else self.training.finite_check
+                return self.train_step(self.as_floats(inputs), labels, rates, check=finite_check)[0]
         except MemoryError as error:
             raise suggest_batch_size(self, (x, y), len(x), error) from error
 
@@ -345,6 +354,13 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "auto", dtype: s
 
     Raises:
         CheckpointError: the file is missing, damaged, foreign or does not fit itself; says which.
+
+    Example:
+        >>> import gpucnn
+        >>> model = gpucnn.networks.lenet()
+        >>> model.save("lenet.safetensors")
+        >>> gpucnn.load("lenet.safetensors", backend="numpy")
+        <Model 'lenet': 14 layers, (28, 28, 1) → (10,), 61,706 parameters, float32 on numpy>
     """
     path = model_file.find(path)
     described, state = model_file.read(path)

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 COPIED = ("gpucnn", "tests", "benchmarks", "examples", "docs", "backends")
 FILES = ("pyproject.toml", "README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
 
-BASE, NUMPY = "gpucnn/backends/base.py", "gpucnn/backends/numpy"
+REFERENCE, NUMPY = "gpucnn/backends/reference.py", "gpucnn/backends/numpy"
 CUDA = "gpucnn/backends/cupy/kernels"
 KERNELS = (
     "tests/layers/test_layers.py",
@@ -116,7 +116,7 @@ FAULTS = (
     # losses
     Fault(
         "dropped rescale: cross-entropy's mean",
-        BASE,
+        REFERENCE,
         "loss = -(targets * log_probabilities).sum() / N",
         "loss = -(targets * log_probabilities).sum()",
     ),
@@ -138,32 +138,32 @@ FAULTS = (
     # optimizers
     Fault(
         "stale: Nesterov without looking ahead",
-        BASE,
+        REFERENCE,
         "step = step + momentum * velocity if nesterov else velocity",
         "step = velocity",
     ),
-    Fault("sign: SGD climbs", BASE, "values -= learning_rate * step", "values += learning_rate * step"),
+    Fault("sign: SGD climbs", REFERENCE, "values -= learning_rate * step", "values += learning_rate * step"),
     Fault(
         "dropped: Adam's first bias correction",
-        BASE,
+        REFERENCE,
         "unbiased_mean = mean / (1.0 - beta1**step)",
         "unbiased_mean = mean",
     ),
     Fault(
         "off by one: Adam's second bias correction",
-        BASE,
+        REFERENCE,
         "unbiased_square = square / (1.0 - beta2**step)",
         "unbiased_square = square / (1.0 - beta2 ** (step + 1))",
     ),
     Fault(
         "coupled: AdamW's weight decay",
-        BASE,
+        REFERENCE,
         "values *= 1.0 - learning_rate * weight_decay",
         "values *= 1.0 - weight_decay",
     ),
     Fault(
         "axis: clipping by norm squares nothing",
-        BASE,
+        REFERENCE,
         "norm = xp.sqrt(xp.square(gradients, dtype=xp.float64).sum())",
         "norm = xp.abs(gradients).sum()",
         ("tests/training/test_clipping.py",),
@@ -185,45 +185,45 @@ FAULTS = (
     # the reference kernels
     Fault(
         "off by one: col2im's interior",
-        BASE,
+        REFERENCE,
         "        return padded[window.interior(image_size)]\n\n    # --- convolution",
         "        return padded[:, : image_size[0], : image_size[1]]\n\n    # --- convolution",
     ),
-    Fault("padding: max pooling pads with 0", BASE, 'fill=-float("inf")', "fill=0.0"),
+    Fault("padding: max pooling pads with 0", REFERENCE, 'fill=-float("inf")', "fill=0.0"),
     Fault(
         "tie: the last of equal elements wins",
-        BASE,
+        REFERENCE,
         "switches = xp.where(candidate > y, number, switches)",
         "switches = xp.where(candidate >= y, number, switches)",
     ),
     Fault(
         "counted: padding in an average",
-        BASE,
-        "share = dy / window.valid_counts(self.xp, image_size).astype(dy.dtype)",
-        "share = dy / window.area",
+        REFERENCE,
+        "dy_per_element = dy / window.valid_counts(self.xp, image_size).astype(dy.dtype)",
+        "dy_per_element = dy / window.area",
     ),
     Fault(
         "missing term: batch norm's variance on the way back",
-        BASE,
+        REFERENCE,
         "factor * (dy - dshift / count - normalized * (dscale / count))",
         "factor * (dy - dshift / count)",
     ),
     Fault(
         "axis: the bias's gradient",
-        BASE,
+        REFERENCE,
         "return x.sum(axis=tuple(range(x.ndim - 1)))",
         "return x.sum(axis=tuple(range(1, x.ndim)))[: x.shape[-1]]",
     ),
     Fault(
         "dropped: uint8 counts as 0 … 255",
-        BASE,
+        REFERENCE,
         'floats / 255.0 if x.dtype == "uint8" else floats',
         "floats",
         ("tests/training/test_error_messages.py",),
     ),
     Fault(
         "exchanged: channels of a convolution",
-        BASE,
+        REFERENCE,
         "    return [columns[...",
         "    columns = columns[..., ::-1]\n    return [columns[...",
     ),
@@ -314,49 +314,49 @@ FAULTS = (
     ),
     # passes that are captured and replayed
     Fault(
-        "of yesterday: weights as they were when a pass was recorded",
-        "gpucnn/engine/capture.py",
+        "stale: weights as they were at the capture",
+        "gpucnn/engine/captured_pass.py",
         "parameter.rebind(traced(value), ",
         "parameter.rebind(value, ",
         CAPTURE,
     ),
     Fault(
-        "of yesterday: dropout draws once and for all",
+        "stale: the same dropout mask in each replay",
         f"{NUMPY}/tracer.py",
-        "    return tracer.trace_opaque(_untraced(function))",
-        "    return tracer.copy_like(_untraced(function)())",
+        "    return tracer.trace_opaque(_untraced(draw))",
+        "    return tracer.copy_like(_untraced(draw)())",
         CAPTURE,
     ),
     Fault(
-        "not noted: arrays that are converted",
+        "not traced: arrays that are cast",
         f"{NUMPY}/traced_array.py",
         'tracer.append(np.copyto, untraced(copy), own, casting="unsafe")',
         "pass",
         CAPTURE,
     ),
     Fault(
-        "not noticed: a recorded pass of another network",
+        "stale: a captured pass of another network",
         "gpucnn/engine/capture.py",
-        "for direction in directions) and self._signature.is_current()",
-        "for direction in directions)",
+        "if not (self._signature.is_current() and self.replayed.is_valid()):",
+        "if not self.replayed.is_valid():",
         CAPTURE,
     ),
     Fault(
-        "not met: threads that repeat a batch norm",
+        "no barrier: threads that replay a batch norm",
         f"{NUMPY}/threads.py",
         "    tracer.append(_wait_again)",
         "    pass",
         CAPTURE,
     ),
     Fault(
-        "overwritten: outputs of an earlier repeat",
-        "gpucnn/engine/capture.py",
+        "overwritten: outputs of an earlier replay",
+        "gpucnn/engine/captured_pass.py",
         "return parts[0].copy() if len(parts) == 1 else",
         "return parts[0] if len(parts) == 1 else",
         CAPTURE,
     ),
     Fault(
-        "in use for ever: memory of what was noted",
+        "in use for ever: memory of traced calls",
         f"{NUMPY}/traced_array.py",
         "return np.asarray(_ArrayInterface(value, maker if base is None else base))",
         "return value.view(np.ndarray)",
@@ -419,7 +419,7 @@ FAULTS = (
     Fault(
         "forgotten: where the augmentation's stream is",
         "gpucnn/training/state.py",
-        'steps.stream[...] = tree["augment"]',
+        'steps.input.stream[...] = tree["augment"]',
         "pass",
         ("tests/training/test_resume.py",),
     ),

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from importlib.util import find_spec
 
-from gpucnn.backends.base import Array, Backend
+from gpucnn.backends.base import Backend
 from gpucnn.backends.numpy import NumpyBackend
+from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 from gpucnn.errors import BackendUnavailable, ConfigurationError
 
-__all__ = ["Array", "Backend", "NumpyBackend", "Window", "auto_choice", "get_backend", "in_short", "use_backend"]
+__all__ = ["Array", "Backend", "NumpyBackend", "Window", "auto_choice", "first_line", "get_backend", "use_backend"]
 
 KNOWN = 'there are "auto", "numpy", "cupy", "cupy:N" for GPU number N, and "reference" for the reference implementation'
 
@@ -32,6 +33,11 @@ def get_backend(name: "str | Backend | None" = None) -> Backend:
     Raises:
         BackendUnavailable: `"cupy"` was requested by name and is unavailable; says why and how to fix it.
         ConfigurationError: an unknown name.
+
+    Example:
+        >>> import gpucnn
+        >>> gpucnn.get_backend("numpy").name
+        'numpy'
     """
     if isinstance(name, Backend):
         return name
@@ -51,7 +57,14 @@ Backend.by_name = staticmethod(get_backend)
 
 @contextlib.contextmanager
 def use_backend(name: "str | Backend") -> Iterator[Backend]:
-    """Use a backend for every model that is created in the block without naming one."""
+    """Use a backend for every model that is created in the block without naming one.
+
+    Example:
+        >>> import gpucnn
+        >>> with gpucnn.use_backend("numpy"):
+        ...     print(gpucnn.networks.lenet().backend.name)
+        numpy
+    """
     backend = get_backend(name)
     _instances.setdefault(backend.name, backend)
     token = _selected.set(backend.name)

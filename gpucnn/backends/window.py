@@ -11,7 +11,7 @@ Pair = tuple[int, int]
 class Window:
     """A window of KH × KW elements that moves by SH × SW over an image of H × W.
 
-    Padding is explicit here, ((PT, PB), (PL, PR)); `"same"` and the like are resolved before a window is made.
+    Padding is explicit here, ((PT, PB), (PL, PR)); `"same"` and the like are resolved before.
     """
 
     size: Pair
@@ -43,7 +43,7 @@ class Window:
                 yield i, j
 
     def slices(self, i: int, j: int, output_size: Pair) -> tuple[slice, slice, slice]:
-        """Return the part of a padded (N, H, W, C) image that element (i, j) sees over all positions."""
+        """Return the part of a padded (N, H, W, C) image that element (i, j) covers over all positions."""
         rows, columns = (
             slice(offset * dilation, offset * dilation + stride * (count - 1) + 1, stride)
             for offset, dilation, stride, count in zip((i, j), self.dilation, self.strides, output_size, strict=True)
@@ -61,10 +61,10 @@ class Window:
         return image_size[0] + sum(self.padding[0]), image_size[1] + sum(self.padding[1])
 
     def flipped(self) -> "Window":
-        """Return the window that takes dy back to dx for stride 1; its padding is negative if this is too wide."""
+        """Return the window of the input gradient for stride 1; padding wider than the kernel gives a negative one."""
         (PT, PB), (PL, PR) = self.padding
-        reach_h, reach_w = self.extent[0] - 1, self.extent[1] - 1
-        padding = (reach_h - PT, reach_h - PB), (reach_w - PL, reach_w - PR)
+        last_h, last_w = self.extent[0] - 1, self.extent[1] - 1
+        padding = (last_h - PT, last_h - PB), (last_w - PL, last_w - PR)
         return Window(self.size, padding=padding, dilation=self.dilation)
 
     def valid_counts(self, xp: Any, image_size: Pair) -> Any:

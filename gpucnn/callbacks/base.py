@@ -15,6 +15,19 @@ class Callback:
 
     `model` is the `gpucnn.Model` that is fitted, `logs` the epoch's numbers as they go into the history. A callback
     stops the training by setting `model.stop_training = True`; `model.training` holds what is known of the run.
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.callbacks import Callback
+        >>> class Steps(Callback):
+        ...     count = 0
+        ...     def on_step_end(self, model, step):
+        ...         self.count += 1
+        >>> steps = Steps()
+        >>> history = networks.lenet().fit(x, y, epochs=2, batch_size=32, callbacks=[steps], verbose=0)
+        >>> steps.count
+        4
     """
 
     #: names in older checkpoints: of the class, and of its arguments and the keys of its state
@@ -127,8 +140,17 @@ class EarlyStopping(Callback):
         mode          "min": smaller is better; "max": larger is better; "auto" asks the metric, and a loss is "min"
 
     Raises
-        ConfigurationError  an argument makes no sense, an epoch does not give that number, or with "auto" the metric
+        ConfigurationError  an argument is invalid, an epoch does not give that number, or with "auto" the metric
                             does not say which way is better
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), test = datasets.synthetic_digits(64)
+        >>> from gpucnn.callbacks import EarlyStopping
+        >>> stop = EarlyStopping("val_accuracy", patience=1)
+        >>> history = networks.lenet().fit(x, y, epochs=50, validation_data=test, callbacks=[stop], verbose=0)
+        >>> history.epochs < 50
+        True
     """
 
     renamed: ClassVar = {"minimum": "min_delta", "restore_best": "restore_best_weights"}
@@ -174,7 +196,7 @@ class EarlyStopping(Callback):
         """Compare with the best so far."""
         if self.monitor not in logs:
             raise ConfigurationError(
-                f"EarlyStopping watches {self.monitor!r}, but an epoch gives only {', '.join(sorted(logs))}; "
+                f"EarlyStopping monitors {self.monitor!r}, but an epoch reports only {', '.join(sorted(logs))}; "
                 "pass validation_data, or another monitor"
             )
         value = self._sign * logs[self.monitor]

@@ -58,6 +58,15 @@ class TrainingMonitor(Callback):
 
     Raises
         ConfigurationError  an argument is invalid
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.callbacks.defects import TrainingMonitor
+        >>> monitor = TrainingMonitor((x, y), on_defect="stop")
+        >>> history = networks.lenet().fit(x, y, epochs=1, callbacks=[monitor], verbose=0)
+        >>> monitor.defect is None
+        True
     """
 
     former_names = ("DefectWatch",)

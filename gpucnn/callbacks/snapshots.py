@@ -37,6 +37,15 @@ class Snapshots(Callback):
 
     `epochs[3]["conv2d.weight"]` is what a convolution had after 3 epochs, `epochs[0]` what it began with. Epochs are
     counted as the model counts them, so those of a training that is continued go on.
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.callbacks.snapshots import Snapshots
+        >>> snapshots = Snapshots()
+        >>> history = networks.lenet().fit(x, y, epochs=2, callbacks=[snapshots], verbose=0)
+        >>> sorted(snapshots.epochs)  # 0 is before training
+        [0, 1, 2]
     """
 
     renamed: ClassVar = {"left_out": "skipped"}
@@ -128,6 +137,16 @@ def load_snapshots(path: str | Path) -> Epochs:
 
     Raises:
         CheckpointError: there is none, or it is damaged or foreign; says which.
+
+    Example:
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.callbacks.snapshots import Snapshots, load_snapshots
+        >>> snapshots = Snapshots()
+        >>> history = networks.lenet().fit(x, y, epochs=1, callbacks=[snapshots], verbose=0)
+        >>> snapshots.save(".")
+        >>> sorted(load_snapshots("."))
+        [0, 1]
     """
     file = user_path(path)
     file = file / SNAPSHOTS if file.is_dir() else file

@@ -12,6 +12,8 @@ from typing import Any
 
 from gpucnn.errors import ConfigurationError
 
+MAX_PAIR = 1 << 31  # of sizes, strides and padding of an image's sides
+
 
 def shown(value: Any) -> str:
     """Return a value as messages show it: its repr, or the beginning of a long one."""
@@ -50,6 +52,28 @@ def integer(value: Any, name: str, minimum: int | None = None, maximum: int | No
         wanted = "an integer" + ("" if minimum is None else f" of at least {minimum}")
         wanted += "" if maximum is None else f" of at most {maximum}"
     raise ConfigurationError(f"{name} must be {wanted}, not {shown(value)}")
+
+
+def pair(value: Any, name: str = "a size", minimum: int = 1) -> tuple[int, int]:
+    """Return an integer for both sides of an image, or a pair of integers, as a pair.
+
+    Raises:
+        ConfigurationError: anything else, or out of range.
+    """
+    sides = (value, value) if is_integer(value) else tuple(value) if isinstance(value, list | tuple) else ()
+    if len(sides) != 2 or not all(is_integer(side) and side >= minimum for side in sides):
+        raise ConfigurationError(
+            f"{name} must be an integer of at least {minimum} or a pair of them, not {shown(value)}"
+        )
+    if max(sides) >= MAX_PAIR:
+        raise ConfigurationError(f"{name} must be below {MAX_PAIR:,}, not {shown(value)}; no image is as large")
+    return int(sides[0]), int(sides[1])
+
+
+def integer_or_pair(value: Any, name: str, minimum: int = 1) -> int | tuple[int, int]:
+    """Return an integer, or a pair of integers, in the form in which it was written; raises as `pair` does."""
+    sides = pair(value, name, minimum)
+    return sides[0] if is_integer(value) else sides
 
 
 def number(

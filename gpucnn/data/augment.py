@@ -44,7 +44,18 @@ class Sample:
 
 
 class Augmentation(Configurable, family="augmentation"):
-    """Base of every augmentation: `sample` returns the transform of each image of a batch."""
+    """Base of every augmentation: `sample` returns the transform of each image of a batch.
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.data.augment import Augmentation
+        >>> class ShiftRight(Augmentation):
+        ...     random_words, effect = 1, "shifts to the right"
+        ...     def sample(self, backend, sample):
+        ...         return {"shift_x": (sample.random_words[:, 0] % 3).astype("int32")}
+        >>> history = networks.lenet().fit(x, y, epochs=1, augment=[ShiftRight()], verbose=0)
+    """
 
     #: the number of random words for each image
     random_words = 1
@@ -76,6 +87,12 @@ class Flip(Augmentation):
 
     Arguments
         probability  0 … 1
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.data.augment import Flip
+        >>> history = networks.lenet().fit(x, y, epochs=1, augment=[Flip(0.5)], verbose=0)
     """
 
     effect = "flips"
@@ -97,6 +114,12 @@ class AlternatingFlip(Augmentation):
     trained for, so it keeps alternating in a second `fit`, and in a model that was saved and loaded.
 
     Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024).
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.data.augment import AlternatingFlip
+        >>> history = networks.lenet().fit(x, y, epochs=1, augment=[AlternatingFlip()], verbose=0)
     """
 
     per_image = True
@@ -114,6 +137,12 @@ class Translate(Augmentation):
 
     Arguments
         pixels  at least 1, and less than the image's sides
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.data.augment import Translate
+        >>> history = networks.lenet().fit(x, y, epochs=1, augment=[Translate(2)], verbose=0)
     """
 
     random_words = 2
@@ -150,6 +179,12 @@ class RandomCrop(Augmentation):
         fill     0 … 255, that value: a pixel value of the data set, before any normalisation
 
     Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition" (2016), section 4.2.
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.data.augment import RandomCrop
+        >>> history = networks.lenet().fit(x, y, epochs=1, augment=[RandomCrop(padding=2)], verbose=0)
     """
 
     random_words = 2
@@ -214,6 +249,12 @@ class Rotate(Augmentation):
 
     Source: Simard, Steinkraus, Platt, "Best practices for convolutional neural networks applied to visual document
     analysis" (2003).
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.data.augment import Rotate
+        >>> history = networks.lenet().fit(x, y, epochs=1, augment=[Rotate(15, scale=0.1)], verbose=0)
     """
 
     random_words = 2
@@ -257,6 +298,12 @@ class Cutout(Augmentation):
         fill  0 … 255, a pixel value; middle grey is near the mean of most images
 
     Source: DeVries, Taylor, "Improved regularization of convolutional neural networks with cutout" (2017).
+
+    Example
+        >>> from gpucnn import datasets, networks
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.data.augment import Cutout
+        >>> history = networks.lenet().fit(x, y, epochs=1, augment=[Cutout(8)], verbose=0)
     """
 
     random_words = 2

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 
 from gpucnn import rng
 from gpucnn.backends import Array, Backend, get_backend
-from gpucnn.backends.base import as_floats
+from gpucnn.backends.reference import as_floats
 from gpucnn.core.config import Closed
 from gpucnn.engine.arguments import check_dtype, check_precision, checked_shape
 from gpucnn.engine.claims import Claim
@@ -63,6 +63,7 @@ class BoundNetwork(Closed):
         self.output_shape = self.network.ensure_built(self.input_shape, rng.host_generator(seed, "weights"))
         check_shared_dtype(self.network, self.state_dtype)
         self._groups = [list(self.parameters())]  # of the optimizer
+        self._paused: set[str] = set()  # parameters of groups whose epochs are over, frozen until the run ends
         self.claim: Claim | None = None  # the method that is training it
 
     @property
@@ -114,9 +115,11 @@ class BoundNetwork(Closed):
     def _lay_out(self, source: Backend | None = None) -> None:
         """Lay all parameters, gradients and buffers out in new flat arrays; they come from another backend, if any."""
         self._flat = FlatState(self.network, self.backend, self.state_dtype, self._groups)
-        self._refresh_trainable()
+        self._follow_frozen()
 
-    def _refresh_trainable(self) -> None:
+    def _follow_frozen(self) -> None:
+        """Let everything that depends on which parameters are frozen follow them."""
+        self._flat.average_over(self._flat.layout.without(self.frozen_parameters()))
         for layer in self.network.all_layers():
             if isinstance(layer, Sequential):
                 layer.refresh_trainable()
@@ -131,6 +134,8 @@ class BoundNetwork(Closed):
             ConfigurationError: the layers were moved to another backend or dtype, or replaced by others.
         """
         if self._flat.is_bound():
+            if not self._flat.knows_frozen():
+                self._follow_frozen()
             return False
         self._check_layers()
         before = self._flat.layout
@@ -147,17 +152,33 @@ class BoundNetwork(Closed):
             check_placed(self.network, self.backend, self.state_dtype, remedy)
 
     def flat_state(self) -> list[Array]:
-        """Return all parameters that are not frozen and all buffers of floats, each as one flat array: views.
+        """Return what an average of weights goes over, views: parameters that are not frozen, and buffers of floats.
 
-        The list stays the same object until the state is laid out again: by `to`, `compile` and `freeze`, and where
-        the layers are shared with another model.
+        The buffers are one flat array, the last. Before it stands one for each of `flat_ranges`.
         """
         self.bind()
-        return self._flat.averageable
+        return self._flat.averaged
+
+    def flat_ranges(self) -> list[slice]:
+        """Return the contiguous ranges of the flat parameters that are not frozen.
+
+        Those of groups whose epochs are over count as not frozen: their averages still follow them.
+        """
+        self.bind()
+        return self._flat.averaged_ranges
+
+    def flat_values(self) -> Array:
+        """Return all parameters as one flat array: a view."""
+        self.bind()
+        return self._flat.values
 
     def flat_layout(self) -> Layout:
         """Return where each parameter lies in the flat arrays; a new object where that has changed."""
         return self._flat.layout
+
+    def frozen_parameters(self) -> list[str]:
+        """Return the paths of frozen parameters, without those that `fit` has frozen for the time being."""
+        return [path for path, parameter in self.parameters().items() if parameter.frozen and path not in self._paused]
 
     def as_floats(self, x: Array) -> Array:
         """Return x in the model's dtype; uint8 pixels 0 … 255 become 0 … 1."""
@@ -183,6 +204,15 @@ class BoundNetwork(Closed):
         Raises:
             ConfigurationError: a pattern matches nothing (lists the paths), a layer is not part of this model, or the
                 model is being trained.
+
+        Example:
+            >>> from gpucnn import datasets, networks
+            >>> (x, y), _ = datasets.synthetic_digits(64)
+            >>> model = networks.feedforward(seed=0)
+            >>> before = model.state_dict()
+            >>> history = model.freeze("dense.weight").fit(x, y, epochs=1, verbose=0)
+            >>> [path for path, value in model.state_dict().items() if (value != before[path]).any()]
+            ['dense.bias', 'dense_1.weight', 'dense_1.bias', 'dense_2.weight', 'dense_2.bias']
         """
         return self._set_frozen(what, frozen=True)
 
@@ -192,26 +222,30 @@ class BoundNetwork(Closed):
 
     @on_device
     def _set_frozen(self, what: tuple[str | Layer, ...], frozen: bool) -> Self:
-        self.check_not_training(
-            "frozen or unfrozen", ", or give the optimizer a Group whose rate is a schedule that falls to 0"
-        )
+        self.check_not_training("frozen or unfrozen", between_steps=True)
         self.bind()
-        for parameter in self._parameters_of(what):
+        for path, parameter in self._parameters_of(what).items():
             parameter.frozen = frozen
-        self.bind()
+            self._paused.discard(path)
+        self._flat.knows_frozen()
+        self._follow_frozen()
         return self
 
-    def check_not_training(self, what: str, remedy: str = "") -> None:
-        """Reject what steps that are being made, and may be captured, would not follow, such as to be "moved"."""
+    def check_not_training(self, what: str, *, between_steps: bool = False) -> None:
+        """Reject what steps that are being made, and may be captured, would not follow, such as to be "moved".
+
+        What is allowed `between_steps` is rejected in another thread alone.
+        """
         claim = self.claim
-        if claim is not None and claim.holds and (claim.steps or not claim.here):
+        if claim is not None and claim.holds and (not claim.here or (claim.steps and not between_steps)):
+            where = " in another thread" if between_steps else ""
             raise ConfigurationError(
-                f"the model cannot be {what} while {claim.method} is running: its steps may be captured; do it before "
-                f"or after it{remedy}"
+                f"the model cannot be {what} while {claim.method} is running{where}: its steps may be captured; do it "
+                "before or after it"
             )
 
-    def _parameters_of(self, what: tuple[str | Layer, ...]) -> list[Parameter]:
-        """Return the parameters that patterns and layers stand for; all of them for nothing."""
+    def _parameters_of(self, what: tuple[str | Layer, ...]) -> dict[str, Parameter]:
+        """Return the parameters that patterns and layers stand for, by path; all of them for nothing."""
         parameters, own = self.parameters(), {id(layer) for layer in self.network.all_layers()}
         given = [item for item in what if isinstance(item, Layer)]
         named = [item for item in what if not isinstance(item, Layer)]
@@ -220,8 +254,7 @@ class BoundNetwork(Closed):
                 raise ConfigurationError(
                     f"{layer!r} is not a layer of this model; pass one of model.layers, or its name"
                 )
-        found = [parameter for layer in given for parameter in layer.parameters().values()]
-        if named or not given:
-            patterns = check_patterns(named or "*", "what is frozen or unfrozen")
-            found += [parameters[path] for path in matched(parameters, patterns)]
-        return found
+        inside = {id(parameter) for layer in given for parameter in layer.parameters().values()}
+        patterns = check_patterns(named or "*", "what is frozen or unfrozen") if named or not given else ()
+        named_paths = set(matched(parameters, patterns))
+        return {path: p for path, p in parameters.items() if path in named_paths or id(p) in inside}

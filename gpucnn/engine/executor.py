@@ -20,6 +20,7 @@ from gpucnn.core import checks
 from gpucnn.core.hints import hinted
 from gpucnn.engine.arguments import check_last_layer
 from gpucnn.engine.bound_network import BoundNetwork, on_device
+from gpucnn.engine.capture import Captured
 from gpucnn.engine.claims import trains
 from gpucnn.engine.sharding import ShardedNetwork
 from gpucnn.engine.signals import whole_step
@@ -42,7 +43,7 @@ class GradientCheck(Protocol):
     def begin_step(self) -> None:
         """Note what is needed to run the step again."""
 
-    def look(self, inputs: Array, labels: Array, number: Array | None) -> None:
+    def check_step(self, inputs: Array, labels: Array, number: Array | None) -> None:
         """Check the gradients of a step on these inputs and labels."""
 
 
@@ -138,14 +139,14 @@ class Executor(BoundNetwork):
             "seed": self.seed,
             "epochs_trained": self.epochs_trained,
             "network": self.network.config(),
-            "frozen": [path for path, parameter in self.parameters().items() if parameter.frozen],
+            "frozen": self.frozen_parameters(),
             "training": training,
         }
 
     # --- state that follows the network's ---------------------------------------------------------
 
     def _place(self, backend: Backend, dtype: str) -> None:
-        self._capture_failure = ""  # why no whole step is captured
+        self.captured_step: Captured[Any] = Captured("training steps", prepares=True)
         super()._place(backend, dtype)
         if self.loss is not None:
             self.loss.backend = backend
@@ -156,24 +157,24 @@ class Executor(BoundNetwork):
         super()._lay_out(source)
         if before is not None and self._optimizer is not None and self._optimizer.serves(before.values):
             self._optimizer.rebind(source or self.backend, self.backend, self._flat.values, self._flat.layout)
+            self._optimizer.set_frozen(self._flat.frozen)
 
-    def _refresh_trainable(self) -> None:
-        super()._refresh_trainable()
+    def _follow_frozen(self) -> None:
+        super()._follow_frozen()
         self._trunk.refresh_trainable()
+        if self._optimizer is not None and self._optimizer.serves(self._flat.values):
+            self._optimizer.set_frozen(self._flat.frozen)
 
-    def rest(self, epoch: int | None) -> bool:
-        """Let the parameters of groups rest whose epochs are over, or wake all with None; tell whether any changed.
-
-        What rests is laid out as before, so that an optimizer and averages keep what they hold of it.
-        """
-        parameters, changed = self.parameters(), False
-        for paths, resting in zip(self._groups, self.optimizer.rest(epoch), strict=True):
-            for path in paths:
-                changed |= parameters[path].resting != resting
-                parameters[path].resting = resting
-        if changed:
-            self._refresh_trainable()
-        return changed
+    def freeze_finished_groups(self, epoch: int | None) -> None:
+        """Freeze the parameters of groups whose epochs are over, until a call with None: the training run has ended."""
+        parameters = self.parameters()
+        for path in self._paused:
+            parameters[path].frozen = False
+        finished = zip(self._groups, self.optimizer.finished_groups(epoch), strict=True)
+        self._paused = {p for paths, is_over in finished if is_over for p in paths if not parameters[p].frozen}
+        for path in self._paused:
+            parameters[path].frozen = True
+        self.bind()
 
     # --- passes -------------------------------------------------------------------------------
 
@@ -213,6 +214,14 @@ class Executor(BoundNetwork):
         """Return the network's output for x, host or device arrays, and the backward function of this pass.
 
         Backward adds to the parameters' gradients; `apply_gradients` updates by them, and `zero_grad` clears them.
+
+        Example:
+            >>> from gpucnn import datasets, networks
+            >>> (x, y), _ = datasets.synthetic_digits(64)
+            >>> model = networks.feedforward(seed=0)
+            >>> outputs, backward = model.forward(x[:8], train=True)
+            >>> backward(outputs).shape  # and the gradients of the parameters
+            (8, 28, 28, 1)
         """
         if train:
             self.bind()
@@ -251,11 +260,7 @@ class Executor(BoundNetwork):
     @property
     def why_not_captured(self) -> str:
         """Why passes of training are not captured, or not any more; "" if nothing stands in the way."""
-        return self._capture_failure or self._sharded_trunk.captures.failure
-
-    def disable_capture(self, reason: str) -> None:
-        """Capture no step any more on this backend, for a reason that `why_not_captured` returns from now on."""
-        self._capture_failure = reason
+        return self.captured_step.failure or self._sharded_trunk.captures.failure
 
     def _without_last(self) -> Sequential:
         """Return the layers but for the last one as a network."""
@@ -289,6 +294,12 @@ class Executor(BoundNetwork):
         Raises:
             ConfigurationError: an unknown name, a loss that does not fit the last layer, two metrics of one name, a
                 group of the optimizer that no parameter belongs to, or the model is being trained.
+
+        Example:
+            >>> from gpucnn import Model, layers, optimizers
+            >>> model = Model([layers.Dense(10), layers.Softmax()], input_shape=(20,))
+            >>> sgd = optimizers.SGD(0.1, momentum=0.9)
+            >>> model = model.compile(sgd, loss="categorical_crossentropy", metrics=["accuracy"])
         """
         self.check_not_training("compiled")
         self._check_layers()
@@ -303,12 +314,13 @@ class Executor(BoundNetwork):
         self._sharded_trunk = self._sharded
         if self._trunk is not self.network:
             self._sharded_trunk = ShardedNetwork(self._trunk, self._sharded.captures.memory)
-        self.jit, self._capture_failure = checks.flag(jit, "jit"), ""
+        self.jit, self.captured_step = checks.flag(jit, "jit"), Captured("training steps", prepares=True)
         vars(self).update(loss=loss, metrics=chosen, chooses_metrics=chooses)
         self._optimizer, self._groups = None, groups
         self._lay_out()
         self._optimizer = optimizer
         self._optimizer.reset(self.backend, self._flat.values, self._flat.layout)
+        self._optimizer.set_frozen(self._flat.frozen)
         return self
 
     @property
@@ -346,7 +358,7 @@ class Executor(BoundNetwork):
                 check.begin_step()
             loss, outputs = self.loss_and_gradients(x, labels)
             if check is not None:
-                check.look(x, labels, number)
+                check.check_step(x, labels, number)
             optimizer.update(self.backend, self._flat.values, self._flat.gradients, learning_rate, number)
         return loss, outputs
 
@@ -403,6 +415,14 @@ class Executor(BoundNetwork):
 
         Raises:
             ConfigurationError: the model is not compiled, or its optimizer is bound to another model by now.
+
+        Example:
+            >>> from gpucnn import datasets, networks
+            >>> (x, y), _ = datasets.synthetic_digits(64)
+            >>> model = networks.feedforward(seed=0)
+            >>> outputs, backward = model.forward(x[:8], train=True)
+            >>> dx = backward(outputs - 0.1)
+            >>> model.apply_gradients()
         """
         rates = self.optimizer.learning_rates_at()
         self.bind()

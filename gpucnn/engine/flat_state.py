@@ -22,26 +22,37 @@ Held = tuple[dict[str, Any], str, Any]  # the attributes of a layer, a name amon
 class FlatState:
     """Lays the state of a network in flat arrays; what its parameters and buffers hold are views of them from then on.
 
-    `values` and `gradients` are of all parameters, group after group, as `layout` says; `averaged` lists what an
-    average of weights goes over: all parameters that are not frozen, and all buffers of floats.
+    `values` and `gradients` are of all parameters, group after group, as `layout` says, frozen or not; `buffers` is of
+    all buffers of floats.
     """
 
     def __init__(self, network: Layer, backend: Backend, dtype: str, groups: Sequence[Sequence[str]]) -> None:
         xp, parameters = backend.xp, network.parameters()
-        frozen = [path for path, parameter in parameters.items() if parameter.frozen]
-        self.layout = Layout.of({path: p.shape for path, p in parameters.items()}, groups, frozen)
+        self.layout = Layout.of({path: p.shape for path, p in parameters.items()}, groups)
         self.values, self.gradients = (xp.zeros(self.layout.size, dtype=dtype) for _ in range(2))
         for path, parameter in parameters.items():
             part = self.layout.places[path].slice
             value, grad = (flat[part].reshape(parameter.shape) for flat in (self.values, self.gradients))
             value[...] = backend.from_host(parameter.value)
-            if parameter.grad is not None and not parameter.frozen:
+            if parameter.grad is not None:
                 grad[...] = backend.from_host(parameter.grad)
             parameter.rebind(value, grad)
             parameter.of_a_model, parameter.frozen = True, parameter.frozen
-        self.averageable = [self.values[self.layout.trainable], _flat_buffers(network, backend, dtype)]
+        self.buffers = _flat_buffers(network, backend, dtype)
         self._held = list(_held(network))
         self._lists = list(_lists(network))
+        self._parameters, self.frozen = parameters, [path for path, p in parameters.items() if p.frozen]
+        self.average_over([slice(0, self.layout.size)])
+
+    def average_over(self, ranges: list[slice]) -> None:
+        """Set the ranges of parameters that averages of weights go over, besides all buffers of floats."""
+        self.averaged_ranges = ranges
+        self.averaged = [*(self.values[part] for part in ranges), self.buffers]
+
+    def knows_frozen(self) -> bool:
+        """Return whether `frozen` lists the parameters that are frozen now; if not, it does so from now on."""
+        before, self.frozen = self.frozen, [path for path, p in self._parameters.items() if p.frozen]
+        return before == self.frozen
 
     def is_bound(self) -> bool:
         """Tell whether the network still holds the same objects, and these the views that were laid for them."""
@@ -115,7 +126,7 @@ def _held(network: Layer) -> Iterator[Held]:
             if isinstance(value, Parameter | Buffer | Layer | Layers):
                 yield attributes, name, value
             if isinstance(value, Parameter):
-                yield from ((vars(value), what, vars(value)[what]) for what in ("_value", "grad", "frozen"))
+                yield from ((vars(value), what, vars(value)[what]) for what in ("_value", "grad"))
             elif isinstance(value, Buffer) and not value.on_host:
                 yield vars(value), "_value", value.value
             elif isinstance(value, dict):

@@ -8,7 +8,7 @@ from gpucnn.core import checks
 from gpucnn.errors import ShapeError
 from gpucnn.initializers import Initializer
 from gpucnn.layers.base import Backward, Layer, Parameter, Shape
-from gpucnn.layers.geometry import Padding, checked_padding, int_or_pair, make_window, pair, require_image
+from gpucnn.layers.geometry import Padding, checked_padding, make_window, require_image
 from gpucnn.layers.parameter import needed
 
 
@@ -61,10 +61,10 @@ class Conv2D(Layer):
     ) -> None:
         super().__init__(name=name)
         self.filters = checks.integer(filters, f"{self.display_name}: filters", minimum=1)
-        self.kernel_size = int_or_pair(kernel_size, f"{self.display_name}: kernel_size")
-        self.strides = int_or_pair(strides, f"{self.display_name}: strides")
+        self.kernel_size = checks.integer_or_pair(kernel_size, f"{self.display_name}: kernel_size")
+        self.strides = checks.integer_or_pair(strides, f"{self.display_name}: strides")
         self.padding = checked_padding(padding, f"{self.display_name}: padding")
-        self.dilation = int_or_pair(dilation, f"{self.display_name}: dilation")
+        self.dilation = checks.integer_or_pair(dilation, f"{self.display_name}: dilation")
         self.groups = checks.integer(groups, f"{self.display_name}: groups", minimum=1)
         self.use_bias = checks.flag(use_bias, f"{self.display_name}: use_bias")
         Initializer.get(weight_initializer)
@@ -78,7 +78,7 @@ class Conv2D(Layer):
             raise ShapeError(
                 f"{self.display_name}: groups={groups} must divide the {C} input channels and the {F} filters"
             )
-        size, strides, dilation = pair(self.kernel_size), pair(self.strides), pair(self.dilation)
+        size, strides, dilation = checks.pair(self.kernel_size), checks.pair(self.strides), checks.pair(self.dilation)
         self.window = make_window(self.display_name, (H, W), size, strides, self.padding, dilation)
         fan_in, fan_out = self.window.area * C // groups, self.window.area * F
         initializer = Initializer.get(self.weight_initializer)

@@ -7,29 +7,7 @@ from gpucnn.backends.window import Pair
 from gpucnn.core import checks
 from gpucnn.errors import ConfigurationError, ShapeError
 
-LIMIT = 1 << 31  # of sizes, strides and padding
-
 Padding = str | int | Pair | tuple[Pair, Pair]
-
-
-def pair(value: Any, what: str = "a size", minimum: int = 1) -> Pair:
-    """Return an int, or a pair of ints, as a pair.
-
-    Raises:
-        ConfigurationError: anything else, or a number below the minimum.
-    """
-    values = (value, value) if checks.is_integer(value) else tuple(value) if isinstance(value, list | tuple) else ()
-    if len(values) != 2 or not all(checks.is_integer(v) and v >= minimum for v in values):
-        raise ConfigurationError(f"{what} must be an integer of at least {minimum} or a pair of them, not {value!r}")
-    if max(values) >= LIMIT:
-        raise ConfigurationError(f"{what} must be below {LIMIT:,}, not {value!r:.60}; no image is as large")
-    return int(values[0]), int(values[1])
-
-
-def int_or_pair(value: Any, what: str, minimum: int = 1) -> int | Pair:
-    """Return an int, or a pair of ints as one, in the form in which it was written; raise as `pair` does."""
-    sides = pair(value, what, minimum)
-    return sides[0] if checks.is_integer(value) else sides
 
 
 def checked_padding(padding: Any, what: str) -> Padding:
@@ -41,9 +19,9 @@ def checked_padding(padding: Any, what: str) -> Padding:
     if isinstance(padding, list | tuple) and any(isinstance(side, list | tuple) for side in padding):
         if len(padding) != 2:
             raise ConfigurationError(f"{what} must be ((top, bottom), (left, right)), not {padding!r}")
-        top_bottom, left_right = (pair(side, f"each side of {what}", minimum=0) for side in padding)
+        top_bottom, left_right = (checks.pair(side, f"each side of {what}", minimum=0) for side in padding)
         return top_bottom, left_right
-    return int_or_pair(padding, what, minimum=0)
+    return checks.integer_or_pair(padding, what, minimum=0)
 
 
 def require_image(input_shape: tuple[int, ...], label: str) -> tuple[int, int, int]:
@@ -67,8 +45,8 @@ def make_window(
     Raises:
         ShapeError: not even one window fits.
     """
-    reach = Window(size, strides, dilation=dilation).extent
-    explicit = tuple(_explicit_padding(padding, axis, image_size[axis], reach[axis], strides[axis]) for axis in (0, 1))
+    extent = Window(size, strides, dilation=dilation).extent
+    explicit = tuple(_resolve_padding(padding, axis, image_size[axis], extent[axis], strides[axis]) for axis in (0, 1))
     window = Window(size, strides, (explicit[0], explicit[1]), dilation)
     if min(window.output_size(image_size)) < 1:
         dilated = "" if dilation == (1, 1) else f" dilated by {dilation[0]}x{dilation[1]}"
@@ -79,13 +57,13 @@ def make_window(
     return window
 
 
-def _explicit_padding(padding: Any, axis: int, side: int, reach: int, stride: int) -> Pair:
+def _resolve_padding(padding: Any, axis: int, size: int, extent: int, stride: int) -> Pair:
     """Return the padding (before, after) along one axis."""
     if padding == "valid":
         return 0, 0
     if padding == "same":
-        outputs = -(-side // stride)
-        total = max((outputs - 1) * stride + reach - side, 0)
+        outputs = -(-size // stride)
+        total = max((outputs - 1) * stride + extent - size, 0)
         return total // 2, total - total // 2
     given = padding if isinstance(padding, int) else padding[axis]
     return (given, given) if isinstance(given, int) else (given[0], given[1])

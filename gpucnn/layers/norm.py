@@ -204,9 +204,10 @@ def _numbers(value: Any, what: str) -> Any:
         return None
     plain = value.tolist() if hasattr(value, "tolist") else value
     listed = plain if isinstance(plain, list | tuple) else [plain]
-    if not listed or not all(checks.is_number(n) and math.isfinite(n) for n in listed):
+    if not listed:
         raise ConfigurationError(f"{what} must be a finite number or a list of them, not {value!r}")
-    return [float(n) for n in listed] if isinstance(plain, list | tuple) else float(plain)
+    numbers = [float(checks.number(number, what)) for number in listed]
+    return numbers if isinstance(plain, list | tuple) else numbers[0]
 
 
 def _as_list(numbers: Any) -> list[float]:

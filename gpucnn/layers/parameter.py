@@ -15,8 +15,7 @@ class Parameter(Closed):
 
     Both are born on the host in float64; `Layer.to` moves them. `value` can be assigned: the numbers are copied into
     the array that is there, which may be a part of a larger buffer. A `frozen` one takes no gradient, in all models
-    that share it; `Model.freeze` makes it so. Nor does one that is `resting`, because the epochs of its `Group` are
-    over.
+    that share it; `Model.freeze` makes it so.
 
     Example
         >>> import numpy as np
@@ -30,7 +29,6 @@ class Parameter(Closed):
     changed_by: ClassVar[dict[str, str]] = {"trainable": "call model.freeze(…) or model.unfreeze(…)"}
     grad: Array | None = None
     frozen = False
-    resting = False
     of_a_model = False  # whether a model has laid it in its flat arrays, in the dtype of its weights
 
     def __init__(self, value: Array) -> None:
@@ -58,7 +56,7 @@ class Parameter(Closed):
     @property
     def trainable(self) -> bool:
         """Whether it takes a gradient."""
-        return not (self.frozen or self.resting)
+        return not self.frozen
 
     def add_grad(self, gradient: Array | None) -> None:
         """Add to the gradient, if it is trainable; a layer that is used twice in one pass adds twice.

@@ -3,9 +3,10 @@
 from typing import Any
 
 from gpucnn.backends import Array
+from gpucnn.core import checks
 from gpucnn.errors import ShapeError
 from gpucnn.layers.base import Backward, Layer, Shape
-from gpucnn.layers.geometry import Padding, checked_padding, int_or_pair, make_window, pair, require_image
+from gpucnn.layers.geometry import Padding, checked_padding, make_window, require_image
 
 
 class _Pool2D(Layer):
@@ -20,15 +21,15 @@ class _Pool2D(Layer):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.pool_size = int_or_pair(pool_size, f"{self.display_name}: pool_size")
-        self.strides = None if strides is None else int_or_pair(strides, f"{self.display_name}: strides")
+        self.pool_size = checks.integer_or_pair(pool_size, f"{self.display_name}: pool_size")
+        self.strides = None if strides is None else checks.integer_or_pair(strides, f"{self.display_name}: strides")
         self.padding = checked_padding(padding, f"{self.display_name}: padding")
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Fit the window to (H, W, C)."""
         H, W, C = require_image(input_shape, self.display_name)
-        size = pair(self.pool_size)
-        strides = size if self.strides is None else pair(self.strides)
+        size = checks.pair(self.pool_size)
+        strides = size if self.strides is None else checks.pair(self.strides)
         self.window = make_window(self.display_name, (H, W), size, strides, self.padding)
         if any(max(sides) >= side for sides, side in zip(self.window.padding, size, strict=True)):
             raise ShapeError(

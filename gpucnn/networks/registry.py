@@ -23,7 +23,14 @@ CIFAR10_STATISTICS = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 
 
 class Network:
-    """A named network; calling it makes a model of it, compiled with its recipe."""
+    """A named network; calling it makes a model of it, compiled with its recipe.
+
+    Example
+        >>> from gpucnn import networks
+        >>> model = networks.resnet20(num_classes=100, seed=1)
+        >>> model.output_shape, model.recipe.epochs
+        ((100,), 30)
+    """
 
     def __init__(
         self, design: Callable[[Shape, int], Design], name: str, image: Shape, recipe: Recipe, loss: Loss
@@ -72,6 +79,11 @@ def by_name(name: str) -> Network:
 
     Raises:
         ConfigurationError: there is no such network.
+
+    Example:
+        >>> from gpucnn import networks
+        >>> networks.by_name("network-3") is networks.network_3
+        True
     """
     plain = name.lower().replace("_", "-")
     if plain not in NETWORKS:

@@ -42,6 +42,15 @@ def whiten(target: Model | Conv2D, images: Any, *, epsilon: float = EPSILON) -> 
         ConfigurationError: there is no such convolution, it has groups, or it does not have 2·KH·KW·C filters.
         DataError: images without any variation.
         ShapeError, DTypeError: images that the target does not take.
+
+    Example:
+        >>> import numpy as np
+        >>> from gpucnn import Model, layers
+        >>> from gpucnn.networks.whitening import whiten
+        >>> images = np.random.default_rng(0).random((200, 8, 8, 1), dtype=np.float32)
+        >>> model = Model([layers.Conv2D(8, 2)], (8, 8, 1))  # 2·KH·KW·C filters
+        >>> whiten(model, images).weight.shape
+        (2, 2, 1, 8)
     """
     epsilon = checks.number(epsilon, "epsilon", above=0)
     convolution, before = _first_convolution(target)

@@ -24,7 +24,7 @@ class Adam(Optimizer):
 
     Example
         >>> from gpucnn import datasets, networks
-        >>> (x, y), (x_test, y_test) = datasets.synthetic_digits(64)
+        >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.optimizers import Adam
         >>> model = networks.lenet().compile(Adam(1e-3), "categorical_crossentropy")
         >>> history = model.fit(x, y, epochs=1, verbose=0)
@@ -85,7 +85,7 @@ class AdamW(Adam):
 
     Example
         >>> from gpucnn import datasets, networks
-        >>> (x, y), (x_test, y_test) = datasets.synthetic_digits(64)
+        >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.optimizers import AdamW
         >>> model = networks.lenet().compile(AdamW(1e-3, weight_decay=0.01), "categorical_crossentropy")
         >>> history = model.fit(x, y, epochs=1, verbose=0)

@@ -1,6 +1,6 @@
 """`Optimizer`: the settings of an update and the slots it keeps; the arithmetic is a kernel of the backend."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from gpucnn.backends import Array, Backend
@@ -60,11 +60,12 @@ class Optimizer(Configurable, family="optimizer"):
         self.weight_decay = checks.number(weight_decay, "weight_decay", minimum=0)
         self.groups = check_groups(groups)
         self.clip_norm, self.clip_value = _limit(clip_norm, "clip_norm"), _limit(clip_value, "clip_value")
-        self._resting = [False] * (len(self.groups) + 1)  # of the parts of the flat buffer, which are not updated
         self.steps = 0
         self.slots: dict[str, Array] = {}
         self._values: Array = None
         self._layout = Layout.flat(0)
+        self._trainable: list[list[slice]] = []  # what of the range of each group is not frozen
+        self._frozen: tuple[str, ...] = ()
 
     def _admitted(self, name: str, value: Any) -> Any:
         """Return what an attribute is set to; how the parameters of a model are laid out is settled by `compile`."""
@@ -92,7 +93,13 @@ class Optimizer(Configurable, family="optimizer"):
         self.steps, self.slots = 0, {}
         self._values = values
         self._layout = layout or Layout.flat(len(values))
+        self.set_frozen(())
         self._keep_slots(backend)
+
+    def set_frozen(self, paths: Collection[str]) -> None:
+        """Leave these parameters out of all updates until the next call; their slots stay what they are."""
+        self._frozen = tuple(paths)
+        self._trainable = [self._layout.without(paths, within) for within in self._layout.ranges]
 
     def _keep_slots(self, backend: Backend) -> None:
         """Keep those slots that the update keeps with its settings of now; a new one begins at 0."""
@@ -110,6 +117,7 @@ class Optimizer(Configurable, family="optimizer"):
             there = there.astype(values.dtype, copy=False)
             self.slots[name] = there if layout == self._layout else _relayout(target, there, self._layout, layout)
         self._values, self._layout = values, layout
+        self.set_frozen(self._frozen)
 
     def serves(self, values: Array) -> bool:
         """Tell whether it keeps its state for this flat parameter buffer."""
@@ -166,10 +174,9 @@ class Optimizer(Configurable, family="optimizer"):
                 f"{error}; step {self.steps + 1:,} of the optimizer was not made, and the weights are those before it"
             ) from None
 
-    def rest(self, epoch: float | None) -> list[bool]:
-        """Leave out the parts of the flat buffer whose groups' epochs are over; None wakes all. Return which rest."""
-        self._resting = [False, *(group.rests(epoch) for group in self.groups)]
-        return self._resting
+    def finished_groups(self, epoch: float | None) -> list[bool]:
+        """Return of which ranges of the flat buffer the groups' epochs are over."""
+        return [False, *(group.is_finished(epoch) for group in self.groups)]
 
     def update(
         self,
@@ -196,7 +203,7 @@ class Optimizer(Configurable, family="optimizer"):
             )
         self._keep_slots(backend)
         self.steps += 1
-        self._clip(backend, gradients[self._layout.trainable])
+        self._clip(backend, gradients)
         step = self.steps if step is None else step
         self._apply(backend, values, gradients, self.broadcast_rates(learning_rate), step)
         if backend.is_host and self.steps % FLUSH_EVERY == 0:
@@ -209,7 +216,10 @@ class Optimizer(Configurable, family="optimizer"):
         return [rate, *(rate * group.multiplier_at(None, 1.0) for group in self.groups)]
 
     def _clip(self, backend: Backend, gradients: Array) -> None:
-        """Bring gradients of too large a size down, in place."""
+        """Bring gradients of too large a size down, in place; those of frozen parameters count as 0."""
+        if self.clip_norm is not None:
+            for path in self._frozen:  # what was frozen after a backward pass has left its gradients behind
+                gradients[self._layout.places[path].slice] = 0
         if self.clip_value is not None:
             backend.clip_value(gradients, self.clip_value)
         if self.clip_norm is not None:
@@ -218,9 +228,9 @@ class Optimizer(Configurable, family="optimizer"):
     def _apply(
         self, backend: Backend, values: Array, gradients: Array, rates: Sequence[Number], step: int | Array
     ) -> None:
-        """Update one part of the buffer after another, each with its rate and weight decay."""
-        for part, rate, decay, rests in zip(self._layout.ranges, rates, self._decays(), self._resting, strict=True):
-            if part.start < part.stop and not rests:
+        """Update what is trainable of each group, with its rate and weight decay."""
+        for parts, rate, decay in zip(self._trainable, rates, self._decays(), strict=True):
+            for part in parts:
                 slots = {name: slot[part] for name, slot in self.slots.items()}
                 self._update(backend, values[part], gradients[part], slots, rate, decay, step)
 

@@ -61,13 +61,13 @@ class Group(Configurable, family="group"):
         """The pattern or patterns, as a tuple."""
         return check_patterns(self.match, "a group's match")
 
-    def rests(self, epoch: float | None) -> bool:
-        """Tell whether its epochs are over at a point of the training; outside of any they are not."""
+    def is_finished(self, epoch: float | None) -> bool:
+        """Return whether its epochs are over at a point of a training run; outside of any they are not."""
         return self.train_epochs is not None and epoch is not None and epoch >= self.train_epochs
 
     def multiplier_at(self, epoch: float | None, epochs: float) -> float:
         """Return what the learning rate is multiplied by at a point of the training, or at most outside of any."""
-        if self.rests(epoch):
+        if self.is_finished(epoch):
             return 0.0
         return rate_of(self.lr_multiplier, epoch, epochs)
 

@@ -5,7 +5,7 @@ The parameters lie group after group, so that an optimizer's update of a group i
 
 import builtins
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 ALIGNMENT = 16  # elements: each parameter begins on a cache line of the flat buffer
@@ -23,33 +23,40 @@ class Range:
 
 @dataclass(frozen=True)
 class Layout:
-    """The places of all parameters by path, the range of each group, and the length of the whole.
-
-    What is frozen lies behind all groups, where no update reaches it.
-    """
+    """The places of all parameters by path, the range of each group, and the length of the whole."""
 
     places: dict[str, Range]
     ranges: tuple[slice, ...]
     size: int
 
     @classmethod
-    def of(cls, shapes: Mapping[str, Shape], groups: Sequence[Sequence[str]], frozen: Sequence[str] = ()) -> "Layout":
-        """Lay out parameters of these shapes, group after group, and then those of all groups that are frozen."""
+    def of(cls, shapes: Mapping[str, Shape], groups: Sequence[Sequence[str]]) -> "Layout":
+        """Lay out parameters of these shapes, group after group."""
         places: dict[str, Range] = {}
         ranges, end = [], 0
-        for paths in (*([path for path in group if path not in frozen] for group in groups), frozen):
+        for paths in groups:
             start = end
             for path in paths:
                 size = math.prod(shapes[path])
                 places[path] = Range(slice(end, end + size), shapes[path])
                 end += -(-size // ALIGNMENT) * ALIGNMENT
             ranges.append(slice(start, end))
-        return cls(places, tuple(ranges[:-1]), end)
+        return cls(places, tuple(ranges), end)
 
-    @property
-    def trainable(self) -> slice:
-        """The range of all groups together."""
-        return slice(0, self.ranges[-1].stop)
+    def without(self, paths: Collection[str], within: slice | None = None) -> list[slice]:
+        """Return the contiguous ranges, within one or the whole, of all parameters but these."""
+        within = within or slice(0, self.size)
+        starts = {place.slice.start: path in paths for path, place in self.places.items()} if paths else {}
+        found, start = [], within.start
+        for place in sorted(place for place in starts if within.start <= place < within.stop):
+            if starts[place] and start is not None:
+                found.append(slice(start, place))
+                start = None
+            elif not starts[place] and start is None:
+                start = place
+        if start is not None:
+            found.append(slice(start, within.stop))
+        return [part for part in found if part.start < part.stop]
 
     @classmethod
     def flat(cls, size: int) -> "Layout":

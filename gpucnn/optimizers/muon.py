@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from gpucnn.backends import Array, Backend
@@ -48,7 +48,7 @@ class Muon(Optimizer):
 
     Example
         >>> from gpucnn import datasets, networks
-        >>> (x, y), (x_test, y_test) = datasets.synthetic_digits(64)
+        >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.optimizers import Muon
         >>> model = networks.lenet().compile(Muon(0.02), "categorical_crossentropy")
         >>> history = model.fit(x, y, epochs=1, verbose=0)
@@ -111,6 +111,11 @@ class Muon(Optimizer):
         super().reset(backend, values, layout)
         self._fallback.reset(backend, values, self._fallback_layout(self._layout))
 
+    def set_frozen(self, paths: Collection[str]) -> None:
+        """Leave these parameters out of the updates of both optimizers."""
+        super().set_frozen(paths)
+        self._fallback.set_frozen(paths)
+
     def rebind(self, source: Backend, target: Backend, values: Array, layout: Layout | None = None) -> None:
         """Follow the parameters, with the other optimizer."""
         super().rebind(source, target, values, layout)
@@ -131,9 +136,9 @@ class Muon(Optimizer):
         """Return the learning rates of Muon's ranges of the flat buffer, and then those of the fallback."""
         return [*super().learning_rates_at(epoch, epochs), *self._fallback.learning_rates_at(epoch, epochs)]
 
-    def rest(self, epoch: float | None) -> list[bool]:
-        """Leave out parts of both optimizers."""
-        return [*super().rest(epoch), *self._fallback.rest(epoch)]
+    def finished_groups(self, epoch: float | None) -> list[bool]:
+        """Return it for the ranges of both optimizers."""
+        return [*super().finished_groups(epoch), *self._fallback.finished_groups(epoch)]
 
     def broadcast_rates(self, rate: LearningRates) -> Sequence[Number]:
         """Return the rates of all parts; where only Muon's is given, the other optimizer takes its highest."""
@@ -147,9 +152,8 @@ class Muon(Optimizer):
         self, backend: Backend, values: Array, gradients: Array, rates: Sequence[Number], step: int | Array
     ) -> None:
         own = len(self.groups) + 1
-        own_parts = zip(self._layout.ranges[:own], rates[:own], self._decays(), self._resting, strict=True)
-        for part, rate, decay, rests in own_parts:
-            if part.start < part.stop and not rests:
+        for parts, rate, decay in zip(self._trainable[:own], rates[:own], self._decays(), strict=True):
+            for part in parts:
                 steps = self._orthogonal_update(backend, values, gradients, part)
                 backend.sgd_update(
                     values[part],

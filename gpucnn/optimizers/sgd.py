@@ -25,7 +25,7 @@ class SGD(Optimizer):
 
     Example
         >>> from gpucnn import datasets, networks
-        >>> (x, y), (x_test, y_test) = datasets.synthetic_digits(64)
+        >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.optimizers import SGD
         >>> sgd = SGD(0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
         >>> model = networks.lenet().compile(sgd, "categorical_crossentropy")

@@ -42,6 +42,12 @@ def augmented(
     Raises:
         ConfigurationError: no augmentation, or one that `fit` would reject; or no epoch to draw.
         ShapeError: other images, none or more than fit into a row, or images that cannot be augmented so.
+
+    Example:
+        >>> from gpucnn import datasets, networks, plots
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.data.augment import Rotate
+        >>> figure = plots.augmented(x[:4], [Rotate(15)], path="augmented.png")
     """
     images = host_array(images, "images")
     epochs, seed = checks.integer(epochs, "epochs", minimum=1), checks.integer(seed, "seed", minimum=0)

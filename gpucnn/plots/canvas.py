@@ -102,7 +102,7 @@ def whole_numbers(axis: Any) -> None:
     """Put the ticks of an axis at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
 def tile_size(tiles: Sequence[Any], labels: bool = False) -> tuple[float, float]:

@@ -30,6 +30,12 @@ def confusion_matrix(labels: Any, predictions: Any, num_classes: int | None = No
     Raises:
         ShapeError: labels and predictions differ in number.
         DataError: a class index below 0 or from `num_classes` up.
+
+    Example:
+        >>> from gpucnn import plots
+        >>> plots.confusion_matrix([0, 0, 1], [0, 1, 1])
+        array([[1, 1],
+               [0, 1]])
     """
     labels, predictions = host_array(labels, "labels"), host_array(predictions, "predictions")
     if num_classes is not None:
@@ -63,6 +69,11 @@ def confusion(matrix: Any, class_names: Sequence[str] | None = None, *, path: st
 
     Raises:
         ShapeError: the matrix is not square, or the number of names differs.
+
+    Example:
+        >>> from gpucnn import plots
+        >>> matrix = plots.confusion_matrix([0, 0, 1], [0, 1, 1])
+        >>> figure = plots.confusion(matrix, ["cat", "dog"], path="confusion.png")
     """
     matrix = host_array(matrix, "matrix")
     K = len(matrix) if matrix.ndim else 0
@@ -120,6 +131,12 @@ def mistakes(
     Raises:
         ShapeError: the shapes do not match.
         ConfigurationError: `count` is not positive.
+
+    Example:
+        >>> from gpucnn import datasets, networks, plots
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> model = networks.lenet()
+        >>> figure = plots.mistakes(x, y, model.predict(x), path="mistakes.png")
     """
     images, labels, probabilities = (
         host_array(images, "images"),

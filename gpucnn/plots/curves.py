@@ -30,6 +30,12 @@ def history(history: History, path: str | Path | None = None, *, test: Mapping[s
 
     Raises:
         ConfigurationError: the history holds no epoch.
+
+    Example:
+        >>> from gpucnn import datasets, networks, plots
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> history = networks.lenet().fit(x, y, epochs=2, verbose=0)
+        >>> figure = plots.history(history, path="history.png")
     """
     keys = [key for key in ("loss", "accuracy") if key in history.history] or ["loss"]
     figure = new_figure(5.5 * len(keys), 4.0)
@@ -45,6 +51,12 @@ def loss(history: History, test_loss: float | None = None, *, path: str | Path |
 
     Raises:
         ConfigurationError: the history holds no epoch.
+
+    Example:
+        >>> from gpucnn import datasets, networks, plots
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> history = networks.lenet().fit(x, y, epochs=2, verbose=0)
+        >>> figure = plots.loss(history, path="loss.png")
     """
     figure = new_figure(6.5, 4.2)
     axes = figure.add_subplot()
@@ -60,6 +72,12 @@ def accuracy(history: History, test_accuracy: float | None = None, *, path: str 
 
     Raises:
         ConfigurationError: the history holds no epoch, or no accuracy.
+
+    Example:
+        >>> from gpucnn import datasets, networks, plots
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> history = networks.lenet().fit(x, y, epochs=2, verbose=0)
+        >>> figure = plots.accuracy(history, path="accuracy.png")
     """
     figure = new_figure(6.5, 4.2)
     axes = figure.add_subplot()
@@ -77,6 +95,12 @@ def runs(histories: Histories, key: str = "accuracy", *, path: str | Path | None
 
     Raises:
         ConfigurationError: no run, or one without this key.
+
+    Example:
+        >>> from gpucnn import datasets, networks, plots
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> histories = [networks.lenet(seed=seed).fit(x, y, epochs=2, verbose=0) for seed in range(2)]
+        >>> figure = plots.runs(histories, path="runs.png")
     """
     curves = [_curve(each, key, place) for place, each in enumerate(histories)]
     if not curves:
@@ -106,27 +130,29 @@ def observations(observations: Sequence[Mapping[str, Any]], *, path: str | Path 
 
     Raises:
         ConfigurationError: there is no observation.
+
+    Example:
+        >>> from gpucnn import datasets, networks, plots
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.callbacks.defects import TrainingMonitor
+        >>> monitor = TrainingMonitor((x, y), every=1)
+        >>> history = networks.lenet().fit(x, y, epochs=2, callbacks=[monitor], verbose=0)
+        >>> figure = plots.observations(monitor.observations, path="diagnostics.png")
     """
     if not observations:
         raise ConfigurationError("there are no observations to draw; a TrainingMonitor makes one every few steps")
     figure = new_figure(6.5, 4.2)
     axes = figure.add_subplot()
     curves = [
-        ("accuracy on the monitoring subset", BLUE, "o-", [look["accuracy"] for look in observations]),
-        ("most-predicted class (% of predictions)", ORANGE, "s--", [look["one_class"] for look in observations]),
+        ("accuracy on the monitoring subset", BLUE, "o-", [each["accuracy"] for each in observations]),
+        ("most-predicted class (% of predictions)", ORANGE, "s--", [each["one_class"] for each in observations]),
     ]
-    if any(look["dead"] for look in observations):
-        dead = [max(look["dead"].values(), default=0.0) for look in observations]
+    if any(each["dead"] for each in observations):
+        dead = [max(each["dead"].values(), default=0.0) for each in observations]
         curves.append(("dead units in the worst layer", VERMILLION, "^:", dead))
+    steps = [each["step"] for each in observations]
     for label, colour, style, fractions in curves:
-        axes.plot(
-            [look["step"] for look in observations],
-            [100 * value for value in fractions],
-            style,
-            color=colour,
-            label=label,
-            markersize=3,
-        )
+        axes.plot(steps, [100 * value for value in fractions], style, color=colour, label=label, markersize=3)
     axes.set_ylim(-3, 103)
     axes.set_title("Training diagnostics")
     _finish(axes, "%")

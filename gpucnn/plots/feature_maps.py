@@ -57,6 +57,12 @@ def feature_maps(
     Raises:
         ConfigurationError: the model's inputs are not images, or `max_maps` is not positive.
         ShapeError, DTypeError: an image that the model does not take.
+
+    Example:
+        >>> from gpucnn import datasets, networks, plots
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> model = networks.lenet()
+        >>> figure = plots.feature_maps(model, x[0], path="maps.png")
     """
     if len(model.input_shape) != 3:
         raise ConfigurationError(

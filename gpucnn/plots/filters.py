@@ -57,6 +57,10 @@ def filters(
 
     Raises:
         ConfigurationError: there is no such convolution.
+
+    Example:
+        >>> from gpucnn import networks, plots
+        >>> figure = plots.filters(networks.lenet(), "conv2d", path="filters.png")
     """
     max_tiles = checks.integer(max_tiles, "max_tiles", minimum=1)
     weights = _weights(source)
@@ -111,6 +115,14 @@ def filters_by_epoch(
 
     Raises:
         ConfigurationError: no snapshots, or no such convolution or channel.
+
+    Example:
+        >>> from gpucnn import datasets, networks, plots
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.callbacks.snapshots import Snapshots
+        >>> snapshots = Snapshots()
+        >>> history = networks.lenet().fit(x, y, epochs=2, callbacks=[snapshots], verbose=0)
+        >>> figure = plots.filters_by_epoch(snapshots, path="filters_by_epoch.png")
     """
     max_tiles = checks.integer(max_tiles, "max_tiles", minimum=1)
     epochs = _epochs(snapshots)
@@ -148,6 +160,14 @@ def animate_filters(
     """Write the filters of a convolution as an animated GIF: a frame for each epoch, all on one scale.
 
     Arguments and errors are those of `filters_by_epoch`; every epoch of the snapshots is a frame.
+
+    Example:
+        >>> from gpucnn import datasets, networks, plots
+        >>> (x, y), _ = datasets.synthetic_digits(64)
+        >>> from gpucnn.callbacks.snapshots import Snapshots
+        >>> snapshots = Snapshots()
+        >>> history = networks.lenet().fit(x, y, epochs=2, callbacks=[snapshots], verbose=0)
+        >>> path = plots.animate_filters(snapshots, path="filters.gif")
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image

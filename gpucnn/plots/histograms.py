@@ -21,6 +21,12 @@ def parameter_values(model: Model, gradients: bool = True) -> dict[str, Any]:
     """Return host copies of every parameter by its path, and of its gradient by `PATH gradient`.
 
     Gradients are those of the last step, 0 before the first one.
+
+    Example:
+        >>> from gpucnn import networks, plots
+        >>> values = plots.parameter_values(networks.lenet(), gradients=False)
+        >>> list(values)[0]
+        'conv2d.weight'
     """
     values = {}
     for name, parameter in model.parameters().items():
@@ -48,6 +54,11 @@ def histograms(
 
     Raises:
         ConfigurationError: there is nothing to draw.
+
+    Example:
+        >>> from gpucnn import networks, plots
+        >>> good, bad = networks.feedforward(), networks.feedforward(seed=1)
+        >>> figure = plots.histograms(good, bad, path="histograms.png")
     """
     sets = [
         parameter_values(one) if isinstance(one, Model) else dict(one) for one in (values, other) if one is not None

@@ -39,28 +39,32 @@ def defects(run: Run) -> Defects | str:
     """Return the findings, or the reason why there are none."""
     if run.watch is None:
         return "This run was not monitored for defects: there is no defects.json in its folder."
-    defect, looks = run.watch["defect"], run.watch["observations"]
-    last = f" (last at step {format_count(looks[-1]['step'])})" if looks else ""
-    checks = plural(len(looks), "check")
-    verdict = f"No problems in {checks}{last}." if looks else "No problems were found."
+    defect, observations = run.watch["defect"], run.watch["observations"]
+    last = f" (last at step {format_count(observations[-1]['step'])})" if observations else ""
+    checks = plural(len(observations), "check")
+    verdict = f"No problems in {checks}{last}." if observations else "No problems were found."
     if defect is not None:
         where = f" in {defect['layer']}" if defect["layer"] else ""
         verdict = f"{str(defect['kind']).capitalize()}{where} at step {defect['step']}: {defect['detail']}."
-    shown = [looks[place] for place in evenly_spaced(len(looks), MAX_ROWS)]
+    shown = [observations[place] for place in evenly_spaced(len(observations), MAX_ROWS)]
     return Defects(
         found="" if defect is None else str(defect["kind"]),
         verdict=verdict,
-        svg=figure_svg(plots.observations(looks), "watch", "Training diagnostics by step") if looks else "",
-        rows=[_look(look) for look in shown],
-        rows_shown=f"All {checks}" if len(shown) == len(looks) else f"{len(shown)} of {checks}, evenly spaced",
+        svg=figure_svg(plots.observations(observations), "watch", "Training diagnostics by step")
+        if observations
+        else "",
+        rows=[_row(each) for each in shown],
+        rows_shown=f"All {checks}" if len(shown) == len(observations) else f"{len(shown)} of {checks}, evenly spaced",
         histograms=[_histogram(str(name), one) for name, one in run.watch["histograms"].items()],
     )
 
 
-def _look(look: dict[str, Any]) -> list[str]:
-    dead = max(look["dead"], key=look["dead"].get, default="")
-    worst = f"{percent(look['dead'][dead], 0)} of {dead}" if dead and look["dead"][dead] > 0 else "none"
-    return [format_count(look["step"]), percent(look["accuracy"], 1), percent(look["one_class"], 1), worst]
+def _row(observation: dict[str, Any]) -> list[str]:
+    dead = observation["dead"]
+    worst = max(dead, key=dead.get, default="")
+    units = f"{percent(dead[worst], 0)} of {worst}" if worst and dead[worst] > 0 else "none"
+    accuracy, one_class = percent(observation["accuracy"], 1), percent(observation["one_class"], 1)
+    return [format_count(observation["step"]), accuracy, one_class, units]
 
 
 def _histogram(name: str, one: dict[str, Any]) -> Histogram:

@@ -176,6 +176,13 @@ def parity(
     Raises
         ConfigurationError  y is given, but the model is not compiled; or a training goes on
         ShapeError, DTypeError, DataError  data that the model cannot take
+
+    Example:
+        >>> import gpucnn
+        >>> (x, y), _ = gpucnn.datasets.synthetic_digits(16)
+        >>> model = gpucnn.networks.feedforward(backend="numpy")
+        >>> gpucnn.parity(model, x, y).agrees
+        True
     """
     model.check_not_training("moved to another backend and back, as parity does,")
     tested = model.backend if backend is None else get_backend(backend)

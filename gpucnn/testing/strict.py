@@ -1,8 +1,8 @@
-"""A pretended device: a backend whose arrays refuse to meet host arrays, so that any laptop can test the wall.
+"""A mock device: a backend whose arrays raise when mixed with host arrays, so that any laptop can test the boundary.
 
 `DeviceArray` wraps a NumPy array without being one. Arithmetic works between device arrays and with Python numbers; a
 NumPy array on the other side raises, `np.asarray(device_array)` raises, and every read to the host is counted. What
-runs here runs on a GPU as far as arrays are concerned; `gpucnn.check_layer` tries layers on it.
+runs here runs on a GPU as far as arrays are concerned; `gpucnn.check_layer` tests layers on it.
 """
 
 import operator
@@ -16,14 +16,14 @@ from gpucnn.backends.base import Backend
 
 
 class HostDeviceMixError(TypeError):
-    """A host array and a device array met without `from_host` or `to_host`."""
+    """Host and device arrays were mixed without `from_host` or `to_host`."""
 
 
 class DeviceArray:
-    """An array that only the strict backend may look into."""
+    """An array that only the strict backend can read."""
 
     __slots__ = ("_data", "_owner")
-    __array_ufunc__ = None  # NumPy's operators step back, so that ours see the other side
+    __array_ufunc__ = None  # makes NumPy's operators defer to those of this class
 
     def __init__(self, data: Any, owner: "StrictBackend") -> None:
         self._data, self._owner = data, owner
@@ -32,7 +32,7 @@ class DeviceArray:
         raise HostDeviceMixError("implicit conversion of a device array to a host array; use backend.to_host")
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # the back doors through which NumPy would look inside
+        if name.startswith("__"):  # the protocols by which NumPy would read the array
             raise AttributeError(name)
         value = getattr(self._data, name)
         return self._owner.function(value) if callable(value) else self._owner.wrap(value)
@@ -90,14 +90,14 @@ def _define_operators() -> None:
             return self._owner.function(getattr(operator, name))(self)
 
         setattr(DeviceArray, f"__{name}__", single)
-    setattr(DeviceArray, "__hash__", None)  # noqa: B010 (an assignment would be no method for mypy)
+    setattr(DeviceArray, "__hash__", None)  # noqa: B010 (mypy would not take an assignment for a method)
 
 
 _define_operators()
 
 
 class StrictModule:
-    """NumPy's functions for device arrays alone."""
+    """NumPy's functions, for device arrays only."""
 
     def __init__(self, owner: "StrictBackend", module: types.ModuleType = np) -> None:
         self._owner, self._module = owner, module
@@ -110,7 +110,7 @@ class StrictModule:
 
 
 class StrictBackend(Backend):
-    """The reference kernels on a pretended device."""
+    """The reference kernels on a mock device."""
 
     name = "strict"
     is_host = False
@@ -120,7 +120,7 @@ class StrictBackend(Backend):
         self.reads = 0
 
     def wrap(self, value: Any) -> Any:
-        """Return what NumPy has made as the device's."""
+        """Return NumPy's results as arrays of the device."""
         if isinstance(value, np.ndarray | np.generic):
             return DeviceArray(np.asarray(value), self)
         if isinstance(value, tuple) and any(isinstance(item, np.ndarray) for item in value):
@@ -128,17 +128,17 @@ class StrictBackend(Backend):
         return value
 
     def unwrap(self, value: Any) -> Any:
-        """Return what is the device's for NumPy; a host array raises."""
+        """Return arrays of the device as NumPy arrays; a host array raises."""
         if isinstance(value, DeviceArray):
             return value._data
         if isinstance(value, np.ndarray):
-            raise HostDeviceMixError(f"a host array of shape {value.shape} met a device array; use backend.from_host")
+            raise HostDeviceMixError(f"a host array {value.shape} was mixed with a device array; use backend.from_host")
         if isinstance(value, tuple | list):
             return type(value)(self.unwrap(item) for item in value)
         return value
 
     def function(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function of NumPy's as one of device arrays."""
+        """Return a NumPy function as one of device arrays."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             given = [self.unwrap(argument) for argument in args]

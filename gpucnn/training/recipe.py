@@ -20,6 +20,12 @@ class Recipe:
         augment     how its images are changed
         callbacks   creates the callbacks of a training run, new ones for each run
         prepare     is called with the model and the training images before the model's first epoch
+
+    Example
+        >>> from gpucnn import networks
+        >>> recipe = networks.lenet().recipe
+        >>> recipe.epochs, recipe.batch_size
+        (3, 128)
     """
 
     data: str

@@ -129,7 +129,7 @@ def test_cupy_errors_are_shortened(monkeypatch, forgetful, with_cupy_but_no_gpu)
 
 
 def test_strict_backend_refuses_host_arrays():
-    """The instrument itself: what crosses the wall without `from_host` or `to_host` must raise."""
+    """The mock device itself: mixing host and device arrays must raise."""
     backend = StrictBackend()
     host, device = np.ones((2, 2)), backend.from_host(np.ones((2, 2)))
     for mistake in (
@@ -144,7 +144,7 @@ def test_strict_backend_refuses_host_arrays():
     ):
         with pytest.raises(TypeError):
             mistake()
-    with pytest.raises(HostDeviceMixError, match="met a device array"):
+    with pytest.raises(HostDeviceMixError, match="mixed with a device array"):
         device *= host
     kept = backend.to_host(device)
     kept[...] = 7

@@ -21,7 +21,7 @@ KERNELS = Path(__file__).parents[2] / "gpucnn/backends/cupy/kernels"
 
 
 def find_nvrtc():
-    if "PRETENDED_GPU" in os.environ:  # whose NVRTC is another one: the two do not go together in one process
+    if "MOCK_DRIVER" in os.environ:  # whose NVRTC is another one: the two do not go together in one process
         return None
     spec = importlib.util.find_spec("nvidia")
     roots = list(spec.submodule_search_locations or []) if spec else []

@@ -21,7 +21,7 @@ def rows(x):
 
 
 def captured(function):
-    return Tracer(arena.Arena(), workspace.detach).trace(function, numbers(0))
+    return Tracer(arena.Arena(), workspace.detach).capture(function, numbers(0))
 
 
 def in_place(change):
@@ -130,7 +130,7 @@ def test_mask_that_is_empty_at_capture_is_written_through_on_replay():
         y[x > 0] = 7.0
         return y
 
-    _, replay = Tracer(arena.Arena(), workspace.detach).trace(function, -np.ones((3, 4), "float32"))
+    _, replay = Tracer(arena.Arena(), workspace.detach).capture(function, -np.ones((3, 4), "float32"))
     np.testing.assert_array_equal(replay(np.ones((3, 4), "float32")), np.full((3, 4), 7.0))
 
 

@@ -1,4 +1,4 @@
-"""The real CuPy computes on a pretended GPU what the other backends compute; builds it first, from PyPI.
+"""The real CuPy computes on a mock driver what the other backends compute; builds it first, from PyPI.
 
 Below, the driver's modes: little memory, two GPUs, and that it ends a process which touches memory that was freed or
 lies on another GPU, and fails where a handle of cuBLAS is used by two threads.
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         (platform.system(), platform.machine()) != ("Linux", "x86_64") or shutil.which("g++") is None,
-        reason="a pretended GPU needs Linux on x86-64 and g++",
+        reason="the mock driver needs Linux on x86-64 and g++",
     ),
 ]
 
@@ -35,7 +35,7 @@ def said_by(program, **settings):
     """Return what a program prints, which must end well and say nothing of a mistake."""
     said = run("python", "-c", PREPARED + program, **settings)
     assert said.returncode == 0, said.stdout + said.stderr
-    assert "pretended GPU:" not in said.stderr
+    assert "mock GPU:" not in said.stderr
     return said.stdout.splitlines()
 
 
@@ -122,7 +122,7 @@ for room in (2_600_000, *range(1_300_000, 700_000, -50_000)):
         print("out of memory")
     del taken
 """
-    said = said_by(program, PRETENDED_MEMORY="60000000")
+    said = said_by(program, MOCK_MEMORY="60000000")
     assert said[0] == "as ample captured"
     assert said[-1] == "out of memory"
     assert set(said) <= {"as ample captured", "out of memory"}, said
@@ -149,7 +149,7 @@ for jit in (True, False):
     print([str(warning.message)[:60] for warning in caught], model.why_not_captured[:60])
 print(states[0] == states[1])
 """
-    captured, eager, same = said_by(program, PRETENDED_MEMORY="90000000")
+    captured, eager, same = said_by(program, MOCK_MEMORY="90000000")
     assert captured.startswith("['the training step cannot be captured")
     assert "MemoryError: there is no room for" in captured
     assert (eager, same) == ("[] ", "True")
@@ -172,7 +172,7 @@ print(here(), results[0] == results[1] == results[2] == results[3], [other == re
 moved = network(backends[0], 8).to(backends[1])
 print(here(), fitted(moved, 8, validation_data=data(20, 8)) == results[0][0])
 """
-    assert said_by(program, PRETENDED_DEVICES="2") == [
+    assert said_by(program, MOCK_DEVICES="2") == [
         "0 [0, 1]",
         *("0 {0} ", "0 {1} ", "0 {0} ", "0 {1} "),
         "0 True [True, True]",
@@ -252,7 +252,7 @@ with ThreadPoolExecutor(1) as pool: pool.submit(backend.dense, a, a, None).resul
 )
 def test_mock_driver_finds_planted_mistakes(mistake, answer):
     ending = "\ncupy.cuda.Device().synchronize()"
-    said = run("python", "-c", PREPARED + mistake + ending, PRETENDED_DEVICES="2")
+    said = run("python", "-c", PREPARED + mistake + ending, MOCK_DEVICES="2")
     assert said.returncode != 0
     assert answer in said.stderr
 

@@ -32,7 +32,7 @@ from gpucnn.backends.numpy import (
 )
 from gpucnn.backends.numpy.tracer import TracedArray, Tracer, as_single_call, on_replay, untraced
 from gpucnn.data.augment import Flip, Translate
-from gpucnn.engine import replicas
+from gpucnn.engine.signature import Signature
 from gpucnn.errors import ConfigurationError, NumericError
 from tests.cases import CASES
 
@@ -155,7 +155,7 @@ def numbers(seed, batch=16):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_replay_returns_what_the_function_returns(name, batch):
     function, own = FUNCTIONS[name], new_tracer()
-    first, replay = own.trace(function, numbers(0, batch))
+    first, replay = own.capture(function, numbers(0, batch))
     assert replay.failure == ""
     assert type(first) is np.ndarray
     for seed, result in ((0, first.copy()), (1, replay(numbers(1, batch)).copy()), (2, replay(numbers(2, batch)))):
@@ -220,7 +220,7 @@ UNNOTED = {
 def test_capture_gives_up_what_it_cannot_trace_and_computes_it(name):
     function, why = UNNOTED[name]
     own = new_tracer()
-    result, replay = own.trace(function, numbers(0))
+    result, replay = own.capture(function, numbers(0))
     assert why in replay.failure
     np.testing.assert_array_equal(result, function(numbers(0)))
 
@@ -235,14 +235,14 @@ def test_capture_notes_its_own_thread_alone():
         other.join()
         return y
 
-    own.trace(function, numbers(0))
+    own.capture(function, numbers(0))
     assert seen == [(np.ndarray, None)]
     assert tracer.current_tracer() is None
 
 
 def test_capture_ends_on_an_error():
     with pytest.raises(ZeroDivisionError):
-        new_tracer().trace(lambda x: x / (1 // 0), numbers(0))
+        new_tracer().capture(lambda x: x / (1 // 0), numbers(0))
     assert tracer.current_tracer() is None
 
 
@@ -251,7 +251,7 @@ def test_capture_passes_warnings_on():
         with np.errstate(divide="ignore"):
             return 1 / (x - x)
 
-    _, replay = new_tracer().trace(function, numbers(0))
+    _, replay = new_tracer().capture(function, numbers(0))
     with np.errstate(all="raise"):
         with pytest.raises(FloatingPointError):
             1 / np.zeros(3)
@@ -269,14 +269,14 @@ def test_capture_reuses_memory():
     held = []
     for length in (2, 40):
         own = new_tracer()
-        own.trace(lambda x, length=length: chain(x, length), np.zeros((64, 16, 16, 8), np.float32))
+        own.capture(lambda x, length=length: chain(x, length), np.zeros((64, 16, 16, 8), np.float32))
         held.append(own.nbytes())
     assert held[1] == held[0] < 5 * (64 * 16 * 16 * 8 * 4)
 
 
 def test_capture_is_not_kept_alive_by_traced_arrays():
     own, made = new_tracer(), []
-    _, replay = own.trace(lambda x: made.append(x + 1) or made[0] * 2, numbers(0))
+    _, replay = own.capture(lambda x: made.append(x + 1) or made[0] * 2, numbers(0))
     assert isinstance(made[0], TracedArray)
     del made[:]
     gc.collect()
@@ -352,8 +352,8 @@ def replays(model, train=True):
     """Whether the model has a recorded pass that serves."""
     sharded = model._sharded_trunk if train else model._sharded
     assert sharded.captures.failure == ""
-    passes = sharded.captures._captured
-    return train in passes and passes[train][1].is_valid()
+    captured = sharded.captures._captured[train]
+    return captured.replayed is not None and captured.replayed.is_valid() and captured._signature.is_current()
 
 
 def small():
@@ -378,7 +378,7 @@ def test_layers_replay_the_same_bits(case, count):
     models = alike(make, case.input_shape)
     train(models, 5, case.input_shape, batch)
     assert replays(models[0])
-    assert not models[1]._sharded_trunk.captures._captured
+    assert models[1]._sharded_trunk.captures._captured[True].replayed is None
     for seed in range(10, 14):
         x = batch_of(seed, case.input_shape, batch)[0]
         first, second = (model.forward(x)[0] for model in models)
@@ -407,7 +407,7 @@ def test_scratch_of_a_captured_vgg_stays_below_16_megabytes_per_thread(batch):
     model = gpucnn_model("vgg", ENGINE)
     for step in range(2):
         model.train_step(*batch_of(step, (32, 32, 3), batch), 0.01)
-    recorded = model._sharded_trunk.captures._captured[True][1]
+    recorded = model._sharded_trunk.captures._captured[True].replayed
     for recorder in recorded._tracers:
         assert 1 << 20 < sum(buffer.nbytes for buffer in recorder._scratch.values()) < 16 << 20
 
@@ -486,7 +486,7 @@ def test_capture_survives_the_smaller_last_batch():
     for _ in range(4):
         for batch in (32, 32, 32, 20):
             model.train_on_batch(*batch_of(0, SHAPE, batch))
-        assert model._sharded_trunk.captures._captured[True][0][0] == (32, *SHAPE)
+        assert model._sharded_trunk.captures._captured[True]._key[0] == (32, *SHAPE)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -509,7 +509,7 @@ def test_fit_releases_captured_memory():
     model, _ = alike(small, SHAPE)
     x, y = batch_of(0, SHAPE, 150)
     model.fit(x, y, epochs=2, batch_size=32, verbose=0)
-    assert not model._sharded_trunk.captures._captured
+    assert model._sharded_trunk.captures._captured[True].replayed is None
 
 
 def test_layer_that_declares_nothing_is_not_captured():
@@ -539,14 +539,14 @@ def test_layer_with_a_false_declaration_runs_eagerly():
     models = alike(lambda: [L.Conv2D(3, 1), Decides(), *small()], SHAPE)
     train(models, 6, SHAPE)
     assert "__float__" in models[0]._sharded_trunk.captures.failure
-    assert not models[0]._sharded_trunk.captures._captured
+    assert models[0]._sharded_trunk.captures._captured[True].replayed is None
 
 
 def test_capture_backs_off_where_settings_change_each_step(monkeypatch):
     model, _ = alike(small, SHAPE)
     recorded = []
-    record = Tracer.trace
-    monkeypatch.setattr(Tracer, "trace", lambda *args: recorded.append(1) or record(*args))
+    record = Tracer.capture
+    monkeypatch.setattr(Tracer, "capture", lambda *args: recorded.append(1) or record(*args))
     for step in range(40):
         model.layers[1].epsilon = 1e-5 + step * 1e-9
         model.train_on_batch(*batch_of(step, SHAPE))
@@ -676,14 +676,14 @@ def test_training_and_inference_share_their_memory():
     model, _ = alike(small, SHAPE)
     for step in range(3):
         model.train_on_batch(*batch_of(step, SHAPE))
-    recorder = model._sharded_trunk.captures._captured[True][1]._tracers[0]
+    recorder = model._sharded_trunk.captures._captured[True].replayed._tracers[0]
     held = recorder.nbytes()
     for step in range(3):
         model.forward(batch_of(step, SHAPE)[0])
         model.train_on_batch(*batch_of(step, SHAPE))
     assert replays(model)
     assert replays(model, train=False)
-    assert model._sharded.captures._captured[False][1]._tracers[0] is recorder
+    assert model._sharded.captures._captured[False].replayed._tracers[0] is recorder
     assert recorder.nbytes() < 1.2 * held
 
 
@@ -698,7 +698,7 @@ def test_fingerprint_notices_arrays_and_attributes():
         lambda: list.append(model.layers, L.ReLU()),  # which users cannot do
     ]
     for change in changes:
-        fingerprint = replicas.NetworkSignature(model.network)
+        fingerprint = Signature(model.network)
         assert fingerprint.is_current()
         change()
         assert not fingerprint.is_current()

@@ -39,8 +39,6 @@ REFUSED = {
     "fit": lambda model: model.fit(*DATA, verbose=0),
     "compile": lambda model: model.compile("adam"),
     "to": lambda model: model.to(Backend(), "float64"),
-    "freeze": lambda model: model.freeze("conv2d"),
-    "unfreeze": lambda model: model.unfreeze("conv2d"),
     "parity": lambda model: gpucnn.parity(model, DATA[0]),
 }
 

@@ -12,7 +12,7 @@ from gpucnn.backends import get_backend
 from gpucnn.backends.numpy import arena, memory, threads
 from gpucnn.backends.numpy.traced_array import TracedArray
 from gpucnn.engine import comparison, passes
-from gpucnn.engine.replicas import NetworkSignature
+from gpucnn.engine.signature import Signature
 from gpucnn.errors import CaptureWarning, ConfigurationError
 from gpucnn.layers.base import Buffer, Layer
 
@@ -74,7 +74,7 @@ def test_replay_that_differs_warns_and_is_never_used(count):
     both = models(past_the_doors)
     alike(both, range(2))
     assert both[0].why_not_captured == ""
-    with pytest.warns(CaptureWarning, match="all of them are eager: the output of a replay is not"):
+    with pytest.warns(CaptureWarning, match="they run eagerly, which takes longer: the output of a replay is not"):
         alike(both, [2])
     alike(both, range(3, 8))
     assert both[0].why_not_captured == "the output of a replay is not what the layers themselves compute"
@@ -122,7 +122,7 @@ def test_replay_that_fails_falls_back():
 
     both = models(picky)
     alike(both, range(2))
-    captured = both[0]._sharded_trunk.captures._captured[True][1]
+    captured = both[0]._sharded_trunk.captures._captured[True].replayed
     captured._replays["forward"][0]._calls.append(lambda: 1 / 0)
     with pytest.warns(CaptureWarning, match="a replay raised ZeroDivisionError"):
         alike(both, range(2, 6))
@@ -155,7 +155,7 @@ def test_comparison_leaves_buffers_streams_and_gradients_alone():
         alike(both, [seed])
         gradients = [model.flat_gradients().tobytes() for model in both]
         assert gradients[0] == gradients[1]
-    assert both[0]._sharded_trunk.captures._captured[True][1].is_valid()
+    assert both[0]._sharded_trunk.captures._captured[True].replayed.is_valid()
 
 
 def test_comparison_happens_once(monkeypatch):
@@ -262,7 +262,7 @@ def test_replay_without_memory_blames_no_layer():
     def full():
         raise MemoryError
 
-    both[0]._sharded_trunk.captures._captured[True][1]._replays["forward"][0]._calls.append(full)
+    both[0]._sharded_trunk.captures._captured[True].replayed._replays["forward"][0]._calls.append(full)
     with pytest.warns(CaptureWarning, match="memory does not suffice .* a smaller batch size leaves room for both$"):
         alike(both, range(2, 6))
 
@@ -297,7 +297,7 @@ def test_layer_arrays_are_restored_and_followed():
     for model in both:
         model.layers[0].kernel *= 2  # in place: the same array
     alike(both, range(5, 8))
-    assert both[0]._sharded_trunk.captures._captured[True][1].is_valid()
+    assert both[0]._sharded_trunk.captures._captured[True].replayed.is_valid()
 
 
 # --- errors of arithmetic ---------------------------------------------------------------------
@@ -400,7 +400,7 @@ def test_fingerprint_sees_nested_changes(what, monkeypatch):
     for kind, name in ((Deep, "scale"), (Deep, "forward"), (Config, "factor"), (Config, "shared")):
         monkeypatch.setattr(kind, name, vars(kind)[name] if name != "shared" else [1.0])  # put back afterwards
     model = gpucnn.Model([Deep(), L.Dense(2)], SHAPE, backend=ENGINE)
-    fingerprint = NetworkSignature(model.network)
+    fingerprint = Signature(model.network)
     assert fingerprint.is_current()
     model.predict(batch(0)[0])
     assert fingerprint.is_current()

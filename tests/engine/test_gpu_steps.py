@@ -16,10 +16,10 @@ import gpucnn
 from gpucnn import callbacks, losses, optimizers
 from gpucnn import layers as L
 from gpucnn.data.augment import AlternatingFlip, Flip, Translate
+from gpucnn.engine import capture
 from gpucnn.errors import CaptureWarning, OutOfMemoryError
 from gpucnn.networks.whitening import whiten
 from gpucnn.optimizers import Group
-from gpucnn.training import steps as training_steps
 from tests.simulated_cupy import Importer, Simulation, load_backend
 
 
@@ -199,23 +199,23 @@ def test_settings_assigned_the_same_value_are_not_a_change(simulated):
     assert backend.simulation.graph_launches == 15
 
 
-def test_settings_that_change_each_step_reserve_memory_once(simulated, monkeypatch):
-    """The room of the first step is given up, and no other one is made while settings do not rest."""
+def test_settings_that_change_each_step_reserve_memory_ever_more_rarely(simulated, monkeypatch):
+    """For the steps 1, 3, 7, 15 and 31: the eager steps before a capture double."""
     backend, rooms = simulated(0), []
-    make = backend.capture_pool
-    monkeypatch.setattr(backend, "capture_pool", lambda: rooms.append(1) or make())
+    make = backend.tracer
+    monkeypatch.setattr(backend, "tracer", lambda: rooms.append(1) or make())
     results = []
     for jit in (True, False):
         rates = iter(np.linspace(0.1, 0.6, 40).tolist())
         change = After(lambda model, rates=rates: setattr(model.layers[3], "rate", next(rates)), *range(1, 33))
         results.append(outcome(small(backend, jit=jit), epochs=4, callbacks=[change]))
     assert results[0] == results[1]
-    assert len(rooms) == 1
+    assert len(rooms) == 5
 
 
 def test_settings_changes_delay_capture_by_a_bounded_number_of_steps(simulated, monkeypatch):
     """With a bound of 2: captured and replayed 3 steps of the first 4, and 2 of each 4 that follow a change."""
-    monkeypatch.setattr(training_steps, "MAX_EAGER", 2)
+    monkeypatch.setattr(capture, "MAX_WARMUP", 2)
     backend, rates = simulated(0), iter((0.4, 0.5, 0.6))
     change = After(lambda model: setattr(model.layers[3], "rate", next(rates)), 4, 8, 12)
     outcome(small(backend), callbacks=[change])
@@ -339,30 +339,32 @@ def test_capture_may_grow_but_not_free(simulated):
             xp.add(kept[: 1000 * (number + 1)], 1.0, out=kept[: 1000 * (number + 1)])
             xp.ones(1000 * (number + 1), dtype="float32")
 
-    with backend.capture_pool() as pool:
+    pool = backend.tracer()
+    with pool.warm_up():
         step(2)
-    backend.capture(pool, lambda: step(5), {})(0)
+    pool.capture(lambda: step(5))
     assert float(kept[0]) == 7
 
-    with backend.capture_pool() as pool:
+    pool = backend.tracer()
+    with pool.warm_up():
         step(3)
     with pytest.raises(RuntimeError, match=r"12,000 bytes that the captured step may use were freed"):
-        backend.capture(pool, lambda: (step(3), pool.pool.free_all_blocks()), {})
+        pool.capture(lambda: (step(3), pool.pool.free_all_blocks()))
 
 
 def test_graph_whose_first_launch_fails_is_run_eagerly(simulated, monkeypatch):
     backend = simulated(0)
-    capture = backend.capture
+    make = backend.tracer
 
-    def fails(pool, step, increments):
-        capture(pool, step, increments)
+    def fails(*arguments, **options):
+        raise RuntimeError("cudaErrorMemoryAllocation")
 
-        def launch(repeat):
-            raise RuntimeError("cudaErrorMemoryAllocation")
+    def tracer():
+        made = make()
+        monkeypatch.setattr(type(made).capture.__globals__["CapturedGraph"], "__call__", fails)
+        return made
 
-        return launch
-
-    monkeypatch.setattr(backend, "capture", fails)
+    monkeypatch.setattr(backend, "tracer", tracer)
     with pytest.warns(CaptureWarning, match="cudaErrorMemoryAllocation"):
         captured = outcome(small(backend))
     assert captured == outcome(small(backend, jit=False))

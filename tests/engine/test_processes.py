@@ -15,7 +15,7 @@ from gpucnn import layers
 from gpucnn.backends.numpy import blas, cores, memory, threads
 from gpucnn.callbacks import Callback
 from gpucnn.core import forks
-from gpucnn.engine import capture
+from gpucnn.engine import captured_pass
 from gpucnn.errors import ConfigurationError, ThreadWarning
 
 ROOT = Path(__file__).parents[2]
@@ -200,7 +200,7 @@ def test_fork_releases_locks_that_other_threads_held(two_threads, monkeypatch):
     """Every lock of the package, BLAS, and the parameters of a model that was being recorded."""
     x, y = images()
     model = network()
-    held = [threads._team_lock, threads._pool._lock, blas._lock, memory.arena._lock, capture._capture_lock]
+    held = [threads._team_lock, threads._pool._lock, blas._lock, memory.arena._lock, captured_pass._capture_lock]
     held += [model._sharded_trunk.captures.memory.lock]
     assert all(any(lock is other for other in forks.locks()) for lock in held)
     inside, leave = threading.Event(), threading.Event()
@@ -211,12 +211,12 @@ def test_fork_releases_locks_that_other_threads_held(two_threads, monkeypatch):
             for lock in held:
                 lock.acquire()
             tracer = model.backend.tracer()
-            capture._with_traced_state(model.network, tracer)
+            captured_pass._with_traced_state(model.network, tracer)
             inside.set()
             leave.wait()
             for lock in held:
                 lock.release()
-            capture._restore()
+            captured_pass._restore()
 
     def child():
         free = not any(lock.locked() for lock in forks.locks())

@@ -1,1 +1,1 @@
-"""The real CuPy on a pretended GPU: see run.py."""
+"""The real CuPy on a mock driver: see run.py."""

@@ -44,7 +44,7 @@ def main(folder):
     header = HERE.parent / "host.h" if ours else HERE / "device.h"
     seen = [option for option in options if option.startswith(("-D", "-I"))]
     known = hashlib.sha256("\n".join([text, *seen, Path(__file__).read_text(), header.read_text()]).encode())
-    library = Path(os.environ["PRETENDED_GPU"]) / "kernels" / f"{known.hexdigest()}.so"
+    library = Path(os.environ["MOCK_DRIVER"]) / "kernels" / f"{known.hexdigest()}.so"
     if not library.exists():
         _compile(text, seen, header, ours, library)
     (folder / "code").write_text(str(library))

@@ -1,4 +1,4 @@
-// A pretended NVIDIA GPU: as much of the CUDA runtime, its driver, NVRTC and cuBLAS as the real CuPy asks for here.
+// A mock NVIDIA GPU: as much of the CUDA runtime, its driver, NVRTC and cuBLAS as the real CuPy asks for here.
 //
 // One library goes by all four names. Memory is the host's, kernels are compiled for the host (kernels.py), and work is
 // put off as long as a GPU could put it off: it is done when somebody waits for its stream, so that what forgets to
@@ -6,7 +6,7 @@
 // is noted instead of done. Functions that are not here are made by run.py; they say so and fail.
 //
 // Freed memory is never given out again, and what touches it, or memory of another GPU, ends the process with a message.
-// A handle of cuBLAS serves one thread and one GPU. PRETENDED_DEVICES is the number of GPUs, PRETENDED_MEMORY the bytes
+// A handle of cuBLAS serves one thread and one GPU. MOCK_DEVICES is the number of GPUs, MOCK_MEMORY the bytes
 // that each has.
 
 #include <cuda.h>
@@ -55,7 +55,7 @@ size_t setting(const char* name, size_t otherwise) {
     return text ? strtoull(text, nullptr, 10) : otherwise;
 }
 
-const size_t TOTAL = setting("PRETENDED_MEMORY", 8ull << 30);  // bytes of memory
+const size_t TOTAL = setting("MOCK_MEMORY", 8ull << 30);  // bytes of memory
 constexpr int MOST_DEVICES = 4;
 constexpr size_t LINE = 512, PAGE = 4096;  // bytes, on which pinned and other allocations begin
 
@@ -98,7 +98,7 @@ void check(const char* what, int of_device, const void* address) {
     const auto block = range_of(memory, address);
     const bool elsewhere = block != memory.end() && block->second.device != of_device;
     if (!elsewhere && !lies_in(freed, address)) return;
-    say("pretended GPU: %s on device %d touches memory that %s", what, of_device,
+    say("mock GPU: %s on device %d touches memory that %s", what, of_device,
         elsewhere ? "lies on another device" : "was freed");
     _exit(134);
 }
@@ -146,12 +146,12 @@ int copy(void* to, const void* from, size_t bytes, int kind) {
                        (kind == cudaMemcpyDeviceToHost && (to_device || !from_device)) ||
                        (kind == cudaMemcpyDeviceToDevice && (!to_device || !from_device));
     if (bytes && wrong) {
-        say("pretended GPU: a copy of kind %d to %s from %s", kind, to_device ? "the device" : "the host",
+        say("mock GPU: a copy of kind %d to %s from %s", kind, to_device ? "the device" : "the host",
             from_device ? "the device" : "the host");
         return cudaErrorInvalidValue;
     }
     if ((to_device && !lies_in(memory, to, bytes)) || (from_device && !lies_in(memory, from, bytes))) {
-        say("pretended GPU: a copy of %zu bytes goes beyond an allocation", bytes);
+        say("mock GPU: a copy of %zu bytes goes beyond an allocation", bytes);
         return cudaErrorIllegalAddress;
     }
     memmove(to, from, bytes);
@@ -167,7 +167,7 @@ cudaError_t answer(int error) {
 
 int device_count() {
     const char* visible = getenv("CUDA_VISIBLE_DEVICES");
-    return visible && !strcmp(visible, "-1") ? 0 : (int)std::min<size_t>(setting("PRETENDED_DEVICES", 1), MOST_DEVICES);
+    return visible && !strcmp(visible, "-1") ? 0 : (int)std::min<size_t>(setting("MOCK_DEVICES", 1), MOST_DEVICES);
 }
 
 std::string text_of(const std::string& path) {
@@ -191,7 +191,7 @@ const char* cudaGetErrorName(cudaError_t error) {
     snprintf(text, sizeof text, "cudaError%d", (int)error);
     return text;
 }
-const char* cudaGetErrorString(cudaError_t) { return "said by a pretended GPU"; }
+const char* cudaGetErrorString(cudaError_t) { return "said by a mock GPU"; }
 cudaError_t cudaGetLastError() {
     const int error = last_error;
     last_error = 0;
@@ -231,7 +231,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
     *properties = {};
-    strcpy(properties->name, "a pretended GPU");
+    strcpy(properties->name, "a mock GPU");
     properties->major = 9;
     properties->multiProcessorCount = 132;
     properties->totalGlobalMem = TOTAL;
@@ -302,7 +302,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
     };
     const bool from_device = lies_in(memory, from), to_device = lies_in(memory, to);
     if (stream_of(handle)->captures) {
-        if (!from_device || !to_device) say("pretended GPU: a copy between host and device is captured");
+        if (!from_device || !to_device) say("mock GPU: a copy between host and device is captured");
     } else if (to_device && !from_device && !lies_in(pinned, from)) {
         // the driver takes what lies in ordinary memory before it returns
         auto taken = std::make_shared<std::vector<char>>((const char*)from, (const char*)from + bytes);
@@ -453,7 +453,7 @@ CUresult cuCtxSetCurrent(CUcontext) { return CUDA_SUCCESS; }
 CUresult cuCtxGetDevice(CUdevice* number) { return *number = device, CUDA_SUCCESS; }
 CUresult cuModuleLoadData(CUmodule* module, const void* image) {
     void* library = dlopen((const char*)image, RTLD_NOW | RTLD_LOCAL);  // kernels.py leaves a path for machine code
-    if (!library) say("pretended GPU: %s", dlerror());
+    if (!library) say("mock GPU: %s", dlerror());
     *module = (CUmodule)library;
     return library ? CUDA_SUCCESS : CUDA_ERROR_INVALID_IMAGE;
 }
@@ -471,12 +471,12 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned 
                         unsigned bz, unsigned shared, CUstream stream, void** given, void**) {
     auto kernel = (Kernel*)function;
     if (!(gx && gy && gz && bx && by && bz) || gy > 65535 || gz > 65535 || bx * by * bz > 1024 || shared > 49152) {
-        say("pretended GPU: %s cannot have a grid (%u, %u, %u) of blocks (%u, %u, %u) with %u bytes shared",
+        say("mock GPU: %s cannot have a grid (%u, %u, %u) of blocks (%u, %u, %u) with %u bytes shared",
             kernel->name.c_str(), gx, gy, gz, bx, by, bz, shared);
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (stream_of(stream)->device != device) {
-        say("pretended GPU: %s is launched on device %d in a stream of device %d", kernel->name.c_str(), device,
+        say("mock GPU: %s is launched on device %d in a stream of device %d", kernel->name.c_str(), device,
             stream_of(stream)->device);
         return CUDA_ERROR_INVALID_HANDLE;
     }
@@ -492,7 +492,7 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned 
         }
         const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
         if (const char* wrong = kernel->run(grid, block, places.data())) {
-            say("pretended GPU: %s: %s", kernel->name.c_str(), wrong);
+            say("mock GPU: %s: %s", kernel->name.c_str(), wrong);
             abort();
         }
     });
@@ -520,7 +520,7 @@ int nvrtcCreateProgram(Program** program, const char* text, const char*, int, co
 }
 int nvrtcDestroyProgram(Program** program) { return delete *program, 0; }
 int nvrtcCompileProgram(Program* program, int count, const char** options) {
-    char name[] = "/tmp/pretended-gpu-XXXXXX";
+    char name[] = "/tmp/mock-driver-XXXXXX";
     const std::string folder = mkdtemp(name);
     if (FILE* file = fopen((folder + "/text.cu").c_str(), "wb")) {
         fwrite(program->text.data(), 1, program->text.size(), file);
@@ -530,7 +530,7 @@ int nvrtcCompileProgram(Program* program, int count, const char** options) {
         for (int i = 0; i < count; i++) fprintf(file, "%s\n", options[i]);
         fclose(file);
     }
-    const std::string command = getenv("PRETENDED_GPU_COMPILER");  // of run.py
+    const std::string command = getenv("MOCK_DRIVER_COMPILER");  // of run.py
     const int status = system((command + " " + folder + " > " + folder + "/log 2>&1").c_str());
     program->code = text_of(folder + "/code");
     program->log = text_of(folder + "/log");
@@ -610,12 +610,12 @@ int cublasGemmEx(Blas* handle, int turn_a, int turn_b, int m, int n, int k, cons
          !lies_in(memory, b, bytes(type_b, rows_b, columns_b, ldb)) || !lies_in(memory, c, bytes(type_c, m, n, ldc))))
         return 14;
     if (handle->device != device || handle->thread != std::this_thread::get_id()) {
-        say("pretended GPU: a handle of cuBLAS is used %s",
+        say("mock GPU: a handle of cuBLAS is used %s",
             handle->device != device ? "on another device" : "by a thread that has not set its stream");
         return 14;
     }
     if (stream_of(handle->stream)->captures && !handle->workspace)
-        say("pretended GPU: cuBLAS is captured without a workspace of its own");
+        say("mock GPU: cuBLAS is captured without a workspace of its own");
     const Shape shape = {(bool)turn_a, (bool)turn_b, m, n, k, lda, ldb, ldc};
     const int types = 100 * type_a + 10 * type_b + type_c;
     const bool of_floats = compute == 68 || compute == 77;
@@ -646,6 +646,6 @@ int cublasDgemm_v2(Blas* handle, int turn_a, int turn_b, int m, int n, int k, co
 #define MISSING(function, name)                    \
     extern "C" int function() asm(name);           \
     int function() {                               \
-        say("pretended GPU: there is no %s", name); \
+        say("mock GPU: there is no %s", name); \
         return cudaErrorNotSupported;              \
     }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The real CuPy on a pretended GPU: its Python and Cython layers, our engine and its kernels, without NVIDIA's driver.
+"""The real CuPy on a mock driver: its Python and Cython layers, our engine and its kernels, without NVIDIA's driver.
 
     python tests/mock_driver/run.py pytest --backend cupy tests/layers/test_layers.py
     python tests/mock_driver/run.py python -m benchmarks.gpu --quick
@@ -48,9 +48,9 @@ Cython.Build.cythonize([extension], language_level=3, compile_time_env=constants
 def main(command):
     """Make what is missing, then become the command."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        sys.exit("a pretended GPU needs Linux on x86-64")
+        sys.exit("the mock driver needs Linux on x86-64")
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    folder = cache / "gpucnn" / f"pretended-gpu-{VERSION}-py{sys.version_info.major}{sys.version_info.minor}"
+    folder = cache / "gpucnn" / f"mock-driver-{VERSION}-py{sys.version_info.major}{sys.version_info.minor}"
     python = folder / "venv/bin/python"
     if not (folder / "ready").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -66,8 +66,8 @@ def main(command):
         "CUDA_PATH": str(_site(folder) / "nvidia/cu13"),
         "CUPY_CACHE_DIR": str(folder / "cupy-cache"),
         "CUPY_ACCELERATORS": "",  # CUB, whose module asks NVIDIA's runtime
-        "PRETENDED_GPU": str(folder),
-        "PRETENDED_GPU_COMPILER": compiler,
+        "MOCK_DRIVER": str(folder),
+        "MOCK_DRIVER_COMPILER": compiler,
     }
     os.chdir(ROOT)
     os.execvpe(command[0], command, {**os.environ, **settings})

@@ -84,7 +84,7 @@ def test_repeat_tells_that_trainings_are_the_same(bench):
         "steps": 5,
         "batch": 4,
         "again": True,
-        "recorded": True,
+        "captured": True,
         "largest_difference": 0.0,
     }
 
@@ -93,7 +93,7 @@ def test_repeat_tells_that_trainings_differ(bench, monkeypatch):
     states = iter([{"weight": np.float32([1, 2])}, {"weight": np.float32([1, 2])}, {"weight": np.float32([1, 2.5])}])
     monkeypatch.setattr(gpu, "_trained", lambda *args, **kwargs: next(states))
     (row,) = rows_of(bench, "repeat")
-    assert (row["again"], row["recorded"], row["largest_difference"]) == (True, False, 0.5)
+    assert (row["again"], row["captured"], row["largest_difference"]) == (True, False, 0.5)
 
 
 def test_memory(bench):
@@ -218,16 +218,16 @@ def test_a_recorded_call_makes_as_many_as_it_says(bench):
     def call():
         total[...] += 1
 
-    recorded = bench.ours.recorded(call, 4)
+    captured = bench.ours.captured(call, 4)
     before = int(total)
-    recorded()
-    recorded()
+    captured()
+    captured()
     assert int(total) - before == 8
 
 
 def test_a_steps_recording_is_asked_for(bench, monkeypatch):
     monkeypatch.setattr(gpu_nets, "BATCHES", 1)  # too few to record
-    with pytest.raises(RuntimeError, match="asked for recorded=True, gpucnn chose StepRunner"):
+    with pytest.raises(RuntimeError, match="asked for captured=True, gpucnn chose StepRunner"):
         bench.ours.step("lenet", 4, "fp32", True)
 
 
@@ -254,8 +254,8 @@ def test_times_are_of_one_call_and_compared(bench, monkeypatch):
 
 
 def test_what_pytorch_cannot_do_is_noted(bench):
-    def step(net, batch, precision, recorded, width):
-        if recorded:
+    def step(net, batch, precision, captured, width):
+        if captured:
             raise RuntimeError("no graph of this")
         return lambda: None
 
@@ -413,13 +413,13 @@ def test_the_tables_of_a_made_up_result():
         "",
         "## Convolutions 3×3 by the room for columns, all passes, ms",
         "",
-        "| images | channels | side | type | room, MB | gpucnn | recorded |",
+        "| images | channels | side | type | room, MB | gpucnn | captured |",
         "|---|---|---|---|---|---|---|",
         "| 128 | 64 | 32 | fp16 | 48 | 1.000 | 0.500 |",
         "",
         "## Convolutions 3×3, ms",
         "",
-        "| images | channels | side | type | pass | gpucnn | torch | ÷ torch | recorded | TFLOP/s | torch's graph "
+        "| images | channels | side | type | pass | gpucnn | torch | ÷ torch | captured | TFLOP/s | torch's graph "
         "| ÷ torch's graph |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
         "| 128 | 64 | 32 | fp16 | all | 0.250 | 0.500 | 0.50 | 0.200 | 123.5 |  |  |",

@@ -24,7 +24,7 @@ from gpucnn.callbacks.snapshots import load_snapshots
 from gpucnn.core.text import duration
 from gpucnn.errors import CheckpointError, ConfigurationError, DataError, OutOfMemoryError
 from gpucnn.report.feature_maps import choose_images
-from gpucnn.runs.folder import Predicted
+from gpucnn.runs.folder import Predictions
 from gpucnn.runs.statistics import Runs
 from gpucnn.saving.tree import read_tensors
 from tests.tools.conftest import CLASS_NAMES
@@ -190,7 +190,7 @@ def test_headline_and_settings(page, made, model):
     settings = json.loads((made / "config.json").read_text())
     history = json.loads((made / "history.json").read_text())
     found = facts(page)
-    assert found["test accuracy"] == f"{100 * settings['test']['accuracy']:.2f} % on the test images, after training"
+    assert found["test accuracy"] == f"{100 * settings['test']['accuracy']:.2f} % after training"
     assert found["test loss"].startswith(f"{settings['test']['loss']:.4f} ")
     count = sum(parameter.size for parameter in model.parameters().values())
     assert found["parameters"].startswith(f"{count:,} ")
@@ -482,7 +482,7 @@ def test_images_are_chosen_by_class_and_confidence(page, model, test_set):
     for number, panel in zip(numbers, part.all("div", data_panel=None), strict=True):
         best = int(probabilities[number].argmax())
         said = f"{labels[number]}, classified as {best}" if best != labels[number] else str(best)
-        assert panel.one("h3").text == f"Test image {number}: {said}"
+        assert panel.one("h3").text == f"Test image #{number}: {said}"
         assert f"Predicted: {best} (" in panel.text
 
 
@@ -492,7 +492,7 @@ def test_feature_maps_are_those_of_the_forward_pass(page, model, test_set):
     panels = part.all("div", data_panel=None)
     assert len(panels) == 6
     for panel in panels:
-        number = int(re.search(r"Test image (\d+)", panel.text)[1])
+        number = int(re.search(r"Test image #(\d+)", panel.text)[1])
         values = model.as_floats(images[number : number + 1])
         passed = [("input", None)]
         for layer in model.layers:
@@ -517,7 +517,7 @@ def test_feature_maps_are_those_of_the_forward_pass(page, model, test_set):
 
 def test_images_are_chosen_by_index(made):
     part = section(parse(report.render(made, backend="numpy", images=[7, 3, 7])), "feature-maps")
-    assert [h3.text.split(":")[0] for h3 in part.all("h3")] == ["Test image 7", "Test image 3"]
+    assert [h3.text.split(":")[0] for h3 in part.all("h3")] == ["Test image #7", "Test image #3"]
     part = section(parse(report.render(made, backend="numpy", images=1)), "feature-maps")
     assert len(part.all("h3")) == 1
     assert len(part.all("fieldset")) == 1  # no choice of one image
@@ -532,7 +532,7 @@ def test_images_of_an_untrained_network():
     """One class is never recognised, one is not in the test set, and there are more images to show than classes."""
     probabilities = np.eye(4)[[0, 0, 0, 2, 0]] * 0.5
     probabilities[4, 0] = 0.9
-    known = Predicted(None, None, np.array([0, 0, 1, 2, 1]), probabilities, list("abcd"))
+    known = Predictions(None, None, np.array([0, 0, 1, 2, 1]), probabilities, list("abcd"))
     assert choose_images(known, 4) == [0, 2, 3, 4]  # 2 is of a class that is not recognised; 4 is the surest mistake
     assert choose_images(known, 5) == [0, 1, 2, 3, 4]
     assert choose_images(known, 9) == [0, 1, 2, 3, 4]
@@ -603,7 +603,7 @@ def test_defects_of_a_run_without_a_watch(folder):
 
 def test_defects_of_a_command_line_run(page, made):
     kept = json.loads((made / "defects.json").read_text())
-    assert f"No problems in {len(kept['looks'])} check" in section(page, "defects").text
+    assert f"No problems in {len(kept['observations'])} check" in section(page, "defects").text
     names = [
         item.one("figcaption").inside[0] for item in section(page, "defects").one("ul", cls="histograms").all("li")
     ]
@@ -659,18 +659,18 @@ def test_defects_are_reported_at_the_top(folder, watched):
     ("content", "message"),
     [
         ("{", "defects.json: cannot be read as JSON"),
-        ("[]", "defects.json: is of format None, and this gpucnn reads 1"),
+        ("[]", "defects.json: has format None, expected 1"),
         (
             '{"format": 1, "defect": null, "observations": [{"step": 1}], "histograms": {}}',
-            "is not a TrainingMonitor.s report",
+            "is not a TrainingMonitor's report",
         ),
         (
             '{"format": 1, "defect": {"kind": "x"}, "observations": [], "histograms": {}}',
-            "is not a TrainingMonitor.s report",
+            "is not a TrainingMonitor's report",
         ),
         (
             '{"format": 1, "defect": null, "observations": [], "histograms": {"w": {"counts": [1]}}}',
-            "is not a TrainingMonitor.s report",
+            "is not a TrainingMonitor's report",
         ),
     ],
 )
@@ -726,7 +726,7 @@ def test_all_runs_table(many):
     lines = rows(table)
     assert lines[0] == ["0", "90.00 %", "0.300", "91.00 %", "61.0 s", "none"]
     assert lines[1][:2] == ["1 this run", "95.00 %"]
-    assert lines[2][-1] == "collapsed: class 3 is predicted for <100%>"
+    assert lines[2][-1] == "single-class predictions: class 3 is predicted for <100%>"
     assert lines[3][-1] == "after 1 restart"
     good = np.array([0.9, 0.95, 0.91])
     assert lines[4][:2] == ["mean", f"{100 * good.mean():.2f} %"]
@@ -793,7 +793,7 @@ def test_scores_are_measured_if_not_recorded(folder, model, test_set):
     )
     found = parse(report.render(folder, backend="numpy"))
     accuracy = model.evaluate(*test_set)["accuracy"]
-    assert facts(found)["test accuracy"] == f"{100 * accuracy:.2f} % on the test images, measured for this report"
+    assert facts(found)["test accuracy"] == f"{100 * accuracy:.2f} % measured for this report"
 
 
 def test_report_of_a_network_without_convolutions(tmp_path, data):
@@ -1013,9 +1013,9 @@ def test_report_path_is_the_run_folder_or_as_requested(run, folder, tmp_path):
     assert (status, shown, errors) == (0, f"{folder / 'report.html'}\n", "")
     assert parse(folder / "report.html").one("h1").text == "lenet"
     assert run("report", folder, "-o", "mine.html", "--index", 3, "--index", 9)[1] == "mine.html\n"
-    assert [h3.text[:13] for h3 in section(parse(tmp_path / "mine.html"), "feature-maps").all("h3")] == [
-        "Test image 3:",
-        "Test image 9:",
+    assert [h3.text[:14] for h3 in section(parse(tmp_path / "mine.html"), "feature-maps").all("h3")] == [
+        "Test image #3:",
+        "Test image #9:",
     ]
     assert run("report", folder, "-o", "few.html", "--images", 2)[0] == 0
     assert len(section(parse(tmp_path / "few.html"), "feature-maps").all("h3")) == 2
@@ -1057,7 +1057,7 @@ def test_report_of_a_folder_without_a_run(run, folder, tmp_path):
     whole = file.read_bytes()
     described = json.loads(read_tensors(file)[0]["gpucnn"])
     save_file(load_file(file), file, metadata={"gpucnn": json.dumps(described | {"format": 99})})
-    assert "is of format 99, and this gpucnn reads format 1" in refused(run, folder)
+    assert "of format 99, and this gpucnn reads format 1" in refused(run, folder)
     file.write_bytes(whole[:1000])
     assert "is not a whole safetensors file" in refused(run, folder)
     assert not (folder / "report.html").exists()

@@ -251,8 +251,35 @@ def test_averages_leave_frozen_parameters_alone(backend):
         fit(model, make())
         for path, parameter in model.parameters().items():
             assert (model.state_dict()[path] == before[path]).all() == parameter.frozen, path
-    sizes = [len(state.flat_state()[0]) for state in (model, small_model(backend=backend))]
+    sizes = [sum(map(len, state.flat_state()[:-1])) for state in (model, small_model(backend=backend))]
     assert sizes == [2 * 16 + 32, 432], "nor is it copied: scale, shift and the last weight are left"
+
+
+@pytest.mark.parametrize("make", [lambda: MovingAverage(0.8), lambda: Lookahead(2)], ids=["moving", "look-ahead"])
+@pytest.mark.parametrize("act", ["on_step_end", "on_epoch_end"])
+def test_averages_leave_alone_what_is_frozen_during_fit(make, act):
+    """From a step on it stays as it is, averaged or not, and what is unfrozen is averaged from then on."""
+    seen = {}
+
+    class Freezes(Callback):
+        def on_step_end(self, model, step):
+            if act == "on_step_end" and model.epochs_trained == 1 and step == 1:
+                self.change(model)
+
+        def on_epoch_end(self, model, epoch, logs):
+            if act == "on_epoch_end" and epoch == 1:
+                self.change(model)
+
+        def change(self, model):
+            seen.update(model.freeze("conv2d_1", "batch_norm.scale").unfreeze("dense.bias").state_dict())
+
+    model, callback = small_model(dtype="float64").freeze("dense.bias"), make()
+    model.fit(*stripes(60), epochs=4, batch_size=20, callbacks=[callback, Freezes()], verbose=0)
+    after = model.state_dict()
+    frozen = {"conv2d_1.weight", "conv2d_1.bias", "batch_norm.scale"}
+    for path in model.parameters():
+        assert (after[path] == seen[path]).all() == (path in frozen), path
+    assert len(callback.state(model)["averages"]) == 2
 
 
 def test_averages_two_at_once_are_refused():

@@ -1,5 +1,7 @@
 """Frozen parameters: nothing moves them, their gradients are left out, and the way back ends behind them."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -65,18 +67,18 @@ def test_freeze_changes_no_step_of_the_others(backend):
 
 
 def test_freeze_keeps_slots_of_frozen_parameters():
-    """Momentum of before is there again after, in whatever order the parameters lie meanwhile."""
+    """They stay where they lie, and what they are, whatever the others do meanwhile."""
     x, y = stripes(20)
     model = small_model(optimizer=OPTIMIZERS["adam"](GROUPS))
     model.train_on_batch(x, y)
-    slots = {name: slot.copy() for name, slot in model.optimizer.slots.items()}
-    layout = model._flat.layout
-    model.freeze("conv2d*")
-    assert model._flat.layout != layout
-    assert model.optimizer.slots["mean"].tobytes() != slots["mean"].tobytes()
-    model.unfreeze()
-    assert model._flat.layout == layout
-    assert_same_bits_of(model.optimizer.slots, slots)
+    slots, values, layout = model.optimizer.state_dict(model.backend), model._flat.values, model._flat.layout
+    model.freeze("conv2d*").train_on_batch(x, y)
+    assert (model._flat.values is values) and (model._flat.layout is layout)
+    for name, slot in model.optimizer.state_dict(model.backend).items():
+        assert (slot == slots[name]).all() == ("conv2d" in name), name
+    model.unfreeze().train_on_batch(x, y)
+    for name, slot in model.optimizer.state_dict(model.backend).items():
+        assert (slot != slots[name]).any(), name
 
 
 @pytest.fixture
@@ -252,16 +254,58 @@ def test_freeze_refuses_unknown_names_and_changes_nothing(what, message):
     assert frozen(model) == []
 
 
-def test_freeze_is_refused_during_fit():
-    class Freezes(Callback):
-        def on_epoch_end(self, model, epoch, logs):
-            model.freeze("dense")
+class FreezesBetweenSteps(Callback):
+    """Freezes before the 4th step and unfreezes before the 8th, and keeps the weights of each step's end."""
 
-    x, y = stripes(10)
+    def __init__(self):
+        self.steps = []
+
+    def on_step_end(self, model, step):
+        self.steps.append(model.state_dict())
+        if len(self.steps) == 3:
+            model.freeze("conv2d_1", "batch_norm.scale")
+        if len(self.steps) == 7:
+            model.unfreeze("conv2d_1")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("where", ["numpy", "simulated"])
+def test_freeze_between_steps_of_fit_counts_from_the_next(name, where):
+    x, y = stripes(80)
+    runs = []
+    for jit in (True, False):
+        backend = simulated_backend() if where == "simulated" else where
+        model, watch = small_model(backend=backend, optimizer=OPTIMIZERS[name](GROUPS)), FreezesBetweenSteps()
+        model.compile(model.optimizer, model.loss, jit=jit)
+        model.fit(x, y, epochs=3, batch_size=16, callbacks=[watch], verbose=0)
+        runs.append(watch.steps)
+    for before, after, number in zip(runs[0], runs[0][1:], range(2, 99), strict=False):
+        still = {path for path in model.parameters() if (before[path] == after[path]).all()}
+        paused = {"conv2d_1.weight", "conv2d_1.bias"} if 4 <= number <= 7 else set()
+        assert still == paused | ({"batch_norm.scale"} if number >= 4 else set()), number
+    for captured, eager in zip(*runs, strict=True):
+        assert_same_bits_of(captured, eager)
+
+
+def test_freeze_in_another_thread_is_refused_during_fit():
+    refused = []
+
+    class Freezes(Callback):
+        def on_step_end(self, model, step):
+            thread = threading.Thread(target=self.freeze, args=(model,))
+            thread.start()
+            thread.join()
+
+        def freeze(self, model):
+            try:
+                model.freeze("dense")
+            except ConfigurationError as error:
+                refused.append(str(error))
+
     model = small_model()
-    with pytest.raises(ConfigurationError, match="cannot be frozen or unfrozen while fit is running"):
-        model.fit(x, y, callbacks=[Freezes()], verbose=0)
-    model.freeze("dense")
+    model.fit(*stripes(10), callbacks=[Freezes()], verbose=0)
+    assert "cannot be frozen or unfrozen while fit is running in another thread" in refused[0]
+    assert frozen(model.freeze("dense")) == ["dense.weight", "dense.bias"]
 
 
 def test_summary_counts_frozen_parameters(capsys):

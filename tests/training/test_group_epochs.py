@@ -143,6 +143,40 @@ def test_group_epochs_end_where_fit_is_interrupted():
     assert all(parameter.trainable for parameter in model.parameters().values())
 
 
+def test_group_epochs_leave_what_users_freeze_and_save(tmp_path):
+    """The loop unfreezes what it has frozen and nothing else, and a file does not list that as frozen."""
+
+    class Acts(callbacks.Callback):
+        def on_epoch_end(self, model, epoch, logs):
+            if epoch == 1:
+                assert [p for p, parameter in model.parameters().items() if parameter.frozen] == [
+                    "first.weight",
+                    "first.bias",
+                ]
+                assert model.config()["frozen"] == []
+                model.save(tmp_path / "during.safetensors")
+                model.freeze("first.bias", "dense.bias")
+
+    x, y = data()
+    model = first_rests(Group("first", train_epochs=1))
+    model.fit(x, y, epochs=3, batch_size=16, callbacks=[Acts()], verbose=0)
+    assert model.config()["frozen"] == ["first.bias", "dense.bias"]
+    assert [p for p, parameter in model.parameters().items() if parameter.frozen] == ["first.bias", "dense.bias"]
+    loaded = gpucnn.load(tmp_path / "during.safetensors", backend="numpy")
+    assert all(parameter.trainable for parameter in loaded.parameters().values())
+
+
+def test_group_epochs_keep_averages_following():
+    """What a group no longer trains is still averaged: the average comes nearer to where it stays."""
+    x, y = data()
+    model, watch = first_rests(Group("first", train_epochs=1)), Watch()
+    average = callbacks.MovingAverage(0.5, warm_up=False)
+    model.fit(x, y, epochs=3, batch_size=16, callbacks=[average, watch], verbose=0)
+    shown = [weights["first.weight"] for weights in watch.weights]
+    assert (shown[0] != shown[1]).any()
+    assert abs(shown[2] - shown[1]).max() < abs(shown[1] - shown[0]).max()
+
+
 def test_group_epochs_are_kept_on_resume(tmp_path):
     """Stopped in the middle of an epoch in which they rest."""
 

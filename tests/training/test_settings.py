@@ -141,6 +141,7 @@ def test_settings_refuse_what_is_not_a_number(kind, argument, value, shape):
     wrong = ["1", b"1", [], np.ones(3), object()]
     wrong += [1, 0.0, None] if shape is FLAG else [True, np.bool_(True), float("nan"), np.float32("inf"), -np.inf]
     wrong += [1.5, np.float64(2.0)] if shape is INTEGER else []
+    wrong += [] if shape is FLAG or kind._arguments()[argument].default is None else [None]
     accepts_lists = kind is layers.Normalization
     made = make(kind, **{argument: value})
     for bad in wrong:
@@ -151,6 +152,35 @@ def test_settings_refuse_what_is_not_a_number(kind, argument, value, shape):
         with pytest.raises(ConfigurationError):
             setattr(made, argument, bad)
         assert getattr(made, argument) == getattr(make(kind, **{argument: value}), argument)
+
+
+LISTS = {
+    "kernel_size": lambda bad: layers.Conv2D(4, (3, bad)),
+    "strides": lambda bad: layers.Conv2D(4, 3, strides=[bad, 1]),
+    "dilation": lambda bad: layers.Conv2D(4, 3, dilation=(bad, bad)),
+    "padding": lambda bad: layers.MaxPool2D(2, padding=((0, bad), (0, 0))),
+    "pool_size": lambda bad: layers.AveragePool2D((bad, 2)),
+    "mean": lambda bad: layers.Normalization([bad, 0.5], [1.0, 1.0]),
+    "std": lambda bad: layers.Normalization(0.5, [1.0, bad]),
+    "points": lambda bad: schedules.PiecewiseLinear([(0, 0.1), (1, bad)]),
+    "positions": lambda bad: schedules.PiecewiseConstant([(0, 0.1), (bad, 0.2)]),
+    "rate of a group": lambda bad: optimizers.Group("*", bad),
+    "rate of an optimizer": lambda bad: optimizers.SGD(bad),
+    "rate of a schedule": lambda bad: schedules.WarmUp(bad),
+}
+
+
+@pytest.mark.parametrize("where", LISTS)
+@pytest.mark.parametrize("bad", ["x", True, np.True_, float("nan"), np.float32("inf"), -1e400, None, [1], 3j], ids=repr)
+def test_settings_refuse_what_is_not_a_number_in_lists(where, bad):
+    with pytest.raises(ConfigurationError):
+        LISTS[where](bad)
+
+
+@pytest.mark.parametrize("where", LISTS)
+def test_settings_take_numpy_numbers_in_lists(where):
+    """An integer of NumPy is a number everywhere; how large it may be differs."""
+    LISTS[where](np.int64(1))
 
 
 @pytest.mark.parametrize("kind", ours().values(), ids=lambda kind: kind.__name__)
@@ -341,12 +371,12 @@ def test_schedule_that_returns_no_rate_is_refused_at_that_step(then, where, data
 
     groups = [optimizers.Group("*.bias", lr_multiplier=Jump(then))] if where == "a group" else []
     model = model_of(optimizer=optimizers.SGD(0.1 if groups else Jump(then), momentum=0.5, groups=groups))
-    keeper = Checkpoints(tmp_path / "run", every_steps=1)
+    ckpt = Checkpoints(tmp_path / "run", every_steps=1)
     for resume in (False, True):
         with pytest.raises(
             ConfigurationError, match=r"Jump\(.*\) gave .* at epoch 1.667 of 3.*step 6 of the optimizer was not made"
         ):
-            model.fit(*data, batch_size=16, epochs=3, verbose=0, checkpoints=keeper, resume=resume)
+            model.fit(*data, batch_size=16, epochs=3, verbose=0, checkpoints=ckpt, resume=resume)
         assert all(np.isfinite(value).all() for value in model.state_dict().values())
         assert model.optimizer.steps == 5
 

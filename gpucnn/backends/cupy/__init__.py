@@ -1,4 +1,4 @@
-"""The GPU backend: CuPy arrays in the memory of one NVIDIA GPU, and kernels and products of our own.
+"""The GPU backend: CuPy arrays in the memory of one NVIDIA GPU, with the package's own kernels and cuBLAS products.
 
 Importing this module imports CuPy; nothing else in the package does.
 """
@@ -10,18 +10,19 @@ from typing import Any, TypeVar
 import cupy
 import numpy as np
 
-from gpucnn.backends.base import Array, Backend, StreamedDataset
+from gpucnn.backends.base import Backend, StreamedDataset
 from gpucnn.backends.cupy import elementwise, graph, kernels, norm, pooling, streaming
 from gpucnn.backends.cupy.convolution import Convolution, add_bias, choose_algorithm
 from gpucnn.backends.cupy.cublas import Cublas
 from gpucnn.backends.image_transform import ImageTransform
+from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 
 T = TypeVar("T")
 
 
 class CupyBackend(Backend):
-    """CuPy on one GPU: one 2-D product a convolution, kernels for the rest, a training step as one CUDA graph.
+    """CuPy on one GPU: matrix products, custom kernels for the rest, and a training step as one CUDA graph.
 
     Raises:
         Exception: whatever CuPy raises where there is no usable GPU; `get_backend` turns it into a remedy.
@@ -30,13 +31,31 @@ class CupyBackend(Backend):
     xp = cupy
     supports_float16 = True
     is_host = False
-    can_capture = True
+    captured_unit = "step"
+
+    # where no state is used, the function is the method
+    average_pool2d = staticmethod(pooling.average_pool)
+    average_pool2d_gradient = staticmethod(pooling.average_pool_gradient)
+    batch_norm = staticmethod(norm.batch_norm)
+    batch_norm_gradient = staticmethod(norm.batch_norm_gradient)
+    scale_and_shift = staticmethod(norm.scale_and_shift)
+    channel_sums = staticmethod(norm.channel_sums)
+    relu = staticmethod(elementwise.relu)
+    relu_gradient = staticmethod(elementwise.relu_gradient)
+    gelu = staticmethod(elementwise.gelu)
+    gelu_gradient = staticmethod(elementwise.gelu_gradient)
+    add = staticmethod(elementwise.add)
+    softmax_cross_entropy = staticmethod(elementwise.softmax_cross_entropy)
+    clip_norm = staticmethod(elementwise.clip_norm)
+    sgd_update = staticmethod(elementwise.sgd_update)
+    adam_update = staticmethod(elementwise.adam_update)
+    lerp_ = staticmethod(elementwise.lerp_)
 
     def __init__(self, device: int = 0) -> None:
         self.name = "cupy" if device == 0 else f"cupy:{device}"
         self.device = device
         self._thread = graph.ThreadState()
-        with self.on_device():  # where there is no driver, this says so
+        with self.on_device():  # without a driver, this raises
             self._cublas = Cublas()
             self._convolution = Convolution(self._cublas, self._thread)
             self._probe()
@@ -53,11 +72,11 @@ class CupyBackend(Backend):
     # --- where arrays live ----------------------------------------------------------------------
 
     def on_device(self) -> AbstractContextManager[Any]:
-        """Return a context in which this thread works on this backend's GPU; after it, on the one of before."""
+        """Return a context in which this thread uses this backend's GPU."""
         return cupy.cuda.Device(self.device)
 
     def from_host(self, array: Any) -> Array:
-        """Copy a host array to the GPU; an array that is there already is returned as it is."""
+        """Copy a host array to the GPU; an array that is there already is returned unchanged."""
         with self.on_device():
             return cupy.asarray(array)
 
@@ -67,7 +86,7 @@ class CupyBackend(Backend):
             return cupy.asnumpy(array)
 
     def upload(self, *data: Any, step: int = 0) -> list[Array | StreamedDataset]:
-        """Copy data sets to the GPU that together leave room for a network there; return feeds for the others."""
+        """Copy data sets to the GPU as long as a network fits as well; return streams of the others."""
         with self.on_device():
             remaining, uploaded = streaming.room_for_data(step), list[Array | StreamedDataset]()
             for one in data:
@@ -78,7 +97,7 @@ class CupyBackend(Backend):
             return uploaded
 
     def synchronize(self) -> None:
-        """Wait until the GPU has done all work that was started."""
+        """Wait until the GPU has finished all work."""
         with self.on_device():
             cupy.cuda.get_current_stream().synchronize()
 
@@ -88,23 +107,23 @@ class CupyBackend(Backend):
         return f"{self.name} (CuPy {cupy.__version__} on {properties['name'].decode()})"
 
     def environment(self) -> dict[str, Any]:
-        """Return which GPU and which CuPy compute."""
+        """Return the GPU and the version of CuPy."""
         return {"backend": self.name, "device": self.describe()}
 
     def memory_info(self) -> tuple[int, int] | None:
-        """Return the bytes that are free for arrays, those that CuPy keeps for later among them, and all."""
+        """Return the free memory in bytes, including what CuPy caches, and the total."""
         with self.on_device():
             free, total = cupy.cuda.runtime.memGetInfo()
             return free + cupy.get_default_memory_pool().free_bytes(), total
 
     def release(self) -> None:
-        """Return what CuPy keeps for later to the GPU, for other programs."""
+        """Free the memory that CuPy caches, for other programs."""
         with self.on_device():
             cupy.get_default_memory_pool().free_all_blocks()
 
     @contextmanager
     def execution_context(self, sharded: bool, allow_tf32: bool = False) -> Iterator[None]:
-        """Work on this GPU, and let float32 products round their factors to 10 bits if `allow_tf32`."""
+        """Use this GPU, and let float32 products round their factors to 10 bits if `allow_tf32`."""
         with self.on_device():
             before, self._thread.tf32 = self._thread.tf32, allow_tf32
             try:
@@ -113,7 +132,7 @@ class CupyBackend(Backend):
                 self._thread.tf32 = before
 
     def time_call(self, label: str, call: Callable[[], T]) -> tuple[T, float]:
-        """Return what a call returns and the seconds it took on the GPU; a range of its name for NVIDIA's profilers."""
+        """Return the result of a call and its seconds on the GPU; marks a range for NVIDIA's profilers."""
         with self.on_device():
             started, ended = cupy.cuda.Event(), cupy.cuda.Event()
             cupy.cuda.nvtx.RangePush(label)
@@ -128,18 +147,10 @@ class CupyBackend(Backend):
 
     # --- a step captured once and replayed ------------------------------------------------------
 
-    @contextmanager
-    def capture_pool(self) -> Iterator[graph.CapturePool]:
-        """Allocate from a pool of its own, which the captured step then finds filled; yield what `recording` takes."""
+    def tracer(self) -> graph.CapturePool:
+        """Return what captures a step as a CUDA graph, in a pool of memory of its own."""
         with self.on_device():
-            memory = graph.CapturePool()
-            with memory.active(self._thread):
-                yield memory
-
-    def capture(self, pool: Any, step: Callable[[], None], increments: dict[int, int]) -> Callable[[int], None]:
-        """Capture what `step` does as a CUDA graph; return a function that launches it."""
-        with self.on_device():
-            return graph.CapturedGraph(step, pool, graph.ReplayCounter(increments), self._thread, self._cublas.handle)
+            return graph.CapturePool(self._thread, self._cublas)
 
     # --- convolution and products ---------------------------------------------------------------
 
@@ -150,7 +161,7 @@ class CupyBackend(Backend):
         return self._convolution.forward(x, weight, bias, window, groups, relu)
 
     def conv2d_algorithm(self, window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
-        """Return in a word how `conv2d` computes such a convolution."""
+        """Return the name of the algorithm that `conv2d` uses for a convolution."""
         return choose_algorithm(window, channels, groups)
 
     def conv2d_parameter_gradients(
@@ -192,48 +203,18 @@ class CupyBackend(Backend):
     # --- pooling --------------------------------------------------------------------------------
 
     def max_pool2d(self, x: Array, window: Window, relu: bool = False) -> tuple[Array, Any]:
-        """Take the largest element of each window: (N, H, W, C) → y (N, OH, OW, C), and the winners' numbers."""
+        """Return the maximum of each window of x (N, H, W, C), y (N, OH, OW, C), and the switches."""
         if window.area > pooling.MAX_WINDOW_AREA:
             return super().max_pool2d(x, window, relu)
         return pooling.max_pool(x, window, relu)
 
     def max_pool2d_gradient(self, dy: Array, switches: Any, image_size: tuple[int, int], window: Window) -> Array:
-        """Send dy (N, OH, OW, C) back to the elements that won: dx (N, H, W, C)."""
+        """Return dx (N, H, W, C): dy (N, OH, OW, C) at the maxima."""
         if window.area > pooling.MAX_WINDOW_AREA:
             return super().max_pool2d_gradient(dy, switches, image_size, window)
         return pooling.max_pool_gradient(dy, switches, image_size, window)
 
-    def average_pool2d(self, x: Array, window: Window) -> Array:
-        """Average each window over its elements inside the image: (N, H, W, C) → (N, OH, OW, C)."""
-        return pooling.average_pool(x, window)
-
-    def average_pool2d_gradient(self, dy: Array, image_size: tuple[int, int], window: Window) -> Array:
-        """Share dy (N, OH, OW, C) among the elements of each window: dx (N, H, W, C)."""
-        return pooling.average_pool_gradient(dy, image_size, window)
-
-    # --- channel by channel ---------------------------------------------------------------------
-
-    def batch_norm(
-        self, x: Array, scale: Array, shift: Array, epsilon: float, relu: bool = False
-    ) -> tuple[Array, Array, Array, Any]:
-        """Normalise each channel of x (…, C) over the batch, then scale and shift; with `relu`, cut off below 0."""
-        return norm.batch_norm(x, scale, shift, epsilon, relu)
-
-    def batch_norm_gradient(
-        self, dy: Array, saved: Any, variance: Array, scale: Array, epsilon: float
-    ) -> tuple[Array, Array, Array]:
-        """Return dx (…, C), dscale (C,) and dshift (C,) of `batch_norm`."""
-        return norm.batch_norm_gradient(dy, saved, variance, scale, epsilon)
-
-    def scale_and_shift(self, x: Array, scale: Array, shift: Array, relu: bool = False) -> Array:
-        """Return scale·x + shift of x (…, C) with numbers for each channel (C,), cut off below 0 with `relu`."""
-        return norm.scale_and_shift(x, scale, shift, relu)
-
-    def channel_sums(self, x: Array) -> Array:
-        """Return the sum of each channel of x (…, C), (C,); in float32 for float16."""
-        return norm.channel_sums(x)
-
-    # --- elementwise, softmax, updates ----------------------------------------------------------
+    # --- special functions, softmax -------------------------------------------------------------
 
     def erf(self, x: Array) -> Array:
         """Return the error function of every element, in the dtype of `x`."""
@@ -241,80 +222,14 @@ class CupyBackend(Backend):
 
         return erf(x)
 
-    def relu(self, x: Array) -> Array:
-        """Return max(x, 0)."""
-        return elementwise.unary("relu", x)
-
-    def relu_gradient(self, dy: Array, y: Array) -> Array:
-        """Return dy where y, the output of `relu`, is positive, else 0."""
-        return elementwise.binary("relu_gradient", dy, y)
-
-    def gelu(self, x: Array) -> tuple[Array, Any]:
-        """Return x·Φ(x), Φ the normal distribution, and x."""
-        return elementwise.unary("gelu", x), x
-
-    def gelu_gradient(self, dy: Array, saved: Any) -> Array:
-        """Return dy·(Φ(x) + x·φ(x)), φ the normal density."""
-        return elementwise.binary("gelu_gradient", dy, saved)
-
-    def add(self, a: Array, b: Array, relu: bool = False) -> Array:
-        """Return a + b of one shape, and what is negative set to 0 with `relu`."""
-        return elementwise.binary("add", a, b, np.int32(relu))
-
     def softmax(self, logits: Array) -> Array:
         """Return probabilities (N, K) from logits (N, K)."""
         return elementwise.softmax(logits) if logits.ndim == 2 else super().softmax(logits)
 
-    def softmax_cross_entropy(self, logits: Array, targets: Array) -> tuple[Array, Array]:
-        """Return the mean cross-entropy of softmax(logits) with targets, both (N, K), and dlogits (N, K)."""
-        return elementwise.softmax_cross_entropy(logits, targets)
-
-    def clip_norm(self, gradients: Array, limit: float) -> None:
-        """Scale gradients whose Euclidean norm is above the limit down to it."""
-        elementwise.clip_norm(gradients, limit)
-
-    def sgd_update(
-        self,
-        values: Array,
-        gradients: Array,
-        velocity: Array | None,
-        *,
-        learning_rate: float | Array,
-        momentum: float,
-        nesterov: bool,
-        weight_decay: float,
-    ) -> None:
-        """Step down the gradient: velocity ← momentum·velocity + gradient; values ← values − rate·velocity."""
-        elementwise.sgd_update(values, gradients, velocity, learning_rate, momentum, nesterov, weight_decay)
-
-    def adam_update(
-        self,
-        values: Array,
-        gradients: Array,
-        mean: Array,
-        square: Array,
-        *,
-        step: int | Array,
-        learning_rate: float | Array,
-        beta1: float,
-        beta2: float,
-        epsilon: float,
-        weight_decay: float,
-        decoupled: bool,
-    ) -> None:
-        """Step by the running mean of the gradient over the root of its running square, both unbiased."""
-        elementwise.adam_update(
-            values, gradients, mean, square, step, learning_rate, beta1, beta2, epsilon, weight_decay, decoupled
-        )
-
-    def lerp_(self, target: Array, source: Array, weight: float) -> None:
-        """Move `target` (P,) towards `source` (P,), in place, by a share of the way."""
-        elementwise.lerp_(target, source, weight)
-
     # --- batches and random numbers -------------------------------------------------------------
 
     def load_batch(self, x: Array, indices: Any, dtype: Any, transform: ImageTransform | None = None) -> Array:
-        """Return samples of a data set x (P, …), picked by number (N,) or slice, as floats; bytes become 0 … 1."""
+        """Return samples of a data set x (P, …), as floats, by indices (N,) or a slice; uint8 becomes 0 … 1."""
         if isinstance(indices, slice) and transform is not None:
             indices = cupy.arange(len(x))[indices]
         if x.dtype == np.uint8 and not isinstance(indices, slice):
@@ -322,7 +237,7 @@ class CupyBackend(Backend):
         return super().load_batch(x, indices, dtype, transform)
 
     def random_bits(self, key: int, counter: int, count: int, start: int = 0) -> Array:
-        """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter), 64 bits each."""
+        """Return random words start … start + count − 1, uint32 (count,), of a stream (key, counter), 64 bits each."""
         now = self._thread.replays
         replays, stride = (None, 0) if now is None else now.for_stream(key)
         return elementwise.random_bits(key, counter, count, start, replays, stride)

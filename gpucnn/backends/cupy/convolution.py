@@ -12,11 +12,11 @@ from typing import Any
 import cupy
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.cupy import kernels
 from gpucnn.backends.cupy.cublas import Cublas
 from gpucnn.backends.cupy.graph import ThreadState
 from gpucnn.backends.cupy.kernels import NULL, aligned, compute_dtype, geometry, vector_width
+from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 from gpucnn.errors import ConfigurationError
 

@@ -18,7 +18,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from gpucnn.backends.base import Array
+from gpucnn.backends.reference import Array
 
 WORKSPACE = 32 * 2**20  # bytes; what NVIDIA recommends for Hopper
 TYPES = {"f": 0, "d": 1, "e": 2}  # cudaDataType_t by NumPy's character code: a dtype's name is built on each access

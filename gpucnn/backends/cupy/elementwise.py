@@ -1,17 +1,17 @@
-"""Functions of single elements, softmax and its loss, the optimizers' updates, random bits, batches of bytes."""
+"""Elementwise functions, softmax and its loss, the optimizers' updates, random bits, batches of uint8."""
 
 from typing import Any
 
 import cupy
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.cupy import kernels
 from gpucnn.backends.cupy.kernels import NULL, aligned, compute_dtype, vector_width
 from gpucnn.backends.image_transform import ImageTransform
+from gpucnn.backends.reference import Array
 
 
-def unary(name: str, x: Array) -> Array:
+def _unary(name: str, x: Array) -> Array:
     """Launch a kernel y[i] = f(x[i]); returns y."""
     x = aligned(x)
     y = cupy.empty_like(x)
@@ -19,12 +19,37 @@ def unary(name: str, x: Array) -> Array:
     return y
 
 
-def binary(name: str, a: Array, b: Array, *numbers: Any) -> Array:
+def _binary(name: str, a: Array, b: Array, *numbers: Any) -> Array:
     """Launch a kernel y[i] = f(a[i], b[i]) for arrays of one shape and dtype; returns y."""
     a, b = aligned(a), aligned(b, a.dtype)
     y = cupy.empty_like(a)
     _launch(name, a, a, b, y, numbers=numbers)
     return y
+
+
+def relu(x: Array) -> Array:
+    """Return max(x, 0)."""
+    return _unary("relu", x)
+
+
+def relu_gradient(dy: Array, y: Array) -> Array:
+    """Return dy where y, the output of `relu`, is positive, else 0."""
+    return _binary("relu_gradient", dy, y)
+
+
+def gelu(x: Array) -> tuple[Array, Any]:
+    """Return x·Φ(x), Φ the normal distribution function, and x."""
+    return _unary("gelu", x), x
+
+
+def gelu_gradient(dy: Array, saved: Any) -> Array:
+    """Return dy·(Φ(x) + x·φ(x)), φ the normal density."""
+    return _binary("gelu_gradient", dy, saved)
+
+
+def add(a: Array, b: Array, relu: bool = False) -> Array:
+    """Return a + b of one shape, clamped at 0 with `relu`."""
+    return _binary("add", a, b, np.int32(relu))
 
 
 def _launch(name: str, like: Array, *pointers: Array, numbers: tuple[Any, ...] = ()) -> None:
@@ -55,12 +80,12 @@ def softmax_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
 
 
 def _on_device(number: Any, dtype: Any) -> Array:
-    """Return a number in the GPU's memory, where it may lie already."""
+    """Return a number in GPU memory, where it may already be."""
     return number if isinstance(number, cupy.ndarray) else cupy.full((), number, dtype)
 
 
 def clip_norm(gradients: Array, limit: float) -> None:
-    """Scale gradients (P,) whose norm is above the limit down to it, in place: three launches, and nothing is read."""
+    """Scale gradients (P,) down to a norm of at most `limit`, in place: three launches, and nothing is read."""
     partial, parts = kernels.squares(gradients)
     factor = cupy.empty((), compute_dtype(gradients.dtype))
     kernels.launch_one_block("clip_factor", gradients.dtype, partial, factor, np.uint32(parts), np.float64(limit))
@@ -71,6 +96,7 @@ def sgd_update(
     values: Array,
     gradients: Array,
     velocity: Array | None,
+    *,
     learning_rate: Any,
     momentum: float,
     nesterov: bool,
@@ -86,6 +112,7 @@ def adam_update(
     gradients: Array,
     mean: Array,
     square: Array,
+    *,
     step: Any,
     learning_rate: Any,
     beta1: float,
@@ -101,7 +128,7 @@ def adam_update(
 
 
 def lerp_(target: Array, source: Array, weight: float) -> None:
-    """Move one array towards another, in place."""
+    """Interpolate one array towards another, in place."""
     _update("lerp", target, (target, source), np.float64(weight))
 
 
@@ -112,7 +139,7 @@ def _update(name: str, values: Array, pointers: tuple[Any, ...], *numbers: Any) 
 
 
 def random_bits(key: int, counter: int, count: int, start: int, replays: Array | None, stride: int) -> Array:
-    """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter)."""
+    """Return the random words start … start + count − 1, uint32 (count,), of the stream (key, counter)."""
     words = cupy.empty(count, np.uint32)
     numbers = np.uint64(key), np.uint64(counter), NULL if replays is None else replays, np.uint64(stride)
     blocks = (start % 4 + count + 3) // 4
@@ -121,7 +148,7 @@ def random_bits(key: int, counter: int, count: int, start: int, replays: Array |
 
 
 def gather_bytes(images: Array, indices: Array, dtype: Any, transform: ImageTransform | None) -> Array:
-    """Return samples (P, …) uint8 picked by number (N,) as floats 0 … 1, (N, …); images may be placed on the way."""
+    """Return samples (P, …) uint8 at `indices` (N,) as floats 0 … 1, (N, …); images may be transformed."""
     images, indices = aligned(images), aligned(indices, np.int64)
     if transform is None:
         x = cupy.empty((len(indices), *images.shape[1:]), dtype)

@@ -15,7 +15,8 @@ from typing import Any
 import cupy
 import numpy as np
 
-from gpucnn.backends.base import Array
+from gpucnn.backends.base import Replay, Tracer
+from gpucnn.backends.reference import Array
 
 MEMORY_ALLOCATION = 2  # cudaError_t
 
@@ -55,10 +56,11 @@ class Allocator:
         return cupy.cuda.MemoryPointer(memory, 0)
 
 
-class CapturePool:
+class CapturePool(Tracer):
     """A pool of memory and a stream for one captured step, on the current GPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: ThreadState, cublas: Any) -> None:
+        self.state, self._cublas = state, cublas
         cupy.get_default_memory_pool().free_all_blocks()  # what lies there unused is of no use to another pool
         self.device = cupy.cuda.Device()
         self._allocator = Allocator()
@@ -71,20 +73,40 @@ class CapturePool:
             self.pool.free_all_blocks()  # a pool of CuPy's that goes does not
 
     @contextmanager
-    def active(self, state: ThreadState) -> Iterator[None]:
+    def warm_up(self) -> Iterator[None]:
+        """Run the step in the pool, which the capture then finds filled."""
+        with self.device, self.active():
+            yield
+
+    def capture(
+        self, function: Callable[..., Array | None], *arrays: Array, increments: dict[int, int] | None = None
+    ) -> tuple[None, "CapturedGraph"]:
+        """Capture a step as a CUDA graph, and launch it; it takes and returns no arrays of Python's.
+
+        Raises:
+            MemoryError: the step needs more memory than there is, although it had enough when it ran before.
+            RuntimeError: memory that the graph may use was freed while it was captured.
+        """
+        with self.device:
+            graph = CapturedGraph(function, self, ReplayCounter(increments or {}), self._cublas.handle)
+        graph(number=0)  # capturing has computed nothing
+        return None, graph
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
         """Allocate from the pool, and work in the stream after all that was started before, and before what follows.
 
         No garbage is collected meanwhile: that could free memory, and destroy graphs, in the middle of a capture.
         """
         cupy.cuda.get_current_stream().synchronize()
         with _capture_lock:
-            collects, state.memory = gc.isenabled(), self
+            collects, self.state.memory = gc.isenabled(), self
             gc.disable()
             try:
                 with cupy.cuda.using_allocator(self.pool.malloc), self.stream:
                     yield
             finally:
-                state.memory = None
+                self.state.memory = None
                 if collects:
                     gc.enable()
         self.stream.synchronize()
@@ -116,24 +138,18 @@ class ReplayCounter:
         return self.count, self.increments.get(key, 0)
 
 
-class CapturedGraph:
-    """A captured step; called with the number of the repeat, it makes the step.
+class CapturedGraph(Replay):
+    """A captured step, which one launch runs.
 
     Arguments:
         held: whatever else must live as long as the graph.
-
-    Raises:
-        MemoryError: the step needs more memory than there is, although it had enough when it was made before.
-        RuntimeError: memory that the graph may use was freed while it was captured.
     """
 
-    def __init__(
-        self, step: Callable[[], None], memory: CapturePool, replays: ReplayCounter, state: ThreadState, held: Any
-    ) -> None:
+    def __init__(self, step: Callable[[], Any], memory: CapturePool, counter: ReplayCounter, held: Any) -> None:
         self._graph: Any = None  # the first, so that it goes before the memory that it uses
-        self._memory, self._counter, self._held = memory, replays, held
-        with memory.sealed(), memory.active(state):
-            state.replays = replays
+        self._memory, self._counter, self._held = memory, counter, held
+        with memory.sealed(), memory.active():
+            memory.state.replays = counter
             memory.stream.begin_capture()
             try:
                 step()
@@ -142,10 +158,10 @@ class CapturedGraph:
                     memory.stream.end_capture()
                 raise
             finally:
-                state.replays = None
+                memory.state.replays = None
             self._graph = memory.stream.end_capture()
 
-    def __call__(self, number: int) -> None:
+    def __call__(self, *arrays: Array, number: int = 0) -> None:
         """Launch the step in the current stream; it runs after all that was started there before."""
         with self._memory.device:
             self._counter.count.fill(number)

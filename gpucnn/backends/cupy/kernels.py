@@ -12,7 +12,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from gpucnn.backends.base import Array
+from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 from gpucnn.errors import ConfigurationError
 

@@ -1,23 +1,25 @@
-"""What is done channel by channel: batch normalisation, sums, scale and shift."""
+"""Per-channel operations: batch normalisation, sums, scale and shift."""
 
 from typing import Any
 
 import cupy
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.cupy import kernels
 from gpucnn.backends.cupy.kernels import aligned, compute_dtype, vector_width
+from gpucnn.backends.reference import Array
 
 
 def _matrix(x: Array) -> tuple[int, int, int]:
-    """Return rows and channels of x (…, C), and how many channels a thread can take at once."""
+    """Return rows and channels of x (…, C), and the vector width."""
     C = x.shape[-1]
     return x.size // C, C, vector_width(x.dtype, C)
 
 
-def batch_norm(x: Array, scale: Array, shift: Array, epsilon: float, relu: bool) -> tuple[Array, Array, Array, Any]:
-    """Return y (…, C), the batch's mean and variance (C,), and what the gradient needs: x, the mean and the shift."""
+def batch_norm(
+    x: Array, scale: Array, shift: Array, epsilon: float, relu: bool = False
+) -> tuple[Array, Array, Array, Any]:
+    """Return y (…, C), the batch's mean and variance (C,), and what is saved for the gradient."""
     x = aligned(x)
     rows, C, width = _matrix(x)
     dtype = compute_dtype(x.dtype)
@@ -49,8 +51,8 @@ def batch_norm_gradient(
     return dx, totals[C:], totals[:C]
 
 
-def scale_and_shift(x: Array, scale: Array, shift: Array, relu: bool) -> Array:
-    """Return scale·x + shift of x (…, C) with numbers for each channel (C,), cut off below 0 with `relu`."""
+def scale_and_shift(x: Array, scale: Array, shift: Array, relu: bool = False) -> Array:
+    """Return scale·x + shift of x (…, C) with per-channel numbers (C,), clamped at 0 with `relu`."""
     x = aligned(x)
     rows, C, width = _matrix(x)
     dtype = compute_dtype(x.dtype)

@@ -5,9 +5,9 @@ from typing import Any
 import cupy
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.cupy import kernels
 from gpucnn.backends.cupy.kernels import aligned, geometry, vector_width
+from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 
 MAX_WINDOW_AREA = 255  # elements: a switch is a byte, and one value of it means none

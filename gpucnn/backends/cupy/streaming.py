@@ -6,7 +6,8 @@ import cupy
 import numpy as np
 from cupyx import empty_pinned
 
-from gpucnn.backends.base import Array, StreamedDataset
+from gpucnn.backends.base import StreamedDataset
+from gpucnn.backends.reference import Array
 
 MAX_FRACTION = 0.5  # of the free memory that data sets may take together; the rest is for the network
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.base import Array
+from gpucnn.backends.reference import Array
 from gpucnn.core import forks
 
 CACHE_LINE = 64  # bytes
@@ -101,7 +101,7 @@ class Arena:
         return None
 
     def release(self) -> None:
-        """Return all memory that nobody refers to to the system."""
+        """Free all blocks that are not in use."""
         with self._lock:
             for blocks in self.blocks.values():
                 blocks[:] = [block for block in blocks if block.in_use()]

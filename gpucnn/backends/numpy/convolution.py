@@ -6,14 +6,14 @@
 | `im2col`          | fewer than 8 images, or too few for so many weights        | im2col, a megabyte at a time       |
 | `winograd`        | 3×3, stride 1, no dilation, float32, C·F at least 1536     | a quarter of the multiplications   |
 | `winograd-1d`     | the same with fewer, from 8 channels on                    | half of the multiplications        |
-| `kernel-row-gemm` | strides or large kernels, with enough channels             | a product per kernel row, no copies |
+| `kernel-row-gemm` | strides or large kernels, with enough channels             | one product per row, no copies     |
 | `lowered-rows`    | every other geometry                                       | one product over overlapping views |
 
 The first rule that fits counts; channels are those of a group, the smaller number of in and out, which must be 16 for
-`winograd`. All but `im2col` compute in HWCN, on so many images at a time that what they rearrange fits the workspace;
-they yield their output block by block, so that a ReLU is applied while a block is in the cache. Every algorithm adds
-the bias itself. Groups of channels are computed one after another, by `depthwise` all at once. It takes fewer than 8
-images one by one, as they lie.
+`winograd`. All but `im2col` compute in HWCN, on as many images at a time as fit the workspace; they yield their output
+block by block, so that a ReLU is applied while a block is in the cache. Every algorithm adds the bias itself. Groups of
+channels are computed one after another, by `depthwise` all at once. It takes fewer than 8 images one by one, as they
+lie.
 
 For stride 1 the input gradient is itself a convolution, of dy with the weight rotated by 180°, by the algorithm of that
 convolution. For others, or where `_dx_is_convolution` says that this would cost more, windows are added back: by
@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.numpy import (
     depthwise,
     elementwise,
@@ -52,6 +51,7 @@ from gpucnn.backends.numpy.memory_layout import (
     to_nhwc,
     uses_hwcn,
 )
+from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 from gpucnn.core.checks import environment_flag
 
@@ -107,7 +107,7 @@ def winograd_allowed() -> bool:
     return environment_flag("GPUCNN_WINOGRAD", default=True)
 
 
-def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups: int, relu: bool) -> Array:
+def conv2d(x: Array, weight: Array, bias: Array | None, window: Window, groups: int = 1, relu: bool = False) -> Array:
     """Return y (N, OH, OW, F) of x (N, H, W, C), weight (KH, KW, C/groups, F) and bias (F,)."""
     (N, _, _, C), F = x.shape, weight.shape[-1]
     algorithm = choose_algorithm(window, N, C, F, groups, x.dtype)
@@ -124,7 +124,9 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, groups:
     return _map_batch(_split(algorithm, N, _max_images(algorithm, x, F, window)), convolve, _batch_last(x))
 
 
-def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: bool) -> tuple[Array, Array | None]:
+def parameter_gradients(
+    x: Array, dy: Array, window: Window, groups: int = 1, bias: bool = True
+) -> tuple[Array, Array | None]:
     """Return dweight (KH, KW, C/groups, F) and, with `bias`, dbias (F,) from x (N, H, W, C) and dy (N, OH, OW, F)."""
     (N, _, _, C), F = x.shape, dy.shape[-1]
     algorithm = choose_algorithm(window, N, C, F, groups, x.dtype)
@@ -152,7 +154,7 @@ def parameter_gradients(x: Array, dy: Array, window: Window, groups: int, bias: 
     return sum(dweights[1:], dweights[0]), sum(dbiases[1:], dbiases[0]) if bias else None
 
 
-def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int) -> Array:
+def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int = 1) -> Array:
     """Return dx (N, H, W, C) from dy (N, OH, OW, F) and weight (KH, KW, C/groups, F)."""
     F, C = weight.shape[-1], weight.shape[2] * groups
     algorithm = choose_algorithm(window, len(dy), C, F, groups, dy.dtype)
@@ -160,7 +162,7 @@ def input_gradient(dy: Array, weight: Array, image_size: tuple[int, int], window
         # the weight rotated by 180°, channels and filters exchanged
         exchanged = [weight[::-1, ::-1, :, f].swapaxes(2, 3) for _, f in _groups(C, F, groups)]
         flipped_weight = exchanged[0] if groups == 1 else np.concatenate(exchanged, axis=-1)
-        return forward(dy, flipped_weight, None, window.flipped(), groups, relu=False)
+        return conv2d(dy, flipped_weight, None, window.flipped(), groups)
     if algorithm == "im2col":
         return im2col.input_gradient(dy, weight, image_size, window, groups)
 
@@ -240,7 +242,7 @@ def _map_batch(slices: Sequence[slice], function: Callable[[Array], Array], arra
 
 
 def _empty(image: tuple[int, ...], batch: int, dtype: Any) -> Array:
-    """Return uninitialised images (H, W, C, N) in the engine's layout for so many."""
+    """Return uninitialised images (H, W, C, N) in the engine's layout for `batch` images."""
     if uses_hwcn(batch):
         return memory.empty((*image, batch), dtype)
     return memory.empty((batch, *image), dtype).transpose(1, 2, 3, 0)

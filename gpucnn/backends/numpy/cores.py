@@ -55,8 +55,8 @@ def _mounted(mounts: list[str], second_version: bool) -> Iterator[tuple[str, Pat
     for line in mounts:
         before, _, after = line.partition(" - ")
         kind, _, options = (*after.split(), "", "", "")[:3]
-        wanted = kind == "cgroup2" if second_version else kind == "cgroup" and "cpu" in options.split(",")
-        if wanted:
+        matches = kind == "cgroup2" if second_version else kind == "cgroup" and "cpu" in options.split(",")
+        if matches:
             root, place = before.split()[3:5]
             yield root, Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), place))  # a space is \040
 

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.numpy import memory, workspace
 from gpucnn.backends.numpy.memory_layout import blocks
+from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 
 BLOCK = 1 << 18  # bytes of output: what is accumulated stays in the cache

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpucnn.backends.base import INV_SQRT_2PI, Array
 from gpucnn.backends.numpy import memory, workspace
 from gpucnn.backends.numpy.memory_layout import blocks, contiguous, to_hwcn, to_nhwc, uses_hwcn
+from gpucnn.backends.reference import INV_SQRT_2PI, Array
 
 BLOCK = 1 << 18  # numbers
 GELU_BLOCK = 1 << 16  # the same for twenty operations per block: it stays in the second-level cache
@@ -56,7 +56,7 @@ def relu_gradient(dy: Array, y: Array) -> Array:
     return row(dx)
 
 
-def add(a: Array, b: Array, relu: bool) -> Array:
+def add(a: Array, b: Array, relu: bool = False) -> Array:
     """Return a + b, clamped at 0 with `relu`."""
     row, (a_flat, b_flat) = _flatten(a, b)
     y = memory.empty(a_flat.shape, a.dtype)

@@ -16,9 +16,9 @@ from functools import partial
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from gpucnn.backends.base import Array, column_groups, filter_groups, kernel_groups
 from gpucnn.backends.numpy import memory, workspace
 from gpucnn.backends.numpy.memory_layout import blocks, contiguous, even_slices, pad
+from gpucnn.backends.reference import Array, column_groups, filter_groups, kernel_groups
 from gpucnn.backends.window import Window
 
 BLOCK = 1 << 20  # bytes of columns: about half of a core's second-level cache

@@ -23,9 +23,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.numpy import workspace
 from gpucnn.backends.numpy.memory_layout import blocks, strided
+from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 
 BLOCK = 1 << 19  # bytes of output: it, and what is added to it, stay in a core's second-level cache

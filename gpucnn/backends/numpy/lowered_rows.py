@@ -28,9 +28,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.numpy import kernel_row_gemm, memory, workspace
 from gpucnn.backends.numpy.memory_layout import blocks, contiguous, strided
+from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 
 BLOCK = 1 << 21  # bytes of lowered rows: about what a core's second-level cache holds

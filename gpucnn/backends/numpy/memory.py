@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.numpy.arena import Arena, Block
 from gpucnn.backends.numpy.traced_array import current_tracer
+from gpucnn.backends.reference import Array
 
 MIN_BYTES = 1 << 16  # the allocator keeps smaller arrays by itself
 EVICT_AFTER = 4096  # requests
@@ -45,5 +45,5 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def release() -> None:
-    """Free all memory that nobody refers to."""
+    """Free all memory that is not in use."""
     arena.release()

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.numpy import memory
 from gpucnn.backends.numpy.traced_array import viewed
+from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 
 CACHE_LINE_IMAGES = 16  # images whose float32 numbers fill a cache line
@@ -28,7 +28,7 @@ TRANSPOSE_BLOCK = 32  # images that are transposed together: more would evict ea
 
 
 def uses_hwcn(batch: int) -> bool:
-    """Return whether the engine lays out so many images as HWCN."""
+    """Return whether the engine lays out a batch of that size as HWCN."""
     return batch >= MIN_HWCN_BATCH
 
 

@@ -1,11 +1,11 @@
 """NumPy as layers see it while a pass is captured: `xp.zeros` and its kin make arrays that are traced.
 
-NumPy's own make them past all doors. What is written into them then, and what is computed from that, a replay would not
-know. So while a thread records, `backend.xp` is NumPy but for the functions that make arrays:
+NumPy's own functions create arrays that the tracer does not see: a replay would miss what is written into them, and
+what is computed from that. So during a capture, `backend.xp` is NumPy except for the functions that create arrays:
 
-    z = xp.zeros(x.shape, x.dtype)      noted: copyto(z, 0)          a replay begins with zeros as well
-    z[:, 1:] = x[:, :-1]                noted: copyto(z[:, 1:], …)
-    w = xp.asarray(w)                   w itself, traced as it was
+    z = xp.zeros(x.shape, x.dtype)      traced: copyto(z, 0)          a replay starts with zeros as well
+    z[:, 1:] = x[:, :-1]                traced: copyto(z[:, 1:], …)
+    w = xp.asarray(w)                   w itself, still traced
 """
 
 from collections.abc import Callable
@@ -13,26 +13,26 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.numpy.traced_array import TracedArray, current_tracer, require_traced, untraced_all
+from gpucnn.backends.reference import Array
 
-# what each fills its array with: None leaves it as it is, `...` stands for what cannot be said by one number
-MAKERS: dict[str, Any] = {"empty": None, "zeros": 0, "ones": 1, "full": ..., "eye": ..., "identity": ..., "tri": ...}
-MAKERS |= dict.fromkeys(("arange", "linspace", "logspace", "geomspace", "hanning", "hamming", "blackman"), ...)
+# what each fills its array with: None for nothing, `...` for more than one number
+CREATORS: dict[str, Any] = {"empty": None, "zeros": 0, "ones": 1, "full": ..., "eye": ..., "identity": ..., "tri": ...}
+CREATORS |= dict.fromkeys(("arange", "linspace", "logspace", "geomspace", "hanning", "hamming", "blackman"), ...)
 CONVERTERS = {"array": False, "asarray": False, "asanyarray": False, "ascontiguousarray": True}  # to rows in order?
 
 
 class Namespace:
-    """NumPy, but for the functions that make arrays."""
+    """NumPy, except for the functions that create arrays."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
 
 
-def _maker(name: str, number: Any) -> Callable[..., Array]:
+def _creator(name: str, number: Any) -> Callable[..., Array]:
     function = getattr(np, name)
 
-    def make(self: Namespace, *arguments: Any, **options: Any) -> Array:
+    def create(self: Namespace, *arguments: Any, **options: Any) -> Array:
         tracer = current_tracer()
         array = function(*untraced_all(arguments), **untraced_all(options))
         if tracer is None:
@@ -46,7 +46,7 @@ def _maker(name: str, number: Any) -> Callable[..., Array]:
             return array
         return tracer.filled(array, array if number is ... else number)
 
-    return make
+    return create
 
 
 def _converter(name: str, in_order: bool) -> Callable[..., Array]:
@@ -62,13 +62,13 @@ def _converter(name: str, in_order: bool) -> Callable[..., Array]:
                 tracer.fail(f"numpy.{name} of {'a list of arrays' if not options else 'options'} is not captured")
             require_traced(tracer, given)
             return tracer.filled(array, array)
-        wanted = given.dtype if dtype is None else np.dtype(dtype)
+        target_dtype = given.dtype if dtype is None else np.dtype(dtype)
         if name == "array":
-            return given.astype(wanted)
+            return given.astype(target_dtype)
         if in_order:
             given = given.reshape(1) if given.ndim == 0 else given
-            return given.astype(wanted, order="C", copy=not given.flags.c_contiguous)
-        return given.astype(wanted, copy=False)
+            return given.astype(target_dtype, order="C", copy=not given.flags.c_contiguous)
+        return given.astype(target_dtype, copy=False)
 
     return convert
 
@@ -77,8 +77,8 @@ def _any_traced(value: Any) -> bool:
     return isinstance(value, TracedArray) or (isinstance(value, list | tuple) and any(map(_any_traced, value)))
 
 
-for _name, _number in MAKERS.items():
-    setattr(Namespace, _name, _maker(_name, _number))
+for _name, _number in CREATORS.items():
+    setattr(Namespace, _name, _creator(_name, _number))
 for _name, _in_order in CONVERTERS.items():
     setattr(Namespace, _name, _converter(_name, _in_order))
 

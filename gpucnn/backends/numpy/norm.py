@@ -16,12 +16,15 @@ from functools import lru_cache
 
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.numpy import elementwise, memory, threads, workspace
 from gpucnn.backends.numpy.memory_layout import as_rows, blocks, contiguous, to_nhwc, uses_hwcn
+from gpucnn.backends.reference import Array
 
 BLOCK = 1 << 17  # numbers: two arrays of that size stay in a core's second-level cache
 MIN_ROW = 1 << 14  # numbers: NumPy copies shorter rows to its buffer of 8192 before it repeats them
+
+
+Saved = tuple[Array, Array | None, Array]  # x, y after a ReLU, and the mean
 
 
 @dataclass(frozen=True)
@@ -72,24 +75,28 @@ def total(sums: list[Array]) -> Array:
     return np.concatenate(sums).sum(axis=0, dtype=np.float64)
 
 
-def forward(x: Array, scale: Array, shift: Array, epsilon: float, relu: bool) -> tuple[Array, Array, Array]:
-    """Return y (…, C), the batch's mean (C,) and its biased variance (C,)."""
+def batch_norm(
+    x: Array, scale: Array, shift: Array, epsilon: float, relu: bool = False
+) -> tuple[Array, Array, Array, Saved]:
+    """Return y (…, C), the batch's mean (C,) and its biased variance (C,), and what is saved for the gradient."""
     rows = RowView.of(x)
     matrix = rows.matrix(x)
     mean, variance = _statistics(rows, matrix)
     factor = scale / np.sqrt(variance + epsilon)
     y = _scaled(matrix, rows.broadcast(factor, "factor"), rows.broadcast(shift - mean * factor, "shift"), relu)
-    return rows.restore(y), mean, variance
+    y = rows.restore(y)
+    return y, mean, variance, (x, y if relu else None, mean)
 
 
-def gradient(
-    dy: Array, x: Array, y: Array | None, mean: Array, variance: Array, scale: Array, epsilon: float
+def batch_norm_gradient(
+    dy: Array, saved: Saved, variance: Array, scale: Array, epsilon: float
 ) -> tuple[Array, Array, Array]:
     """Return dx (…, C), dscale (C,) and dshift (C,), the last two of this thread's samples alone.
 
     With y, the output after a ReLU, dy counts only where y is positive. dx = factor·(dy − Σdy / count −
     x̂·Σ(dy·x̂) / count), written as factor·dy + slope·x + offset, so that the normalised x̂ need not be saved.
     """
+    x, y, mean = saved
     rows = RowView.of(x)
     matrix = rows.matrix(x)
     masked, sums = _gradient_sums(rows, matrix, rows.matrix(dy), None if y is None else rows.matrix(y), mean)
@@ -130,7 +137,7 @@ def _gradient_sums(rows: RowView, x: Array, dy: Array, y: Array | None, mean: Ar
     return masked, np.stack([total(of_masked), total(of_product)])
 
 
-def scale_and_shift(x: Array, scale: Array, shift: Array, relu: bool) -> Array:
+def scale_and_shift(x: Array, scale: Array, shift: Array, relu: bool = False) -> Array:
     """Return scale·x + shift, clamped at 0 with `relu`."""
     rows = RowView.of(x)
     return rows.restore(_scaled(rows.matrix(x), rows.broadcast(scale, "factor"), rows.broadcast(shift, "shift"), relu))

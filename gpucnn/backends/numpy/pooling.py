@@ -12,19 +12,19 @@ Where windows do not overlap, each gradient is written once, through such a view
 
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.numpy import memory, workspace
 from gpucnn.backends.numpy.known_calls import constant
 from gpucnn.backends.numpy.memory_layout import as_rows, blocks, contiguous, from_rows, pad, strided
 from gpucnn.backends.numpy.tracer import as_single_call
+from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 
-Saved = tuple[Array, Array, bool]  # padded rows, their maxima, and whether these are clamped at 0
+Switches = tuple[Array, Array, bool]  # padded rows, their maxima, and whether these are clamped at 0
 
 BLOCK = 1 << 22  # bytes of windows
 
 
-def max_pool(x: Array, window: Window, relu: bool) -> tuple[Array, Saved]:
+def max_pool(x: Array, window: Window, relu: bool = False) -> tuple[Array, Switches]:
     """Return the largest element of each window of x (N, H, W, C), y (N, OH, OW, C); NaN propagates.
 
     With `relu`, negative results are clamped at 0.
@@ -39,9 +39,9 @@ def max_pool(x: Array, window: Window, relu: bool) -> tuple[Array, Saved]:
     return from_rows(y, len(x)), (padded, y, relu)
 
 
-def max_pool_gradient(dy: Array, saved: Saved, image_size: tuple[int, int], window: Window) -> Array:
+def max_pool_gradient(dy: Array, switches: Switches, image_size: tuple[int, int], window: Window) -> Array:
     """Return dx (N, H, W, C): dy goes to the first element that equals the maximum, unless a ReLU clamped it."""
-    padded, y, relu = saved
+    padded, y, relu = switches
     windows, dy_rows = _windows(padded, window, y), as_rows(dy)
     dpadded = _new_gradient(padded.shape, dy_rows, window)
     for rows in _row_blocks(windows):

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.numpy.known_calls import constant
 from gpucnn.backends.numpy.memory_layout import even_slices, strided
 from gpucnn.backends.numpy.traced_array import viewed
+from gpucnn.backends.reference import Array
 
 TILE_OUT, TILE_IN = 4, 6  # output and input pixels of a tile along one axis
 

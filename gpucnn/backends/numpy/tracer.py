@@ -27,8 +27,7 @@ from gpucnn.backends import base
 from gpucnn.backends.numpy import known_calls
 from gpucnn.backends.numpy.arena import Arena, Block
 from gpucnn.backends.numpy.traced_array import TracedArray, current_tracer, root_of, this_thread, untraced, untraced_all
-
-Array = Any
+from gpucnn.backends.reference import Array
 
 PUBLISHED = object()  # the sign of arrays that one thread's recorder left for others
 
@@ -49,8 +48,10 @@ class Tracer(base.Tracer):
         self._errors: Any = {}
         self._sign = object()  # on all arrays that this recorder makes
 
-    def trace(self, function: Callable[..., Array], *arrays: Array) -> tuple[Array, base.Replay]:
-        """Return what a function returns for arrays, and its repeat."""
+    def capture(
+        self, function: Callable[..., Array | None], *arrays: Array, increments: dict[int, int] | None = None
+    ) -> tuple[Array | None, base.Replay]:
+        """Return what a function returns for arrays, and its replay. Random streams go on by `on_replay`."""
         self._calls, self._errors, self.failure = [], np.geterr(), ""
         for key, buffer in self._buffers().items():
             if key not in self._scratch or self._scratch[key].size < buffer.size:
@@ -159,7 +160,7 @@ class Replay(base.Replay):
     def __init__(self, inputs: list[Array], calls: list[Callable[[], Any]], result: Array, failure: str) -> None:
         self._inputs, self._calls, self._result, self.failure = inputs, calls, result, failure
 
-    def __call__(self, *arrays: Array) -> Array:
+    def __call__(self, *arrays: Array, number: int = 0) -> Array:
         """Copy the arrays to where they lay when it was recorded, and make the calls."""
         for array, place in zip(arrays, self._inputs, strict=True):
             np.copyto(place, array)
@@ -168,12 +169,12 @@ class Replay(base.Replay):
         return self._result
 
 
-def on_replay(function: Callable[[], Array]) -> Array:
-    """Return what a function returns, which is called again in each repeat."""
+def on_replay(draw: Callable[[], Array]) -> Array:
+    """Return what a function draws, which is called again in each replay."""
     tracer = current_tracer()
     if tracer is None:
-        return function()
-    return tracer.trace_opaque(_untraced(function))
+        return draw()
+    return tracer.trace_opaque(_untraced(draw))
 
 
 def as_single_call(function: Callable[..., None]) -> Callable[..., None]:

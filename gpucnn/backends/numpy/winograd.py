@@ -27,11 +27,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.numpy import memory, workspace
 from gpucnn.backends.numpy.known_calls import constant
 from gpucnn.backends.numpy.memory_layout import batch_slices
 from gpucnn.backends.numpy.tiles import A_T, TILE_IN, TILE_OUT, G, TileSpan, tile_grid
+from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 
 POSITIONS = TILE_IN * TILE_IN

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.numpy import memory, workspace
 from gpucnn.backends.numpy.known_calls import constant
 from gpucnn.backends.numpy.memory_layout import even_slices, strided
 from gpucnn.backends.numpy.tiles import TILE_IN, TILE_OUT, G, TileGroup, TileSpan, tile_span
+from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 
 KERNEL = 3  # rows of the kernel

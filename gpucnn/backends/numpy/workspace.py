@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.base import Array
 from gpucnn.backends.numpy.known_calls import constant
 from gpucnn.backends.numpy.memory import aligned
 from gpucnn.backends.numpy.traced_array import current_tracer
+from gpucnn.backends.reference import Array
 
 
 class _Buffers(threading.local):

@@ -1,0 +1,1 @@
+"""Training runs on disk: their folders, statistics over many, published results reproduced, benchmarks."""
