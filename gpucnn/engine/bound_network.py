@@ -8,7 +8,7 @@ from gpucnn import rng
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.backends.reference import as_floats
 from gpucnn.core.config import Closed
-from gpucnn.engine.arguments import check_dtype, check_precision, checked_shape
+from gpucnn.engine.arguments import check_dtype, check_precision, check_shape
 from gpucnn.engine.claims import Claim
 from gpucnn.engine.flat_state import FlatState, check_placed, check_same_layers, check_shared_dtype
 from gpucnn.errors import ConfigurationError
@@ -57,7 +57,7 @@ class BoundNetwork(Closed):
         self.network = layers if isinstance(layers, Sequential) else Sequential(layers)
         if not self.network.layers:
             raise ConfigurationError("a model needs at least one layer; got an empty list")
-        self.input_shape, self.dtype = checked_shape(input_shape), check_dtype(dtype)
+        self.input_shape, self.dtype = check_shape(input_shape), check_dtype(dtype)
         self.backend = get_backend(backend)
         check_precision(dtype, self.backend)
         self.output_shape = self.network.ensure_built(self.input_shape, rng.host_generator(seed, "weights"))

@@ -120,7 +120,7 @@ class Executor(BoundNetwork):
         loss = copy.copy(chosen_loss(loss))
         loss.backend = self.backend
         if isinstance(loss, CategoricalCrossEntropy):
-            check_last_layer(self.layers, self.output_shape, loss)
+            check_last_layer(self.network, self.output_shape, loss)
         return loss
 
     def config(self) -> dict[str, Any]:

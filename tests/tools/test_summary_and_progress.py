@@ -149,8 +149,8 @@ def test_history_is_drawn_as_it_is(tmp_path):
     loss, accuracy = figure.axes
     drawn = {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in loss.lines}
     assert drawn == {
-        "training, an epoch at a time": ([1, 2, 3], [1.0, 0.5, 0.25]),
-        "training, all samples so far": ([1, 2, 3], [1.0, 0.75, 0.6]),
+        "train": ([1, 2, 3], [1.0, 0.5, 0.25]),
+        "train (cumulative mean)": ([1, 2, 3], [1.0, 0.75, 0.6]),
     }
     assert [line.get_ydata().tolist() for line in accuracy.lines] == [[50, 75, 100], [60, 70, 80]]
     assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("epoch", "accuracy (%)")
