@@ -192,9 +192,9 @@ def always(folder, **options):
     return Checkpoints(folder, **{"every_seconds": None, "every_steps": 1, "keep": 1000} | options)
 
 
-def fit(model, keeper=None, *more, data=DATA, **options):
+def fit(model, ckpt=None, *more, data=DATA, **options):
     options = {"epochs": 2, "batch_size": 10, "verbose": 0} | options
-    return model.fit(*data, callbacks=list(more), checkpoints=keeper, **options)
+    return model.fit(*data, callbacks=list(more), checkpoints=ckpt, **options)
 
 
 def killed(folder, after=6, model=None, **options):

@@ -137,7 +137,7 @@ NASTY += [np.zeros(0, "float32"), np.zeros((2, 3)), np.full((), np.nan), np.aran
 
 def places(tree, path=()):
     """Return the paths to all values of a tree, but those within descriptions of the training."""
-    if isinstance(tree, dict | list) and path[:1] not in (("settings",), ("circumstances",)):
+    if isinstance(tree, dict | list) and path[:1] not in (("settings",), ("environment",)):
         for key in tree if isinstance(tree, dict) else range(min(len(tree), 3)):
             yield (*path, key)
             yield from places(tree[key], (*path, key))
@@ -266,8 +266,8 @@ def test_checkpoint_of_contradictions_is_refused_by_the_place(tmp_path, monkeypa
         (("model", "epochs_trained"), "many", r"model.epochs_trained is 'many' where 0 was expected"),
         (("history", "loss"), [], "history is not lists of 1 numbers"),
         (("samples",), [0], "samples is not a list of 1 positive numbers"),
-        (("position", "step"), 77, "its position, epoch 1 and step 77, is not within the training"),
-        (("position", "epoch"), -1, "is whole, but not a checkpoint of a training"),
+        (("position", "step"), 77, "its position, epoch 1 and step 77, is outside the run"),
+        (("position", "epoch"), -1, "can be read, but is not a checkpoint of a run"),
         (("optimizer", "slots"), {}, "optimizer.slots is a dictionary of nothing"),
     ):
         file.write_bytes(trees.to_bytes(changed(tree, path, value, "value"), KEY))

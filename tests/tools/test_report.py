@@ -24,7 +24,7 @@ from gpucnn.callbacks.snapshots import load_snapshots
 from gpucnn.core.text import duration
 from gpucnn.errors import CheckpointError, ConfigurationError, DataError, OutOfMemoryError
 from gpucnn.report.feature_maps import choose_images
-from gpucnn.runs.folder import Predicted
+from gpucnn.runs.folder import Predictions
 from gpucnn.runs.statistics import Runs
 from gpucnn.saving.tree import read_tensors
 from tests.tools.conftest import CLASS_NAMES
@@ -532,7 +532,7 @@ def test_images_of_an_untrained_network():
     """One class is never recognised, one is not in the test set, and there are more images to show than classes."""
     probabilities = np.eye(4)[[0, 0, 0, 2, 0]] * 0.5
     probabilities[4, 0] = 0.9
-    known = Predicted(None, None, np.array([0, 0, 1, 2, 1]), probabilities, list("abcd"))
+    known = Predictions(None, None, np.array([0, 0, 1, 2, 1]), probabilities, list("abcd"))
     assert choose_images(known, 4) == [0, 2, 3, 4]  # 2 is of a class that is not recognised; 4 is the surest mistake
     assert choose_images(known, 5) == [0, 1, 2, 3, 4]
     assert choose_images(known, 9) == [0, 1, 2, 3, 4]

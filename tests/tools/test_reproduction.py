@@ -11,7 +11,7 @@ from gpucnn import datasets, networks
 from gpucnn.callbacks.snapshots import load_snapshots
 from gpucnn.cli import app
 from gpucnn.cli.reproduce import Outcome, markdown
-from gpucnn.cli.runs import shortened
+from gpucnn.cli.runs import thin_out
 from gpucnn.errors import ConfigurationError
 from gpucnn.runs import reproduction
 from gpucnn.runs.reproduction import REPRODUCTIONS, Published, Reproduction
@@ -105,7 +105,7 @@ def test_a_defective_run_is_started_anew(small_data, monkeypatch):
         return None, None, {"numbers": {}, "defect": defect}
 
     monkeypatch.setattr(reproduction, "run", run)
-    _, _, record = reproduction.run_until_good("lenet", 7, small_data)
+    _, _, record = reproduction.run_with_restarts("lenet", 7, small_data)
     assert seeds == [7, 10_007, 20_007]
     assert [defect["kind"] for defect in record["restarts"]] == ["single-class predictions", "single-class predictions"]
     assert record["defect"] is None
@@ -175,8 +175,8 @@ def test_the_table_of_outcomes():
 
 
 def test_long_lists_are_shortened():
-    assert shortened([0, 1, 2]) == [0, 1, 2]
-    assert shortened(list(range(30))) == [0, 7, 14, 22, 29]
+    assert thin_out([0, 1, 2]) == [0, 1, 2]
+    assert thin_out(list(range(30))) == [0, 7, 14, 22, 29]
 
 
 def test_a_long_recipe_goes_on_where_it_was_killed(small_data, tmp_path, monkeypatch):
@@ -198,7 +198,7 @@ def test_a_long_recipe_goes_on_where_it_was_killed(small_data, tmp_path, monkeyp
     assert made == [0, 0, 1, 1]
     assert not (tmp_path / "cut" / "runs.json").exists()
     assert list((tmp_path / "cut" / "seed-0").glob("checkpoint-*"))
-    monkeypatch.setattr(gpucnn.Model, "step", step)
+    monkeypatch.setattr(gpucnn.Model, "train_step", step)
     again = invoke("runs", "lenet", "--runs", 1, "--epochs", 3, "--backend", "numpy", "-o", tmp_path / "cut")
     assert again.exit_code == 0
     numbers = [

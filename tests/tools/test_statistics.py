@@ -84,12 +84,12 @@ def test_an_interrupted_series_is_gone_on_with(tmp_path):
         return record(0.9 + seed / 100)
 
     with pytest.raises(KeyboardInterrupt):
-        Runs(path, settings).make(5, run)
+        Runs(path, settings).run_missing(5, run)
     assert made == [0, 1]
-    assert Runs(path, settings).missing(5) == [2, 3, 4]
-    Runs(path, settings).make(5, lambda seed: run(seed, until=None))
+    assert Runs(path, settings).missing_seeds(5) == [2, 3, 4]
+    Runs(path, settings).run_missing(5, lambda seed: run(seed, until=None))
     assert made == [0, 1, 2, 3, 4]
-    Runs(path, settings).make(4, lambda seed: run(seed, until=None))  # all there
+    Runs(path, settings).run_missing(4, lambda seed: run(seed, until=None))  # all there
     assert made == [0, 1, 2, 3, 4]
     kept = json.loads(path.read_text())
     assert [one["seed"] for one in kept["runs"]] == [0, 1, 2, 3, 4]
@@ -126,7 +126,7 @@ def test_only_defects_make_no_table(tmp_path):
     [
         ("{", "holds no runs that can be read"),
         ("[]", "holds no runs that can be read"),
-        ('{"format": 2, "settings": {}, "runs": []}', "is of format 2, and this gpucnn reads 1"),
+        ('{"format": 2, "settings": {}, "runs": []}', "has format 2, expected 1"),
         ('{"format": 1, "settings": {"epochs": 5}, "runs": []}', "holds runs with epochs=5, these have 3"),
     ],
 )

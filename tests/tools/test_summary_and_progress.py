@@ -33,7 +33,7 @@ def test_tables_of_a_network_fit_a_terminal_of_80_columns(name, monkeypatch, cap
     assert max(map(len, lines)) <= 80
     assert lines[1].split() == ["layer", "what", "output", "params", "MFLOP", "kB"]
     ends = next(place for place, line in enumerate(lines) if not line.strip())
-    for line in lines[3:ends]:  # only what the layer is may be shortened
+    for line in lines[3:ends]:  # only what the layer is may be thin_out
         assert re.fullmatch(r"\w[\w.]* +\w+\(?[^…]*…? +[\d×]+( +[\d,.]+)*", line), line
     rows = [
         profiling.LayerTime(path, layer.output_shape, 9_999, 10**9, 10**9, 10**8, "winograd-1d", 0.1, 0.1)
@@ -149,8 +149,8 @@ def test_history_is_drawn_as_it_is(tmp_path):
     loss, accuracy = figure.axes
     drawn = {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in loss.lines}
     assert drawn == {
-        "training, an epoch at a time": ([1, 2, 3], [1.0, 0.5, 0.25]),
-        "training, all samples so far": ([1, 2, 3], [1.0, 0.75, 0.6]),
+        "train": ([1, 2, 3], [1.0, 0.5, 0.25]),
+        "train (cumulative mean)": ([1, 2, 3], [1.0, 0.75, 0.6]),
     }
     assert [line.get_ydata().tolist() for line in accuracy.lines] == [[50, 75, 100], [60, 70, 80]]
     assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("epoch", "accuracy (%)")
