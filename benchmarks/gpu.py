@@ -1,4 +1,4 @@
-"""What gpucnn does on a GPU, beside PyTorch on the same one where that is installed; prints tables and writes JSON.
+"""Speed and memory of gpucnn on a GPU, next to PyTorch where that is installed; prints tables and writes JSON.
 
     python -m benchmarks.gpu --json gpu.json              all but the trainings, under four minutes
     python -m benchmarks.gpu --quick                      the same in small, about a minute: does everything run?
@@ -178,7 +178,7 @@ class Bench:
         for name, make in theirs.items() if self.theirs is not None else ():
             try:
                 subjects[name] = self._warm(self.theirs, *make())
-            except Exception as error:  # one of PyTorch's own, or a graph that cannot be recorded: not our failure
+            except Exception as error:  # PyTorch's own, or a graph that cannot be captured: not a failure of gpucnn
                 notes[name] = f"{type(error).__name__}: {error}"
         seconds = {name: [] for name in subjects}
         for _ in range(self.settings.rounds):
@@ -211,7 +211,7 @@ def ratio(row, ours, *theirs):
 
 
 def repeat(bench, precision, steps, batch):
-    """Train a small network thrice from one seed: as it comes, again, and recorded."""
+    """Train a small network three times from one seed: eagerly, again, and captured."""
     states = [_trained(bench.ours.backend, precision, steps, batch, jit) for jit in (False, False, True)]
     first = states[0]
     differences = [_largest_difference(first, state) for state in states[1:]]
@@ -220,7 +220,7 @@ def repeat(bench, precision, steps, batch):
         "steps": steps,
         "batch": batch,
         "again": _is_same(first, states[1]),
-        "recorded": _is_same(first, states[2]),
+        "captured": _is_same(first, states[2]),
         "largest_difference": max(differences),
     }
 
@@ -256,8 +256,8 @@ def _largest_difference(a, b):
 def memory(bench, precision, batch):
     """Measure what steps of ResNet-9 take, in MB."""
     row = {"net": "resnet9", "batch": batch, "precision": precision}
-    for name, recorded in (("gpucnn", False), ("gpucnn_graph", True)):
-        make = functools.partial(bench.ours.step, "resnet9", batch, precision, recorded, bench.settings.width)
+    for name, captured in (("gpucnn", False), ("gpucnn_graph", True)):
+        make = functools.partial(bench.ours.step, "resnet9", batch, precision, captured, bench.settings.width)
         row[name] = bench.ours.memory(make)
     row["torch"] = None
     bench.tidy("memory")
@@ -300,7 +300,7 @@ def _first_steps_of_a_process(backend, folder):
 
 
 def first_steps(name):
-    """Fit LeNet to two batches, one as it comes and one recorded; print when the backend was there and when all was."""
+    """Fit LeNet to two batches, one eagerly and one captured; print when the backend was there and when all was."""
     from benchmarks.nets import gpucnn_model
 
     backend = get_backend(name)
@@ -330,7 +330,7 @@ def conv(bench, images, channels, side, precision, part):
         theirs.set_precision(precision)
     peers = {
         "torch": lambda: (theirs.convolution(*case)[part], 1),
-        "torch_graph": lambda: (theirs.recorded(theirs.convolution(*case)[part], each), each),
+        "torch_graph": lambda: (theirs.captured(theirs.convolution(*case)[part], each), each),
     }
     operations = PASSES[part] * 2 * images * side * side * 9 * channels * channels
     row = {"images": images, "channels": channels, "side": side, "precision": precision, "pass": part}
@@ -343,14 +343,14 @@ def conv(bench, images, channels, side, precision, part):
 
 def _our_convolution(bench, images, channels, side, precision, part):
     call, each = bench.ours.convolution(images, channels, side, precision)[part], bench.settings.calls_a_graph
-    return {"gpucnn": lambda: (call, 1), "gpucnn_graph": lambda: (bench.ours.recorded(call, each), each)}
+    return {"gpucnn": lambda: (call, 1), "gpucnn_graph": lambda: (bench.ours.captured(call, each), each)}
 
 
 def nets(bench, net, batch, precision):
-    """Time training steps of a network on both sides, as they come and recorded."""
+    """Time training steps of a network on both sides, eagerly and captured."""
 
-    def maker(side, precision, recorded):
-        return lambda: (side.step(net, batch, precision, recorded, bench.settings.width), 1)
+    def maker(side, precision, captured):
+        return lambda: (side.step(net, batch, precision, captured, bench.settings.width), 1)
 
     if bench.theirs is not None:
         bench.theirs.set_precision(precision)
@@ -529,12 +529,12 @@ def _cublas_version(backend):
 TABLES = {  # section → heading, and columns: a heading, where the number stands in a row, and its form
     "repeat": (
         "The same bits?",
-        "type=precision | steps=steps | again=again | recorded=recorded | largest difference=largest_difference:.1e",
+        "type=precision | steps=steps | again=again | captured=captured | largest difference=largest_difference:.1e",
     ),
     "memory": (
         "Memory of training steps, MB",
         "net=net | batch=batch | type=precision | eager=gpucnn.gpu_mb:,.0f | its pool=gpucnn.pool_mb:,.0f | "
-        "recorded=gpucnn_graph.gpu_mb:,.0f | torch=torch.gpu_mb:,.0f | torch's arrays=torch.arrays_mb:,.0f",
+        "captured=gpucnn_graph.gpu_mb:,.0f | torch=torch.gpu_mb:,.0f | torch's arrays=torch.arrays_mb:,.0f",
     ),
     "first_use": (
         "From the start of a process until LeNet has fitted two batches, s",
@@ -544,20 +544,20 @@ TABLES = {  # section → heading, and columns: a heading, where the number stan
     "workspace": (
         "Convolutions 3×3 by the room for columns, all passes, ms",
         "images=images | channels=channels | side=side | type=precision | room, MB=room_mb | "
-        "gpucnn=gpucnn.median_ms:.3f | recorded=gpucnn_graph.median_ms:.3f",
+        "gpucnn=gpucnn.median_ms:.3f | captured=gpucnn_graph.median_ms:.3f",
     ),
     "conv": (
         "Convolutions 3×3, ms",
         "images=images | channels=channels | side=side | type=precision | pass=pass | gpucnn=gpucnn.median_ms:.3f | "
-        "torch=torch.median_ms:.3f | ÷ torch=ratio:.2f | recorded=gpucnn_graph.median_ms:.3f | TFLOP/s=tflops:.1f | "
+        "torch=torch.median_ms:.3f | ÷ torch=ratio:.2f | captured=gpucnn_graph.median_ms:.3f | TFLOP/s=tflops:.1f | "
         "torch's graph=torch_graph.median_ms:.3f | ÷ torch's graph=ratio_graph:.2f",
     ),
     "nets": (
         "Training steps, ms",
-        "net=net | batch=batch | type=precision | gpucnn=gpucnn.median_ms:.3f | recorded=gpucnn_graph.median_ms:.3f | "
+        "net=net | batch=batch | type=precision | gpucnn=gpucnn.median_ms:.3f | captured=gpucnn_graph.median_ms:.3f | "
         "images/s=images_a_second:,.0f | torch=torch.median_ms:.3f | torch's graph=torch_graph.median_ms:.3f | "
         "torch half=torch_half.median_ms:.3f | torch's half graph=torch_half_graph.median_ms:.3f | "
-        "÷ torch=ratio:.2f | recorded ÷ torch=ratio_graph_to_eager:.2f | recorded ÷ graph=ratio_graph:.2f",
+        "÷ torch=ratio:.2f | captured ÷ torch=ratio_graph_to_eager:.2f | captured ÷ graph=ratio_graph:.2f",
     ),
     "training": (
         "Trainings",
@@ -599,11 +599,11 @@ def _cell(row, where, form):
 
 
 def write(path, result):
-    """Write a result whole, so that a run that is cut off leaves the last one."""
+    """Write a result atomically, so that an interrupted run leaves the last one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 def _sections(text):
@@ -616,8 +616,8 @@ def _sections(text):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=200.0, help="begin nothing new after so many (default 200)")
-    parser.add_argument("--json", type=Path, help="write all figures to this file, anew after each row")
+    parser.add_argument("--seconds", type=float, default=200.0, help="start nothing new after this time (default 200)")
+    parser.add_argument("--json", type=Path, help="write all figures to this file, again after each row")
     parser.add_argument("--quick", action="store_true", help="everything in small")
     parser.add_argument("--only", type=_sections, help=f"some of {','.join(SECTIONS)}")
     parser.add_argument("--facts", action="store_true", help="only say what this machine has, and touch no GPU")

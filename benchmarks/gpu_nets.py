@@ -1,7 +1,7 @@
 """The two sides of `benchmarks.gpu`: the same convolutions and training steps by gpucnn and by PyTorch.
 
-Both sides answer the same questions: how long do so many calls take on the GPU (`clock`), make one call of several that
-were recorded as a CUDA graph (`recorded`), the passes of a convolution (`convolution`), a training step (`step`), and
+Both sides answer the same questions: how long do calls take on the GPU (`clock`), several calls captured
+as one CUDA graph (`captured`), the passes of a convolution (`convolution`), a training step (`step`), and
 the memory that steps need (`memory`). A step picks images from a small data set of bytes on the GPU, makes numbers
 0 … 1 of them, trains, and adds loss and right answers to totals that stay on the GPU, as `fit` does.
 
@@ -27,7 +27,7 @@ PASSES = {"forward": 1, "weight gradient": 1, "input gradient": 1, "all": 3}  # 
 BATCHES = 4  # in the data set that steps go round in
 CLASSES = 10
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
-WARM_UP = 3  # calls: gpucnn makes, records and repeats; cuDNN tries its algorithms in the first
+WARM_UP = 3  # calls: gpucnn runs eagerly, captures and replays; cuDNN tries its algorithms in the first
 
 
 def image_of(net):
@@ -75,7 +75,7 @@ class Ours:
         self.backend = backend
 
     def clock(self, call, count):
-        """Return the seconds that so many calls take on the GPU, from the first one's start to the last one's end."""
+        """Return the seconds that `count` calls take on the GPU, from the start of the first to the end of the last."""
         cuda = self.backend.xp.cuda
         started, ended = cuda.Event(), cuda.Event()
         started.record()
@@ -85,8 +85,8 @@ class Ours:
         ended.synchronize()
         return cuda.get_elapsed_time(started, ended) / 1e3
 
-    def recorded(self, call, count):
-        """Return a function that makes so many calls as one CUDA graph."""
+    def captured(self, call, count):
+        """Return a function that runs `count` calls as one CUDA graph."""
 
         def several():
             for _ in range(count):
@@ -130,20 +130,20 @@ class Ours:
         functions = forward, weight_gradient, input_gradient, whole
         return {name: within(function) for name, function in zip(PASSES, functions, strict=True)}
 
-    def step(self, net, batch, precision, recorded, width=64):
-        """Return a function that makes the training's next step: as it comes, or recorded and repeated."""
-        model = gpucnn_net(net, self.backend, precision, recorded, width)
+    def step(self, net, batch, precision, captured, width=64):
+        """Return a function that runs the next training step: eagerly, or captured and replayed."""
+        model = gpucnn_net(net, self.backend, precision, captured, width)
         steps = make_step_runner(model, *to_device(model, data(net, batch)), batch)
-        if isinstance(steps, CapturedSteps) != recorded:
-            raise RuntimeError(f"asked for recorded={recorded}, gpucnn chose {type(steps).__name__}")
+        if isinstance(steps, CapturedSteps) != captured:
+            raise RuntimeError(f"asked for captured={captured}, gpucnn chose {type(steps).__name__}")
         steps.begin_epoch(rng.epoch_order(0, 0, BATCHES * batch))
         parts = itertools.cycle([slice(start, start + batch) for start in range(0, BATCHES * batch, batch)])
         return lambda: steps.run(next(parts), RATE)
 
     def memory(self, make):
-        """Return the MB that steps take: of the whole GPU, and of CuPy's default pool, a recorded step's own left out.
+        """Return the MB that steps take: of the whole GPU, and of CuPy's default pool, a captured step's own left out.
 
-        Both hold the largest that was ever needed, since pools keep what arrays let go of.
+        Both are the most that was ever needed, since pools keep what arrays release.
         """
         runtime = self.backend.xp.cuda.runtime
         self.tidy()
@@ -162,7 +162,7 @@ class Ours:
 
 
 class Theirs:
-    """PyTorch, channels last, on a GPU; on the CPU as well, where nothing can be recorded."""
+    """PyTorch, channels last, on a GPU; on the CPU as well, where nothing can be captured."""
 
     def __init__(self, torch, device="cuda"):
         self.torch, self.device = torch, device
@@ -176,7 +176,7 @@ class Theirs:
             self.torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
     def clock(self, call, count):
-        """Return the seconds that so many calls take on the GPU, from the first one's start to the last one's end."""
+        """Return the seconds that `count` calls take on the GPU, from the start of the first to the end of the last."""
         if self.device == "cpu":
             started = time.perf_counter()
             for _ in range(count):
@@ -190,12 +190,12 @@ class Theirs:
         ended.synchronize()
         return started.elapsed_time(ended) / 1e3
 
-    def recorded(self, call, count):
-        """Return a function that makes so many calls as one CUDA graph."""
+    def captured(self, call, count):
+        """Return a function that runs `count` calls as one CUDA graph."""
         if self.device == "cpu":
             raise RuntimeError("a CPU records no CUDA graph")
         cuda = self.torch.cuda
-        stream = cuda.Stream()  # what is captured has to be warmed up beside the default stream
+        stream = cuda.Stream()  # what is captured must be warmed up outside the default stream
         stream.wait_stream(cuda.current_stream())
         with cuda.stream(stream):
             for _ in range(WARM_UP):
@@ -262,8 +262,8 @@ class Theirs:
             *(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(8 * width, CLASSES, bias=False)),
         )
 
-    def step(self, net, batch, precision, recorded, width=64):
-        """Return a function that makes the training's next step: as it comes, or recorded and repeated.
+    def step(self, net, batch, precision, captured, width=64):
+        """Return a function that runs the next training step: eagerly, or captured and replayed.
 
         "fp16" has parameters of float32 and autocast, without the scaling of gradients that a real training needs;
         "half" has all but batch norms in float16, as speed runs do.
@@ -296,7 +296,7 @@ class Theirs:
             loss_sum.add_(loss.detach() * batch)
             right.add_((outputs.detach().argmax(1) == y).sum())
 
-        call = self.recorded(train, 1) if recorded else train
+        call = self.captured(train, 1) if captured else train
         numbers = itertools.cycle(range(BATCHES))
 
         def step():
@@ -329,7 +329,7 @@ class Theirs:
 
 
 def find_torch():
-    """Return PyTorch's side and nothing, or None and why it cannot be had."""
+    """Return PyTorch's side and nothing, or None and why it is unavailable."""
     try:
         import torch
     except Exception as error:  # a library that does not load may raise anything

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# All that one machine with an NVIDIA GPU has to say about gpucnn, in under nine minutes.
+# All tests and benchmarks of gpucnn for a machine with an NVIDIA GPU, in under nine minutes.
 #
-#     benchmarks/run_gpu.sh [FOLDER]        where the answers go; by default benchmarks/results/gpu-DATE
+#     benchmarks/run_gpu.sh [FOLDER]        output folder, by default benchmarks/results/gpu-DATE
 #
-# Needs a python3 with CuPy, NumPy, SciPy, safetensors, rich, typer, pytest and hypothesis; PyTorch is measured beside
-# gpucnn where it is installed, and pytest-xdist lets eight processes test. gpucnn itself need not be installed. Where
+# Needs a python3 with CuPy, NumPy, SciPy, safetensors, rich, typer, pytest and hypothesis; PyTorch is measured as well
+# where it is installed, and with pytest-xdist eight processes test. gpucnn itself need not be installed. Where
 # GPUCNN_DATA names a folder that holds CIFAR-10, or some of its sheets, networks are trained on what is there,
 # otherwise on synthetic digits; training.json says on which.
 #
-# Every step has its own time limit, and the others are made if it fails. The exit status is the number of those that
-# did; the last lines say which, and so does summary.json.
+# Every step has its own time limit, and the others run even if it fails. The exit status is the number of failed steps;
+# the last lines list them, and so does summary.json.
 set -u
 unset CDPATH # with it cd would print
 

@@ -199,8 +199,8 @@ FAULTS = (
     Fault(
         "counted: padding in an average",
         REFERENCE,
-        "share = dy / window.valid_counts(self.xp, image_size).astype(dy.dtype)",
-        "share = dy / window.area",
+        "dy_per_element = dy / window.valid_counts(self.xp, image_size).astype(dy.dtype)",
+        "dy_per_element = dy / window.area",
     ),
     Fault(
         "missing term: batch norm's variance on the way back",

@@ -1,7 +1,7 @@
 """CuPy without a GPU: the part of it that the CuPy backend uses, over NumPy, with a GPU's strictness.
 
 Arrays refuse to meet host arrays, reads are counted, fresh memory holds garbage, kernels are compiled for the host and
-may not write outside their arrays, cuBLAS sees bare addresses, and what a stream captures is recorded instead of done.
+may not write outside their arrays, cuBLAS sees bare addresses, and captured operations wait for the graph's launch.
 What cannot be simulated is speed, and a GPU's order of things: here every operation is done when the call returns.
 """
 
@@ -40,7 +40,7 @@ class OutOfMemoryError(MemoryError):
 
 
 class CUDARuntimeError(RuntimeError):
-    """What the CUDA runtime would answer with an error code."""
+    """An error code of the CUDA runtime."""
 
     def __init__(self, message, status=1):
         super().__init__(message)
@@ -66,7 +66,7 @@ GUARDS = {np.dtype(kind): bits(signal) for kind, (bits, signal) in SIGNALS.items
 class Memory(np.ndarray):
     """The bytes of one allocation; every array on the device is a view of one, by its chain of bases.
 
-    On both sides lie guards, so that writing beside it is found; floats there are NaN, so that reading there shows.
+    On both sides lie guards, so that writing outside of it is found; floats there are NaN, so that reading there shows.
     """
 
     @classmethod
@@ -80,7 +80,7 @@ class Memory(np.ndarray):
         memory._set_guards()
         memory.garbage = 0xFF if dtype.kind == "f" else 0xA5  # NaN in every float type
         memory.pool, memory.simulation, memory.gpu = weakref.ref(pool), pool.simulation, pool.simulation.device
-        memory.holders = 0  # arrays and pointers of the program, not those of a recorded graph
+        memory.holders = 0  # arrays and pointers of the program, not those of a captured graph
         memory.released = False  # handed back by its pool
         return memory
 
@@ -93,7 +93,7 @@ class Memory(np.ndarray):
         return self.array(self.length, np.uint8)
 
     def scramble(self):
-        """Fill with what nobody wrote."""
+        """Fill with garbage."""
         self.payload().fill(self.garbage)
 
     def _guards(self):
@@ -106,7 +106,7 @@ class Memory(np.ndarray):
             place[...] = self.guard
 
     def is_overrun(self):
-        """Tell whether something was written beside the memory; asked once, it is forgotten."""
+        """Return whether something was written outside the memory, and reset that."""
         found = any((place != self.guard).any() for place in self._guards())
         if found:
             self._set_guards()
@@ -127,7 +127,7 @@ class Memory(np.ndarray):
             self.simulation.reserve(-self.length, self.gpu)
 
     def is_lost(self):
-        """Tell whether a GPU's memory would be somebody else's by now, although a graph still uses it."""
+        """Return whether the memory was reused on a GPU although a graph still uses it."""
         pool = self.pool()
         return self.holders == 0 and (pool is None or not pool.private or self.released)
 
@@ -183,9 +183,9 @@ class Reservation:
 
 
 class MemoryPool:
-    """Memory of one purpose; a graph may go on using what a pool of its own keeps, whether arrays hold it or not.
+    """A memory pool; a graph may keep using the memory of its own pool, whether arrays refer to it or not.
 
-    It keeps what arrays let go of, even when the pool itself goes, as CuPy 14's does: that memory is lost then. Where
+    It keeps what arrays release, even when the pool itself goes, as CuPy 14's does: that memory is lost then. Where
     the GPU has no more, it frees what it keeps and tries again.
     """
 
@@ -202,10 +202,10 @@ class MemoryPool:
             self._used[device] = self._used.get(device, 0) + nbytes
 
     def provide(self, size):
-        """See that so many bytes are there for an array.
+        """Make sure that memory for an array is available.
 
         Raises:
-            OutOfMemoryError: the GPU has not that much, even when all that nobody holds is freed.
+            OutOfMemoryError: the GPU has too little, even after freeing all unused memory.
         """
         for patience in (2, 1, 0):
             try:
@@ -277,7 +277,7 @@ class SimulatedArray(DeviceArray):
         self._memory.hold()
 
     def __del__(self):
-        with contextlib.suppress(AttributeError):  # an array that could not be made
+        with contextlib.suppress(AttributeError):  # an array that could not be allocated
             self._memory.let_go()
 
     def __getattr__(self, name):
@@ -375,7 +375,7 @@ def arrays_in(value):
 class Capture:
     """What a stream records: the operations, and the memory they touch as it was before.
 
-    Each operation is also computed when it is recorded, so that the ones after it find shapes and plausible numbers;
+    Each operation is also computed when it is captured, so that the ones after it find shapes and plausible numbers;
     at the end everything it wrote is undone.
     """
 
@@ -411,7 +411,7 @@ class Graph:
         self._memories = list(capture.memories.values())
 
     def launch(self, stream=None):
-        """Do what was recorded, with the numbers that Python gave then and the arrays' contents of now."""
+        """Run what was captured, with the numbers that Python passed then and the current contents of the arrays."""
         self._simulation.refuse_in_capture("a graph's launch")
         for memory in self._memories:
             if memory.is_lost():
@@ -533,7 +533,7 @@ class RawModule:
 
 
 class Simulation:
-    """Simulated GPUs with their `cupy`, and what tests may ask of them.
+    """Simulated GPUs with their `cupy`, and what tests can query.
 
     Arguments:
         limit    the largest allocation, in bytes, that there is memory for; None for any
@@ -618,7 +618,7 @@ class Simulation:
         return memory
 
     def allocate(self, shape, dtype, order="C"):
-        """Return a NumPy array of garbage in memory of its own."""
+        """Return a NumPy array of garbage in new memory."""
         dtype = np.dtype(dtype)
         memory = self.allocate_bytes(int(np.prod(shape, dtype=object)) * dtype.itemsize, dtype=dtype)
         memory.scramble()
@@ -743,14 +743,14 @@ class Simulation:
                 self.check_device(map(memory_of, operands), name)
             if capture and (in_place or any(place is not None for place in fresh)):
 
-                def repeat():
+                def replay():
                     again = compute()
                     again = again if isinstance(again, tuple | list) else [again]
                     for place, value in zip(fresh, again, strict=False):
                         if place is not None:
                             np.copyto(place, value)
 
-                capture.operations.append(repeat)
+                capture.operations.append(replay)
             return wrapped
 
         return call
@@ -766,7 +766,7 @@ class Simulation:
             run()
             for array in arrays:
                 if memory_of(array).is_overrun():
-                    raise IllegalAddress(f"{kernel.name} wrote beside an array of shape {array.shape}")
+                    raise IllegalAddress(f"{kernel.name} wrote outside an array of shape {array.shape}")
 
         self.launches[kernel.name] = self.launches.get(kernel.name, 0) + 1
         self.do(launch, arrays, written)
@@ -955,10 +955,10 @@ class FakeCublas:
 
     def _GemmEx(self, handle, transa, transb, m, n, k, alpha, A, Atype, lda, B, Btype, ldb, beta, C, Ctype, ldc, *how):
         state = self._handles.get(plain(handle))
-        a_turned, b_turned, M, N, K = (plain(number) for number in (transa, transb, m, n, k))
+        a_transposed, b_transposed, M, N, K = (plain(number) for number in (transa, transb, m, n, k))
         places, leads = (plain(A), plain(B), plain(C)), (plain(lda), plain(ldb), plain(ldc))
         kinds, (compute, _algorithm) = (plain(Atype), plain(Btype), plain(Ctype)), (plain(number) for number in how)
-        shapes = (K, M) if a_turned else (M, K), (N, K) if b_turned else (K, N), (M, N)
+        shapes = (K, M) if a_transposed else (M, K), (N, K) if b_transposed else (K, N), (M, N)
         if state is None:
             return NOT_INITIALIZED
         if state.stream != self._simulation.stream.ptr:
@@ -967,7 +967,7 @@ class FakeCublas:
             return INTERNAL_ERROR
         if compute not in COMPUTE or kinds[0] != kinds[1] or kinds[::2] not in PRODUCT_TYPES[compute]:
             return NOT_SUPPORTED
-        if min(M, N, K) < 0 or not {a_turned, b_turned} <= {0, 1}:
+        if min(M, N, K) < 0 or not {a_transposed, b_transposed} <= {0, 1}:
             return INVALID_VALUE
         if any(lead < max(1, rows) for lead, (rows, _) in zip(leads, shapes, strict=True)):
             return INVALID_VALUE
@@ -982,7 +982,7 @@ class FakeCublas:
         def multiply():
             with np.errstate(all="ignore"):
                 left, right = (matrix.astype(COMPUTE[compute]) for matrix in (a, b))
-                product = factor * ((left.T if a_turned else left) @ (right.T if b_turned else right))
+                product = factor * ((left.T if a_transposed else left) @ (right.T if b_transposed else right))
                 c[...] = product if share == 0 else product + share * c.astype(COMPUTE[compute])
 
         self._simulation.do(multiply, [a, b], [c])
@@ -1036,7 +1036,7 @@ def pointed_to(pointer, kind):
 
 
 class Importer:
-    """Imports the CuPy backend a second time, over a simulation, beside one that is there already.
+    """Imports the CuPy backend a second time, over a simulation, next to one that is there already.
 
     An import inside a function runs later, so each module gets an `__import__` of its own that finds the same modules.
     """

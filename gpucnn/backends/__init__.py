@@ -14,7 +14,7 @@ from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 from gpucnn.errors import BackendUnavailable, ConfigurationError
 
-__all__ = ["Array", "Backend", "NumpyBackend", "Window", "auto_choice", "get_backend", "in_short", "use_backend"]
+__all__ = ["Array", "Backend", "NumpyBackend", "Window", "auto_choice", "first_line", "get_backend", "use_backend"]
 
 KNOWN = 'there are "auto", "numpy", "cupy", "cupy:N" for GPU number N, and "reference" for the reference implementation'
 

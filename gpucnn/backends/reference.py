@@ -134,7 +134,7 @@ class ReferenceKernels:
     def conv2d_backward(
         self, x: Array, dy: Array, weight: Array, window: Window, groups: int, need: tuple[bool, ...]
     ) -> tuple[Array | None, Array | None, Array | None]:
-        """Return dx, dweight and dbias; None for those that are not in `need`, which says it in the same order."""
+        """Return dx, dweight and dbias; None for those that `need` is false for, in this order."""
         need_dx, need_dweight, need_dbias = need
         if need_dx and need_dweight:
             dweight, dbias, dx = self.conv2d_gradients(x, dy, weight, window, groups, need_dbias)
@@ -162,7 +162,7 @@ class ReferenceKernels:
     def dense_backward(
         self, x: Array, dy: Array, weight: Array, need: tuple[bool, ...]
     ) -> tuple[Array | None, Array | None, Array | None]:
-        """Return dx, dweight and dbias; None for those that are not in `need`, which says it in the same order."""
+        """Return dx, dweight and dbias; None for those that `need` is false for, in this order."""
         need_dx, need_dweight, need_dbias = need
         dweight, dbias = None, None
         if need_dweight:
@@ -212,10 +212,10 @@ class ReferenceKernels:
     def average_pool2d_gradient(self, dy: Array, image_size: tuple[int, int], window: Window) -> Array:
         """Distribute dy (N, OH, OW, C) over the elements of each window: dx (N, H, W, C)."""
         N, OH, OW, C = dy.shape
-        share = dy / window.valid_counts(self.xp, image_size).astype(dy.dtype)
+        dy_per_element = dy / window.valid_counts(self.xp, image_size).astype(dy.dtype)
         padded = self.xp.zeros_like(dy, shape=(N, *window.padded_size(image_size), C))
         for i, j in window.offsets():
-            padded[window.slices(i, j, (OH, OW))] += share
+            padded[window.slices(i, j, (OH, OW))] += dy_per_element
         return padded[window.interior(image_size)]
 
     # --- batch normalisation ------------------------------------------------------------------
@@ -399,7 +399,7 @@ class ReferenceKernels:
         return as_floats(apply_transform(self.xp, x, numbers, transform), dtype)
 
     def random_bits(self, key: int, counter: int, count: int, start: int = 0) -> Array:
-        """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter), 64 bits each."""
+        """Return random words start … start + count − 1, uint32 (count,), of a stream (key, counter), 64 bits each."""
         return philox4x32(self.xp, key, counter, count, start)
 
 

@@ -35,24 +35,24 @@ class _Average(Callback, Configurable, family="average"):
         self._layout: Layout | None = None
         self._ranges: list[slice] = []  # of the parameters that are averaged
         self._averages: list[Array] = []
-        self._raw: list[Array] | None = None  # the model's own numbers, while it shows the averages
+        self._raw_weights: list[Array] | None = None  # the model's own numbers, while it shows the averages
         self._steps = 0
 
     def on_fit_begin(self, model: Any) -> None:
         """Begin with the weights that the model has, or go on where an earlier fit ended."""
-        if self._goes_on(model):
+        if self._continues(model):
             model.training.averaged_by = self
             return
-        self._model, self._steps, self._raw = weakref.ref(model), 0, None
+        self._model, self._steps, self._raw_weights = weakref.ref(model), 0, None
         self._averages = [array.copy() for array in model.flat_state()]
         self._layout, self._ranges = model.flat_layout(), model.flat_ranges()
 
     def _is_of(self, model: object) -> bool:
         return self._model is not None and self._model() is model
 
-    def _goes_on(self, model: Any) -> bool:
+    def _continues(self, model: Any) -> bool:
         """Return whether the model is as an earlier fit left it."""
-        if self._raw is None or not self._is_of(model):
+        if self._raw_weights is None or not self._is_of(model):
             return False
         arrays = model.flat_state()
         if model.flat_layout() is not self._layout or model.flat_ranges() != self._ranges:
@@ -62,10 +62,10 @@ class _Average(Callback, Configurable, family="average"):
 
     def on_epoch_begin(self, model: Any, epoch: int) -> None:
         """Put the raw weights back, for the steps."""
-        if self._raw is not None:
-            for array, raw in zip(self._arrays(model), self._raw, strict=True):
+        if self._raw_weights is not None:
+            for array, raw in zip(self._arrays(model), self._raw_weights, strict=True):
                 array[...] = raw
-            self._raw = model.training.averaged_by = None
+            self._raw_weights = model.training.averaged_by = None
 
     def on_step_end(self, model: Any, step: int) -> None:
         """Average, from time to time."""
@@ -80,13 +80,13 @@ class _Average(Callback, Configurable, family="average"):
                 f"{self!r} and {other!r} both put averages in the place of the weights; pass one of them"
             )
         arrays = self._arrays(model)
-        self._raw, model.training.averaged_by = [array.copy() for array in arrays], self
+        self._raw_weights, model.training.averaged_by = [array.copy() for array in arrays], self
         for array, average in zip(arrays, self._averages, strict=True):
             array[...] = average
 
     def on_exception(self, model: Any) -> None:
         """Leave the model with the averages, as at the end."""
-        if self._is_of(model) and self._raw is None and model.training.averaged_by is None:
+        if self._is_of(model) and self._raw_weights is None and model.training.averaged_by is None:
             self.on_train_epoch_end(model, -1)
 
     def state(self, model: Any) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class _Average(Callback, Configurable, family="average"):
             flat = model.backend.xp.concatenate([parts[-1][:0], *parts[:-1]])
             return [model.backend.to_host(array).copy() for array in (flat, parts[-1])]
 
-        raw = None if self._raw is None else on_host(self._raw)
+        raw = None if self._raw_weights is None else on_host(self._raw_weights)
         return {"averages": on_host(self._averages), "raw": raw, "steps": self._steps}
 
     def load_state(self, model: Any, state: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ class _Average(Callback, Configurable, family="average"):
 
         for average, part in zip(self._averages, parts_of(state["averages"]), strict=True):
             average[...] = part
-        self._raw = None if raw is None else parts_of(raw)
+        self._raw_weights = None if raw is None else parts_of(raw)
         model.training.averaged_by = None if raw is None else self
         self._steps = state["steps"]
 
@@ -152,7 +152,7 @@ class _Average(Callback, Configurable, family="average"):
             return [*(flat[place].copy() for place in self._ranges), parts[-1]]
 
         self._averages = followed(self._averages)
-        self._raw = None if self._raw is None else followed(self._raw)
+        self._raw_weights = None if self._raw_weights is None else followed(self._raw_weights)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the model to the original: a copy starts again."""
@@ -161,7 +161,7 @@ class _Average(Callback, Configurable, family="average"):
     def _average(self, model: Any) -> None:
         raise NotImplementedError(f"{type(self).__name__} has no _average")
 
-    def _move_averages(self, model: Any, weight: float) -> None:
+    def _update_averages(self, model: Any, weight: float) -> None:
         for array, average in zip(self._arrays(model), self._averages, strict=True):
             model.backend.lerp_(average, array, weight)
 
@@ -185,7 +185,7 @@ class MovingAverage(_Average):
     `model.recalibrate_batch_norm` computes the statistics of batch norms for them.
 
     Raises
-        ConfigurationError  an argument is not valid, or a schedule or function returns what is not a decay
+        ConfigurationError  an argument is invalid, or a schedule or function returns what is not a decay
 
     Source: Polyak, Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
 
@@ -205,7 +205,7 @@ class MovingAverage(_Average):
         decay = self._decay_at(*model.training.progress)
         if self.warm_up:
             decay = min(decay, (1 + updates) / (10 + updates))
-        self._move_averages(model, 1.0 - decay)
+        self._update_averages(model, 1.0 - decay)
 
 
 class Lookahead(_Average):
@@ -221,7 +221,7 @@ class Lookahead(_Average):
                speed runs of Jordan (2024)
 
     Raises
-        ConfigurationError  an argument is not valid, or a schedule or function returns what is not a decay
+        ConfigurationError  an argument is invalid, or a schedule or function returns what is not a decay
 
     Source: Zhang, Lucas, Hinton, Ba, "Lookahead optimizer: k steps forward, 1 step back" (2019).
 
@@ -238,7 +238,7 @@ class Lookahead(_Average):
         super().__init__(decay, every)
 
     def _average(self, model: Any) -> None:
-        self._move_averages(model, 1.0 - self._decay_at(*model.training.progress))
+        self._update_averages(model, 1.0 - self._decay_at(*model.training.progress))
         for array, average in zip(self._arrays(model), self._averages, strict=True):
             array[...] = average
 

@@ -140,7 +140,7 @@ class EarlyStopping(Callback):
         mode          "min": smaller is better; "max": larger is better; "auto" asks the metric, and a loss is "min"
 
     Raises
-        ConfigurationError  an argument makes no sense, an epoch does not give that number, or with "auto" the metric
+        ConfigurationError  an argument is invalid, an epoch does not give that number, or with "auto" the metric
                             does not say which way is better
 
     Example
@@ -196,7 +196,7 @@ class EarlyStopping(Callback):
         """Compare with the best so far."""
         if self.monitor not in logs:
             raise ConfigurationError(
-                f"EarlyStopping watches {self.monitor!r}, but an epoch gives only {', '.join(sorted(logs))}; "
+                f"EarlyStopping monitors {self.monitor!r}, but an epoch reports only {', '.join(sorted(logs))}; "
                 "pass validation_data, or another monitor"
             )
         value = self._sign * logs[self.monitor]

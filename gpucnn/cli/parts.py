@@ -11,9 +11,9 @@ from gpucnn.core import checks
 from gpucnn.data.splits import stratified
 from gpucnn.datasets import Dataset, Split
 from gpucnn.errors import CheckpointError, ConfigurationError
-from gpucnn.runs.folder import in_words, validated_on_test
+from gpucnn.runs.folder import count_images, validated_on_test
 
-HELD_OUT = 0.1  # of the training images, for validation, where nothing else is asked for
+DEFAULT_VALIDATION_SPLIT = 0.1  # of the training images, for validation, where nothing else is options for
 
 
 def _text(value: Any, name: str) -> None:
@@ -71,33 +71,33 @@ class Parts:
         return {"training": len(self.training[0]), **held, "test": len(self.test[0])}
 
     def __str__(self) -> str:
-        return in_words(self.counts) + (", scored after each epoch" if self.on_test else "")
+        return count_images(self.counts) + (", scored after each epoch" if self.on_test else "")
 
 
-def checked(asked: dict[str, Any]) -> dict[str, Any]:
+def checked(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a run with the share that is held out for validation, where that was left open.
 
     Raises:
         ConfigurationError: options that contradict each other.
     """
-    share = asked["validation_split"]
-    if validated_on_test(asked):
+    share = options["validation_split"]
+    if validated_on_test(options):
         if share is not None:
             raise ConfigurationError(
                 f"--validation-split {share:g} validates on training images, --validate-on-test on the test images; "
                 "give one of them"
             )
-        return asked
-    wanted = asked["validate"] or asked["early_stopping"] is not None
-    return asked | {"validation_split": HELD_OUT if share is None and wanted else share}
+        return options
+    wanted = options["validate"] or options["early_stopping"] is not None
+    return options | {"validation_split": DEFAULT_VALIDATION_SPLIT if share is None and wanted else share}
 
 
-def parts_of(dataset: Dataset, asked: dict[str, Any]) -> Parts:
+def parts_of(dataset: Dataset, options: dict[str, Any]) -> Parts:
     """Return the parts of a data set, by options that `checked` returned: the same for the same seed."""
     (x, y), test = dataset
-    if validated_on_test(asked):
+    if validated_on_test(options):
         return Parts(dataset, (x, y), test, test, True)
-    if asked["validation_split"] is None:
+    if options["validation_split"] is None:
         return Parts(dataset, (x, y), None, test, False)
-    held = stratified(y, asked["validation_split"], rng.host_generator(asked["seed"], "hold out"))
+    held = stratified(y, options["validation_split"], rng.host_generator(options["seed"], "hold out"))
     return Parts(dataset, (x[~held], y[~held]), (x[held], y[held]), test, False)

@@ -60,7 +60,7 @@ def predict(
     show: Annotated[
         Path | None,
         typer.Option(
-            help="Draw the image and its probabilities into this file, and its feature maps into one beside it."
+            help="Draw the image and its probabilities into this file, and its feature maps into another next to it."
         ),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
@@ -77,23 +77,23 @@ def predict(
     network, path = open_model(model, backend)
     if len(network.input_shape) != 3 or network.input_shape[2] not in (1, 3):
         raise ConfigurationError(f"{path}: takes inputs of shape {network.input_shape}, not grey or colour images")
-    made: list[Prediction] = []
+    predictions: list[Prediction] = []
     failed: dict[Path, str] = {}
     for file in images:
         try:
-            made.append(predict_file(network, file, invert, no_centre))
+            predictions.append(predict_file(network, file, invert, no_centre))
         except DataError as error:
             failed[file] = str(error)
     names = network.class_names or [f"class {k}" for k in range(network.output_shape[0])]
-    if made:
-        console.print(_table(made, names, top))
+    if predictions:
+        console.print(_table(predictions, names, top))
         say(f"  by {path}")
     for reason in failed.values():
         say_error(reason, "DataError")
     if json_file is not None:
-        _write(json_file, path, [_as_data(one, names, top) for one in made], failed)
+        _write(json_file, path, [_as_data(prediction, names, top) for prediction in predictions], failed)
     if show is not None:
-        _draw(network, made, names, show)
+        _draw(network, predictions, names, show)
     if failed:
         raise typer.Exit(1)
 
@@ -111,11 +111,11 @@ def predict_file(network: Model, file: Path, invert: bool | None, no_centre: boo
         raise DataError(f"{file}: is a folder; expected an image: name the files in it, such as {file / '*.png'}")
     H, W, C = network.input_shape
     original = pixels = read_image(file, None, C)
-    dark_ground = _learned_on_dark(network)
+    dark_ground = _expects_dark_background(network)
     inverted = (C == 1 and is_dark_on_light(pixels) == dark_ground) if invert is None else invert
     if inverted:
         pixels = 255 - pixels
-    centred = pixels.shape[:2] != (H, W) and _knows_digits(network) and not no_centre
+    centred = pixels.shape[:2] != (H, W) and _is_digit_model(network) and not no_centre
     if centred:  # for which the digit is light
         pixels = centre_digit(pixels, (H, W)) if dark_ground else 255 - centre_digit(255 - pixels, (H, W))
     elif pixels.shape[:2] != (H, W):
@@ -130,11 +130,11 @@ def predict_file(network: Model, file: Path, invert: bool | None, no_centre: boo
     return Prediction(file, original, pixels, inverted, centred, probabilities)
 
 
-def _knows_digits(network: Model) -> bool:
+def _is_digit_model(network: Model) -> bool:
     return network.input_shape[2] == 1 and network.class_names == DIGITS
 
 
-def _learned_on_dark(network: Model) -> bool:
+def _expects_dark_background(network: Model) -> bool:
     """Tell whether the images that a model learned from are mostly dark, as MNIST's: its normalisation knows."""
     first = network.layers[0]
     if not isinstance(first, Normalization):
@@ -143,22 +143,22 @@ def _learned_on_dark(network: Model) -> bool:
     return sum(mean) / len(mean) <= 0.5
 
 
-def _table(made: list[Prediction], names: list[str], top: int) -> Table:
+def _table(predictions: list[Prediction], names: list[str], top: int) -> Table:
     """Return a table of a row an image: its name, and below each other its most probable classes."""
-    table = Table(box=SIMPLE_HEAD, show_lines=False, padding=(0, 1, 0 if len(made) == 1 or top == 1 else 1, 1))
+    table = Table(box=SIMPLE_HEAD, show_lines=False, padding=(0, 1, 0 if len(predictions) == 1 or top == 1 else 1, 1))
     table.add_column("image", overflow="fold")
     table.add_column("prediction", overflow="fold", min_width=len("prediction"))
     table.add_column("probability", justify="right", no_wrap=True)
     length = BAR if console.width >= WIDE else 0
     if length:
         table.add_column(no_wrap=True)
-    for one in made:
-        label = styled(str(one.file))
-        if one.notes:
-            label.append(f"\n{one.notes}", style="dim")
+    for prediction in predictions:
+        label = styled(str(prediction.file))
+        if prediction.notes:
+            label.append(f"\n{prediction.notes}", style="dim")
         classes, numbers, bars = Text(), Text(), Text(style="cyan")
-        for rank, k in enumerate(one.probabilities.argsort()[::-1][:top]):
-            share, style, end = float(one.probabilities[k]), "" if rank else "bold", "\n" if rank else ""
+        for rank, k in enumerate(prediction.probabilities.argsort()[::-1][:top]):
+            share, style, end = float(prediction.probabilities[k]), "" if rank else "bold", "\n" if rank else ""
             classes.append(f"{end}{printable(names[k])}", style=style)
             numbers.append(f"{end}{100 * share:.1f} %", style=style)
             bars.append(end + "█" * round(length * share))
@@ -166,11 +166,16 @@ def _table(made: list[Prediction], names: list[str], top: int) -> Table:
     return table
 
 
-def _as_data(one: Prediction, names: list[str], top: int) -> dict[str, Any]:
+def _as_data(prediction: Prediction, names: list[str], top: int) -> dict[str, Any]:
     """Return a prediction as it goes into a JSON file."""
-    order = one.probabilities.argsort()[::-1][:top]
-    classes = [{"class": names[k], "probability": float(one.probabilities[k])} for k in order]
-    return {"image": str(one.file), "inverted": one.inverted, "centred": one.centred, "classes": classes}
+    order = prediction.probabilities.argsort()[::-1][:top]
+    classes = [{"class": names[k], "probability": float(prediction.probabilities[k])} for k in order]
+    return {
+        "image": str(prediction.file),
+        "inverted": prediction.inverted,
+        "centred": prediction.centred,
+        "classes": classes,
+    }
 
 
 def _write(path: Path, model: Path, results: list[dict[str, Any]], failed: dict[Path, str]) -> None:
@@ -185,14 +190,14 @@ def _write(path: Path, model: Path, results: list[dict[str, Any]], failed: dict[
         ) from error
 
 
-def _draw(network: Model, made: list[Prediction], names: list[str], path: Path) -> None:
+def _draw(network: Model, predictions: list[Prediction], names: list[str], path: Path) -> None:
     """Draw each image with its prediction and its feature maps, into numbered files if there are several."""
     from gpucnn.plots import feature_maps
-    from gpucnn.plots.prediction import prediction
+    from gpucnn.plots.prediction import prediction as draw
 
-    for number, one in enumerate(made, start=1):
-        file = path if len(made) == 1 else path.with_stem(f"{path.stem}-{number}")
+    for number, prediction in enumerate(predictions, start=1):
+        file = path if len(predictions) == 1 else path.with_stem(f"{path.stem}-{number}")
         maps = file.with_stem(f"{file.stem}-feature-maps")
-        prediction(one.pixels, one.probabilities, names, file, original=one.original)
-        feature_maps(network, one.pixels, names, title=f"{one.file.name} in {network.name}", path=maps)
+        draw(prediction.pixels, prediction.probabilities, names, file, original=prediction.original)
+        feature_maps(network, prediction.pixels, names, title=f"{prediction.file.name} in {network.name}", path=maps)
         say(f"  drawn     {file} and {maps}")

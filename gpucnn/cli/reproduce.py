@@ -30,7 +30,7 @@ class Outcome:
     @property
     def reached(self) -> bool:
         """Whether the mean is what the recipe must reach."""
-        return self.accuracy >= self.entry.must_reach
+        return self.accuracy >= self.entry.required_accuracy
 
     def _share(self) -> str:
         """Return the accuracy in words, with its deviation where there is one."""
@@ -46,7 +46,7 @@ class Outcome:
             self.entry.network,
             f"{100 * published.accuracy:.2f} %" if published else "",
             self._share(),
-            f"{100 * self.entry.must_reach:.1f} %",
+            f"{100 * self.entry.required_accuracy:.1f} %",
             f"{self.runs} ({self.defects})" if self.defects else str(self.runs),
             duration(theirs) if theirs else "",
             duration(self.seconds),
@@ -95,7 +95,7 @@ def reproduce(
 
 def outcome(name: str, made: Runs) -> Outcome:
     """Return what the runs of a recipe came to; those with a defect count in the number of runs alone."""
-    good = made.good()
+    good = made.successful()
     accuracy = summary(r["numbers"]["test accuracy"] for r in good) if good else None
     return Outcome(
         entry=reproduction.by_name(name),
@@ -120,7 +120,7 @@ def _list() -> None:
         printed.add_row(
             entry.network,
             f"{100 * published.accuracy:.2f} %" if published else "",
-            f"{100 * entry.must_reach:.1f} %",
+            f"{100 * entry.required_accuracy:.1f} %",
             published.source if published else "this package",
         )
     console.print(printed)

@@ -20,7 +20,7 @@ from gpucnn.errors import ConfigurationError
 from gpucnn.runs import reproduction
 from gpucnn.runs.folder import STATISTICS
 from gpucnn.runs.statistics import TOTAL_TIME, Record, Runs
-from gpucnn.saving.model_file import content
+from gpucnn.saving.model_file import to_bytes
 from gpucnn.training.checkpoints import Checkpoints
 
 ON_DEFECT = ("flag", "stop", "restart")
@@ -91,7 +91,7 @@ def make_runs(
         "on_defect": on_defect,
     }
     made = Runs(folder / STATISTICS, settings)
-    missing = made.missing(count)
+    missing = made.missing_seeds(count)
     if len(missing) < count:
         say(f"{count - len(missing)} of {count} runs are in {made.path} already")
     if missing and data is None:
@@ -118,49 +118,49 @@ def make_runs(
         said = f"{name}, seed {seed}: {missing.index(seed) + 1} of {len(missing)}"
         with nullcontext() if long else working(said):
             if on_defect == "restart":
-                model, history, record = reproduction.run_until_good(name, seed, data, **options)
+                model, history, record = reproduction.run_with_restarts(name, seed, data, **options)
             else:
                 model, history, record = reproduction.run(name, seed, data, on_defect=on_defect, **options)
-        say(*_in_a_line(seed, record))
+        say(*_summary_line(seed, record))
         if long:
-            say(_times(record))
+            say(_milestones(record))
         if seed == 0:
             described = json.dumps(settings | {"seed": seed, "data": data.name, "validate_on_test": long}) + "\n"
             with explained(folder / MODEL):
-                write_into(folder, MODEL, content(model))
-                write_into(folder, HISTORY, history.content())
+                write_into(folder, MODEL, to_bytes(model))
+                write_into(folder, HISTORY, history.to_bytes())
                 write_into(folder, CONFIG, described.encode())
         return record
 
     remove_parts(folder)
-    made.make(count, run)
+    made.run_missing(count, run)
     for record in made.records:
         checkpoints_of(record["seed"]).clear()  # the record is kept by now; the best model of a long run stays
     return made
 
 
-def _in_a_line(seed: int, record: Record) -> list[Part]:
+def _summary_line(seed: int, record: Record) -> list[Part]:
     """Return a run's numbers, in parts of a line."""
     numbers, defect = record["numbers"], record["defect"]
-    epochs = " → ".join(f"{100 * share:.2f}" for share in shortened(numbers["training accuracy"]))
+    epochs = " → ".join(f"{100 * share:.2f}" for share in thin_out(numbers["training accuracy"]))
     restarts = f", after {len(record['restarts'])} restarts" if record.get("restarts") else ""
     parts: list[Part] = [f"seed {seed}: {epochs} %, test ", (f"{100 * numbers['test accuracy']:.2f} %", "bold")]
     parts.append(f", {numbers[TOTAL_TIME]:.1f} s{restarts}")
     return parts + ([(f"  {defect['kind']}", "red"), f": {defect['detail']}"] if defect else [])
 
 
-def _times(record: Record) -> str:
+def _milestones(record: Record) -> str:
     """Return when a long run passed which accuracy."""
     numbers = record["numbers"]
     passed = [
         f"{level:.0%} after {duration(numbers[f'time to {level:.0%} (s)'])}"
-        for level in reproduction.LEVELS
+        for level in reproduction.MILESTONES
         if f"time to {level:.0%} (s)" in numbers
     ]
     return f"  test accuracy passed {', '.join(passed)}" if passed else "  no test accuracy to speak of was passed"
 
 
-def shortened(values: list[float], most: int = 5) -> list[float]:
+def thin_out(values: list[float], most: int = 5) -> list[float]:
     """Return a list of which only so many are left, the first and the last among them."""
     if len(values) <= most:
         return values

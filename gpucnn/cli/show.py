@@ -10,8 +10,8 @@ from gpucnn.callbacks.snapshots import load_snapshots
 from gpucnn.cli.common import (
     DATA_NAMES,
     MODEL,
-    data_of,
-    describe,
+    dataset_of,
+    dataset_title,
     find_model,
     load_data_or_digits,
     open_model,
@@ -64,7 +64,7 @@ def filters(
         weights = snapshots[epoch]
         name = layer or next(iter(weights)).removesuffix(".weight")
         plots.filters(weights, layer, title=f"{name}, epoch {epoch}", path=target)
-    _say(target)
+    _print_path(target)
 
 
 @show.command()
@@ -87,7 +87,7 @@ def filters_by_epoch(
         plots.animate_filters(snapshots, target, layer, channel=channel)
     else:
         plots.filters_by_epoch(snapshots, layer, channel=channel, path=target)
-    _say(target)
+    _print_path(target)
 
 
 @show.command()
@@ -115,7 +115,7 @@ def feature_maps(
         index = 0 if index is None else index
         target = _target(path, output, "feature-maps", str(index))
         check_takes_images(network, path)
-        dataset = data_of(network, path, data, data_dir)
+        dataset = dataset_of(network, path, data, data_dir)
         _, (images, labels) = dataset
         if not 0 <= index < len(images):
             raise ConfigurationError(
@@ -124,7 +124,7 @@ def feature_maps(
         pixels = images[index]
         title = f"test image {index} ({dataset.class_names[labels[index]]}) in {network.name}"
     plots.feature_maps(network, pixels, max_maps=count, title=title, path=target)
-    _say(target)
+    _print_path(target)
 
 
 @show.command()
@@ -136,7 +136,7 @@ def history(run: Run = None, output: Output = None) -> None:
     target = _target(path, output, "history")
     test = run_config(path).get("test")
     plots.history(read_history(path), target, test=test if _is_numbers(test) else None)
-    _say(target)
+    _print_path(target)
 
 
 @show.command()
@@ -150,7 +150,7 @@ def confusion(
     target = _target(path, output, "confusion")
     test = predict_test_set(network, path, data, data_dir)
     plots.confusion(plots.confusion_matrix(test.labels, test.probabilities), test.names, path=target)
-    _say(target)
+    _print_path(target)
 
 
 @show.command()
@@ -169,7 +169,7 @@ def mistakes(
     target = _target(path, output, "mistakes")
     test = predict_test_set(network, path, data, data_dir)
     plots.mistakes(test.images, test.labels, test.probabilities, test.names, count, path=target)
-    _say(target)
+    _print_path(target)
 
 
 @show.command()
@@ -193,7 +193,7 @@ def histograms(
         drawn += _a_good_run(path.parent, drawn[0][0])
     names, values = zip(*drawn, strict=True)
     plots.histograms(*values, names=names, path=target)
-    _say(target)
+    _print_path(target)
 
 
 def _distributions(path: Path, seed: int | None) -> tuple[str, dict[str, Any]]:
@@ -220,7 +220,7 @@ def _distributions(path: Path, seed: int | None) -> tuple[str, dict[str, Any]]:
 
 def _a_good_run(folder: Path, beside: str) -> list[tuple[str, dict[str, Any]]]:
     """Return the first run without a defect, unless it is the one it would be drawn beside."""
-    for record in Runs.read(folder / STATISTICS).good():
+    for record in Runs.read(folder / STATISTICS).successful():
         name = _run_name(f"seed {record['seed']}", None)
         return [] if name == beside else [(name, record["histograms"])]
     return []
@@ -285,9 +285,9 @@ def augment(
         grey = images.shape[3] == 1
         chosen = [Rotate(15, 0.1), RandomCrop(padding=2)] if grey else [AlternatingFlip(), Translate(4), Cutout(8)]
     picked = images[_of_each_class(labels.tolist(), count)]
-    title = f"{describe(dataset)}{f', {network}' if network else ''}: {', '.join(map(repr, chosen))}"
+    title = f"{dataset_title(dataset)}{f', {network}' if network else ''}: {', '.join(map(repr, chosen))}"
     plots.augmented(picked, chosen, epochs, seed=seed, title=title, path=output)
-    _say(output)
+    _print_path(output)
 
 
 def _of_each_class(labels: list[int], count: int) -> list[int]:
@@ -311,7 +311,7 @@ def _target(path: Path, output: Path | None, *words: str | None, also: tuple[str
     return beside(path, f"{'-'.join([*prefix, *filter(None, words)])}.png")
 
 
-def _say(target: Path) -> None:
+def _print_path(target: Path) -> None:
     say(str(target))
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gpucnn.cli.common import DATA_NAMES, data_of, describe, open_model, say
+from gpucnn.cli.common import DATA_NAMES, dataset_of, dataset_title, open_model, say
 from gpucnn.core.text import printable
 from gpucnn.data.tta import NAMES, check_tta
 
@@ -24,12 +24,12 @@ def test(
 ) -> None:
     """Print loss and accuracy of a saved model on a test set, and the accuracy of each class."""
     network, path = open_model(model, backend)
-    dataset = data_of(network, path, data, data_dir)
+    dataset = dataset_of(network, path, data, data_dir)
     _, (images, labels) = dataset
     scores = network.evaluate(images, labels, tta=tta)
     predictions = network.predict(images, tta=tta).argmax(axis=1)
     say(f"  model     {path}")
-    say(f"  data      {describe(dataset)}: {len(images):,} test images; {dataset.source}")
+    say(f"  data      {dataset_title(dataset)}: {len(images):,} test images; {dataset.source}")
     if (seen := check_tta(tta, network.input_shape)) is not None:
         say(f"  views     the mean of {len(seen.offsets())} of each image ({tta})")
     for number, name in enumerate(dataset.class_names):

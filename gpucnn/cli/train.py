@@ -18,7 +18,7 @@ from gpucnn.cli.common import (
     HISTORY,
     MODEL,
     RUNS,
-    describe,
+    dataset_title,
     describe_backend,
     load_data,
     load_data_or_digits,
@@ -43,15 +43,15 @@ from gpucnn.datasets import Dataset
 from gpucnn.errors import CheckpointError, ConfigurationError, NumericError
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
-from gpucnn.runs.folder import how_to_resume, is_unfinished, remember_data, validated_on_test
+from gpucnn.runs.folder import is_unfinished, remember_data, resume_command, validated_on_test
 from gpucnn.runs.reproduction import PROBE
-from gpucnn.saving.model_file import content
+from gpucnn.saving.model_file import to_bytes
 from gpucnn.schedules import Schedule
-from gpucnn.training.checkpoints import BEST, Checkpoints, place_of
+from gpucnn.training.checkpoints import BEST, Checkpoints, position_of
 from gpucnn.training.history import History
 from gpucnn.version import __version__
 
-MAY_CHANGE = ("run_dir", "resume", "backend", "data_dir", "epochs")  # options that may be given with --resume
+OVERRIDABLE = ("run_dir", "resume", "backend", "data_dir", "epochs")  # options that may be given with --resume
 
 
 def train(
@@ -105,35 +105,35 @@ def train(
     goes; Ctrl-C ends it after a step, and --resume goes on from there, or from a crash, to the same weights.
     """
     names = [parameter.name or "" for parameter in context.command.params]  # in their own order, not the user's
-    asked = {
+    options = {
         name: context.params[name] for name in names if name in context.params and name not in ("run_dir", "resume")
     }
-    asked["data_dir"] = None if data_dir is None else str(user_path(data_dir).absolute())
+    options["data_dir"] = None if data_dir is None else str(user_path(data_dir).absolute())
     folder = None if run_dir is None else user_path(run_dir)
     if resume:
         if folder is None:
             raise ConfigurationError("--resume needs --run-dir, the folder of the run that was interrupted")
-        given = {name: value for name, value in asked.items() if name in MAY_CHANGE and _is_given(context, name)}
+        given = {name: value for name, value in options.items() if name in OVERRIDABLE and _is_given(context, name)}
         # so no lock goes into what is no run's folder
-        every = (asked | _to_resume(context, folder))["checkpoint_every"]
-        with (keeper := Checkpoints(folder, every_seconds=every)).writing():
-            settings = _to_resume(context, folder)  # as nobody else changes them any more
+        every = (options | _resume_settings(context, folder))["checkpoint_every"]
+        with (checkpoints := Checkpoints(folder, every_seconds=every)).writing():
+            settings = _resume_settings(context, folder)  # as nobody else changes them any more
             remove_parts(folder)
             if "test" in settings and not _is_longer(folder, settings, given.get("epochs")):
-                keeper.clear(keep=1)  # where it was killed just before that
+                checkpoints.clear(keep=1)  # where it was killed just before that
                 return
             before = {name: value for name, value in settings.items() if name not in ("test", "best")}
-            settings = asked | before | given
-            _train(settings, *_prepared(settings), keeper, resume=True)
+            settings = options | before | given
+            _train(settings, *_prepared(settings), checkpoints, resume=True)
         return
     if folder is not None:
         check_unused(folder)
-    asked = checked(asked)
-    model, parts = _prepared(asked)
+    options = checked(options)
+    model, parts = _prepared(options)
     folder = make_run_folder(folder, f"{model.name}-{parts.dataset.name.replace('_', '-')}")
-    with (keeper := Checkpoints(folder, every_seconds=asked["checkpoint_every"])).writing():
+    with (checkpoints := Checkpoints(folder, every_seconds=options["checkpoint_every"])).writing():
         check_unused(folder)  # once more, now that nobody else can write into it
-        _train(asked, model, parts, keeper, resume=False)
+        _train(options, model, parts, checkpoints, resume=False)
 
 
 def _is_longer(folder: Path, settings: dict[str, Any], epochs: float | None) -> bool:
@@ -155,7 +155,7 @@ def _is_longer(folder: Path, settings: dict[str, Any], epochs: float | None) -> 
     return True
 
 
-def _to_resume(context: typer.Context, folder: Path) -> dict[str, Any]:
+def _resume_settings(context: typer.Context, folder: Path) -> dict[str, Any]:
     """Return the settings of a run that is to be resumed.
 
     Raises:
@@ -168,7 +168,7 @@ def _to_resume(context: typer.Context, folder: Path) -> dict[str, Any]:
             "begin one"
         )
     check_kept(settings, folder / CONFIG)
-    given = [name for name in context.params if name not in MAY_CHANGE and _is_given(context, name)]
+    given = [name for name in context.params if name not in OVERRIDABLE and _is_given(context, name)]
     if given:
         words = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ConfigurationError(
@@ -184,34 +184,34 @@ def _is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _prepared(asked: dict[str, Any]) -> tuple[Model, Parts]:
+def _prepared(options: dict[str, Any]) -> tuple[Model, Parts]:
     """Return the model and the data that options ask for, which are those of a new run or of one that goes on."""
-    make = networks.by_name(asked["network"])
-    dataset = _data_for(make, asked["data"], None if asked["data_dir"] is None else Path(asked["data_dir"]))
-    parts = parts_of(dataset, asked)
+    make = networks.by_name(options["network"])
+    dataset = _data_for(make, options["data"], None if options["data_dir"] is None else Path(options["data_dir"]))
+    parts = parts_of(dataset, options)
     images, _ = parts.training
     shape, classes = images.shape[1:], len(dataset.class_names)
-    model = make(asked["seed"], asked["backend"], input_shape=shape, num_classes=classes, dtype=asked["dtype"])
+    model = make(options["seed"], options["backend"], input_shape=shape, num_classes=classes, dtype=options["dtype"])
     model.class_names = dataset.class_names
     assert model.recipe is not None
     if model.recipe.data != dataset.name:
         _adapt(model, images)
-    if asked["learning_rate"] is not None:
-        model.optimizer.learning_rate = _with_rate(model.optimizer.learning_rate, asked["learning_rate"])
+    if options["learning_rate"] is not None:
+        model.optimizer.learning_rate = _with_rate(model.optimizer.learning_rate, options["learning_rate"])
     return model, parts
 
 
-def _train(asked: dict[str, Any], model: Model, parts: Parts, keeper: Checkpoints, resume: bool) -> None:
+def _train(options: dict[str, Any], model: Model, parts: Parts, checkpoints: Checkpoints, resume: bool) -> None:
     """Train, test, and write everything into the folder of the checkpoints, into which nobody else writes."""
     dataset, (images, labels) = parts.dataset, parts.training
-    folder = keeper.folder
+    folder = checkpoints.folder
     assert model.recipe is not None
-    settings: dict[str, Any] = asked | {
-        "data": dataset.name if asked["data"] is None else asked["data"],
+    settings: dict[str, Any] = options | {
+        "data": dataset.name if options["data"] is None else options["data"],
         "source": dataset.source,
         "images": parts.counts,
-        "epochs": check_epochs(asked["epochs"] or model.recipe.epochs),
-        "batch_size": asked["batch_size"] or model.recipe.batch_size,
+        "epochs": check_epochs(options["epochs"] or model.recipe.epochs),
+        "batch_size": options["batch_size"] or model.recipe.batch_size,
         "optimizer": model.optimizer.config(),
         "backend": model.backend.name,
         "versions": {"gpucnn": __version__, "python": platform.python_version(), "numpy": numpy.__version__},
@@ -221,13 +221,13 @@ def _train(asked: dict[str, Any], model: Model, parts: Parts, keeper: Checkpoint
         begun.write()
     if settings["data_dir"] is not None:
         remember_data(Path(settings["data_dir"]))
-    _print_head(model, f"{describe(dataset)}: {parts}; {dataset.source}", folder, asked["backend"])
-    if resume and keeper.files():
-        say(f"  resumed   {place_of(keeper.files()[-1])}")
+    _print_head(model, f"{dataset_title(dataset)}: {parts}; {dataset.source}", folder, options["backend"])
+    if resume and checkpoints.files():
+        say(f"  resumed   {position_of(checkpoints.files()[-1])}")
     snapshots = Snapshots()  # written with the rest, after the model: a full disk shall not cost the training
     step = max(len(images) // PROBE, 1)  # so that all classes are watched, also where they stand one after another
     watch = TrainingMonitor((images[::step][:PROBE], labels[::step][:PROBE]))
-    patience = asked["early_stopping"]
+    patience = options["early_stopping"]
     stopping = [] if patience is None else [EarlyStopping("val_accuracy", patience)]
     try:
         with warnings_shown():
@@ -238,25 +238,29 @@ def _train(asked: dict[str, Any], model: Model, parts: Parts, keeper: Checkpoint
                 batch_size=settings["batch_size"],
                 validation_data=parts.validation,
                 callbacks=[snapshots, watch, *stopping, begun],
-                checkpoints=keeper,
+                checkpoints=checkpoints,
                 resume=resume,
             )
     except (KeyboardInterrupt, SystemExit) as error:
-        if keeper.elsewhere is not None:
-            folder, keeper = keeper.elsewhere, Checkpoints(keeper.elsewhere)
+        if checkpoints.elsewhere is not None:
+            folder, checkpoints = checkpoints.elsewhere, Checkpoints(checkpoints.elsewhere)
             _write_config(folder, settings)
-        saved = f", saved {place_of(keeper.files()[-1])}" if keeper.files() else ""
-        say((f"interrupted{saved}", "bold yellow"), f"; go on with: {how_to_resume(folder)}")
+        saved = f", saved {position_of(checkpoints.files()[-1])}" if checkpoints.files() else ""
+        say((f"interrupted{saved}", "bold yellow"), f"; go on with: {resume_command(folder)}")
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else int(error.code or 0)) from None
     except NumericError as error:
         watch.save(folder)
-        saved = f"; {keeper.files()[-1]}, saved {place_of(keeper.files()[-1])}, is good" if keeper.files() else ""
+        saved = (
+            f"; {checkpoints.files()[-1]}, saved {position_of(checkpoints.files()[-1])}, is good"
+            if checkpoints.files()
+            else ""
+        )
         message = f"{error}{saved}. `gpucnn show histograms` draws what it came to"
         raise NumericError(message, error.step, error.layer, error.direction) from error
-    settings |= {"best": keeper.best, "test": model.evaluate(*parts.test)}
-    _write_run(folder, keeper, model, history, settings, (snapshots, watch))
-    keeper.clear(keep=1)  # from which more epochs can go on
-    _print_result(folder, settings, f"{len(parts.test[0]):,} images ({describe(dataset)})", watch)
+    settings |= {"best": checkpoints.best, "test": model.evaluate(*parts.test)}
+    _write_run(folder, checkpoints, model, history, settings, (snapshots, watch))
+    checkpoints.clear(keep=1)  # from which more epochs can go on
+    _print_result(folder, settings, f"{len(parts.test[0]):,} images ({dataset_title(dataset)})", watch)
 
 
 class _Begun(Callback):
@@ -290,19 +294,19 @@ def check_unused(folder: Path) -> None:
             return
         if is_unfinished(folder):
             files = Checkpoints(folder).files()
-            saved = f"saved {place_of(files[-1])}" if files else "of which nothing is saved yet"
+            saved = f"saved {position_of(files[-1])}" if files else "of which nothing is saved yet"
             raise ConfigurationError(
                 f"--run-dir {folder}: holds an unfinished run, {saved}; go on with --resume, or name a new folder"
             )
     raise ConfigurationError(f"--run-dir {folder}: is there already and not empty; name a new folder")
 
 
-def make_run_folder(asked: Path | None, name: str) -> Path:
-    """Make the folder of a run: the one asked for, or the next of `runs/NAME-1`, `runs/NAME-2` and so on."""
+def make_run_folder(options: Path | None, name: str) -> Path:
+    """Make the folder of a run: the one options for, or the next of `runs/NAME-1`, `runs/NAME-2` and so on."""
     try:
-        if asked is not None:
-            make_folder(asked)
-            return asked
+        if options is not None:
+            make_folder(options)
+            return options
         make_folder(RUNS)
         number = 1
         while True:
@@ -314,14 +318,14 @@ def make_run_folder(asked: Path | None, name: str) -> Path:
             except FileExistsError:
                 number += 1
     except OSError as error:
-        where = asked or RUNS
+        where = options or RUNS
         raise ConfigurationError(
             f"cannot make a run folder at {where} ({error.strerror}); name a place that may be written with --run-dir"
         ) from error
 
 
 def _data_for(make: Any, data: str | None, folder: Path | None) -> Dataset:
-    """Return the data that was asked for, or that the network's recipe names."""
+    """Return the data that was options for, or that the network's recipe names."""
     template = make(backend="numpy")
     if data is None:
         return load_data_or_digits(template.recipe.data, folder)
@@ -341,11 +345,11 @@ def _with_rate(schedule: Schedule | float, rate: float) -> Schedule | float:
     return Schedule.from_config({**schedule.config(), "rate": rate})
 
 
-def _print_head(model: Model, data: str, folder: Path, asked: str) -> None:
+def _print_head(model: Model, data: str, folder: Path, options: str) -> None:
     count = sum(parameter.size for parameter in model.parameters().values())
     say(f"  network   {model.name}, {count:,} parameters")
     say(f"  data      {data}")
-    say(f"  backend   {describe_backend(model, asked)}")
+    say(f"  backend   {describe_backend(model, options)}")
     say(f"  run       {folder}")
 
 
@@ -356,7 +360,7 @@ def _write_config(folder: Path, settings: dict[str, Any]) -> None:
 
 def _write_run(
     folder: Path,
-    keeper: Checkpoints,
+    checkpoints: Checkpoints,
     model: Model,
     history: History,
     settings: dict[str, Any],
@@ -370,10 +374,10 @@ def _write_run(
     try:
         _write_results(folder, model, history, settings, watchers)
     except CheckpointError as error:
-        if keeper.end_is_saved:
+        if checkpoints.end_is_saved:
             raise CheckpointError(
                 f"{error}; the training is over, and saved in its last checkpoint: make room, and "
-                f"`{how_to_resume(folder)}` writes what it came to"
+                f"`{resume_command(folder)}` writes what it came to"
             ) from error
         other = elsewhere(folder.name)
         try:
@@ -398,8 +402,8 @@ def _write_results(
 ) -> None:
     """Write a run that is over; the settings with the test's scores come last: it is finished then."""
     with explained(folder / MODEL):
-        write_into(folder, MODEL, content(model))
-        write_into(folder, HISTORY, history.content())
+        write_into(folder, MODEL, to_bytes(model))
+        write_into(folder, HISTORY, history.to_bytes())
     for watcher in watchers:
         watcher.save(folder)
     _write_config(folder, settings)

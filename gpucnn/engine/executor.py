@@ -43,7 +43,7 @@ class GradientCheck(Protocol):
     def begin_step(self) -> None:
         """Note what is needed to run the step again."""
 
-    def look(self, inputs: Array, labels: Array, number: Array | None) -> None:
+    def check_step(self, inputs: Array, labels: Array, number: Array | None) -> None:
         """Check the gradients of a step on these inputs and labels."""
 
 
@@ -120,7 +120,7 @@ class Executor(BoundNetwork):
         loss = copy.copy(chosen_loss(loss))
         loss.backend = self.backend
         if isinstance(loss, CategoricalCrossEntropy):
-            check_last_layer(self.layers, self.output_shape, loss)
+            check_last_layer(self.network, self.output_shape, loss)
         return loss
 
     def config(self) -> dict[str, Any]:
@@ -358,7 +358,7 @@ class Executor(BoundNetwork):
                 check.begin_step()
             loss, outputs = self.loss_and_gradients(x, labels)
             if check is not None:
-                check.look(x, labels, number)
+                check.check_step(x, labels, number)
             optimizer.update(self.backend, self._flat.values, self._flat.gradients, learning_rate, number)
         return loss, outputs
 

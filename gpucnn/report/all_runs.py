@@ -37,7 +37,7 @@ def all_runs(run: Run) -> AllRuns | None:
     """Return the table of all runs; None if the folder holds a single one."""
     if run.runs is None:
         return None
-    records, good = run.runs.records, run.runs.good()
+    records, good = run.runs.records, run.runs.successful()
     names = list(dict.fromkeys(name for record in records for name in record["numbers"] if _is_shown(name)))
     names.sort(key=lambda name: (not name.startswith("test"), is_time(name), "accuracy" not in name))
     defective = len(records) - len(good)

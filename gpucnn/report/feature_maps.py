@@ -11,7 +11,7 @@ from gpucnn.plots.canvas import evenly_spaced
 from gpucnn.plots.confusion import most_confident_mistakes
 from gpucnn.plots.feature_maps import layer_outputs
 from gpucnn.report.png import Picture, extremes, grey, grid, image_of, reduced
-from gpucnn.runs.folder import Predicted
+from gpucnn.runs.folder import Predictions
 
 MAX_MAPS = 16  # shown per layer
 COLUMNS = 8
@@ -58,7 +58,7 @@ class FeatureMaps:
         return next((place for place, count in enumerate(counts) if count > counts[0]), len(counts) - 1)
 
 
-def feature_maps(model: Model, test: Predicted | str, requested: int | Sequence[int]) -> FeatureMaps | str:
+def feature_maps(model: Model, test: Predictions | str, requested: int | Sequence[int]) -> FeatureMaps | str:
     """Return the feature maps of some test images, or the reason why there are none.
 
     Arguments:
@@ -72,7 +72,7 @@ def feature_maps(model: Model, test: Predicted | str, requested: int | Sequence[
     return FeatureMaps([_image(model, test, index) for index in choose_images(test, requested)])
 
 
-def choose_images(test: Predicted, requested: int | Sequence[int]) -> list[int]:
+def choose_images(test: Predictions, requested: int | Sequence[int]) -> list[int]:
     """Return the indices of test images: those requested, or a number of them.
 
     Of a number of images, the last is the most confident mistake; the others are the first correctly classified image
@@ -103,7 +103,7 @@ def choose_images(test: Predicted, requested: int | Sequence[int]) -> list[int]:
     return sorted(chosen[: requested - len(wrong)], key=lambda index: (int(labels[index]), index)) + wrong
 
 
-def _image(model: Model, test: Predicted, index: int) -> ImageMaps:
+def _image(model: Model, test: Predictions, index: int) -> ImageMaps:
     pixels, true = test.images[index], test.names[int(test.labels[index])]
     probabilities = test.probabilities[index]
     top = [int(k) for k in probabilities.argsort()[::-1][:TOP]]

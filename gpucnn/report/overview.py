@@ -9,7 +9,7 @@ from gpucnn.engine.profiling import frozen_count, parameter_count
 from gpucnn.errors import GpucnnError
 from gpucnn.optimizers import Optimizer
 from gpucnn.report.run import Run
-from gpucnn.runs.folder import Predicted, describe, in_words, validated_on_test
+from gpucnn.runs.folder import Predictions, count_images, dataset_title, validated_on_test
 from gpucnn.schedules import Schedule
 
 UNKNOWN = "not recorded"
@@ -39,7 +39,7 @@ class Scores:
     remark: str
 
 
-def final_scores(run: Run, test: Predicted | str) -> Scores:
+def final_scores(run: Run, test: Predictions | str) -> Scores:
     """Return the final test scores of the run, or measure them now if it does not record them."""
     scores, remark = run.test_scores, "after training"
     if not scores and not isinstance(test, str) and run.model.loss is not None:
@@ -69,7 +69,7 @@ def _trained(run: Run) -> str:
     return f"{format_count(frozen)} of them frozen" if frozen else "trainable"
 
 
-def facts(run: Run, test: Predicted | str) -> list[Fact]:
+def facts(run: Run, test: Predictions | str) -> list[Fact]:
     """Return the settings of a run; what its folder does not hold is reported as not recorded."""
     model, settings = run.model, run.settings
     optimizer, schedule = _optimizer(run)
@@ -94,18 +94,18 @@ def facts(run: Run, test: Predicted | str) -> list[Fact]:
     ]
 
 
-def _data(run: Run, test: Predicted | str) -> Fact:
+def _data(run: Run, test: Predictions | str) -> Fact:
     """Return the data set of the run, and the number of images if they are known."""
     recipe, source = run.model.recipe, run.settings.get("source")
     data = run.settings.get("data") or (recipe.data if recipe else None)
     named = UNKNOWN if data is None else DATA.get(str(data), str(data))
     remarks = [str(source)] if source else []
     if (images := _counts(run)) is not None:
-        remarks.insert(0, in_words(images))
-    elif not isinstance(test, str) and (data in (None, "images") or describe(test.dataset) == named):
+        remarks.insert(0, count_images(images))
+    elif not isinstance(test, str) and (data in (None, "images") or dataset_title(test.dataset) == named):
         (x_train, _), (x_test, _) = test.dataset
-        named = describe(test.dataset) if data is None else named
-        remarks.insert(0, in_words({"training": len(x_train), "test": len(x_test)}))
+        named = dataset_title(test.dataset) if data is None else named
+        remarks.insert(0, count_images({"training": len(x_train), "test": len(x_test)}))
     return Fact("Data", named, "; ".join(remarks))
 
 

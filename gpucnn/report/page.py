@@ -25,7 +25,7 @@ from gpucnn.report.layers import layers
 from gpucnn.report.overview import facts, final_scores, headline
 from gpucnn.report.run import Run, open_run
 from gpucnn.report.test_results import test_results
-from gpucnn.runs.folder import MODEL, Predicted, beside, find_model, predict_test_set
+from gpucnn.runs.folder import MODEL, Predictions, beside, find_model, predict_test_set
 
 REPORT = "report.html"
 IMAGES = 6  # test images with feature maps, by default
@@ -118,7 +118,7 @@ def _check_images(images: Any) -> int | list[int]:
     return [checks.integer(index, "the index of a test image", minimum=0) for index in images]
 
 
-def _predicted(run: Run, data: str | None, data_dir: str | Path | None) -> Predicted | str:
+def _predicted(run: Run, data: str | None, data_dir: str | Path | None) -> Predictions | str:
     """Return the predictions on the test set, or the reason why there are none; requested data must be available."""
     try:
         return predict_test_set(run.model, run.path, data, data_dir)

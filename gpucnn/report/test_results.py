@@ -8,7 +8,7 @@ from gpucnn.core.text import percent
 from gpucnn.plots.confusion import MAX_NUMBERED, most_confident_mistakes
 from gpucnn.plots.svg import inline_svg
 from gpucnn.report.png import Picture, grid, image_of
-from gpucnn.runs.folder import Predicted, describe
+from gpucnn.runs.folder import Predictions, dataset_title
 
 MAX_CONFUSIONS = 8  # listed
 MAX_MISTAKES = 18
@@ -71,14 +71,14 @@ class TestResults:
         return percent(self.correct / self.total)
 
 
-def test_results(test: Predicted | str) -> TestResults | str:
+def test_results(test: Predictions | str) -> TestResults | str:
     """Return the results on the test images, or the reason why there are none."""
     if isinstance(test, str):
         return test
     matrix = plots.confusion_matrix(test.labels, test.probabilities)
     wrong = most_confident_mistakes(test.labels, test.probabilities)
     return TestResults(
-        data=f"the {len(test.images):,} test images of {describe(test.dataset)}",
+        data=f"the {len(test.images):,} test images of {dataset_title(test.dataset)}",
         correct=int(matrix.trace()),
         total=int(matrix.sum()),
         confusion=_confusion(matrix, test.names),
@@ -124,7 +124,7 @@ def _confusion(matrix: Any, names: list[str]) -> Confusion:
     )
 
 
-def _mistake(test: Predicted, index: int) -> Mistake:
+def _mistake(test: Predictions, index: int) -> Mistake:
     probabilities = test.probabilities[index]
     predicted, label = int(probabilities.argmax()), int(test.labels[index])
     return Mistake(

@@ -27,7 +27,7 @@ DATA_NAMES = "mnist, cifar10, synthetic, or images (with --data-dir)"
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Predictions:
     """What a model makes of the test images of a data set.
 
     Shapes
@@ -62,7 +62,9 @@ def find_model(where: str | Path | None) -> Path:
     if not os.path.isfile(path):
         if os.path.isdir(where) and is_unfinished(where):
             best = f"; its best model so far is {where / BEST}" if os.path.isfile(where / BEST) else ""
-            raise CheckpointError(f"{where}: this run is not finished; go on with it by `{how_to_resume(where)}`{best}")
+            raise CheckpointError(
+                f"{where}: this run is not finished; continue it with `{resume_command(where)}`{best}"
+            )
         raise CheckpointError(f"{path}: there is no such model; pass a run's folder or a .safetensors file")
     return path
 
@@ -73,7 +75,7 @@ def is_unfinished(folder: Path) -> bool:
     return "network" in settings and "test" not in settings
 
 
-def how_to_resume(folder: Path) -> str:
+def resume_command(folder: Path) -> str:
     """Return the command that goes on with a run."""
     return f"gpucnn train --run-dir {shlex.quote(str(folder))} --resume"
 
@@ -114,7 +116,7 @@ def run_config(model_path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file}: holds {settings!r:.40} where a run's settings were expected; mend it, or move the model elsewhere"
         )
-    return {RENAMED.get(name, name): value for name, value in settings.items()}
+    return {RENAMED.get(str(name), str(name)): value for name, value in settings.items()}
 
 
 def validated_on_test(settings: dict[str, Any]) -> bool:
@@ -124,7 +126,7 @@ def validated_on_test(settings: dict[str, Any]) -> bool:
     return settings.get("validation_split") is None and bool(settings.get("validate") or settings.get("early_stopping"))
 
 
-def in_words(counts: dict[str, int]) -> str:
+def count_images(counts: dict[str, int]) -> str:
     """Return how many images each part has: 45,000 training, 5,000 validation, 10,000 test images."""
     return ", ".join(f"{number:,} {part}" for part, number in counts.items()) + " images"
 
@@ -205,7 +207,7 @@ def load_data(name: str, folder: Path | None, image_size: tuple[int, int] | None
     return datasets.mnist(folder) if name == "mnist" else datasets.cifar10(folder)
 
 
-def data_of(network: Model, path: Path, data: str | None, data_dir: str | Path | None) -> Dataset:
+def dataset_of(network: Model, path: Path, data: str | None, data_dir: str | Path | None) -> Dataset:
     """Return the data set that was asked for, or else the one that a model was trained on.
 
     Raises:
@@ -222,7 +224,7 @@ def data_of(network: Model, path: Path, data: str | None, data_dir: str | Path |
     return load_data(str(data), data_dir, image_size=(network.input_shape[0], network.input_shape[1]))
 
 
-def describe(dataset: Dataset) -> str:
+def dataset_title(dataset: Dataset) -> str:
     """Return the data set's name as people write it."""
     known = {"mnist": "MNIST", "cifar10": "CIFAR-10", "synthetic_digits": "synthetic digits"}
     return known.get(dataset.name, dataset.name)
@@ -238,7 +240,7 @@ def check_takes_images(network: Model, path: Path) -> None:
         raise ConfigurationError(f"{path}: takes inputs of shape {network.input_shape}, not grey or colour images")
 
 
-def predict_test_set(network: Model, path: Path, data: str | None, data_dir: str | Path | None) -> Predicted:
+def predict_test_set(network: Model, path: Path, data: str | None, data_dir: str | Path | None) -> Predictions:
     """Return what a model makes of the test set that was asked for, or of that of the data it was trained on.
 
     Raises:
@@ -246,7 +248,7 @@ def predict_test_set(network: Model, path: Path, data: str | None, data_dir: str
         DataError: the data cannot be had.
     """
     check_takes_images(network, path)
-    dataset = data_of(network, path, data, data_dir)
+    dataset = dataset_of(network, path, data, data_dir)
     _, (images, labels) = dataset
     probabilities = network.predict(images)
     if probabilities.ndim != 2 or labels.max() >= probabilities.shape[1]:
@@ -256,4 +258,4 @@ def predict_test_set(network: Model, path: Path, data: str | None, data_dir: str
         )
     K = probabilities.shape[1]
     named = next((names for names in (network.class_names, dataset.class_names) if names and len(names) == K), None)
-    return Predicted(dataset, images, labels, probabilities, named or [str(k) for k in range(K)])
+    return Predictions(dataset, images, labels, probabilities, named or [str(k) for k in range(K)])

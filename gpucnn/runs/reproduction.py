@@ -21,10 +21,10 @@ from gpucnn.training.history import History
 if TYPE_CHECKING:
     from gpucnn.model import Model
 
-LEVELS = (0.80, 0.90, 0.93, 0.94)  # test accuracies whose times are noted of long runs
+MILESTONES = (0.80, 0.90, 0.93, 0.94)  # test accuracies whose times are noted of long runs
 PROBE = 500  # images through which a run is watched
-RESTARTS = 5  # at most, of one run
-NEXT_SEED = 10_000  # added to the seed for each restart, so that no other run has it
+MAX_RESTARTS = 5  # at most, of one run
+SEED_STEP = 10_000  # added to the seed for each restart, so that no other run has it
 MINUTE = 60.0
 HOUR = 60 * MINUTE
 
@@ -50,7 +50,7 @@ class Reproduction:
     """
 
     network: str
-    must_reach: float
+    required_accuracy: float
     published: Published | None = None
     chunks: int = 0
     chunk_size: int = 0
@@ -188,19 +188,19 @@ def run(
         several = model.evaluate(x_test, y_test, tta="flip+shift")
         numbers["test accuracy (TTA)"] = several["accuracy"]
         numbers["test accuracy by epoch"] = history["val_accuracy"]
-        passed = {level: history.seconds_to(level) for level in LEVELS}
+        passed = {level: history.seconds_to(level) for level in MILESTONES}
         numbers |= {f"time to {level:.0%} (s)": seconds for level, seconds in passed.items() if seconds is not None}
     return model, history, {"numbers": numbers, **watch.report()}
 
 
-def run_until_good(name: str, seed: int, data: Dataset, **options: Any) -> tuple["Model", History, dict[str, Any]]:
+def run_with_restarts(name: str, seed: int, data: Dataset, **options: Any) -> tuple["Model", History, dict[str, Any]]:
     """Train a recipe as `run` does; where a defect is found, stop and start anew with another seed, up to 5 times.
 
     The record's `restarts` are the defects that were found on the way.
     """
     restarts: list[Any] = []
     while True:
-        model, history, record = run(name, seed + NEXT_SEED * len(restarts), data, **options, on_defect="stop")
-        if record["defect"] is None or len(restarts) == RESTARTS:
+        model, history, record = run(name, seed + SEED_STEP * len(restarts), data, **options, on_defect="stop")
+        if record["defect"] is None or len(restarts) == MAX_RESTARTS:
             return model, history, record | {"restarts": restarts}
         restarts.append(record["defect"])

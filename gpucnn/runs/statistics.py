@@ -18,7 +18,7 @@ HEADINGS = "", "mean", "std", "min", "max", "95 % CI of mean"
 Record = dict[str, Any]
 
 
-FEWEST = 3  # runs that an interval is drawn from: Student's distribution for two is wider than what it could tell
+MIN_RUNS = 3  # runs that an interval is drawn from: Student's distribution for two is wider than what it could tell
 UNBOUNDED = -math.inf, math.inf
 TOTAL_TIME = "total time (s)"  # what a run's record calls its seconds; names of all times end so
 FORMER_NAMES = {
@@ -67,7 +67,7 @@ def summary(values: Iterable[float], possible: tuple[float, float] = UNBOUNDED) 
     count, mean = len(listed), math.fsum(listed) / len(listed)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in listed) / (count - 1)) if count > 1 else 0.0
     low = high = None
-    if count >= FEWEST:
+    if count >= MIN_RUNS:
         reach = _student(count - 1) * deviation / math.sqrt(count)
         low, high = max(mean - reach, possible[0]), min(mean + reach, possible[1])
     return Summary(count, mean, deviation, min(listed), max(listed), low, high)
@@ -127,7 +127,7 @@ class Runs:
             )
         return records
 
-    def missing(self, count: int) -> list[int]:
+    def missing_seeds(self, count: int) -> list[int]:
         """Return which of the seeds 0 … count − 1 have no run yet."""
         done = {record["seed"] for record in self.records}
         return [seed for seed in range(count) if seed not in done]
@@ -152,19 +152,19 @@ class Runs:
             write_into(path.parent, path.name, self.text(include_defects).encode())
         return path
 
-    def make(self, count: int, run: Callable[[int], Record]) -> None:
+    def run_missing(self, count: int, run: Callable[[int], Record]) -> None:
         """Make the runs with seeds 0 … count − 1 that are missing; each is kept as soon as it is over."""
-        for seed in self.missing(count):
+        for seed in self.missing_seeds(count):
             self.add({"seed": seed, **run(seed)})
 
-    def good(self, include_defects: bool = False) -> list[Record]:
+    def successful(self, include_defects: bool = False) -> list[Record]:
         """Return the runs that count: those without a defect, or all of them."""
         return [record for record in self.records if include_defects or not record.get("defect")]
 
     def summaries(self, include_defects: bool = False) -> dict[str, Summary]:
         """Return what the runs' numbers come to, by name: of each epoch where there is one for each."""
         gathered: dict[str, list[float]] = {}
-        for record in self.good(include_defects):
+        for record in self.successful(include_defects):
             for name, value in record["numbers"].items():
                 listed = value if isinstance(value, list) else [value]
                 for place, number in enumerate(listed, start=1):
@@ -174,14 +174,14 @@ class Runs:
 
     def text(self, include_defects: bool = False) -> str:
         """Return the averages as a table in plain text, and what was wrong with the runs that were left out."""
-        good, defective = self.good(include_defects), [r for r in self.records if r.get("defect")]
+        good, defective = self.successful(include_defects), [r for r in self.records if r.get("defect")]
         lines = [f"{self.settings.get('recipe', 'runs')}: {len(self.records)} runs, {len(defective)} with a defect"]
         if defective:
             lines[0] += ", which are included" if include_defects else ", which are left out"
         if good:
             lines += ["", *_columns([HEADINGS, *(_cells(*item) for item in self.summaries(include_defects).items())])]
-            if len(good) < FEWEST:
-                lines += ["", f"A confidence interval needs {FEWEST} runs."]
+            if len(good) < MIN_RUNS:
+                lines += ["", f"A confidence interval needs {MIN_RUNS} runs."]
         if defective:
             lines += ["", "defects:"]
             lines += [f"  seed {r['seed']}: {r['defect']['kind']}: {r['defect']['detail']}" for r in defective]
@@ -215,15 +215,15 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Record]]:
         form, settings, records = held["format"], dict(held["settings"]), list(held["runs"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: holds no runs that can be read ({error}); name another file, or move this one away"
+            f"{path}: contains no readable runs ({error}); choose another file, or move this one"
         ) from error
     if form != FORMAT:
-        raise CheckpointError(f"{path}: is of format {form!r}, and this gpucnn reads {FORMAT}; name another")
+        raise CheckpointError(f"{path}: has format {form!r}, expected {FORMAT}; choose another file")
     for place, record in enumerate(records):
         if not _is_record(record):
             raise CheckpointError(
-                f"{path}: its run {place} is {record!r:.40}, where a seed and numbers were expected; name another "
-                "file, or move this one away"
+                f"{path}: its run {place} is {record!r:.40}, where a seed and numbers were expected; choose "
+                "another file, or move this one"
             )
     return settings, [_with_current_names(record) for record in records]
 

@@ -18,53 +18,53 @@ NEVER = 2**62  # the number of a step that is never made
 REMEDY = "A lower learning rate or the optimizer's clip_norm often helps; fit(check_numerics=False) goes on regardless"
 
 
-class Watch:
-    """Looks at the gradients and statistics of each step of a training; `wanted=False` looks at none."""
+class FiniteCheck:
+    """Looks at the gradients and statistics of each step of a training; `enabled=False` looks at none."""
 
-    def __init__(self, model: Executor, wanted: bool) -> None:
-        self.model, self.wanted = model, wanted
-        self.at_once = model.backend.is_host or not model.jit
-        self._clipped = wanted and model.optimizer.clip_value is not None  # which makes infinity finite
+    def __init__(self, model: Executor, enabled: bool) -> None:
+        self.model, self.enabled = model, enabled
+        self.immediate = model.backend.is_host or not model.jit
+        self._clipped = enabled and model.optimizer.clip_value is not None  # which makes infinity finite
         xp = model.backend.xp
-        self._first_bad = xp.full((), NEVER, dtype=xp.int64) if wanted and not self.at_once else None
+        self._first_bad_step = xp.full((), NEVER, dtype=xp.int64) if enabled and not self.immediate else None
         self._streams = [buffer for buffer in model.network.buffers().values() if buffer.on_host]
         self._before: list[Any] = []
 
     def begin_step(self) -> None:
         """Note where the random streams are, so that a step can be repeated."""
-        if self.wanted and self.at_once:
+        if self.enabled and self.immediate:
             self._before = [buffer.value.copy() for buffer in self._streams]
 
-    def look(self, inputs: Array, labels: Array, number: Array | None) -> None:
+    def check_step(self, inputs: Array, labels: Array, number: Array | None) -> None:
         """Look at the gradients of a step on these, before the update.
 
         Raises:
             NumericError: they are not finite, and this is known already; names the layer and the direction.
         """
-        if not self.wanted:
+        if not self.enabled:
             return
         xp, gradients, statistics = self.model.backend.xp, self.model.flat_gradients(), self.model.flat_state()[-1]
         # with opposite signs infinity and infinity would be NaN
         total = xp.abs(gradients).sum() if self._clipped else gradients.sum()
         bad = xp.isnan(total) if self._clipped else ~xp.isfinite(total)
         bad = bad | ~xp.isfinite(statistics.sum())  # of inputs so large that their squares are not finite
-        if self._first_bad is not None:
+        if self._first_bad_step is not None:
             this = self.model.optimizer.steps + 1 if number is None else number
-            self._first_bad[...] = xp.minimum(self._first_bad, xp.where(bad, this, NEVER))
+            self._first_bad_step[...] = xp.minimum(self._first_bad_step, xp.where(bad, this, NEVER))
         elif bool(bad):
             large = not self._clipped and all(bool(xp.isfinite(array).all()) for array in (gradients, statistics))
             if not large:  # for a sum alone
                 self._explain(inputs, labels)
 
-    def check(self) -> None:
+    def raise_if_bad(self) -> None:
         """Read what was noted on the device.
 
         Raises:
             NumericError: a step since the training began was bad; says which.
         """
-        if self._first_bad is None:
+        if self._first_bad_step is None:
             return
-        number = int(self.model.backend.to_host(self._first_bad))
+        number = int(self.model.backend.to_host(self._first_bad_step))
         if number < NEVER:
             raise NumericError(
                 f"the gradients, or running statistics, hold NaN or infinity since step {number:,} of the optimizer, "
@@ -79,7 +79,7 @@ class Watch:
         kept = [(buffer, buffer.value.copy()) for buffer in self.model.network.buffers().values()]
         for buffer, before in zip(self._streams, self._before, strict=True):
             buffer.value[...] = before
-        layer, direction, what = origin(self.model, inputs, labels)
+        layer, direction, what = locate_nonfinite(self.model, inputs, labels)
         for buffer, now in kept:
             buffer.value[...] = now
         where = f"{layer}: " if layer else ""
@@ -91,7 +91,7 @@ class Watch:
         )
 
 
-def origin(model: Executor, inputs: Array, labels: Array) -> tuple[str, str, str]:
+def locate_nonfinite(model: Executor, inputs: Array, labels: Array) -> tuple[str, str, str]:
     """Return where NaN or infinity first arise in a step: the layer, "forward" or "backward", and what, in words.
 
     The step is run without an update and without fused layers.

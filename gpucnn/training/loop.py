@@ -19,7 +19,7 @@ from gpucnn.saving.tree import Tree
 from gpucnn.training.checkpoints import Checkpoints
 from gpucnn.training.history import History
 from gpucnn.training.interrupt import DeferredInterrupt
-from gpucnn.training.progress import Silent, make_progress
+from gpucnn.training.progress import Progress, make_progress
 from gpucnn.training.session import Training
 from gpucnn.training.state import restore
 from gpucnn.training.steps import StepRunner, make_step_runner
@@ -42,11 +42,11 @@ class Trainer(Training):
         with self._told_of_errors(), self.model.backend.fixed_num_threads() if self.deterministic else nullcontext():
             if self.checkpoints is None:
                 return self._fit_epochs(None)
-            found = self.checkpoints.begin(self, self.resume)
+            found = self.checkpoints.open(self, self.resume)
             try:
                 return self._fit_epochs(found)
             finally:
-                self.checkpoints.end()
+                self.checkpoints.close()
 
     @contextmanager
     def _told_of_errors(self) -> Iterator[None]:
@@ -71,31 +71,31 @@ class Trainer(Training):
         pairs = [self.data] if self.validation_data is None else [self.data, self.validation_data]
         data, *validation = to_device(model, *pairs, batch_size=self.batch_size)
         steps = make_step_runner(model, data, self.batch_size, self.augment, self.check_numerics)
-        self.watch = steps.watch
+        self.finite_check = steps.finite_check
         model.stop_training = False
         for callback in self.callbacks:
             callback.on_fit_begin(model)
         if found is not None:
             restore(self, steps, found)
         elif checkpoints is not None:
-            checkpoints.first(self, steps)
+            checkpoints.on_start(self, steps)
         interrupting = nullcontext() if checkpoints is None else DeferredInterrupt()
         with closing(steps), interrupting as self._interrupt, make_progress(self.verbose) as progress:
             while self.epoch < math.ceil(self.epochs) and (self.step or not model.stop_training):
                 logs = self._fit_epoch(steps, progress, *validation)
                 if checkpoints is not None:
-                    checkpoints.epoch_over(self, steps, logs)
+                    checkpoints.on_epoch(self, steps, logs)
                     self._stop_if_interrupted(checkpoints, steps)
         for callback in self.callbacks:
             callback.on_fit_end(model)
         return self.history
 
-    def _fit_epoch(self, steps: StepRunner, progress: Silent, validation: Pair | None = None) -> dict[str, float]:
+    def _fit_epoch(self, steps: StepRunner, progress: Progress, validation: Pair | None = None) -> dict[str, float]:
         """Train for one epoch, or what is left of it, and validate; return its numbers."""
         model, parts = self.model, self.batches_of_epoch()
         progress.begin_epoch(self.epoch, self.epochs, len(parts), self.step, self._seconds_of_epochs())
         logs = self._train_epoch(steps, parts, progress)
-        steps.watch.check()
+        steps.finite_check.raise_if_bad()
         for callback in self.callbacks:
             callback.on_train_epoch_end(model, self.epoch)
         logs |= self._validate(validation)
@@ -106,7 +106,7 @@ class Trainer(Training):
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         return logs
 
-    def _train_epoch(self, steps: StepRunner, parts: Sequence[slice], progress: Silent) -> dict[str, float]:
+    def _train_epoch(self, steps: StepRunner, parts: Sequence[slice], progress: Progress) -> dict[str, float]:
         """Visit every sample of these batches once, in the order that seed and epoch give, or those that are left."""
         model, checkpoints, count = self.model, self.checkpoints, len(self.data[0])
         if not self.step:
@@ -130,7 +130,7 @@ class Trainer(Training):
             self.step += 1
             if checkpoints is not None:
                 self.seconds = time.perf_counter() - started
-                checkpoints.step_made(self, steps)
+                checkpoints.on_step(self, steps)
                 self._stop_if_interrupted(checkpoints, steps)
         model.epochs_trained += 1
         self.samples_per_epoch.append(steps.totals.samples)

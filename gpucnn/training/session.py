@@ -12,7 +12,7 @@ from gpucnn.data.batches import batches, steps_of
 from gpucnn.engine.executor import Executor
 from gpucnn.engine.memory import Pair
 from gpucnn.errors import NumericError
-from gpucnn.training.finite_check import Watch
+from gpucnn.training.finite_check import FiniteCheck
 from gpucnn.training.history import History
 
 
@@ -40,7 +40,7 @@ class Training:
     seconds: float = 0.0  # that these took
     learning_rate: float = 0.0  # of the last step
     progress: tuple[float, float] = 0.0, 1.0  # epochs that are done, with a fraction of the current one, and all epochs
-    watch: Watch | None = None  # looks at the gradients of each step
+    finite_check: FiniteCheck | None = None  # looks at the gradients of each step
     fault: NumericError | None = None  # what ended the run
     averaged_by: Callback | None = None  # whose averages the model holds in place of the weights
 

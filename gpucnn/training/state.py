@@ -1,8 +1,8 @@
-"""What a training is between two steps: gathered as a tree for a checkpoint, compared, and put back.
+"""The state of a training run between two steps: collected as a tree for a checkpoint, compared, and restored.
 
-The tree holds all that the next step and everything after it depend on: parameters, buffers and their random streams,
-the optimizer's slots and count, the position, the epoch's sums as they are on the device, the stream of augmentation,
-the history, and the states of callbacks. What is a function of these alone, such as an epoch's order, is left out.
+The tree holds everything that the next steps depend on: parameters, buffers with their random streams, the optimizer's
+slots and step count, the position, the epoch's running sums as they are on the device, the random stream of
+augmentation, the history, and the states of callbacks. What follows from these, such as an epoch's order, is left out.
 """
 
 import inspect
@@ -24,23 +24,29 @@ from gpucnn.training.session import Training
 from gpucnn.training.steps import StepRunner
 from gpucnn.version import __version__
 
-MOST_SAID = 6  # differences that a message names
+MAX_SHOWN = 6  # differences that a message names
 
 
-FORMER_KEYS = {"epochs_seen": "epochs_trained"}  # of a checkpoint's model
+FORMER_KEYS = {"epochs_seen": "epochs_trained", "circumstances": "environment"}
 
 
 def with_current_keys(tree: Tree) -> Tree:
     """Return a tree with the keys that are written now, whenever it was written."""
-    if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
-        tree = tree | {"model": {FORMER_KEYS.get(key, key): value for key, value in tree["model"].items()}}
-    if isinstance(tree, dict) and isinstance(tree.get("history"), dict):
-        tree = tree | {"history": {current_key(key): values for key, values in tree["history"].items()}}
+    if not isinstance(tree, dict):
+        return tree
+    tree = {FORMER_KEYS.get(key, key): value for key, value in tree.items()}
+    if isinstance(tree.get("model"), dict):
+        tree["model"] = {FORMER_KEYS.get(key, key): value for key, value in tree["model"].items()}
+    if isinstance(tree.get("history"), dict):
+        tree["history"] = {current_key(key): values for key, values in tree["history"].items()}
+    found = tree.get("environment")
+    if isinstance(found, dict) and found.get("backend") == "portable":
+        tree["environment"] = found | {"backend": "reference"}
     return tree
 
 
 def settings(training: Training) -> dict[str, Any]:
-    """Return, as plain data, what must be the same for a training to be the one that was interrupted."""
+    """Return, as plain data, what must be equal for a run to be the one that was interrupted."""
     model, data = training.model, training.data
     assert model.loss is not None
     described = {
@@ -66,7 +72,7 @@ def settings(training: Training) -> dict[str, Any]:
 
 
 def with_current_names(tree: Tree, training: Training) -> Tree:
-    """Return a checkpoint with the names of now for what was renamed since, and the defaults of newer arguments."""
+    """Return a checkpoint with current names for what was renamed, and defaults for newer arguments."""
     callbacks, known = _stateful(training), config.with_current_names(tree["settings"])
     described, states = known.get("callbacks"), tree.get("callbacks")
     if _is_list_of_dicts(described, len(callbacks)):
@@ -94,37 +100,37 @@ def _current(callback: Callback, described: dict[str, Any]) -> dict[str, Any]:
     return described
 
 
-def circumstances(training: Training) -> dict[str, Any]:
-    """Return, as plain data, what may change, but not without changing the last bits of results."""
+def environment(training: Training) -> dict[str, Any]:
+    """Return, as plain data, what may differ, at the cost of the last bits of the results."""
     return {**training.model.backend.environment(), "gpucnn": __version__}
 
 
-def differences(then: Any, now: Any, path: str = "") -> Iterator[str]:
-    """Yield, in words, where two pieces of plain data differ."""
+def diff(then: Any, now: Any, path: str = "") -> Iterator[str]:
+    """Yield descriptions of the differences between two pieces of plain data."""
     if isinstance(then, dict) and isinstance(now, dict):
         for key in dict.fromkeys((*then, *now)):
-            yield from differences(then.get(key), now.get(key), f"{path}.{key}" if path else key)
+            yield from diff(then.get(key), now.get(key), f"{path}.{key}" if path else key)
     elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
         for place, (before, after) in enumerate(zip(then, now, strict=True)):
-            yield from differences(before, after, f"{path}.{place}")
+            yield from diff(before, after, f"{path}.{place}")
     elif then != now:
         yield f"{path} was {_short(then)} and is {_short(now)}"
 
 
-def in_words(found: list[str]) -> str:
-    """Return the first differences as one sentence's list."""
-    more = len(found) - MOST_SAID
-    return "; ".join(found[:MOST_SAID]) + (f"; and {more} more" if more > 0 else "")
+def format_diff(found: list[str]) -> str:
+    """Return the first differences as a list in one sentence."""
+    more = len(found) - MAX_SHOWN
+    return "; ".join(found[:MAX_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def is_head(tree: Tree) -> bool:
-    """Tell whether a tree says of which training it is, where in it, and which model is the best so far."""
-    parts = [tree.get(name) for name in ("settings", "circumstances", "position", "model", "optimizer")]
+    """Return whether a tree holds the settings of its run, its position in it, and the best model so far."""
+    parts = [tree.get(name) for name in ("settings", "environment", "position", "model", "optimizer")]
     if not all(isinstance(part, dict) for part in parts) or "best" not in tree:
         return False
     known, position, best = tree["settings"], tree["position"], tree["best"]
     try:
-        json.dumps([known, tree["circumstances"]])
+        json.dumps([known, tree["environment"]])
     except TypeError:  # an array among plain data
         return False
     return (
@@ -135,18 +141,18 @@ def is_head(tree: Tree) -> bool:
 
 
 def is_over(tree: Tree, epochs: float) -> bool:
-    """Tell whether a checkpoint is that of the end of a training of so many epochs."""
+    """Return whether a checkpoint is that of the end of a run of this many epochs."""
     return tree["model"].get("stop") is True or tree["position"]["epoch"] >= math.ceil(epochs)
 
 
 def same_so_far(training: Training, tree: Tree, epochs: float) -> bool:
-    """Tell whether a training of another number of epochs has made the same steps up to a checkpoint of one.
+    """Return whether a run of another number of epochs has taken the same steps up to a checkpoint.
 
-    Everything but the schedules, of the learning rate and of averages, is the same whatever the number of epochs.
+    Only schedules, of the learning rate and of averages, depend on the number of epochs.
     """
     optimizer, count = training.model.optimizer, len(training.data[0])
     last, step = tree["position"]["epoch"], tree["position"]["step"]
-    if epochs < last:  # the last epoch was cut
+    if epochs < last:  # the last epoch was shortened
         return False
     if any(callable(getattr(callback, "decay", None)) for callback in training.callbacks):
         return False
@@ -159,8 +165,8 @@ def same_so_far(training: Training, tree: Tree, epochs: float) -> bool:
     )
 
 
-def gather(training: Training, steps: StepRunner) -> Tree:
-    """Return the tree, with copies of all arrays on the host."""
+def snapshot(training: Training, steps: StepRunner) -> Tree:
+    """Return the state as a tree, with copies of all arrays on the host."""
     model, to_host = training.model, training.model.backend.to_host
     held = {
         "arrays": model.state_dict(),
@@ -189,13 +195,13 @@ def gather(training: Training, steps: StepRunner) -> Tree:
 
 
 def restore(training: Training, steps: StepRunner, tree: Tree) -> None:
-    """Put everything back that `gather` returned; the callbacks have been told that the fit begins.
+    """Restore what `snapshot` returned, after the callbacks' `on_fit_begin`.
 
-    Within an epoch they are told that it begins as well, before their states are put back: one without a state finds
-    what it makes for itself there.
+    Within an epoch, the callbacks' `on_epoch_begin` is called before their states are restored, so that one without a
+    state finds what it creates there.
 
     Raises:
-        CheckpointError: the tree does not hold what this training keeps; the model is as it was.
+        CheckpointError: the tree does not fit this run; the model is unchanged.
     """
     model = training.model
     weights, counts = model.state_dict(), (model.epochs_trained, training.progress, model.optimizer.steps)
@@ -210,11 +216,11 @@ def restore(training: Training, steps: StepRunner, tree: Tree) -> None:
         model.load_state_dict(weights)
         model.optimizer.load_state_dict(model.backend, slots)
         model.epochs_trained, training.progress, model.optimizer.steps = counts
-        for callback in training.callbacks:  # which forgets what it has taken over
+        for callback in training.callbacks:  # discards what it has restored
             callback.on_fit_begin(model)
         raise CheckpointError(
-            f"the checkpoint is whole, but not of the form that this training saves: {error}; was it edited? "
-            "Begin anew in another folder"
+            f"the checkpoint can be read, but does not fit this run: {error}; was it edited? Start a new run in "
+            "another folder"
         ) from error
 
 
@@ -242,8 +248,8 @@ def _restore(training: Training, steps: StepRunner, tree: Tree) -> None:
 
 
 def _misfit(training: Training, steps: StepRunner, tree: Tree) -> str:
-    """Return in words what of a tree is not of the form of what this training saves, or ""."""
-    own, varies = gather(training, steps), {"history": None, "samples": None, "totals": None, "callbacks": None}
+    """Return what in a tree does not have the form of this run's state, as text, or ""."""
+    own, varies = snapshot(training, steps), {"history": None, "samples": None, "totals": None, "callbacks": None}
     parameters = training.model.parameters()
     gradients = tree["model"].get("gradients", {})
     own["model"]["gradients"] = {path: training.model.backend.to_host(parameters[path].value) for path in gradients}
@@ -251,25 +257,25 @@ def _misfit(training: Training, steps: StepRunner, tree: Tree) -> str:
     wrong = misfit({name: tree.get(name) for name in own} | {"model": {"gradients": {}} | tree["model"]}, fixed)
     if not wrong and tree["position"]["step"]:
         wrong = misfit(tree["totals"], steps.totals.state(), "totals")
-    if not wrong:  # callbacks look more closely for themselves
+    if not wrong:  # callbacks check the rest themselves
         wrong = misfit(tree["callbacks"], own["callbacks"], "callbacks", depth=2)
     return wrong or _wrong_numbers(training, tree)
 
 
 def measured(training: Training) -> list[str]:
-    """Return what an epoch of a training gives: the keys of its history but for times and the learning rate."""
+    """Return the keys of a run's history, without times and the learning rate."""
     own = ["loss", *(metric.name for metric in training.model.metrics)]
     validation = [] if training.validation_data is None else [f"val_{key}" for key in own]
     return [*own, *(f"cumulative_{key}" for key in own), *validation]
 
 
 def _wrong_numbers(training: Training, tree: Tree) -> str:
-    """Return in words what of the counts of a tree cannot be, or ""."""
+    """Return which counts of a tree are impossible, as text, or ""."""
     epoch, step = tree["position"]["epoch"], tree["position"]["step"]
     whole = math.ceil(training.epochs)
     most = steps_of(epoch, training.epochs, -(-len(training.data[0]) // training.batch_size)) if epoch < whole else 0
     if not (0 <= epoch <= whole and 0 <= step <= most):
-        return f"its position, epoch {epoch} and step {step}, is not within the training"
+        return f"its position, epoch {epoch} and step {step}, is outside the run"
     counts = [tree["model"]["epochs_trained"], tree["optimizer"]["steps"], tree["position"]["seconds"]]
     if not all(0 <= count < math.inf for count in counts):
         return f"its counts are {counts}"
@@ -287,12 +293,12 @@ def _wrong_numbers(training: Training, tree: Tree) -> str:
 
 
 def _stateful(training: Training) -> list[Callback]:
-    """Return the callbacks that have a state of their own."""
+    """Return the callbacks that have state."""
     return [callback for callback in training.callbacks if type(callback).state is not Callback.state]
 
 
 def _arguments(callback: Callback) -> dict[str, Any]:
-    """Return a callback's class, and those of its arguments that are kept by their names and are plain data."""
+    """Return a callback's class, and those of its arguments that are attributes and plain data."""
     described: dict[str, Any] = {"Callback": type(callback).__name__}
     for name in inspect.signature(type(callback)).parameters:
         value = getattr(callback, name, None)

@@ -17,7 +17,7 @@ from gpucnn.engine.executor import Executor
 from gpucnn.engine.signature import Signature
 from gpucnn.errors import GpucnnError, OutOfMemoryError
 from gpucnn.optimizers.base import LearningRates
-from gpucnn.training.finite_check import Watch
+from gpucnn.training.finite_check import FiniteCheck
 
 REMEDY = (
     "in custom layers and losses multiply with backend.dense and read nothing from the device, choose a smaller batch "
@@ -107,7 +107,7 @@ class StepRunner:
         check_numerics: bool = True,
     ) -> None:
         self.model, self._batch_size, self.input = model, batch_size, Input(model, data, augment)
-        self.watch, self.totals = Watch(model, check_numerics), model.new_metrics()
+        self.finite_check, self.totals = FiniteCheck(model, check_numerics), model.new_metrics()
 
     def begin_epoch(self, order: Any) -> None:
         """Begin to visit the samples in an order, a host array (P,), or None for that of the data."""
@@ -123,7 +123,7 @@ class StepRunner:
             self._train(*self.input.load(part), rate)
 
     def _train(self, x: Array, labels: Array, rate: LearningRates, number: Array | None = None) -> None:
-        loss, outputs = self.model.train_step(x, labels, rate, number, self.watch)
+        loss, outputs = self.model.train_step(x, labels, rate, number, self.finite_check)
         self.totals.add(loss, outputs, labels)
 
 

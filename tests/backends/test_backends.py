@@ -29,7 +29,7 @@ def without_cupy(monkeypatch, forgetful):
 
 @pytest.fixture
 def with_cupy_but_no_gpu(monkeypatch, forgetful):
-    """CuPy as it is where no driver is: it imports, and the first use of the device raises."""
+    """CuPy without a driver: it imports, and the first use of the device raises."""
 
     class CUDARuntimeError(RuntimeError):
         pass
@@ -129,7 +129,7 @@ def test_cupy_errors_are_shortened(monkeypatch, forgetful, with_cupy_but_no_gpu)
 
 
 def test_strict_backend_refuses_host_arrays():
-    """The instrument itself: what crosses the wall without `from_host` or `to_host` must raise."""
+    """The mock device itself: mixing host and device arrays must raise."""
     backend = StrictBackend()
     host, device = np.ones((2, 2)), backend.from_host(np.ones((2, 2)))
     for mistake in (

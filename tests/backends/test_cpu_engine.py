@@ -349,8 +349,8 @@ def test_depthwise_copies_nothing_but_padding_for_few_images(name, monkeypatch):
     assert all(image.shape[-1] == 1 and np.shares_memory(image, x) for image in padded)
 
 
-def test_layout_stays_batch_innermost_through_the_network():
-    """From the first layer to the last, forward and backward, nothing is laid out anew."""
+def test_layout_stays_hwcn_through_the_network():
+    """From the first layer to the last, forward and backward, nothing is transposed."""
     x, weight, bias, _ = convolution_arrays("lenet_second", "float32")
     window, pool = CONVOLUTIONS["lenet_second"][4], Window((2, 2), (2, 2))
     y = ENGINE.conv2d(x, weight, bias, window)

@@ -1,4 +1,4 @@
-"""The CuPy engine: its paths, its products, recorded steps, half precision and what happens without memory.
+"""The CuPy engine: algorithms, products, captured steps, half precision and running out of memory.
 
 Everything here runs on the simulated CuPy, whose kernels are compiled for the host and whose cuBLAS sees addresses;
 with `--backend cupy` the same tests run on a GPU, but for those that look into the simulation.
@@ -92,7 +92,7 @@ def test_convolutions(gpu, rng, name, dtype, C, F):
 
 @pytest.mark.parametrize("images", [1, 3, 7, 1000])
 def test_convolution_takes_a_large_batch_in_parts(simulated, rng, images):
-    simulated._convolution.workspace = images * 8 * 8 * 9 * 4 * 4  # bytes of so many images' columns
+    simulated._convolution.workspace = images * 8 * 8 * 9 * 4 * 4  # bytes of the columns of `images` images
     window = Window((3, 3), padding=((1, 1), (1, 1)))
     x, dy = numbers(rng, (7, 8, 8, 4), "float32"), numbers(rng, (7, 8, 8, 8), "float32")
     weight = numbers(rng, (3, 3, 4, 8), "float32")
@@ -110,7 +110,7 @@ def test_convolution_takes_a_large_batch_in_parts(simulated, rng, images):
 
 @pytest.mark.parametrize("asked", ["much", "0", "-5", "inf"])
 def test_workspace_that_is_not_a_size_is_refused(request, monkeypatch, asked):
-    """By name, and not as a GPU that cannot be had: `auto` would go on without one."""
+    """By name, and not as an unavailable GPU: `auto` would continue without one."""
     if SIMULATED not in request.config.backends:
         pytest.skip("needs the simulation, which is not tested here")
     monkeypatch.setenv("GPUCNN_WORKSPACE_MB", asked)
@@ -132,7 +132,7 @@ def test_pooling_windows_too_large_for_a_byte(gpu, rng):
 
 
 def test_kernels_take_unaligned_and_transposed_arrays(gpu, rng):
-    """Parts of arrays that begin at no multiple of 16 bytes, and turned ones, are computed like any other."""
+    """Slices that do not start at a multiple of 16 bytes, and transposed arrays, are computed like any other."""
     x = numbers(rng, (5, 3), "float32")
     there = gpu.from_host(x)
     assert np.array_equal(gpu.to_host(gpu.relu(there[1:])), np.maximum(x[1:], 0))
@@ -299,7 +299,7 @@ def test_matmul_that_fails_raises(simulated, monkeypatch):
         simulated._cublas.multiply(a, a, a)
 
 
-# --- recorded steps -----------------------------------------------------------------------------
+# --- captured steps -----------------------------------------------------------------------------
 
 
 def images_and_labels(rng, count=70):
@@ -344,45 +344,45 @@ def fitted(backend, data, optimizer, dtype="float32", jit=True, **options):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_captured_steps_give_the_bits_of_eager_steps(gpu, rng, optimizer, dtype):
-    """Dropout, schedules, Adam's count and a last, smaller batch are those of steps made one by one."""
+    """Dropout, schedules, Adam's count and a last, smaller batch are those of eager steps."""
     data = images_and_labels(rng)
-    recorded, history = fitted(gpu, data, optimizer, dtype)
+    captured, history = fitted(gpu, data, optimizer, dtype)
     eager, eager_history = fitted(gpu, data, optimizer, dtype, jit=False)
-    for path, value in recorded.state_dict().items():
+    for path, value in captured.state_dict().items():
         assert np.array_equal(value, eager.state_dict()[path]), path
     for what in ("loss", "accuracy", "learning_rate"):
         assert history[what] == eager_history[what], what
-    assert recorded.optimizer.steps == eager.optimizer.steps == 15
+    assert captured.optimizer.steps == eager.optimizer.steps == 15
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_captured_steps_agree_with_portable_kernels(gpu, rng, optimizer):
+def test_captured_steps_agree_with_reference_kernels(gpu, rng, optimizer):
     data = images_and_labels(rng)
-    recorded, history = fitted(gpu, data, optimizer, "float64", validation_data=data)
+    captured, history = fitted(gpu, data, optimizer, "float64", validation_data=data)
     reference, expected = fitted(Backend(), data, optimizer, "float64", validation_data=data)
     for what in ("loss", "accuracy", "val_loss", "val_accuracy"):
         assert history[what] == pytest.approx(expected[what], rel=1e-9), what
     for path, value in reference.state_dict().items():
-        assert_close(recorded.state_dict()[path], value, "float32", path)
+        assert_close(captured.state_dict()[path], value, "float32", path)
 
 
 def test_fit_launches_graphs(simulated, rng):
-    """Of 4 full batches an epoch the very first is made step by step, the second recorded, and so on for all epochs."""
+    """Of 4 full batches per epoch, the first runs eagerly, the second is captured and the others are replayed."""
     simulation = simulated.simulation
     fitted(simulated, images_and_labels(rng), "sgd")
     assert simulation.graph_launches == 3 * 4 - 1
     simulation.graph_launches = 0
     fitted(simulated, images_and_labels(rng), "sgd", jit=False)
     assert simulation.graph_launches == 0
-    fitted(simulated, images_and_labels(rng, 20), "sgd")  # one full batch only: nothing to repeat
+    fitted(simulated, images_and_labels(rng, 20), "sgd")  # one full batch only: nothing to replay
     assert simulation.graph_launches == 0
 
 
 def test_captured_steps_without_shuffling(gpu, rng):
     data = images_and_labels(rng)
-    recorded, _ = fitted(gpu, data, "sgd", shuffle=False)
+    captured, _ = fitted(gpu, data, "sgd", shuffle=False)
     eager, _ = fitted(gpu, data, "sgd", shuffle=False, jit=False)
-    for path, value in recorded.state_dict().items():
+    for path, value in captured.state_dict().items():
         assert np.array_equal(value, eager.state_dict()[path]), path
 
 
@@ -407,15 +407,15 @@ def test_epoch_reads_nothing_back(simulated, rng):
     "augment", [[Flip(), Translate(2), Cutout(4)], [AlternatingFlip(), RandomCrop(), Rotate(30, 0.2)]], ids=str
 )
 def test_augmented_steps_are_captured(gpu, rng, augment):
-    """Each repeat draws placements of its own, those of steps made one by one; also in a second fit."""
+    """Each replay draws the transforms of the eager step; also in a second fit."""
     data = images_and_labels(rng)
-    recorded, history = fitted(gpu, data, "sgd", augment=augment)
+    captured, history = fitted(gpu, data, "sgd", augment=augment)
     eager, eager_history = fitted(gpu, data, "sgd", augment=augment, jit=False)
     plain, _ = fitted(gpu, data, "sgd")
-    for model in (recorded, eager):
+    for model in (captured, eager):
         model.fit(*data, epochs=2, batch_size=16, verbose=0, augment=augment)
     assert history["loss"] == eager_history["loss"]
-    for path, value in recorded.state_dict().items():
+    for path, value in captured.state_dict().items():
         assert np.array_equal(value, eager.state_dict()[path]), path
     assert not np.array_equal(plain.state_dict()["dense.weight"], eager.state_dict()["dense.weight"])
 
@@ -457,11 +457,11 @@ def test_callback_may_change_what_a_captured_step_reads(gpu, rng):
                 for parameter in model.parameters().values():
                     parameter.value = parameter.value * 0.5
 
-    recorded, history = fitted(gpu, data, "adam", callbacks=[Halves()])
+    captured, history = fitted(gpu, data, "adam", callbacks=[Halves()])
     eager, eager_history = fitted(gpu, data, "adam", jit=False, callbacks=[Halves()])
     untouched, _ = fitted(gpu, data, "adam")
     assert history["loss"] == eager_history["loss"]
-    for path, value in recorded.state_dict().items():
+    for path, value in captured.state_dict().items():
         assert np.array_equal(value, eager.state_dict()[path]), path
     assert not np.array_equal(untouched.state_dict()["dense.weight"], eager.state_dict()["dense.weight"])
 
@@ -473,8 +473,8 @@ LOOKS = {
 }
 
 
-def with_a_layer_of_ones_own(backend, look, promises, jit=True):
-    """A compiled network in the middle of which a layer does what a recorded step cannot hold."""
+def with_custom_layer(backend, look, promises, jit=True):
+    """A compiled network with a layer that cannot be captured."""
 
     class Own(L.Layer):
         capturable = promises
@@ -492,9 +492,9 @@ def with_a_layer_of_ones_own(backend, look, promises, jit=True):
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_step_that_cannot_be_captured_runs_eagerly(gpu, rng, look):
-    """Nothing was done when it is noticed, so random streams and counts are those of steps made one by one."""
+    """It is noticed before anything was done, so random streams and counts are those of eager steps."""
     data = images_and_labels(rng)
-    model, eager = (with_a_layer_of_ones_own(gpu, LOOKS[look], True, jit) for jit in (True, False))
+    model, eager = (with_custom_layer(gpu, LOOKS[look], True, jit) for jit in (True, False))
     with pytest.warns(gpucnn.CaptureWarning, match=r"cannot be captured .* backend\.dense .* jit=False") as caught:
         history = model.fit(*data, epochs=2, batch_size=16, verbose=0)
     assert len(caught) == 1
@@ -519,14 +519,14 @@ def test_capture_passes_gpucnn_errors_on(gpu, rng):
             raise gpucnn.DataError("of our own")
 
     with pytest.raises(gpucnn.DataError, match="of our own"):
-        with_a_layer_of_ones_own(gpu, look, True).fit(*images_and_labels(rng), batch_size=16, verbose=0)
+        with_custom_layer(gpu, look, True).fit(*images_and_labels(rng), batch_size=16, verbose=0)
     assert len(calls) == 2
 
 
 def test_layer_that_does_not_declare_capture_is_not_captured(gpu, rng):
-    """Otherwise each repeat would do what Python decided in the step that was recorded."""
+    """Otherwise each replay would do what Python decided in the captured step."""
     calls = []
-    model = with_a_layer_of_ones_own(gpu, lambda backend, x: calls.append(x.shape), False)
+    model = with_custom_layer(gpu, lambda backend, x: calls.append(x.shape), False)
     model.fit(*images_and_labels(rng, 64), batch_size=16, verbose=0)
     assert len(calls) == 4
     assert model.why_not_captured == "layers that do not say capturable = True: own"
@@ -707,7 +707,7 @@ def test_profile_times_with_events_and_names_ranges(simulated, rng):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_lenet_steps_agree_with_portable_kernels(gpu, rng, dtype):
+def test_lenet_steps_agree_with_reference_kernels(gpu, rng, dtype):
     """Three steps of LeNet on images of real size: loss, outputs and every parameter."""
     x, y = rng.integers(0, 256, (3, 24, 28, 28, 1)).astype("uint8"), rng.integers(0, 10, (3, 24))
     ours, reference = (gpucnn.networks.lenet(seed=4, backend=backend, dtype=dtype) for backend in (gpu, Backend()))

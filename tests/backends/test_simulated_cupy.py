@@ -1,4 +1,4 @@
-"""The simulated GPU itself: that it computes right, refuses what a GPU would answer with garbage, and captures."""
+"""The simulated GPU itself: its results, errors where a GPU would give garbage, and captures."""
 
 import ctypes
 import gc
@@ -150,7 +150,7 @@ def test_barrier_that_threads_miss_is_reported(simulation):
     some_return((2,), (32,), (np.uint32(32),))
     with pytest.raises(RuntimeError, match=r"some_return.*5 threads wait.*27 have returned"):
         some_return((2,), (32,), (np.uint32(5),))
-    some_return((2,), (64,), (np.uint32(64),))  # and the next launch starts anew
+    some_return((2,), (64,), (np.uint32(64),))  # and the next launch starts from scratch
     with pytest.raises(RuntimeError, match="different barriers"):
         kernel(simulation, "two_barriers")((1,), (4,), ())
 
@@ -263,7 +263,7 @@ def test_kernel_that_writes_out_of_bounds_is_found(simulation, offset):
     y, rate = simulation.cupy.ones(8, "f4"), simulation.cupy.ones((), "f4")
     arguments = y[offset:], rate, np.uint32(8 - offset), 2.0
     kernel(simulation, "scale")((1,), (1,), arguments)
-    with pytest.raises(IllegalAddress, match="scale wrote beside an array"):
+    with pytest.raises(IllegalAddress, match="scale wrote outside an array"):
         kernel(simulation, "scale")((1,), (1,), (y[offset:], rate, np.uint32(9 - offset), 2.0))
 
 
@@ -633,7 +633,7 @@ class Handle:
         pointer = ctypes.c_void_p(self.simulation.stream.ptr)
         assert self.library.cublasSetStream_v2(self.handle, pointer) == 0
 
-    def gemm(self, turned, sizes, a, lda, b, ldb, c, ldc, alpha=1.0, beta=0.0, compute=None, places=None):
+    def gemm(self, transposed, sizes, a, lda, b, ldb, c, ldc, alpha=1.0, beta=0.0, compute=None, places=None):
         """Call cublasGemmEx with the arrays' addresses, or other `places`."""
         double = c.dtype == np.float64
         compute = compute or (70 if double else 68)
@@ -643,7 +643,7 @@ class Handle:
         factor, share = ctypes.byref(number(alpha)), ctypes.byref(number(beta))
         left, right = (places[0], kinds[0], lda), (ctypes.c_void_p(places[1]), kinds[1], ctypes.c_int(ldb))
         return self.library.cublasGemmEx(
-            self.handle, *turned, *sizes, factor, *left, *right, share, places[2], kinds[2], ldc, compute, -1
+            self.handle, *transposed, *sizes, factor, *left, *right, share, places[2], kinds[2], ldc, compute, -1
         )
 
     def multiply(self, a, b, c, **options):
@@ -659,19 +659,19 @@ def columns_first(cupy, numbers, lead):
     return cupy.asarray(buffer)
 
 
-@pytest.mark.parametrize("turned", [(0, 0), (0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize("transposed", [(0, 0), (0, 1), (1, 0), (1, 1)])
 @pytest.mark.parametrize("extra", [0, 3])
 @pytest.mark.parametrize(("dtype", "out"), [("f4", "f4"), ("f8", "f8"), ("f2", "f2"), ("f2", "f4")])
 @pytest.mark.parametrize("beta", [0.0, 1.0, 0.5])
-def test_matmul(simulation, cupy, rng, turned, extra, dtype, out, beta):
+def test_matmul(simulation, cupy, rng, transposed, extra, dtype, out, beta):
     (M, N, K), handle = (4, 5, 6), Handle(simulation)
     a, b, c = (rng.normal(size=shape).astype(kind) for shape, kind in (((M, K), dtype), ((K, N), dtype), ((M, N), out)))
-    stored_a, stored_b = a.T if turned[0] else a, b.T if turned[1] else b
+    stored_a, stored_b = a.T if transposed[0] else a, b.T if transposed[1] else b
     if beta == 0:
         c[...] = np.nan  # it is not read
     A, B, C = (columns_first(cupy, stored, len(stored) + extra) for stored in (stored_a, stored_b, c))
     leads = [array.shape[1] for array in (A, B, C)]
-    status = handle.gemm(turned, (M, N, K), A, leads[0], B, leads[1], C, leads[2], alpha=1.5, beta=beta)
+    status = handle.gemm(transposed, (M, N, K), A, leads[0], B, leads[1], C, leads[2], alpha=1.5, beta=beta)
     assert status == 0
     expected = 1.5 * a.astype("f8") @ b.astype("f8") + (beta * c.astype("f8") if beta else 0)
     tolerance = {"f2": 1e-2, "f4": 1e-5, "f8": 1e-12}[out]

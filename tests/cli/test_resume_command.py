@@ -16,7 +16,7 @@ import gpucnn
 from gpucnn.backends import get_backend
 from gpucnn.core import files
 from gpucnn.training import checkpoints
-from gpucnn.training.checkpoints import Checkpoints, place_of
+from gpucnn.training.checkpoints import Checkpoints, position_of
 from tests.helpers import TIMES
 
 OPTIONS = ("--epochs", "4", "--batch-size", "50", "--validate", "--checkpoint-every", "0")
@@ -98,12 +98,13 @@ def killed_at_random(digits, whole, seconds, folder, kills, seed):
     assert_same_run(folder, whole)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("seed", [0])
 def test_resume_after_kills_at_random_moments(digits, uninterrupted, tmp_path, seed):
     killed_at_random(digits, *uninterrupted, tmp_path / "run", 3, seed)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_resume_after_kills_at_twenty_random_moments(digits, uninterrupted, tmp_path):
     whole, seconds = uninterrupted
     for seed in range(4):
@@ -118,6 +119,7 @@ def wait_for(condition, process, seconds=60):
         time.sleep(0.002)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("file", ["model.safetensors", "defects.json"])
 def test_resume_after_a_kill_while_results_are_written(digits, uninterrupted, tmp_path, file):
     """The training is over by then: what is left is written anew from its last checkpoint."""
@@ -130,6 +132,7 @@ def test_resume_after_a_kill_while_results_are_written(digits, uninterrupted, tm
     assert_same_run(folder, uninterrupted[0])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_finishes_the_step_and_saves_it(digits, uninterrupted, tmp_path, number):
     """With checkpoints a minute apart, so that the one that counts is that of the interruption."""
@@ -142,7 +145,7 @@ def test_signal_finishes_the_step_and_saves_it(digits, uninterrupted, tmp_path, 
     assert process.returncode == 128 + number, shown
     newest = Checkpoints(folder).files()[-1]
     assert newest.name > "checkpoint-00000-000000"
-    place = place_of(newest)
+    place = position_of(newest)
     assert "Traceback" not in shown
     last = shown.splitlines()[-1]
     assert last == f"interrupted, saved {place}; go on with: gpucnn train --run-dir {folder} --resume"
@@ -167,7 +170,7 @@ def interrupted(run, digits, tmp_path, monkeypatch, capsys):
             raise Stop
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "MOST_COST", math.inf)  # each end of an epoch is saved, however short it was
+        patched.setattr(checkpoints, "MAX_OVERHEAD", math.inf)  # each end of an epoch is saved, however short it was
         patched.setattr("gpucnn.callbacks.defects.TrainingMonitor.on_epoch_begin", lambda self, *rest: begin(*rest))
         with pytest.raises(Stop):
             run(
@@ -211,7 +214,7 @@ def test_resume_takes_the_settings_of_the_run(run, interrupted):
     settings = json.loads((interrupted / "config.json").read_text())
     assert (settings["epochs"], settings["batch_size"]) == (3, 100)
     assert len(json.loads((interrupted / "history.json").read_text())["loss"]) == 3
-    assert [place_of(file) for file in Checkpoints(interrupted).files()] == ["after 3 epochs"]
+    assert [position_of(file) for file in Checkpoints(interrupted).files()] == ["after 3 epochs"]
     before = held_names(interrupted)
     status, shown, errors = run("train", "--run-dir", "here", "--resume")
     assert (status, errors) == (0, "")
@@ -251,7 +254,7 @@ def test_resume_with_other_data_is_refused(run, interrupted, digits, tmp_path):
         (changed / path.name).write_bytes(content)
     status, _, errors = run("train", "--run-dir", "here", "--resume", "--data-dir", changed)
     assert status == 1
-    assert "is of another training: data.inputs.hash was " in errors
+    assert "is from a different run: data.inputs.hash was " in errors
     assert (interrupted / "config.json").read_bytes() == settings
     assert run("train", "--run-dir", "here", "--resume")[0] == 0
 
@@ -271,7 +274,7 @@ def test_resume_on_another_backend_warns(run, interrupted):
     status, _, errors = run("train", "--run-dir", "here", "--resume", "--backend", "reference")
     assert status == 0
     before = get_backend().name
-    assert f'goes on under other circumstances: backend was "{before}" and is "reference"' in errors
+    assert f'in a different environment: backend was "{before}" and is "reference"' in errors
     assert "its numbers may differ in their last bits" in errors
     assert "CheckpointWarning" not in errors
 
@@ -286,7 +289,7 @@ def test_disk_full_in_mid_training_warns_and_loses_nothing(run, digits, tmp_path
         write(folder, name, content)
 
     options = ("--data", "mnist", "--data-dir", digits, "--epochs", 4, "--batch-size", 500)
-    monkeypatch.setattr(checkpoints, "MOST_COST", math.inf)
+    monkeypatch.setattr(checkpoints, "MAX_OVERHEAD", math.inf)
     monkeypatch.setattr(checkpoints, "write_into", write_until_full)
     status, _, errors = run("train", *options, "--run-dir", "full")
     assert status == 0

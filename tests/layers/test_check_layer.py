@@ -63,7 +63,16 @@ def test_check_layer_passes_a_right_layer():
     assert not result.failures
     names = [check.name for check in result.checks]
     assert names == [
-        *("description", "shapes", "dtypes", "inputs stay", "repeats", "evaluation", "gradients", "gradients add up"),
+        *(
+            "config",
+            "shapes",
+            "dtypes",
+            "inputs unchanged",
+            "deterministic",
+            "inference",
+            "gradients",
+            "gradient accumulation",
+        ),
         *("device", "parity", "saving"),
     ]
     text = str(result)
@@ -103,7 +112,7 @@ def test_check_layer_takes_given_inputs():
 
     with np.errstate(invalid="ignore"):
         error = checked(Logarithm(), (6,))
-    assert "NaN or infinity for ordinary inputs" in str(error)
+    assert "NaN or infinity for normal inputs" in str(error)
     x = np.random.default_rng(0).uniform(0.5, 2, (5, 6))
     assert not gpucnn.check_layer(Logarithm(), (6,), x=x).failures
 
@@ -185,29 +194,29 @@ def _counts(self, x, *, train):
 WRONG = {
     "an argument that is not kept": (
         {"__init__": _no_attribute},
-        "description",
-        "takes 'factor', but the layer has no attribute of that name; keep it: self.factor = factor",
+        "config",
+        "takes 'factor', but the layer has no attribute of that name; add self.factor = factor",
     ),
     "an argument that is kept changed": (
         {"__init__": _changes_argument},
-        "description",
-        "must be kept as it was given",
+        "config",
+        "keep each argument as it was passed",
     ),
     "a shape that is not a tuple": ({"build": _no_tuple}, "shapes", "build returned [5, 4, 3]; expected the output's"),
     "another shape than promised": (
         {"build": _wrong_shape_promised},
         "shapes",
-        "forward returned shape (4, 5, 4, 3) for 4 samples; build promised (4, 5, 4, 7)",
+        "forward returned shape (4, 5, 4, 3) for 4 samples; build declared (4, 5, 4, 7)",
     ),
     "dx in another shape": (
         {"forward": forward_with(lambda self, x, y, back: (y, lambda dy: back(dy)[:, :1]))},
         "shapes",
-        "the way back returned shape (4, 1, 4, 3) for 4 samples; expected dx in the shape of x, (4, 5, 4, 3)",
+        "the backward function returned shape (4, 1, 4, 3) for 4 samples; expected the shape of x, (4, 5, 4, 3)",
     ),
     "no dx": (
         {"forward": forward_with(lambda self, x, y, back: (y, lambda dy: None))},
         "shapes",
-        "the way back returned None for 4 samples",
+        "the backward function returned None for 4 samples",
     ),
     "an error of its own": (
         {"forward": forward_with(lambda self, x, y, back: 1 / 0)},
@@ -221,36 +230,44 @@ WRONG = {
     ),
     "x written to": (
         {"forward": forward_with(lambda self, x, y, back: (y, lambda dy: (x.__imul__(1.5), back(dy))[1]))},
-        "inputs stay",
-        "x was changed; other layers still need it",
+        "inputs unchanged",
+        "x was modified; other layers still need it",
     ),
     "dy written to": (
         {"forward": forward_with(lambda self, x, y, back: (y, lambda dy: dy.__imul__(1.5)))},
-        "inputs stay",
-        "dy was changed",
+        "inputs unchanged",
+        "dy was modified",
     ),
-    "random numbers from nowhere": ({"forward": _random_mask}, "repeats", "y differs between two runs from one state"),
+    "random numbers from nowhere": (
+        {"forward": _random_mask},
+        "deterministic",
+        "y differs between two runs from one state",
+    ),
     "evaluation with a memory": (
         {"build": _builds_a_counter, "forward": _counts_in_evaluation},
-        "evaluation",
+        "inference",
         "forward with train=False changed count; only training may",
     ),
     "a wrong dx": (
         {"forward": forward_with(lambda self, x, y, back: (y, lambda dy: -back(dy)))},
         "gradients",
-        ": the way back says ",
+        ": the backward function gives ",
     ),
     "a wrong gradient of a weight": (
         {"forward": forward_with(lambda self, x, y, back: (y, lambda dy: (back(dy), self.weight.grad.__imul__(2))[0]))},
         "gradients",
-        "the gradient of weight is wrong at (0,): the way back says ",
+        "the gradient of weight is wrong at (0,): the backward function gives ",
     ),
     "no gradient of a weight": (
         {"forward": forward_with(lambda self, x, y, back: (y, lambda dy: 2.0 * self.weight.value * dy))},
         "gradients",
-        "the gradient of weight is missing; the way back must hand it over",
+        "the gradient of weight is missing; the backward function must add it",
     ),
-    "a gradient that is assigned": ({"forward": _assigns_gradient}, "gradients add up", "use add_grad, which adds"),
+    "a gradient that is assigned": (
+        {"forward": _assigns_gradient},
+        "gradient accumulation",
+        "use add_grad, which adds",
+    ),
     "NumPy in place of the backend": ({"forward": _needs_numpy}, "device", "use self.backend.xp"),
     "a constant on the host": (
         {"forward": _host_constant},
@@ -265,17 +282,17 @@ WRONG = {
     "a promise of repeats, but Python decides": (
         {"forward": _decides, "capturable": True},
         "capturable",
-        "__bool__ is not captured, but capturable = True says that a pass can be repeated",
+        "__bool__ is not captured, but capturable = True declares that a pass can be replayed",
     ),
     "a promise of repeats, but Python counts": (
         {"forward": _counts, "capturable": True},
         "capturable",
-        "y of a recorded pass that is repeated is not what the layer gives, but capturable = True",
+        "y of a replayed pass differs from an eager one, but capturable = True",
     ),
     "numbers that are not saved": (
         {"build": _draws_outside, "forward": _state_outside},
         "saving",
-        "predicts something else once saved and loaded; keep numbers in a Buffer",
+        "predicts something else after saving and loading; keep state in a Buffer",
     ),
 }
 
@@ -395,7 +412,7 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("where", ["weights", "evaluation"])
+@pytest.mark.parametrize("where", ["weights", "inference"])
 @pytest.mark.parametrize("name", ODD)
 def test_check_layer_tries_capturable_with_other_weights_and_in_inference(name, where):
     class Odd(Layer):
@@ -453,4 +470,4 @@ def test_check_layer_finds_a_work_array_shared_by_threads():
             self.backend.xp.multiply(x, 2.0, out=self.work)
             return self.work + 0.0, lambda dy: dy * 2.0
 
-    assert "forward sets or changes an attribute" in str(checked(Remembers(), (6,)))
+    assert "forward changes an attribute" in str(checked(Remembers(), (6,)))

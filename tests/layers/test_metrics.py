@@ -252,11 +252,11 @@ def test_metric_that_does_not_say_which_direction_is_better_is_refused(tmp_path)
 def test_best_model_follows_the_direction_of_the_metric(tmp_path, metric, mode, best):
     model, labels = classes(metrics=[metric]), ONES.argmax(axis=1)
     model.compile(optimizers.SGD(0.3), metrics=[metric])
-    keeper = gpucnn.Checkpoints(tmp_path / "run", monitor=f"val_{metric.name}", mode=mode)
+    ckpt = gpucnn.Checkpoints(tmp_path / "run", monitor=f"val_{metric.name}", mode=mode)
     history = model.fit(
-        FEATURES, labels, epochs=6, batch_size=16, validation_data=(FEATURES, labels), checkpoints=keeper, verbose=0
+        FEATURES, labels, epochs=6, batch_size=16, validation_data=(FEATURES, labels), checkpoints=ckpt, verbose=0
     )
     values = history[f"val_{metric.name}"]
     assert len(set(values)) > 1
-    assert keeper.best["value"] == best(values)
-    assert keeper.best["epoch"] == values.index(best(values))
+    assert ckpt.best["value"] == best(values)
+    assert ckpt.best["epoch"] == values.index(best(values))

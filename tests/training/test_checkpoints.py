@@ -28,7 +28,7 @@ from gpucnn.saving import tree as trees
 from gpucnn.testing.strict import StrictBackend
 from gpucnn.training import checkpoints, progress, state
 from gpucnn.training.interrupt import DeferredInterrupt
-from gpucnn.training.state import differences
+from gpucnn.training.state import diff
 from tests.helpers import (
     DATA,
     VALIDATION,
@@ -182,10 +182,10 @@ def test_checkpoints_remove_files_of_killed_writers_alone(tmp_path):
     others = ["notes.txt", "model.safetensors", "download.part", "checkpoint-old.safetensors"]
     for name in [*others, "checkpoint-00000-000002.safetensorsabc.part", "best.safetensorsxyz.part"]:
         (tmp_path / name).write_text("x")
-    keeper = always(tmp_path, keep=2)
-    fit(small_model(), keeper, resume=True)
-    assert {path.name for path in tmp_path.iterdir()} == {*others, *(path.name for path in keeper.files())}
-    keeper.clear()
+    ckpt = always(tmp_path, keep=2)
+    fit(small_model(), ckpt, resume=True)
+    assert {path.name for path in tmp_path.iterdir()} == {*others, *(path.name for path in ckpt.files())}
+    ckpt.clear()
     assert {path.name for path in tmp_path.iterdir()} == set(others)
 
 
@@ -197,11 +197,11 @@ def test_checkpoints_read_nothing_in_other_steps(tmp_path):
         model = small_model(backend=backend)
         before, seen = backend.reads, []
 
-        class Watch(Callback):
+        class FiniteCheck(Callback):
             def on_step_end(self, model, step, backend=backend, seen=seen):
                 seen.append(backend.reads)
 
-        fit(model, None if name == "without" else Checkpoints(tmp_path), Watch(), data=stripes(200), epochs=1)
+        fit(model, None if name == "without" else Checkpoints(tmp_path), FiniteCheck(), data=stripes(200), epochs=1)
         reads[name] = seen[-1] - seen[0]
         assert before <= seen[0]
     assert reads == {"without": 0, "with": 0}
@@ -214,13 +214,14 @@ def test_checkpoints_are_not_overwritten_without_resume(tmp_path):
     files = killed(tmp_path)
     before = {path: path.read_bytes() for path in files}
     with pytest.raises(
-        ConfigurationError, match=r"holds a training already, saved after 1 epoch and 2 steps; pass resume=True to go"
+        ConfigurationError,
+        match=r"already contains a run, saved after 1 epoch and 2 steps; pass resume=True to continue",
     ):
         fit(small_model(), tmp_path)
     assert {path: path.read_bytes() for path in Checkpoints(tmp_path).files()} == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / checkpoints.BEST).write_text("precious")
-    with pytest.raises(ConfigurationError, match=r"best.safetensors is there already; name another folder"):
+    with pytest.raises(ConfigurationError, match=r"best.safetensors already exists; choose another folder"):
         fit(small_model(), tmp_path / "other")
 
 
@@ -243,7 +244,7 @@ def test_resume_from_one_folder_into_another(tmp_path):
     assert_same_bits(model, expected)
     assert Checkpoints(tmp_path / "a").files() == files
     assert positions(tmp_path / "b") == [(2, 0)]
-    with pytest.raises(ConfigurationError, match="b holds a training already"):
+    with pytest.raises(ConfigurationError, match="b already contains a run"):
         fit(small_model(), Checkpoints(tmp_path / "b"), resume=tmp_path / "a")
 
 
@@ -260,9 +261,9 @@ def test_resume_needs_only_a_fresh_model(tmp_path):
     """Whatever the model of before had been through: its epochs, its random streams, its slots."""
     model = small_model()
     model.fit(*stripes(40), epochs=3, batch_size=10, verbose=0)
-    keeper, options = always(tmp_path), {"augment": [AlternatingFlip(), Translate(1)]}
-    fit(model, keeper, **options)
-    for file in keeper.files()[5:]:
+    ckpt, options = always(tmp_path), {"augment": [AlternatingFlip(), Translate(1)]}
+    fit(model, ckpt, **options)
+    for file in ckpt.files()[5:]:
         file.unlink()
     again = small_model()
     fit(again, tmp_path, resume=True, **options)
@@ -345,7 +346,7 @@ def test_resume_of_a_different_run_is_refused(tmp_path, name):
     data, model = options.pop("data"), make()
     before = model.state_dict()
     with pytest.raises(
-        CheckpointError, match=rf"is of another training: (.*; )?{message}.*; pass what it was begun wi"
+        CheckpointError, match=rf"is from a different run: (.*; )?{message}.*; pass the original settings"
     ):
         model.fit(*data, checkpoints=tmp_path, resume=True, **options)
     for path, value in model.state_dict().items():
@@ -373,11 +374,11 @@ def test_resume_of_an_old_checkpoint_takes_defaults_for_new_arguments(tmp_path, 
 
 
 def test_resume_names_only_some_of_many_differences():
-    assert list(differences({"a": [1, 2], "b": 1}, {"a": [1, 3], "c": None})) == [
+    assert list(diff({"a": [1, 2], "b": 1}, {"a": [1, 3], "c": None})) == [
         "a.1 was 2 and is 3",
         "b was 1 and is null",
     ]
-    assert checkpoints.state.in_words([str(n) for n in range(8)]) == "0; 1; 2; 3; 4; 5; and 2 more"
+    assert checkpoints.state.format_diff([str(n) for n in range(8)]) == "0; 1; 2; 3; 4; 5; and 2 more"
 
 
 @pytest.mark.parametrize(
@@ -402,7 +403,7 @@ def test_resume_warns_of_other_circumstances(tmp_path, monkeypatch, change, mess
             monkeypatch.setenv("GPUCNN_WINOGRAD", "0")
         else:
             backend = StrictBackend()
-        with pytest.warns(CheckpointWarning, match=rf"under other circumstances: {message}.*may differ in their last"):
+        with pytest.warns(CheckpointWarning, match=rf"in a different environment: {message}.*may differ in the last"):
             fit(small_model(backend=backend), tmp_path, resume=True)
     finally:
         gpucnn.set_num_threads(None)
@@ -421,7 +422,7 @@ def test_backend_name_in_old_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Checkpoints(3), "checkpoints go into a folder, named by a string or a path, not 3"),
+        (lambda: Checkpoints(3), "folder must be a string or a path, not 3"),
         (lambda: Checkpoints("a", every_seconds=-1), "every_seconds must be a number that is at least 0, not -1"),
         (lambda: Checkpoints("a", every_seconds=True), "every_seconds must be .*, not True"),
         (lambda: Checkpoints("a", every_steps=0), "every_steps must be a positive integer, not 0"),
@@ -430,12 +431,12 @@ def test_backend_name_in_old_checkpoint(tmp_path, monkeypatch):
         (lambda: Checkpoints("a", keep=1.5), "keep must be a positive integer, not 1.5"),
         (lambda: Checkpoints("a", monitor=3), 'monitor must be a key of the history such as "val_loss", not 3'),
         (lambda: fit(small_model(), 3), r"checkpoints must be a folder or a Checkpoints\(folder, …\), not 3"),
-        (lambda: fit(small_model(), resume=True), "resume=True needs checkpoints=…, the folder that they lie in"),
+        (lambda: fit(small_model(), resume=True), "resume=True needs checkpoints=…, their folder"),
         (lambda: fit(small_model(), resume=3), "resume must be True, False or a folder of checkpoints, not 3"),
-        (lambda: fit(small_model(), resume=__file__), "is a file; pass the folder that checkpoints lie in"),
+        (lambda: fit(small_model(), resume=__file__), "is a file; pass the folder of the checkpoints"),
         (
             lambda: fit(small_model(), Checkpoints("a", monitor="val_loss")),
-            "but an epoch gives only loss, accuracy, cumulative_loss, cumulative_accuracy; pass",
+            "but an epoch reports only loss, accuracy, cumulative_loss, cumulative_accuracy; pass",
         ),
     ],
 )
@@ -511,7 +512,7 @@ def test_resume_skips_a_damaged_checkpoint(tmp_path, how):
     files = killed(tmp_path)
     damaged(files[-1], how)
     model = small_model()
-    with pytest.warns(CheckpointWarning, match=rf"{files[-1].name}: .*The checkpoint before it is tried"):
+    with pytest.warns(CheckpointWarning, match=rf"{files[-1].name}: .*Trying the previous"):
         again = fit(model, Checkpoints(tmp_path), resume=True)
     assert_same_bits(model, expected)
     assert numbers(again) == numbers(history)
@@ -524,7 +525,9 @@ def test_resume_with_all_checkpoints_damaged_is_refused(tmp_path):
         damaged(path, "one byte short")
     with (
         pytest.warns(CheckpointWarning),
-        pytest.raises(CheckpointError, match=rf"none of its {len(files)} checkpoints is whole; the training cannot be"),
+        pytest.raises(
+            CheckpointError, match=rf"none of its {len(files)} checkpoints can be read, so the run cannot be"
+        ),
     ):
         fit(small_model(), tmp_path, resume=True)
     assert Checkpoints(tmp_path).files() == files
@@ -546,7 +549,7 @@ def test_resume_of_a_newer_format_is_refused(tmp_path):
     files = killed(tmp_path)
     tree = trees.from_file(files[-1], checkpoints.KEY)
     files[-1].write_bytes(trees.to_bytes(tree | {"format": 2}, checkpoints.KEY))
-    with pytest.raises(CheckpointError, match="is of format 2, and this gpucnn reads 1; resume it with the version"):
+    with pytest.raises(CheckpointError, match="has format 2, expected 1; resume it with the version"):
         fit(small_model(), tmp_path, resume=True)
 
 
@@ -587,9 +590,9 @@ def test_full_disk_during_training_warns(tmp_path, monkeypatch):
         fit(model, always(tmp_path))
     assert_same_bits(model, expected)
     assert [str(warning.message) for warning in told] == [
-        f"the checkpoint after 0 epochs and 2 steps could not be written into {tmp_path} (No space left on device); "
-        "checkpoint-00000-000001.safetensors, the one before, is whole, and the training goes on; make room, or let "
-        "the folder be written, and the next one will be"
+        f"the checkpoint after 0 epochs and 2 steps could not be written to {tmp_path} (No space left on device); "
+        "the previous one, checkpoint-00000-000001.safetensors, is intact, and training continues; free disk space or "
+        "make the folder writable, and the next one will be written"
     ], "one warning for one reason"
     assert positions(tmp_path) == [(0, 0), (0, 1), (1, 1), (1, 2), (1, 3), (1, 4), (2, 0)]
     assert not list(tmp_path.glob("*.part"))
@@ -610,13 +613,13 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 
 def test_checkpoints_in_a_read_only_place_are_refused_before_training(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"cannot write checkpoints into .*file \(File exists\); name a folder"):
+    with pytest.raises(CheckpointError, match=r"cannot write checkpoints to .*file \(File exists\); choose a writable"):
         fit(small_model(), tmp_path / "file")
-    with pytest.raises(CheckpointError, match=r"cannot write checkpoints into .*inside \(Not a directory\)"):
+    with pytest.raises(CheckpointError, match=r"cannot write checkpoints to .*inside \(Not a directory\)"):
         fit(small_model(), tmp_path / "file" / "inside")
     failing(monkeypatch, lambda call: True, errno.EACCES)
     model = small_model()
-    with pytest.raises(CheckpointError, match=r"cannot write checkpoints into .*new \(Permission denied\)"):
+    with pytest.raises(CheckpointError, match=r"cannot write checkpoints to .*new \(Permission denied\)"):
         fit(model, tmp_path / "new")
     assert model.optimizer.steps == 0
 
@@ -652,14 +655,14 @@ def test_best_model_is_an_ordinary_model_file(tmp_path, monkeypatch, monitor, ch
     """With the averages that validation has seen; written only when there is a better one."""
     write, written = checkpoints.write_into, []
     monkeypatch.setattr(checkpoints, "write_into", lambda *file: (written.append(file[1]), write(*file)))
-    epochs, keeper = Epochs(), Checkpoints(tmp_path, monitor=monitor)
+    epochs, ckpt = Epochs(), Checkpoints(tmp_path, monitor=monitor)
     model = small_model(optimizer=optimizers.SGD(2.0))
-    history = fit(model, keeper, MovingAverage(0.7), epochs, epochs=8, validation_data=VALIDATION)
+    history = fit(model, ckpt, MovingAverage(0.7), epochs, epochs=8, validation_data=VALIDATION)
     values = history[chosen]
     best = max(values) if "accuracy" in chosen else min(values)
     best_losses = np.minimum.accumulate([-value if "accuracy" in chosen else value for value in values])
     assert written.count(checkpoints.BEST) == len(set(best_losses))
-    assert keeper.best == {"monitor": chosen, "value": best, "epoch": values.index(best)}
+    assert ckpt.best == {"monitor": chosen, "value": best, "epoch": values.index(best)}
     loaded = gpucnn.load(tmp_path / checkpoints.BEST, backend="numpy")
     for path, value in loaded.state_dict().items():
         assert (value == epochs.states[values.index(best)][path]).all(), path
@@ -669,17 +672,17 @@ def test_best_model_is_an_ordinary_model_file(tmp_path, monkeypatch, monitor, ch
 
 
 def test_best_model_needs_validation(tmp_path):
-    keeper = Checkpoints(tmp_path)
-    fit(small_model(), keeper)
-    assert keeper.best is None
+    ckpt = Checkpoints(tmp_path)
+    fit(small_model(), ckpt)
+    assert ckpt.best is None
     assert not (tmp_path / checkpoints.BEST).exists()
     regression = gpucnn.Model([layers.Flatten(), layers.Dense(1)], (8, 8, 1), backend="numpy")
     regression.compile("sgd", "mean_squared_error", metrics=[])
     y = DATA[1][:, None].astype("float32")
     regression.fit(
-        DATA[0], y, validation_data=(DATA[0], y), checkpoints=(keeper := Checkpoints(tmp_path / "b")), verbose=0
+        DATA[0], y, validation_data=(DATA[0], y), checkpoints=(ckpt := Checkpoints(tmp_path / "b")), verbose=0
     )
-    assert keeper.best["monitor"] == "val_loss"
+    assert ckpt.best["monitor"] == "val_loss"
 
 
 def test_best_model_of_before_is_remembered(tmp_path):
@@ -699,13 +702,13 @@ def test_best_model_of_before_is_remembered(tmp_path):
 
 
 def test_best_model_ignores_nan(tmp_path):
-    keeper = Checkpoints(tmp_path, monitor="val_loss")
+    ckpt = Checkpoints(tmp_path, monitor="val_loss")
     values = iter([math.nan, 3.0, math.nan, 2.0, math.inf, 2.0])
 
-    compare = keeper._compare
-    keeper._compare = lambda training, value: compare(training, next(values))
-    fit(small_model(), keeper, epochs=6, validation_data=VALIDATION)
-    assert (keeper.best["value"], keeper.best["epoch"]) == (2.0, 3)
+    compare = ckpt._update_best
+    ckpt._update_best = lambda training, value: compare(training, next(values))
+    fit(small_model(), ckpt, epochs=6, validation_data=VALIDATION)
+    assert (ckpt.best["value"], ckpt.best["epoch"]) == (2.0, 3)
 
 
 def test_best_model_that_cannot_be_written_waits(tmp_path, monkeypatch):
@@ -718,15 +721,15 @@ def test_best_model_that_cannot_be_written_waits(tmp_path, monkeypatch):
         write(folder, name, content)
 
     monkeypatch.setattr(checkpoints, "write_into", full)
-    keeper = always(tmp_path)
+    ckpt = always(tmp_path)
     with pytest.warns(
         CheckpointWarning, match=r"the best model so far could not be written to .*best.safetensors \(No sp"
     ):
-        history = fit(small_model(), keeper, epochs=1, validation_data=VALIDATION)
-    assert keeper.best["value"] == history["val_accuracy"][0]
+        history = fit(small_model(), ckpt, epochs=1, validation_data=VALIDATION)
+    assert ckpt.best["value"] == history["val_accuracy"][0]
     assert (
         gpucnn.load(tmp_path / checkpoints.BEST, backend="numpy").evaluate(*VALIDATION)["accuracy"]
-        == keeper.best["value"]
+        == ckpt.best["value"]
     )
 
 

@@ -83,7 +83,7 @@ MODEL_FAULTS = {
     "a softmax that is taken twice": (
         lambda: built(*HEAD).compile("sgd", losses.CategoricalCrossEntropy(from_logits=True)),
         ConfigurationError,
-        "the network ends with Softmax, but the loss was told from_logits=True",
+        "the network ends with Softmax, but the loss has from_logits=True",
     ),
     "training before compiling": (lambda: built(layers.Flatten()).fit(X, Y), ConfigurationError, "is not compiled"),
     "channels first": (

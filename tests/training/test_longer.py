@@ -62,9 +62,7 @@ def test_resume_with_fewer_epochs_that_are_not_over_yet(tmp_path):
 def test_resume_with_fewer_epochs_than_are_over_is_refused(tmp_path):
     with pytest.raises(Killed):
         fit(small_model(), always(tmp_path), Kill(6), epochs=5)
-    with pytest.raises(
-        CheckpointError, match=r"is after 1 epoch and 2 steps of 5 already, so it cannot end with epochs=1"
-    ):
+    with pytest.raises(CheckpointError, match=r"is already after 1 epoch and 2 steps of 5, so epochs=1 is too few"):
         fit(small_model(), tmp_path, epochs=1, resume=True)
 
 
@@ -78,7 +76,7 @@ def test_resume_warns_of_a_schedule_that_depends_on_the_end(tmp_path, rate):
         return small_model(optimizer=optimizers.SGD(rate))
 
     fit(model(), tmp_path, epochs=2)
-    with pytest.warns(CheckpointWarning, match="goes on to 4 epochs where it was to have 2: as its schedules, or"):
+    with pytest.warns(CheckpointWarning, match="continues to 4 epochs instead of 2; its schedules, or"):
         history = fit(model(), tmp_path, epochs=4, resume=True)
     assert history.epochs == 4
     assert history["learning_rate"][2] > history["learning_rate"][1], "it has the rates that 4 epochs have there"
@@ -96,13 +94,13 @@ def test_resume_does_not_warn_of_a_schedule_that_has_not_begun_to_fall(tmp_path)
 
 def test_resume_warns_of_a_shortened_epoch(tmp_path):
     fit(small_model(), tmp_path, epochs=1.5)
-    with pytest.warns(CheckpointWarning, match="or its cut last epoch"):
+    with pytest.warns(CheckpointWarning, match="or its shortened last epoch"):
         fit(small_model(), tmp_path, epochs=3, resume=True)
 
 
 def test_resume_warns_of_an_average_that_depends_on_the_end(tmp_path):
     fit(small_model(), tmp_path, MovingAverage(lambda share: 0.9 * share), epochs=2)
-    with pytest.warns(CheckpointWarning, match="goes on to 3 epochs"):
+    with pytest.warns(CheckpointWarning, match="continues to 3 epochs"):
         fit(small_model(), tmp_path, MovingAverage(lambda share: 0.9 * share), epochs=3, resume=True)
 
 
@@ -171,9 +169,9 @@ def full(monkeypatch, tmp_path):
 @pytest.mark.parametrize("how", ["full", "deleted", "renamed"])
 def test_results_survive_a_full_disk_or_a_moved_folder(run, digits, tmp_path, monkeypatch, full, how):
     folder = tmp_path / "here"
-    made = checkpoints.Checkpoints.step_made
+    made = checkpoints.Checkpoints.on_step
 
-    def step_made(self, training, steps):
+    def on_step(self, training, steps):
         if training.epoch == 1 and folder.exists() and full["full"] is None:
             full["full"] = folder if how == "full" else None
             if how == "deleted":
@@ -182,7 +180,7 @@ def test_results_survive_a_full_disk_or_a_moved_folder(run, digits, tmp_path, mo
                 folder.rename(tmp_path / "moved")
         made(self, training, steps)
 
-    monkeypatch.setattr(checkpoints.Checkpoints, "step_made", step_made)
+    monkeypatch.setattr(checkpoints.Checkpoints, "on_step", on_step)
     options = ("--data", "mnist", "--data-dir", digits, "--batch-size", 500, "--epochs", 3, "--checkpoint-every", 0)
     status, _, errors = run("train", *options, "--run-dir", folder)
     assert status == 1
@@ -212,19 +210,19 @@ def test_disk_full_saves_an_interrupted_run_elsewhere(tmp_path, monkeypatch, ful
                 full["full"] = tmp_path / "here"
                 os.kill(os.getpid(), 2)
 
-    expected, model, keeper = small_model(), small_model(), Checkpoints(tmp_path / "here", every_seconds=None)
+    expected, model, ckpt = small_model(), small_model(), Checkpoints(tmp_path / "here", every_seconds=None)
     history = fit(expected, epochs=3)
     monkeypatch.chdir(tmp_path)
     with (
-        pytest.warns(CheckpointWarning, match=r"could not be written into .*; it is saved in .* instead: go on with"),
+        pytest.warns(CheckpointWarning, match=r"could not be written to .*; it was saved to .* instead: continue with"),
         pytest.raises(KeyboardInterrupt),
     ):
-        fit(small_model(), keeper, Interrupt(), epochs=3)
-    assert [checkpoints.place_of(file) for file in Checkpoints(keeper.elsewhere).files()] == [
+        fit(small_model(), ckpt, Interrupt(), epochs=3)
+    assert [checkpoints.position_of(file) for file in Checkpoints(ckpt.elsewhere).files()] == [
         "after 1 epoch and 3 steps"
     ]
     full["full"] = None
-    assert numbers(fit(model, keeper.elsewhere, epochs=3, resume=True)) == numbers(history)
+    assert numbers(fit(model, ckpt.elsewhere, epochs=3, resume=True)) == numbers(history)
     assert_same_bits(model, expected)
 
 
@@ -237,7 +235,7 @@ def test_commands_say_that_a_run_is_not_finished(run, digits, tmp_path):
     for command in (("test", "here"), ("report", "here"), ("show", "filters", "here"), ("show", "history", "here")):
         status, _, errors = run(*command)
         assert status == 1
-        assert "here: this run is not finished; go on with it by `gpucnn train --run-dir here --resume`" in errors
+        assert "here: this run is not finished; continue it with `gpucnn train --run-dir here --resume`" in errors
         assert "its best model so far is here/best.safetensors" in errors
     errors = run("train", "--run-dir", "here")[2]
     assert "--run-dir here: holds an unfinished run, saved after 1 epoch; go on with --resume" in errors

@@ -263,7 +263,7 @@ def test_early_stopping_restores_the_best_weights():
 
 def test_early_stopping_names_a_missing_quantity():
     x, y = stripes(10)
-    with pytest.raises(ConfigurationError, match="watches 'val_loss', but an epoch gives only accuracy"):
+    with pytest.raises(ConfigurationError, match="watches 'val_loss', but an epoch reports only accuracy"):
         small_model().fit(x, y, callbacks=[callbacks.EarlyStopping()], verbose=0)
 
 
@@ -473,7 +473,7 @@ def test_networks_that_do_not_fit_are_refused(make, error, message):
         (
             layers.Softmax(),
             losses.CategoricalCrossEntropy(from_logits=True),
-            "ends with Softmax, but the loss was told",
+            "ends with Softmax, but the loss has from_logits",
         ),
         (layers.Tanh(), losses.CategoricalCrossEntropy(), "tanh, whose outputs are not probabilities"),
         (layers.BatchNorm(), losses.CategoricalCrossEntropy(), "batch_norm, whose outputs are not probabilities"),
@@ -533,7 +533,7 @@ def test_fit_refuses_numbers_out_of_range(arguments, message):
     [
         ({"validation_data": np.zeros((4, 8, 8, 1))}, r"validation_data must be a pair \(x, y\), not ndarray"),
         ({"callbacks": callbacks.Callback()}, r"callbacks must be a list, not <.*Callback.*>; pass \["),
-        ({"validation_data": (1, 2, 3)}, r"a pair \(x, y\), not 3 items; .* weights of samples are not taken"),
+        ({"validation_data": (1, 2, 3)}, r"a pair \(x, y\), not 3 items; .* sample weights are not supported"),
         ({"callbacks": [callbacks.Callback]}, r"and <class .*> is not one; pass an object: Callback\(…\)"),
         ({"verbose": "yes"}, r'verbose must be "auto", True, False, 0, 1 or 2, not \'yes\''),
         ({"verbose": 7}, "verbose must be .*, not 7"),

@@ -371,12 +371,12 @@ def test_schedule_that_returns_no_rate_is_refused_at_that_step(then, where, data
 
     groups = [optimizers.Group("*.bias", lr_multiplier=Jump(then))] if where == "a group" else []
     model = model_of(optimizer=optimizers.SGD(0.1 if groups else Jump(then), momentum=0.5, groups=groups))
-    keeper = Checkpoints(tmp_path / "run", every_steps=1)
+    ckpt = Checkpoints(tmp_path / "run", every_steps=1)
     for resume in (False, True):
         with pytest.raises(
             ConfigurationError, match=r"Jump\(.*\) gave .* at epoch 1.667 of 3.*step 6 of the optimizer was not made"
         ):
-            model.fit(*data, batch_size=16, epochs=3, verbose=0, checkpoints=keeper, resume=resume)
+            model.fit(*data, batch_size=16, epochs=3, verbose=0, checkpoints=ckpt, resume=resume)
         assert all(np.isfinite(value).all() for value in model.state_dict().values())
         assert model.optimizer.steps == 5
 

@@ -127,7 +127,7 @@ def test_validation_on_the_test_images_is_explicit(run, digits, tmp_path):
     accuracy = f"{100 * settings['test']['accuracy']:.2f} %"
     assert f"best      epoch 1, test accuracy, by which it was chosen, {accuracy}" in shown
     told = {fact.term: fact for fact in facts(open_run(tmp_path / "here", "numpy"), "not tested")}
-    assert told["Validation"].value == "on the test images after each epoch: they chose the best model, too"
+    assert told["Validation"].value == "on the test images, after each epoch; they also selected the best model"
     status, _, errors = run("train", "--validate-on-test", "--validation-split", 0.1)
     assert status == 1
     assert "--validation-split 0.1 validates on training images, --validate-on-test on the test images" in errors
@@ -138,7 +138,7 @@ def test_validation_split_is_shown_in_the_report(run, digits, tmp_path):
     assert run("train", *options, "--validate")[0] == 0
     told = {fact.term: fact for fact in facts(open_run(tmp_path / "here", "numpy"), "not tested")}
     assert told["Data"].remark.startswith("1,800 training, 200 validation, 300 test images; IDX files in ")
-    assert told["Validation"].value == "on 10 % of the training images, drawn by the seed and held out"
+    assert told["Validation"].value == "on a random 10 % of the training images, held out"
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,7 @@ class CupyBackend(Backend):
         return super().load_batch(x, indices, dtype, transform)
 
     def random_bits(self, key: int, counter: int, count: int, start: int = 0) -> Array:
-        """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter), 64 bits each."""
+        """Return random words start … start + count − 1, uint32 (count,), of a stream (key, counter), 64 bits each."""
         now = self._thread.replays
         replays, stride = (None, 0) if now is None else now.for_stream(key)
         return elementwise.random_bits(key, counter, count, start, replays, stride)

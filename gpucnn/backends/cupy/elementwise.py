@@ -139,7 +139,7 @@ def _update(name: str, values: Array, pointers: tuple[Any, ...], *numbers: Any) 
 
 
 def random_bits(key: int, counter: int, count: int, start: int, replays: Array | None, stride: int) -> Array:
-    """Return the words start … start + count − 1, uint32 (count,), of the stream (key, counter)."""
+    """Return the random words start … start + count − 1, uint32 (count,), of the stream (key, counter)."""
     words = cupy.empty(count, np.uint32)
     numbers = np.uint64(key), np.uint64(counter), NULL if replays is None else replays, np.uint64(stride)
     blocks = (start % 4 + count + 3) // 4

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-Array = Any
+from gpucnn.backends.reference import Array
 
 #: booleans, integers, floats and complex numbers; objects, records, dates and text stay outside of every capture
 NUMERIC = "?biufc"

@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.numpy import known_calls
-
-Array = Any
+from gpucnn.backends.reference import Array
 
 this_thread = threading.local()  # its `recorder`, while it records
 

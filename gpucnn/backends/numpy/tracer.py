@@ -27,8 +27,7 @@ from gpucnn.backends import base
 from gpucnn.backends.numpy import known_calls
 from gpucnn.backends.numpy.arena import Arena, Block
 from gpucnn.backends.numpy.traced_array import TracedArray, current_tracer, root_of, this_thread, untraced, untraced_all
-
-Array = Any
+from gpucnn.backends.reference import Array
 
 PUBLISHED = object()  # the sign of arrays that one thread's recorder left for others
 
