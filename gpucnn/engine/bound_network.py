@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 
 from gpucnn import rng
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.backends.reference import as_floats
 from gpucnn.core.config import Closed
+from gpucnn.core.hints import no_such_attribute
 from gpucnn.engine.arguments import check_dtype, check_precision, check_shape
 from gpucnn.engine.claims import Claim
 from gpucnn.engine.flat_state import FlatState, check_placed, check_same_layers, check_shared_dtype
@@ -65,6 +66,11 @@ class BoundNetwork(Closed):
         self._groups = [list(self.parameters())]  # of the optimizer
         self._paused: set[str] = set()  # parameters of groups whose epochs are over, frozen until the run ends
         self.claim: Claim | None = None  # the method that is training it
+
+    if not TYPE_CHECKING:  # with it, a type checker would accept any name
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_such_attribute(self, name)
 
     @property
     def layers(self) -> list[Layer]:

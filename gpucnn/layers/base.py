@@ -196,6 +196,8 @@ class Layer(Configurable, family="layer"):
         """Yield the layers inside this one with the names that lead to them, in order of definition."""
         taken: dict[str, Layer] = {}
         for name, value in vars(self).items():
+            if not isinstance(value, (Layer, list, tuple, dict)):  # most are not, and this is asked in every step
+                continue
             for word, layer in _layers_in(value, name):
                 path, number = word, 0
                 while taken.setdefault(path, layer) is not layer:

@@ -116,7 +116,7 @@ def run_config(model_path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file}: holds {settings!r:.40} where a run's settings were expected; mend it, or move the model elsewhere"
         )
-    return {RENAMED.get(name, name): value for name, value in settings.items()}
+    return {RENAMED.get(str(name), str(name)): value for name, value in settings.items()}
 
 
 def validated_on_test(settings: dict[str, Any]) -> bool:
