@@ -58,7 +58,7 @@ class BatchNorm(Layer):
         return input_shape
 
     def min_batch_size(self) -> int:
-        """Return 2 for features, of which one sample has no variance; an image has one of its own."""
+        """Return 2 for features, of which one sample has no variance; the pixels of an image have one."""
         return 2 if math.prod((self.input_shape or (1,))[:-1]) < 2 else 1
 
     def forward(self, x: Array, *, train: bool, fused_relu: bool = False) -> tuple[Array, Backward]:
