@@ -263,7 +263,7 @@ def test_early_stopping_restores_the_best_weights():
 
 def test_early_stopping_names_a_missing_quantity():
     x, y = stripes(10)
-    with pytest.raises(ConfigurationError, match="watches 'val_loss', but an epoch reports only accuracy"):
+    with pytest.raises(ConfigurationError, match="monitors 'val_loss', but an epoch reports only accuracy"):
         small_model().fit(x, y, callbacks=[callbacks.EarlyStopping()], verbose=0)
 
 
