@@ -108,8 +108,7 @@ def cifar10(path: str | PathLike[str] | None = None) -> Dataset:
         DataError  the files are missing or damaged
 
     Example:
-        >>> if datasets.available("cifar10"):  # on this machine
-        ...     (x, y), (x_test, y_test) = datasets.cifar10()
+        >>> load_data = datasets.cifar10 if datasets.available("cifar10") else datasets.synthetic_digits
     """
     folder = _locate("cifar10", path)
     found = find_cifar10(folder)
