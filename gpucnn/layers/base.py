@@ -29,7 +29,6 @@ class Layer(Configurable, family="layer"):
     argument must become an attribute of the same name, and `name` goes to `super().__init__(name=name)`.
 
     Example
-        >>> from gpucnn import check_layer, layers
         >>> class Halve(layers.Layer):
         ...     def forward(self, x, *, train):
         ...         return x * 0.5, lambda dy: dy * 0.5
@@ -84,7 +83,7 @@ class Layer(Configurable, family="layer"):
         self.input_shape: Shape | None = None
         self.output_shape: Shape | None = None
 
-    # --- what a layer of one's own defines ----------------------------------------------------
+    # --- what a custom layer defines ----------------------------------------------------------
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Make the parameters on the host for inputs of (N, *input_shape); return the output's shape without N."""
@@ -99,13 +98,13 @@ class Layer(Configurable, family="layer"):
         return 0
 
     def min_batch_size(self) -> int:
-        """Return how many samples a training batch must have; a layer without opinion takes one."""
+        """Return the smallest batch that the layer can be trained on."""
         return 1
 
     def algorithm(self, batch_size: int) -> str:
-        """Return how the backend computes this layer, or those inside it, for so many images; "" without a choice."""
-        words = [word for _, child in self.children() for word in child.algorithm(batch_size).split(", ")]
-        return ", ".join(word for word in dict.fromkeys(words) if word)
+        """Return how the backend computes this layer, or those inside it, for this batch size; "" without a choice."""
+        names = [name for _, child in self.children() for name in child.algorithm(batch_size).split(", ")]
+        return ", ".join(name for name in dict.fromkeys(names) if name)
 
     def total_flops(self) -> int:
         """Return `flops` with those of the layers inside."""
@@ -167,7 +166,7 @@ class Layer(Configurable, family="layer"):
         return super()._admitted(name, value)
 
     def _is_settled(self, value: Any) -> bool:
-        """Tell whether a setting can have this value only from the beginning."""
+        """Return whether a setting can have this value only from the beginning."""
         return self.output_shape is not None or any(True for _ in _layers_in(value))
 
     def _bring(self, value: Any, held: Any) -> None:
@@ -182,16 +181,15 @@ class Layer(Configurable, family="layer"):
             value.rebind(brought(value.value))
 
     def _refuse_hidden_state(self) -> None:
-        """Refuse parameters and layers that nobody would find: in a list of a list, or not as attributes."""
+        """Reject parameters and layers that would not be found: in a list of lists, or not as attributes."""
         found = {id(item) for item in vars(self).values()} | {id(child) for _, child in self.children()}
         for name, value in vars(self).items():
             for item in _items_in(value):
                 if id(item) not in found:
                     raise ConfigurationError(
-                        f"{self.display_name}: {name} holds a {type(item).__name__} where nobody would find it to "
-                        "train or "
-                        "save it; keep each parameter and buffer as an attribute of the layer, and layers inside as "
-                        "attributes, in a list or in a dictionary"
+                        f"{self.display_name}: {name} holds a {type(item).__name__} where it would not be found to "
+                        "train or save it; keep each parameter and buffer as an attribute of the layer, and layers "
+                        "inside as attributes, in a list or in a dictionary"
                     )
 
     def children(self) -> Iterator[tuple[str, "Layer"]]:
@@ -227,7 +225,7 @@ class Layer(Configurable, family="layer"):
         return dict(self._named_members(Buffer, "", set()))
 
     def has_state(self) -> bool:
-        """Tell whether there is any parameter or buffer."""
+        """Return whether there is any parameter or buffer."""
         return bool(self.parameters() or self.buffers())
 
     def all_layers(self) -> Iterator["Layer"]:
@@ -339,7 +337,8 @@ def _check_replacement(path: str, held: Any, value: Any, is_built: bool) -> None
     """
     if held is None or not is_built:
         raise ConfigurationError(
-            f"{path}: a {type(value).__name__} cannot be set from outside before or beside those that build makes; put "
+            f"{path}: a {type(value).__name__} cannot be set from outside before build, or in addition to what build "
+            "makes; put "
             "the layer into a Model first, and assign the parameter's .value, or make it in the layer's build"
         )
     if type(value) is not type(held):
