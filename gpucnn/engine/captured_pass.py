@@ -288,7 +288,7 @@ class CapturedPasses:
     def __init__(self, network: Layer) -> None:
         self._network = network
         silent = [layer.display_name for layer in network.all_layers() if not layer.capturable]
-        self._undeclared = f"layers that do not say capturable = True: {', '.join(silent)}" if silent else ""
+        self._undeclared = f"layers that do not declare capturable = True: {', '.join(silent)}" if silent else ""
         self._captured: dict[str, Captured[CapturedPass]] = {kind: Captured("passes") for kind in KINDS}
         self.memory = CaptureMemory()
 
