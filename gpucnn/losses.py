@@ -53,7 +53,7 @@ class CategoricalCrossEntropy(Loss):
 
     Shapes
         y       (N, K), or (N, H, W, K) for each position; probabilities, or logits with `from_logits`
-        labels  (N,) or (N, H, W), the numbers of the classes 0 … K − 1, or one-hot in the shape of y
+        labels  (N,) or (N, H, W), class indices 0 … K − 1, or one-hot in the shape of y
 
     Probabilities are divided by their sum, which is 1 after a softmax, and count as no less than 1e-7.
 
@@ -117,7 +117,7 @@ class MeanSquaredError(Loss):
 
     Shapes
         y       (N, …)
-        labels  as y; or the numbers of the classes (N,) where y is (N, K), which stand for one-hot rows, and likewise
+        labels  as y; or class indices (N,) where y is (N, K), which stand for one-hot rows, and likewise
                 (N, H, W) for (N, H, W, K)
 
     Example
@@ -137,7 +137,7 @@ class MeanSquaredError(Loss):
 
 
 def one_hot(backend: Backend, labels: Array, y: Array) -> Array:
-    """Return labels in the shape and dtype of y (N, …, K): class numbers (N, …) become one-hot rows."""
+    """Return labels in the shape and dtype of y (N, …, K): class indices (N, …) become one-hot rows."""
     if labels.ndim == y.ndim - 1:
         labels = labels[..., None] == backend.xp.arange(y.shape[-1])
     return labels.astype(y.dtype, copy=False)

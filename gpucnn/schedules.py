@@ -1,4 +1,4 @@
-"""Schedules: the learning rate as a function of how far the training is.
+"""Schedules: the learning rate as a function of how far the training run is.
 
 A schedule is called with the epoch as a number that grows within an epoch (1.5 is the middle of the second) and with
 the number of epochs in all, before each step.
@@ -32,9 +32,9 @@ class Schedule(Configurable, family="schedule"):
 
     @property
     def peak(self) -> float:
-        """The highest rate; a step that is made outside `fit`, where there is no end to measure by, uses it."""
+        """The highest rate; a step outside `fit`, which has no length, uses it."""
         raise ConfigurationError(
-            f"{type(self).__name__} does not say its highest rate, which a step outside fit is made at; give the class "
+            f"{type(self).__name__} does not say its highest rate, which a step outside fit uses; give the class "
             "a property peak that returns it"
         )
 
@@ -128,7 +128,7 @@ class Cosine(Constant):
 
 
 class Power(Constant):
-    """From 0 to `rate` at the end of the training, as a power of the fraction that is done.
+    """From 0 to `rate` at the end of the training run, as a power of the fraction that is done.
 
     Example
         >>> from gpucnn.schedules import Power
@@ -255,7 +255,7 @@ class OneCycle(Schedule):
 
 
 class WarmUp(Schedule):
-    """First grow from almost 0 to the rate at which another schedule begins; that one has the rest of the training.
+    """First grow from almost 0 to the rate at which another schedule begins; that one has the rest of the run.
 
     Arguments
         schedule  any schedule, or a constant rate; a `Cosine` reaches its rate when the warm-up is over, and falls from
@@ -298,7 +298,7 @@ def as_rate(rate: "Schedule | float") -> "Schedule | float":
 
 
 def rate_of(rate: "Schedule | float", epoch: float | None, epochs: float) -> float:
-    """Return the rate at a point of the training, or the highest one where `epoch` is None.
+    """Return the rate at a point of a training run, or the highest one where `epoch` is None.
 
     Raises:
         ConfigurationError: the schedule returns what is not a finite number of at least 0; says what, and when.

@@ -94,7 +94,7 @@ class Tanh(Layer):
 
 
 class GELU(Layer):
-    """Weight x by the share of a normal distribution below it: y = x·Φ(x), the exact form with erf.
+    """Weight x by the fraction of a normal distribution below it: y = x·Φ(x), the exact form with erf.
 
     x and y have any shape (N, …). Source: Hendrycks, Gimpel, "Gaussian error linear units" (2016).
 

@@ -13,7 +13,7 @@ PREVIOUS_LAYER = "the layer before it"  # stands in messages of shapes that do n
 
 
 class Layers(list[Layer]):
-    """The layers of a network, in order: a list to read. Slices and sums are plain lists, for a network of their own.
+    """The layers of a network, in order: a list to read. Slices and sums are plain lists, for other networks.
 
     Raises
         ConfigurationError  it is changed: what was built of the layers would not notice
@@ -40,7 +40,7 @@ class Sequential(Layer):
     Layers without a name are named after their class, and numbered where there are several: `conv2d`, `conv2d_1`.
 
     Raises
-        ConfigurationError  something that is no layer, or two layers of one name
+        ConfigurationError  something that is not a layer, or two layers of one name
 
     Example
         >>> from gpucnn import Model, layers
@@ -59,8 +59,8 @@ class Sequential(Layer):
         self.layers = Layers(layers)
         for place, layer in enumerate(self.layers):
             if not isinstance(layer, Layer):
-                hint = "; write it with brackets to make one" if isinstance(layer, type) else ""
-                raise ConfigurationError(f"{self.display_name}: item {place} is {layer!r}, which is no layer{hint}")
+                hint = f"; did you mean {layer.__name__}()?" if isinstance(layer, type) else ""
+                raise ConfigurationError(f"{self.display_name}: item {place} is {layer!r}, which is not a layer{hint}")
             layer.check_begun()
         self._name_layers()
 

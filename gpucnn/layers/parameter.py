@@ -29,7 +29,7 @@ class Parameter(Closed):
     changed_by: ClassVar[dict[str, str]] = {"trainable": "call model.freeze(…) or model.unfreeze(…)"}
     grad: Array | None = None
     frozen = False
-    of_a_model = False  # whether a model has laid it in its flat arrays, in the dtype of its weights
+    of_a_model = False  # whether it lies in the flat arrays of a model, in the dtype of its weights
 
     def __init__(self, value: Array) -> None:
         self._value = value
@@ -78,7 +78,7 @@ class Parameter(Closed):
             self.grad += gradient
 
     def zero_grad(self) -> None:
-        """Forget the gradient."""
+        """Set the gradient to 0."""
         if self.grad is not None:
             self.grad[...] = 0
 
@@ -163,7 +163,7 @@ def _take(held: Array, array: Any, what: str) -> None:
 
 
 def holds_numbers(array: Any) -> bool:
-    """Tell whether an array of any library holds real numbers; complex ones and words would lose what they are."""
+    """Return whether an array of any library holds real numbers, which no cast loses."""
     return getattr(getattr(array, "dtype", None), "kind", "f") in "biuf"
 
 

@@ -1,4 +1,4 @@
-"""Adam, and the form of it whose weight decay is a thing of its own."""
+"""Adam, and AdamW with decoupled weight decay."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ class Adam(Optimizer):
         epsilon        added to the root
         weight_decay   adds weight_decay·value to the gradient; `AdamW` takes it off the value instead
         groups, clip_norm, clip_value
-                       parameters with a rate of their own, and limits of the gradients: see `Optimizer`
+                       parameters with another rate, and limits of the gradients: see `Optimizer`
 
     Source: Kingma, Ba, "Adam: a method for stochastic optimization" (2015).
 

@@ -19,7 +19,7 @@ class SGD(Optimizer):
         nesterov       look ahead: the step is momentum·velocity + gradient
         weight_decay   adds weight_decay·value to the gradient
         groups, clip_norm, clip_value
-                       parameters with a rate of their own, and limits of the gradients: see `Optimizer`
+                       parameters with another rate, and limits of the gradients: see `Optimizer`
 
     Source: Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum" (2013).
 
