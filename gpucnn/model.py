@@ -17,6 +17,7 @@ from gpucnn.engine.arguments import check_nothing_shown, check_pair, check_verbo
 from gpucnn.engine.batch_norm_refresh import recalibrate_batch_norm
 from gpucnn.engine.bound_network import on_device
 from gpucnn.engine.claims import trains
+from gpucnn.engine.declarations import warn_of_undeclared
 from gpucnn.engine.evaluation import evaluate, in_batches
 from gpucnn.engine.executor import Executor
 from gpucnn.engine.memory import suggest_batch_size, to_device
@@ -63,7 +64,6 @@ class Model(Executor):
         BackendUnavailable              the named backend is unavailable on this machine
 
     Example
-        >>> from gpucnn import Model, datasets, layers
         >>> (x, y), _ = datasets.synthetic_digits(200)
         >>> network = [layers.Conv2D(8, 3), layers.ReLU(), layers.Flatten(), layers.Dense(10), layers.Softmax()]
         >>> model = Model(network, input_shape=(28, 28, 1)).compile("adam", "categorical_crossentropy")
@@ -143,6 +143,7 @@ class Model(Executor):
         warn_of_targets(self, data[1], "y")
         size = check_batch_size(self._recipe_default("batch_size", 128) if batch_size is None else batch_size)
         self._check_batches(len(data[0]), size)
+        warn_of_undeclared(self, size)
         if self.recipe is not None:
             callbacks = [*self.recipe.callbacks(), *callbacks]
             if self.recipe.prepare is not None and self.epochs_trained == 0:
@@ -354,10 +355,9 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "auto", dtype: s
         CheckpointError: the file is missing, damaged, foreign or does not fit itself; says which.
 
     Example:
-        >>> import gpucnn
-        >>> model = gpucnn.networks.lenet()
+        >>> model = networks.lenet()
         >>> model.save("lenet.safetensors")
-        >>> gpucnn.load("lenet.safetensors", backend="numpy")
+        >>> load("lenet.safetensors", backend="numpy")
         <Model 'lenet': 14 layers, (28, 28, 1) → (10,), 61,706 parameters, float32 on numpy>
     """
     path = model_file.find(path)
