@@ -25,9 +25,7 @@ class Loss(Configurable, family="loss"):
     as floats, or integers (N,) untouched, unless it declares below that they are class indices.
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.losses import Loss
-        >>> class AbsoluteError(Loss):
+        >>> class AbsoluteError(losses.Loss):
         ...     def __call__(self, y, labels):
         ...         xp, difference = self.backend.xp, y - labels
         ...         return abs(difference).mean(), lambda dloss=1.0: xp.sign(difference) * (dloss / y.size)
@@ -64,9 +62,7 @@ class CategoricalCrossEntropy(Loss):
     Source for the smoothing: Szegedy et al., "Rethinking the Inception architecture" (2016).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.losses import CategoricalCrossEntropy
-        >>> loss, backward = CategoricalCrossEntropy()(np.array([[0.5, 0.25, 0.25]]), np.array([0]))
+        >>> loss, backward = losses.CategoricalCrossEntropy()(np.array([[0.5, 0.25, 0.25]]), np.array([0]))
         >>> round(float(loss), 4), backward().shape
         (0.6931, (1, 3))
     """
@@ -121,9 +117,7 @@ class MeanSquaredError(Loss):
                 (N, H, W) for (N, H, W, K)
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.losses import MeanSquaredError
-        >>> loss, backward = MeanSquaredError()(np.array([[1.0, 3.0]]), np.array([[1.0, 1.0]]))
+        >>> loss, backward = losses.MeanSquaredError()(np.array([[1.0, 3.0]]), np.array([[1.0, 1.0]]))
         >>> float(loss), backward()
         (2.0, array([[0., 2.]]))
     """

@@ -22,9 +22,7 @@ class Metric(Configurable, family="metric"):
     """Base of every metric; `name` is its key in the history.
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.metrics import Metric
-        >>> class Confidence(Metric):
+        >>> class Confidence(metrics.Metric):
         ...     name, larger_is_better = "confidence", True
         ...     def batch_sum(self, y, labels):
         ...         return y.max(axis=-1).sum()
@@ -62,10 +60,8 @@ class Accuracy(Metric):
     The form is chosen by the first data; a regression has none and is refused.
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.metrics import Accuracy
         >>> y = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
-        >>> int(Accuracy().batch_sum(y, np.array([0, 1, 1])))  # correct answers
+        >>> int(metrics.Accuracy().batch_sum(y, np.array([0, 1, 1])))  # correct answers
         2
     """
 

@@ -20,13 +20,11 @@ class Schedule(Configurable, family="schedule"):
     """Base of every schedule.
 
     Example
-        >>> from gpucnn.optimizers import SGD
-        >>> from gpucnn.schedules import Schedule
-        >>> class Linear(Schedule):
+        >>> class Linear(schedules.Schedule):
         ...     peak = 0.1
         ...     def __call__(self, epoch, epochs):
         ...         return 0.1 * (1 - epoch / epochs)
-        >>> SGD(Linear()).learning_rate_at(1, 4)
+        >>> optimizers.SGD(Linear()).learning_rate_at(1, 4)
         0.075...
     """
 
@@ -49,9 +47,7 @@ class Constant(Schedule):
     """One rate throughout.
 
     Example
-        >>> from gpucnn.schedules import Constant
-        >>> schedule = Constant(0.1)
-        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        >>> [round(schedules.Constant(0.1)(epoch, 4), 4) for epoch in range(4)]
         [0.1, 0.1, 0.1, 0.1]
     """
 
@@ -72,9 +68,7 @@ class StepDecay(Constant):
     """Multiply the rate by `factor` after each `every` epochs.
 
     Example
-        >>> from gpucnn.schedules import StepDecay
-        >>> schedule = StepDecay(0.1, every=2)
-        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        >>> [round(schedules.StepDecay(0.1, every=2)(epoch, 4), 4) for epoch in range(4)]
         [0.1, 0.1, 0.01, 0.01]
     """
 
@@ -91,9 +85,7 @@ class ExponentialDecay(Constant):
     """Multiply the rate by `factor` per epoch, smoothly.
 
     Example
-        >>> from gpucnn.schedules import ExponentialDecay
-        >>> schedule = ExponentialDecay(0.1, 0.5)
-        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        >>> [round(schedules.ExponentialDecay(0.1, 0.5)(epoch, 4), 4) for epoch in range(4)]
         [0.1, 0.05, 0.025, 0.0125]
     """
 
@@ -112,9 +104,7 @@ class Cosine(Constant):
     Source: Loshchilov, Hutter, "SGDR: Stochastic gradient descent with warm restarts" (2017).
 
     Example
-        >>> from gpucnn.schedules import Cosine
-        >>> schedule = Cosine(0.1)
-        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        >>> [round(schedules.Cosine(0.1)(epoch, 4), 4) for epoch in range(4)]
         [0.1, 0.0854, 0.05, 0.0146]
     """
 
@@ -131,9 +121,7 @@ class Power(Constant):
     """From 0 to `rate` at the end of the training run, as a power of the fraction that is done.
 
     Example
-        >>> from gpucnn.schedules import Power
-        >>> schedule = Power(0.1, 2)
-        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        >>> [round(schedules.Power(0.1, 2)(epoch, 4), 4) for epoch in range(4)]
         [0.0, 0.0063, 0.025, 0.0563]
     """
 
@@ -154,8 +142,7 @@ class PiecewiseLinear(Schedule):
         unit    "epochs", or "training" for positions from 0 (start) to 1 (end)
 
     Example
-        >>> from gpucnn.schedules import PiecewiseLinear
-        >>> schedule = PiecewiseLinear([(0, 0.0), (2, 0.1), (4, 0.0)])
+        >>> schedule = schedules.PiecewiseLinear([(0, 0.0), (2, 0.1), (4, 0.0)])
         >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
         [0.0, 0.05, 0.1, 0.05]
     """
@@ -187,8 +174,7 @@ class PiecewiseConstant(Schedule):
         unit    "epochs", or "training" for positions from 0 (start) to 1 (end)
 
     Example
-        >>> from gpucnn.schedules import PiecewiseConstant
-        >>> schedule = PiecewiseConstant([(0, 0.1), (3, 0.01)])
+        >>> schedule = schedules.PiecewiseConstant([(0, 0.1), (3, 0.01)])
         >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
         [0.1, 0.1, 0.1, 0.01]
     """
@@ -221,9 +207,7 @@ class OneCycle(Schedule):
     Source: Smith, Topin, "Super-convergence" (2018).
 
     Example
-        >>> from gpucnn.schedules import OneCycle
-        >>> schedule = OneCycle(0.1, 0.5)
-        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        >>> [round(schedules.OneCycle(0.1, 0.5)(epoch, 4), 4) for epoch in range(4)]
         [0.004, 0.052, 0.1, 0.05]
     """
 
@@ -265,8 +249,7 @@ class WarmUp(Schedule):
     Source: Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour" (2017).
 
     Example
-        >>> from gpucnn.schedules import Constant, WarmUp
-        >>> schedule = WarmUp(Constant(0.1), epochs=2)
+        >>> schedule = schedules.WarmUp(schedules.Constant(0.1), epochs=2)
         >>> [round(schedule(epoch, 4), 2) for epoch in range(4)]
         [0.0, 0.05, 0.1, 0.1]
     """

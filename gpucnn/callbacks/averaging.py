@@ -190,10 +190,8 @@ class MovingAverage(_Average):
     Source: Polyak, Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
-        >>> from gpucnn.callbacks import MovingAverage
-        >>> history = networks.lenet().fit(x, y, epochs=2, callbacks=[MovingAverage(0.9)], verbose=0)
+        >>> history = networks.lenet().fit(x, y, epochs=2, callbacks=[callbacks.MovingAverage(0.9)], verbose=0)
     """
 
     def __init__(self, decay: Decay = 0.999, every: int = 1, warm_up: bool = True) -> None:
@@ -226,10 +224,8 @@ class Lookahead(_Average):
     Source: Zhang, Lucas, Hinton, Ba, "Lookahead optimizer: k steps forward, 1 step back" (2019).
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
-        >>> from gpucnn.callbacks import Lookahead
-        >>> history = networks.lenet().fit(x, y, epochs=2, callbacks=[Lookahead(every=5)], verbose=0)
+        >>> history = networks.lenet().fit(x, y, epochs=2, callbacks=[callbacks.Lookahead(every=5)], verbose=0)
     """
 
     former_names = ("LookAhead",)

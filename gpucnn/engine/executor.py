@@ -216,7 +216,6 @@ class Executor(BoundNetwork):
         Backward adds to the parameters' gradients; `apply_gradients` updates by them, and `zero_grad` clears them.
 
         Example:
-            >>> from gpucnn import datasets, networks
             >>> (x, y), _ = datasets.synthetic_digits(64)
             >>> model = networks.feedforward(seed=0)
             >>> outputs, backward = model.forward(x[:8], train=True)
@@ -296,7 +295,6 @@ class Executor(BoundNetwork):
                 group of the optimizer that no parameter belongs to, or the model is being trained.
 
         Example:
-            >>> from gpucnn import Model, layers, optimizers
             >>> model = Model([layers.Dense(10), layers.Softmax()], input_shape=(20,))
             >>> sgd = optimizers.SGD(0.1, momentum=0.9)
             >>> model = model.compile(sgd, loss="categorical_crossentropy", metrics=["accuracy"])
@@ -421,7 +419,6 @@ class Executor(BoundNetwork):
             ConfigurationError: the model is not compiled, or its optimizer is bound to another model by now.
 
         Example:
-            >>> from gpucnn import datasets, networks
             >>> (x, y), _ = datasets.synthetic_digits(64)
             >>> model = networks.feedforward(seed=0)
             >>> outputs, backward = model.forward(x[:8], train=True)

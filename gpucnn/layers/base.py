@@ -29,7 +29,6 @@ class Layer(Configurable, family="layer"):
     argument must become an attribute of the same name, and `name` goes to `super().__init__(name=name)`.
 
     Example
-        >>> from gpucnn import check_layer, layers
         >>> class Halve(layers.Layer):
         ...     def forward(self, x, *, train):
         ...         return x * 0.5, lambda dy: dy * 0.5

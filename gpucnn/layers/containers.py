@@ -43,7 +43,6 @@ class Sequential(Layer):
         ConfigurationError  something that is not a layer, or two layers of one name
 
     Example
-        >>> from gpucnn import Model, layers
         >>> block = layers.Sequential([layers.Dense(8), layers.ReLU()])
         >>> list(Model([block, layers.Dense(2)], input_shape=(4,)).parameters())
         ['sequential.dense.weight', 'sequential.dense.bias', 'dense.weight', 'dense.bias']
@@ -248,8 +247,6 @@ class Residual(Layer):
     Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition" (2016).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> Model([layers.Residual([layers.ReLU()])], (3,)).predict(np.float32([[-2, 0, 1]]))  # x + relu(x)
         array([[-2.,  0.,  2.]], dtype=float32)
     """

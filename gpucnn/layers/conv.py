@@ -36,7 +36,6 @@ class Conv2D(Layer):
         ShapeError          the input is not an image, the filter does not fit it, or groups do not divide C and F
 
     Example
-        >>> from gpucnn import Model, layers
         >>> model = Model([layers.Conv2D(16, 3, strides=2, padding="same")], input_shape=(28, 28, 1))
         >>> model.output_shape, model.parameters()["conv2d.weight"].shape
         ((14, 14, 16), (3, 3, 1, 16))

@@ -20,8 +20,6 @@ class Dropout(Layer):
     Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout" (2014).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> model = Model([layers.Dropout(0.5)], (1000,), seed=0)
         >>> y, backward = model.forward(np.ones((1, 1000), np.float32), train=True)
         >>> 0.4 < float((y == 0).mean()) < 0.6  # dropped; the others are doubled

@@ -31,8 +31,6 @@ class BatchNorm(Layer):
     Source: Ioffe, Szegedy, "Batch normalization" (2015).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> x = np.random.default_rng(0).normal(3, 2, (64, 5)).astype(np.float32)
         >>> y, backward = Model([layers.BatchNorm()], (5,)).forward(x, train=True)
         >>> float(abs(y.mean(axis=0)).max()) < 1e-5, round(float(y.std()), 3)
@@ -122,8 +120,6 @@ class Normalization(Layer):
         ShapeError          not one number, nor one for each channel
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> x = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
         >>> y = Model([layers.Normalization().adapt(x)], (4, 4, 3)).predict(x)
         >>> round(float(abs(y.mean(axis=(0, 1, 2))).max()), 4), round(float(y.std()), 3)

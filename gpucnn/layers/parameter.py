@@ -18,9 +18,7 @@ class Parameter(Closed):
     that share it; `Model.freeze` makes it so.
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.layers import Parameter
-        >>> weight = Parameter(np.zeros((2, 3), np.float32))
+        >>> weight = layers.Parameter(np.zeros((2, 3), np.float32))
         >>> weight.add_grad(np.ones((2, 3), np.float32))
         >>> weight.shape, float(weight.grad.sum())
         ((2, 3), 6.0)
@@ -110,9 +108,7 @@ class Buffer(Closed):
     `value` can be assigned as that of a `Parameter`.
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.layers import Buffer
-        >>> running_mean = Buffer(np.zeros(3, np.float32))
+        >>> running_mean = layers.Buffer(np.zeros(3, np.float32))
         >>> running_mean.value
         array([0., 0., 0.], dtype=float32)
     """

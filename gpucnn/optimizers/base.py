@@ -34,9 +34,7 @@ class Optimizer(Configurable, family="optimizer"):
     divided into ranges: what no group matches, and then each group.
 
     Example
-        >>> from gpucnn import Model, layers
-        >>> from gpucnn.optimizers import Optimizer
-        >>> class SignSGD(Optimizer):
+        >>> class SignSGD(optimizers.Optimizer):
         ...     def _update(self, backend, values, gradients, slots, learning_rate, weight_decay, number):
         ...         values -= learning_rate * backend.xp.sign(gradients)
         >>> model = Model([layers.Dense(1)], (3,)).compile(SignSGD(0.01), "mean_squared_error")

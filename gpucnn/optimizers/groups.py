@@ -25,9 +25,8 @@ class Group(Configurable, family="group"):
         ConfigurationError  an argument is not valid
 
     Example
-        >>> from gpucnn.optimizers import SGD, Group
-        >>> biases = Group("*.bias", lr_multiplier=2.0, weight_decay=0.0)
-        >>> SGD(0.1, groups=[biases]).learning_rates_at()
+        >>> biases = optimizers.Group("*.bias", lr_multiplier=2.0, weight_decay=0.0)
+        >>> optimizers.SGD(0.1, groups=[biases]).learning_rates_at()
         [0.1, 0.2]
     """
 

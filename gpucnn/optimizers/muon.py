@@ -47,10 +47,8 @@ class Muon(Optimizer):
     networks" (2024).
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
-        >>> from gpucnn.optimizers import Muon
-        >>> model = networks.lenet().compile(Muon(0.02), "categorical_crossentropy")
+        >>> model = networks.lenet().compile(optimizers.Muon(0.02), "categorical_crossentropy")
         >>> history = model.fit(x, y, epochs=1, verbose=0)
     """
 

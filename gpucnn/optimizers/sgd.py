@@ -24,10 +24,8 @@ class SGD(Optimizer):
     Source: Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum" (2013).
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
-        >>> from gpucnn.optimizers import SGD
-        >>> sgd = SGD(0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        >>> sgd = optimizers.SGD(0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
         >>> model = networks.lenet().compile(sgd, "categorical_crossentropy")
         >>> history = model.fit(x, y, epochs=1, verbose=0)
     """
