@@ -129,7 +129,7 @@ class Profile(PrintsAsTable):
             named = styled(row.path, (f" {row.algorithm}" if row.algorithm else "", "dim"))
             table.add_row(named, "×".join(map(str, row.output_shape)), *self._cells(row, total))
         table.add_section()
-        summed = ("parameters", "flops_forward", "flops_backward", "output_bytes", "forward_seconds", "backward_seconds")
+        summed = [name for name, value in vars(self.layers[0]).items() if isinstance(value, int | float)]
         sums = {name: sum(getattr(row, name) for row in self.layers) for name in summed}
         table.add_row("all", "", *self._cells(LayerTime(path="all", output_shape=(), algorithm="", **sums), total))
         return table
