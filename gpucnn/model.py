@@ -17,6 +17,7 @@ from gpucnn.engine.arguments import check_nothing_shown, check_pair, check_verbo
 from gpucnn.engine.batch_norm_refresh import recalibrate_batch_norm
 from gpucnn.engine.bound_network import on_device
 from gpucnn.engine.claims import trains
+from gpucnn.engine.declarations import warn_of_undeclared
 from gpucnn.engine.evaluation import evaluate, in_batches
 from gpucnn.engine.executor import Executor
 from gpucnn.engine.memory import suggest_batch_size, to_device
@@ -142,6 +143,7 @@ class Model(Executor):
         warn_of_targets(self, data[1], "y")
         size = check_batch_size(self._recipe_default("batch_size", 128) if batch_size is None else batch_size)
         self._check_batches(len(data[0]), size)
+        warn_of_undeclared(self, size)
         if self.recipe is not None:
             callbacks = [*self.recipe.callbacks(), *callbacks]
             if self.recipe.prepare is not None and self.epochs_trained == 0:

@@ -287,7 +287,7 @@ class CapturedPasses:
     def __init__(self, network: Layer, memory: CaptureMemory | None = None) -> None:
         self._network = network
         silent = [layer.display_name for layer in network.all_layers() if not layer.capturable]
-        self._undeclared = f"layers that do not say capturable = True: {', '.join(silent)}" if silent else ""
+        self._undeclared = f"layers that do not declare capturable = True: {', '.join(silent)}" if silent else ""
         self._captured: dict[bool, Captured[CapturedPass]] = {train: Captured("passes") for train in (True, False)}
         self.memory = CaptureMemory() if memory is None else memory
 

@@ -85,7 +85,7 @@ class Executor(BoundNetwork):
         self._trunk = self.network
         self._sharded = self._sharded_trunk = ShardedNetwork(self.network)
         self.epochs_trained, self.stop_training = 0, False
-        self.warned_of_scale = self.warned_of_targets = False
+        self.warned_of_scale = self.warned_of_targets = self.warned_of_undeclared = False
         self._place(self.backend, dtype)
         self._settled = True
 

@@ -524,7 +524,7 @@ def test_layer_that_declares_nothing_is_not_captured():
     model = gpucnn.Model([Counts(), *small()], SHAPE, backend=ENGINE).compile()
     for step in range(5):
         model.train_on_batch(*batch_of(step, SHAPE))
-    assert model.why_not_captured == "layers that do not say capturable = True: counts"
+    assert model.why_not_captured == "layers that do not declare capturable = True: counts"
     assert model.layers[0].count == 5
 
 
