@@ -59,7 +59,7 @@ def feedforward(image: Shape, num_classes: int) -> Design:
 
 @named("single-conv", MNIST_IMAGE, Recipe("mnist", 3, 128))
 def single_conv(image: Shape, num_classes: int) -> Design:
-    """Document 002: LeNet's first convolution without pooling, then its dense layers, with LeCun initialization (not given)."""
+    """Document 002: LeNet's first convolution without pooling, then its dense layers; LeCun initialization chosen here."""
     weights = "lecun_normal"
     return [
         *(Conv2D(6, 5, padding="same", weight_initializer=weights), ReLU(), Flatten()),
@@ -97,7 +97,7 @@ def lenet_002(image: Shape, num_classes: int) -> Design:
 
 @named("network-1", MNIST_IMAGE, Recipe("mnist", 25, 128))
 def network_1(image: Shape, num_classes: int) -> Design:
-    """Document 003's first network: a 3×3 convolution of 4 filters with ReLU and max pooling, and a dense layer of 64."""
+    """Document 003's first network: a 3×3 convolution of 4 filters, max pooling, and a dense layer of 64."""
     layers = [
         normalization(image),
         *(Conv2D(4, 3), ReLU(), MaxPool2D(2)),
@@ -108,7 +108,7 @@ def network_1(image: Shape, num_classes: int) -> Design:
 
 @named("network-2", MNIST_IMAGE, Recipe("mnist", 30, 128))
 def network_2(image: Shape, num_classes: int) -> Design:
-    """Document 003's second network: two 3×3 convolutions of 16 filters with ReLU and max pooling, a dense layer of 64."""
+    """Document 003's second network: two 3×3 convolutions of 16 filters with max pooling, a dense layer of 64."""
     layers = [
         normalization(image),
         *(Conv2D(16, 3), ReLU(), MaxPool2D(2)),

@@ -86,7 +86,7 @@ def vgg16(image: Shape, num_classes: int) -> Design:
 
 
 def _resnet(image: Shape, num_classes: int, blocks: int) -> Design:
-    """Return three stages of residual blocks; a block that halves the image keeps every second pixel in its shortcut."""
+    """Return three stages of residual blocks; shortcuts of blocks that halve the image keep every second pixel."""
     layers = [normalization(image), _conv(16), BatchNorm(), ReLU()]
     before = 16
     for filters in (16, 32, 64):
@@ -105,7 +105,7 @@ RESNET = Recipe("cifar10", 30, 128, augment=(Flip(), RandomCrop(padding=4)))
 
 @named("resnet20", CIFAR10_IMAGE, RESNET)
 def resnet20(image: Shape, num_classes: int) -> Design:
-    """Nine residual blocks of two 3×3 convolutions, with parameter-free shortcuts; the one-cycle schedule is chosen here.
+    """Nine residual blocks of two 3×3 convolutions, with parameter-free shortcuts; one-cycle schedule chosen here.
 
     Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition" (2016), section 4.2, option A.
     """
