@@ -1,6 +1,6 @@
 """Every error a user can cause, so that one `except gpucnn.GpucnnError` catches them all.
 
-A message says what happened with the values received, what was expected, and how to mend it.
+A message says what happened, with the values received, what was expected, and how to fix it.
 Each class also derives from the built-in exception a Python user would have guessed.
 """
 
@@ -19,53 +19,53 @@ class GpucnnError(Exception):
 
 
 class ShapeError(GpucnnError, ValueError):
-    """An array, or a layer's geometry, does not fit what it meets."""
+    """The shape of an array, or the geometry of a layer, does not fit."""
 
 
 class DTypeError(GpucnnError, TypeError):
-    """An array holds a kind of number that cannot be used here."""
+    """The dtype of an array cannot be used here."""
 
 
 class DataError(GpucnnError, ValueError):
-    """Data or labels are missing, damaged, foreign or out of range."""
+    """Data or labels are missing, damaged, of an unknown format or out of range."""
 
 
 class ConfigurationError(GpucnnError, ValueError):
-    """An argument, or the order of two calls, makes no sense."""
+    """An argument, or the order of two calls, is not valid."""
 
 
 class ArgumentError(ConfigurationError, TypeError):
-    """A call has an argument too many, or lacks one."""
+    """A call has too many arguments, or lacks one."""
 
 
 class UnknownNameError(ConfigurationError, AttributeError):
-    """An attribute that does not exist is set, or a name is asked for that a module does not have."""
+    """An attribute or a name in a module does not exist."""
 
 
 class CheckpointError(GpucnnError, ValueError):
-    """A saved model cannot be written, read, or made to fit."""
+    """A saved model or checkpoint cannot be written or read, or does not fit."""
 
 
 class DataWarning(UserWarning):
-    """Data are taken as they are, but their scale can hardly be meant: says what was seen, and what would fit."""
+    """Data are used as they are, but their scale is probably not what was meant; says what would be."""
 
 
 class CheckpointWarning(UserWarning):
-    """A training goes on, but a checkpoint could not be written or read, or its last bits may differ."""
+    """Training continues, but a checkpoint could not be written or read, or the last bits may differ."""
 
 
 class CaptureWarning(UserWarning):
-    """A training goes on, but more slowly: its steps cannot be recorded and repeated."""
+    """Training continues, but more slowly: its steps cannot be captured and replayed."""
 
 
 class ThreadWarning(UserWarning):
-    """The CPU engine computes on fewer threads than it should, because the system starts no more."""
+    """The CPU engine uses fewer threads than requested, because the system did not start more."""
 
 
 class NumericError(GpucnnError, FloatingPointError):
-    """A training came to NaN or infinity: in which `step` (from 1, over all epochs), `layer` and `direction`.
+    """Training produced NaN or infinity: in which `step` (from 1, over all epochs), `layer` and `direction`.
 
-    The layer, as a path, and "forward" or "backward" are empty where they cannot be told.
+    The path of the layer, and "forward" or "backward", are empty where they are not known.
     """
 
     def __init__(self, message: str, step: int = 0, layer: str = "", direction: str = "") -> None:
@@ -74,7 +74,7 @@ class NumericError(GpucnnError, FloatingPointError):
 
 
 class LayerError(GpucnnError, AssertionError):
-    """A layer of the user's own fails checks; `check` is the table of all of them."""
+    """A custom layer fails checks; `check` is the table of all of them."""
 
     def __init__(self, message: str, check: Any = None) -> None:
         super().__init__(message)
@@ -82,13 +82,13 @@ class LayerError(GpucnnError, AssertionError):
 
 
 class BackendUnavailable(GpucnnError, RuntimeError):
-    """A backend was asked for by name and cannot be had on this machine."""
+    """A backend was requested by name and is unavailable on this machine."""
 
 
 class OutOfMemoryError(GpucnnError, MemoryError):
-    """What a batch needs does not fit the memory; names the layer, as a path, that asked for too much.
+    """A batch does not fit into memory; `layer` is the path of the layer that requested too much.
 
-    `has_advice` tells whether the message says at which batch.
+    `has_advice` is whether the message says at which batch size.
     """
 
     def __init__(self, message: str, layer: str = "", has_advice: bool = False) -> None:
@@ -97,6 +97,6 @@ class OutOfMemoryError(GpucnnError, MemoryError):
 
     @classmethod
     def at(cls, layer: str, error: MemoryError) -> "OutOfMemoryError":
-        """Return the error as that of a layer; where it is one of a layer inside, the path grows."""
+        """Return the error of a layer; where it arose in a layer inside, that is part of the path."""
         inside = error.layer if isinstance(error, cls) else ""
         return cls(str(error), f"{layer}.{inside}" if inside else layer)

@@ -1,4 +1,4 @@
-"""`Model`: a network together with its training, with the verbs that a Keras user knows."""
+"""`Model`: an `Executor` with the verbs that a user types, and `load`."""
 
 import os
 from collections.abc import Sequence
@@ -63,7 +63,6 @@ class Model(Executor):
         BackendUnavailable              the named backend is unavailable on this machine
 
     Example
-        >>> from gpucnn import Model, datasets, layers
         >>> (x, y), _ = datasets.synthetic_digits(200)
         >>> network = [layers.Conv2D(8, 3), layers.ReLU(), layers.Flatten(), layers.Dense(10), layers.Softmax()]
         >>> model = Model(network, input_shape=(28, 28, 1)).compile("adam", "categorical_crossentropy")
@@ -96,47 +95,46 @@ class Model(Executor):
         deterministic: bool = True,
         verbose: bool | int | str = "auto",
     ) -> History:
-        """Train on host data: x (N, *input_shape) uint8 or floats, y class numbers (N,) or targets; return the history.
+        """Train on host data: x (N, *input_shape) uint8 or floats, y labels (N,) or targets; return the history.
 
-        Arrays of any library, lists and tables are taken. uint8 counts as 0 … 1 in images, as inputs and as targets;
-        bools count as 0 and 1. Class numbers may be given for each position of an image, (N, H, W).
+        Arrays of any library, lists and tables are accepted. uint8 counts as 0 … 1 in images, as inputs and as targets;
+        bools count as 0 and 1. Labels can also be given for each position of an image, (N, H, W).
 
-        A named network comes with a recipe, which also prepares the model before its first epoch and adds callbacks
-        where it needs them.
+        A named network has a recipe, which may prepare the model before its first epoch and add callbacks.
 
         Arguments:
-            epochs, batch_size: the recipe's where the model comes with one, else 1 and 128. The last of 9.9 epochs ends
+            epochs, batch_size: those of the model's recipe by default, else 1 and 128. The last of 9.9 epochs ends
                 after nine tenths of its steps, rounded up.
-            validation_data: a pair (x, y) that is scored after each epoch.
-            augment: objects of `gpucnn.data.augment`, such as Flip() and Translate(4), which change the images of each
-                batch a little; the same seed gives the same changes on every backend. None takes the recipe's.
-            checkpoints: a folder, or a `Checkpoints(folder, …)` that says how often; the training is saved there from
-                time to time, and the best model is kept. Ctrl-C then finishes the step and saves it.
-            resume: True goes on with the training that was saved there, to the same bits as if it had not been
-                interrupted, or begins it where there is none yet; a folder goes on with the one that was saved in that.
-                The model must have been made, and `fit` be called, as before.
-            check_numerics: end the training with a NumericError where gradients hold NaN or infinity, before they reach
-                the weights; on a device that is noticed when the epoch is over. False goes on.
-            deterministic: stay with the number of threads that the CPU engine has at the beginning, by which a batch is
-                cut and sums are ordered: the same seed, data, versions and number give the same bits. False lets
-                `set_num_threads` take effect between steps. A GPU's results repeat either way.
-            verbose: "auto" shows a bar on a terminal and a line an epoch elsewhere; True, 1 or 2 lines; False or 0
+            validation_data: a pair (x, y) that the model is evaluated on after each epoch.
+            augment: augmentations from `gpucnn.data.augment`, such as Flip() and Translate(4), which change the images
+                of each batch at random; the same seed gives the same changes on every backend. None uses the recipe's.
+            checkpoints: a folder, or a `Checkpoints(folder, …)` that says how often; the run is saved there from time
+                to time, and the best model is kept. Ctrl-C then finishes the step and saves the run.
+            resume: True resumes the run that was saved there, bitwise identically to one that was not interrupted, or
+                starts it where there is none yet; a folder resumes the run that was saved in that one. Make the model
+                and call `fit` as before.
+            check_numerics: raise NumericError if gradients hold NaN or infinity, before they reach the weights; on a
+                GPU that is noticed when the epoch is over. False continues.
+            deterministic: keep the number of threads that the CPU engine has at the start, on which the shards of a
+                batch and the order of sums depend: the same seed, data, versions and number give the same bits. False
+                lets `set_num_threads` take effect between steps. Results on a GPU are reproducible either way.
+            verbose: "auto" shows a bar on a terminal and a line per epoch elsewhere; True, 1 or 2: lines; False or 0:
                 nothing.
 
         Raises:
-            ShapeError, DTypeError, DataError: data or labels that the model cannot take.
-            CheckpointError: what is to be resumed is damaged, or another training; says what differs.
-            ConfigurationError: an argument makes no sense, or a training lies in the folder and is not to be resumed.
-            NumericError: gradients that are not finite; says where, which way and in which step.
+            ShapeError, DTypeError, DataError: data or labels do not fit the model.
+            CheckpointError: the run to be resumed is damaged, or is another one; says what differs.
+            ConfigurationError: an argument is not valid, or the folder holds a run that is not to be resumed.
+            NumericError: gradients are not finite; gives the layer, forward or backward, and the step.
         """
-        _ = self.optimizer  # refuses a model that is not compiled before any work is done
+        _ = self.optimizer  # raises before any work is done if the model is not compiled
         self.bind()
         epochs = check_epochs(self._recipe_default("epochs", 1) if epochs is None else epochs)
         check_pair(validation_data, "validation_data")
         check_callbacks(callbacks)
         checkpoints, source = check_checkpoints(checkpoints, resume)
-        wanted = self._recipe_default("augment", ()) if augment is None else augment
-        augmentations = check_augmentations(wanted, self.input_shape, x)
+        augment = self._recipe_default("augment", ()) if augment is None else augment
+        augmentations = check_augmentations(augment, self.input_shape, x)
         data = self._check_data(x, y, shape=data_shape(augmentations, self.input_shape, x))
         validation = None if validation_data is None else self._check_data(*validation_data, pair="validation_data")
         self._suit_metrics([pair[1] for pair in (data, validation) if pair is not None])
@@ -169,7 +167,7 @@ class Model(Executor):
             self.training = None
 
     def _check_batches(self, count: int, size: int) -> None:
-        """Refuse batches that a layer cannot be trained on, before any work is done."""
+        """Reject batches that are too small to train a layer on, before any work is done."""
         last = count % size or min(count, size)
         for layer in self.network.all_layers():
             if layer.min_batch_size() > last:
@@ -181,9 +179,9 @@ class Model(Executor):
     @trains(within=True)
     @on_device
     def train_on_batch(self, x: Any, y: Any) -> Array:
-        """Make one step on a batch of host data; return its mean loss, still on the device.
+        """Run one training step on a batch of host data; return its mean loss, still on the device.
 
-        Outside `fit` a schedule has no end to measure by, so the step is made at its highest rate.
+        Outside `fit` a schedule does not know how long the training lasts, so the step uses its highest rate.
         """
         rates = self.optimizer.learning_rates_at()
         x, y = self._check_data(x, y)
@@ -200,17 +198,17 @@ class Model(Executor):
     def evaluate(
         self, x: Any, y: Any = None, batch_size: int = 256, *, tta: Views | str | None = None, verbose: Any = 0
     ) -> dict[str, float]:
-        """Return {"loss": …, "accuracy": …} over host data, a dictionary by name: `scores["accuracy"]`.
+        """Return the loss and metrics over host data by name: {"loss": …, "accuracy": …}.
 
-        Who wants them side by side writes `loss, accuracy = model.evaluate(x, y).values()`.
+        `loss, accuracy = model.evaluate(x, y).values()` unpacks them.
 
         Arguments:
             tta: test-time augmentation, as `predict` takes it.
             verbose: 0, False or "auto"; nothing is shown.
 
         Raises:
-            ShapeError, DTypeError, DataError: data or labels that the model cannot take.
-            ConfigurationError: the model is not compiled, an argument makes no sense, or a metric means nothing here.
+            ShapeError, DTypeError, DataError: data or labels do not fit the model.
+            ConfigurationError: the model is not compiled, or an argument or a metric is not valid here.
         """
         _ = self.optimizer
         check_nothing_shown(verbose, "evaluate")
@@ -235,9 +233,9 @@ class Model(Executor):
     @hinted
     @on_device
     def predict(self, x: Any, batch_size: int = 256, *, tta: Views | str | None = None, verbose: Any = 0) -> Any:
-        """Return the network's outputs for host data as a host array (N, K), float32 for a model of float16.
+        """Return the network's outputs for host data as a host array (N, K), float32 for a float16 model.
 
-        No more than `batch_size` samples are in the network at once, and fewer where memory does not suffice.
+        Samples are processed in batches of `batch_size`, or smaller ones where memory does not suffice.
 
         Arguments:
             tta: test-time augmentation, "flip", "flip+shift" or a `gpucnn.data.tta.Views`: the outputs are averaged
@@ -271,14 +269,13 @@ class Model(Executor):
 
     @on_device
     def recalibrate_batch_norm(self, x: Any, *, batch_size: int = 128) -> "Model":
-        """Compute the running statistics of all batch norms anew, by host data (N, *input_shape); returns the model.
+        """Recompute the running statistics of all batch norms from host data (N, *input_shape); returns the model.
 
-        They become the means over batches, each counting by its samples, with the weights as they are now: for weights
-        that were averaged or loaded, whose statistics were collected with others. Nothing is trained, and random
-        streams stay where they are.
+        They become the means over batches, weighted by batch size, with the current weights: for weights that were
+        averaged or loaded, whose statistics belong to others. Nothing is trained, and random streams do not advance.
 
         Raises:
-            ShapeError: a batch norm gets a batch with one value a channel, such as a last one of one sample.
+            ShapeError: a batch norm gets a batch with one value per channel, such as a last one of one sample.
 
         Source: Izmailov, Podoprikhin, Garipov, Vetrov, Wilson, "Averaging weights leads to wider optima" (2018).
         """
@@ -286,19 +283,19 @@ class Model(Executor):
         return self
 
     def _check_data(self, x: Any, y: Any, pair: str = "", shape: Shape | None = None) -> tuple[Any, Any]:
-        """Return inputs and labels as checked arrays on the host; `pair` is the argument that holds both, if any."""
+        """Return checked inputs and labels as host arrays; `pair` is the argument that holds both, if any."""
         names = (f"{pair}[0]", f"{pair}[1]") if pair else ("x", "y")
         if y is None:
             raise DataError(
-                f"{names[1]} is missing; pass inputs and labels as two arrays. Loaders, generators and batches are to "
-                "be collected first, such as with np.concatenate, and a whole data set taken apart: x, y = data"
+                f"{names[1]} is missing; pass inputs and labels as two arrays. Collect the batches of a loader or "
+                "generator first, such as with np.concatenate, and unpack a whole data set: x, y = data"
             )
         x = check_inputs(x, self.input_shape if shape is None else shape, names[0], self.dtype)
         task = MeanSquaredError() if self.loss is None else self.loss
         return x, check_labels(y, len(x), self.output_shape, task, names[1], self.state_dtype, self.input_shape)
 
     def _suit_metrics(self, labels: Sequence[Any]) -> None:
-        """Choose the form of each metric for data sets with these labels; refuse one that means nothing for them."""
+        """Choose the form of each metric for data with these labels; reject a metric that is not defined for them."""
         assert self.loss is not None
         wanted = self.metrics or ([Accuracy()] if self.chooses_metrics else [])
         try:
@@ -320,9 +317,9 @@ class Model(Executor):
     # --- reports and files --------------------------------------------------------------------
 
     def summary(self) -> None:
-        """Print a table of the layers: output shape, parameters, floating-point operations, bytes of the output.
+        """Print a table of the layers: output shape, parameters, FLOPs and output size.
 
-        Below it stands how many parameters are trained, and how many are frozen.
+        The last rows are the numbers of trainable and of frozen parameters.
         """
         from gpucnn.core.console import PlainConsole
         from gpucnn.engine.profiling import summary_table
@@ -331,7 +328,7 @@ class Model(Executor):
 
     @on_device
     def profile(self, x: Any, y: Any, *, repeats: int = 10) -> "Profile":
-        """Time every layer's forward and backward pass on a batch; returns a table that prints itself."""
+        """Time every layer's forward and backward pass on a batch; returns a table that can be printed."""
         from gpucnn.engine.profiling import profile
 
         x, y = self._check_data(x, y)
@@ -356,10 +353,9 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "auto", dtype: s
         CheckpointError: the file is missing, damaged, foreign or does not fit itself; says which.
 
     Example:
-        >>> import gpucnn
-        >>> model = gpucnn.networks.lenet()
+        >>> model = networks.lenet()
         >>> model.save("lenet.safetensors")
-        >>> gpucnn.load("lenet.safetensors", backend="numpy")
+        >>> load("lenet.safetensors", backend="numpy")
         <Model 'lenet': 14 layers, (28, 28, 1) → (10,), 61,706 parameters, float32 on numpy>
     """
     path = model_file.find(path)

@@ -1,8 +1,8 @@
-// What only a GPU has, so that the text of CUDA kernels compiles for the host with g++ -std=c++17.
+// Replacements for what only a GPU has, so that CUDA kernels compile for the host with g++ -std=c++17.
 //
 // Blocks run one after another, so shared memory is static. The threads of a block run one after another too, in a plain
-// loop where the kernel has no barrier. Where it has one, each thread is a fiber with a stack of its own, and all of them
-// reach the barrier before any goes on.
+// loop where the kernel has no barrier. Where it has one, each thread is a fiber with its own stack, and all of them
+// reach the barrier before any continues.
 
 #pragma once
 #ifndef GPUCNN_ON_HOST
@@ -56,7 +56,7 @@ struct Fiber {
     std::unique_ptr<char[]> stack{new char[STACK]};
 };
 
-static std::vector<std::unique_ptr<Fiber>> fibers;  // made once, then used again by every block
+static std::vector<std::unique_ptr<Fiber>> fibers;  // created once, then reused by every block
 static Fiber* current;
 static jmp_buf scheduler;
 static void (*body)(void**);

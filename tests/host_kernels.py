@@ -1,6 +1,6 @@
-"""CUDA kernels on the host: their text compiled by g++ behind `host.h`, and launched with a GPU's strictness.
+"""CUDA kernels on the host: compiled with g++ after `host.h`, and launched as strictly as on a GPU.
 
-What a GPU would answer with garbage or a fault is refused in words: an argument of another width than the kernel
+What gives garbage or a fault on a GPU raises an error with a message: an argument of another width than the kernel
 declares, a host array, a pointer that is not aligned for the access, a grid or a block that is too large.
 """
 
@@ -21,7 +21,7 @@ from gpucnn.testing.strict import DeviceArray
 
 HEADER = Path(__file__).with_name("host.h")
 FLAGS = ("-std=c++17", "-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden", "-w")
-MOST_THREADS, MOST_BLOCKS = 1024, (2**31 - 1, 65535, 65535)  # of a block, and along a grid's sides
+MAX_THREADS, MAX_BLOCKS = 1024, (2**31 - 1, 65535, 65535)  # per block, and along a grid's axes
 SCALARS = {
     "bool": np.bool_,
     "char": np.int8,
@@ -121,10 +121,10 @@ class HostKernel:
     def bind(self, grid, block, args, shared_mem=0):
         """Check a launch and return it as a function, which keeps the arrays' memory but not the arrays."""
         grid, block = self._sides("grid", grid), self._sides("block", block)
-        if any(side > most for side, most in zip(grid, MOST_BLOCKS, strict=True)):
-            raise ValueError(f"{self.name}: the grid {grid} is larger than {MOST_BLOCKS}")
-        if block[0] * block[1] * block[2] > MOST_THREADS:
-            raise ValueError(f"{self.name}: the block {block} has more than {MOST_THREADS} threads")
+        if any(side > most for side, most in zip(grid, MAX_BLOCKS, strict=True)):
+            raise ValueError(f"{self.name}: the grid {grid} is larger than {MAX_BLOCKS}")
+        if block[0] * block[1] * block[2] > MAX_THREADS:
+            raise ValueError(f"{self.name}: the block {block} has more than {MAX_THREADS} threads")
         if shared_mem:
             raise ValueError(f"{self.name}: shared memory given at launch is not simulated")
         if len(args) != len(self.parameters):
@@ -136,9 +136,9 @@ class HostKernel:
         start = ctypes.addressof(cells)
         places = (ctypes.c_void_p * max(1, len(args)))(*(start + 8 * i for i in range(len(args))))
         sides = (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block)
-        kept = cells, [argument._data for argument in args if isinstance(argument, DeviceArray)]
+        referenced = cells, [argument._data for argument in args if isinstance(argument, DeviceArray)]
 
-        def launch(kept=kept):
+        def launch(referenced=referenced):
             wrong = self._function(*sides, places)
             if wrong is not None:
                 raise RuntimeError(f"{self.name}: {wrong.decode()}")
@@ -243,7 +243,7 @@ def _run(*command, text):
 
 
 def _build(program, macros):
-    """Return the library of a program: built once a machine, under a name that says all it was built from."""
+    """Return the library of a program: built once per machine, under a name that is a hash of its source."""
     version = _run("g++", "--version", text="")
     key = hashlib.sha256("\0".join((version, *FLAGS, *macros, program)).encode()).hexdigest()[:32]
     folder = Path(tempfile.gettempdir()) / f"gpucnn-host-kernels-{os.getuid()}"

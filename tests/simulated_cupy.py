@@ -40,7 +40,7 @@ class OutOfMemoryError(MemoryError):
 
 
 class CUDARuntimeError(RuntimeError):
-    """What the CUDA runtime would answer with an error code."""
+    """An error code of the CUDA runtime."""
 
     def __init__(self, message, status=1):
         super().__init__(message)
@@ -127,7 +127,7 @@ class Memory(np.ndarray):
             self.simulation.reserve(-self.length, self.gpu)
 
     def is_lost(self):
-        """Tell whether a GPU's memory would be somebody else's by now, although a graph still uses it."""
+        """Return whether the memory was reused on a GPU although a graph still uses it."""
         pool = self.pool()
         return self.holders == 0 and (pool is None or not pool.private or self.released)
 
@@ -183,7 +183,7 @@ class Reservation:
 
 
 class MemoryPool:
-    """Memory of one purpose; a graph may go on using what a pool of its own keeps, whether arrays hold it or not.
+    """A memory pool; a graph may keep using the memory of its own pool, whether arrays refer to it or not.
 
     It keeps what arrays release, even when the pool itself goes, as CuPy 14's does: that memory is lost then. Where
     the GPU has no more, it frees what it keeps and tries again.
@@ -277,7 +277,7 @@ class SimulatedArray(DeviceArray):
         self._memory.hold()
 
     def __del__(self):
-        with contextlib.suppress(AttributeError):  # an array that could not be made
+        with contextlib.suppress(AttributeError):  # an array that could not be allocated
             self._memory.let_go()
 
     def __getattr__(self, name):
@@ -533,7 +533,7 @@ class RawModule:
 
 
 class Simulation:
-    """Simulated GPUs with their `cupy`, and what tests may ask of them.
+    """Simulated GPUs with their `cupy`, and what tests can query.
 
     Arguments:
         limit    the largest allocation, in bytes, that there is memory for; None for any
@@ -618,7 +618,7 @@ class Simulation:
         return memory
 
     def allocate(self, shape, dtype, order="C"):
-        """Return a NumPy array of garbage in memory of its own."""
+        """Return a NumPy array of garbage in new memory."""
         dtype = np.dtype(dtype)
         memory = self.allocate_bytes(int(np.prod(shape, dtype=object)) * dtype.itemsize, dtype=dtype)
         memory.scramble()

@@ -14,7 +14,7 @@ from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
 from gpucnn.errors import BackendUnavailable, ConfigurationError
 
-__all__ = ["Array", "Backend", "NumpyBackend", "Window", "auto_choice", "get_backend", "in_short", "use_backend"]
+__all__ = ["Array", "Backend", "NumpyBackend", "Window", "auto_choice", "first_line", "get_backend", "use_backend"]
 
 KNOWN = 'there are "auto", "numpy", "cupy", "cupy:N" for GPU number N, and "reference" for the reference implementation'
 
@@ -35,8 +35,7 @@ def get_backend(name: "str | Backend | None" = None) -> Backend:
         ConfigurationError: an unknown name.
 
     Example:
-        >>> import gpucnn
-        >>> gpucnn.get_backend("numpy").name
+        >>> get_backend("numpy").name
         'numpy'
     """
     if isinstance(name, Backend):
@@ -60,9 +59,8 @@ def use_backend(name: "str | Backend") -> Iterator[Backend]:
     """Use a backend for every model that is created in the block without naming one.
 
     Example:
-        >>> import gpucnn
-        >>> with gpucnn.use_backend("numpy"):
-        ...     print(gpucnn.networks.lenet().backend.name)
+        >>> with use_backend("numpy"):
+        ...     print(networks.lenet().backend.name)
         numpy
     """
     backend = get_backend(name)

@@ -21,7 +21,7 @@ from gpucnn.errors import ConfigurationError
 from gpucnn.runs import reproduction
 from gpucnn.runs.folder import STATISTICS
 from gpucnn.runs.statistics import TOTAL_TIME, Record, Runs
-from gpucnn.saving.model_file import content
+from gpucnn.saving.model_file import to_bytes
 from gpucnn.training.checkpoints import Checkpoints
 
 ON_DEFECT = ("flag", "stop", "restart")
@@ -126,8 +126,8 @@ def make_runs(
         if seed == 0:
             described = json.dumps(settings | {"seed": seed, "data": data.name, "validate_on_test": long}) + "\n"
             with explained(folder / MODEL):
-                write_into(folder, MODEL, content(model))
-                write_into(folder, HISTORY, history.content())
+                write_into(folder, MODEL, to_bytes(model))
+                write_into(folder, HISTORY, history.to_bytes())
                 write_into(folder, CONFIG, described.encode())
         return record
 

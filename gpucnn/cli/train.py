@@ -46,7 +46,7 @@ from gpucnn.layers import Normalization
 from gpucnn.model import Model
 from gpucnn.runs.folder import is_unfinished, remember_data, resume_command, validated_on_test
 from gpucnn.runs.reproduction import PROBE
-from gpucnn.saving.model_file import content
+from gpucnn.saving.model_file import to_bytes
 from gpucnn.schedules import Schedule
 from gpucnn.training.checkpoints import BEST, Checkpoints, position_of
 from gpucnn.training.history import History
@@ -411,8 +411,8 @@ def _write_results(
 ) -> None:
     """Write a finished run; the settings with the test scores come last, and mark it as finished."""
     with explained(folder / MODEL):
-        write_into(folder, MODEL, content(model))
-        write_into(folder, HISTORY, history.content())
+        write_into(folder, MODEL, to_bytes(model))
+        write_into(folder, HISTORY, history.to_bytes())
     for monitor in monitors:
         monitor.save(folder)
     _write_config(folder, settings)

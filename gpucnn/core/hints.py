@@ -92,6 +92,23 @@ MEMBERS = {
     "recordable": "capturable",
 }
 
+#: methods and attributes of a model as they were called before, or are in other libraries
+OF_MODELS = {
+    "averaged_by": "training.averaged_by",
+    "computing": "execution_context",
+    "epochs_seen": "epochs_trained",
+    "fault": "training.fault",
+    "get_weights": "state_dict",
+    "progress": "training.progress",
+    "refresh_statistics": "recalibrate_batch_norm",
+    "release": "free_memory",
+    "set_weights": "load_state_dict",
+    "step": "train_step",
+    "test_on_batch": "evaluate",
+    "training_pass": "forward_train",
+    "why_not_repeated": "why_not_captured",
+}
+
 #: classes as other libraries call them, and what they are called here
 CLASSES = {
     "AvgPool2d": "AveragePool2D",
@@ -124,6 +141,15 @@ def nearest(name: str, known: Collection[str]) -> str:
     plain = name.lower().replace("_", "")
     found = [plain] if plain in by_small else difflib.get_close_matches(plain, by_small, n=1, cutoff=0.7)
     return by_small[found[0]] if found else ""
+
+
+def no_such_attribute(held_by: Any, name: str) -> AttributeError:
+    """Return the error for an attribute that a model does not have, with the one that was meant."""
+    what = f"{type(held_by).__name__!r} object has no attribute {name!r}"
+    if name.startswith("_"):
+        return AttributeError(what)
+    near = OF_MODELS.get(name) or nearest(name, [known for known in dir(held_by) if not known.startswith("_")])
+    return UnknownNameError(what + (f"; did you mean {near}?" if near else ""))
 
 
 def misfit(label: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

@@ -1,13 +1,12 @@
-"""What a model is made and compiled with, checked before any work is done."""
+"""Checks of the arguments of models, before any work is done."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from gpucnn.backends import Backend
 from gpucnn.core import checks
 from gpucnn.errors import ConfigurationError
 from gpucnn.layers.activation import GELU, LeakyReLU, ReLU, Softmax, Tanh
-from gpucnn.layers.base import Layer, Shape
+from gpucnn.layers.base import Shape
 from gpucnn.layers.containers import Sequential
 from gpucnn.layers.conv import Conv2D
 from gpucnn.layers.dense import Dense
@@ -16,23 +15,26 @@ from gpucnn.layers.pool import AveragePool2D, GlobalAveragePool2D, MaxPool2D
 from gpucnn.layers.shape import Flatten
 from gpucnn.losses import CategoricalCrossEntropy
 
+NOT_PROBABILITIES = Dense, Conv2D, BatchNorm, Normalization, ReLU, LeakyReLU, GELU, Tanh
+KEEP_PROBABILITIES = Flatten, GlobalAveragePool2D, AveragePool2D, MaxPool2D
 
-def listed(values: Any, what: str) -> Any:
-    """Return values that come as a list or tuple; a single one without brackets raises ConfigurationError."""
+
+def require_list(values: Any, what: str) -> Any:
+    """Return a list or tuple; a single value without brackets raises ConfigurationError."""
     if not isinstance(values, list | tuple):
         raise ConfigurationError(f"{what} must be a list, not {values!r}; pass [{values!r}]")
     return values
 
 
 def check_dtype(dtype: Any) -> str:
-    """Return a dtype that a model computes in, or raise ConfigurationError."""
+    """Return the dtype of a model, or raise ConfigurationError."""
     if dtype not in ("float16", "float32", "float64"):
         raise ConfigurationError(f'dtype must be "float32", "float64" or, on a GPU, "float16", not {dtype!r}')
     return str(dtype)
 
 
 def check_precision(dtype: str, backend: Backend) -> None:
-    """Refuse half precision where it would be slower and no use."""
+    """Reject half precision where it would only be slower."""
     if dtype == "float16" and not backend.supports_float16:
         raise ConfigurationError(
             f'dtype="float16" is for GPUs, whose tensor cores multiply it fast; the backend {backend.name!r} computes '
@@ -40,8 +42,8 @@ def check_precision(dtype: str, backend: Backend) -> None:
         )
 
 
-def checked_shape(shape: Any) -> Shape:
-    """Return the shape of one sample, or raise ConfigurationError where it is none."""
+def check_shape(shape: Any) -> Shape:
+    """Return the shape of one sample, or raise ConfigurationError where it is not one."""
     sides = tuple(shape) if isinstance(shape, list | tuple) else ()
     if not sides or not all(checks.is_integer(side) and side > 0 for side in sides):
         raise ConfigurationError(
@@ -51,22 +53,22 @@ def checked_shape(shape: Any) -> Shape:
     return tuple(int(side) for side in sides)
 
 
-def check_last_layer(layers: Sequence[Layer], output_shape: Shape, loss: CategoricalCrossEntropy) -> None:
-    """Refuse a cross-entropy of numbers that are not probabilities, or of a single class, or a softmax taken twice."""
-    last = layers[-1]
+def check_last_layer(network: Sequential, output_shape: Shape, loss: CategoricalCrossEntropy) -> None:
+    """Reject a cross-entropy of outputs that are not probabilities, of a single class, or of two softmaxes."""
+    last = network.layers[-1]
     if output_shape[-1] == 1:
         raise ConfigurationError(
             f"the network has one output, {last.display_name}, and a cross-entropy over a single class is always 0; "
-            "give the "
-            "last layer an output for each class, 2 for yes or no, or keep one output with layers.Sigmoid() at the end "
-            'and compile with loss="mean_squared_error"'
+            "give the last layer an output for each class, 2 for yes or no, or keep one output with layers.Sigmoid() "
+            'at the end and compile with loss="mean_squared_error"'
         )
     if loss.from_logits and isinstance(last, Softmax):
         raise ConfigurationError(
-            "the network ends with Softmax, but the loss was told from_logits=True, which takes another one; leave "
-            "one of them out (a last Softmax is fused with the loss anyway)"
+            "the network ends with Softmax, but the loss has from_logits=True, which applies another one; remove "
+            "one of them (a last Softmax is fused with the loss anyway)"
         )
-    scores = _scoring(layers)
+    leaves = [layer for _, layer in network.leaves(inside=Sequential)]
+    scores = next((layer for layer in reversed(leaves) if not isinstance(layer, KEEP_PROBABILITIES)), last)
     if not loss.from_logits and isinstance(scores, NOT_PROBABILITIES):
         raise ConfigurationError(
             f"the network ends with {scores.display_name}, whose outputs are not probabilities; add layers.Softmax() "
@@ -74,31 +76,17 @@ def check_last_layer(layers: Sequence[Layer], output_shape: Shape, loss: Categor
         )
 
 
-NOT_PROBABILITIES = Dense, Conv2D, BatchNorm, Normalization, ReLU, LeakyReLU, GELU, Tanh
-KEEP_PROBABILITIES = Flatten, GlobalAveragePool2D, AveragePool2D, MaxPool2D
-
-
-def _scoring(layers: Sequence[Layer]) -> Layer:
-    """Return the last layer that makes other numbers than those it gets, but for poolings and new shapes."""
-    for layer in reversed(layers):
-        if isinstance(layer, Sequential):
-            return _scoring(layer.layers)
-        if not isinstance(layer, KEEP_PROBABILITIES):
-            return layer
-    return layers[-1]
-
-
 def check_pair(pair: Any, what: str) -> None:
-    """Refuse what is neither None nor a pair of inputs and labels."""
+    """Reject what is neither None nor a pair of inputs and labels."""
     if pair is None or (isinstance(pair, list | tuple) and len(pair) == 2):
         return
     seen = f"{len(pair)} items" if isinstance(pair, list | tuple) else type(pair).__name__
-    more = "; weights of samples are not taken" if isinstance(pair, list | tuple) and len(pair) == 3 else ""
+    more = "; sample weights are not supported" if isinstance(pair, list | tuple) and len(pair) == 3 else ""
     raise ConfigurationError(f"{what} must be a pair (x, y), not {seen}; pass (x_test, y_test){more}")
 
 
 def check_verbose(verbose: Any) -> bool | int | str:
-    """Return how `fit` shows what it does, or raise ConfigurationError."""
+    """Return how `fit` shows its progress, or raise ConfigurationError."""
     if isinstance(verbose, bool) or (checks.is_integer(verbose) and 0 <= verbose <= 2) or verbose == "auto":
         chosen: bool | int | str = verbose
         return chosen
@@ -106,6 +94,6 @@ def check_verbose(verbose: Any) -> bool | int | str:
 
 
 def check_nothing_shown(verbose: Any, verb: str) -> None:
-    """Refuse to show what evaluation does not show."""
+    """Reject a progress display of what has none."""
     if verbose is not False and verbose != 0 and verbose != "auto":
         raise ConfigurationError(f'{verb} shows nothing, so verbose must be 0, False or "auto", not {verbose!r}')

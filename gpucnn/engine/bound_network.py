@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 
 from gpucnn import rng
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.backends.reference import as_floats
 from gpucnn.core.config import Closed
-from gpucnn.engine.arguments import check_dtype, check_precision, checked_shape
+from gpucnn.core.hints import no_such_attribute
+from gpucnn.engine.arguments import check_dtype, check_precision, check_shape
 from gpucnn.engine.claims import Claim
 from gpucnn.engine.flat_state import FlatState, check_placed, check_same_layers, check_shared_dtype
 from gpucnn.errors import ConfigurationError
@@ -57,7 +58,7 @@ class BoundNetwork(Closed):
         self.network = layers if isinstance(layers, Sequential) else Sequential(layers)
         if not self.network.layers:
             raise ConfigurationError("a model needs at least one layer; got an empty list")
-        self.input_shape, self.dtype = checked_shape(input_shape), check_dtype(dtype)
+        self.input_shape, self.dtype = check_shape(input_shape), check_dtype(dtype)
         self.backend = get_backend(backend)
         check_precision(dtype, self.backend)
         self.output_shape = self.network.ensure_built(self.input_shape, rng.host_generator(seed, "weights"))
@@ -65,6 +66,11 @@ class BoundNetwork(Closed):
         self._groups = [list(self.parameters())]  # of the optimizer
         self._paused: set[str] = set()  # parameters of groups whose epochs are over, frozen until the run ends
         self.claim: Claim | None = None  # the method that is training it
+
+    if not TYPE_CHECKING:  # with it, a type checker would accept any name
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_such_attribute(self, name)
 
     @property
     def layers(self) -> list[Layer]:
@@ -206,7 +212,6 @@ class BoundNetwork(Closed):
                 model is being trained.
 
         Example:
-            >>> from gpucnn import datasets, networks
             >>> (x, y), _ = datasets.synthetic_digits(64)
             >>> model = networks.feedforward(seed=0)
             >>> before = model.state_dict()

@@ -1,9 +1,9 @@
-"""`FlatState`: a network's parameters, their gradients, and its buffers of floats, each laid in one flat array.
+"""`FlatState`: a network's parameters, their gradients, and its float buffers, each in one flat array.
 
-One update then serves a whole group of parameters, and an average of weights is one kernel.
+One kernel then updates a whole group of parameters, and one averages all weights.
 
-Several models may share layers, and the one that laid them last has them. The others notice, and lay them anew from
-what they hold by then: so all owners share values, whoever trains.
+Several models may share layers; the layers' arrays are views of the flat arrays of the model that was bound last. The
+others notice, and lay the current values out again: so all of them share the values, whichever is trained.
 """
 
 import operator
@@ -16,14 +16,14 @@ from gpucnn.layers.base import Buffer, Layer, Parameter
 from gpucnn.layers.containers import Layers
 from gpucnn.optimizers.layout import Layout
 
-Held = tuple[dict[str, Any], str, Any]  # the attributes of a layer, a name among them, and what it stood for
+Held = tuple[dict[str, Any], str, Any]  # the attributes of a layer, the name of one, and its value
 
 
 class FlatState:
-    """Lays the state of a network in flat arrays; what its parameters and buffers hold are views of them from then on.
+    """Lays the state of a network out in flat arrays; its parameters and buffers are views of them from then on.
 
-    `values` and `gradients` are of all parameters, group after group, as `layout` says, frozen or not; `buffers` is of
-    all buffers of floats.
+    `values` and `gradients` hold those of all parameters, group after group, as `layout` says, frozen or not; `buffers`
+    holds all float buffers.
     """
 
     def __init__(self, network: Layer, backend: Backend, dtype: str, groups: Sequence[Sequence[str]]) -> None:
@@ -55,23 +55,23 @@ class FlatState:
         return before == self.frozen
 
     def is_bound(self) -> bool:
-        """Tell whether the network still holds the same objects, and these the views that were laid for them."""
+        """Return whether the network still holds the same objects, and these their views of the flat arrays."""
         for attributes, name, then in self._held:
             if attributes.get(name) is not then:
                 return False
         return all(len(now) == len(then) and all(map(operator.is_, now, then)) for now, then in self._lists)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out, of a copy, all but what an optimizer goes by: the copied parameters are no views any more."""
+        """Copy only what an optimizer needs: the parameters of the copy are not views any more."""
         nowhere: Held = {}, "", self.layout
         return {"layout": self.layout, "values": self.values, "_held": [nowhere], "_lists": []}
 
 
 def check_placed(network: Layer, backend: Backend, dtype: str, remedy: str) -> None:
-    """Refuse a network whose state is not on a backend, in a dtype.
+    """Reject a network whose state is not on a backend, in a dtype.
 
     Raises:
-        ConfigurationError: it was moved; says what and where to, and with the remedy how to go on.
+        ConfigurationError: it was moved; says what, where to, and the remedy.
     """
     for layer in network.all_layers():
         for name, held in vars(layer).items():
@@ -79,14 +79,14 @@ def check_placed(network: Layer, backend: Backend, dtype: str, remedy: str) -> N
             if is_float and (layer.backend.name != backend.name or held.value.dtype != dtype):
                 raise ConfigurationError(
                     f"{layer.display_name}: its {name} is {held.value.dtype} on {layer.backend.name} by now, and "
-                    "belongs to a "
-                    f"model that keeps {dtype} on {backend.name}; layer.to, or another Model of the same layers, has "
-                    f"moved it. {remedy} moves all of it back; models that share layers need the same backend and dtype"
+                    f"belongs to a model that keeps {dtype} on {backend.name}; layer.to, or another Model of the same "
+                    f"layers, has moved it. {remedy} moves all of it back; models that share layers need the same "
+                    "backend and dtype"
                 )
 
 
 def check_shared_dtype(network: Layer, dtype: str) -> None:
-    """Refuse layers that belong to a model of another dtype already, whose weights would lose digits.
+    """Reject layers that belong to a model of another dtype, whose weights would lose digits.
 
     Raises:
         ConfigurationError: names the layer and both dtypes.
@@ -96,14 +96,13 @@ def check_shared_dtype(network: Layer, dtype: str) -> None:
             if isinstance(held, Parameter) and held.of_a_model and held.value.dtype != dtype:
                 raise ConfigurationError(
                     f"{layer.display_name}: belongs to a model whose weights are {held.value.dtype} already, and "
-                    "here they "
-                    f"would be {dtype}; models that share layers need the same dtype: pass it, move the first by "
-                    "model.to, or make this one of copies, copy.deepcopy(layers)"
+                    f"here they would be {dtype}; models that share layers need the same dtype: pass it, move the "
+                    "first by model.to, or pass copies, copy.deepcopy(layers)"
                 )
 
 
 def check_same_layers(network: Layer, layout: Layout) -> None:
-    """Refuse a network that holds other parameters than those that were laid out."""
+    """Reject a network that has other parameters than those that were laid out."""
     shapes = {path: parameter.shape for path, parameter in network.parameters().items()}
     then = {path: place.shape for path, place in layout.places.items()}
     if shapes != then:
@@ -115,7 +114,7 @@ def check_same_layers(network: Layer, layout: Layout) -> None:
 
 
 def _held(network: Layer) -> Iterator[Held]:
-    """Yield what must stay for the flat arrays to be the network's: by whom and as what it is held, and what it is.
+    """Yield what must not change as long as the network is bound, with the attribute that holds it.
 
     These are the layers' parameters, buffers, layers inside and backends, and the arrays of parameters and buffers.
     """
@@ -134,7 +133,7 @@ def _held(network: Layer) -> Iterator[Held]:
 
 
 def _lists(network: Layer) -> Iterator[tuple[list[Any], tuple[Any, ...]]]:
-    """Yield lists of layers that may be changed, each with what it holds now."""
+    """Yield the lists of layers that can be changed, each with its current items."""
     for layer in network.all_layers():
         for value in vars(layer).values():
             if isinstance(value, list) and not isinstance(value, Layers) and any(isinstance(i, Layer) for i in value):
@@ -146,12 +145,12 @@ def _is_float(buffer: Buffer) -> bool:
 
 
 def _floats(network: Layer) -> dict[str, Buffer]:
-    """Return the buffers of floats by path."""
+    """Return the float buffers by path."""
     return {path: buffer for path, buffer in network.buffers().items() if _is_float(buffer)}
 
 
 def _flat_buffers(network: Layer, backend: Backend, dtype: str) -> Array:
-    """Lay all buffers of floats in one flat array, and return it."""
+    """Lay all float buffers out in one flat array, and return it."""
     floats = _floats(network)
     layout = Layout.of({path: tuple(buffer.value.shape) for path, buffer in floats.items()}, [list(floats)])
     flat = backend.xp.zeros(layout.size, dtype=dtype)

@@ -5,7 +5,7 @@ Ctrl-C does, could leave weights half updated, or threads waiting for one that i
 time, while a long step is running, is handled at once.
 """
 
-# what `signal` wraps in enums; to make those takes twenty times as long, in every step
+# what `signal` wraps in enums; creating those takes twenty times as long, in every step
 import _signal  # type: ignore[import-not-found]
 import signal
 import threading
@@ -15,18 +15,18 @@ from typing import Any
 
 from gpucnn.core import forks
 
-PATIENCE = 1.0  # seconds; a signal that has waited longer is handled at once if it comes again
-# those that programs give handlers that raise; Ctrl-C is the first to wait, and the last to be as it was
+PATIENCE = 1.0  # seconds: a second signal after more than this is handled at once
+# those whose handlers often raise; Ctrl-C is the first to be deferred, and the last to be restored
 NAMES = ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGBREAK", "SIGUSR1", "SIGUSR2")
 SIGNALS = [int(getattr(signal, name)) for name in NAMES if hasattr(signal, name)]
 
 
 class _WholeStep:
-    """While it is entered in the main thread, handlers of signals that are written in Python wait; may be nested."""
+    """A context in which the main thread defers signal handlers that are written in Python; may be nested."""
 
     def __init__(self) -> None:
         self._depth, self._thread = 0, 0
-        self.handlers: dict[int, Any] = {}  # in whose place `_note` stands, or stood
+        self.handlers: dict[int, Any] = {}  # that `_note` has replaced
         self._waiting: dict[int, tuple[float, FrameType | None]] = {}  # since when, and what was interrupted
 
     def __enter__(self) -> None:
@@ -50,7 +50,7 @@ class _WholeStep:
             self._handle()
 
     def _take(self) -> None:
-        """Stand in the place of all handlers; until this is done, and if it is not, signals go on to them."""
+        """Replace all handlers by `_note`, which calls them as long as no step is running."""
         for number in SIGNALS:
             handler = _signal.getsignal(number)
             if callable(handler) and handler is not _note:
@@ -59,11 +59,11 @@ class _WholeStep:
 
     def _give_back(self) -> None:
         for number in reversed(self.handlers):
-            if _signal.getsignal(number) is _note:  # else it was given another one meanwhile
+            if _signal.getsignal(number) is _note:  # else the program has set another one in the meantime
                 _signal.signal(number, self.handlers[number])
 
     def _handle(self) -> None:
-        """Call the handlers of the signals that wait, all of them, also where one raises."""
+        """Call the handlers of all deferred signals, also where one raises."""
         try:
             while self._waiting:
                 number = next(iter(self._waiting))
@@ -74,7 +74,7 @@ class _WholeStep:
                 self._handle()
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Let a signal wait if a step goes on and it has not come before, as it was noted, for long."""
+        """Defer a signal if a step is running, unless it was deferred long ago already."""
         if self._depth:
             since, _ = self._waiting.setdefault(number, (time.monotonic(), frame))
             if time.monotonic() - since <= PATIENCE:
@@ -83,7 +83,7 @@ class _WholeStep:
         self.handlers[number](number, frame)
 
     def forked(self) -> None:
-        """Let nothing wait in a forked child for a step of a thread that is not there."""
+        """In a forked child, forget the step of a thread that does not exist there."""
         if self._thread != threading.get_ident():
             self._depth, self._waiting = 0, {}
 
@@ -97,6 +97,6 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def handler_of(number: int) -> Any:
-    """Return what handles a signal, when it has waited."""
+    """Return the handler of a signal, also while it is deferred."""
     found = signal.getsignal(number)
     return whole_step.handlers[number] if found is _note else found

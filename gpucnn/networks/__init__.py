@@ -17,12 +17,12 @@ from gpucnn.networks.classic import (
     single_conv_pool,
 )
 from gpucnn.networks.deep import airbench94, network_4, resnet9, resnet20, resnet32, resnet56, vgg11, vgg13, vgg16
-from gpucnn.networks.registry import NETWORKS, Network, by_name
+from gpucnn.networks.registry import NETWORKS, NamedNetwork, by_name
 from gpucnn.training.recipe import Recipe
 
 __all__ = [
     "NETWORKS",
-    "Network",
+    "NamedNetwork",
     "Recipe",
     "airbench94",
     "by_name",

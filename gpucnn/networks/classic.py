@@ -19,14 +19,14 @@ from gpucnn.layers import (
     Softmax,
 )
 from gpucnn.losses import MeanSquaredError
-from gpucnn.networks.registry import CIFAR10_IMAGE, MNIST_IMAGE, Design, Shape, named, normalization
+from gpucnn.networks.registry import CIFAR10_IMAGE, MNIST_IMAGE, LayersAndOptimizer, Shape, normalization, register
 from gpucnn.optimizers import SGD
 from gpucnn.schedules import OneCycle
 from gpucnn.training.recipe import Recipe
 
 
-@named("lenet", MNIST_IMAGE, Recipe("mnist", 3, 128))
-def lenet(image: Shape, num_classes: int) -> Design:
+@register("lenet", MNIST_IMAGE, Recipe("mnist", 3, 128))
+def lenet(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """LeNet-5 with ReLU and average pooling; its one-cycle recipe reaches 99 % on MNIST in 3 epochs.
 
     Source: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition" (1998).
@@ -34,8 +34,8 @@ def lenet(image: Shape, num_classes: int) -> Design:
     return [normalization(image), *_lenet_layers(num_classes)], SGD(OneCycle(0.1), momentum=0.9)
 
 
-@named("sigmoid-3x3", MNIST_IMAGE, Recipe("mnist", 3, 16), MeanSquaredError())
-def sigmoid_3x3(image: Shape, num_classes: int) -> Design:
+@register("sigmoid-3x3", MNIST_IMAGE, Recipe("mnist", 3, 16), MeanSquaredError())
+def sigmoid_3x3(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Documents 000 and 001: three 3×3 filters and two dense layers, all with sigmoids, weights uniform in ±0.5.
 
     The 2187 features are 3·27·27, which takes one row and one column of padding. The "normalization" is not described;
@@ -51,15 +51,15 @@ def sigmoid_3x3(image: Shape, num_classes: int) -> Design:
     return layers, SGD(4.0)
 
 
-@named("feedforward", MNIST_IMAGE, Recipe("mnist", 3, 128))
-def feedforward(image: Shape, num_classes: int) -> Design:
+@register("feedforward", MNIST_IMAGE, Recipe("mnist", 3, 128))
+def feedforward(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Document 002's baseline: three dense layers with ReLU; their sizes are not given, and LeNet's are used."""
     return [Flatten(), *_lenet_end(num_classes)], SGD(0.5)
 
 
-@named("single-conv", MNIST_IMAGE, Recipe("mnist", 3, 128))
-def single_conv(image: Shape, num_classes: int) -> Design:
-    """Document 002: LeNet's first convolution without pooling, then its dense layers; LeCun initialization chosen here."""
+@register("single-conv", MNIST_IMAGE, Recipe("mnist", 3, 128))
+def single_conv(image: Shape, num_classes: int) -> LayersAndOptimizer:
+    """Document 002: LeNet's first convolution without pooling, then dense layers; LeCun initialization chosen here."""
     weights = "lecun_normal"
     return [
         *(Conv2D(6, 5, padding="same", weight_initializer=weights), ReLU(), Flatten()),
@@ -67,8 +67,8 @@ def single_conv(image: Shape, num_classes: int) -> Design:
     ], SGD(0.5)
 
 
-@named("double-conv", MNIST_IMAGE, Recipe("mnist", 3, 128))
-def double_conv(image: Shape, num_classes: int) -> Design:
+@register("double-conv", MNIST_IMAGE, Recipe("mnist", 3, 128))
+def double_conv(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Document 002: both of LeNet's convolutions without pooling, then its dense layers.
 
     The initialization is not given; LeCun's is used. At a constant learning rate of 0.5 none of nine runs of three
@@ -83,20 +83,20 @@ def double_conv(image: Shape, num_classes: int) -> Design:
     ], SGD(OneCycle(0.5, warmup_fraction=0.5))
 
 
-@named("single-conv-pool", MNIST_IMAGE, Recipe("mnist", 3, 128))
-def single_conv_pool(image: Shape, num_classes: int) -> Design:
+@register("single-conv-pool", MNIST_IMAGE, Recipe("mnist", 3, 128))
+def single_conv_pool(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Document 002: LeNet's first convolution with pooling, then its dense layers."""
     return [Conv2D(6, 5, padding="same"), ReLU(), AveragePool2D(2), Flatten(), *_lenet_end(num_classes)], SGD(0.5)
 
 
-@named("lenet-002", MNIST_IMAGE, Recipe("mnist", 3, 128))
-def lenet_002(image: Shape, num_classes: int) -> Design:
+@register("lenet-002", MNIST_IMAGE, Recipe("mnist", 3, 128))
+def lenet_002(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """LeNet as document 002 trained it, with ReLU and a constant learning rate of 0.5: some runs never learn."""
     return _lenet_layers(num_classes), SGD(0.5)
 
 
-@named("network-1", MNIST_IMAGE, Recipe("mnist", 25, 128))
-def network_1(image: Shape, num_classes: int) -> Design:
+@register("network-1", MNIST_IMAGE, Recipe("mnist", 25, 128))
+def network_1(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Document 003's first network: a 3×3 convolution of 4 filters, max pooling, and a dense layer of 64."""
     layers = [
         normalization(image),
@@ -106,8 +106,8 @@ def network_1(image: Shape, num_classes: int) -> Design:
     return layers, SGD(OneCycle(0.1), momentum=0.9)
 
 
-@named("network-2", MNIST_IMAGE, Recipe("mnist", 30, 128))
-def network_2(image: Shape, num_classes: int) -> Design:
+@register("network-2", MNIST_IMAGE, Recipe("mnist", 30, 128))
+def network_2(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Document 003's second network: two 3×3 convolutions of 16 filters with max pooling, a dense layer of 64."""
     layers = [
         normalization(image),
@@ -118,8 +118,8 @@ def network_2(image: Shape, num_classes: int) -> Design:
     return layers, SGD(OneCycle(0.1), momentum=0.9)
 
 
-@named("network-3", CIFAR10_IMAGE, Recipe("cifar10", 25, 128, augment=(Flip(), Translate(2))))
-def network_3(image: Shape, num_classes: int) -> Design:
+@register("network-3", CIFAR10_IMAGE, Recipe("cifar10", 25, 128, augment=(Flip(), Translate(2))))
+def network_3(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Document 003's third network: 3×3 convolutions of 8, 16 and 32 filters, two max poolings, a dense layer of 64.
 
     Random flips and translations are an addition.
@@ -134,8 +134,8 @@ def network_3(image: Shape, num_classes: int) -> Design:
     return layers, SGD(OneCycle(0.05), momentum=0.9, weight_decay=5e-4)
 
 
-@named("convnet-1000s", MNIST_IMAGE, Recipe("mnist", 10, 32))
-def convnet_1000s(image: Shape, num_classes: int) -> Design:
+@register("convnet-1000s", MNIST_IMAGE, Recipe("mnist", 10, 32))
+def convnet_1000s(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Document 004, trained on chunks of 1,000 images: two 5×5 convolutions of 10 and 20 filters with max pooling.
 
     Dropout precedes both dense layers. Weights are normal with a standard deviation of 1 / √fan-in. Activations,

@@ -22,7 +22,7 @@ from gpucnn.layers import (
 )
 from gpucnn.losses import CategoricalCrossEntropy
 from gpucnn.model import Model
-from gpucnn.networks.registry import CIFAR10_IMAGE, Design, Shape, named, normalization
+from gpucnn.networks.registry import CIFAR10_IMAGE, LayersAndOptimizer, Shape, normalization, register
 from gpucnn.networks.whitening import whiten
 from gpucnn.optimizers import SGD, Group
 from gpucnn.schedules import OneCycle, PiecewiseLinear, Power
@@ -31,13 +31,13 @@ from gpucnn.training.recipe import Recipe
 MOVED = (Flip(), Translate(4))
 
 
-@named(
+@register(
     "network-4",
     CIFAR10_IMAGE,
     Recipe("cifar10", 30, 128, augment=MOVED),
     CategoricalCrossEntropy(label_smoothing=0.1),
 )
-def network_4(image: Shape, num_classes: int) -> Design:
+def network_4(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Document 003's fourth network: six 3×3 convolutions of 64, 128 and 224 filters with batch norm, 1M parameters.
 
     Its author planned it, but could not afford to train it. Pooling follows the first convolution of each pair, so
@@ -50,7 +50,7 @@ def network_4(image: Shape, num_classes: int) -> Design:
     return layers, SGD(OneCycle(0.2, warmup_fraction=0.2), momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-def _vgg(image: Shape, num_classes: int, convolutions: tuple[int, ...]) -> Design:
+def _vgg(image: Shape, num_classes: int, convolutions: tuple[int, ...]) -> LayersAndOptimizer:
     """Return stages of convolutions with batch norm, with a max pooling after each stage."""
     layers = [normalization(image)]
     for filters, count in zip((64, 128, 256, 512, 512), convolutions, strict=True):
@@ -64,8 +64,8 @@ def _vgg(image: Shape, num_classes: int, convolutions: tuple[int, ...]) -> Desig
 VGG = Recipe("cifar10", 30, 128, augment=MOVED)
 
 
-@named("vgg11", CIFAR10_IMAGE, VGG)
-def vgg11(image: Shape, num_classes: int) -> Design:
+@register("vgg11", CIFAR10_IMAGE, VGG)
+def vgg11(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """VGG's configuration A with batch norm, for 32×32 images: one dense layer of the 512 features after five poolings.
 
     Source: Simonyan, Zisserman, "Very deep convolutional networks for large-scale image recognition" (2015).
@@ -73,19 +73,19 @@ def vgg11(image: Shape, num_classes: int) -> Design:
     return _vgg(image, num_classes, (1, 1, 2, 2, 2))
 
 
-@named("vgg13", CIFAR10_IMAGE, VGG)
-def vgg13(image: Shape, num_classes: int) -> Design:
+@register("vgg13", CIFAR10_IMAGE, VGG)
+def vgg13(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """VGG's configuration B with batch norm, for 32×32 images."""
     return _vgg(image, num_classes, (2, 2, 2, 2, 2))
 
 
-@named("vgg16", CIFAR10_IMAGE, VGG)
-def vgg16(image: Shape, num_classes: int) -> Design:
+@register("vgg16", CIFAR10_IMAGE, VGG)
+def vgg16(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """VGG's configuration D with batch norm, for 32×32 images."""
     return _vgg(image, num_classes, (2, 2, 3, 3, 3))
 
 
-def _resnet(image: Shape, num_classes: int, blocks: int) -> Design:
+def _resnet(image: Shape, num_classes: int, blocks: int) -> LayersAndOptimizer:
     """Return three stages of residual blocks; shortcuts of blocks that halve the image keep every second pixel."""
     layers = [normalization(image), _conv(16), BatchNorm(), ReLU()]
     before = 16
@@ -103,8 +103,8 @@ def _resnet(image: Shape, num_classes: int, blocks: int) -> Design:
 RESNET = Recipe("cifar10", 30, 128, augment=(Flip(), RandomCrop(padding=4)))
 
 
-@named("resnet20", CIFAR10_IMAGE, RESNET)
-def resnet20(image: Shape, num_classes: int) -> Design:
+@register("resnet20", CIFAR10_IMAGE, RESNET)
+def resnet20(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Nine residual blocks of two 3×3 convolutions, with parameter-free shortcuts; one-cycle schedule chosen here.
 
     Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition" (2016), section 4.2, option A.
@@ -112,24 +112,24 @@ def resnet20(image: Shape, num_classes: int) -> Design:
     return _resnet(image, num_classes, 3)
 
 
-@named("resnet32", CIFAR10_IMAGE, RESNET)
-def resnet32(image: Shape, num_classes: int) -> Design:
+@register("resnet32", CIFAR10_IMAGE, RESNET)
+def resnet32(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Fifteen residual blocks of two 3×3 convolutions, as `resnet20`."""
     return _resnet(image, num_classes, 5)
 
 
-@named("resnet56", CIFAR10_IMAGE, RESNET)
-def resnet56(image: Shape, num_classes: int) -> Design:
+@register("resnet56", CIFAR10_IMAGE, RESNET)
+def resnet56(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Twenty-seven residual blocks of two 3×3 convolutions, as `resnet20`."""
     return _resnet(image, num_classes, 9)
 
 
-@named(
+@register(
     "resnet9",
     CIFAR10_IMAGE,
     Recipe("cifar10", 24, 512, augment=(Flip(), RandomCrop(padding=4, mode="reflect"), Cutout(8))),
 )
-def resnet9(image: Shape, num_classes: int) -> Design:
+def resnet9(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Eight convolutions with batch norm and two residual blocks; reaches 94 % in 24 epochs.
 
     Source: Page, "How to train your ResNet" (2018).
@@ -164,7 +164,7 @@ AIRBENCH_RATE = 11.5 / (1 + 1 / (1 - 0.85))
 AIRBENCH_DECAY = 0.0153 / 11.5
 
 
-@named(
+@register(
     "airbench94",
     CIFAR10_IMAGE,
     Recipe(
@@ -177,7 +177,7 @@ AIRBENCH_DECAY = 0.0153 / 11.5
     ),
     CategoricalCrossEntropy(label_smoothing=0.2),
 )
-def airbench94(image: Shape, num_classes: int) -> Design:
+def airbench94(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Seven convolutions that reach 94 % in 9.9 epochs: the first one whitens, the others are initialized as identity.
 
     The scales of batch norms stay 1, and their shifts have 64 times the learning rate. The biases of the first

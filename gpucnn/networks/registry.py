@@ -1,4 +1,4 @@
-"""What a named network is: a function that returns layers and an optimizer, with the recipe that trains it."""
+"""`NamedNetwork`: a function that returns layers and an optimizer, with the recipe that trains them."""
 
 import functools
 from collections.abc import Callable
@@ -13,27 +13,26 @@ from gpucnn.optimizers import Optimizer
 from gpucnn.training.recipe import Recipe
 
 Shape = tuple[int, int, int]
-Design = tuple[list[Layer], Optimizer]
+LayersAndOptimizer = tuple[list[Layer], Optimizer]
 
 MNIST_IMAGE, CIFAR10_IMAGE = (28, 28, 1), (32, 32, 3)
 
-# mean and standard deviation of the training images, a channel, of pixel / 255
+# mean and standard deviation of the training images per channel, of pixel / 255
 MNIST_STATISTICS = 0.1307, 0.3081
 CIFAR10_STATISTICS = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 
 
-class Network:
+class NamedNetwork:
     """A named network; calling it makes a model of it, compiled with its recipe.
 
     Example
-        >>> from gpucnn import networks
         >>> model = networks.resnet20(num_classes=100, seed=1)
         >>> model.output_shape, model.recipe.epochs
         ((100,), 30)
     """
 
     def __init__(
-        self, design: Callable[[Shape, int], Design], name: str, image: Shape, recipe: Recipe, loss: Loss
+        self, design: Callable[[Shape, int], LayersAndOptimizer], name: str, image: Shape, recipe: Recipe, loss: Loss
     ) -> None:
         functools.update_wrapper(self, design)
         self.name, self.image, self.recipe = name, image, recipe
@@ -59,29 +58,28 @@ class Network:
         return model
 
 
-NETWORKS: dict[str, Network] = {}
+NETWORKS: dict[str, NamedNetwork] = {}
 
 
-def named(
+def register(
     name: str, image: Shape, recipe: Recipe, loss: Loss | None = None
-) -> Callable[[Callable[[Shape, int], Design]], Network]:
+) -> Callable[[Callable[[Shape, int], LayersAndOptimizer]], NamedNetwork]:
     """Register a function that returns layers and an optimizer for an image shape and a number of classes."""
 
-    def register(design: Callable[[Shape, int], Design]) -> Network:
-        NETWORKS[name] = Network(design, name, image, recipe, loss or CategoricalCrossEntropy())
+    def decorate(design: Callable[[Shape, int], LayersAndOptimizer]) -> NamedNetwork:
+        NETWORKS[name] = NamedNetwork(design, name, image, recipe, loss or CategoricalCrossEntropy())
         return NETWORKS[name]
 
-    return register
+    return decorate
 
 
-def by_name(name: str) -> Network:
+def by_name(name: str) -> NamedNetwork:
     """Return a named network.
 
     Raises:
         ConfigurationError: there is no such network.
 
     Example:
-        >>> from gpucnn import networks
         >>> networks.by_name("network-3") is networks.network_3
         True
     """
@@ -92,5 +90,5 @@ def by_name(name: str) -> Network:
 
 
 def normalization(input_shape: Shape) -> Layer:
-    """Return the statistics of MNIST for grey images and of CIFAR-10 for coloured ones; `adapt` takes others."""
+    """Return a normalisation by the statistics of MNIST for grey images, else of CIFAR-10; `adapt` sets others."""
     return Normalization(*(CIFAR10_STATISTICS if input_shape[-1] == 3 else MNIST_STATISTICS))

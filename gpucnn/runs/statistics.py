@@ -62,7 +62,7 @@ def summary(values: Iterable[float], possible: tuple[float, float] = UNBOUNDED) 
     """
     listed = [float(value) for value in values]
     if not listed:
-        raise ConfigurationError("there are no values to summarize; complete at least one run")
+        raise ConfigurationError("there are no values to summarise; complete at least one run")
     count, mean = len(listed), math.fsum(listed) / len(listed)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in listed) / (count - 1)) if count > 1 else 0.0
     low = high = None

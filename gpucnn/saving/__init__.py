@@ -1,1 +1,1 @@
-"""Files of tensors: a model in one file, and the tree of arrays and plain values that it is made of."""
+"""Safetensors files: models, and trees of arrays and plain data."""

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save as to_bytes
+from safetensors.numpy import save as serialize
 
 from gpucnn.core.files import explained, user_path, write_whole
 from gpucnn.engine.executor import Executor
@@ -43,13 +43,13 @@ def save(model: Executor, path: str | os.PathLike[str]) -> None:
             )
         target = target.with_name(target.name + SUFFIX) if target.name and not target.suffix else target
     with explained(target):
-        write_whole(target, content(model))
+        write_whole(target, to_bytes(model))
 
 
-def content(model: Executor) -> bytes:
+def to_bytes(model: Executor) -> bytes:
     """Return what `save` writes."""
     described = json.dumps({"format": FORMAT, **model.config()}, separators=(",", ":"))
-    return to_bytes(model.state_dict(), metadata={KEY: described})
+    return serialize(model.state_dict(), metadata={KEY: described})
 
 
 def find(path: str | os.PathLike[str]) -> Path:

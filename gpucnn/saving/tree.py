@@ -1,8 +1,8 @@
 """Trees: plain data in dictionaries and lists, with host arrays at their leaves, as one safetensors file.
 
-The arrays are the file's tensors, named by their path; what remains is JSON in its metadata, with the name of an array
-in its place. Beside it stands a digest of everything, so a file with a single wrong bit is known to be damaged. Nothing
-is pickled: a file from a stranger holds numbers and words, and nothing else.
+The arrays are the file's tensors, named by their path; the rest is JSON in its metadata, with the name of an array in
+its place. A digest of everything stands next to it, so that a single wrong bit is detected. Nothing is pickled: a file
+from a stranger holds numbers and strings, and nothing else.
 """
 
 import hashlib
@@ -16,18 +16,18 @@ from safetensors.numpy import save
 
 from gpucnn.errors import CheckpointError
 
-# the types of a safetensors file that NumPy has, by their names there
+# the dtypes of safetensors files that NumPy has, by their names there
 TYPES = {"BOOL", "U8", "I8", "U16", "I16", "F16", "U32", "I32", "F32", "U64", "I64", "F64"}
 
-Tree = Any  # dict with words as keys, list, str, int, float, bool, None, or a host array
+Tree = Any  # a dict with strings as keys, a list, str, int, float, bool, None, or a host array
 ARRAY = "array:"  # a dictionary with this key alone stands for the array that it names
 
 
 def to_bytes(tree: Tree, key: str) -> bytes:
-    """Return a tree as the content of a file, under a key that says what it is.
+    """Return a tree as the bytes of a file, under a key that says what it is.
 
     Raises:
-        CheckpointError: something in it is neither an array nor plain data; names it by its path.
+        CheckpointError: something in it is neither an array nor plain data; gives its path.
     """
     arrays: dict[str, Any] = {}
     text = json.dumps(_without_arrays(tree, "", arrays), separators=(",", ":"))
@@ -35,10 +35,10 @@ def to_bytes(tree: Tree, key: str) -> bytes:
 
 
 def from_file(path: Path, key: str) -> Tree:
-    """Read a tree; tuples have become lists.
+    """Read a tree; tuples come back as lists.
 
     Raises:
-        CheckpointError: the file is missing, cut, altered, or holds something else.
+        CheckpointError: the file is missing, truncated, altered, or holds something else.
     """
     described, arrays = read_described(path, key, key, has_digest=True)
     try:
@@ -79,10 +79,10 @@ def read_described(
 
 
 def misfit(found: Tree, like: Tree, path: str = "", depth: int = 100) -> str:
-    """Return in words where a tree that was read is not of the form of another, or "" where it is.
+    """Return a message that says where a tree that was read has not the structure of another, or "".
 
-    Arrays must have the same shape and kind of number, dictionaries the same keys, lists the same length; None in the
-    other tree stands for anything. What lies deeper than `depth` dictionaries and lists is not looked at.
+    Arrays must have the same shape and kind of dtype, dictionaries the same keys, lists the same length; None in the
+    other tree stands for anything. Only `depth` levels of dictionaries and lists are compared.
     """
     pairs: list[tuple[str, Any, Any]] = []
     if like is None:
@@ -104,7 +104,7 @@ def misfit(found: Tree, like: Tree, path: str = "", depth: int = 100) -> str:
 
 
 def _kind(value: Tree) -> str:
-    """Return what a piece of a tree is, in a few words."""
+    """Describe a part of a tree."""
     if hasattr(value, "dtype"):
         return f"an array of {value.dtype} of shape {value.shape}"
     if isinstance(value, dict):
@@ -116,7 +116,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the metadata of a safetensors file, and its arrays by their names.
 
     Raises:
-        CheckpointError: there is no such file, it is damaged, or holds numbers of a type that NumPy does not have.
+        CheckpointError: there is no such file, it is damaged, or holds a dtype that NumPy does not have.
     """
     if not os.path.isfile(path):  # which an odd name does not stop
         found = "is a folder" if os.path.isdir(path) else "is not a regular file"
@@ -135,11 +135,11 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     except CheckpointError:
         raise
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: is not a whole safetensors file ({error}); was it cut short?") from error
+        raise CheckpointError(f"{path}: is not a whole safetensors file ({error}); was it truncated?") from error
 
 
 def _without_arrays(value: Tree, path: str, arrays: dict[str, Any]) -> Any:
-    """Return plain data, and note the arrays by their paths."""
+    """Return plain data, and put the arrays into a dictionary by their paths."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if hasattr(value, "dtype") and value.dtype.kind in "biuf":
@@ -154,8 +154,8 @@ def _without_arrays(value: Tree, path: str, arrays: dict[str, Any]) -> Any:
     if isinstance(value, list | tuple):
         return [_without_arrays(item, f"{path}/{place}", arrays) for place, item in enumerate(value)]
     raise CheckpointError(
-        f"{path or 'the tree'} is {value!r:.60}, which a file cannot hold; expected host arrays, numbers, words, None, "
-        "lists, or dictionaries by words"
+        f"{path or 'the tree'} is {value!r:.60}, which a file cannot hold; expected host arrays, numbers, strings, "
+        "None, lists, or dictionaries with strings as keys"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends import Backend
-from gpucnn.engine.arguments import checked_shape
+from gpucnn.engine.arguments import check_shape
 from gpucnn.errors import ConfigurationError
 from gpucnn.layers.base import Layer, Shape
 from gpucnn.rng import host_generator
@@ -29,7 +29,7 @@ class Case:
         if not isinstance(layer, Layer):
             hint = "; pass an object: MyLayer(…)" if isinstance(layer, type) else ""
             raise ConfigurationError(f"check_layer takes a Layer object, not {layer!r}{hint}")
-        self.layer, self.input_shape, self.seed = layer, checked_shape(input_shape), seed
+        self.layer, self.input_shape, self.seed = layer, check_shape(input_shape), seed
         self.random = host_generator(seed, "layer check")
         self.x = self.random.standard_normal((BATCH, *self.input_shape)) if x is None else np.asarray(x, "float64")
         if self.x.shape[1:] != self.input_shape or len(self.x) < 2:

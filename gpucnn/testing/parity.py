@@ -1,19 +1,18 @@
-"""Do two backends compute the same network? Layer by layer, forward and backward, on the user's own model and data.
+"""Parity of two backends, layer by layer, forward and backward, on the user's own model and data.
 
-The reference runs the network once, and what every layer was given is recorded: its input, and the gradient that came
-back to it. Then each backend computes each layer alone from these same arrays, so a difference is that layer's own, not
-what it inherited. At the end one whole training step runs on both, fused and in slices as `fit` makes it. There a
-difference ε in the numbers before a ReLU lets a share of about ε of them fall to its other side, which changes
-gradients by √ε, so it is allowed more.
+The reference runs the network once and logs the input of every layer and the gradient of its output. Then each backend
+computes each layer in isolation from these same arrays, so a difference is that layer's own and not inherited. At the
+end one whole training step runs on both, fused and sharded as in `fit`. There a difference ε in the inputs of a ReLU
+flips the sign of a fraction of about ε of them, which changes gradients by √ε, so the tolerance is larger.
 
-How much two backends may differ is measured, not guessed: sums of many numbers that cancel, such as the gradient of a
-bias before a batch norm, have no correct digits to agree on. So the reference also computes every layer in the other
-precision (float64 for a model in float32), and the noise that this shows widens the tolerance where there is any. That
-is one way to round; another order of adding up has another error, which can be much larger than the reference's own.
-For a gradient, a sum of n terms t, it is some u·√n·√Σt², u being the precision: each of n roundings is one of a partial
-sum, and these are some √Σt² where signs change at random. √Σt² is what the reference computes with random signs of the
-numbers that come back. In the whole step the gradients of a layer are measured together, since one alone may cancel.
-A model in float16 is compared with a reference in float32, which is the precision that its parameters have.
+The tolerance is measured: sums of many numbers that cancel, such as the gradient of a bias before a batch norm, have no
+correct digits to agree on. So the reference also computes every layer in the other precision (float64 for a model in
+float32), and the rounding error that this shows widens the tolerance. Another order of summation can have a much
+larger error than the reference's own. For a gradient, a sum of n terms t, it is about u·√n·√Σt², u being the precision:
+each of n roundings is one of a partial sum, and these are about √Σt² if signs are random. √Σt² is what the reference
+computes with random signs of the output's gradient. In the whole step the gradients of a layer are measured together,
+since a single one may cancel. A model in float16 is compared with a reference in float32, the precision of its
+parameters.
 
 Source: Higham, Mary, "A new approach to probabilistic rounding error analysis" (2019).
 """
@@ -49,7 +48,7 @@ Results = dict[str, Any]  # host arrays by what they are: "y", "dx", "gradient o
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one array of one layer is from the reference."""
+    """The difference between one array of one layer and the reference."""
 
     layer: str
     kind: str  # the layer's class
@@ -62,7 +61,7 @@ class Difference:
 
     @property
     def agrees(self) -> bool:
-        """Whether the difference is allowed; a NaN never is."""
+        """Whether the difference is within its tolerance; a NaN never is."""
         return self.relative <= self.allowed
 
 
@@ -78,22 +77,22 @@ class Parity(PrintsAsTable):
 
     @property
     def agrees(self) -> bool:
-        """Whether every difference is allowed."""
+        """Whether every difference is within its tolerance."""
         return all(difference.agrees for difference in self.differences)
 
     @property
     def first_divergence(self) -> Difference | None:
-        """The first difference that is not allowed, in the order of a step: forward, then from the last layer back.
+        """The first difference above its tolerance, in the order of a step: forward, then backward from the last layer.
 
-        Those of the whole step come last: they say that something differs, but not where.
+        Those of the whole step come last: they show that something differs, but not where.
         """
-        whole = [d for d in self.differences if d.layer == _WHOLE.label]
+        whole = [d for d in self.differences if d.layer == _STEP.label]
         forward = [d for d in self.differences if d not in whole and not d.backward]
         backward = [d for d in reversed(self.differences) if d not in whole and d.backward]
         return next((d for d in (*forward, *backward, *whole) if not d.agrees), None)
 
     def table(self) -> Table:
-        """Return a table with two lines a layer, forward and backward (∂): of the array nearest to its tolerance."""
+        """Return a table with two lines per layer, forward and backward (∂): the array nearest to its tolerance."""
         title = f"{self.backend} against {self.reference}: {self.dtype}, batch of {self.batch_size}"
         table = narrow_table(title, self.verdict())
         for heading in ("layer", "worst array"):
@@ -104,7 +103,7 @@ class Parity(PrintsAsTable):
         before = ""
         for group in self._by_pass():
             worst = max(group, key=_severity)
-            relative, allowed = _told_apart(worst.relative, worst.allowed)
+            relative, allowed = _distinct(worst.relative, worst.allowed)
             mark = "same" if not worst.largest else styled(("ok", "green") if worst.agrees else ("DIFFERS", "red"))
             table.add_row(
                 worst.layer if worst.layer != before else "",
@@ -127,21 +126,21 @@ class Parity(PrintsAsTable):
         yield from groups.values()
 
     def verdict(self) -> str:
-        """Return what came out, in a sentence."""
+        """Return the result as a sentence."""
         first = self.first_divergence
         if first is None:
             return f"all {len(self.differences)} arrays agree within their tolerances"
         failed = sum(not difference.agrees for difference in self.differences)
         kind = f" ({first.kind})" if first.kind else ""
-        relative, allowed = _told_apart(first.relative, first.allowed)
+        relative, allowed = _distinct(first.relative, first.allowed)
         return (
             f"{failed} of {len(self.differences)} arrays differ; the first is {first.what} of {first.layer}{kind}, "
             f"off by {relative} where {allowed} is allowed"
         )
 
 
-def _told_apart(*numbers: float) -> list[str]:
-    """Return numbers with as many digits as show which is greater; at least two."""
+def _distinct(*numbers: float) -> list[str]:
+    """Return numbers with enough digits to tell which is greater; at least two."""
     for digits in range(1, 17):
         written = [f"{number:.{digits}e}" for number in numbers]
         if len(set(written)) == len(set(numbers)):
@@ -163,31 +162,28 @@ def parity(
     backend: str | Backend | None = None,
     reference: str | Backend | None = None,
 ) -> Parity:
-    """Compare a model on two backends; leaves it, its weights and its random streams as they were.
-
-    Both start from the same weights, see the same batch and draw the same dropout masks.
+    """Compare a model on two backends, from the same weights, batch and dropout masks; the model is not changed.
 
     Arguments
-        x          inputs (N, …), host data; a batch of 16 or more, since few images take paths of their own
-        y          labels, for the loss and the gradients of one training step; None leaves that step out
-        backend    which to test; the model's own without it
-        reference  what to test against; without it NumPy for a GPU, and the reference implementation for NumPy
+        x          inputs (N, …), host data; a batch of 16 or more, since fewer images use other algorithms
+        y          labels, for the loss and the gradients of one training step; None skips that step
+        backend    the backend to test; by default the model's own
+        reference  the backend to compare with; by default NumPy for a GPU, and the reference implementation for NumPy
 
     Raises
-        ConfigurationError  y is given, but the model is not compiled; or a training goes on
+        ConfigurationError  y is given, but the model is not compiled; or the model is being trained
         ShapeError, DTypeError, DataError  data that the model cannot take
 
     Example:
-        >>> import gpucnn
-        >>> (x, y), _ = gpucnn.datasets.synthetic_digits(16)
-        >>> model = gpucnn.networks.feedforward(backend="numpy")
-        >>> gpucnn.parity(model, x, y).agrees
+        >>> (x, y), _ = datasets.synthetic_digits(16)
+        >>> model = networks.feedforward(backend="numpy")
+        >>> parity(model, x, y).agrees
         True
     """
     model.check_not_training("moved to another backend and back, as parity does,")
-    tested = model.backend if backend is None else get_backend(backend)
+    under_test = model.backend if backend is None else get_backend(backend)
     if reference is None:
-        reference = "reference" if tested.name in ("numpy", "reference") else "numpy"
+        reference = "reference" if under_test.name in ("numpy", "reference") else "numpy"
     against = get_backend(reference)
     x = check_inputs(x, model.input_shape, dtype=model.dtype)
     if y is not None:
@@ -197,11 +193,11 @@ def parity(
             y, len(x), model.output_shape, model.loss, dtype=model.state_dtype, input_shape=model.input_shape
         )
     dtype, exact = model.dtype, model.state_dtype
-    with _as_it_was(model) as state:
+    with _restored(model) as state:
         model.to(against, exact)
         with against.on_device():
-            calls = _record(model, against, x)
-        for call in calls:  # what float16 cannot tell apart is the same for the reference too, in a max pooling, say
+            calls = _log_calls(model, against, x)
+        for call in calls:  # values that are equal in float16 must be equal for the reference too, in a max pooling
             call.x, call.dy = (None if a is None else a.astype(dtype, copy=False) for a in (call.x, call.dy))
 
         def results_of(backend: Backend, dtype: str) -> dict[int, Results]:
@@ -210,23 +206,23 @@ def parity(
             with backend.on_device():
                 return _results(model, calls, x, y)
 
-        ours, theirs = results_of(tested, dtype), results_of(against, exact)
-        others = results_of(against, _other(exact))
-        spreads = {number: _spread(model, call) for number, call in enumerate(calls)}  # in the other precision as well
+        tested, expected = results_of(under_test, dtype), results_of(against, exact)
+        other_precision = results_of(against, _other_dtype(exact))
+        spreads = {number: _spread(model, call) for number, call in enumerate(calls)}  # computed in the other precision
     differences = [
         difference
-        for number, call in enumerate((*calls, _WHOLE))
-        if number in theirs
+        for number, call in enumerate((*calls, _STEP))
+        if number in expected
         for difference in _differences(
-            call, ours[number], theirs[number], others[number], spreads.get(number, {}), dtype, len(calls)
+            call, tested[number], expected[number], other_precision[number], spreads.get(number, {}), dtype, len(calls)
         )
     ]
-    return Parity(tested.describe(), against.describe(), dtype, len(x), differences)
+    return Parity(under_test.describe(), against.describe(), dtype, len(x), differences)
 
 
 @dataclass
 class _Call:
-    """One call of a layer, and what it was given, as host arrays."""
+    """One call of a layer with its input and the gradient of its output, host arrays."""
 
     label: str
     kind: str
@@ -235,47 +231,47 @@ class _Call:
     dy: Any = None
 
 
-_WHOLE = _Call("a whole step", "")
+_STEP = _Call("a whole step", "")
 
 
 @dataclass
-class _Recorder:
-    """Calls of layers in the order in which they compute."""
+class _CallLog:
+    """Calls of layers, in order."""
 
     backend: Backend
     calls: list[_Call] = field(default_factory=list)
 
-    def watch(self, layer: Layer, label: str) -> Callable[..., tuple[Array, Backward]]:
-        """Return the layer's `forward`, which also notes what it and its way back are given."""
+    def hook(self, layer: Layer, label: str) -> Callable[..., tuple[Array, Backward]]:
+        """Return the layer's `forward` with logging of its input and of the gradient of its output."""
         forward = layer.forward
 
-        def watched(x: Array, **options: Any) -> tuple[Array, Backward]:
+        def logged(x: Array, **options: Any) -> tuple[Array, Backward]:
             call = _Call(label, type(layer).__name__, layer, self.backend.to_host(x).copy())
             self.calls.append(call)
-            y, way_back = forward(x, **options)
+            y, backward = forward(x, **options)
 
-            def watched_way_back(dy: Array) -> Array:
+            def logged_backward(dy: Array) -> Array:
                 call.dy = self.backend.to_host(dy).copy()
-                return way_back(dy)
+                return backward(dy)
 
-            return y, watched_way_back
+            return y, logged_backward
 
-        return watched
+        return logged
 
 
-def _record(model: "Model", backend: Backend, x: Any) -> list[_Call]:
-    """Return every call of a layer that has none inside, in a training pass on a backend."""
-    recorder = _Recorder(backend)
-    with forward_hooks(model.network, recorder.watch):
+def _log_calls(model: "Model", backend: Backend, x: Any) -> list[_Call]:
+    """Return every call of a leaf layer in a training pass on a backend."""
+    log = _CallLog(backend)
+    with forward_hooks(model.network, log.hook):
         y, backward = model.network.forward(model.as_floats(backend.from_host(x)), train=True)
-        # gradients as a mean loss gives them, whatever the model's loss is
+        # of the size of a mean loss's gradients, whatever the model's loss is
         dy = host_generator(0, "parity").standard_normal(y.shape) / len(x)
         backward(backend.from_host(dy.astype(model.dtype)))
-    return recorder.calls
+    return log.calls
 
 
 def _results(model: "Model", calls: list[_Call], x: Any, labels: Any) -> dict[int, Results]:
-    """Return what the model's backend computes for every recorded call by itself, and for a whole training step."""
+    """Return the results of the model's backend for every logged call in isolation, and for a whole training step."""
     state = model.state_dict()
     with model.backend.execution_context(sharded=True):
         results = {number: _result(model, call) for number, call in enumerate(calls)}
@@ -286,7 +282,7 @@ def _results(model: "Model", calls: list[_Call], x: Any, labels: Any) -> dict[in
 
 
 def _result(model: "Model", call: _Call) -> Results:
-    """Return what one layer makes of what was recorded."""
+    """Return the results of one layer for the arrays of a logged call."""
     layer, backend = call.layer, model.backend
     assert layer is not None
     model.zero_grad()
@@ -301,7 +297,7 @@ def _result(model: "Model", call: _Call) -> Results:
 
 
 def _whole_step(model: "Model", x: Any, labels: Any) -> Results:
-    """Return the loss and all gradients of one training step, as `fit` makes it but for the update."""
+    """Return the loss and all gradients of one training step, as in `fit` but without the update."""
     backend = model.backend
     inputs = model.as_floats(backend.from_host(x))
     loss, _ = model.loss_and_gradients(inputs, backend.from_host(labels))
@@ -313,12 +309,12 @@ def _gradients(layer: Layer) -> Results:
     return {f"gradient of {path}": p.grad for path, p in layer.parameters().items() if p.grad is not None}
 
 
-def _other(dtype: str) -> str:
+def _other_dtype(dtype: str) -> str:
     return "float32" if dtype == "float64" else "float64"
 
 
 def _owner(what: str) -> str:
-    """Return of which layer an array of the whole step is."""
+    """Return the layer of an array of the whole step."""
     return what.rpartition(".")[0]
 
 
@@ -337,24 +333,30 @@ def _spread(model: "Model", call: _Call) -> dict[str, float]:
 
 
 def _differences(
-    call: _Call, ours: Results, theirs: Results, others: Results, spread: dict[str, float], dtype: str, layers: int
+    call: _Call,
+    tested: Results,
+    expected: Results,
+    other_precision: Results,
+    spread: dict[str, float],
+    dtype: str,
+    layers: int,
 ) -> Iterator[Difference]:
-    """Yield how far a call's arrays, `ours`, are from `theirs`, and how far they may be.
+    """Yield the differences of a call's arrays, `tested`, from `expected`, with their tolerances.
 
-    That follows from those in the other precision, `others`, and from the spread of the gradients; in the whole step,
-    of so many layers, all gradients of a layer are one.
+    These follow from the results in the other precision and from the spread of the gradients; in the whole step, of a
+    number of layers, all gradients of a layer are measured as one.
     """
-    whole = call is _WHOLE
+    whole = call is _STEP
     tolerance = math.sqrt(TOLERANCE[dtype] * layers) if whole else TOLERANCE[dtype]
-    for what, wanted in theirs.items():
-        together = [other for other in theirs if other == what or (whole and _owner(other) == _owner(what))]
-        size = math.hypot(*(float(np.linalg.norm(theirs[other])) for other in together)) or 1.0
-        # the rounding error of float32, one of the two, scaled to the precision that is tested
-        noise = NOISE * float(np.linalg.norm(others[what] - wanted)) / PRECISION["float32"]
+    for what, reference in expected.items():
+        together = [other for other in expected if other == what or (whole and _owner(other) == _owner(what))]
+        size = math.hypot(*(float(np.linalg.norm(expected[other])) for other in together)) or 1.0
+        # the rounding error of float32, one of the two, scaled to the precision under test
+        noise = NOISE * float(np.linalg.norm(other_precision[what] - reference)) / PRECISION["float32"]
         noise = max(noise, ROUNDINGS * spread.get(what, 0.0)) * PRECISION[dtype] / size
-        difference = ours[what] - wanted
+        difference = tested[what] - reference
         largest = float(np.abs(difference).max()) if difference.size else 0.0
-        unit = float(np.spacing(np.abs(wanted).max().astype(dtype))) if wanted.size else 1.0
+        unit = float(np.spacing(np.abs(reference).max().astype(dtype))) if reference.size else 1.0
         yield Difference(
             layer=call.label,
             kind=call.kind,
@@ -368,10 +370,10 @@ def _differences(
 
 
 @contextmanager
-def _as_it_was(model: "Model") -> Iterator[dict[str, Any]]:
-    """Give the block the model's state, and the model its backend, state and optimizer back after it; no gradients."""
+def _restored(model: "Model") -> Iterator[dict[str, Any]]:
+    """Yield the model's state; restore its backend, state and optimizer at the end, without gradients."""
     backend, dtype, state = model.backend, model.dtype, model.state_dict()
-    optimizer, model._optimizer = model._optimizer, None  # its slots stay where they are meanwhile
+    optimizer, model._optimizer = model._optimizer, None  # its slots stay on their backend meanwhile
     try:
         yield state
     finally:

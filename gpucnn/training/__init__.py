@@ -1,1 +1,1 @@
-"""Training: the loop over epochs and batches, what it shows, and the history it leaves."""
+"""Training: the loop over epochs and batches, its progress display, checkpoints and history."""

@@ -20,7 +20,7 @@ from gpucnn.core.files import FolderLock, elsewhere, make_folder, remove_parts, 
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
 from gpucnn.metrics import MODES, is_larger_better
 from gpucnn.saving import tree as trees
-from gpucnn.saving.model_file import content
+from gpucnn.saving.model_file import to_bytes
 from gpucnn.saving.tree import Tree
 from gpucnn.training import state
 from gpucnn.training.session import Training
@@ -56,7 +56,6 @@ class Checkpoints:
 
     Example
         >>> from pathlib import Path
-        >>> from gpucnn import Checkpoints, datasets, networks
         >>> (x, y), test = datasets.synthetic_digits(200)
         >>> checkpoints = Checkpoints("run", monitor="val_loss")
         >>> model = networks.lenet()
@@ -291,7 +290,7 @@ class Checkpoints:
         least = math.inf if best is None else self._sign * best["value"]
         if self._sign * value < least:  # which no NaN is
             named = {"monitor": self._monitor, "value": value, "epoch": training.epoch - 1}
-            self._pending = named, content(training.model)
+            self._pending = named, to_bytes(training.model)
         try:
             self._write_best()
         except OSError as error:

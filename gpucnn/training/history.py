@@ -50,10 +50,10 @@ class History:
     def save(self, path: str | Path) -> None:
         """Write the history as JSON; raises CheckpointError where it cannot be written."""
         with explained(target := user_path(path)):
-            write_whole(target, self.content())
+            write_whole(target, self.to_bytes())
 
-    def content(self) -> bytes:
-        """Return what `save` writes."""
+    def to_bytes(self) -> bytes:
+        """Return the bytes that `save` writes."""
         return (json.dumps(self.history, indent=1) + "\n").encode()
 
     def __getitem__(self, key: str) -> list[float]:

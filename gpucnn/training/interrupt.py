@@ -9,10 +9,10 @@ from gpucnn.engine.signals import handler_of
 
 
 class DeferredInterrupt:
-    """While it is entered, a first Ctrl-C or SIGTERM is only noted, in `requested`; a second one ends all at once.
+    """In this context a first Ctrl-C or SIGTERM is only noted, in `requested`; a second one ends the run at once.
 
-    SIGTERM is what `docker stop`, batch systems and a machine that is shut down send. Signals come to the main thread
-    alone, and a program may have handlers of its own: elsewhere, and there, nothing is changed.
+    SIGTERM is what `docker stop`, batch systems and a machine that shuts down send. Only the main thread gets signals,
+    and a program may have its own handlers: in other threads, and there, nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -29,12 +29,12 @@ class DeferredInterrupt:
 
     def __exit__(self, *_: Any) -> None:
         for number, usual in self._before.items():
-            if handler_of(number) == self._handle:  # else the program has set its own meanwhile
+            if handler_of(number) == self._handle:  # else the program has set its own in the meantime
                 signal.signal(number, usual)
         self._before = {}
 
     def error(self) -> BaseException:
-        """Return what the signal that was noted raises: KeyboardInterrupt, or the exit with status 128 + 15."""
+        """Return the exception of the noted signal: KeyboardInterrupt, or SystemExit with status 128 + 15."""
         return KeyboardInterrupt() if self.requested == signal.SIGINT else SystemExit(128 + self.requested)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

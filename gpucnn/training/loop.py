@@ -19,7 +19,7 @@ from gpucnn.saving.tree import Tree
 from gpucnn.training.checkpoints import Checkpoints
 from gpucnn.training.history import History
 from gpucnn.training.interrupt import DeferredInterrupt
-from gpucnn.training.progress import Silent, make_progress
+from gpucnn.training.progress import Progress, make_progress
 from gpucnn.training.session import Training
 from gpucnn.training.state import restore
 from gpucnn.training.steps import StepRunner, make_step_runner
@@ -90,7 +90,7 @@ class Trainer(Training):
             callback.on_fit_end(model)
         return self.history
 
-    def _fit_epoch(self, steps: StepRunner, progress: Silent, validation: Pair | None = None) -> dict[str, float]:
+    def _fit_epoch(self, steps: StepRunner, progress: Progress, validation: Pair | None = None) -> dict[str, float]:
         """Train for one epoch, or what is left of it, and validate; return its numbers."""
         model, parts = self.model, self.batches_of_epoch()
         progress.begin_epoch(self.epoch, self.epochs, len(parts), self.step, self._seconds_of_epochs())
@@ -106,7 +106,7 @@ class Trainer(Training):
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         return logs
 
-    def _train_epoch(self, steps: StepRunner, parts: Sequence[slice], progress: Silent) -> dict[str, float]:
+    def _train_epoch(self, steps: StepRunner, parts: Sequence[slice], progress: Progress) -> dict[str, float]:
         """Visit every sample of these batches once, in the order that seed and epoch give, or those that are left."""
         model, checkpoints, count = self.model, self.checkpoints, len(self.data[0])
         if not self.step:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from gpucnn.core.console import PlainConsole
 
-REFRESH_SECONDS = 0.25  # between two looks at the numbers on the device
+REFRESH_SECONDS = 0.25  # between two reads of the numbers on the device
 NARROW = 100  # columns of a terminal, below which the bar is short
 TIMES = 7  # characters of an epoch's seconds, so that those of several stand below each other
 
@@ -22,46 +22,46 @@ TIMES = 7  # characters of an epoch's seconds, so that those of several stand be
 def time_left(
     earlier: Sequence[float], pace: float, step: int, steps: int, epoch: int, epochs: float
 ) -> tuple[float, float]:
-    """Return the seconds that are left of an epoch's steps, and those of the whole training.
+    """Return the seconds that are left of an epoch's steps, and of the whole run.
 
-    An epoch is taken to last as long as the earlier ones did on average, with their validation; the first one as long
-    as its steps so far make it.
+    An epoch is assumed to take as long as the earlier ones did on average, with their validation; the first one, as
+    long as its steps so far suggest.
 
     Arguments:
         earlier: the seconds of each epoch so far.
-        pace: the seconds of a step in this one.
+        pace: the seconds per step in this one.
     """
     of_steps = pace * (steps - step)
-    size = min(epochs - epoch, 1.0)  # a last epoch may be cut
+    size = min(epochs - epoch, 1.0)  # a last epoch may be cut short
     whole = sum(earlier) / len(earlier) if earlier else pace * steps / size
     of_epoch = max(whole * size - pace * step, of_steps)
     return of_steps, of_epoch + whole * (epochs - epoch - size)
 
 
-class Silent:
+class Progress:
     """Shows nothing; also the interface of the others."""
 
-    def __enter__(self) -> "Silent":
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: Any) -> None:
         pass
 
     def begin_epoch(self, epoch: int, epochs: float, steps: int, done: int = 0, earlier: Sequence[float] = ()) -> None:
-        """An epoch begins, or goes on after so many steps; `earlier` are the seconds of the epochs before it."""
+        """Begin an epoch, or continue it after `done` steps; `earlier` are the seconds of the epochs before it."""
 
     def step(self, totals: RunningMeans) -> None:
-        """A step is done."""
+        """Count a step."""
 
     def end_epoch(self, logs: dict[str, float]) -> None:
-        """The epoch and its validation are over."""
+        """End the epoch, after its validation."""
 
 
-class Lines(Silent):
-    """One plain line an epoch, for files, pipes and terminals that cannot draw over what stands there."""
+class Lines(Progress):
+    """One plain line per epoch, for files, pipes and terminals that cannot redraw a line."""
 
     def begin_epoch(self, epoch: int, epochs: float, steps: int, done: int = 0, earlier: Sequence[float] = ()) -> None:
-        """Remember the numbers of the line's beginning."""
+        """Keep the beginning of the line."""
         self.head = f"epoch {format_epoch(epoch, epochs)}"
 
     def end_epoch(self, logs: dict[str, float]) -> None:
@@ -69,26 +69,27 @@ class Lines(Silent):
         print(f"{self.head}: {format_metrics(logs)}, {_seconds(logs):.1f} s", file=Output(), flush=True)
 
 
-class Bar(Silent):
-    """A bar for the epoch that runs, with the time that is left and the numbers so far; finished ones stand above it.
+class Bar(Progress):
+    """A bar for the current epoch, with the time left and the metrics so far, below the bars of finished epochs.
 
-    What is drawn again and again is one row, however many epochs are over: they are printed once, when they end.
+    Only one row is redrawn, however many epochs are over: each is printed once, when it ends.
     """
 
     def __init__(self, console: "PlainConsole") -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as RichProgress
         from rich.table import Column
 
-        self.progress = Progress(
+        self.progress = RichProgress(
             TextColumn("epoch {task.fields[epoch]}", markup=False),
             BarColumn(bar_width=8 if console.width < NARROW else 24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[times]}", markup=False, table_column=Column(no_wrap=True)),
-            # no number may be cut off
+            # numbers are never cut off
             TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(overflow="fold")),
             console=console,
             refresh_per_second=1 / REFRESH_SECONDS,
-            transient=True,  # what is to stay is printed
+            transient=True,  # finished bars are printed instead
         )
         self.task: TaskID | None = None
 
@@ -101,32 +102,32 @@ class Bar(Silent):
         self.progress.stop()
 
     def begin_epoch(self, epoch: int, epochs: float, steps: int, done: int = 0, earlier: Sequence[float] = ()) -> None:
-        """Begin a bar."""
+        """Start a bar."""
         named = format_epoch(epoch, epochs).rjust(len(format_epoch(math.ceil(epochs) - 1, epochs)))
         self.task = self.progress.add_task("", total=steps, completed=done, epoch=named, times="", numbers="")
-        self.began = self.looked = time.perf_counter()
+        self.began = self.refreshed = time.perf_counter()
         self.place, self.earlier = (epoch, epochs, steps), earlier
-        self.begun_at = self.done = done
+        self.resumed_at = self.done = done
 
     def step(self, totals: RunningMeans) -> None:
-        """Move the bar on; look at the device only as often as a person can."""
+        """Advance the bar; read from the device only a few times per second."""
         self.done += 1
         now = time.perf_counter()
         assert self.task is not None
-        if now - self.looked >= REFRESH_SECONDS:
-            self.looked = now
+        if now - self.refreshed >= REFRESH_SECONDS:
+            self.refreshed = now
             self.progress.update(self.task, numbers=format_metrics(totals.read()), times=self._left(now))
         self.progress.advance(self.task)
 
     def _left(self, now: float) -> str:
-        """Return the time left of this epoch's steps, and of the training unless this is the only epoch."""
+        """Return the time left of this epoch's steps, and of the run unless this is the only epoch."""
         epoch, epochs, steps = self.place
-        pace = (now - self.began) / (self.done - self.begun_at)
+        pace = (now - self.began) / (self.done - self.resumed_at)
         of_steps, in_all = time_left(self.earlier, pace, self.done, steps, epoch, epochs)
         return f"ETA {clock(of_steps)} / total {clock(in_all)}" if epochs > 1 else f"ETA {clock(of_steps)}"
 
     def end_epoch(self, logs: dict[str, float]) -> None:
-        """Print the full bar with the epoch's final numbers and its time; what runs next is drawn below it."""
+        """Print the full bar with the epoch's final metrics and its time; the next one is drawn below it."""
         assert self.task is not None
         times, numbers = f"{_seconds(logs):.1f} s".rjust(TIMES), format_metrics(logs)
         self.progress.update(self.task, numbers=numbers, times=times)
@@ -135,18 +136,18 @@ class Bar(Silent):
         self._print()
 
     def _row(self) -> "Table":
-        """Return the bar of this epoch as it stands."""
+        """Return the current bar."""
         return self.progress.make_tasks_table([task for task in self.progress.tasks if task.id == self.task])
 
     def _width(self) -> int:
-        """Return the columns that the row would take without a second line."""
+        """Return the width of the row on a single line."""
         console = self.progress.console
         from rich.measure import Measurement
 
         return Measurement.get(console, console.options.update(max_width=1000), self._row()).maximum
 
     def _print(self) -> None:
-        """Print the bar above what is drawn again, of which it is no part any more."""
+        """Print the bar above the redrawn area, and remove it from there."""
         if self.task is not None:
             row, ended, self.task = self._row(), self.task, None
             self.progress.remove_task(ended)
@@ -154,14 +155,14 @@ class Bar(Silent):
 
 
 def _seconds(logs: dict[str, float]) -> float:
-    """Return what an epoch took, with its validation."""
+    """Return the seconds of an epoch with its validation."""
     return logs["seconds"] + logs.get("val_seconds", 0.0)
 
 
-def make_progress(verbose: "bool | int | str") -> Silent:
-    """Return what to show: a bar on a terminal, lines elsewhere, nothing with `verbose=0`."""
+def make_progress(verbose: "bool | int | str") -> Progress:
+    """Return a progress display: a bar on a terminal, lines elsewhere, nothing with `verbose=0`."""
     if not verbose:
-        return Silent()
+        return Progress()
     if verbose == "auto":
         from gpucnn.core.console import PlainConsole  # imported late: rich takes longer than the rest of the package
 

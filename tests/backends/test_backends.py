@@ -29,7 +29,7 @@ def without_cupy(monkeypatch, forgetful):
 
 @pytest.fixture
 def with_cupy_but_no_gpu(monkeypatch, forgetful):
-    """CuPy as it is where no driver is: it imports, and the first use of the device raises."""
+    """CuPy without a driver: it imports, and the first use of the device raises."""
 
     class CUDARuntimeError(RuntimeError):
         pass

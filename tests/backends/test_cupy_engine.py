@@ -344,7 +344,7 @@ def fitted(backend, data, optimizer, dtype="float32", jit=True, **options):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_captured_steps_give_the_bits_of_eager_steps(gpu, rng, optimizer, dtype):
-    """Dropout, schedules, Adam's count and a last, smaller batch are those of steps made one by one."""
+    """Dropout, schedules, Adam's count and a last, smaller batch are those of eager steps."""
     data = images_and_labels(rng)
     captured, history = fitted(gpu, data, optimizer, dtype)
     eager, eager_history = fitted(gpu, data, optimizer, dtype, jit=False)
@@ -492,7 +492,7 @@ def with_custom_layer(backend, look, promises, jit=True):
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_step_that_cannot_be_captured_runs_eagerly(gpu, rng, look):
-    """Nothing was done when it is noticed, so random streams and counts are those of steps made one by one."""
+    """It is noticed before anything was done, so random streams and counts are those of eager steps."""
     data = images_and_labels(rng)
     model, eager = (with_custom_layer(gpu, LOOKS[look], True, jit) for jit in (True, False))
     with pytest.warns(gpucnn.CaptureWarning, match=r"cannot be captured .* backend\.dense .* jit=False") as caught:

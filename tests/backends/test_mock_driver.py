@@ -1,7 +1,7 @@
-"""The real CuPy computes on a mock driver what the other backends compute; builds it first, from PyPI.
+"""The real CuPy on a mock driver gives the results of the other backends; it is built first, from PyPI.
 
-Below, the driver's modes: little memory, two GPUs, and that it ends a process which touches memory that was freed or
-lies on another GPU, and fails where a handle of cuBLAS is used by two threads.
+Below, the driver's modes: little memory, two GPUs, and that it ends a process that accesses memory which was freed or
+is on another GPU, and fails where two threads use one cuBLAS handle.
 """
 
 import os
@@ -32,7 +32,7 @@ def run(*command, **settings):
 
 
 def said_by(program, **settings):
-    """Return what a program prints, which must end well and say nothing of a mistake."""
+    """Return the output of a program, which must succeed without a message of the driver."""
     said = run("python", "-c", PREPARED + program, **settings)
     assert said.returncode == 0, said.stdout + said.stderr
     assert "mock GPU:" not in said.stderr

@@ -1,4 +1,4 @@
-"""Random numbers and first weights: known answers, the same bits everywhere, and the right distributions."""
+"""Random numbers and initial weights: known answers, the same bits everywhere, and the right distributions."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The simulated GPU itself: that it computes right, refuses what a GPU would answer with garbage, and captures."""
+"""The simulated GPU itself: its results, errors where a GPU would give garbage, and captures."""
 
 import ctypes
 import gc

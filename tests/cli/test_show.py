@@ -170,7 +170,7 @@ def test_show_histograms_of_a_defective_run_beside_a_good_one(run, folder, drawn
     assert len(drawn_shares(drawn["histograms"], "dense.weight")) == 1
     assert "--seed 7" in refused(run, "histograms", folder, "--seed", 7)
     (folder / "runs.json").unlink()
-    assert "holds a single run" in refused(run, "histograms", folder, "--seed", 1)
+    assert "is a single run" in refused(run, "histograms", folder, "--seed", 1)
 
 
 def test_show_confusion_and_mistakes_of_the_test_set(run, folder, made, drawn):

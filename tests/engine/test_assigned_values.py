@@ -61,8 +61,8 @@ SHARES = (X / 255).astype("float32")
     ("last", "targets", "said"),
     [
         (layers.Sigmoid, X.astype("float32"), "y holds targets from 0 to 255, and sigmoid, the last layer, gives"),
-        (layers.Sigmoid, 2 * SHARES - 1, "from 0 to 1 only"),
-        (layers.Tanh, 4 * SHARES, "from -1 to 1 only"),
+        (layers.Sigmoid, 2 * SHARES - 1, "only numbers from 0 to 1"),
+        (layers.Tanh, 4 * SHARES, "only numbers from -1 to 1"),
         (layers.Sigmoid, X, ""),
         (layers.Sigmoid, SHARES * 1.05, ""),
         (layers.Tanh, 2 * SHARES - 1, ""),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The real CuPy on a mock driver: its Python and Cython layers, our engine and its kernels, without NVIDIA's driver.
+"""The real CuPy on a mock GPU: its Python and Cython layers, the engine and its kernels, without NVIDIA's driver.
 
     python tests/mock_driver/run.py pytest --backend cupy tests/layers/test_layers.py
     python tests/mock_driver/run.py python -m benchmarks.gpu --quick
@@ -8,8 +8,8 @@ The first call takes about a minute: an environment with CuPy's wheel in a folde
 the CUDA runtime is built again from CuPy's source, so that its runtime can be replaced by `driver.cpp`. All its other
 modules are the wheel's. Needs Linux on x86-64, g++ and PyPI.
 
-`tests/simulated_cupy.py` shows that the engine does what it says, and is part of the suite; this shows that CuPy takes
-what the engine says, and that nothing forgets to wait for a stream. Of speed it shows nothing.
+`tests/simulated_cupy.py` tests the engine itself, and is part of the suite; this tests that CuPy accepts all calls of
+the engine, and that no synchronization is missing. It does not measure speed.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ Cython.Build.cythonize([extension], language_level=3, compile_time_env=constants
 
 
 def main(command):
-    """Make what is missing, then become the command."""
+    """Build what is missing, then exec the command."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         sys.exit("the mock driver needs Linux on x86-64")
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))

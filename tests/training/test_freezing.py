@@ -73,7 +73,8 @@ def test_freeze_keeps_slots_of_frozen_parameters():
     model.train_on_batch(x, y)
     slots, values, layout = model.optimizer.state_dict(model.backend), model._flat.values, model._flat.layout
     model.freeze("conv2d*").train_on_batch(x, y)
-    assert (model._flat.values is values) and (model._flat.layout is layout)
+    assert model._flat.values is values
+    assert model._flat.layout is layout
     for name, slot in model.optimizer.state_dict(model.backend).items():
         assert (slot == slots[name]).all() == ("conv2d" in name), name
     model.unfreeze().train_on_batch(x, y)

@@ -112,7 +112,7 @@ def test_model_file_refuses_other_files(tmp_path, saved):
     path = tmp_path / "other.safetensors"
     for content in (b"", b"not safetensors at all", saved.read_bytes()[:-100]):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"is not a whole safetensors file .*cut short"):
+        with pytest.raises(CheckpointError, match=r"is not a whole safetensors file .*truncated"):
             gpucnn.load(path)
     save_file({"weight": np.zeros(3, "float32")}, path)
     with pytest.raises(CheckpointError, match="does not hold a gpucnn model"):
