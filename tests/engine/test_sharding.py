@@ -60,6 +60,7 @@ KINDS = ["plain", "norm", "dropout", "residual"]
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.smoke
 def test_sharding_trains_as_the_whole_batch(kind, count):
     expected = trained(kind, 1, Backend())
     for name, array in trained(kind, count).items():
