@@ -39,7 +39,6 @@ class Dataset(tuple[Split, Split]):
         x_test   (M, H, W, C) uint8      y_test   (M,) int64
 
     Example
-        >>> from gpucnn import datasets
         >>> data = datasets.synthetic_digits(100)
         >>> (x, y), _ = data
         >>> data.name, x.shape, y.dtype
@@ -78,7 +77,6 @@ def mnist(path: str | PathLike[str] | None = None) -> Dataset:
         DataError  the files are missing, damaged, or not MNIST
 
     Example:
-        >>> from gpucnn import datasets
         >>> (x, y), _ = datasets.mnist()  # doctest: +SKIP
         >>> x.shape, x.dtype, y.shape  # doctest: +SKIP
         ((60000, 28, 28, 1), dtype('uint8'), (60000,))
@@ -111,7 +109,6 @@ def cifar10(path: str | PathLike[str] | None = None) -> Dataset:
         DataError  the files are missing or damaged
 
     Example:
-        >>> from gpucnn import datasets
         >>> (x, y), _ = datasets.cifar10()  # doctest: +SKIP
         >>> x.shape, x.dtype, y.shape  # doctest: +SKIP
         ((50000, 32, 32, 3), dtype('uint8'), (50000,))
@@ -139,7 +136,6 @@ def image_folder(
     Example:
         >>> import os
         >>> from PIL import Image
-        >>> from gpucnn import datasets
         >>> for name in ("cat", "dog"):
         ...     os.makedirs(f"photos/{name}")
         ...     for number in range(4):
@@ -173,7 +169,6 @@ def synthetic_digits(n: int = 20_000, seed: int = 0) -> Dataset:
     The test images come from a random stream of their own. Needs no file and no network.
 
     Example:
-        >>> from gpucnn import datasets
         >>> (x, y), _ = datasets.synthetic_digits(100, seed=0)
         >>> x.shape, x.dtype, int(y.max())
         ((100, 28, 28, 1), dtype('uint8'), 9)
@@ -193,7 +188,6 @@ def available(name: str) -> str | None:
     """Return the folder a data set ("mnist", "cifar10") would be read from without downloading, or None.
 
     Example:
-        >>> from gpucnn import datasets
         >>> if datasets.available("mnist"):
         ...     data = datasets.mnist()
         ... else:

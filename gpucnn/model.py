@@ -63,7 +63,6 @@ class Model(Executor):
         BackendUnavailable              the named backend is unavailable on this machine
 
     Example
-        >>> from gpucnn import Model, datasets, layers
         >>> (x, y), _ = datasets.synthetic_digits(200)
         >>> network = [layers.Conv2D(8, 3), layers.ReLU(), layers.Flatten(), layers.Dense(10), layers.Softmax()]
         >>> model = Model(network, input_shape=(28, 28, 1)).compile("adam", "categorical_crossentropy")
@@ -354,10 +353,9 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "auto", dtype: s
         CheckpointError: the file is missing, damaged, foreign or does not fit itself; says which.
 
     Example:
-        >>> import gpucnn
-        >>> model = gpucnn.networks.lenet()
+        >>> model = networks.lenet()
         >>> model.save("lenet.safetensors")
-        >>> gpucnn.load("lenet.safetensors", backend="numpy")
+        >>> load("lenet.safetensors", backend="numpy")
         <Model 'lenet': 14 layers, (28, 28, 1) → (10,), 61,706 parameters, float32 on numpy>
     """
     path = model_file.find(path)

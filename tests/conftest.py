@@ -8,8 +8,10 @@ import tempfile
 
 import numpy as np
 import pytest
+from threadpoolctl import ThreadpoolController
 
 from gpucnn import __main__
+from gpucnn.backends.numpy import blas
 from tests.helpers import BACKENDS, GPUS, SIMULATED, make_backend, why_missing, why_no_gpu, write_digits
 
 
@@ -23,6 +25,9 @@ def pytest_configure(config):
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="gpucnn-tests-")  # what commands remember of runs
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts jobs in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config, "workerinput"):  # xdist's workers share the cores: threads of BLAS would spin, and wait
+        for controller in ThreadpoolController().select(user_api="blas").lib_controllers:
+            blas.Library(controller).set(1)
     asked = config.getoption("--backend") or []
     for name in asked:
         if missing := why_missing(name):

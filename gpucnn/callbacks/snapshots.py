@@ -39,7 +39,6 @@ class Snapshots(Callback):
     counted as the model counts them, so those of a training that is continued go on.
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.callbacks.snapshots import Snapshots
         >>> snapshots = Snapshots()
@@ -139,7 +138,6 @@ def load_snapshots(path: str | Path) -> Epochs:
         CheckpointError: there is none, or it is damaged or foreign; says which.
 
     Example:
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.callbacks.snapshots import Snapshots, load_snapshots
         >>> snapshots = Snapshots()

@@ -212,7 +212,6 @@ class BoundNetwork(Closed):
                 model is being trained.
 
         Example:
-            >>> from gpucnn import datasets, networks
             >>> (x, y), _ = datasets.synthetic_digits(64)
             >>> model = networks.feedforward(seed=0)
             >>> before = model.state_dict()

@@ -216,7 +216,6 @@ class Executor(BoundNetwork):
         Backward adds to the parameters' gradients; `apply_gradients` updates by them, and `zero_grad` clears them.
 
         Example:
-            >>> from gpucnn import datasets, networks
             >>> (x, y), _ = datasets.synthetic_digits(64)
             >>> model = networks.feedforward(seed=0)
             >>> outputs, backward = model.forward(x[:8], train=True)
@@ -296,7 +295,6 @@ class Executor(BoundNetwork):
                 group of the optimizer that no parameter belongs to, or the model is being trained.
 
         Example:
-            >>> from gpucnn import Model, layers, optimizers
             >>> model = Model([layers.Dense(10), layers.Softmax()], input_shape=(20,))
             >>> sgd = optimizers.SGD(0.1, momentum=0.9)
             >>> model = model.compile(sgd, loss="categorical_crossentropy", metrics=["accuracy"])
@@ -356,7 +354,7 @@ class Executor(BoundNetwork):
         with self.execution_context(len(x)):
             if check is not None:
                 check.begin_step()
-            loss, outputs = self.loss_and_gradients(x, labels)
+            loss, outputs = self._loss_and_gradients(x, labels, sharded=True)
             if check is not None:
                 check.check_step(x, labels, number)
             optimizer.update(self.backend, self._flat.values, self._flat.gradients, learning_rate, number)
@@ -371,18 +369,22 @@ class Executor(BoundNetwork):
         A mean over N samples gives each of them a gradient of about 1/N, which float16 can hardly hold: there the loss
         is scaled by a power of two of about N in the backward pass, and the gradients in float32 by its inverse.
         """
-        scale = 2.0 ** math.ceil(math.log2(len(x))) if self.dtype == "float16" else 1.0
+        self.bind()
         with self.execution_context(len(x)):
-            self.zero_grad()  # which binds
-            if sharded:
-                outputs, network_backward = self.forward_train(x, capture=self.jit)
-            else:
-                outputs, network_backward = self._trunk.forward(x, train=True, need_dx=False)
-            exact = outputs.astype(self.state_dtype, copy=False)
-            loss, loss_backward = self._compute_loss(exact, labels)
-            network_backward(loss_backward(scale).astype(outputs.dtype, copy=False))
-            if scale != 1.0:
-                self._flat.gradients *= 1.0 / scale
+            return self._loss_and_gradients(x, labels, sharded)
+
+    def _loss_and_gradients(self, x: Array, labels: Array, sharded: bool) -> tuple[Array, Array]:
+        scale = 2.0 ** math.ceil(math.log2(len(x))) if self.dtype == "float16" else 1.0
+        self._flat.gradients[...] = 0
+        if sharded:
+            outputs, network_backward = self.forward_train(x, capture=self.jit)
+        else:
+            outputs, network_backward = self._trunk.forward(x, train=True, need_dx=False)
+        exact = outputs.astype(self.state_dtype, copy=False)
+        loss, loss_backward = self._compute_loss(exact, labels)
+        network_backward(loss_backward(scale).astype(outputs.dtype, copy=False))
+        if scale != 1.0:
+            self._flat.gradients *= 1.0 / scale
         return loss, exact
 
     def test_step(self, x: Array, labels: Array) -> tuple[Array, Array]:
@@ -417,7 +419,6 @@ class Executor(BoundNetwork):
             ConfigurationError: the model is not compiled, or its optimizer is bound to another model by now.
 
         Example:
-            >>> from gpucnn import datasets, networks
             >>> (x, y), _ = datasets.synthetic_digits(64)
             >>> model = networks.feedforward(seed=0)
             >>> outputs, backward = model.forward(x[:8], train=True)
@@ -428,7 +429,7 @@ class Executor(BoundNetwork):
         self.bind()
         with self.execution_context(1):
             self.optimizer.update(self.backend, self._flat.values, self._flat.gradients, rates)
-            self.zero_grad()
+            self._flat.gradients[...] = 0
 
     @on_device
     def zero_grad(self) -> None:

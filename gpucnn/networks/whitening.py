@@ -44,8 +44,6 @@ def whiten(target: Model | Conv2D, images: Any, *, epsilon: float = EPSILON) -> 
         ShapeError, DTypeError: images that the target does not take.
 
     Example:
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> from gpucnn.networks.whitening import whiten
         >>> images = np.random.default_rng(0).random((200, 8, 8, 1), dtype=np.float32)
         >>> model = Model([layers.Conv2D(8, 2)], (8, 8, 1))  # 2·KH·KW·C filters

@@ -15,7 +15,8 @@ from tests.helpers import OF_CUPY
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 WIDE, NARROW = [(2, 8), (4, 4), (8, 2)], [(2, 1), (4, 1), (8, 1)]  # bytes of an element, elements moved at once
-BUILDS = [(arch, *form) for arch in ARCHITECTURES for form in WIDE] + [("sm_75", *form) for form in NARROW]
+BUILDS = [("sm_75", *form) for form in WIDE + NARROW]
+BUILDS += [pytest.param(arch, *form, marks=pytest.mark.full) for arch in ARCHITECTURES[1:] for form in WIDE]
 KERNELS = Path(__file__).parents[2] / "gpucnn/backends/cupy/kernels"
 
 

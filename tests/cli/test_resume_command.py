@@ -98,12 +98,13 @@ def killed_at_random(digits, whole, seconds, folder, kills, seed):
     assert_same_run(folder, whole)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("seed", [0])
 def test_resume_after_kills_at_random_moments(digits, uninterrupted, tmp_path, seed):
     killed_at_random(digits, *uninterrupted, tmp_path / "run", 3, seed)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_resume_after_kills_at_twenty_random_moments(digits, uninterrupted, tmp_path):
     whole, seconds = uninterrupted
     for seed in range(4):
@@ -118,6 +119,7 @@ def wait_for(condition, process, seconds=60):
         time.sleep(0.002)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("file", ["model.safetensors", "defects.json"])
 def test_resume_after_a_kill_while_results_are_written(digits, uninterrupted, tmp_path, file):
     """The training is over by then: what is left is written anew from its last checkpoint."""
@@ -130,6 +132,7 @@ def test_resume_after_a_kill_while_results_are_written(digits, uninterrupted, tm
     assert_same_run(folder, uninterrupted[0])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_finishes_the_step_and_saves_it(digits, uninterrupted, tmp_path, number):
     """With checkpoints a minute apart, so that the one that counts is that of the interruption."""

@@ -61,7 +61,7 @@ def test_cifar_batch(tmp_path):
     np.testing.assert_array_equal(read_labels, labels)
 
 
-def test_batch_errors(tmp_path):
+def test_cifar_batch_errors(tmp_path):
     path = tmp_path / "b.bin"
     images, labels = draw(3)
     path.write_bytes(encode(images, labels)[:-1])

@@ -292,7 +292,7 @@ def test_custom_layers_give_the_same_history_captured_and_eager(first):
     histories(range(first, first + 4), 25)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.parametrize("first", range(1000, 1400, 20))
 def test_custom_layers_give_the_same_long_history_captured_and_eager(first):
     histories(range(first, first + 20), 60)

@@ -45,6 +45,7 @@ print(json.dumps(answers))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what a process uses from /proc")
+@pytest.mark.process
 @pytest.mark.parametrize("megabytes", [24, 90])
 def test_predict_with_little_memory_advises_what_fits(megabytes):
     command = [sys.executable, "-c", BOUNDED, str(megabytes)]

@@ -46,7 +46,7 @@ from tests.helpers import described
 
 SECONDS = 5  # that reading one file may take
 MEMORY = 64 << 20  # bytes that it may take on top of twenty times the file's size
-ORDINARY, MANY = 200, 2000
+ORDINARY, MANY = 60, 2000
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def test_fuzz_mutated_files_load_or_say_why(form, wholes, tmp_path):
     fuzz(form, wholes, tmp_path, ORDINARY)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_fuzz_many_mutated_files_load_or_say_why(form, wholes, tmp_path):
     fuzz(form, wholes, tmp_path, MANY)
@@ -380,7 +380,7 @@ def test_fuzz_changed_descriptions_load_or_say_why(model_described, tmp_path):
     fuzz_descriptions(model_described, tmp_path, ORDINARY)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 def test_fuzz_many_changed_descriptions_load_or_say_why(model_described, tmp_path):
     fuzz_descriptions(model_described, tmp_path, MANY)
 
@@ -398,7 +398,7 @@ def test_fuzz_changed_json_loads_or_says_why(form, wholes, tmp_path):
     fuzz_json(form, wholes, tmp_path, ORDINARY)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.parametrize("form", [form for form in JSON_FILES if form.name != "settings"], ids=str)
 def test_fuzz_much_changed_json_loads_or_says_why(form, wholes, tmp_path):
     fuzz_json(form, wholes, tmp_path, MANY)

@@ -8,7 +8,7 @@ from benchmarks.nets import NETS, gpucnn_model
 from gpucnn.backends import Backend
 
 
-def test_the_naive_lenet_learns_the_same_lesson():
+def test_naive_lenet_takes_the_same_step():
     """From the same weights one step of plain gradient descent leads both networks to the same weights."""
     model = gpucnn_model("lenet", Backend())
     naive = NaiveLeNet()
@@ -32,12 +32,12 @@ def test_the_naive_lenet_learns_the_same_lesson():
 @pytest.mark.parametrize(
     ("name", "parameters"), [("lenet", 61_706), ("net2", 28_794), ("net3", 137_818), ("resnet20", 269_722)]
 )
-def test_the_timed_networks_have_their_published_sizes(name, parameters):
+def test_benchmark_networks_have_their_published_sizes(name, parameters):
     model = gpucnn_model(name, Backend())
     count = sum(parameter.size for parameter in model.parameters().values())
     projections = 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64  # He et al. pad the shortcut with zeros instead
     assert count - (projections if name == "resnet20" else 0) == parameters
 
 
-def test_every_timed_network_has_its_words():
+def test_benchmark_networks_have_descriptions():
     assert set(NETS) == {"lenet", "net2", "net3", "vgg", "resnet20"}

@@ -87,7 +87,7 @@ def run_script(folder, script=SCRIPT):
     return done.stdout.splitlines()
 
 
-def test_the_script_of_document_002_runs(tmp_path):
+def test_compat_script_of_the_original_page_runs(tmp_path):
     write_digits(tmp_path / "MNISTdata", 8500, 300)
     shown = run_script(tmp_path)
     # 8,500 images are 67 steps of 128 an epoch: a line for steps 0, 64 and the last
@@ -115,7 +115,7 @@ def test_the_script_of_document_002_runs(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_script_learns_real_mnist(tmp_path):
+def test_compat_script_learns_real_mnist(tmp_path):
     folder = Path(os.environ.get("GPUCNN_DATA", "unset"), "mnist").absolute()
     if not folder.is_dir():
         pytest.skip("no $GPUCNN_DATA/mnist")
@@ -141,7 +141,7 @@ def test_the_script_learns_real_mnist(tmp_path):
         ("train-images.idx3-ubyte.gz", "folder/train-images-idx3-ubyte.gz"),
     ],
 )
-def test_file_names_in_every_spelling(tmp_path, monkeypatch, on_disk, asked):
+def test_compat_file_names_in_every_spelling(tmp_path, monkeypatch, on_disk, asked):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     images = np.arange(24).reshape(2, 3, 4)
@@ -154,7 +154,7 @@ def test_file_names_in_every_spelling(tmp_path, monkeypatch, on_disk, asked):
     assert np.array_equal(loaded, images)
 
 
-def test_labels_and_what_is_none(tmp_path):
+def test_compat_labels_and_wrong_labels(tmp_path):
     write_idx(tmp_path / "labels", np.arange(5))
     write_idx(tmp_path / "images", np.zeros((5, 2, 2)))
     labels = load_mnist_labels(tmp_path / "labels")
@@ -168,7 +168,7 @@ def test_labels_and_what_is_none(tmp_path):
         load_mnist_images(f"{tmp_path}\\MNISTdata\\train-images-idx3-ubyte")
 
 
-def test_format_data():
+def test_compat_format_data():
     images = np.arange(0, 256, 5, dtype=np.uint8)[:48].reshape(3, 4, 4)
     labels = np.arange(3)
     x_train, x_test, y_train, y_test = formatData(images, images[:1], labels, labels[:1])
@@ -208,7 +208,7 @@ def data(rng):
     return rng.random((20, 6, 6, 1), dtype=np.float32) + y[:, None, None, None], y
 
 
-def test_the_network_is_the_one_that_gpucnn_would_make(data, tmp_path):
+def test_compat_network_is_the_one_that_gpucnn_makes(data, tmp_path):
     """Thin names: the same weights, the same steps, and a file that knows nothing of them."""
     x, y = data
     model = small(OptimizerSGD(learning_rate=0.1, momentum=0.5), seed=3)
@@ -235,7 +235,7 @@ def test_the_network_is_the_one_that_gpucnn_would_make(data, tmp_path):
     assert loaded.stdout == "SGD\n", loaded.stderr
 
 
-def test_a_printed_step_is_that_step_alone(data, capsys, backend):
+def test_compat_printed_step_is_that_step_alone(data, capsys, backend):
     x, y = data
     model = small(backend=backend)
     model.finalize()
@@ -255,7 +255,7 @@ def test_a_printed_step_is_that_step_alone(data, capsys, backend):
     assert "step" not in capsys.readouterr().out
 
 
-def test_decay_goes_on_from_one_training_to_the_next(data, capsys):
+def test_compat_decay_goes_on_in_the_next_train(data, capsys):
     model = small(OptimizerSGD(learning_rate=0.5, decay=0.25))
     model.finalize()
     for _ in range(2):
@@ -264,7 +264,7 @@ def test_decay_goes_on_from_one_training_to_the_next(data, capsys):
     assert [float(rate) for rate in rates] == pytest.approx([0.5 / (1 + 0.25 * k) for k in range(4)], rel=1e-5)
 
 
-def test_validation_is_the_mean_over_all_samples(data, capsys):
+def test_compat_validation_averages_over_samples(data, capsys):
     x, y = data
     model = small()
     model.finalize()
@@ -277,7 +277,7 @@ def test_validation_is_the_mean_over_all_samples(data, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-def test_a_network_that_is_not_told_its_input_learns_it_from_the_data(data):
+def test_compat_network_takes_its_input_size_from_the_data(data):
     model = Model(backend="numpy")
     for layer in (Flatten(), DenseLayer(36, 5), ActivationSigmoid(), DenseLayer(5, 3), ActivationSoftmax()):
         model.add(layer)
@@ -307,14 +307,14 @@ def test_a_network_that_is_not_told_its_input_learns_it_from_the_data(data):
         ),
     ],
 )
-def test_a_layer_that_is_told_another_input(place, layer, message):
+def test_compat_layer_with_another_input_size_is_refused(place, layer, message):
     model = small()
     model.items[place] = layer
     with pytest.raises(ShapeError, match=message):
         model.finalize()
 
 
-def test_data_of_another_size_than_the_first_layer_is_told(data):
+def test_compat_data_of_another_size_is_refused(data):
     model = small()
     model.finalize()
     with pytest.raises(ShapeError, match=r"x has shape \(20, 5, 6, 1\), the model takes \(N, 6, 6, 1\)"):
@@ -331,8 +331,8 @@ DATA = np.zeros((2, 6, 6, 1)), [0, 1]
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: m.add(ActivationReLU), r"is no layer; write it with brackets"),
-        (lambda m: m.add("relu"), "add: 'relu' is no layer$"),
+        (lambda m: m.add(ActivationReLU), r"is not a layer; did you mean ReLU\(\)"),
+        (lambda m: m.add("relu"), "add: 'relu' is not a layer$"),
         (lambda m: m.train(0, 0), r"not finalized; call finalize\(\)"),
         (lambda m: Model(backend="numpy").finalize(), r"not complete; call add\(…\) before"),
         (lambda m: Model("stats.json"), "stats must be a StatisticsTracker or None, not 'stats.json'"),
@@ -344,12 +344,12 @@ DATA = np.zeros((2, 6, 6, 1)), [0, 1]
         (lambda m: OptimizerSGD(momentum=1), "momentum"),
     ],
 )
-def test_mistakes(call, message):
+def test_compat_errors(call, message):
     with pytest.raises(ConfigurationError, match=message):
         call(small())
 
 
-def test_set_is_needed():
+def test_compat_needs_set():
     model = Model(backend="numpy")
     model.add(DenseLayer(2, 2))
     with pytest.raises(ConfigurationError, match=r"call set\(loss=…, optimizer=…, accuracy=…\) before"):
@@ -363,7 +363,7 @@ def logs(*accuracies, seconds=2.0):
     return [{"seconds": seconds, "accuracy": accuracy, "loss": 1.0} for accuracy in accuracies]
 
 
-def test_runs_add_up_and_their_averages_are_written(tmp_path):
+def test_compat_runs_add_up_and_averages_are_written(tmp_path):
     path = tmp_path / "stats.json"
     first = StatisticsTracker("Net", path)
     first.add_training(logs(0.5, 0.75), steps=8)
@@ -387,7 +387,7 @@ def test_runs_add_up_and_their_averages_are_written(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stats.json", "stats.txt"]  # nothing half-written
 
 
-def test_a_training_makes_a_run_and_a_validation_completes_it(tmp_path, data):
+def test_compat_train_begins_a_run_and_validate_completes_it(tmp_path, data):
     stats = StatisticsTracker("Net", tmp_path / "stats.json")
     model = small(stats=stats)
     model.finalize()
@@ -406,7 +406,7 @@ def test_a_training_makes_a_run_and_a_validation_completes_it(tmp_path, data):
     ("seconds", "words"),
     [(0.0123, "12.3 ms"), (35.44, "35.4 s"), (119.9, "119.9 s"), (1860, "31 min"), (7560, "2 h 6 min")],
 )
-def test_times_in_words(seconds, words):
+def test_compat_durations_as_text(seconds, words):
     assert duration(seconds) == words
 
 
@@ -418,7 +418,7 @@ def test_times_in_words(seconds, words):
         '{"runs": [{"epoch_accuracies": [1], "step_seconds": "x"}]}',
     ],
 )
-def test_a_damaged_file_is_refused_and_kept(tmp_path, content):
+def test_compat_damaged_statistics_are_refused_and_kept(tmp_path, content):
     path = tmp_path / "stats.json"
     path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=r"stats\.json: holds no statistics .* left as it is: mend it, move it away"):
@@ -431,7 +431,7 @@ def test_a_damaged_file_is_refused_and_kept(tmp_path, content):
     assert path.read_bytes() == content.encode(errors="surrogateescape")
 
 
-def test_statistics_that_cannot_be_written(tmp_path, monkeypatch):
+def test_compat_statistics_that_cannot_be_written(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"there is no folder .*nowhere; make it"):
         StatisticsTracker("Net", tmp_path / "nowhere" / "stats.json")
 
@@ -448,7 +448,7 @@ def test_statistics_that_cannot_be_written(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".part"] == []
 
 
-def test_the_file_of_statistics_may_be_named_as_on_windows(tmp_path, monkeypatch):
+def test_compat_statistics_file_may_have_a_windows_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
     StatisticsTracker("Net", "out\\stats.json").add_training(logs(0.5), steps=1)

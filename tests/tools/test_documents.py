@@ -68,7 +68,7 @@ def few_digits(path=None):
 
 
 @pytest.mark.parametrize("name", [name for name, text in EVERY.items() if blocks(text, "python")])
-def test_blocks_of_a_page_run_one_after_another(name, run, trained, tmp_path, monkeypatch):
+def test_documents_blocks_run(name, run, trained, tmp_path, monkeypatch):
     """As they are pasted, in one session; only the data are fewer, and there is no GPU."""
     monkeypatch.setattr("gpucnn.datasets.mnist", few_digits)
     (tmp_path / "runs").mkdir()
@@ -84,7 +84,7 @@ def test_blocks_of_a_page_run_one_after_another(name, run, trained, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_output_of_the_readme_is_what_its_first_block_prints(capfd, tmp_path, monkeypatch):
+def test_readme_output_is_what_its_first_block_prints(capfd, tmp_path, monkeypatch):
     if datasets.available("mnist") is None:
         pytest.skip("no mnist in $GPUCNN_DATA or the cache")
     monkeypatch.chdir(tmp_path)
@@ -96,7 +96,7 @@ def test_output_of_the_readme_is_what_its_first_block_prints(capfd, tmp_path, mo
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_links_of_a_page_lead_to_files(name):
+def test_documents_links_lead_to_files(name):
     folder = (DOCS / name).parent if name in PAGES else ROOT
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", EVERY[name]):
         assert (folder / link).exists(), link
@@ -154,7 +154,7 @@ COMMANDS = sorted({line for text in EVERY.values() for command in commands(text)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_in_the_documents_is_one(line):
+def test_documents_commands_exist(line):
     arguments = shlex.split(line)[1:]
     wrong = refused(typer.main.get_command(app), arguments)
     assert not wrong, f"{line}: {wrong}"
@@ -162,7 +162,7 @@ def test_a_command_in_the_documents_is_one(line):
         assert arguments[1].startswith("-") or arguments[1] in REPRODUCTIONS
 
 
-def test_commands_are_checked():
+def test_documents_wrong_commands_are_noticed():
     assert len(COMMANDS) > 20
     command = typer.main.get_command(app)
     assert "alexnet" in refused(command, ["alexnet"])
@@ -171,7 +171,7 @@ def test_commands_are_checked():
     assert "MissingParameter" in refused(command, ["predict", "--top", "3"])
 
 
-def test_what_is_installed_can_be():
+def test_documents_installed_packages_exist():
     """No name of an index that it is not on; extras that are there, and that something uses."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert set(project["optional-dependencies"]) == {"cuda12", "cuda13", "test", "dev"}
@@ -181,7 +181,7 @@ def test_what_is_installed_can_be():
             assert extra in project["optional-dependencies"]
 
 
-def test_the_first_block_is_the_test_command():
+def test_readme_first_block_is_the_test_command():
     """The gate runs the second line of the README's first block."""
     first = re.search(r"^```\w*\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)[1]
     assert first.splitlines()[1].endswith("-m pytest -n auto")
@@ -219,7 +219,7 @@ def what_there_is():
     return [f"| {kind} | {', '.join(f'`{name}`' for name in names)} |" for kind, names in kinds.items()]
 
 
-def test_tables_name_what_there_is():
+def test_documents_tables_name_what_there_is():
     text = "\n".join((README, PAGES["training.md"], PAGES["visualization.md"]))
     missing = [row for row in what_there_is() if row not in text]
     assert not missing, "\n".join(["rows that the README, or a table of docs/, should have:", *missing])
@@ -237,12 +237,12 @@ def test_new_names_of_the_changelog_are_those_of_the_package():
 # Figures
 
 
-def test_the_table_of_broken_runs_is_that_of_its_results():
+def test_documents_table_of_defective_runs_is_that_of_its_results():
     """A curvature of 326 stood there as 3.300."""
     assert broken_runs.table(results("broken_runs")) in PAGES["broken-runs.md"]
 
 
-def test_sentences_on_broken_runs_are_those_of_their_results():
+def test_documents_sentences_on_defective_runs_are_those_of_their_results():
     found = results("broken_runs")["runs"]
     page = spaced(PAGES["broken-runs.md"])
     every = [run for runs in found.values() for run in runs]
@@ -267,7 +267,7 @@ def in_percent(shares):
     return [f"{100 * share:.1f}" for share in shares]
 
 
-def test_figures_of_cifar10_are_those_of_their_results():
+def test_documents_numbers_of_cifar10_are_those_of_their_results():
     page, plain = PAGES["cifar10.md"], spaced(PAGES["cifar10.md"])
     ours, torch = results("cifar10_airbench94_gpucnn"), results("cifar10_airbench94_torch")
     assert f"| gpucnn, % | {' | '.join(in_percent(ours['accuracy']))} | **{100 * ours['views']:.1f}** |" in page
@@ -295,7 +295,7 @@ def test_figures_of_cifar10_are_those_of_their_results():
     assert f"epochs, 1 run | {right} of the test images in {'; '.join(times)} |" in README
 
 
-def test_sizes_of_the_networks_on_cifar10():
+def test_documents_sizes_of_the_networks_on_cifar10():
     """Parameters, multiply-adds, epochs and batches, of every row; and which of them `gpucnn reproduce` takes."""
     rows = re.findall(r"^\| (`.*?) \| (.*?) \| (.*?) \| (.*?) \|$", PAGES["cifar10.md"], re.MULTILINE)
     seen = []
@@ -328,7 +328,7 @@ def seconds_of(words):
     return sum(float(n) * units[u] for n, u in parts), units[last[1]] * (0.05 if "." in last[0] else 0.5)
 
 
-def test_what_was_published_is_what_is_reproduced():
+def test_documents_published_numbers_are_those_of_the_recipes():
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in PAGES["reproduction.md"].splitlines()
@@ -348,7 +348,7 @@ def test_what_was_published_is_what_is_reproduced():
     assert {row[0] for row in rows[1:]} == {name for name, entry in REPRODUCTIONS.items() if not entry.long}
 
 
-def test_accuracies_are_those_of_their_results():
+def test_documents_accuracies_are_those_of_their_results():
     held = results("accuracy")
     assert held["epochs"] == 3
     for net, begins in (("lenet", "| `lenet` on MNIST for 3 epochs"), ("network-3", "| `network-3` on CIFAR-10 for 3")):
@@ -370,7 +370,7 @@ def of_nets(what, threads, batch=128):
 
 @pytest.mark.parametrize(("what", "word"), [("train", "training step"), ("infer", "inference")])
 @pytest.mark.parametrize(("threads", "counted"), [(1, "one thread"), (2, "two threads")])
-def test_times_beside_pytorch_are_those_of_their_results(what, word, threads, counted):
+def test_documents_times_beside_pytorch_are_those_of_their_results(what, word, threads, counted):
     ratios, found = of_nets(what, threads)
     figures = [f"{ratio:.2f}" for ratio in ratios.values()]
     assert f"| {word}, {counted} | {' | '.join(figures)} |" in MEASURED
@@ -384,7 +384,7 @@ def test_times_beside_pytorch_are_those_of_their_results(what, word, threads, co
     assert 0.65 < max(shares) < 0.8, "three quarters"
 
 
-def test_sentences_on_small_batches_are_those_of_their_results():
+def test_documents_sentences_on_small_batches_are_those_of_their_results():
     one, two = (of_nets("train", threads, 32)[0] for threads in (1, 2))
     assert all(ratio < 1.005 for ratio in one.values())
     assert f"{two['net3']:.1f}" == "1.0"
@@ -395,11 +395,11 @@ def test_sentences_on_small_batches_are_those_of_their_results():
 
 
 @pytest.mark.parametrize("name", ["cpu", "cpu_haswell", "cpu_no_avx512"])
-def test_tables_of_the_benchmarks_are_those_of_their_results(name):
+def test_documents_benchmark_tables_are_those_of_their_results(name):
     page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     rows = [line for line in cpu.table(results(name)["results"]).splitlines() if line.startswith("|")]
     assert all(row in page for row in rows)
 
 
-def test_gpucnn_is_the_one_of_this_tree():
+def test_package_under_test_is_that_of_this_tree():
     assert Path(gpucnn.__file__).parent.parent == ROOT

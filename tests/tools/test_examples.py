@@ -11,7 +11,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_smoke(path):
+def test_examples_run(path):
     done = subprocess.run(
         [sys.executable, "-W", "error", path, "--smoke", "--backend", "numpy"],
         capture_output=True,
@@ -24,5 +24,5 @@ def test_smoke(path):
     assert float(accuracy[1]) > 20
 
 
-def test_there_are_examples():
+def test_examples_exist():
     assert {path.stem for path in EXAMPLES} >= {"mnist_lenet", "cifar10_small"}

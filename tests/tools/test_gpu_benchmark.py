@@ -77,7 +77,7 @@ def rows_of(bench, section):
 # --- the sections -------------------------------------------------------------------------------
 
 
-def test_repeat_tells_that_trainings_are_the_same(bench):
+def test_repeat_finds_equal_runs(bench):
     (row,) = rows_of(bench, "repeat")
     assert row == {
         "precision": "fp32",
@@ -89,7 +89,7 @@ def test_repeat_tells_that_trainings_are_the_same(bench):
     }
 
 
-def test_repeat_tells_that_trainings_differ(bench, monkeypatch):
+def test_repeat_finds_unequal_runs(bench, monkeypatch):
     states = iter([{"weight": np.float32([1, 2])}, {"weight": np.float32([1, 2])}, {"weight": np.float32([1, 2.5])}])
     monkeypatch.setattr(gpu, "_trained", lambda *args, **kwargs: next(states))
     (row,) = rows_of(bench, "repeat")
@@ -109,13 +109,13 @@ def test_first_use_starts_processes(bench):
     assert row["warm_s"] == [row["warm_median_s"]]
 
 
-def test_a_first_step_that_fails_says_why(bench):
+def test_first_use_that_fails_says_why(bench):
     bench.child = "nothing"
     errors = bench.run(["first_use"])["errors"]
     assert "there is no backend named 'nothing'" in errors["first_use 1"]
 
 
-def test_workspace_measures_with_the_room_it_says_and_puts_it_back(bench, monkeypatch):
+def test_workspace_measures_with_the_size_it_reports_and_restores_it(bench, monkeypatch):
     convolution, rooms = bench.ours.backend._convolution, []
     before, forward = convolution.workspace, convolution.forward
 
@@ -142,7 +142,7 @@ def test_conv(bench):
     assert (part["precision"], part["pass"]) == ("tf32", "weight gradient")
 
 
-def test_conv_computes_in_the_precision_it_says(bench, monkeypatch):
+def test_conv_computes_in_the_reported_precision(bench, monkeypatch):
     cublas, seen = bench.ours.backend._cublas, []
     multiply = cublas.multiply
 
@@ -171,7 +171,7 @@ def test_nets(bench):
     assert resnet9["torch_half"] is None
 
 
-def test_training_makes_accuracies_and_says_why_it_takes_digits(bench):
+def test_training_reports_accuracies_and_why_it_takes_digits(bench):
     for row in rows_of(bench, "training"):
         assert 0 <= row["accuracy"] <= 1
         assert row["epochs"] == len(row["seconds_an_epoch"]) == 1
@@ -179,13 +179,13 @@ def test_training_makes_accuracies_and_says_why_it_takes_digits(bench):
         assert row["notes"] == {"data": "GPUCNN_DATA is not set"}
 
 
-def test_a_training_that_learns_nothing_has_failed(bench):
+def test_training_that_learns_nothing_has_failed(bench):
     bench.settings = dataclasses.replace(TINY, training=TINY.training[:1], passed=1.01)
     errors = bench.run(["training"])["errors"]
     assert "an accuracy of at least 1.01 was expected" in errors["training network-3 fp32 8 1"]
 
 
-def test_a_folder_without_cifar_is_said_to_be_one(tmp_path, monkeypatch):
+def test_training_names_a_folder_without_cifar(tmp_path, monkeypatch):
     monkeypatch.setenv("GPUCNN_DATA", str(tmp_path))
     gpu._training_data.cache_clear()
     data, reason = gpu._training_data(64)
@@ -193,7 +193,7 @@ def test_a_folder_without_cifar_is_said_to_be_one(tmp_path, monkeypatch):
     assert str(tmp_path) in reason
 
 
-def test_a_share_of_cifar_is_trained_on_and_said(tmp_path, monkeypatch):
+def test_training_on_a_share_of_cifar_says_so(tmp_path, monkeypatch):
     image = pytest.importorskip("PIL.Image")
     (tmp_path / "labels.bin").write_bytes(bytes(number // 1000 % 10 for number in range(60_000)))
     for name, shade in (("data_batch_2_3", 40), ("test_batch_9", 90)):
@@ -212,7 +212,7 @@ def test_a_share_of_cifar_is_trained_on_and_said(tmp_path, monkeypatch):
 # --- timing, and what happens when something fails ----------------------------------------------
 
 
-def test_a_recorded_call_makes_as_many_as_it_says(bench):
+def test_captured_call_repeats_as_often_as_reported(bench):
     total = bench.ours.backend.xp.zeros((), np.int64)
 
     def call():
@@ -225,13 +225,13 @@ def test_a_recorded_call_makes_as_many_as_it_says(bench):
     assert int(total) - before == 8
 
 
-def test_a_steps_recording_is_asked_for(bench, monkeypatch):
+def test_step_capture_is_requested(bench, monkeypatch):
     monkeypatch.setattr(gpu_nets, "BATCHES", 1)  # too few to record
     with pytest.raises(RuntimeError, match="asked for captured=True, gpucnn chose StepRunner"):
         bench.ours.step("lenet", 4, "fp32", True)
 
 
-def test_times_are_of_one_call_and_compared(bench, monkeypatch):
+def test_times_are_per_call_and_compared(bench, monkeypatch):
     bench.theirs, bench.settings = Peer(None), dataclasses.replace(TINY, run_seconds=0.1, most_calls=3)
     calls = {"gpucnn": 0, "torch": 0}
 
@@ -253,7 +253,7 @@ def test_times_are_of_one_call_and_compared(bench, monkeypatch):
     assert gpu.ratio(row, "gpucnn", "another") is None
 
 
-def test_what_pytorch_cannot_do_is_noted(bench):
+def test_pytorch_limits_are_noted(bench):
     def step(net, batch, precision, captured, width):
         if captured:
             raise RuntimeError("no graph of this")
@@ -321,13 +321,13 @@ def test_the_command(bench, names, status, tmp_path, monkeypatch, capsys):
     assert [file.name for file in path.parent.iterdir()] == ["gpu.json"]
 
 
-def test_an_unknown_section_is_refused(capsys):
+def test_section_that_is_unknown_is_refused(capsys):
     with pytest.raises(SystemExit):
         gpu.main(["--only", "conv,elephants"])
     assert "no section 'elephants'; there are repeat, memory" in capsys.readouterr().err
 
 
-def test_without_a_gpu_it_says_so_and_exits_with_2():
+def test_benchmark_without_a_gpu_exits_with_2():
     command = [sys.executable, "-m", "benchmarks.gpu", "--quick"]
     answer = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}, capture_output=True, text=True
@@ -337,7 +337,7 @@ def test_without_a_gpu_it_says_so_and_exits_with_2():
     assert answer.stdout == ""
 
 
-def test_facts_are_told_without_a_gpu(capsys):
+def test_facts_are_reported_without_a_gpu(capsys):
     assert gpu.main(["--facts"]) == 0
     assert json.loads(capsys.readouterr().out)["packages"]["numpy"] == np.__version__
 
@@ -345,14 +345,14 @@ def test_facts_are_told_without_a_gpu(capsys):
 # --- PyTorch ------------------------------------------------------------------------------------
 
 
-def test_without_pytorch_the_reason_is_given(monkeypatch):
+def test_pytorch_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     theirs, reason = gpu_nets.find_torch()
     assert theirs is None
     assert reason.startswith("PyTorch cannot be imported (ModuleNotFoundError")
 
 
-def test_a_pytorch_without_a_gpu_is_left_alone(monkeypatch):
+def test_pytorch_without_a_gpu_is_left_out(monkeypatch):
     torch = types.SimpleNamespace(__version__="1.2", cuda=types.SimpleNamespace(is_available=lambda: False))
     monkeypatch.setitem(sys.modules, "torch", torch)
     assert gpu_nets.find_torch() == (None, "PyTorch 1.2 sees no GPU")
@@ -385,7 +385,7 @@ def times(median):
     return {"median_ms": median, "min_ms": median / 2, "calls": 10}
 
 
-def test_the_tables_of_a_made_up_result():
+def test_tables_of_a_made_up_result():
     versions = {"driver": 13000, "runtime": 13000, "cupy": "14.2.0", "cublas": None, "numpy": "2.5.2"}
     facts = {"date": "2026-12-01", "gpu": "A GPU", **versions, "torch": None, "cudnn": None, "python": "3.12.3"}
     convolution = {"images": 128, "channels": 64, "side": 32, "precision": "fp16"}
@@ -430,7 +430,7 @@ def test_the_tables_of_a_made_up_result():
     ]
 
 
-def test_every_section_has_a_table():
+def test_tables_for_every_section():
     assert gpu.TABLES.keys() == gpu.SECTIONS.keys()
 
 
@@ -455,19 +455,19 @@ def run_script(tmp_path, answers, *arguments):
     return answer, noted.read_text().splitlines(), elsewhere
 
 
-def test_the_script_tests_in_one_process_without_xdist(tmp_path):
+def test_script_tests_in_one_process_without_xdist(tmp_path):
     answer, noted, _ = run_script(tmp_path, {"import xdist": 1}, "answers")
     assert answer.returncode == 0
     assert "-q -ra --backend cupy" in noted[2]
 
 
-def test_the_script_is_bash():
+def test_script_is_bash():
     answer = subprocess.run(["bash", "-n", str(SCRIPT)], capture_output=True, text=True)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert os.access(SCRIPT, os.X_OK)
 
 
-def test_the_script_makes_every_step(tmp_path):
+def test_script_runs_every_step(tmp_path):
     answer, noted, elsewhere = run_script(tmp_path, {}, "the answers")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     folder = elsewhere / "the answers"
@@ -489,7 +489,7 @@ def test_the_script_makes_every_step(tmp_path):
     assert "0 of 4 steps failed" in answer.stdout
 
 
-def test_the_script_goes_on_after_failures_and_counts_them(tmp_path):
+def test_script_goes_on_after_failures_and_counts_them(tmp_path):
     answer, noted, elsewhere = run_script(tmp_path, {"-m pytest": 1, "--seconds 140": 124}, "out")
     assert answer.returncode == 2
     assert len(noted) == 5
@@ -503,7 +503,7 @@ def test_the_script_goes_on_after_failures_and_counts_them(tmp_path):
     assert "2 of 4 steps failed" in answer.stdout
 
 
-def test_the_script_names_what_exists_and_keeps_its_time():
+def test_script_names_what_exists_and_keeps_its_time():
     text = SCRIPT.read_text()
     files = re.findall(r"tests/\w+/test_\w+\.py", text)
     assert len(set(files)) == 13

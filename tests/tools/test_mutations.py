@@ -6,7 +6,7 @@ from tests import mutations
 
 
 @pytest.mark.parametrize("fault", mutations.FAULTS, ids=lambda fault: fault.what)
-def test_faults_can_be_planted(fault):
+def test_mutations_can_be_planted(fault):
     file = mutations.ROOT / fault.file
     if not (mutations.ROOT / "pyproject.toml").exists():
         pytest.skip("not a source tree")
@@ -16,11 +16,11 @@ def test_faults_can_be_planted(fault):
         assert (mutations.ROOT / near).exists()
 
 
-def test_there_are_at_least_forty():
+def test_mutations_are_at_least_forty():
     assert len({fault.what for fault in mutations.FAULTS}) == len(mutations.FAULTS) >= 40
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", mutations.FAULTS, ids=lambda fault: fault.what)
-def test_faults_are_noticed(fault):
+def test_mutations_are_noticed(fault):
     assert mutations.plant(fault, whole=True)

@@ -54,7 +54,7 @@ def encoded(monkeypatch):
 # Names
 
 
-def test_printable_shows_what_a_terminal_would_obey():
+def test_printable_escapes_what_a_terminal_would_obey():
     assert [printable(name) for name in HOSTILE] == [
         r"\x1b]0;title\x07",
         r"\x1b[2J\x1b[H",
@@ -71,7 +71,7 @@ def test_printable_shows_what_a_terminal_would_obey():
         assert printable(name) == name
 
 
-def test_errors_say_names_that_can_be_printed(encoded):
+def test_errors_show_printable_names(encoded):
     shown = encoded("cp1252")
     print(DataError("HTTP 500 \x1b]0;title\x07, café…\nnext"))
     print(gpucnn.LayerError("\udce9"))
@@ -79,7 +79,7 @@ def test_errors_say_names_that_can_be_printed(encoded):
 
 
 @pytest.mark.parametrize("names", [HOSTILE, MARKUP], ids=["hostile", "markup"])
-def test_names_of_a_model_are_shown_and_not_obeyed(run, names, tmp_path):
+def test_names_of_a_model_are_escaped(run, names, tmp_path):
     K = len(names)
     model = gpucnn.Model([layers.Flatten(), layers.Dense(K), layers.Softmax()], (28, 28, 1), backend="numpy")
     model.compile()
@@ -97,7 +97,7 @@ def test_names_of_a_model_are_shown_and_not_obeyed(run, names, tmp_path):
     print(model)
 
 
-def test_names_of_folders_are_no_markup(run, tmp_path):
+def test_names_of_folders_are_not_markup(run, tmp_path):
     """`gpucnn train --run-dir "x [/bold] y"` ended with a MarkupError and an unusable folder."""
     generator = np.random.default_rng(0)
     for name in ("cat [tabby]", "[red]fox", "a:smile:b"):
@@ -144,7 +144,7 @@ def test_names_that_are_not_utf8(run, tmp_path):
     assert r"caf\xe9" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
-def test_all_words_go_through_one_console():
+def test_console_is_the_only_output():
     """No other console than the one that takes names as data, and no markup, anywhere in the package."""
     for path in Path(gpucnn.__file__).parent.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
@@ -171,7 +171,7 @@ def everything(model, x, y):
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_an_output_of_any_encoding(encoded, encoding):
+def test_output_of_any_encoding(encoded, encoding):
     shown = encoded(encoding)
     everything(small_model(), *stripes(20))
     assert "epoch 1/1: loss" in shown()
@@ -180,7 +180,7 @@ def test_an_output_of_any_encoding(encoded, encoding):
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_the_command_line_on_an_output_of_any_encoding(run, encoding, encoded, trained, digits, capsys):
+def test_commands_print_in_any_encoding(run, encoding, encoded, trained, digits, capsys):
     Image.new("L", (28, 28), 255).save("white.png")
     shown = encoded(encoding)
     for command in (
@@ -195,7 +195,7 @@ def test_the_command_line_on_an_output_of_any_encoding(run, encoding, encoded, t
     assert run("train", "--network", "é…")[0] == 1
 
 
-def test_an_output_that_only_writes(monkeypatch):
+def test_output_that_only_writes(monkeypatch):
     tee = Tee()
     monkeypatch.setattr("sys.stdout", tee)
     everything(small_model(), *stripes(20))
@@ -203,7 +203,7 @@ def test_an_output_that_only_writes(monkeypatch):
     assert "(8, 8, 1) → (3,)" in tee.text
 
 
-def test_no_output_at_all(monkeypatch):
+def test_output_that_is_none(monkeypatch):
     """A program without a console, made for Windows, has None for standard output."""
     monkeypatch.setattr("sys.stdout", None)
     everything(small_model(), *stripes(20))
@@ -220,7 +220,7 @@ class Mute(io.StringIO):
 
 @pytest.mark.parametrize("make", [io.StringIO, Mute])
 @pytest.mark.parametrize("close", [False, True])
-def test_an_output_that_is_closed_does_not_end_a_training(monkeypatch, make, close):
+def test_output_that_is_closed_does_not_end_fit(monkeypatch, make, close):
     out = make()
     if close:
         out.close()
@@ -232,7 +232,7 @@ def test_an_output_that_is_closed_does_not_end_a_training(monkeypatch, make, clo
     assert close or "epoch 2/2" in out.getvalue()
 
 
-def test_an_output_that_nobody_reads_ends_a_command_without_a_word():
+def test_output_that_nobody_reads_ends_a_command_silently():
     """`gpucnn doctor | true`."""
     read, write = os.pipe()
     os.close(read)
@@ -251,14 +251,14 @@ def test_an_output_that_nobody_reads_ends_a_command_without_a_word():
         (("profile", "--batch-size", "1000000000000"), "choose a smaller --batch-size"),
     ],
 )
-def test_a_system_error_ends_with_a_sentence(run, option, found):
+def test_errors_of_the_system_end_with_a_sentence(run, option, found):
     status, _, errors = run(*option)
     assert status == 1
     assert found in errors
     assert "Traceback" not in errors
 
 
-def test_doctor_from_a_source_tree(run, monkeypatch):
+def test_doctor_in_a_source_tree(run, monkeypatch):
     version = metadata.version
 
     def not_installed(name):
@@ -293,12 +293,12 @@ def terminal(monkeypatch):
     ("kind", "settings"),
     [("dumb", {}), ("unknown", {}), ("xterm", {"TTY_COMPATIBLE": "0"}), ("xterm", {"TTY_INTERACTIVE": "0"})],
 )
-def test_a_terminal_that_cannot_redraw_gets_lines(terminal, kind, settings):
+def test_progress_on_a_dumb_terminal_is_lines(terminal, kind, settings):
     terminal(kind, **settings)
     assert type(progress.make_progress("auto")) is progress.Lines
 
 
-def test_a_file_gets_lines_whatever_the_environment_says(monkeypatch):
+def test_progress_in_a_file_is_lines(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     assert type(progress.make_progress("auto")) is progress.Lines
@@ -312,14 +312,14 @@ def shown_epochs(terminal, capsys, epochs, **more):
     return capsys.readouterr().out
 
 
-def test_a_bar_of_many_epochs_draws_as_much_an_epoch_as_one_of_few(terminal, capsys, monkeypatch):
+def test_progress_bar_costs_the_same_per_epoch_for_many_epochs(terminal, capsys, monkeypatch):
     """Each epoch was drawn again with each later one, 42 s of them for 400 epochs."""
     monkeypatch.setattr(progress, "REFRESH_SECONDS", 100)  # so that the clock has no say in what is drawn
     few, many = (len(shown_epochs(terminal, capsys, epochs)) / epochs for epochs in (5, 60))
     assert many < 1.2 * few
 
 
-def test_a_bar_leaves_one_row_an_epoch_above_the_one_that_runs(terminal, capsys):
+def test_progress_bar_leaves_one_row_per_epoch(terminal, capsys):
     terminal()
     console = PlainConsole(height=24)
     bar, running = progress.Bar(console), []
@@ -343,7 +343,7 @@ def plain_lines(shown):
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r", "\n").splitlines()
 
 
-def test_a_bar_says_what_its_times_are(terminal, capsys, monkeypatch):
+def test_progress_bar_labels_its_times(terminal, capsys, monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(progress.time, "perf_counter", lambda: float(next(clock)))  # a step takes a second
     bar = progress.Bar(PlainConsole())
@@ -357,7 +357,7 @@ def test_a_bar_says_what_its_times_are(terminal, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 2), (120, 2), (160, 1)])
-def test_a_bar_breaks_its_numbers_between_training_and_validation(terminal, capsys, columns, rows):
+def test_progress_bar_breaks_between_training_and_validation(terminal, capsys, columns, rows):
     terminal(columns=columns)
     with progress.Bar(PlainConsole()) as bar:
         bar.begin_epoch(9, 30, 352)
@@ -369,7 +369,7 @@ def test_a_bar_breaks_its_numbers_between_training_and_validation(terminal, caps
     assert lines[0].startswith("epoch 10/30 ")
 
 
-def test_an_epoch_that_was_interrupted_stays_on_the_screen(terminal, capsys):
+def test_progress_bar_keeps_an_interrupted_epoch(terminal, capsys):
     terminal()
     with progress.Bar(PlainConsole()) as bar:
         bar.begin_epoch(2, 9, 100)

@@ -527,7 +527,7 @@ def test_histograms_of_a_watch_match_their_values():
         np.testing.assert_allclose(*below, atol=100 / 3)  # a bin's worth, and the bias has three values
 
 
-def test_histograms_of_nothing():
+def test_histograms_of_nothing_are_refused():
     with pytest.raises(ConfigurationError, match="there are no values to draw"):
         plots.histograms({})
     (axes,) = plots.histograms({"bias": np.full(3, np.nan)}).axes

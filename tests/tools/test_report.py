@@ -281,7 +281,7 @@ def test_curves_table_of_all_epochs(page, made):
         assert line[3] == f"{history['loss'][epoch]:.4f}"
 
 
-def test_figures_follow_the_page(page):
+def test_report_figures_follow_the_theme_of_the_page(page):
     for svg in page.all("svg", cls="plot"):
         assert svg.attributes["fill"] == "currentColor"
         assert svg.attributes["aria-label"]
@@ -486,7 +486,7 @@ def test_images_are_chosen_by_class_and_confidence(page, model, test_set):
         assert f"Predicted: {best} (" in panel.text
 
 
-def test_feature_maps_are_those_of_the_forward_pass(page, model, test_set):
+def test_report_feature_maps_are_those_of_the_forward_pass(page, model, test_set):
     images, _ = test_set
     part = section(page, "feature-maps")
     panels = part.all("div", data_panel=None)
@@ -634,7 +634,7 @@ def test_defects_none_found(folder, watched):
     assert found.all("a", href="#defects")[-1].text == "Defects"
 
 
-def test_histograms_are_drawn_as_they_were_counted(folder, watched):
+def test_report_histograms_are_drawn_as_counted(folder, watched):
     (folder / "defects.json").write_text(json.dumps({"format": 1, **watched[0]}))
     items = section(parse(report.render(folder, backend="numpy")), "defects").one("ul", cls="histograms").all("li")
     assert len(items) == len(watched[0]["histograms"])
@@ -864,7 +864,7 @@ def test_layers_are_timed_up_to_a_batch_size(folder):
         assert f"a batch of {timed} random inputs" in part.text
 
 
-def test_layers_that_cannot_be_timed(folder, monkeypatch):
+def test_report_of_layers_that_cannot_be_timed(folder, monkeypatch):
     def fail(*arguments, **options):
         raise OutOfMemoryError("conv2d: out of memory")
 

@@ -275,7 +275,7 @@ def test_page_prints(reader, pages):
     assert reader.run("[...document.querySelectorAll('figcaption')].some((one) => one.innerText === 'after epoch 3')")
 
 
-def test_pictures_are_not_blurred(reader, pages):
+def test_browser_images_are_not_blurred(reader, pages):
     """A pixel of a filter is a square of one grey on the screen."""
     reader.open(pages["digits"])
     image = "document.querySelector('#filters figure:not([hidden]) img')"

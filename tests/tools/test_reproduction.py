@@ -42,7 +42,7 @@ def small_data(monkeypatch):
     return small
 
 
-def test_every_recipe_has_a_network_and_every_network_a_recipe():
+def test_recipes_and_networks_belong_together():
     vgg = {"vgg11", "vgg13", "vgg16"}  # whose authors did not train them on CIFAR-10
     assert set(REPRODUCTIONS) | vgg == set(networks.NETWORKS)
     assert {name for name, entry in REPRODUCTIONS.items() if not entry.long} == set(PARAMETERS)
@@ -50,19 +50,19 @@ def test_every_recipe_has_a_network_and_every_network_a_recipe():
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters(name):
+def test_recipes_parameters(name):
     model = networks.by_name(name)(backend="numpy")
     assert sum(parameter.size for parameter in model.parameters().values()) == PARAMETERS[name]
     assert model.name == name
     assert model.output_shape == (10,)
 
 
-def test_an_unknown_recipe():
+def test_recipe_that_is_unknown_is_refused():
     with pytest.raises(ConfigurationError, match="nothing named 'lenet-5' to reproduce; there are sigmoid-3x3"):
         reproduction.by_name("lenet-5")
 
 
-def test_chunks_are_passed_one_after_another(small_data):
+def test_recipe_trains_chunk_by_chunk(small_data):
     """Each chunk's samples, and no others, for all epochs before the next."""
     seen = []
 
@@ -81,7 +81,7 @@ def test_chunks_are_passed_one_after_another(small_data):
     assert history["loss"] == [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
 
 
-def test_a_run_has_all_numbers(small_data):
+def test_reproduce_run_has_all_numbers(small_data):
     model, history, record = reproduction.run("feedforward", 3, small_data, backend="numpy", epochs=2, verbose=0)
     numbers = record["numbers"]
     assert numbers["training accuracy"] == history["accuracy"]
@@ -95,7 +95,7 @@ def test_a_run_has_all_numbers(small_data):
     assert json.loads(json.dumps(record)) == record
 
 
-def test_a_defective_run_is_started_anew(small_data, monkeypatch):
+def test_reproduce_restarts_a_defective_run(small_data, monkeypatch):
     seeds = []
 
     def run(name, seed, data, **options):
@@ -152,18 +152,18 @@ def test_reproduce_lists(tmp_path):
         (["runs", "lenet", "--on-defect", "repair"], "--on-defect must be one of flag, stop, restart, not 'repair'"),
     ],
 )
-def test_commands_refuse(arguments, message):
+def test_reproduce_refuses_wrong_options(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         invoke(*arguments)
 
 
-def test_other_settings_are_not_mixed(small_data, tmp_path):
+def test_reproduce_does_not_mix_settings(small_data, tmp_path):
     invoke("runs", "feedforward", "--runs", 1, "--epochs", 1, "--backend", "numpy", "-o", tmp_path)
     with pytest.raises(Exception, match="holds runs with epochs=1, these have 2"):
         invoke("runs", "feedforward", "--runs", 1, "--epochs", 2, "--backend", "numpy", "-o", tmp_path)
 
 
-def test_the_table_of_outcomes():
+def test_reproduce_table_of_outcomes():
     entry = Reproduction("lenet", 0.975, Published("somewhere", 0.84, seconds=7200.0))
     cells = Outcome(entry, runs=5, defects=2, accuracy=0.98, deviation=0.001, seconds=12.0).cells()
     assert cells == ["lenet", "84.00 %", "98.00 ± 0.10 %", "97.5 %", "5 (2)", "2 h 0 min", "12.0 s", "600"]
@@ -174,12 +174,12 @@ def test_the_table_of_outcomes():
     assert markdown([]).count("\n") == 2
 
 
-def test_long_lists_are_shortened():
+def test_reproduce_shortens_long_lists():
     assert thin_out([0, 1, 2]) == [0, 1, 2]
     assert thin_out(list(range(30))) == [0, 7, 14, 22, 29]
 
 
-def test_a_long_recipe_goes_on_where_it_was_killed(small_data, tmp_path, monkeypatch):
+def test_reproduce_resumes_a_killed_recipe(small_data, tmp_path, monkeypatch):
     """Scored after each epoch, saved as it trains; what is left of a run that ended is its best model."""
     monkeypatch.setitem(REPRODUCTIONS, "lenet", Reproduction("lenet", 0.9, long=True))
     whole = invoke("runs", "lenet", "--runs", 1, "--epochs", 3, "--backend", "numpy", "-o", tmp_path / "whole")
@@ -211,7 +211,7 @@ def test_a_long_recipe_goes_on_where_it_was_killed(small_data, tmp_path, monkeyp
         assert [path.name for path in (tmp_path / name / "seed-0").iterdir()] == ["best.safetensors"]
 
 
-def test_when_a_long_run_passed_which_accuracy():
+def test_reproduce_says_when_a_run_passed_which_accuracy():
     history = History({"val_accuracy": [0.7, 0.85, 0.83, 0.94], "seconds": [10.0] * 4, "val_seconds": [1.0] * 4})
     assert [history.seconds_to(level) for level in (0.8, 0.9, 0.95)] == [22.0, 44.0, None]
     assert History({"seconds": [1.0]}).seconds_to(0.1) is None

@@ -10,7 +10,7 @@ from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.runs.statistics import Runs, possible_mean, summary
 
 
-def test_a_summary_is_that_of_the_textbook(rng):
+def test_statistics_are_those_of_the_textbook(rng):
     values = rng.normal(3, 2, 12)
     found = summary(values)
     assert (found.count, found.minimum, found.maximum) == (12, values.min(), values.max())
@@ -21,7 +21,7 @@ def test_a_summary_is_that_of_the_textbook(rng):
 
 
 @pytest.mark.parametrize("values", [[0.5], [0.4, 0.6]])
-def test_fewer_than_three_values_have_no_interval(values):
+def test_interval_needs_three_values(values):
     found = summary(values)
     assert (found.mean, found.low, found.high) == (0.5, None, None)
     assert summary([0.5]).deviation == 0.0
@@ -29,7 +29,7 @@ def test_fewer_than_three_values_have_no_interval(values):
         summary([])
 
 
-def test_an_interval_stays_within_what_a_mean_can_be():
+def test_interval_stays_within_what_a_mean_can_be():
     """Runs that differ much: Student's interval alone would promise 107.7 % and a loss below zero."""
     shares, losses = [0.99, 0.80, 0.96], [0.02, 0.70, 0.10]
     assert summary(shares).high > 1
@@ -43,7 +43,7 @@ def test_an_interval_stays_within_what_a_mean_can_be():
 
 
 @pytest.mark.parametrize("mean", [0.5, 0.97])
-def test_an_interval_that_was_cut_holds_the_mean_as_often(mean, rng):
+def test_interval_that_was_clipped_keeps_its_coverage(mean, rng):
     """19 times in 20, as it says, also where the values lie near the end of what is possible."""
     held = 0
     for _ in range(1000):
@@ -52,7 +52,7 @@ def test_an_interval_that_was_cut_holds_the_mean_as_often(mean, rng):
     assert 925 <= held <= 975
 
 
-def test_the_table_fits_a_terminal_and_says_what_its_interval_is(tmp_path):
+def test_statistics_table_fits_a_terminal_and_names_its_interval(tmp_path):
     runs = Runs(tmp_path / "runs.json", {"recipe": "lenet"})
     for seed in range(3):
         numbers = {"training accuracy": [0.2 + seed / 3] * 12, "training cumulative_accuracy": [0.97] * 12}
@@ -74,7 +74,7 @@ def record(accuracy, defect=None):
     return {"numbers": {"accuracy": [accuracy / 2, accuracy], "seconds": 2.0 * accuracy}, "defect": defect}
 
 
-def test_an_interrupted_series_is_gone_on_with(tmp_path):
+def test_series_of_runs_goes_on_after_an_interruption(tmp_path):
     path, settings, made = tmp_path / "runs.json", {"recipe": "lenet", "epochs": 3}, []
 
     def run(seed, until=2):
@@ -96,7 +96,7 @@ def test_an_interrupted_series_is_gone_on_with(tmp_path):
     assert kept["runs"][3]["numbers"]["accuracy"] == [0.465, 0.93]
 
 
-def test_defective_runs_are_left_out_unless_asked_for(tmp_path):
+def test_series_leaves_defective_runs_out_unless_asked(tmp_path):
     runs = Runs(tmp_path / "runs.json", {"recipe": "lenet"})
     defect = {"kind": "not learning", "step": 400, "layer": "", "detail": "accuracy 10.0% where chance is 10.0%"}
     for seed, one in enumerate((record(0.9), record(0.1, defect), record(0.94))):
@@ -115,7 +115,7 @@ def test_defective_runs_are_left_out_unless_asked_for(tmp_path):
     assert (tmp_path / "runs.txt").read_text() == text
 
 
-def test_only_defects_make_no_table(tmp_path):
+def test_series_of_defective_runs_alone_has_no_table(tmp_path):
     runs = Runs(tmp_path / "runs.json", {})
     runs.add({"seed": 0, **record(0.1, {"kind": "diverged", "detail": "its weight is not finite"})})
     assert "seed 0: diverged" in runs.text()
@@ -130,7 +130,7 @@ def test_only_defects_make_no_table(tmp_path):
         ('{"format": 1, "settings": {"epochs": 5}, "runs": []}', "holds runs with epochs=5, these have 3"),
     ],
 )
-def test_a_file_that_cannot_be_gone_on_with(tmp_path, content, message):
+def test_series_file_that_does_not_fit_is_refused(tmp_path, content, message):
     path = tmp_path / "runs.json"
     path.write_text(content)
     with pytest.raises(CheckpointError, match=message):
@@ -138,7 +138,7 @@ def test_a_file_that_cannot_be_gone_on_with(tmp_path, content, message):
     assert path.read_text() == content
 
 
-def test_runs_are_read_with_their_own_settings(tmp_path):
+def test_series_runs_keep_their_own_settings(tmp_path):
     made = Runs(tmp_path / "runs.json", {"recipe": "lenet", "epochs": 3})
     made.add({"seed": 0, **record(0.9)})
     found = Runs.read(tmp_path / "runs.json")
@@ -157,7 +157,7 @@ def test_runs_are_read_with_their_own_settings(tmp_path):
         {"seed": 0, "numbers": {}, "defect": "x"},
     ],
 )
-def test_a_record_that_is_none(wrong, tmp_path):
+def test_series_with_a_damaged_record_is_refused(wrong, tmp_path):
     held = {"format": 1, "settings": {}, "runs": [{"seed": 0, "numbers": {"a": [1, 2.5], "b": 3}}, wrong]}
     (tmp_path / "runs.json").write_text(json.dumps(held))
     with pytest.raises(CheckpointError, match=r"runs.json: its run 1 is .* where a seed and numbers were expected"):

@@ -25,7 +25,7 @@ def test_summary_shows_every_layer(capsys):
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)
-def test_tables_of_a_network_fit_a_terminal_of_80_columns(name, monkeypatch, capsys):
+def test_summary_and_profile_fit_80_columns(name, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     model = networks.by_name(name)(backend="numpy")
     model.summary()
@@ -57,7 +57,7 @@ def test_tables_of_a_network_fit_a_terminal_of_80_columns(name, monkeypatch, cap
         (layers.ReLU(), (5,), 0),
     ],
 )
-def test_flops(layer, input_shape, flops):
+def test_summary_flops(layer, input_shape, flops):
     model = gpucnn.Model([layer], input_shape)
     assert model.network.total_flops() == flops
 
@@ -91,7 +91,7 @@ def test_profile_of_a_model_that_is_not_compiled():
     assert len(model.profile(np.ones((2, 4)), np.ones((2, 3))).layers) == 1
 
 
-def test_lines_an_epoch_where_there_is_no_terminal(capsys):
+def test_progress_is_lines_without_a_terminal(capsys):
     x, y = stripes(40)
     small_model().fit(x, y, epochs=2, batch_size=20, validation_data=(x, y))
     lines = capsys.readouterr().out.splitlines()
@@ -104,13 +104,13 @@ def test_lines_an_epoch_where_there_is_no_terminal(capsys):
     assert re.fullmatch(pattern, lines[1])
 
 
-def test_silence(capsys):
+def test_progress_silent_at_verbose_0(capsys):
     x, y = stripes(20)
     small_model().fit(x, y, verbose=0)
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_bar_on_a_terminal(monkeypatch, capsys):
+def test_progress_bar_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setattr(progress, "REFRESH_SECONDS", 1e-3)
     monkeypatch.setenv("COLUMNS", "120")
@@ -125,7 +125,7 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
     assert "accuracy" in shown
 
 
-def test_the_bar_looks_at_the_device_at_its_refresh_rate(monkeypatch):
+def test_progress_bar_reads_the_device_at_its_refresh_rate(monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock) * 0.01)  # a step takes 10 ms
     backend = StrictBackend()
@@ -138,7 +138,7 @@ def test_the_bar_looks_at_the_device_at_its_refresh_rate(monkeypatch):
     assert backend.reads == 4  # one second at four looks a second
 
 
-def test_history_is_drawn_as_it_is(tmp_path):
+def test_history_plot_shows_its_numbers(tmp_path):
     numbers = {
         "loss": [1.0, 0.5, 0.25],
         "cumulative_loss": [1.0, 0.75, 0.6],
@@ -157,6 +157,6 @@ def test_history_is_drawn_as_it_is(tmp_path):
     assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_empty_history_cannot_be_drawn():
+def test_history_that_is_empty_cannot_be_drawn():
     with pytest.raises(ConfigurationError, match="holds no epoch to draw"):
         plots.history(History())

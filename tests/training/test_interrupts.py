@@ -173,7 +173,7 @@ def test_interrupts_at_random_leave_whole_steps_of_two_threads(how):
     interrupted(60, 0, how)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.parametrize("how", ["jit", "eager"])
 @pytest.mark.parametrize("seed", range(1, 4))
 def test_interrupts_a_thousand_at_random_leave_whole_steps_of_two_threads(seed, how):

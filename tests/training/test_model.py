@@ -263,7 +263,7 @@ def test_early_stopping_restores_the_best_weights():
 
 def test_early_stopping_names_a_missing_quantity():
     x, y = stripes(10)
-    with pytest.raises(ConfigurationError, match="watches 'val_loss', but an epoch reports only accuracy"):
+    with pytest.raises(ConfigurationError, match="monitors 'val_loss', but an epoch reports only accuracy"):
         small_model().fit(x, y, callbacks=[callbacks.EarlyStopping()], verbose=0)
 
 
@@ -376,7 +376,11 @@ def test_first_layer_skips_its_input_gradient(monkeypatch):
     ("make", "error", "message"),
     [
         (lambda: gpucnn.Model([], (3,)), ConfigurationError, "at least one layer"),
-        (lambda: gpucnn.Model([layers.ReLU], (3,)), ConfigurationError, "which is no layer; write it with brackets"),
+        (
+            lambda: gpucnn.Model([layers.ReLU], (3,)),
+            ConfigurationError,
+            r"which is not a layer; did you mean ReLU\(\)\?",
+        ),
         (lambda: gpucnn.Model(layers.Dense(3), (3,)), ConfigurationError, "expected a list of layers, not Dense"),
         (lambda: gpucnn.Model([layers.Dense(3)], 3), ConfigurationError, "input_shape must be the shape of one sample"),
         (lambda: gpucnn.Model([layers.Dense(3)], (0,)), ConfigurationError, r"not \(0,\)"),
@@ -420,7 +424,7 @@ def test_first_layer_skips_its_input_gradient(monkeypatch):
         (
             lambda: layers.Dropout(1.0),
             ConfigurationError,
-            "dropout: rate, the share that is dropped, must be .* below 1",
+            "dropout: rate, the fraction that is dropped, must be .* below 1",
         ),
         (lambda: layers.LeakyReLU(-1), ConfigurationError, "slope must be a number that is at least 0, not -1"),
         (

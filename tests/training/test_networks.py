@@ -73,8 +73,8 @@ def test_networks_have_their_published_sizes(name):
 def test_networks_train_on_every_backend(name, backend):
     model = networks.by_name(name)(seed=0, backend=backend)
     generator = np.random.default_rng(0)
-    x = generator.integers(0, 256, (16, *model.input_shape)).astype(np.uint8)
-    y = generator.integers(0, 10, 16)
+    x = generator.integers(0, 256, (8, *model.input_shape)).astype(np.uint8)
+    y = generator.integers(0, 10, 8)
     before = model.state_dict()
     seen = [float(backend.to_host(model.train_on_batch(x, y))) for _ in range(8)]
     assert seen[-1] < seen[0]
@@ -86,11 +86,11 @@ def test_networks_train_on_every_backend(name, backend):
 def test_networks_that_are_deep_train(name):
     model = networks.by_name(name)(seed=0, backend="numpy")
     generator = np.random.default_rng(0)
-    x = generator.integers(0, 256, (8, *model.input_shape)).astype(np.uint8)
-    y = generator.integers(0, 10, 8)
+    x = generator.integers(0, 256, (4, *model.input_shape)).astype(np.uint8)
+    y = generator.integers(0, 10, 4)
     before = model.state_dict()
     model.optimizer.learning_rate = 0.01
-    seen = [float(model.train_on_batch(x, y)) for _ in range(6)]
+    seen = [float(model.train_on_batch(x, y)) for _ in range(4)]
     assert seen[-1] < seen[0]
     moved = [path for path in model.parameters() if not np.array_equal(before[path], model.state_dict()[path])]
     assert moved == list(model.parameters())
@@ -176,8 +176,8 @@ def test_airbench94_is_prepared_as_its_paper_says():
     """The first convolution whitens and keeps its filters, scales stay 1, shifts learn 64 times as fast."""
     model = networks.airbench94(seed=0, backend="numpy")
     generator = np.random.default_rng(0)
-    x = generator.integers(0, 256, (1024, 32, 32, 3)).astype(np.uint8)
-    y = generator.integers(0, 10, 1024)
+    x = generator.integers(0, 256, (96, 32, 32, 3)).astype(np.uint8)
+    y = generator.integers(0, 10, 96)
     model.fit(x, y, epochs=1, verbose=0)
     frozen = [path for path, parameter in model.parameters().items() if parameter.frozen]
     assert frozen == ["whitening.weight", *(path for path in model.parameters() if path.endswith(".scale"))]

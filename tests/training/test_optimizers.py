@@ -96,7 +96,7 @@ def test_optimizer_serves_one_model(backend):
     first, second = (backend.from_host(np.zeros(3)) for _ in range(2))
     optimizer.reset(backend, first)
     optimizer.reset(backend, second)
-    with pytest.raises(ConfigurationError, match="keeps its state for another model"):
+    with pytest.raises(ConfigurationError, match="is already bound to another model"):
         optimizer.update(backend, first, first, 0.1)
 
 

@@ -330,6 +330,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.process
 def test_predict_holds_no_more_than_a_chunk():
     """Sixty thousand images of 32 by 32: their activations in the first layer alone are 7.9 GB."""
     root = Path(__file__).parents[2]

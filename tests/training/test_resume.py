@@ -166,6 +166,8 @@ CASES = {
     "stopped within an epoch": Case(callbacks=lambda: [Stops(), Diary(), watch()]),
 }
 
+VARIED = ("sgd", "adamw, groups", "muon", "frozen", "augmentation", "moving average", "stopped within an epoch")
+
 
 def attributes(callbacks):
     """Return everything that callbacks hold, as text and bytes."""
@@ -236,7 +238,9 @@ def test_resume_from_every_checkpoint(name, tmp_path):
         assert_same((model, *case.fit(model, checkpoints=seldom, resume=True)), expected)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name in VARIED else pytest.param(name, marks=pytest.mark.full) for name in CASES]
+)
 def test_resume_after_being_killed_repeatedly(name, tmp_path):
     """Some steps after each beginning, with checkpoints at other places than the kills."""
     case = CASES[name]
@@ -251,7 +255,7 @@ def test_resume_with_captured_steps(name, dtype, tmp_path):
     """On a backend that records a step and repeats it: a resumed training records anew."""
     case, options = CASES[name], {"backend": simulated_backend(), "dtype": dtype}
     expected = uninterrupted(case, **options)
-    for at in (4, 7, 9):
+    for at in (4, 7, 9) if name == "sgd" else (7,):
         assert_same(resumed(case, tmp_path / str(at), [at, 3], **options), expected)
 
 
