@@ -17,7 +17,7 @@ from gpucnn.callbacks.defects import load_report
 from gpucnn.data.augment import Translate
 from gpucnn.initializers import Dirac
 from gpucnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPool2D, Normalization, ReLU, Softmax
-from gpucnn.networks.registry import MNIST_IMAGE, NETWORKS, Recipe, named
+from gpucnn.networks.registry import MNIST_IMAGE, NETWORKS, Recipe, register
 from gpucnn.optimizers import SGD, Group
 from gpucnn.runs.folder import read_history
 from gpucnn.runs.reproduction import REPRODUCTIONS, Reproduction
@@ -34,7 +34,7 @@ def tiny(monkeypatch):
     monkeypatch.setitem(NETWORKS, "tiny", None)  # which is taken back after the test
     monkeypatch.setitem(REPRODUCTIONS, "tiny", Reproduction("tiny", 0.1))
 
-    @named(
+    @register(
         "tiny",
         MNIST_IMAGE,
         Recipe("mnist", 4, 100, augment=(Translate(1),), callbacks=lambda: [Lookahead(5, Power(0.9, 3))]),
