@@ -9,6 +9,7 @@ from rich.text import Text
 
 from gpucnn.core.console import PrintsAsTable, narrow_table, styled
 from gpucnn.core.text import format_decimals, format_shape, printable, short_count
+from gpucnn.engine.declarations import cost_of_undeclared
 from gpucnn.engine.executor import Executor
 from gpucnn.layers.base import Layer
 from gpucnn.layers.containers import Residual, Sequential
@@ -52,9 +53,11 @@ def _output_elements(layer: Layer) -> int:
 
 def summary_table(model: Executor) -> Table:
     """Return a table of output shapes, parameters, floating-point operations and bytes of the outputs."""
+    caption = "MFLOP (matmul and convolution only) and kB of the output: of one image, forward"
+    cost = cost_of_undeclared(model)
     table = narrow_table(
         title=f"{model.name}: input {format_shape(model.input_shape)}, {model.dtype}",
-        caption="MFLOP (matmul and convolution only) and kB of the output: of one image, forward",
+        caption=f"{caption}\n{cost}" if cost else caption,
     )
     table.add_column("layer", no_wrap=True)
     table.add_column("what", min_width=12)  # the only column that may shrink, to fit a terminal of 80 characters

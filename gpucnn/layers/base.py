@@ -44,14 +44,16 @@ class Layer(Configurable, family="layer"):
     supports_fused_relu = False
 
     #: whether each sample's output depends on that sample alone, so that `forward` may be given shards of the batch, on
-    #: several threads at a time. True also where a kernel joins the shards; only parameters and buffers are written to
-    batch_independent = False
+    #: several threads at a time. True also where a kernel joins the shards; only parameters and buffers are written to.
+    #: None, where a class says nothing: the batch is not split, and `summary` and a warning say so
+    batch_independent: ClassVar[bool | None] = None
 
-    #: whether a pass may be captured and replayed: true where `forward` and its backward do the same with arrays of one
-    #: shape each time, decide nothing by their numbers, and draw random ones by `gpucnn.rng` alone. On the CPU what is
-    #: not known to be captured correctly falls back to eager passes, and the first replay is compared with one. Python
-    #: that reads an array's memory past NumPy, or a module's variables, and rarely decides by them, is not noticed
-    capturable = False
+    #: whether a pass may be captured and replayed: true where `forward` and its backward function do the same with
+    #: arrays of one shape each time, decide nothing by their numbers, and draw random ones by `gpucnn.rng` alone. On
+    #: the CPU what is not known to be captured rightly falls back to eager passes, and the first replay is compared
+    #: with one; undetected is Python that decides rarely, by a module's variables or memory that it reads past NumPy.
+    #: None, where a class says nothing: nothing is captured, and `summary` and a warning say so
+    capturable: ClassVar[bool | None] = None
 
     #: whether `forward` and its backward function are known to return shapes as `build` declares them; those of other
     #: layers are checked in each eager pass
@@ -68,7 +70,7 @@ class Layer(Configurable, family="layer"):
         if "forward" in vars(cls):
             for flag in ("supports_skip_dx", "supports_fused_relu", "batch_independent", "capturable"):
                 if flag not in vars(cls):
-                    setattr(cls, flag, False)
+                    setattr(cls, flag, getattr(Layer, flag))
         if {"forward", "build"} & vars(cls).keys() and "shapes_verified" not in vars(cls):
             cls.shapes_verified = False
 

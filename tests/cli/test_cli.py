@@ -17,6 +17,7 @@ from gpucnn.errors import BackendUnavailable, DataError
 doctor_module = importlib.import_module("gpucnn.cli.doctor")  # the package's `doctor` is the command
 
 
+@pytest.mark.smoke
 def test_train_leaves_a_run(trained):
     left = ["config.json", "defects.json", "history.json", "model.safetensors", "snapshots.safetensors"]
     assert sorted(path.name for path in trained.iterdir()) == ["checkpoint-00006-000000.safetensors", *left]
@@ -53,6 +54,7 @@ def test_test_command_averages_over_views(run, trained, digits):
     assert "tta must be one of 'flip', 'flip+shift', or a" in " ".join(errors.split())
 
 
+@pytest.mark.smoke
 def test_predict_reads_pictures(run, trained):
     images, labels = synthetic_digits(12, 5)
     files = []
