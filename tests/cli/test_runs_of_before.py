@@ -102,7 +102,7 @@ def test_statistics_of_before(before, digits, run, monkeypatch):
     arguments = ("--epochs", 2, "--backend", "numpy", "--output", folder)
     status, out, errors = run("runs", "tiny", "--runs", 3, *arguments)
     assert status == 0, errors
-    assert f"2 of 3 runs are in {folder / 'runs.json'} already" in out
+    assert f"2 of 3 runs are already in {folder / 'runs.json'}" in out
     records = Runs.read(folder / "runs.json").records
     assert len({tuple(record["numbers"]) for record in records}) == 1  # the same names in all of them
     assert all("observations" in record and "looks" not in record for record in records)
