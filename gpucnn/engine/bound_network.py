@@ -64,7 +64,7 @@ class BoundNetwork(Closed):
         self.output_shape = self.network.ensure_built(self.input_shape, rng.host_generator(seed, "weights"))
         check_shared_dtype(self.network, self.state_dtype)
         self._groups = [list(self.parameters())]  # of the optimizer
-        self._paused: set[str] = set()  # parameters of groups whose epochs are over, frozen until the run ends
+        self._paused: dict[str, Parameter] = {}  # those of groups whose epochs are over, frozen until the run ends
         self.claim: Claim | None = None  # the method that is training it
 
     if not TYPE_CHECKING:  # with it, a type checker would accept any name
@@ -231,7 +231,7 @@ class BoundNetwork(Closed):
         self.bind()
         for path, parameter in self._parameters_of(what).items():
             parameter.frozen = frozen
-            self._paused.discard(path)
+            self._paused.pop(path, None)
         self._flat.knows_frozen()
         self._follow_frozen()
         return self
