@@ -22,7 +22,6 @@ from gpucnn.engine.evaluation import evaluate, in_batches
 from gpucnn.engine.executor import Executor
 from gpucnn.engine.memory import suggest_batch_size, to_device
 from gpucnn.engine.scale import warn_of_scale, warn_of_targets
-from gpucnn.engine.sharding import ShardedNetwork
 from gpucnn.errors import CheckpointError, ConfigurationError, DataError, GpucnnError, ShapeError
 from gpucnn.initializers import element_budget
 from gpucnn.layers.activation import Softmax
@@ -223,10 +222,9 @@ class Model(Executor):
         if chosen is None:
             return evaluate(self, (inputs, labels), size)
         totals = self.new_metrics()
-        fused = self._trunk is not self.network  # then the loss wants logits
 
         def score(part: slice) -> None:
-            outputs = self._predict_views(inputs[part], chosen, logits=fused)
+            outputs = self._predict_views(inputs[part], chosen, logits=self._fuses_softmax)
             totals.add(self._compute_loss(outputs, labels[part])[0], outputs, labels[part])
 
         in_batches(self, len(labels), size, score)
@@ -258,16 +256,17 @@ class Model(Executor):
 
     def _predict_views(self, x: Array, views: Views, *, logits: bool = False) -> Array:
         """Return the mean of the outputs over views of images on the device; of the logits if a softmax is last."""
-        last, network = self.layers[-1], self._sharded
-        if isinstance(last, Softmax):
-            network = self._sharded_trunk if self._trunk is not self.network else ShardedNetwork(self._without_last())
+        last = self.layers[-1]
+        ends_with_softmax = isinstance(last, Softmax)
         total = 0.0
         self._check_layers()
         with self.execution_context(len(x)):
             for view, weight in views.of(self.backend, x, self.dtype):
-                outputs, _ = network.forward(self.backend, view, train=False, capture=self.jit)
+                outputs, _ = self._sharded.forward(
+                    self.backend, view, train=False, logits=ends_with_softmax, capture=self.jit
+                )
                 total = total + weight * outputs.astype(self.state_dtype, copy=False)
-            return last.forward(total, train=False)[0] if isinstance(last, Softmax) and not logits else total
+            return last.forward(total, train=False)[0] if ends_with_softmax and not logits else total
 
     @on_device
     def recalibrate_batch_norm(self, x: Any, *, batch_size: int = 128) -> "Model":

@@ -28,7 +28,7 @@ def convolution_weights(model: Any) -> dict[str, Parameter]:
 
 
 class Snapshots(Callback):
-    """Keep host copies of the weights of all convolutions: before training, and after each epoch.
+    """Save host copies of the weights of all convolutions: before training, and after each epoch.
 
     Arguments
         folder  where `snapshots.safetensors` is written when the training ends; None: it is not written

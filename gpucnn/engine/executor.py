@@ -82,8 +82,8 @@ class Executor(BoundNetwork):
         self.metrics: list[Metric] = []
         self.chooses_metrics = False  # whether the first data decide which metrics mean something
         self._optimizer: Optimizer | None = None
-        self._trunk = self.network
-        self._sharded = self._sharded_trunk = ShardedNetwork(self.network)
+        self._fuses_softmax = False
+        self._sharded = ShardedNetwork(self.network)
         self.epochs_trained, self.stop_training = 0, False
         self.warned_of_scale = self.warned_of_targets = self.warned_of_undeclared = False
         self._place(self.backend, dtype)
@@ -107,11 +107,7 @@ class Executor(BoundNetwork):
             return chosen_metrics(value)
         if name == "loss":
             loss = self._prepare_loss(value)
-            if self._trunk is not self.network and not isinstance(loss, CategoricalCrossEntropy):
-                raise ConfigurationError(
-                    f"the model was compiled for {self.loss!r}, with which its last Softmax is fused, and {loss!r} "
-                    "cannot take its place; call model.compile(loss=…)"
-                )
+            self._fuses_softmax = self._can_fuse(loss)
             return loss
         return value
 
@@ -122,6 +118,10 @@ class Executor(BoundNetwork):
         if isinstance(loss, CategoricalCrossEntropy):
             check_last_layer(self.network, self.output_shape, loss)
         return loss
+
+    def _can_fuse(self, loss: Loss) -> bool:
+        """Return whether the last softmax is computed with the loss, as one kernel, from the logits before it."""
+        return isinstance(loss, CategoricalCrossEntropy) and isinstance(self.layers[-1], Softmax)
 
     def config(self) -> dict[str, Any]:
         """Return the settings as plain data: what it takes, with the weights, to make the same model again."""
@@ -161,7 +161,6 @@ class Executor(BoundNetwork):
 
     def _follow_frozen(self) -> None:
         super()._follow_frozen()
-        self._trunk.refresh_trainable()
         if self._optimizer is not None and self._optimizer.serves(self._flat.values):
             self._optimizer.set_frozen(self._flat.frozen)
 
@@ -243,7 +242,9 @@ class Executor(BoundNetwork):
 
         With a fused softmax the outputs are logits. With `capture` the pass may be captured, or be a replay of one.
         """
-        return self._sharded_trunk.forward(self.backend, x, train=True, need_dx=False, capture=capture)
+        return self._sharded.forward(
+            self.backend, x, train=True, need_dx=False, logits=self._fuses_softmax, capture=capture
+        )
 
     def bytes_per_sample(self) -> int:
         """Return about how much memory a step takes for each sample: all outputs, and all their gradients."""
@@ -252,20 +253,13 @@ class Executor(BoundNetwork):
 
     def free_memory(self) -> None:
         """Free memory that is kept for later: captured passes, and what the backend caches."""
-        for sharded in (self._sharded, self._sharded_trunk):
-            sharded.captures.invalidate()
+        self._sharded.captures.invalidate()
         self.backend.release()
 
     @property
     def why_not_captured(self) -> str:
         """Why passes of training are not captured, or not any more; "" if nothing stands in the way."""
-        return self.captured_step.failure or self._sharded_trunk.captures.failure
-
-    def _without_last(self) -> Sequential:
-        """Return the layers but for the last one as a network."""
-        trunk = Sequential(self.layers[:-1])
-        trunk.ensure_built(self.input_shape, None)
-        return trunk
+        return self.captured_step.failure or self._sharded.captures.failure
 
     # --- training -----------------------------------------------------------------------------
 
@@ -306,13 +300,8 @@ class Executor(BoundNetwork):
         chosen = chosen_metrics(["accuracy"] * loss.expects_classes if chooses else metrics)
         optimizer = Optimizer.get(optimizer)
         groups = optimizer.partition({path: parameter.shape for path, parameter in self.parameters().items()})
-        self._trunk = self.network
-        if isinstance(loss, CategoricalCrossEntropy) and isinstance(self.layers[-1], Softmax):
-            self._trunk = self._without_last()  # the softmax is computed with the loss, as one kernel
-        self._sharded_trunk = self._sharded
-        if self._trunk is not self.network:
-            self._sharded_trunk = ShardedNetwork(self._trunk, self._sharded.captures.memory)
         self.jit, self.captured_step = checks.flag(jit, "jit"), Captured("training steps", prepares=True)
+        self._fuses_softmax, self._sharded = self._can_fuse(loss), ShardedNetwork(self.network)
         vars(self).update(loss=loss, metrics=chosen, chooses_metrics=chooses)
         self._optimizer, self._groups = None, groups
         self._lay_out()
@@ -379,7 +368,7 @@ class Executor(BoundNetwork):
         if sharded:
             outputs, network_backward = self.forward_train(x, capture=self.jit)
         else:
-            outputs, network_backward = self._trunk.forward(x, train=True, need_dx=False)
+            outputs, network_backward = self.network.forward(x, train=True, need_dx=False, logits=self._fuses_softmax)
         exact = outputs.astype(self.state_dtype, copy=False)
         loss, loss_backward = self._compute_loss(exact, labels)
         network_backward(loss_backward(scale).astype(outputs.dtype, copy=False))
@@ -391,13 +380,15 @@ class Executor(BoundNetwork):
         """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""
         self._check_layers()
         with self.execution_context(len(x)):
-            outputs, _ = self._sharded_trunk.forward(self.backend, x, train=False, capture=self.jit)
+            outputs, _ = self._sharded.forward(
+                self.backend, x, train=False, logits=self._fuses_softmax, capture=self.jit
+            )
             exact = outputs.astype(self.state_dtype, copy=False)
             return self._compute_loss(exact, labels)[0], exact
 
     def _compute_loss(self, outputs: Array, labels: Array) -> tuple[Array, Any]:
         assert self.loss is not None
-        if self._trunk is not self.network:
+        if self._fuses_softmax:
             assert isinstance(self.loss, CategoricalCrossEntropy)
             return self.loss.from_logits_fused(outputs, labels)
         return checked_loss(self.loss, outputs, labels)

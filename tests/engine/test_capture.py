@@ -350,9 +350,9 @@ def train(models, steps, input_shape, batch=32, start=0):
 
 def replays(model, train=True):
     """Whether the model has a recorded pass that serves."""
-    sharded = model._sharded_trunk if train else model._sharded
-    assert sharded.captures.failure == ""
-    captured = sharded.captures._captured[train]
+    captures = model._sharded.captures
+    assert captures.failure == ""
+    captured = captures._captured["train" if train else "outputs"]
     return captured.replayed is not None and captured.replayed.is_valid() and captured._signature.is_current()
 
 
@@ -378,7 +378,7 @@ def test_layers_replay_the_same_bits(case, count):
     models = alike(make, case.input_shape)
     train(models, 5, case.input_shape, batch)
     assert replays(models[0])
-    assert models[1]._sharded_trunk.captures._captured[True].replayed is None
+    assert models[1]._sharded.captures._captured["train"].replayed is None
     for seed in range(10, 14):
         x = batch_of(seed, case.input_shape, batch)[0]
         first, second = (model.forward(x)[0] for model in models)
@@ -407,7 +407,7 @@ def test_scratch_of_a_captured_vgg_stays_below_16_megabytes_per_thread(batch):
     model = gpucnn_model("vgg", ENGINE)
     for step in range(2):
         model.train_step(*batch_of(step, (32, 32, 3), batch), 0.01)
-    recorded = model._sharded_trunk.captures._captured[True].replayed
+    recorded = model._sharded.captures._captured["train"].replayed
     for recorder in recorded._tracers:
         assert 1 << 20 < sum(buffer.nbytes for buffer in recorder._scratch.values()) < 16 << 20
 
@@ -486,7 +486,7 @@ def test_capture_survives_the_smaller_last_batch():
     for _ in range(4):
         for batch in (32, 32, 32, 20):
             model.train_on_batch(*batch_of(0, SHAPE, batch))
-        assert model._sharded_trunk.captures._captured[True]._key[0] == (32, *SHAPE)
+        assert model._sharded.captures._captured["train"]._key[0] == (32, *SHAPE)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -509,7 +509,7 @@ def test_fit_releases_captured_memory():
     model, _ = alike(small, SHAPE)
     x, y = batch_of(0, SHAPE, 150)
     model.fit(x, y, epochs=2, batch_size=32, verbose=0)
-    assert model._sharded_trunk.captures._captured[True].replayed is None
+    assert model._sharded.captures._captured["train"].replayed is None
 
 
 def test_layer_that_declares_nothing_is_not_captured():
@@ -538,8 +538,8 @@ def test_layer_with_a_false_declaration_runs_eagerly():
 
     models = alike(lambda: [L.Conv2D(3, 1), Decides(), *small()], SHAPE)
     train(models, 6, SHAPE)
-    assert "__float__" in models[0]._sharded_trunk.captures.failure
-    assert models[0]._sharded_trunk.captures._captured[True].replayed is None
+    assert "__float__" in models[0]._sharded.captures.failure
+    assert models[0]._sharded.captures._captured["train"].replayed is None
 
 
 def test_capture_backs_off_where_settings_change_each_step(monkeypatch):
@@ -636,7 +636,7 @@ def test_backward_of_a_training_step_runs_once():
     model, _ = alike(small, SHAPE)
     for step in range(2):
         model.train_on_batch(*batch_of(step, SHAPE))
-    _, backward = model._sharded_trunk.forward(ENGINE, batch_of(0, SHAPE)[0], train=True, need_dx=False)
+    _, backward = model._sharded.forward(ENGINE, batch_of(0, SHAPE)[0], train=True, need_dx=False)
     backward(np.ones((32, 3), "float32"))
     with pytest.raises(ConfigurationError, match="already called"):
         backward(np.ones((32, 3), "float32"))
@@ -676,14 +676,14 @@ def test_training_and_inference_share_their_memory():
     model, _ = alike(small, SHAPE)
     for step in range(3):
         model.train_on_batch(*batch_of(step, SHAPE))
-    recorder = model._sharded_trunk.captures._captured[True].replayed._tracers[0]
+    recorder = model._sharded.captures._captured["train"].replayed._tracers[0]
     held = recorder.nbytes()
     for step in range(3):
         model.forward(batch_of(step, SHAPE)[0])
         model.train_on_batch(*batch_of(step, SHAPE))
     assert replays(model)
     assert replays(model, train=False)
-    assert model._sharded.captures._captured[False].replayed._tracers[0] is recorder
+    assert model._sharded.captures._captured["outputs"].replayed._tracers[0] is recorder
     assert recorder.nbytes() < 1.2 * held
 
 

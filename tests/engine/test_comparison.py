@@ -122,7 +122,7 @@ def test_replay_that_fails_falls_back():
 
     both = models(picky)
     alike(both, range(2))
-    captured = both[0]._sharded_trunk.captures._captured[True].replayed
+    captured = both[0]._sharded.captures._captured["train"].replayed
     captured._replays["forward"][0]._calls.append(lambda: 1 / 0)
     with pytest.warns(CaptureWarning, match="a replay raised ZeroDivisionError"):
         alike(both, range(2, 6))
@@ -155,7 +155,7 @@ def test_comparison_leaves_buffers_streams_and_gradients_alone():
         alike(both, [seed])
         gradients = [model.flat_gradients().tobytes() for model in both]
         assert gradients[0] == gradients[1]
-    assert both[0]._sharded_trunk.captures._captured[True].replayed.is_valid()
+    assert both[0]._sharded.captures._captured["train"].replayed.is_valid()
 
 
 def test_comparison_happens_once(monkeypatch):
@@ -262,7 +262,7 @@ def test_replay_without_memory_blames_no_layer():
     def full():
         raise MemoryError
 
-    both[0]._sharded_trunk.captures._captured[True].replayed._replays["forward"][0]._calls.append(full)
+    both[0]._sharded.captures._captured["train"].replayed._replays["forward"][0]._calls.append(full)
     with pytest.warns(CaptureWarning, match="memory does not suffice .* a smaller batch size leaves room for both$"):
         alike(both, range(2, 6))
 
@@ -297,7 +297,7 @@ def test_layer_arrays_are_restored_and_followed():
     for model in both:
         model.layers[0].kernel *= 2  # in place: the same array
     alike(both, range(5, 8))
-    assert both[0]._sharded_trunk.captures._captured[True].replayed.is_valid()
+    assert both[0]._sharded.captures._captured["train"].replayed.is_valid()
 
 
 # --- errors of arithmetic ---------------------------------------------------------------------

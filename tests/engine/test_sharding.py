@@ -60,6 +60,7 @@ KINDS = ["plain", "norm", "dropout", "residual"]
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.smoke
 def test_sharding_trains_as_the_whole_batch(kind, count):
     expected = trained(kind, 1, Backend())
     for name, array in trained(kind, count).items():
@@ -424,7 +425,7 @@ def test_scratch_of_vgg_stays_below_16_megabytes_per_thread(batch, monkeypatch):
 
     monkeypatch.setattr(threads.Worker, "run", run_and_look)
     threads._pool.shrink(0)  # new threads, that hold nothing yet
-    workspace.forget()
+    workspace.detach()
     model = gpucnn_model("vgg", ENGINE)
     rng = np.random.default_rng(0)
     model.train_step(rng.normal(size=(batch, 32, 32, 3)).astype("float32"), rng.integers(0, 10, batch), 0.01)
@@ -447,7 +448,7 @@ def test_scratch_of_vgg_stays_below_16_megabytes_per_thread(batch, monkeypatch):
     ids=str,
 )
 def test_scratch_stays_below_16_megabytes_for_any_geometry(images, window, filters):
-    workspace.forget()
+    workspace.detach()
     rng = np.random.default_rng(0)
     x = rng.normal(size=images).astype("float32")
     weight = rng.normal(size=(*window.size, images[-1], filters)).astype("float32")
@@ -455,4 +456,4 @@ def test_scratch_stays_below_16_megabytes_for_any_geometry(images, window, filte
     ENGINE.conv2d_parameter_gradients(x, y, window)
     ENGINE.conv2d_input_gradient(y, weight, images[1:3], window)
     assert 1 << 20 < workspace.nbytes() < 16 << 20
-    workspace.forget()
+    workspace.detach()

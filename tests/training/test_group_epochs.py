@@ -114,7 +114,7 @@ def test_group_epochs_on_two_threads():
     gpucnn.set_num_threads(2)
     watch = Watch()
     model = first_rests(Group("first", train_epochs=1))
-    model._sharded_trunk._flops = 1e9  # enough work for a slice a thread
+    model._sharded._flops = 1e9  # enough work for a slice a thread
     model.fit(x, y, epochs=2, batch_size=128, callbacks=[watch], verbose=0)
     assert (watch.weights[0]["first.weight"] == watch.weights[1]["first.weight"]).all()
     assert not watch.gradients[1].any()

@@ -15,6 +15,7 @@ from tests.helpers import small_model, stripes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.smoke
 def test_fit_learns_and_moves_every_parameter(backend, dtype):
     """A network with dead filters still learns, so each element of each parameter must have moved."""
     x, y = stripes(300)
@@ -44,6 +45,7 @@ def test_fit_twice_gives_the_same_bits(backend):
     assert (other["conv2d.weight"] != small_model(backend=backend).state_dict()["conv2d.weight"]).all()
 
 
+@pytest.mark.smoke
 def test_fit_is_the_same_on_all_backends(backend):
     """The same first weights, batches and dropout masks; float64 arithmetic keeps two steps together."""
     x, y = stripes(64)
@@ -55,6 +57,7 @@ def test_fit_is_the_same_on_all_backends(backend):
         assert array == pytest.approx(theirs[path], rel=1e-9, abs=1e-12), path
 
 
+@pytest.mark.smoke
 def test_gradient_of_a_whole_network(backend):
     """The gradient that a training step follows, softmax and loss fused, against central differences."""
     x, y = stripes(3)
