@@ -163,7 +163,7 @@ class BoundNetwork(Closed):
         The buffers are one flat array, the last. Before it stands one for each of `flat_ranges`.
         """
         self.bind()
-        return self._flat.averaged
+        return self._flat.averageable
 
     def flat_ranges(self) -> list[slice]:
         """Return the contiguous ranges of the flat parameters that are not frozen.
@@ -171,7 +171,7 @@ class BoundNetwork(Closed):
         Those of groups whose epochs are over count as not frozen: their averages still follow them.
         """
         self.bind()
-        return self._flat.averaged_ranges
+        return self._flat.averageable_ranges
 
     def flat_values(self) -> Array:
         """Return all parameters as one flat array: a view."""
