@@ -196,8 +196,7 @@ def test_train_in_the_folder_of_an_unfinished_run_is_refused(run, interrupted):
     assert status == 1
     assert (
         "--run-dir here: contains an unfinished run, saved after 2 epochs; continue it with --resume, or choose a new "
-        "folder"
-        in errors
+        "folder" in errors
     )
     assert held_names(interrupted) == before
 
