@@ -36,7 +36,9 @@ class Metric(Configurable, family="metric"):
 
     def batch_sum(self, y: Array, labels: Array) -> Array:
         """Return the sum of the metric over the samples of a batch, on the device."""
-        raise NotImplementedError(f"{type(self).__name__} has no batch_sum")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no batch_sum(self, y, labels), which returns the sum over a batch"
+        )
 
     def suited(self, loss: "Loss", output_shape: tuple[int, ...], labels: Sequence[Any]) -> "Metric":
         """Return the metric in the form for data sets with these labels, checked and on the host, before any step.

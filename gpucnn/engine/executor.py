@@ -166,14 +166,14 @@ class Executor(BoundNetwork):
 
     def freeze_finished_groups(self, epoch: int | None) -> None:
         """Freeze the parameters of groups whose epochs are over, until a call with None: the training run has ended."""
+        for parameter in self._paused.values():
+            parameter.frozen = False
         parameters = self.parameters()
-        for path in self._paused:
-            parameters[path].frozen = False
         finished = zip(self._groups, self.optimizer.finished_groups(epoch), strict=True)
-        self._paused = {p for paths, is_over in finished if is_over for p in paths if not parameters[p].frozen}
-        for path in self._paused:
-            parameters[path].frozen = True
-        self.bind()
+        over = [path for paths, is_over in finished if is_over for path in paths]
+        self._paused = {path: parameters[path] for path in over if not parameters[path].frozen}
+        for parameter in self._paused.values():
+            parameter.frozen = True
 
     # --- passes -------------------------------------------------------------------------------
 
