@@ -390,10 +390,10 @@ def test_report_of_odd_numbers_and_names_is_made_or_refused(tmp_path, monkeypatc
     runs = Runs(folder / "runs.json", {"recipe": "lenet"})
     for seed in range(3):
         numbers = {"test accuracy": 0.5 + seed / 10, "test loss": 0.3, "training accuracy": [0.5, 0.6]}
-        runs.add({"seed": seed, "numbers": numbers, "defect": None, "looks": [], "histograms": {}})
+        runs.add({"seed": seed, "numbers": numbers, "defect": None, "observations": [], "histograms": {}})
     files = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     assert len(files) == 4
-    chance, found = random.Random(3), {"made": 0, "refused": 0}
+    chance, found = random.Random(5), {"made": 0, "refused": 0}
     for _ in range(count):
         file, how = chance.choice(list(files)), chance.choice(["value", "value", "value", "drop", "key"])
         tree = changed(files[file], chance.choice(list(places(files[file]))), chance.choice(ODD), how)
