@@ -22,7 +22,7 @@ COUNTS, DRAWS = {}, {}  # what wrong layers keep outside of themselves, by the n
 
 
 class Own(Layer):
-    """Any function of x as a layer, also of dy on the way back, with a weight, settings, a constant and a stream."""
+    """Any function of x as a layer, also of dy backward, with a weight, settings, a constant and a stream."""
 
     operation = None
 

@@ -54,16 +54,16 @@ def test_settings_assigned_the_same_value_are_not_a_change(simulated):
 
 def test_settings_that_change_each_step_reserve_memory_ever_more_rarely(simulated, monkeypatch):
     """For the steps 1, 3, 7, 15 and 31: the eager steps before a capture double."""
-    backend, rooms = simulated(0), []
+    backend, pools = simulated(0), []
     make = backend.tracer
-    monkeypatch.setattr(backend, "tracer", lambda: rooms.append(1) or make())
+    monkeypatch.setattr(backend, "tracer", lambda: pools.append(1) or make())
     results = []
     for jit in (True, False):
         rates = iter(np.linspace(0.1, 0.6, 40).tolist())
         change = After(lambda model, rates=rates: setattr(model.layers[3], "rate", next(rates)), *range(1, 33))
         results.append(outcome(small(backend, jit=jit), epochs=4, callbacks=[change]))
     assert results[0] == results[1]
-    assert len(rooms) == 5
+    assert len(pools) == 5
 
 
 def test_settings_changes_delay_capture_by_a_bounded_number_of_steps(simulated, monkeypatch):
@@ -250,7 +250,7 @@ def test_garbage_is_not_collected_during_capture(simulated):
 
 
 def test_step_that_is_never_captured_leaves_no_memory_behind(simulated):
-    """A training ends between the step that makes room and the capture."""
+    """A training run ends between the warm-up and the capture."""
 
     def stop(model):
         model.stop_training = True
@@ -326,7 +326,7 @@ def test_fit_decides_where_both_datasets_lie(simulated, monkeypatch):
 
 
 def test_training_runs_in_two_threads_give_the_bits_they_give_alone(simulated):
-    """They go step by step with each other, so both have made room before either captures."""
+    """They go step by step with each other, so both are warmed up before either captures."""
     backend = simulated(0)
     alone = [outcome(small(backend, seed=seed)) for seed in (1, 2)]
     for _ in range(2):

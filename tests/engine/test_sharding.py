@@ -103,7 +103,7 @@ def test_sharding_shows_the_whole_batch_to_layers_that_mix_samples():
         def forward(self, x, *, train):
             return x - x.mean(axis=0), lambda dy: dy - dy.mean(axis=0)
 
-    class Bolder(L.Conv2D):  # a forward written anew promises nothing that the old one did
+    class Bolder(L.Conv2D):  # a forward of its own declares nothing that the other one did
         def forward(self, x, *, train):
             return super().forward(x, train=train)
 

@@ -324,7 +324,7 @@ class Once(callbacks.Callback):
 @pytest.mark.parametrize("jit", [True, False])
 @pytest.mark.parametrize("what", REPLACED)
 def test_state_that_is_replaced_in_a_fit_trains_on(what, jit, data, backend):
-    """As it does where the numbers alone are assigned, or nothing at all is; on a GPU with steps that are repeated."""
+    """As it does where the numbers alone are assigned, or nothing at all is; on a GPU with steps that are replayed."""
     assigned = what in ("a Parameter", "the value")
     control, model = fresh(backend), fresh(backend)
     for one in (control, model):
