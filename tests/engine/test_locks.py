@@ -172,13 +172,13 @@ def test_resume_of_a_run_that_just_ended_is_not_trained_again(finished, monkeypa
     settings = json.loads(whole)
     del settings["test"]
     (finished / "config.json").write_text(json.dumps(settings))
-    take = Checkpoints._take_folder
+    take = Checkpoints._lock_folder
 
     def ends_meanwhile(self):
         take(self)
         (finished / "config.json").write_text(whole)
 
-    monkeypatch.setattr(Checkpoints, "_take_folder", ends_meanwhile)
+    monkeypatch.setattr(Checkpoints, "_lock_folder", ends_meanwhile)
     before = held(finished) | {"config.json": whole.encode()}
     app(["train", "--run-dir", str(finished), "--resume"], standalone_mode=False)
     assert "this run is finished" in capsys.readouterr().out
