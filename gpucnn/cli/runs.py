@@ -95,7 +95,7 @@ def make_runs(
     if len(missing) < count:
         say(f"{count - len(missing)} of {count} runs are in {made.path} already")
     if missing and data is None:
-        data = reproduction.load_data(name)
+        data = reproduction.load_dataset(name)
     if missing and reproduction.by_name(name).long:
         say("  the test images are scored after each epoch, as in what was published")
 

@@ -328,14 +328,14 @@ def bad_files(folder):
         "cut.png": "cannot be decoded",
         "cut.jpg": "cannot be decoded",
         "empty.png": "is empty (0 bytes)",
-        "page.png": "is no image that can be read here; it looks like an HTML page",
+        "page.png": "is not a supported image here; it looks like an HTML page",
         "folder.png": "is a folder; expected an image: name the files in it, such as folder.png",
         "bomb.png": "Expected at most 89,478,485 pixels",
     }
 
 
 def bomb():
-    """A PNG of a few bytes whose header promises 100 million pixels: more than Pillow allows, less than twice that."""
+    """A PNG of a few bytes whose header declares 100 million pixels: more than Pillow allows, less than twice that."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -376,7 +376,7 @@ def test_run_settings_that_no_option_takes_are_refused_by_name(run, tmp_path, se
 @pytest.mark.parametrize("count", [10, pytest.param(40, marks=pytest.mark.fuzz)])
 def test_report_of_odd_numbers_and_names_is_made_or_refused(tmp_path, monkeypatch, count):
     """What is drawn of the model itself, and what it predicts, does not depend on these files."""
-    for name in ("layers", "_predicted", "kernels"):
+    for name in ("layers", "_predicted", "filters"):
         monkeypatch.setattr(f"gpucnn.report.page.{name}", lambda *_: "left out here")
     folder = tmp_path / "run"
     folder.mkdir()
