@@ -1,4 +1,7 @@
-"""gpucnn: convolutional networks with hand-written backward passes, in NumPy on a CPU or in CuPy on a GPU."""
+"""gpucnn: convolutional networks with hand-written backward passes, in NumPy on a CPU or in CuPy on a GPU.
+
+The examples in docstrings are for a session that has begun with `import numpy as np` and `from gpucnn import *`.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any

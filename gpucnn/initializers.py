@@ -52,10 +52,7 @@ class Initializer(Configurable, family="initializer"):
     convolution KH·KW·F however many groups it has, as Keras and PyTorch count them.
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
-        >>> from gpucnn.initializers import Initializer
-        >>> class Ones(Initializer):
+        >>> class Ones(initializers.Initializer):
         ...     def create(self, shape, fan_in, fan_out, rng):
         ...         return np.ones(shape, np.float32)
         >>> Model([layers.Dense(2, weight_initializer=Ones())], (3,)).predict(np.ones((1, 3), np.float32))
@@ -102,9 +99,7 @@ class HeNormal(_Scaled):
     Source: He, Zhang, Ren, Sun, "Delving deep into rectifiers" (2015).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.initializers import HeNormal
-        >>> weight = HeNormal().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> weight = initializers.HeNormal().create((300, 200), 300, 200, np.random.default_rng(0))
         >>> round(float(weight.std()) * (300 / 2) ** 0.5, 1)
         1.0
     """
@@ -116,9 +111,7 @@ class HeUniform(HeNormal):
     """Variance 2 / fan_in, uniform (He et al., 2015).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.initializers import HeUniform
-        >>> weight = HeUniform().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> weight = initializers.HeUniform().create((300, 200), 300, 200, np.random.default_rng(0))
         >>> round(float(abs(weight).max()) * (300 / 6) ** 0.5, 2)
         1.0
     """
@@ -130,9 +123,7 @@ class LecunNormal(_Scaled):
     """Variance 1 / fan_in, normal. Source: LeCun, Bottou, Orr, Müller, "Efficient backprop" (1998).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.initializers import LecunNormal
-        >>> weight = LecunNormal().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> weight = initializers.LecunNormal().create((300, 200), 300, 200, np.random.default_rng(0))
         >>> round(float(weight.std()) * 300**0.5, 1)
         1.0
     """
@@ -142,9 +133,7 @@ class LecunUniform(LecunNormal):
     """Variance 1 / fan_in, uniform (LeCun et al., 1998).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.initializers import LecunUniform
-        >>> weight = LecunUniform().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> weight = initializers.LecunUniform().create((300, 200), 300, 200, np.random.default_rng(0))
         >>> round(float(abs(weight).max()) * (300 / 3) ** 0.5, 2)
         1.0
     """
@@ -156,9 +145,7 @@ class FanInUniform(LecunUniform):
     """Uniform in ±1/√fan_in, a variance of 1 / (3·fan_in): how PyTorch begins its layers.
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.initializers import FanInUniform
-        >>> weight = FanInUniform().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> weight = initializers.FanInUniform().create((300, 200), 300, 200, np.random.default_rng(0))
         >>> round(float(abs(weight).max()) * 300**0.5, 2)
         1.0
     """
@@ -172,9 +159,7 @@ class GlorotNormal(_Scaled):
     Source: Glorot, Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.initializers import GlorotNormal
-        >>> weight = GlorotNormal().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> weight = initializers.GlorotNormal().create((300, 200), 300, 200, np.random.default_rng(0))
         >>> round(float(weight.std()) * ((300 + 200) / 2) ** 0.5, 1)
         1.0
     """
@@ -188,9 +173,7 @@ class GlorotUniform(GlorotNormal):
     """Variance 2 / (fan_in + fan_out), uniform (Glorot & Bengio, 2010).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.initializers import GlorotUniform
-        >>> weight = GlorotUniform().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> weight = initializers.GlorotUniform().create((300, 200), 300, 200, np.random.default_rng(0))
         >>> round(float(abs(weight).max()) * ((300 + 200) / 6) ** 0.5, 2)
         1.0
     """
@@ -202,9 +185,7 @@ class Uniform(Initializer):
     """Uniform in [low, high).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.initializers import Uniform
-        >>> weight = Uniform(-0.5, 0.5).create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> weight = initializers.Uniform(-0.5, 0.5).create((300, 200), 300, 200, np.random.default_rng(0))
         >>> round(float(abs(weight).max()), 2)
         0.5
     """
@@ -236,8 +217,6 @@ class Dirac(Initializer):
     Source: Zagoruyko, Komodakis, "DiracNets: training very deep neural networks without skip-connections" (2017).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, initializers, layers
         >>> model = Model([layers.Conv2D(2, 3, padding="same", weight_initializer=initializers.Dirac())], (4, 4, 2))
         >>> x = np.random.default_rng(0).random((1, 4, 4, 2), dtype=np.float32)
         >>> np.allclose(model.predict(x), x)
@@ -279,9 +258,7 @@ class Zeros(Initializer):
     """All zero.
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.initializers import Zeros
-        >>> weight = Zeros().create((300, 200), 300, 200, np.random.default_rng(0))
+        >>> weight = initializers.Zeros().create((300, 200), 300, 200, np.random.default_rng(0))
         >>> float(abs(weight).max())
         0.0
     """
@@ -297,8 +274,7 @@ def zeros(shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
     """Return float64 zeros of `shape`: the start of a bias or a running mean.
 
     Example:
-        >>> from gpucnn.initializers import zeros
-        >>> zeros((2,))
+        >>> initializers.zeros((2,))
         array([0., 0.])
     """
     _charge(shape)
@@ -309,8 +285,7 @@ def ones(shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
     """Return float64 ones of `shape`: the start of a scale or a running variance.
 
     Example:
-        >>> from gpucnn.initializers import ones
-        >>> ones((2,))
+        >>> initializers.ones((2,))
         array([1., 1.])
     """
     _charge(shape)

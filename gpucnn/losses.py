@@ -25,9 +25,7 @@ class Loss(Configurable, family="loss"):
     as floats, or integers (N,) untouched, unless it declares below that they are class indices.
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.losses import Loss
-        >>> class AbsoluteError(Loss):
+        >>> class AbsoluteError(losses.Loss):
         ...     def __call__(self, y, labels):
         ...         xp, difference = self.backend.xp, y - labels
         ...         return abs(difference).mean(), lambda dloss=1.0: xp.sign(difference) * (dloss / y.size)
@@ -53,7 +51,7 @@ class CategoricalCrossEntropy(Loss):
 
     Shapes
         y       (N, K), or (N, H, W, K) for each position; probabilities, or logits with `from_logits`
-        labels  (N,) or (N, H, W), the numbers of the classes 0 … K − 1, or one-hot in the shape of y
+        labels  (N,) or (N, H, W), class indices 0 … K − 1, or one-hot in the shape of y
 
     Probabilities are divided by their sum, which is 1 after a softmax, and count as no less than 1e-7.
 
@@ -64,9 +62,7 @@ class CategoricalCrossEntropy(Loss):
     Source for the smoothing: Szegedy et al., "Rethinking the Inception architecture" (2016).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.losses import CategoricalCrossEntropy
-        >>> loss, backward = CategoricalCrossEntropy()(np.array([[0.5, 0.25, 0.25]]), np.array([0]))
+        >>> loss, backward = losses.CategoricalCrossEntropy()(np.array([[0.5, 0.25, 0.25]]), np.array([0]))
         >>> round(float(loss), 4), backward().shape
         (0.6931, (1, 3))
     """
@@ -117,13 +113,11 @@ class MeanSquaredError(Loss):
 
     Shapes
         y       (N, …)
-        labels  as y; or the numbers of the classes (N,) where y is (N, K), which stand for one-hot rows, and likewise
+        labels  as y; or class indices (N,) where y is (N, K), which stand for one-hot rows, and likewise
                 (N, H, W) for (N, H, W, K)
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.losses import MeanSquaredError
-        >>> loss, backward = MeanSquaredError()(np.array([[1.0, 3.0]]), np.array([[1.0, 1.0]]))
+        >>> loss, backward = losses.MeanSquaredError()(np.array([[1.0, 3.0]]), np.array([[1.0, 1.0]]))
         >>> float(loss), backward()
         (2.0, array([[0., 2.]]))
     """
@@ -137,7 +131,7 @@ class MeanSquaredError(Loss):
 
 
 def one_hot(backend: Backend, labels: Array, y: Array) -> Array:
-    """Return labels in the shape and dtype of y (N, …, K): class numbers (N, …) become one-hot rows."""
+    """Return labels in the shape and dtype of y (N, …, K): class indices (N, …) become one-hot rows."""
     if labels.ndim == y.ndim - 1:
         labels = labels[..., None] == backend.xp.arange(y.shape[-1])
     return labels.astype(y.dtype, copy=False)

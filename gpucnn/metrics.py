@@ -22,9 +22,7 @@ class Metric(Configurable, family="metric"):
     """Base of every metric; `name` is its key in the history.
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.metrics import Metric
-        >>> class Confidence(Metric):
+        >>> class Confidence(metrics.Metric):
         ...     name, larger_is_better = "confidence", True
         ...     def batch_sum(self, y, labels):
         ...         return y.max(axis=-1).sum()
@@ -38,7 +36,9 @@ class Metric(Configurable, family="metric"):
 
     def batch_sum(self, y: Array, labels: Array) -> Array:
         """Return the sum of the metric over the samples of a batch, on the device."""
-        raise NotImplementedError(f"{type(self).__name__} has no batch_sum")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no batch_sum(self, y, labels), which returns the sum over a batch"
+        )
 
     def suited(self, loss: "Loss", output_shape: tuple[int, ...], labels: Sequence[Any]) -> "Metric":
         """Return the metric in the form for data sets with these labels, checked and on the host, before any step.
@@ -50,11 +50,11 @@ class Metric(Configurable, family="metric"):
 
 
 class Accuracy(Metric):
-    """The share of right answers, in the form that outputs and labels call for.
+    """The fraction of correct predictions, in the form that outputs and labels call for.
 
     Shapes
         y       (N, K), or (N, H, W, K) for each position; probabilities or logits
-        labels  class numbers (N,) or (N, H, W), one-hot rows in the shape of y, or 0 and 1 in the shape of y
+        labels  class indices (N,) or (N, H, W), one-hot rows in the shape of y, or 0 and 1 in the shape of y
 
     Classes are right where the largest output is the label's. Where the labels are 0 and 1 but not one-hot, as for one
     output (N, 1) or several tags a sample (N, K), each element counts for itself: above the threshold 0.5 (0 for the
@@ -62,10 +62,8 @@ class Accuracy(Metric):
     The form is chosen by the first data; a regression has none and is refused.
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.metrics import Accuracy
         >>> y = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
-        >>> int(Accuracy().batch_sum(y, np.array([0, 1, 1])))  # correct answers
+        >>> int(metrics.Accuracy().batch_sum(y, np.array([0, 1, 1])))  # correct answers
         2
     """
 
@@ -103,7 +101,7 @@ class Accuracy(Metric):
 
 
 def _are_classes(labels: Any, output_shape: tuple[int, ...]) -> bool:
-    """Return whether labels are numbers of the classes, or one-hot rows."""
+    """Return whether labels are class indices, or one-hot rows."""
     K = output_shape[-1]
     if K == 1:
         return False
@@ -147,7 +145,7 @@ def _check_name(metric: Metric, others: list[str]) -> None:
         raise ConfigurationError(f"the metric {kind} has no name; give its class one, such as name = 'top_3'")
     if name in OTHER_KEYS or name.startswith(("val_", "cumulative_")):
         raise ConfigurationError(
-            f"the metric {kind} is named {name!r}, which the history keeps for numbers of its own "
+            f"the metric {kind} is named {name!r}, which the history uses itself "
             f"({', '.join(OTHER_KEYS)}, val_…, cumulative_…); give it another name"
         )
     if name in others:
@@ -171,7 +169,7 @@ def is_larger_better(monitor: str, metrics: Sequence[Metric], mode: str = "auto"
         return False
     if metric.larger_is_better is None:
         raise ConfigurationError(
-            f'nobody says whether a larger {monitor!r} is better; pass mode="max" or mode="min", or set '
+            f'it is not known whether a larger {monitor!r} is better; pass mode="max" or mode="min", or set '
             f"larger_is_better in {type(metric).__name__}"
         )
     return metric.larger_is_better

@@ -17,11 +17,11 @@ from gpucnn.engine.arguments import check_nothing_shown, check_pair, check_verbo
 from gpucnn.engine.batch_norm_refresh import recalibrate_batch_norm
 from gpucnn.engine.bound_network import on_device
 from gpucnn.engine.claims import trains
+from gpucnn.engine.declarations import warn_of_undeclared
 from gpucnn.engine.evaluation import evaluate, in_batches
 from gpucnn.engine.executor import Executor
 from gpucnn.engine.memory import suggest_batch_size, to_device
 from gpucnn.engine.scale import warn_of_scale, warn_of_targets
-from gpucnn.engine.sharding import ShardedNetwork
 from gpucnn.errors import CheckpointError, ConfigurationError, DataError, GpucnnError, ShapeError
 from gpucnn.initializers import element_budget
 from gpucnn.layers.activation import Softmax
@@ -63,7 +63,6 @@ class Model(Executor):
         BackendUnavailable              the named backend is unavailable on this machine
 
     Example
-        >>> from gpucnn import Model, datasets, layers
         >>> (x, y), _ = datasets.synthetic_digits(200)
         >>> network = [layers.Conv2D(8, 3), layers.ReLU(), layers.Flatten(), layers.Dense(10), layers.Softmax()]
         >>> model = Model(network, input_shape=(28, 28, 1)).compile("adam", "categorical_crossentropy")
@@ -143,6 +142,7 @@ class Model(Executor):
         warn_of_targets(self, data[1], "y")
         size = check_batch_size(self._recipe_default("batch_size", 128) if batch_size is None else batch_size)
         self._check_batches(len(data[0]), size)
+        warn_of_undeclared(self, size)
         if self.recipe is not None:
             callbacks = [*self.recipe.callbacks(), *callbacks]
             if self.recipe.prepare is not None and self.epochs_trained == 0:
@@ -222,10 +222,9 @@ class Model(Executor):
         if chosen is None:
             return evaluate(self, (inputs, labels), size)
         totals = self.new_metrics()
-        fused = self._trunk is not self.network  # then the loss wants logits
 
         def score(part: slice) -> None:
-            outputs = self._predict_views(inputs[part], chosen, logits=fused)
+            outputs = self._predict_views(inputs[part], chosen, logits=self._fuses_softmax)
             totals.add(self._compute_loss(outputs, labels[part])[0], outputs, labels[part])
 
         in_batches(self, len(labels), size, score)
@@ -257,16 +256,17 @@ class Model(Executor):
 
     def _predict_views(self, x: Array, views: Views, *, logits: bool = False) -> Array:
         """Return the mean of the outputs over views of images on the device; of the logits if a softmax is last."""
-        last, network = self.layers[-1], self._sharded
-        if isinstance(last, Softmax):
-            network = self._sharded_trunk if self._trunk is not self.network else ShardedNetwork(self._without_last())
+        last = self.layers[-1]
+        ends_with_softmax = isinstance(last, Softmax)
         total = 0.0
         self._check_layers()
         with self.execution_context(len(x)):
             for view, weight in views.of(self.backend, x, self.dtype):
-                outputs, _ = network.forward(self.backend, view, train=False, capture=self.jit)
+                outputs, _ = self._sharded.forward(
+                    self.backend, view, train=False, logits=ends_with_softmax, capture=self.jit
+                )
                 total = total + weight * outputs.astype(self.state_dtype, copy=False)
-            return last.forward(total, train=False)[0] if isinstance(last, Softmax) and not logits else total
+            return last.forward(total, train=False)[0] if ends_with_softmax and not logits else total
 
     @on_device
     def recalibrate_batch_norm(self, x: Any, *, batch_size: int = 128) -> "Model":
@@ -354,10 +354,9 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "auto", dtype: s
         CheckpointError: the file is missing, damaged, foreign or does not fit itself; says which.
 
     Example:
-        >>> import gpucnn
-        >>> model = gpucnn.networks.lenet()
+        >>> model = networks.lenet()
         >>> model.save("lenet.safetensors")
-        >>> gpucnn.load("lenet.safetensors", backend="numpy")
+        >>> load("lenet.safetensors", backend="numpy")
         <Model 'lenet': 14 layers, (28, 28, 1) → (10,), 61,706 parameters, float32 on numpy>
     """
     path = model_file.find(path)

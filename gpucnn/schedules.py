@@ -1,4 +1,4 @@
-"""Schedules: the learning rate as a function of how far the training is.
+"""Schedules: the learning rate as a function of how far the training run is.
 
 A schedule is called with the epoch as a number that grows within an epoch (1.5 is the middle of the second) and with
 the number of epochs in all, before each step.
@@ -20,21 +20,19 @@ class Schedule(Configurable, family="schedule"):
     """Base of every schedule.
 
     Example
-        >>> from gpucnn.optimizers import SGD
-        >>> from gpucnn.schedules import Schedule
-        >>> class Linear(Schedule):
+        >>> class Linear(schedules.Schedule):
         ...     peak = 0.1
         ...     def __call__(self, epoch, epochs):
         ...         return 0.1 * (1 - epoch / epochs)
-        >>> SGD(Linear()).learning_rate_at(1, 4)
+        >>> optimizers.SGD(Linear()).learning_rate_at(1, 4)
         0.075...
     """
 
     @property
     def peak(self) -> float:
-        """The highest rate; a step that is made outside `fit`, where there is no end to measure by, uses it."""
+        """The highest rate; a step outside `fit`, which has no length, uses it."""
         raise ConfigurationError(
-            f"{type(self).__name__} does not say its highest rate, which a step outside fit is made at; give the class "
+            f"{type(self).__name__} does not say its highest rate, which a step outside fit uses; give the class "
             "a property peak that returns it"
         )
 
@@ -49,9 +47,7 @@ class Constant(Schedule):
     """One rate throughout.
 
     Example
-        >>> from gpucnn.schedules import Constant
-        >>> schedule = Constant(0.1)
-        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        >>> [round(schedules.Constant(0.1)(epoch, 4), 4) for epoch in range(4)]
         [0.1, 0.1, 0.1, 0.1]
     """
 
@@ -72,9 +68,7 @@ class StepDecay(Constant):
     """Multiply the rate by `factor` after each `every` epochs.
 
     Example
-        >>> from gpucnn.schedules import StepDecay
-        >>> schedule = StepDecay(0.1, every=2)
-        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        >>> [round(schedules.StepDecay(0.1, every=2)(epoch, 4), 4) for epoch in range(4)]
         [0.1, 0.1, 0.01, 0.01]
     """
 
@@ -91,9 +85,7 @@ class ExponentialDecay(Constant):
     """Multiply the rate by `factor` per epoch, smoothly.
 
     Example
-        >>> from gpucnn.schedules import ExponentialDecay
-        >>> schedule = ExponentialDecay(0.1, 0.5)
-        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        >>> [round(schedules.ExponentialDecay(0.1, 0.5)(epoch, 4), 4) for epoch in range(4)]
         [0.1, 0.05, 0.025, 0.0125]
     """
 
@@ -112,9 +104,7 @@ class Cosine(Constant):
     Source: Loshchilov, Hutter, "SGDR: Stochastic gradient descent with warm restarts" (2017).
 
     Example
-        >>> from gpucnn.schedules import Cosine
-        >>> schedule = Cosine(0.1)
-        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        >>> [round(schedules.Cosine(0.1)(epoch, 4), 4) for epoch in range(4)]
         [0.1, 0.0854, 0.05, 0.0146]
     """
 
@@ -128,12 +118,10 @@ class Cosine(Constant):
 
 
 class Power(Constant):
-    """From 0 to `rate` at the end of the training, as a power of the fraction that is done.
+    """From 0 to `rate` at the end of the training run, as a power of the fraction that is done.
 
     Example
-        >>> from gpucnn.schedules import Power
-        >>> schedule = Power(0.1, 2)
-        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        >>> [round(schedules.Power(0.1, 2)(epoch, 4), 4) for epoch in range(4)]
         [0.0, 0.0063, 0.025, 0.0563]
     """
 
@@ -154,8 +142,7 @@ class PiecewiseLinear(Schedule):
         unit    "epochs", or "training" for positions from 0 (start) to 1 (end)
 
     Example
-        >>> from gpucnn.schedules import PiecewiseLinear
-        >>> schedule = PiecewiseLinear([(0, 0.0), (2, 0.1), (4, 0.0)])
+        >>> schedule = schedules.PiecewiseLinear([(0, 0.0), (2, 0.1), (4, 0.0)])
         >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
         [0.0, 0.05, 0.1, 0.05]
     """
@@ -187,8 +174,7 @@ class PiecewiseConstant(Schedule):
         unit    "epochs", or "training" for positions from 0 (start) to 1 (end)
 
     Example
-        >>> from gpucnn.schedules import PiecewiseConstant
-        >>> schedule = PiecewiseConstant([(0, 0.1), (3, 0.01)])
+        >>> schedule = schedules.PiecewiseConstant([(0, 0.1), (3, 0.01)])
         >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
         [0.1, 0.1, 0.1, 0.01]
     """
@@ -221,9 +207,7 @@ class OneCycle(Schedule):
     Source: Smith, Topin, "Super-convergence" (2018).
 
     Example
-        >>> from gpucnn.schedules import OneCycle
-        >>> schedule = OneCycle(0.1, 0.5)
-        >>> [round(schedule(epoch, 4), 4) for epoch in range(4)]
+        >>> [round(schedules.OneCycle(0.1, 0.5)(epoch, 4), 4) for epoch in range(4)]
         [0.004, 0.052, 0.1, 0.05]
     """
 
@@ -255,7 +239,7 @@ class OneCycle(Schedule):
 
 
 class WarmUp(Schedule):
-    """First grow from almost 0 to the rate at which another schedule begins; that one has the rest of the training.
+    """First grow from almost 0 to the rate at which another schedule begins; that one has the rest of the run.
 
     Arguments
         schedule  any schedule, or a constant rate; a `Cosine` reaches its rate when the warm-up is over, and falls from
@@ -265,8 +249,7 @@ class WarmUp(Schedule):
     Source: Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour" (2017).
 
     Example
-        >>> from gpucnn.schedules import Constant, WarmUp
-        >>> schedule = WarmUp(Constant(0.1), epochs=2)
+        >>> schedule = schedules.WarmUp(schedules.Constant(0.1), epochs=2)
         >>> [round(schedule(epoch, 4), 2) for epoch in range(4)]
         [0.0, 0.05, 0.1, 0.1]
     """
@@ -298,7 +281,7 @@ def as_rate(rate: "Schedule | float") -> "Schedule | float":
 
 
 def rate_of(rate: "Schedule | float", epoch: float | None, epochs: float) -> float:
-    """Return the rate at a point of the training, or the highest one where `epoch` is None.
+    """Return the rate at a point of a training run, or the highest one where `epoch` is None.
 
     Raises:
         ConfigurationError: the schedule returns what is not a finite number of at least 0; says what, and when.

@@ -256,3 +256,43 @@ def pictures(folder, sizes=((8, 8),), classes=("cats", "dogs")):
         for number, size in enumerate(sizes):
             Image.new("L", size).save(folder / name / f"{number}.png")
     return folder
+
+
+# --- training runs in which something changes between two steps ---------------------------------------------------
+
+
+def images_and_labels(count=48, side=6):
+    rng = np.random.default_rng(3)
+    return rng.integers(0, 256, (count, side, side, 2)).astype("uint8"), rng.integers(0, 4, count)
+
+
+class After(Callback):
+    """Does something after some of all steps."""
+
+    def __init__(self, function, *steps):
+        self.function, self.steps, self.made = function, steps, 0
+
+    def on_step_end(self, model, step):
+        self.made += 1
+        if self.made in self.steps:
+            self.function(model)
+
+
+def state_of(model):
+    return {path: array.tobytes() for path, array in model.state_dict().items()}
+
+
+def outcome(model, epochs=2, **options):
+    """What a training run comes to: losses and bits."""
+    history = model.fit(*images_and_labels(), epochs=epochs, batch_size=6, verbose=0, **options)
+    return history.history["loss"], state_of(model)
+
+
+def model_with_settings(backend, optimizer=None, jit=True, loss=None, seed=0):
+    network = [
+        *(layers.Conv2D(4, 3, use_bias=False), layers.BatchNorm(), layers.LeakyReLU(0.1), layers.Dropout(0.3)),
+        *(layers.Flatten(), layers.Dense(8), layers.Tanh(), layers.Dropout(0.2), layers.Dense(4), layers.Softmax()),
+    ]
+    model = gpucnn.Model(network, (6, 6, 2), backend=backend, seed=seed)
+    optimizer = optimizer or optimizers.SGD(0.05, momentum=0.9, weight_decay=1e-3)
+    return model.compile(optimizer, loss or losses.CategoricalCrossEntropy(label_smoothing=0.1), jit=jit)

@@ -35,8 +35,7 @@ def get_backend(name: "str | Backend | None" = None) -> Backend:
         ConfigurationError: an unknown name.
 
     Example:
-        >>> import gpucnn
-        >>> gpucnn.get_backend("numpy").name
+        >>> get_backend("numpy").name
         'numpy'
     """
     if isinstance(name, Backend):
@@ -60,9 +59,8 @@ def use_backend(name: "str | Backend") -> Iterator[Backend]:
     """Use a backend for every model that is created in the block without naming one.
 
     Example:
-        >>> import gpucnn
-        >>> with gpucnn.use_backend("numpy"):
-        ...     print(gpucnn.networks.lenet().backend.name)
+        >>> with use_backend("numpy"):
+        ...     print(networks.lenet().backend.name)
         numpy
     """
     backend = get_backend(name)

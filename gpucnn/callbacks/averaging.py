@@ -1,4 +1,4 @@
-"""Averages of weights: a training goes on with its raw weights, and is judged and ends with averaged ones.
+"""Averages of weights: training goes on with the raw weights, and is validated and ends with averaged ones.
 
 Averaged are all parameters that are not frozen and all buffers of floats, such as running statistics; both lie flat on
 the device, so that an average costs two kernels, and nothing is read from there.
@@ -21,11 +21,11 @@ Decay = float | Schedule | Callable[[float], float]
 
 
 class _Average(Callback, Configurable, family="average"):
-    """What both averages share: arrays beside the model's, shown in their place between epochs.
+    """What both averages share: arrays in addition to the model's, shown in their place between epochs.
 
     From the end of an epoch's steps until the next epoch begins, the model holds the averages: validation and the
     callbacks of the epoch's end see them, and so does who trained, after the last epoch or an interruption. A further
-    fit of a model that still holds them goes on with the raw weights of before; otherwise all begins anew.
+    fit of a model that still holds them goes on with the raw weights of before; otherwise it starts again.
     """
 
     def __init__(self, decay: Decay, every: int) -> None:
@@ -51,7 +51,7 @@ class _Average(Callback, Configurable, family="average"):
         return self._model is not None and self._model() is model
 
     def _continues(self, model: Any) -> bool:
-        """Tell whether the model is as an earlier fit left it."""
+        """Return whether the model is as an earlier fit left it."""
         if self._raw_weights is None or not self._is_of(model):
             return False
         arrays = model.flat_state()
@@ -155,15 +155,15 @@ class _Average(Callback, Configurable, family="average"):
         self._raw_weights = None if self._raw_weights is None else followed(self._raw_weights)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the model to the original: a copy begins anew."""
+        """Leave the model to the original: a copy starts again."""
         return vars(self) | {"_model": None}
 
     def _average(self, model: Any) -> None:
         raise NotImplementedError(f"{type(self).__name__} has no _average")
 
-    def _update_averages(self, model: Any, share: float) -> None:
+    def _update_averages(self, model: Any, weight: float) -> None:
         for array, average in zip(self._arrays(model), self._averages, strict=True):
-            model.backend.lerp_(average, array, share)
+            model.backend.lerp_(average, array, weight)
 
     def _decay_at(self, epoch: float, epochs: float) -> float:
         if isinstance(self.decay, Schedule):
@@ -172,28 +172,26 @@ class _Average(Callback, Configurable, family="average"):
 
 
 class MovingAverage(_Average):
-    """Exponential moving average of the weights: average ← decay·average + (1 − decay)·weights, every so many steps.
+    """Exponential moving average of the weights: average ← decay·average + (1 − decay)·weights, every `every` steps.
 
     Arguments
         decay    a number from 0 to 1; a schedule, which is called with the epoch and the number of epochs; or a
-                 function of the share of the training that is done, 0 … 1
+                 function of the fraction of the run that is done, 0 … 1
         every    steps between two updates
-        warm_up  after n updates decay by (1 + n) / (10 + n) where that is less, so that the weights of the beginning,
-                 which nobody trained, are soon forgotten
+        warm_up  after n updates decay by (1 + n) / (10 + n) where that is less, so that the untrained weights of the
+                 beginning are soon forgotten
 
     Validation, callbacks at the end of an epoch and the model after `fit` have the averaged weights.
-    `model.recalibrate_batch_norm` computes the statistics of batch norms anew for them.
+    `model.recalibrate_batch_norm` computes the statistics of batch norms for them.
 
     Raises
-        ConfigurationError  an argument is invalid, or a schedule or function returns what is no decay
+        ConfigurationError  an argument is invalid, or a schedule or function returns what is not a decay
 
     Source: Polyak, Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
-        >>> from gpucnn.callbacks import MovingAverage
-        >>> history = networks.lenet().fit(x, y, epochs=2, callbacks=[MovingAverage(0.9)], verbose=0)
+        >>> history = networks.lenet().fit(x, y, epochs=2, callbacks=[callbacks.MovingAverage(0.9)], verbose=0)
     """
 
     def __init__(self, decay: Decay = 0.999, every: int = 1, warm_up: bool = True) -> None:
@@ -211,25 +209,23 @@ class MovingAverage(_Average):
 class Lookahead(_Average):
     """Slow weights follow the trained ones, which are set back to them: k steps forward, one step back.
 
-    Every so many steps slow ← decay·slow + (1 − decay)·fast, and then fast ← slow. Validation and the model after
+    Every `every` steps slow ← decay·slow + (1 − decay)·fast, and then fast ← slow. Validation and the model after
     `fit` have the slow weights.
 
     Arguments
         every  k, the steps between two such moves
         decay  a number from 0 to 1; a schedule, which is called with the epoch and the number of epochs; or a function
-               of the share of the training that is done, 0 … 1. `schedules.Power(0.95**5, 3)` is that of the CIFAR-10
+               of the fraction of the run that is done, 0 … 1. `schedules.Power(0.95**5, 3)` is that of the CIFAR-10
                speed runs of Jordan (2024)
 
     Raises
-        ConfigurationError  an argument is invalid, or a schedule or function returns what is no decay
+        ConfigurationError  an argument is invalid, or a schedule or function returns what is not a decay
 
     Source: Zhang, Lucas, Hinton, Ba, "Lookahead optimizer: k steps forward, 1 step back" (2019).
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
-        >>> from gpucnn.callbacks import Lookahead
-        >>> history = networks.lenet().fit(x, y, epochs=2, callbacks=[Lookahead(every=5)], verbose=0)
+        >>> history = networks.lenet().fit(x, y, epochs=2, callbacks=[callbacks.Lookahead(every=5)], verbose=0)
     """
 
     former_names = ("LookAhead",)

@@ -17,10 +17,8 @@ class Callback:
     stops the training by setting `model.stop_training = True`; `model.training` holds what is known of the run.
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
-        >>> from gpucnn.callbacks import Callback
-        >>> class Steps(Callback):
+        >>> class Steps(callbacks.Callback):
         ...     count = 0
         ...     def on_step_end(self, model, step):
         ...         self.count += 1
@@ -144,10 +142,8 @@ class EarlyStopping(Callback):
                             does not say which way is better
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), test = datasets.synthetic_digits(64)
-        >>> from gpucnn.callbacks import EarlyStopping
-        >>> stop = EarlyStopping("val_accuracy", patience=1)
+        >>> stop = callbacks.EarlyStopping("val_accuracy", patience=1)
         >>> history = networks.lenet().fit(x, y, epochs=50, validation_data=test, callbacks=[stop], verbose=0)
         >>> history.epochs < 50
         True

@@ -60,7 +60,6 @@ class TrainingMonitor(Callback):
         ConfigurationError  an argument is invalid
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.callbacks.defects import TrainingMonitor
         >>> monitor = TrainingMonitor((x, y), on_defect="stop")

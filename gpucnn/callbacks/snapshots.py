@@ -28,7 +28,7 @@ def convolution_weights(model: Any) -> dict[str, Parameter]:
 
 
 class Snapshots(Callback):
-    """Keep host copies of the weights of all convolutions: before training, and after each epoch.
+    """Save host copies of the weights of all convolutions: before training, and after each epoch.
 
     Arguments
         folder  where `snapshots.safetensors` is written when the training ends; None: it is not written
@@ -39,7 +39,6 @@ class Snapshots(Callback):
     counted as the model counts them, so those of a training that is continued go on.
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.callbacks.snapshots import Snapshots
         >>> snapshots = Snapshots()
@@ -139,7 +138,6 @@ def load_snapshots(path: str | Path) -> Epochs:
         CheckpointError: there is none, or it is damaged or foreign; says which.
 
     Example:
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.callbacks.snapshots import Snapshots, load_snapshots
         >>> snapshots = Snapshots()

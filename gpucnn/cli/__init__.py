@@ -1,4 +1,4 @@
-"""The command line, one module a command."""
+"""The command line, one module per command."""
 
 import typer
 
@@ -16,10 +16,10 @@ from gpucnn.cli.train import train
 
 app = typer.Typer(
     name="gpucnn",
-    help="Train convolutional networks in NumPy on a CPU or in CuPy on a GPU.",
+    help="Train CNNs with NumPy on a CPU or CuPy on a GPU.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 for command in (train, test, predict, report, reproduce, runs, profile, bench, parity, doctor):
@@ -28,9 +28,9 @@ app.add_typer(show, name="show")
 
 
 @app.callback(invoke_without_command=True)
-def version(asked: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
-    """Train convolutional networks in NumPy on a CPU or in CuPy on a GPU."""
-    if asked:
+def version(requested: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    """Train CNNs with NumPy on a CPU or CuPy on a GPU."""
+    if requested:
         from gpucnn.version import __version__
 
         print(f"gpucnn {__version__}")

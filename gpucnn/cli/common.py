@@ -1,4 +1,4 @@
-"""What several commands need: the console, data by its name, and runs on the disk."""
+"""What commands share: the console, data sets by name, and run folders."""
 
 import warnings
 from collections.abc import Iterator
@@ -54,36 +54,36 @@ errors = PlainConsole(stderr=True)
 
 
 def say(*parts: Part) -> None:
-    """Print a line of parts, each plain or with a style: what stands in them is shown, and never obeyed."""
+    """Print a line of parts, each plain or with a style; markup in them is shown as text."""
     console.print(styled(*parts), soft_wrap=True)
 
 
 def working(what: str) -> Status:
-    """Show what goes on while it does, on a terminal."""
+    """Show a status line during a block, on a terminal."""
     return console.status(styled(what), spinner="line")  # of characters that every terminal has
 
 
 def say_error(error: Exception | str, kind: str = "") -> None:
-    """Print what went wrong on the standard error, behind the error's class."""
+    """Print an error with its class on standard error."""
     errors.print(styled((f"{kind or type(error).__name__}: ", "bold red")), end="")
     errors.print(str(error), soft_wrap=True)
 
 
 def load_data_or_digits(name: str, folder: Path | None) -> Dataset:
-    """Return a data set, or synthetic digits in place of an MNIST that cannot be had, and say so plainly."""
+    """Return a data set, or synthetic digits, with a notice, if MNIST is not available."""
     try:
         return load_data(name, folder)
     except DataError as error:
         if name != "mnist" or folder is not None:
             raise
-        say(("MNIST cannot be had here, so this run uses gpucnn's own synthetic digits.", "bold yellow"))
+        say(("MNIST is not available, so this run uses gpucnn's synthetic digits instead.", "bold yellow"))
         console.print(str(error), style="dim", soft_wrap=True)
         return load_data("synthetic", None)
 
 
 @contextmanager
 def warnings_shown() -> Iterator[None]:
-    """Show what a training warns of as a sentence, each time, without the line of code that warned."""
+    """Print the warnings of a training run as plain sentences, without the line of code."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", CheckpointWarning)
         usual = warnings.showwarning
@@ -98,10 +98,10 @@ def warnings_shown() -> Iterator[None]:
         yield
 
 
-def describe_backend(model: Model, asked: str) -> str:
-    """Return the backend in words, with the reason where it was chosen automatically."""
-    words = model.backend.describe()
-    if asked == "auto" and model.backend.name == "numpy":
+def describe_backend(model: Model, requested: str) -> str:
+    """Return the backend's description, with the reason if it was chosen automatically."""
+    text = model.backend.describe()
+    if requested == "auto" and model.backend.name == "numpy":
         choice, reason = auto_choice()
-        return f"{words}; {reason}" if choice == "numpy" else words
-    return words
+        return f"{text}; {reason}" if choice == "numpy" else text
+    return text

@@ -1,4 +1,4 @@
-"""`gpucnn doctor`: what this machine has, and the one command that mends what is missing."""
+"""`gpucnn doctor`: report the environment and suggest fixes."""
 
 import ctypes
 import os
@@ -17,7 +17,7 @@ from gpucnn.cli.common import say
 from gpucnn.errors import BackendUnavailable, ConfigurationError
 from gpucnn.version import __version__
 
-# the environment variables that change what gpucnn does, or how fast
+# environment variables that affect results or speed
 SETTINGS = (
     "GPUCNN_BACKEND",
     "GPUCNN_DATA",
@@ -32,16 +32,16 @@ SETTINGS = (
     "OPENBLAS_L2_SIZE",
 )
 
-# what OpenBLAS calls its kernels, by the instructions that they use; all others use less than AVX2
+# OpenBLAS' names of kernels by instruction set; all others use less than AVX2
 AVX512_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
 AVX2_KERNELS = ("Haswell", "Zen", "Excavator", *AVX512_KERNELS)
 AVX512_FLAGS = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 
-Finding = tuple[str, str, str]  # what was looked at, what was found, what to do about it (or nothing)
+Finding = tuple[str, str, str]  # the subject, the finding, and a remedy or ""
 
 
 def doctor() -> None:
-    """Say what Python, NumPy, CuPy and the GPU are here, where data lies, and what would mend what is missing."""
+    """Report Python, NumPy, CuPy, GPU and data sets, and suggest fixes for what is missing."""
     remedies = []
     for what, found, remedy in findings():
         say((f"  {what:<10}", "bold"), found)
@@ -50,11 +50,11 @@ def doctor() -> None:
     for remedy in remedies:
         say(("→ ", "yellow"), remedy)
     if not remedies:
-        say(("Everything that can be had here is in place.", "green"))
+        say(("No problems found.", "green"))
 
 
 def findings() -> Iterator[Finding]:
-    """Yield everything that is looked at."""
+    """Yield all findings."""
     import scipy
 
     yield "gpucnn", _own_version(), ""
@@ -66,23 +66,23 @@ def findings() -> Iterator[Finding]:
     yield _engine()
     yield from _gpu()
     set_here = [f"{name}={os.environ[name]}" for name in SETTINGS if name in os.environ]
-    yield "settings", ", ".join(set_here) or "none: no variable that changes what gpucnn does is set", ""
+    yield "settings", ", ".join(set_here) or "no environment variables that affect gpucnn", ""
     for name, title in (("mnist", "MNIST"), ("cifar10", "CIFAR-10")):
         place = datasets.available(name)
-        found = place or "not here; downloaded at first use, or put it below the folder that GPUCNN_DATA names"
+        found = place or "not found; downloaded on first use, or put it in a subfolder of the folder in GPUCNN_DATA"
         yield title, found, ""
 
 
 def _own_version() -> str:
-    """Return gpucnn's version, and where its text lies if it was not installed."""
+    """Return gpucnn's version, and its folder if it is not installed."""
     try:
         return metadata.version("gpucnn")
     except metadata.PackageNotFoundError:
-        return f"{__version__}, not installed but run from {Path(__file__).parents[2]}"
+        return f"{__version__}, not installed, run from {Path(__file__).parents[2]}"
 
 
 def _blas() -> Iterator[Finding]:
-    """Yield the matrix library that NumPy multiplies with: its kind, its instruction set, its threads."""
+    """Yield NumPy's BLAS library: its name, instruction set and threads."""
     import threadpoolctl
 
     for library in threadpoolctl.threadpool_info():
@@ -96,26 +96,24 @@ def _blas() -> Iterator[Finding]:
 
 
 def _too_many(threads: int, who: str, variable: str) -> str:
-    """Return what to do about more threads than cores, or nothing."""
+    """Return a remedy for more threads than cores, or ""."""
     cores = usable_cores()
     if threads <= cores:
         return ""
-    return f"{who} is set to {threads} threads on {cores} usable cores, which slows all of them: set {variable}={cores}"
+    return f"{who} is set to {threads} threads on {cores} usable cores, which is slower: set {variable}={cores}"
 
 
 def _too_old(kernels: str) -> str:
-    """Return what to do where BLAS uses older instructions than this processor has, or nothing."""
+    """Return a remedy if BLAS uses older instructions than this processor has, or ""."""
     flags = cpu_flags()
     newer = "AVX-512" if flags >= AVX512_FLAGS and kernels not in AVX512_KERNELS else ""
     newer = newer or ("AVX2" if "avx2" in flags and kernels not in AVX2_KERNELS else "")
     if not newer or kernels == "unknown instruction set":
         return ""
     held = os.environ.get("OPENBLAS_CORETYPE")
-    cause = f"OPENBLAS_CORETYPE={held} holds BLAS to" if held else "BLAS uses"
-    remedy = "unset OPENBLAS_CORETYPE" if held else "upgrade NumPy, whose wheels bring a newer OpenBLAS"
-    return (
-        f"{cause} its {kernels} kernels, though this processor has {newer}; products take up to twice as long: {remedy}"
-    )
+    cause = f"OPENBLAS_CORETYPE={held} limits BLAS to" if held else "BLAS uses"
+    remedy = "unset OPENBLAS_CORETYPE" if held else "upgrade NumPy, whose wheels contain a newer OpenBLAS"
+    return f"{cause} its {kernels} kernels, but this processor has {newer}; products take up to twice as long: {remedy}"
 
 
 def cpu_flags() -> set[str]:
@@ -128,17 +126,17 @@ def cpu_flags() -> set[str]:
 
 
 def _engine() -> Finding:
-    """Return how many threads gpucnn's own engine takes."""
+    """Return the number of threads of gpucnn's CPU engine."""
     try:
         threads = num_threads()
     except ConfigurationError as error:
-        return "threads", "the setting makes no sense", str(error)
+        return "threads", "invalid setting", str(error)
     remedy = _too_many(threads, "gpucnn", "GPUCNN_NUM_THREADS")
-    return "threads", f"gpucnn shares a batch among {threads}", remedy
+    return "threads", f"gpucnn splits a batch among {threads}", remedy
 
 
 def _gpu() -> Iterator[Finding]:
-    """Yield the driver, CuPy and the result of the probe, as far as there is anything."""
+    """Yield the driver, CuPy and the result of the GPU probe."""
     driver = cuda_driver_version()
     name = _gpu_name()
     yield "driver", f"CUDA {driver[0]}.{driver[1]}{f', {name}' if name else ''}" if driver else "no NVIDIA driver", ""
@@ -146,16 +144,16 @@ def _gpu() -> Iterator[Finding]:
     cuda = "cuda13" if driver and driver >= (13, 0) else "cuda12"
     install = f"pip install 'cupy-{cuda}x[ctk]'"
     if version is None:
-        remedy = f"an NVIDIA GPU is here, but CuPy is not: {install}" if driver else ""
-        yield "CuPy", "not installed" + ("" if driver else ", and without an NVIDIA driver of no use here"), remedy
-        yield "GPU", "not used: gpucnn computes with NumPy", ""
+        remedy = f"an NVIDIA GPU was found, but CuPy is not installed: {install}" if driver else ""
+        yield "CuPy", "not installed" + ("" if driver else " (of no use without an NVIDIA driver)"), remedy
+        yield "GPU", "not used: gpucnn uses NumPy", ""
         return
     yield "CuPy", version, ""
     try:
         yield "GPU", f"works: {get_backend('cupy').describe()}", ""
     except BackendUnavailable as error:
-        no_driver = "if this machine has an NVIDIA GPU, install NVIDIA's driver, until `nvidia-smi` lists the GPU"
-        remedy = f"CuPy and the driver do not fit each other: {install}" if driver else no_driver
+        no_driver = "if this machine has an NVIDIA GPU, install NVIDIA's driver; `nvidia-smi` must list the GPU"
+        remedy = f"CuPy and the driver are incompatible: {install}" if driver else no_driver
         yield "GPU", f"the probe failed: {first_line(error.__cause__ or error)}", remedy
 
 

@@ -1,13 +1,13 @@
-"""`gpucnn parity`: see whether two backends compute the same network."""
+"""`gpucnn parity`: compare a network on two backends."""
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gpucnn.cli.common import console, open_model, say
+from gpucnn.cli.options import Json, NamedNetwork, OtherModel
 from gpucnn.errors import ConfigurationError
 from gpucnn.networks import by_name
 from gpucnn.rng import host_generator
@@ -15,19 +15,19 @@ from gpucnn.testing.parity import parity as compare
 
 
 def parity(
-    network: Annotated[str | None, typer.Option(help="A named network, with fresh weights.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Or a run folder or a .safetensors file.")] = None,
+    network: NamedNetwork = None,
+    model: OtherModel = None,
     backend: Annotated[str, typer.Option(help="Which to test: auto, numpy, reference, cupy or cupy:N.")] = "auto",
     reference: Annotated[
         str | None, typer.Option(help="Against which. Without it: numpy for a GPU, the reference kernels for numpy.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Random inputs to compare on.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Of the inputs, and of fresh weights.")] = 0,
-    output: Annotated[Path | None, typer.Option("--json", help="Also write all differences to this file.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of random inputs.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the inputs and of fresh weights.")] = 0,
+    output: Json = None,
 ) -> None:
-    """Compare every layer on two backends, forward and backward; fail if they differ by more than rounding."""
+    """Compare every layer's forward and backward pass on two backends; fail if they differ by more than rounding."""
     if network is not None and model is not None:
-        raise ConfigurationError("--network and --model both name what to compare; pass one of them")
+        raise ConfigurationError("--network and --model both select a network; pass one of them")
     if model is not None:
         chosen, _ = open_model(model, backend)
     else:
@@ -45,6 +45,6 @@ def parity(
         differences = [asdict(d) | {"agrees": d.agrees} for d in result.differences]
         about = {"backend": result.backend, "reference": result.reference, "dtype": result.dtype}
         output.write_text(json.dumps(about | {"agrees": result.agrees, "differences": differences}, indent=1) + "\n")
-        say(f"differences in {output}")
+        say(f"results are in {output}")
     if not result.agrees:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""The parts of a data set in a run: what is trained on, what is scored after each epoch, and what is at the end."""
+"""The training, validation and test part of a data set in a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ def _score(value: Any, name: str) -> None:
         raise ConfigurationError(f"{name} must hold an accuracy, not {checks.shown(value)}")
 
 
-# what a run's settings may hold of the options that it was begun with, and of its end
+# the options and the result in a run's settings, and how they are checked
 NEEDED, MAY_BE_NONE = ("network", "data", "epochs"), ("data_dir", "learning_rate", "validation_split", "early_stopping")
 KEPT: dict[str, Callable[[Any, str], Any]] = {
     **dict.fromkeys(("network", "data", "data_dir", "backend", "dtype"), _text),
@@ -41,10 +41,10 @@ KEPT: dict[str, Callable[[Any, str], Any]] = {
 
 
 def check_kept(settings: dict[str, Any], file: Path) -> None:
-    """Check the settings of a run that is to go on, as its folder keeps them.
+    """Check the saved settings of a run before it is resumed.
 
     Raises:
-        CheckpointError: one is missing, or is not what its option takes.
+        CheckpointError: one is missing or invalid.
     """
     try:
         for name, check in KEPT.items():
@@ -56,7 +56,7 @@ def check_kept(settings: dict[str, Any], file: Path) -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """Images with their labels; `validation` are training images that were held out, or (`on_test`) the test images."""
+    """Images with their labels; `validation` is held out of the training set, or (`on_test`) the test set."""
 
     dataset: Dataset
     training: Split
@@ -66,34 +66,34 @@ class Parts:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many images each part has, as a run's settings keep it; test images count once."""
+        """The number of images of each part, for the run's settings; test images count once."""
         held = {"validation": len(self.validation[0])} if self.validation is not None and not self.on_test else {}
         return {"training": len(self.training[0]), **held, "test": len(self.test[0])}
 
     def __str__(self) -> str:
-        return count_images(self.counts) + (", scored after each epoch" if self.on_test else "")
+        return count_images(self.counts) + (", also used for validation" if self.on_test else "")
 
 
 def checked(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a run with the share that is held out for validation, where that was left open.
+    """Return the options of a run with the default validation split, if validation was requested without one.
 
     Raises:
         ConfigurationError: options that contradict each other.
     """
-    share = options["validation_split"]
+    fraction = options["validation_split"]
     if validated_on_test(options):
-        if share is not None:
+        if fraction is not None:
             raise ConfigurationError(
-                f"--validation-split {share:g} validates on training images, --validate-on-test on the test images; "
-                "give one of them"
+                f"--validation-split {fraction:g} validates on training images, --validate-on-test on the test images; "
+                "pass one of them"
             )
         return options
     wanted = options["validate"] or options["early_stopping"] is not None
-    return options | {"validation_split": DEFAULT_VALIDATION_SPLIT if share is None and wanted else share}
+    return options | {"validation_split": DEFAULT_VALIDATION_SPLIT if fraction is None and wanted else fraction}
 
 
 def parts_of(dataset: Dataset, options: dict[str, Any]) -> Parts:
-    """Return the parts of a data set, by options that `checked` returned: the same for the same seed."""
+    """Return the parts of a data set for options from `checked`; the split depends on the seed alone."""
     (x, y), test = dataset
     if validated_on_test(options):
         return Parts(dataset, (x, y), test, test, True)

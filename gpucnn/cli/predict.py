@@ -1,4 +1,4 @@
-"""`gpucnn predict`: say what is on images."""
+"""`gpucnn predict`: classify image files."""
 
 import json
 import math
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpucnn.cli.common import console, open_model, say, say_error
+from gpucnn.cli.options import BackendName, Json, SavedModel
 from gpucnn.core.console import styled
 from gpucnn.core.files import write_whole
 from gpucnn.core.text import printable
@@ -27,7 +28,7 @@ WIDE = 80  # characters, a terminal with room for bars
 
 @dataclass
 class Prediction:
-    """An image file: its picture, what the network was shown, how that was made, and what it said."""
+    """An image file: the original, the preprocessed pixels, the steps that led there, and the probabilities."""
 
     file: Path
     original: Any
@@ -38,7 +39,7 @@ class Prediction:
 
     @property
     def notes(self) -> str:
-        """What was done to the picture, in words."""
+        """The preprocessing steps, as text."""
         if self.pixels.min() == self.pixels.max():
             return "blank"
         return ", ".join(word for word, done in (("inverted", self.inverted), ("centred", self.centred)) if done)
@@ -46,37 +47,37 @@ class Prediction:
 
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files: PNG, JPEG, BMP, GIF or WebP.")],
-    model: Annotated[
-        Path | None, typer.Option(help="A run folder or a .safetensors file. Without it: the newest run.")
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes of each image are printed.")] = 3,
+    model: SavedModel = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes printed per image.")] = 3,
     invert: Annotated[
         bool | None,
-        typer.Option(help="Whether to invert light and dark. Without it: dark digits on light paper are inverted."),
+        typer.Option(
+            help="Whether to invert brightness. Default: as the model expects, such as for dark digits on paper."
+        ),
     ] = None,
     no_centre: Annotated[
-        bool, typer.Option("--no-centre", help="Only resize digits: do not centre them like MNIST's.")
+        bool, typer.Option("--no-centre", help="Resize digits without centring them as in MNIST.")
     ] = False,
     show: Annotated[
         Path | None,
         typer.Option(
-            help="Draw the image and its probabilities into this file, and its feature maps into another next to it."
+            help="Plot the image and its probabilities to this file, and its feature maps to another next to it."
         ),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
+    json_file: Json = None,
+    backend: BackendName = "auto",
 ) -> None:
     """Print the most probable classes of each image, with their probabilities.
 
-    Images are brought to the size and the colours that the model was trained on. For a model of grey images, ones with
-    light and dark the other way round are inverted. For a model of digits, the digit on an image of another size is
-    found, scaled and centred as in MNIST. What was done is said below the image's name.
+    Images are converted to the size and colours that the model was trained on. For greyscale models, images with
+    inverted brightness are inverted. For digit models, the digit in an image of another size is located, scaled and
+    centred as in MNIST. The steps that were applied are printed below the image's name.
     """
     if show is not None:
         _check_picture(show)
     network, path = open_model(model, backend)
     if len(network.input_shape) != 3 or network.input_shape[2] not in (1, 3):
-        raise ConfigurationError(f"{path}: takes inputs of shape {network.input_shape}, not grey or colour images")
+        raise ConfigurationError(f"{path}: takes inputs of shape {network.input_shape}, not greyscale or colour images")
     predictions: list[Prediction] = []
     failed: dict[Path, str] = {}
     for file in images:
@@ -87,7 +88,7 @@ def predict(
     names = network.class_names or [f"class {k}" for k in range(network.output_shape[0])]
     if predictions:
         console.print(_table(predictions, names, top))
-        say(f"  by {path}")
+        say(f"  model     {path}")
     for reason in failed.values():
         say_error(reason, "DataError")
     if json_file is not None:
@@ -99,14 +100,14 @@ def predict(
 
 
 def _check_picture(path: Path) -> None:
-    """Refuse a name for a picture before any work is done."""
+    """Reject the file name of a figure before any work is done."""
     from gpucnn.plots.canvas import check_name
 
     check_name(path)
 
 
 def predict_file(network: Model, file: Path, invert: bool | None, no_centre: bool) -> Prediction:
-    """Read an image, bring it to the form that the network knows, and ask it."""
+    """Read an image, preprocess it for the network, and predict its class."""
     if file.is_dir():
         raise DataError(f"{file}: is a folder; expected an image: name the files in it, such as {file / '*.png'}")
     H, W, C = network.input_shape
@@ -116,7 +117,7 @@ def predict_file(network: Model, file: Path, invert: bool | None, no_centre: boo
     if inverted:
         pixels = 255 - pixels
     centred = pixels.shape[:2] != (H, W) and _is_digit_model(network) and not no_centre
-    if centred:  # for which the digit is light
+    if centred:  # which expects a light digit
         pixels = centre_digit(pixels, (H, W)) if dark_ground else 255 - centre_digit(255 - pixels, (H, W))
     elif pixels.shape[:2] != (H, W):
         pixels = read_image(file, (H, W), C)
@@ -124,8 +125,8 @@ def predict_file(network: Model, file: Path, invert: bool | None, no_centre: boo
     probabilities = network.predict(pixels[None])[0]
     if not math.isfinite(float(probabilities.sum())):
         raise NumericError(
-            f"{network.name} gives NaN or infinity for {file}: its weights are not finite, as a training that diverged "
-            "leaves them; pass --model with a model of before"
+            f"{network.name} outputs NaN or infinity for {file}: its weights are not finite, as after training that "
+            "diverged; pass another --model"
         )
     return Prediction(file, original, pixels, inverted, centred, probabilities)
 
@@ -135,7 +136,7 @@ def _is_digit_model(network: Model) -> bool:
 
 
 def _expects_dark_background(network: Model) -> bool:
-    """Tell whether the images that a model learned from are mostly dark, as MNIST's: its normalisation knows."""
+    """Return whether the training images were mostly dark, as MNIST's are, by the model's `Normalization`."""
     first = network.layers[0]
     if not isinstance(first, Normalization):
         return True
@@ -144,7 +145,7 @@ def _expects_dark_background(network: Model) -> bool:
 
 
 def _table(predictions: list[Prediction], names: list[str], top: int) -> Table:
-    """Return a table of a row an image: its name, and below each other its most probable classes."""
+    """Return a table with a row per image: its name and its most probable classes."""
     table = Table(box=SIMPLE_HEAD, show_lines=False, padding=(0, 1, 0 if len(predictions) == 1 or top == 1 else 1, 1))
     table.add_column("image", overflow="fold")
     table.add_column("prediction", overflow="fold", min_width=len("prediction"))
@@ -186,12 +187,12 @@ def _write(path: Path, model: Path, results: list[dict[str, Any]], failed: dict[
         write_whole(path, content.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise ConfigurationError(
-            f"--json {path}: cannot be written ({error.strerror or error}); name a file in a folder that is there"
+            f"--json {path}: cannot be written ({error.strerror or error}); choose a file in an existing folder"
         ) from error
 
 
 def _draw(network: Model, predictions: list[Prediction], names: list[str], path: Path) -> None:
-    """Draw each image with its prediction and its feature maps, into numbered files if there are several."""
+    """Plot each image with its prediction and its feature maps; numbered files for several images."""
     from gpucnn.plots import feature_maps
     from gpucnn.plots.prediction import prediction as draw
 
@@ -200,4 +201,4 @@ def _draw(network: Model, predictions: list[Prediction], names: list[str], path:
         maps = file.with_stem(f"{file.stem}-feature-maps")
         draw(prediction.pixels, prediction.probabilities, names, file, original=prediction.original)
         feature_maps(network, prediction.pixels, names, title=f"{prediction.file.name} in {network.name}", path=maps)
-        say(f"  drawn     {file} and {maps}")
+        say(f"  plotted   {file} and {maps}")

@@ -1,4 +1,4 @@
-"""`gpucnn reproduce`: networks trained as others describe, beside what they published."""
+"""`gpucnn reproduce`: train published networks and compare with the published results."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gpucnn.cli.common import RUNS, console, say
+from gpucnn.cli.options import BackendName, Dtype, Epochs
 from gpucnn.cli.runs import being_written, make_runs, table
 from gpucnn.core.files import explained, user_path, write_into
 from gpucnn.core.text import duration
@@ -18,34 +19,34 @@ from gpucnn.runs.statistics import TOTAL_TIME, Runs, summary
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the runs of one recipe came to, beside what was published."""
+    """The results of all runs of a recipe, next to the published ones."""
 
     entry: Reproduction
     runs: int
     defects: int
-    accuracy: float  # mean of the good runs
+    accuracy: float  # mean of the successful runs
     deviation: float
     seconds: float
 
     @property
     def reached(self) -> bool:
-        """Whether the mean is what the recipe must reach."""
+        """Whether the mean reaches the target."""
         return self.accuracy >= self.entry.required_accuracy
 
-    def _share(self) -> str:
-        """Return the accuracy in words, with its deviation where there is one."""
+    def _accuracy(self) -> str:
+        """Return the accuracy as text, with its standard deviation if there are several runs."""
         good = self.runs - self.defects
         spread = f" ± {100 * self.deviation:.2f}" if good > 1 else ""
         return f"{100 * self.accuracy:.2f}{spread} %" if good else "none"
 
     def cells(self) -> list[str]:
-        """Return the line of a table: figures published and ours, and the ratio of the times."""
+        """Return the cells of a table row."""
         published = self.entry.published
         theirs = published.seconds if published else None
         return [
             self.entry.network,
             f"{100 * published.accuracy:.2f} %" if published else "",
-            self._share(),
+            self._accuracy(),
             f"{100 * self.entry.required_accuracy:.1f} %",
             f"{self.runs} ({self.defects})" if self.defects else str(self.runs),
             duration(theirs) if theirs else "",
@@ -54,25 +55,27 @@ class Outcome:
         ]
 
 
-HEADINGS = ["recipe", "published", "ours, test", "must reach", "runs", "their time", "ours", "ratio"]
-CAPTION = "runs: how many, and in brackets those with a defect; ratio: their time to ours"
+HEADINGS = ["recipe", "published", "gpucnn", "target", "runs", "published time", "gpucnn time", "speed-up"]
+CAPTION = "published, gpucnn, target: test accuracy; runs: number of runs (failed)"
 
 
 def reproduce(
-    names: Annotated[list[str] | None, typer.Argument(help='Recipes, or "all": those that take minutes.')] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Of each, with the seeds 0, 1, 2 and so on.")] = 1,
-    backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
-    epochs: Annotated[float | None, typer.Option(min=0.001, help="Default: the recipe's; 2.5 is possible.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float64, or float16 on a GPU.")] = "float32",
-    show: Annotated[bool, typer.Option("--list", help="Name the recipes and leave.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A folder. Default: runs/reproduce.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help='Recipes, or "all" for those that take minutes.')] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Number of runs per recipe (seeds 0, 1, 2, …).")] = 1,
+    backend: BackendName = "auto",
+    epochs: Epochs = None,
+    dtype: Dtype = "float32",
+    show: Annotated[bool, typer.Option("--list", help="List recipes and exit.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Output folder. Default: runs/reproduce.")
+    ] = None,
 ) -> None:
-    """Train what others published, and print their figure beside ours."""
+    """Train published networks, and compare the accuracy and time with the published results."""
     if show:
         _list()
         return
     if not names:
-        raise ConfigurationError('name a recipe, or "all"; `gpucnn reproduce --list` names them')
+        raise ConfigurationError('pass a recipe, or "all"; `gpucnn reproduce --list` lists them')
     folder = user_path(output) if output else RUNS / "reproduce"
     short = [name for name, entry in reproduction.REPRODUCTIONS.items() if not entry.long]
     chosen = short if names == ["all"] else [reproduction.by_name(name).network for name in names]
@@ -86,15 +89,15 @@ def reproduce(
         page = folder / "reproduction.md"
         with explained(page):
             write_into(folder, page.name, markdown(outcomes).encode())
-    printed = table("published and reproduced", [heading.replace(" ", "\n") for heading in HEADINGS], CAPTION)
+    printed = table("published and reproduced results", [heading.replace(" ", "\n") for heading in HEADINGS], CAPTION)
     for done in outcomes:
         printed.add_row(*done.cells(), style="" if done.reached else "yellow")
     console.print(printed)
-    say(f"every run below {folder}, this table in {page}")
+    say(f"runs are in {folder}, this table is in {page}")
 
 
 def outcome(name: str, made: Runs) -> Outcome:
-    """Return what the runs of a recipe came to; those with a defect count in the number of runs alone."""
+    """Return the results of a recipe; failed runs only count in the number of runs."""
     good = made.successful()
     accuracy = summary(r["numbers"]["test accuracy"] for r in good) if good else None
     return Outcome(
@@ -114,7 +117,7 @@ def markdown(outcomes: list[Outcome]) -> str:
 
 
 def _list() -> None:
-    printed = table("recipes", ["recipe", "published", "must reach", "source"])
+    printed = table("recipes", ["recipe", "published", "target", "source"])
     for entry in reproduction.REPRODUCTIONS.values():
         published = entry.published
         printed.add_row(

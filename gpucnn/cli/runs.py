@@ -1,4 +1,4 @@
-"""`gpucnn runs`: a recipe trained many times, with averages and the runs that went wrong."""
+"""`gpucnn runs`: train a recipe many times; mean, standard deviation and failed runs."""
 
 import json
 from contextlib import nullcontext
@@ -11,6 +11,7 @@ from rich.table import Table
 from gpucnn.backends import get_backend
 from gpucnn.callbacks.snapshots import Snapshots
 from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console, say, working
+from gpucnn.cli.options import BackendName, Dtype, Epochs
 from gpucnn.core.console import Part, narrow_table
 from gpucnn.core.files import FolderLock, explained, make_folder, remove_parts, user_path, write_into
 from gpucnn.core.text import duration
@@ -28,33 +29,33 @@ ON_DEFECT = ("flag", "stop", "restart")
 
 def runs(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(reproduction.REPRODUCTIONS)}.")],
-    count: Annotated[int, typer.Option("--runs", min=1, help="How many, with the seeds 0, 1, 2 and so on.")] = 5,
-    backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
-    epochs: Annotated[float | None, typer.Option(min=0.001, help="Default: the recipe's; 2.5 is possible.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float64, or float16 on a GPU.")] = "float32",
+    count: Annotated[int, typer.Option("--runs", min=1, help="Number of runs (seeds 0, 1, 2, …).")] = 5,
+    backend: BackendName = "auto",
+    epochs: Epochs = None,
+    dtype: Dtype = "float32",
     on_defect: Annotated[
-        str, typer.Option(help="flag goes on, stop ends the run, restart tries another seed.")
+        str, typer.Option(help="flag: continue; stop: end the run; restart: try another seed.")
     ] = "flag",
-    include_defects: Annotated[bool, typer.Option(help="Count runs with a defect in the averages.")] = False,
+    include_defects: Annotated[bool, typer.Option(help="Include failed runs in the statistics.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A folder. Default: runs/NAME-statistics.")
+        Path | None, typer.Option("--output", "-o", help="Output folder. Default: runs/NAME-statistics.")
     ] = None,
 ) -> None:
-    """Train a recipe many times; runs that are there already are not made again, so it can be interrupted."""
+    """Train a recipe many times; existing runs are kept, so it can be interrupted and continued."""
     entry = reproduction.by_name(name)
     folder = user_path(output) if output else RUNS / f"{entry.network}-statistics"
     with being_written(folder):
         made = make_runs(entry.network, count, folder, backend=backend, epochs=epochs, dtype=dtype, on_defect=on_defect)
         averages = made.write_text(include_defects)
     console.print(made.text(include_defects), soft_wrap=True)
-    say(f"every run in {made.path}, averages in {averages}")
+    say(f"runs are in {made.path}, statistics are in {averages}")
 
 
 def being_written(folder: Path) -> FolderLock:
-    """Return the lock of a folder of runs, which is made if it is not there.
+    """Create a folder of runs if need be, and return its lock.
 
     Raises:
-        ConfigurationError: it cannot be made.
+        ConfigurationError: it cannot be created.
     """
     with explained(folder, ConfigurationError):
         make_folder(folder)
@@ -72,13 +73,11 @@ def make_runs(
     on_defect: str = "flag",
     data: Dataset | None = None,
 ) -> Runs:
-    """Make the runs that are missing in a folder, and say how each came out; the first one's model is kept.
-
-    Nobody else may write into the folder meanwhile, which must be there.
+    """Run the missing seeds of a recipe in an existing, locked folder; the model of seed 0 is saved.
 
     Raises:
-        ConfigurationError: `on_defect` is no word that is known.
-        CheckpointError: the folder holds runs with other settings.
+        ConfigurationError: `on_defect` is not a known word.
+        CheckpointError: the folder contains runs with other settings.
     """
     if on_defect not in ON_DEFECT:
         raise ConfigurationError(f"--on-defect must be one of {', '.join(ON_DEFECT)}, not {on_defect!r}")
@@ -93,11 +92,11 @@ def make_runs(
     made = Runs(folder / STATISTICS, settings)
     missing = made.missing_seeds(count)
     if len(missing) < count:
-        say(f"{count - len(missing)} of {count} runs are in {made.path} already")
+        say(f"{count - len(missing)} of {count} runs are already in {made.path}")
     if missing and data is None:
         data = reproduction.load_dataset(name)
     if missing and reproduction.by_name(name).long:
-        say("  the test images are scored after each epoch, as in what was published")
+        say("  validated on the test set after each epoch, as published")
 
     def checkpoints_of(seed: int) -> Checkpoints:
         return Checkpoints(folder / f"seed-{seed}")
@@ -135,12 +134,12 @@ def make_runs(
     remove_parts(folder)
     made.run_missing(count, run)
     for record in made.records:
-        checkpoints_of(record["seed"]).clear()  # the record is kept by now; the best model of a long run stays
+        checkpoints_of(record["seed"]).clear()  # its record is saved by now; the best model of a long run stays
     return made
 
 
 def _summary_line(seed: int, record: Record) -> list[Part]:
-    """Return a run's numbers, in parts of a line."""
+    """Return a run's results as the parts of a line."""
     numbers, defect = record["numbers"], record["defect"]
     epochs = " → ".join(f"{100 * share:.2f}" for share in thin_out(numbers["training accuracy"]))
     restarts = f", after {len(record['restarts'])} restarts" if record.get("restarts") else ""
@@ -150,18 +149,18 @@ def _summary_line(seed: int, record: Record) -> list[Part]:
 
 
 def _milestones(record: Record) -> str:
-    """Return when a long run passed which accuracy."""
+    """Return when a long run reached which test accuracies."""
     numbers = record["numbers"]
-    passed = [
+    reached = [
         f"{level:.0%} after {duration(numbers[f'time to {level:.0%} (s)'])}"
         for level in reproduction.MILESTONES
         if f"time to {level:.0%} (s)" in numbers
     ]
-    return f"  test accuracy passed {', '.join(passed)}" if passed else "  no test accuracy to speak of was passed"
+    return f"  test accuracy reached {', '.join(reached)}" if reached else "  no accuracy milestone was reached"
 
 
 def thin_out(values: list[float], most: int = 5) -> list[float]:
-    """Return a list of which only so many are left, the first and the last among them."""
+    """Return at most `most` evenly spaced items of a list, with the first and the last."""
     if len(values) <= most:
         return values
     return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]

@@ -1,4 +1,4 @@
-"""`gpucnn show`: pictures of a run or of what it is shown, each a command."""
+"""`gpucnn show`: figures of a run or of augmented images, one command each."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from gpucnn.cli.common import (
     run_config,
     say,
 )
+from gpucnn.cli.options import BackendName, Data, DataDir, Output, Run
 from gpucnn.errors import ConfigurationError
 from gpucnn.runs.folder import STATISTICS, beside, check_takes_images, predict_test_set, read_history
 from gpucnn.runs.statistics import Runs
@@ -26,17 +27,10 @@ if TYPE_CHECKING:
     from gpucnn.model import Model
 
 show = typer.Typer(
-    help="Draw filters, feature maps, curves and mistakes of a run, or augmented images.", no_args_is_help=True
+    help="Plot filters, feature maps, curves and mistakes of a run, or augmented images.", no_args_is_help=True
 )
 
-Run = Annotated[Path | None, typer.Argument(help="A run folder or a .safetensors file. Without it: the newest run.")]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="PNG, SVG or PDF, by its ending. Default: beside the model.")
-]
 Layer = Annotated[str | None, typer.Option(help="A convolution, such as conv2d_1. Default: the first.")]
-Data = Annotated[str | None, typer.Option(help=f"{DATA_NAMES}. Without it: what the model was trained on.")]
-DataDir = Annotated[Path | None, typer.Option(help="The folder that holds the data.")]
-BackendName = Annotated[str, typer.Option("--backend", help="auto, numpy, cupy or cupy:N.")]
 
 
 @show.command()
@@ -45,10 +39,10 @@ def filters(
     output: Output = None,
     layer: Layer = None,
     epoch: Annotated[
-        int | None, typer.Option(help="As they were after this epoch, 0 before training. Default: those of the model.")
+        int | None, typer.Option(help="The epoch to plot; 0 is before training. Default: the final model.")
     ] = None,
 ) -> None:
-    """Draw the filters of a convolution."""
+    """Plot the filters of a convolution."""
     from gpucnn import plots
 
     path = find_model(run)
@@ -59,7 +53,7 @@ def filters(
         snapshots = load_snapshots(path.parent)
         if epoch not in snapshots:
             raise ConfigurationError(
-                f"{path.parent} holds no snapshot of epoch {epoch}; there are {', '.join(map(str, snapshots))}"
+                f"{path.parent} has no snapshot of epoch {epoch}; there are {', '.join(map(str, snapshots))}"
             )
         weights = snapshots[epoch]
         name = layer or next(iter(weights)).removesuffix(".weight")
@@ -72,12 +66,12 @@ def filters_by_epoch(
     run: Run = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="PNG, SVG, PDF, or GIF for an animation. Default: beside the model."),
+        typer.Option("--output", "-o", help="PNG, SVG, PDF, or GIF for an animation. Default: next to the model."),
     ] = None,
     layer: Layer = None,
-    channel: Annotated[int, typer.Option(min=0, help="The input channel that is drawn, where there are many.")] = 0,
+    channel: Annotated[int, typer.Option(min=0, help="The input channel to plot.")] = 0,
 ) -> None:
-    """Draw the filters of a convolution at every epoch, side by side or as an animation."""
+    """Plot the filters of a convolution at every epoch, side by side or as an animation."""
     from gpucnn import plots
 
     path = find_model(run)
@@ -94,18 +88,18 @@ def filters_by_epoch(
 def feature_maps(
     run: Run = None,
     output: Output = None,
-    image: Annotated[Path | None, typer.Option(help="An image file. Without it: one of the test set.")] = None,
-    index: Annotated[int | None, typer.Option(help="Which image of the test set. Default: the first.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Maps a layer, at most.")] = 16,
+    image: Annotated[Path | None, typer.Option(help="An image file. Default: one of the test set.")] = None,
+    index: Annotated[int | None, typer.Option(help="Index of the image in the test set. Default: 0.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Maximum number of maps per layer.")] = 16,
     data: Data = None,
     data_dir: DataDir = None,
     backend: BackendName = "auto",
 ) -> None:
-    """Draw an image on its way through the layers: the feature maps of each, and the probabilities."""
+    """Plot the feature maps of an image in each layer, and its class probabilities."""
     from gpucnn import plots
 
     if image is not None and index is not None:
-        raise ConfigurationError(f"--image {image} and --index {index} name two images; give one of them")
+        raise ConfigurationError(f"--image {image} and --index {index} name two images; pass one of them")
     network, path = open_model(run, backend)
     if image is not None:
         check_takes_images(network, path)
@@ -129,7 +123,7 @@ def feature_maps(
 
 @show.command()
 def history(run: Run = None, output: Output = None) -> None:
-    """Draw loss and accuracy of every epoch, and on the test set after the last."""
+    """Plot the loss and accuracy of every epoch, and those of the final test."""
     from gpucnn import plots
 
     path = find_model(run)
@@ -143,7 +137,7 @@ def history(run: Run = None, output: Output = None) -> None:
 def confusion(
     run: Run = None, output: Output = None, data: Data = None, data_dir: DataDir = None, backend: BackendName = "auto"
 ) -> None:
-    """Draw which classes of the test set are taken for which."""
+    """Plot the confusion matrix of the test set."""
     from gpucnn import plots
 
     network, path = open_model(run, backend)
@@ -157,12 +151,12 @@ def confusion(
 def mistakes(
     run: Run = None,
     output: Output = None,
-    count: Annotated[int, typer.Option(min=1, help="How many, at most.")] = 25,
+    count: Annotated[int, typer.Option(min=1, help="Maximum number of images.")] = 25,
     data: Data = None,
     data_dir: DataDir = None,
     backend: BackendName = "auto",
 ) -> None:
-    """Draw the images of the test set that the model is surest of and yet gets wrong."""
+    """Plot the most confident mistakes on the test set."""
     from gpucnn import plots
 
     network, path = open_model(run, backend)
@@ -176,12 +170,12 @@ def mistakes(
 def histograms(
     run: Run = None,
     output: Output = None,
-    compare: Annotated[Path | None, typer.Option(help="Another run, drawn over this one.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="Another run, to plot over this one.")] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Which of many runs. Default: the first one with a defect.")
+        int | None, typer.Option(min=0, help="Seed of one of many runs. Default: the first with a defect.")
     ] = None,
 ) -> None:
-    """Draw how weights, biases and gradients are distributed: of a run that went wrong, beside a good one."""
+    """Plot histograms of weights, biases and gradients: of a failed run next to a successful one."""
     from gpucnn import plots
 
     path = find_model(run)
@@ -190,14 +184,14 @@ def histograms(
     if compare is not None:
         drawn = [_distributions(path, seed), _distributions(find_model(compare), None)]
     elif (path.parent / STATISTICS).is_file():
-        drawn += _a_good_run(path.parent, drawn[0][0])
+        drawn += _successful_run(path.parent, drawn[0][0])
     names, values = zip(*drawn, strict=True)
     plots.histograms(*values, names=names, path=target)
     _print_path(target)
 
 
 def _distributions(path: Path, seed: int | None) -> tuple[str, dict[str, Any]]:
-    """Return what a run is called, and its histograms: those that were kept, or else those of the model's weights."""
+    """Return a run's label and its histograms: those that were saved, or those of the model's weights."""
     from gpucnn.plots import parameter_values
 
     folder = path.parent
@@ -206,20 +200,18 @@ def _distributions(path: Path, seed: int | None) -> tuple[str, dict[str, Any]]:
         if seed is None:
             seed = next((s for s, record in records.items() if record.get("defect")), min(records, default=0))
         if seed not in records:
-            raise ConfigurationError(
-                f"--seed {seed}: {folder} holds runs with the seeds {', '.join(map(str, records))}"
-            )
+            raise ConfigurationError(f"--seed {seed}: {folder} has runs with the seeds {', '.join(map(str, records))}")
         return _run_name(f"seed {seed}", records[seed].get("defect")), records[seed]["histograms"]
     if seed is not None:
-        raise ConfigurationError(f"--seed {seed}: {folder} holds a single run; leave --seed away")
+        raise ConfigurationError(f"--seed {seed}: {folder} is a single run; omit --seed")
     if (folder / DEFECTS).is_file():
         report = load_report(folder)
         return _run_name(folder.name, report["defect"]), report["histograms"]
     return folder.name, parameter_values(open_model(path, "numpy")[0], gradients=False)
 
 
-def _a_good_run(folder: Path, beside: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return the first run without a defect, unless it is the one it would be drawn beside."""
+def _successful_run(folder: Path, beside: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the first successful run, unless it is the one to compare with."""
     for record in Runs.read(folder / STATISTICS).successful():
         name = _run_name(f"seed {record['seed']}", None)
         return [] if name == beside else [(name, record["histograms"])]
@@ -227,35 +219,35 @@ def _a_good_run(folder: Path, beside: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _run_name(name: str, defect: dict[str, Any] | None) -> str:
-    return f"{name}: {defect['kind']} at step {defect['step']}" if defect else f"{name}, a good run"
+    return f"{name}: {defect['kind']} at step {defect['step']}" if defect else f"{name}, successful"
 
 
 @show.command()
 def augment(
     network: Annotated[
-        str | None, typer.Option(help="Take the data and the augmentations of this network's recipe.")
+        str | None, typer.Option(help="Use the data and augmentations of this network's recipe.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help=f"{DATA_NAMES}. Without it: mnist.")] = None,
+    data: Annotated[str | None, typer.Option(help=f"{DATA_NAMES}. Default: mnist.")] = None,
     data_dir: DataDir = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Mirror by chance.")] = False,
+    flip: Annotated[bool, typer.Option("--flip", help="Flip horizontally with probability 0.5.")] = False,
     alternating_flip: Annotated[
-        bool, typer.Option("--alternating-flip", help="Mirror each image in every other epoch.")
+        bool, typer.Option("--alternating-flip", help="Flip each image in every other epoch.")
     ] = False,
-    translate: Annotated[int | None, typer.Option(help="Move by up to so many pixels, and reflect.")] = None,
-    crop: Annotated[int | None, typer.Option(help="Pad by so many pixels of black, and crop.")] = None,
-    cutout: Annotated[int | None, typer.Option(help="Paint over a square of so many pixels a side.")] = None,
-    rotate: Annotated[float | None, typer.Option(help="Turn by up to so many degrees to either side.")] = None,
-    scale: Annotated[float | None, typer.Option(help="Enlarge or shrink by up to this share, such as 0.1.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Images.")] = 10,
-    epochs: Annotated[int, typer.Option(min=1, help="How often each is drawn.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG, SVG or PDF, by its ending.")] = Path(
+    translate: Annotated[int | None, typer.Option(help="Shift by up to this many pixels, with reflection.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Pad with this many black pixels, and crop at random.")] = None,
+    cutout: Annotated[int | None, typer.Option(help="Mask a random square of this size in pixels.")] = None,
+    rotate: Annotated[float | None, typer.Option(help="Rotate by up to this many degrees in either direction.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Scale by up to this fraction, such as 0.1.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Number of epochs, each with new augmentations.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG, SVG or PDF, by file extension.")] = Path(
         "augment.png"
     ),
 ) -> None:
-    """Draw training images as augmentations change them, epoch after epoch; needs no run.
+    """Plot augmented training images over several epochs; needs no run.
 
-    Without any augmentation: some that suit the images, by their colours.
+    Without any augmentation: a selection that suits greyscale or colour images.
     """
     from gpucnn import networks, plots
     from gpucnn.data.augment import AlternatingFlip, Augmentation, Cutout, Flip, RandomCrop, Rotate, Translate
@@ -271,12 +263,11 @@ def augment(
     if recipe is not None:
         if chosen:
             raise ConfigurationError(
-                f"--network {network} names augmentations, and {', '.join(map(repr, chosen))} others; give one or the "
-                "other"
+                f"--network {network} and {', '.join(map(repr, chosen))} both set augmentations; pass only one"
             )
         if not recipe.augment:
             raise ConfigurationError(
-                f"the recipe of {network} changes no images; name augmentations instead, such as --flip --translate 4"
+                f"the recipe of {network} has no augmentation; choose some instead, such as --flip --translate 4"
             )
         chosen = list(recipe.augment)
     dataset = load_data_or_digits(data or (recipe.data if recipe else "mnist"), data_dir)
@@ -291,7 +282,7 @@ def augment(
 
 
 def _of_each_class(labels: list[int], count: int) -> list[int]:
-    """Return the places of so many samples: the first of each class, then the second of each, and so on."""
+    """Return the indices of `count` samples: the first of each class, then the second of each, and so on."""
     seen: dict[int, int] = {}
     places = []
     for place, label in enumerate(labels):
@@ -301,7 +292,7 @@ def _of_each_class(labels: list[int], count: int) -> list[int]:
 
 
 def _target(path: Path, output: Path | None, *words: str | None, also: tuple[str, ...] = ()) -> Path:
-    """Return where a picture goes: where it was asked for, or beside the model, under the words as its name."""
+    """Return the path of a figure: the given one, or a name joined from words, next to the model."""
     from gpucnn.plots.canvas import check_name
 
     if output is not None:
@@ -316,7 +307,7 @@ def _print_path(target: Path) -> None:
 
 
 def _read(network: "Model", image: Path) -> Any:
-    """Return an image file in the form in which `gpucnn predict` shows it to the model."""
+    """Return an image file as `gpucnn predict` preprocesses it."""
     from gpucnn.cli.predict import predict_file
 
     return predict_file(network, image, None, False).pixels

@@ -1,28 +1,26 @@
 """`gpucnn test`: score a saved model on a test set."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gpucnn.cli.common import DATA_NAMES, dataset_of, dataset_title, open_model, say
+from gpucnn.cli.common import dataset_of, dataset_title, open_model, say
+from gpucnn.cli.options import BackendName, Data, DataDir, Run
 from gpucnn.core.text import printable
 from gpucnn.data.tta import NAMES, check_tta
 
 
 def test(
-    model: Annotated[
-        Path | None, typer.Argument(help="A run folder or a .safetensors file. Without it: the newest run.")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help=f"{DATA_NAMES}. Without it: what it was trained on.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="The folder that holds the data.")] = None,
+    model: Run = None,
+    data: Data = None,
+    data_dir: DataDir = None,
     tta: Annotated[
         str | None,
-        typer.Option(help=f"Average over several views of each image: {' or '.join(NAMES)}. Without it: one."),
+        typer.Option(help=f"Test-time augmentation: {' or '.join(NAMES)}. Default: none."),
     ] = None,
-    backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
+    backend: BackendName = "auto",
 ) -> None:
-    """Print loss and accuracy of a saved model on a test set, and the accuracy of each class."""
+    """Print the loss and accuracy of a saved model on a test set, and the accuracy per class."""
     network, path = open_model(model, backend)
     dataset = dataset_of(network, path, data, data_dir)
     _, (images, labels) = dataset
@@ -30,8 +28,8 @@ def test(
     predictions = network.predict(images, tta=tta).argmax(axis=1)
     say(f"  model     {path}")
     say(f"  data      {dataset_title(dataset)}: {len(images):,} test images; {dataset.source}")
-    if (seen := check_tta(tta, network.input_shape)) is not None:
-        say(f"  views     the mean of {len(seen.offsets())} of each image ({tta})")
+    if (views := check_tta(tta, network.input_shape)) is not None:
+        say(f"  tta       mean of {len(views.offsets())} views per image ({tta})")
     for number, name in enumerate(dataset.class_names):
         of_class = labels == number
         if of_class.any():

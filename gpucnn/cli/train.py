@@ -1,4 +1,4 @@
-"""`gpucnn train`: train a named network and leave a run folder."""
+"""`gpucnn train`: train a named network and write a run folder."""
 
 import json
 import platform
@@ -26,6 +26,7 @@ from gpucnn.cli.common import (
     say,
     warnings_shown,
 )
+from gpucnn.cli.options import BackendName, DataDir, Dtype, Epochs
 from gpucnn.cli.parts import Parts, check_kept, checked, parts_of
 from gpucnn.core.files import (
     PART,
@@ -53,58 +54,69 @@ from gpucnn.version import __version__
 
 OVERRIDABLE = ("run_dir", "resume", "backend", "data_dir", "epochs")  # options that may be given with --resume
 
+NetworkName = Annotated[str, typer.Option(help=f"One of {', '.join(networks.NETWORKS)}.")]
+DataName = Annotated[str | None, typer.Option(help=f"{DATA_NAMES}. Default: the recipe's.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples per step. Default: the recipe's.")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate. Default: the recipe's.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed (initialization, shuffling, dropout).")]
+Validate = Annotated[
+    bool,
+    typer.Option("--validate", help="Hold out a tenth of the training set for validation, and save the best model."),
+]
+ValidationSplit = Annotated[
+    float | None,
+    typer.Option(min=0.001, max=0.9, help="Fraction of the training set held out for validation, from each class."),
+]
+ValidateOnTest = Annotated[
+    bool,
+    typer.Option(
+        "--validate-on-test",
+        help="Validate on the test set, as many published results do; it then selects the best model, too.",
+    ),
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="PATIENCE", help="Validate, and stop after this many epochs without improvement, at the best."
+    ),
+]
+Interval = Annotated[
+    float,
+    typer.Option(min=0.0, metavar="SECONDS", help="Seconds between checkpoints; every epoch ends with one, too."),
+]
+RunDir = Annotated[Path | None, typer.Option(help="A new folder for the run. Default: a new one in runs/.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Resume the run in --run-dir with its own settings; --epochs may be increased."),
+]
+
 
 def train(
     context: typer.Context,
-    network: Annotated[str, typer.Option(help=f"One of {', '.join(networks.NETWORKS)}.")] = "lenet",
-    data: Annotated[
-        str | None, typer.Option(help=f"{DATA_NAMES}. Without it: what the network's recipe names.")
-    ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="The folder that holds the data.")] = None,
-    epochs: Annotated[float | None, typer.Option(min=0.001, help="Default: the recipe's; 2.5 is possible.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="The highest rate. Default: the recipe's.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, numpy, cupy or cupy:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, float64, or float16 on a GPU.")] = "float32",
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and dropout.")] = 0,
-    validate: Annotated[
-        bool,
-        typer.Option(
-            "--validate", help="Hold out a tenth of the training images, score them after each epoch, keep the best."
-        ),
-    ] = False,
-    validation_split: Annotated[
-        float | None,
-        typer.Option(min=0.001, max=0.9, help="Validate on this share of the training images, of each class."),
-    ] = None,
-    validate_on_test: Annotated[
-        bool,
-        typer.Option(
-            "--validate-on-test",
-            help="Validate on the test images, as many published figures did: then they choose the best model, too.",
-        ),
-    ] = False,
-    early_stopping: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="PATIENCE", help="Validate, and stop after so many epochs without improvement, at the best."
-        ),
-    ] = None,
-    checkpoint_every: Annotated[
-        float, typer.Option(min=0.0, metavar="SECONDS", help="Between two checkpoints; epochs end with one, too.")
-    ] = 60.0,
-    run_dir: Annotated[Path | None, typer.Option(help="A new folder. Default: one below runs/.")] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with the run in --run-dir, by its own settings; --epochs may be more."),
-    ] = False,
+    network: NetworkName = "lenet",
+    data: DataName = None,
+    data_dir: DataDir = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    backend: BackendName = "auto",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    validate: Validate = False,
+    validation_split: ValidationSplit = None,
+    validate_on_test: ValidateOnTest = False,
+    early_stopping: Patience = None,
+    checkpoint_every: Interval = 60.0,
+    run_dir: RunDir = None,
+    resume: Resume = False,
 ) -> None:
-    """Train a network, test it, and leave the model, its history, settings, snapshots and defects in a run folder.
+    """Train and test a network; write model, history, settings, snapshots and defects to a run folder.
 
-    Without any option: LeNet on MNIST, or on synthetic digits where MNIST cannot be had. The training is saved as it
-    goes; Ctrl-C ends it after a step, and --resume goes on from there, or from a crash, to the same weights.
+    Without options: LeNet on MNIST, or on synthetic digits if MNIST is not available. Checkpoints are written during
+    training; Ctrl-C stops after the current step. --resume continues from there, or after a crash, and ends with the
+    same weights as an uninterrupted run.
     """
-    names = [parameter.name or "" for parameter in context.command.params]  # in their own order, not the user's
+    names = [parameter.name or "" for parameter in context.command.params]  # in the order of the command
     options = {
         name: context.params[name] for name in names if name in context.params and name not in ("run_dir", "resume")
     }
@@ -112,15 +124,15 @@ def train(
     folder = None if run_dir is None else user_path(run_dir)
     if resume:
         if folder is None:
-            raise ConfigurationError("--resume needs --run-dir, the folder of the run that was interrupted")
+            raise ConfigurationError("--resume needs --run-dir, the folder of the interrupted run")
         given = {name: value for name, value in options.items() if name in OVERRIDABLE and _is_given(context, name)}
-        # so no lock goes into what is no run's folder
+        # checked before the lock: it must not be created in a folder that is not a run's
         every = (options | _resume_settings(context, folder))["checkpoint_every"]
         with (checkpoints := Checkpoints(folder, every_seconds=every)).writing():
-            settings = _resume_settings(context, folder)  # as nobody else changes them any more
+            settings = _resume_settings(context, folder)  # again, now that no other process can change them
             remove_parts(folder)
             if "test" in settings and not _is_longer(folder, settings, given.get("epochs")):
-                checkpoints.clear(keep=1)  # where it was killed just before that
+                checkpoints.clear(keep=1)  # if it was killed just before that
                 return
             before = {name: value for name, value in settings.items() if name not in ("test", "best")}
             settings = options | before | given
@@ -132,47 +144,46 @@ def train(
     model, parts = _prepared(options)
     folder = make_run_folder(folder, f"{model.name}-{parts.dataset.name.replace('_', '-')}")
     with (checkpoints := Checkpoints(folder, every_seconds=options["checkpoint_every"])).writing():
-        check_unused(folder)  # once more, now that nobody else can write into it
+        check_unused(folder)  # again, now that no other process can write to it
         _train(options, model, parts, checkpoints, resume=False)
 
 
 def _is_longer(folder: Path, settings: dict[str, Any], epochs: float | None) -> bool:
-    """Tell whether a run that is finished is to be trained on; if not, say that it is finished.
+    """Return whether a finished run is to be trained further; print that it is finished if not.
 
     Raises:
-        ConfigurationError: it is, but the state that it would go on from is not kept.
+        ConfigurationError: it is, but its last checkpoint is missing.
     """
     if epochs is None or epochs <= settings["epochs"]:
         score = f"test accuracy {100 * settings['test']['accuracy']:.2f} %"
-        more = f"; --epochs with more than {settings['epochs']} trains it on"
+        more = f"; pass --epochs above {settings['epochs']} to train it further"
         say(f"{folder}: this run is finished ({score}); there is nothing to resume{more}")
         return False
     if not Checkpoints(folder).files():
         raise ConfigurationError(
-            f"--run-dir {folder}: this run is finished, and its last checkpoint is not there to train it on from; "
-            "begin another with another --run-dir"
+            f"--run-dir {folder}: this run is finished and its last checkpoint is missing, so it cannot be trained "
+            "further; start a new run with another --run-dir"
         )
     return True
 
 
 def _resume_settings(context: typer.Context, folder: Path) -> dict[str, Any]:
-    """Return the settings of a run that is to be resumed.
+    """Return the settings of the run to resume.
 
     Raises:
-        ConfigurationError: a folder without a run, or options that contradict the run's own.
+        ConfigurationError: the folder contains no run, or options contradict the run's settings.
     """
     settings = run_config(folder / MODEL)
     if "network" not in settings:
         raise ConfigurationError(
-            f"--run-dir {folder}: holds no run that could be resumed (no {CONFIG} of one); leave out --resume to "
-            "begin one"
+            f"--run-dir {folder}: contains no run to resume (no {CONFIG}); omit --resume to start one"
         )
     check_kept(settings, folder / CONFIG)
     given = [name for name in context.params if name not in OVERRIDABLE and _is_given(context, name)]
     if given:
         words = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ConfigurationError(
-            f"--resume takes the settings from {folder / CONFIG}; leave out {words}, or begin another run with another "
+            f"--resume takes the settings from {folder / CONFIG}; omit {words}, or start a new run with another "
             "--run-dir"
         )
     data = {"synthetic_digits": "synthetic"}.get(settings["data"], settings["data"])
@@ -185,7 +196,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 
 def _prepared(options: dict[str, Any]) -> tuple[Model, Parts]:
-    """Return the model and the data that options ask for, which are those of a new run or of one that goes on."""
+    """Return the model and the data for the options of a new or a resumed run."""
     make = networks.by_name(options["network"])
     dataset = _data_for(make, options["data"], None if options["data_dir"] is None else Path(options["data_dir"]))
     parts = parts_of(dataset, options)
@@ -202,7 +213,7 @@ def _prepared(options: dict[str, Any]) -> tuple[Model, Parts]:
 
 
 def _train(options: dict[str, Any], model: Model, parts: Parts, checkpoints: Checkpoints, resume: bool) -> None:
-    """Train, test, and write everything into the folder of the checkpoints, into which nobody else writes."""
+    """Train and test, and write the results to the locked folder of the checkpoints."""
     dataset, (images, labels) = parts.dataset, parts.training
     folder = checkpoints.folder
     assert model.recipe is not None
@@ -224,9 +235,9 @@ def _train(options: dict[str, Any], model: Model, parts: Parts, checkpoints: Che
     _print_head(model, f"{dataset_title(dataset)}: {parts}; {dataset.source}", folder, options["backend"])
     if resume and checkpoints.files():
         say(f"  resumed   {position_of(checkpoints.files()[-1])}")
-    snapshots = Snapshots()  # written with the rest, after the model: a full disk shall not cost the training
-    step = max(len(images) // PROBE, 1)  # so that all classes are watched, also where they stand one after another
-    watch = TrainingMonitor((images[::step][:PROBE], labels[::step][:PROBE]))
+    snapshots = Snapshots()  # written last, after the model: a full disk must not cost the trained model
+    step = max(len(images) // PROBE, 1)  # to sample all classes, also of sorted data
+    monitor = TrainingMonitor((images[::step][:PROBE], labels[::step][:PROBE]))
     patience = options["early_stopping"]
     stopping = [] if patience is None else [EarlyStopping("val_accuracy", patience)]
     try:
@@ -237,7 +248,7 @@ def _train(options: dict[str, Any], model: Model, parts: Parts, checkpoints: Che
                 epochs=settings["epochs"],
                 batch_size=settings["batch_size"],
                 validation_data=parts.validation,
-                callbacks=[snapshots, watch, *stopping, begun],
+                callbacks=[snapshots, monitor, *stopping, begun],
                 checkpoints=checkpoints,
                 resume=resume,
             )
@@ -246,45 +257,42 @@ def _train(options: dict[str, Any], model: Model, parts: Parts, checkpoints: Che
             folder, checkpoints = checkpoints.elsewhere, Checkpoints(checkpoints.elsewhere)
             _write_config(folder, settings)
         saved = f", saved {position_of(checkpoints.files()[-1])}" if checkpoints.files() else ""
-        say((f"interrupted{saved}", "bold yellow"), f"; go on with: {resume_command(folder)}")
+        say((f"interrupted{saved}", "bold yellow"), f"; continue with: {resume_command(folder)}")
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else int(error.code or 0)) from None
     except NumericError as error:
-        watch.save(folder)
-        saved = (
-            f"; {checkpoints.files()[-1]}, saved {position_of(checkpoints.files()[-1])}, is good"
-            if checkpoints.files()
-            else ""
-        )
-        message = f"{error}{saved}. `gpucnn show histograms` draws what it came to"
+        monitor.save(folder)
+        files = checkpoints.files()
+        saved = f"; {files[-1]}, saved {position_of(files[-1])}, is good" if files else ""
+        message = f"{error}{saved}. `gpucnn show histograms` plots the final weights and gradients"
         raise NumericError(message, error.step, error.layer, error.direction) from error
     settings |= {"best": checkpoints.best, "test": model.evaluate(*parts.test)}
-    _write_run(folder, checkpoints, model, history, settings, (snapshots, watch))
+    _write_run(folder, checkpoints, model, history, settings, (snapshots, monitor))
     checkpoints.clear(keep=1)  # from which more epochs can go on
-    _print_result(folder, settings, f"{len(parts.test[0]):,} images ({dataset_title(dataset)})", watch)
+    _print_result(folder, settings, f"{len(parts.test[0]):,} images ({dataset_title(dataset)})", monitor)
 
 
 class _Begun(Callback):
-    """Write a run's settings when it makes a step: those of before stay where a training is refused to go on."""
+    """Writes a run's settings at its first step, so that a rejected resume keeps the previous ones."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self._folder, self._settings, self._written = folder, settings, False
 
     def write(self) -> None:
-        """Write them, unless that is done."""
+        """Write the settings, once."""
         if not self._written:
             _write_config(self._folder, self._settings)
             self._written = True
 
     def on_step_end(self, model: Model, step: int) -> None:
-        """Write them before the first checkpoint that goes by them."""
+        """Write the settings before the first checkpoint that depends on them."""
         self.write()
 
 
 def check_unused(folder: Path) -> None:
-    """Refuse a run folder that holds a run: nothing is overwritten.
+    """Reject a run folder that is not empty: nothing is overwritten.
 
     Raises:
-        ConfigurationError: it holds files; says how to go on with a run that is not finished.
+        ConfigurationError: it contains files; tells how to continue an unfinished run.
     """
     if not folder.exists():
         return
@@ -294,11 +302,12 @@ def check_unused(folder: Path) -> None:
             return
         if is_unfinished(folder):
             files = Checkpoints(folder).files()
-            saved = f"saved {position_of(files[-1])}" if files else "of which nothing is saved yet"
+            saved = f"saved {position_of(files[-1])}" if files else "not saved yet"
             raise ConfigurationError(
-                f"--run-dir {folder}: holds an unfinished run, {saved}; go on with --resume, or name a new folder"
+                f"--run-dir {folder}: contains an unfinished run, {saved}; continue it with --resume, or choose "
+                "a new folder"
             )
-    raise ConfigurationError(f"--run-dir {folder}: is there already and not empty; name a new folder")
+    raise ConfigurationError(f"--run-dir {folder}: already exists and is not empty; choose a new folder")
 
 
 def make_run_folder(options: Path | None, name: str) -> Path:
@@ -320,7 +329,7 @@ def make_run_folder(options: Path | None, name: str) -> Path:
     except OSError as error:
         where = options or RUNS
         raise ConfigurationError(
-            f"cannot make a run folder at {where} ({error.strerror}); name a place that may be written with --run-dir"
+            f"cannot create a run folder at {where} ({error.strerror}); choose a writable place with --run-dir"
         ) from error
 
 
@@ -333,13 +342,13 @@ def _data_for(make: Any, data: str | None, folder: Path | None) -> Dataset:
 
 
 def _adapt(model: Model, images: Any) -> None:
-    """Take the statistics for a leading normalisation from data that the recipe does not know."""
+    """Compute the statistics of a leading `Normalization` from data other than the recipe's."""
     if isinstance(model.layers[0], Normalization):
         model.layers[0].adapt(images)
 
 
 def _with_rate(schedule: Schedule | float, rate: float) -> Schedule | float:
-    """Return the schedule with another highest rate."""
+    """Return the schedule with another peak learning rate."""
     if not isinstance(schedule, Schedule):
         return rate
     return Schedule.from_config({**schedule.config(), "rate": rate})
@@ -364,32 +373,32 @@ def _write_run(
     model: Model,
     history: History,
     settings: dict[str, Any],
-    watchers: tuple[Snapshots, TrainingMonitor],
+    monitors: tuple[Snapshots, TrainingMonitor],
 ) -> None:
-    """Write everything into the run's folder; where that cannot be, see that what was trained is not lost.
+    """Write the results to the run folder; if that fails, save the trained model elsewhere.
 
     Raises:
-        CheckpointError: it could not be written there; says where it is.
+        CheckpointError: they could not be written there; says where they are.
     """
     try:
-        _write_results(folder, model, history, settings, watchers)
+        _write_results(folder, model, history, settings, monitors)
     except CheckpointError as error:
         if checkpoints.end_is_saved:
             raise CheckpointError(
-                f"{error}; the training is over, and saved in its last checkpoint: make room, and "
-                f"`{resume_command(folder)}` writes what it came to"
+                f"{error}; training is complete and saved in the last checkpoint: free disk space, and "
+                f"`{resume_command(folder)}` writes the results"
             ) from error
         other = elsewhere(folder.name)
         try:
             if other is None:
                 raise error
-            _write_results(other, model, history, settings, watchers)
+            _write_results(other, model, history, settings, monitors)
         except CheckpointError as again:
             raise CheckpointError(
-                f"{error}; nor could it be written anywhere else ({again}), and what was trained is lost"
+                f"{error}; nor could it be written anywhere else ({again}), so the trained model is lost"
             ) from again
         raise CheckpointError(
-            f"{error}; so the finished run, with its model, is in {other} instead: move it where you want it"
+            f"{error}; the finished run, with its model, is in {other} instead: move it to where you want it"
         ) from error
 
 
@@ -398,27 +407,27 @@ def _write_results(
     model: Model,
     history: History,
     settings: dict[str, Any],
-    watchers: tuple[Snapshots, TrainingMonitor],
+    monitors: tuple[Snapshots, TrainingMonitor],
 ) -> None:
-    """Write a run that is over; the settings with the test's scores come last: it is finished then."""
+    """Write a finished run; the settings with the test scores come last, and mark it as finished."""
     with explained(folder / MODEL):
         write_into(folder, MODEL, to_bytes(model))
         write_into(folder, HISTORY, history.to_bytes())
-    for watcher in watchers:
-        watcher.save(folder)
+    for monitor in monitors:
+        monitor.save(folder)
     _write_config(folder, settings)
 
 
-def _print_result(folder: Path, settings: dict[str, Any], tested: str, watch: TrainingMonitor) -> None:
+def _print_result(folder: Path, settings: dict[str, Any], tested: str, monitor: TrainingMonitor) -> None:
     scores, best = settings["test"], settings["best"]
     say(f"  saved     {folder / MODEL}")
     if best is not None:
-        scored = "test accuracy, by which it was chosen," if settings["validate_on_test"] else "validation accuracy"
+        scored = "test accuracy (which selected it)" if settings["validate_on_test"] else "validation accuracy"
         say(f"  best      epoch {best['epoch'] + 1}, {scored} {100 * best['value']:.2f} %: {folder / BEST}")
-    if watch.defect is not None:
-        say((f"defect: {watch.defect}", "bold yellow"))
-        remedy = "another --seed or a lower --learning-rate may help; `gpucnn show histograms` draws what it came to"
-        say((f"  {remedy}", "dim"))
+    if monitor.defect is not None:
+        say((f"defect: {monitor.defect}", "bold yellow"))
+        shown = "`gpucnn show histograms` plots the final weights and gradients"
+        say((f"  try another --seed or a lower --learning-rate; {shown}", "dim"))
     say(
         (f"test accuracy {100 * scores['accuracy']:.2f} %", "bold"),
         f" (loss {scores['loss']:.4f}) on {tested}",

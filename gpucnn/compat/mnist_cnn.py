@@ -283,8 +283,8 @@ class Model:
     def add(self, layer: Layer | ConvolutionLayer | DenseLayer) -> None:
         """Put a layer behind those that are there."""
         if not isinstance(layer, Layer | ConvolutionLayer | DenseLayer):
-            hint = "; write it with brackets to make one" if isinstance(layer, type) else ""
-            raise ConfigurationError(f"add: {layer!r} is no layer{hint}")
+            hint = f"; did you mean {layer.__name__}()?" if isinstance(layer, type) else ""
+            raise ConfigurationError(f"add: {layer!r} is not a layer{hint}")
         if self._final:
             raise ConfigurationError("add: the model is finalized already; add every layer before finalize()")
         self.items.append(layer)

@@ -47,7 +47,6 @@ class Augmentation(Configurable, family="augmentation"):
     """Base of every augmentation: `sample` returns the transform of each image of a batch.
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.data.augment import Augmentation
         >>> class ShiftRight(Augmentation):
@@ -89,7 +88,6 @@ class Flip(Augmentation):
         probability  0 … 1
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.data.augment import Flip
         >>> history = networks.lenet().fit(x, y, epochs=1, augment=[Flip(0.5)], verbose=0)
@@ -116,7 +114,6 @@ class AlternatingFlip(Augmentation):
     Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024).
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.data.augment import AlternatingFlip
         >>> history = networks.lenet().fit(x, y, epochs=1, augment=[AlternatingFlip()], verbose=0)
@@ -139,7 +136,6 @@ class Translate(Augmentation):
         pixels  at least 1, and less than the image's sides
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.data.augment import Translate
         >>> history = networks.lenet().fit(x, y, epochs=1, augment=[Translate(2)], verbose=0)
@@ -181,7 +177,6 @@ class RandomCrop(Augmentation):
     Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition" (2016), section 4.2.
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.data.augment import RandomCrop
         >>> history = networks.lenet().fit(x, y, epochs=1, augment=[RandomCrop(padding=2)], verbose=0)
@@ -251,7 +246,6 @@ class Rotate(Augmentation):
     analysis" (2003).
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.data.augment import Rotate
         >>> history = networks.lenet().fit(x, y, epochs=1, augment=[Rotate(15, scale=0.1)], verbose=0)
@@ -300,7 +294,6 @@ class Cutout(Augmentation):
     Source: DeVries, Taylor, "Improved regularization of convolutional neural networks with cutout" (2017).
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.data.augment import Cutout
         >>> history = networks.lenet().fit(x, y, epochs=1, augment=[Cutout(8)], verbose=0)

@@ -26,7 +26,6 @@ class Views:
     Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024), with flip=True and shift=1.
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), (x_test, y_test) = datasets.synthetic_digits(64)
         >>> from gpucnn.data.tta import Views
         >>> networks.lenet().predict(x_test, tta=Views(flip=False, shift=1)).shape

@@ -64,7 +64,7 @@ class BoundNetwork(Closed):
         self.output_shape = self.network.ensure_built(self.input_shape, rng.host_generator(seed, "weights"))
         check_shared_dtype(self.network, self.state_dtype)
         self._groups = [list(self.parameters())]  # of the optimizer
-        self._paused: set[str] = set()  # parameters of groups whose epochs are over, frozen until the run ends
+        self._paused: dict[str, Parameter] = {}  # those of groups whose epochs are over, frozen until the run ends
         self.claim: Claim | None = None  # the method that is training it
 
     if not TYPE_CHECKING:  # with it, a type checker would accept any name
@@ -163,7 +163,7 @@ class BoundNetwork(Closed):
         The buffers are one flat array, the last. Before it stands one for each of `flat_ranges`.
         """
         self.bind()
-        return self._flat.averaged
+        return self._flat.averageable
 
     def flat_ranges(self) -> list[slice]:
         """Return the contiguous ranges of the flat parameters that are not frozen.
@@ -171,7 +171,7 @@ class BoundNetwork(Closed):
         Those of groups whose epochs are over count as not frozen: their averages still follow them.
         """
         self.bind()
-        return self._flat.averaged_ranges
+        return self._flat.averageable_ranges
 
     def flat_values(self) -> Array:
         """Return all parameters as one flat array: a view."""
@@ -212,7 +212,6 @@ class BoundNetwork(Closed):
                 model is being trained.
 
         Example:
-            >>> from gpucnn import datasets, networks
             >>> (x, y), _ = datasets.synthetic_digits(64)
             >>> model = networks.feedforward(seed=0)
             >>> before = model.state_dict()
@@ -232,7 +231,7 @@ class BoundNetwork(Closed):
         self.bind()
         for path, parameter in self._parameters_of(what).items():
             parameter.frozen = frozen
-            self._paused.discard(path)
+            self._paused.pop(path, None)
         self._flat.knows_frozen()
         self._follow_frozen()
         return self

@@ -21,6 +21,7 @@ from gpucnn.engine.signature import Signature, is_array
 from gpucnn.layers.base import Backward, Layer
 from gpucnn.layers.containers import already_run
 
+KINDS = ("train", "outputs", "logits")  # of passes that are captured at the same time
 NO_MEMORY = "memory does not suffice to compare a replay with an eager pass"
 SMALLER = "a smaller batch size leaves room for both"
 CUSTOM_LAYERS = (
@@ -282,19 +283,19 @@ def _with_traced_state(network: Layer, tracer: Tracer) -> None:
 
 
 class CapturedPasses:
-    """What is captured of a network: one pass of training, one of inference."""
+    """What is captured of a network: one pass of training, one of inference, and one of inference to the logits."""
 
-    def __init__(self, network: Layer, memory: CaptureMemory | None = None) -> None:
+    def __init__(self, network: Layer) -> None:
         self._network = network
         silent = [layer.display_name for layer in network.all_layers() if not layer.capturable]
-        self._undeclared = f"layers that do not say capturable = True: {', '.join(silent)}" if silent else ""
-        self._captured: dict[bool, Captured[CapturedPass]] = {train: Captured("passes") for train in (True, False)}
-        self.memory = CaptureMemory() if memory is None else memory
+        self._undeclared = f"layers that do not declare capturable = True: {', '.join(silent)}" if silent else ""
+        self._captured: dict[str, Captured[CapturedPass]] = {kind: Captured("passes") for kind in KINDS}
+        self.memory = CaptureMemory()
 
     @property
     def failure(self) -> str:
         """Why nothing is captured, or not any more; "" if nothing stands in the way."""
-        return self._undeclared or self._captured[True].failure or self._captured[False].failure
+        return self._undeclared or next((one.failure for one in self._captured.values() if one.failure), "")
 
     def invalidate(self) -> None:
         """Free what was captured, with the memory that it needs."""
@@ -306,8 +307,8 @@ class CapturedPasses:
         self, backend: Backend, x: Array, shards: Sequence[slice], options: dict[str, Any]
     ) -> tuple[Array, Backward] | None:
         """Return the output for x and the backward function, if the pass was captured or can be now; else None."""
-        train = options["train"]
-        captured = self._captured[train]
+        train, logits = options["train"], "logits" in options
+        captured = self._captured["train" if train else "logits" if logits else "outputs"]
         if self.failure:
             if captured.replayed is not None and self.memory.training is None:
                 self.invalidate()
@@ -319,7 +320,7 @@ class CapturedPasses:
         try:
             if self.memory.training is not None and not train:  # what its backward needs would be overwritten
                 return None
-            key = x.shape, x.dtype, shards, backend.kernel_options(), backend
+            key = x.shape, x.dtype, shards, backend.kernel_options(), backend, logits
             before, found = captured.replayed, captured.find(key)
             if found is None and captured.is_due(key):
                 if before is not None:

@@ -7,14 +7,14 @@ variable of a module, shows in the numbers of a replay, if what it read has chan
     replayed    x₂, weights₂, buffers₂ ──▶ y ─┐
     eager       x₂, weights₂, buffers₂ ──▶ y₂ ┴─ equal?      y₂ is used, either way
 
-Steps of a training change all three. In inference the weights may stay, and x may be the same array: what was the same
+Training steps change all three. In inference the weights may stay, and x may be the same array: what was the same
 ever since the capture stays in doubt, and the first replay after it has changed is compared as well.
 """
 
 from gpucnn.backends import Array
 from gpucnn.layers.base import Buffer, Layer, Parameter
 
-SAMPLES = 4  # about so many numbers along each axis tell whether an array has changed
+SAMPLES = 4  # the number of elements along each axis, about, by which a changed array is noticed
 
 
 class State:
@@ -50,7 +50,7 @@ class Doubts:
         self._open: tuple[list[tuple[Parameter | Buffer, bytes]], bytes | None] = self._of, self._x
 
     def any_raised(self, x: Array) -> bool:
-        """Tell whether a replay for x should be compared: no one was yet, or what was in doubt has changed."""
+        """Return whether a replay for x should be compared: no one was yet, or what was in doubt has changed."""
         same = [(holder, then) for holder, then in self._of if _sample(holder.value) == then]
         x_changed = self._x is not None and _sample(x) != self._x
         self._open = same, None if x_changed else self._x
@@ -67,7 +67,7 @@ def _sample(array: Array) -> bytes:
 
 
 def same_bits(one: Array, two: Array) -> bool:
-    """Tell whether two arrays of the host are the same; a NaN is like any other."""
+    """Return whether two arrays of the host are the same; a NaN is like any other."""
     if one.shape != two.shape or one.dtype != two.dtype:
         return False
     if one.tobytes() == two.tobytes():

@@ -82,10 +82,10 @@ class Executor(BoundNetwork):
         self.metrics: list[Metric] = []
         self.chooses_metrics = False  # whether the first data decide which metrics mean something
         self._optimizer: Optimizer | None = None
-        self._trunk = self.network
-        self._sharded = self._sharded_trunk = ShardedNetwork(self.network)
+        self._fuses_softmax = False
+        self._sharded = ShardedNetwork(self.network)
         self.epochs_trained, self.stop_training = 0, False
-        self.warned_of_scale = self.warned_of_targets = False
+        self.warned_of_scale = self.warned_of_targets = self.warned_of_undeclared = False
         self._place(self.backend, dtype)
         self._settled = True
 
@@ -107,11 +107,7 @@ class Executor(BoundNetwork):
             return chosen_metrics(value)
         if name == "loss":
             loss = self._prepare_loss(value)
-            if self._trunk is not self.network and not isinstance(loss, CategoricalCrossEntropy):
-                raise ConfigurationError(
-                    f"the model was compiled for {self.loss!r}, with which its last Softmax is fused, and {loss!r} "
-                    "cannot take its place; call model.compile(loss=…)"
-                )
+            self._fuses_softmax = self._can_fuse(loss)
             return loss
         return value
 
@@ -122,6 +118,10 @@ class Executor(BoundNetwork):
         if isinstance(loss, CategoricalCrossEntropy):
             check_last_layer(self.network, self.output_shape, loss)
         return loss
+
+    def _can_fuse(self, loss: Loss) -> bool:
+        """Return whether the last softmax is computed with the loss, as one kernel, from the logits before it."""
+        return isinstance(loss, CategoricalCrossEntropy) and isinstance(self.layers[-1], Softmax)
 
     def config(self) -> dict[str, Any]:
         """Return the settings as plain data: what it takes, with the weights, to make the same model again."""
@@ -161,20 +161,19 @@ class Executor(BoundNetwork):
 
     def _follow_frozen(self) -> None:
         super()._follow_frozen()
-        self._trunk.refresh_trainable()
         if self._optimizer is not None and self._optimizer.serves(self._flat.values):
             self._optimizer.set_frozen(self._flat.frozen)
 
     def freeze_finished_groups(self, epoch: int | None) -> None:
         """Freeze the parameters of groups whose epochs are over, until a call with None: the training run has ended."""
+        for parameter in self._paused.values():
+            parameter.frozen = False
         parameters = self.parameters()
-        for path in self._paused:
-            parameters[path].frozen = False
         finished = zip(self._groups, self.optimizer.finished_groups(epoch), strict=True)
-        self._paused = {p for paths, is_over in finished if is_over for p in paths if not parameters[p].frozen}
-        for path in self._paused:
-            parameters[path].frozen = True
-        self.bind()
+        over = [path for paths, is_over in finished if is_over for path in paths]
+        self._paused = {path: parameters[path] for path in over if not parameters[path].frozen}
+        for parameter in self._paused.values():
+            parameter.frozen = True
 
     # --- passes -------------------------------------------------------------------------------
 
@@ -216,7 +215,6 @@ class Executor(BoundNetwork):
         Backward adds to the parameters' gradients; `apply_gradients` updates by them, and `zero_grad` clears them.
 
         Example:
-            >>> from gpucnn import datasets, networks
             >>> (x, y), _ = datasets.synthetic_digits(64)
             >>> model = networks.feedforward(seed=0)
             >>> outputs, backward = model.forward(x[:8], train=True)
@@ -244,7 +242,9 @@ class Executor(BoundNetwork):
 
         With a fused softmax the outputs are logits. With `capture` the pass may be captured, or be a replay of one.
         """
-        return self._sharded_trunk.forward(self.backend, x, train=True, need_dx=False, capture=capture)
+        return self._sharded.forward(
+            self.backend, x, train=True, need_dx=False, logits=self._fuses_softmax, capture=capture
+        )
 
     def bytes_per_sample(self) -> int:
         """Return about how much memory a step takes for each sample: all outputs, and all their gradients."""
@@ -253,20 +253,13 @@ class Executor(BoundNetwork):
 
     def free_memory(self) -> None:
         """Free memory that is kept for later: captured passes, and what the backend caches."""
-        for sharded in (self._sharded, self._sharded_trunk):
-            sharded.captures.invalidate()
+        self._sharded.captures.invalidate()
         self.backend.release()
 
     @property
     def why_not_captured(self) -> str:
         """Why passes of training are not captured, or not any more; "" if nothing stands in the way."""
-        return self.captured_step.failure or self._sharded_trunk.captures.failure
-
-    def _without_last(self) -> Sequential:
-        """Return the layers but for the last one as a network."""
-        trunk = Sequential(self.layers[:-1])
-        trunk.ensure_built(self.input_shape, None)
-        return trunk
+        return self.captured_step.failure or self._sharded.captures.failure
 
     # --- training -----------------------------------------------------------------------------
 
@@ -296,7 +289,6 @@ class Executor(BoundNetwork):
                 group of the optimizer that no parameter belongs to, or the model is being trained.
 
         Example:
-            >>> from gpucnn import Model, layers, optimizers
             >>> model = Model([layers.Dense(10), layers.Softmax()], input_shape=(20,))
             >>> sgd = optimizers.SGD(0.1, momentum=0.9)
             >>> model = model.compile(sgd, loss="categorical_crossentropy", metrics=["accuracy"])
@@ -308,13 +300,8 @@ class Executor(BoundNetwork):
         chosen = chosen_metrics(["accuracy"] * loss.expects_classes if chooses else metrics)
         optimizer = Optimizer.get(optimizer)
         groups = optimizer.partition({path: parameter.shape for path, parameter in self.parameters().items()})
-        self._trunk = self.network
-        if isinstance(loss, CategoricalCrossEntropy) and isinstance(self.layers[-1], Softmax):
-            self._trunk = self._without_last()  # the softmax is computed with the loss, as one kernel
-        self._sharded_trunk = self._sharded
-        if self._trunk is not self.network:
-            self._sharded_trunk = ShardedNetwork(self._trunk, self._sharded.captures.memory)
         self.jit, self.captured_step = checks.flag(jit, "jit"), Captured("training steps", prepares=True)
+        self._fuses_softmax, self._sharded = self._can_fuse(loss), ShardedNetwork(self.network)
         vars(self).update(loss=loss, metrics=chosen, chooses_metrics=chooses)
         self._optimizer, self._groups = None, groups
         self._lay_out()
@@ -356,7 +343,7 @@ class Executor(BoundNetwork):
         with self.execution_context(len(x)):
             if check is not None:
                 check.begin_step()
-            loss, outputs = self.loss_and_gradients(x, labels)
+            loss, outputs = self._loss_and_gradients(x, labels, sharded=True)
             if check is not None:
                 check.check_step(x, labels, number)
             optimizer.update(self.backend, self._flat.values, self._flat.gradients, learning_rate, number)
@@ -371,31 +358,37 @@ class Executor(BoundNetwork):
         A mean over N samples gives each of them a gradient of about 1/N, which float16 can hardly hold: there the loss
         is scaled by a power of two of about N in the backward pass, and the gradients in float32 by its inverse.
         """
-        scale = 2.0 ** math.ceil(math.log2(len(x))) if self.dtype == "float16" else 1.0
+        self.bind()
         with self.execution_context(len(x)):
-            self.zero_grad()  # which binds
-            if sharded:
-                outputs, network_backward = self.forward_train(x, capture=self.jit)
-            else:
-                outputs, network_backward = self._trunk.forward(x, train=True, need_dx=False)
-            exact = outputs.astype(self.state_dtype, copy=False)
-            loss, loss_backward = self._compute_loss(exact, labels)
-            network_backward(loss_backward(scale).astype(outputs.dtype, copy=False))
-            if scale != 1.0:
-                self._flat.gradients *= 1.0 / scale
+            return self._loss_and_gradients(x, labels, sharded)
+
+    def _loss_and_gradients(self, x: Array, labels: Array, sharded: bool) -> tuple[Array, Array]:
+        scale = 2.0 ** math.ceil(math.log2(len(x))) if self.dtype == "float16" else 1.0
+        self._flat.gradients[...] = 0
+        if sharded:
+            outputs, network_backward = self.forward_train(x, capture=self.jit)
+        else:
+            outputs, network_backward = self.network.forward(x, train=True, need_dx=False, logits=self._fuses_softmax)
+        exact = outputs.astype(self.state_dtype, copy=False)
+        loss, loss_backward = self._compute_loss(exact, labels)
+        network_backward(loss_backward(scale).astype(outputs.dtype, copy=False))
+        if scale != 1.0:
+            self._flat.gradients *= 1.0 / scale
         return loss, exact
 
     def test_step(self, x: Array, labels: Array) -> tuple[Array, Array]:
         """Return the mean loss and the outputs (logits with a fused softmax) of device arrays; trains nothing."""
         self._check_layers()
         with self.execution_context(len(x)):
-            outputs, _ = self._sharded_trunk.forward(self.backend, x, train=False, capture=self.jit)
+            outputs, _ = self._sharded.forward(
+                self.backend, x, train=False, logits=self._fuses_softmax, capture=self.jit
+            )
             exact = outputs.astype(self.state_dtype, copy=False)
             return self._compute_loss(exact, labels)[0], exact
 
     def _compute_loss(self, outputs: Array, labels: Array) -> tuple[Array, Any]:
         assert self.loss is not None
-        if self._trunk is not self.network:
+        if self._fuses_softmax:
             assert isinstance(self.loss, CategoricalCrossEntropy)
             return self.loss.from_logits_fused(outputs, labels)
         return checked_loss(self.loss, outputs, labels)
@@ -417,7 +410,6 @@ class Executor(BoundNetwork):
             ConfigurationError: the model is not compiled, or its optimizer is bound to another model by now.
 
         Example:
-            >>> from gpucnn import datasets, networks
             >>> (x, y), _ = datasets.synthetic_digits(64)
             >>> model = networks.feedforward(seed=0)
             >>> outputs, backward = model.forward(x[:8], train=True)
@@ -428,7 +420,7 @@ class Executor(BoundNetwork):
         self.bind()
         with self.execution_context(1):
             self.optimizer.update(self.backend, self._flat.values, self._flat.gradients, rates)
-            self.zero_grad()
+            self._flat.gradients[...] = 0
 
     @on_device
     def zero_grad(self) -> None:

@@ -46,8 +46,8 @@ class FlatState:
 
     def average_over(self, ranges: list[slice]) -> None:
         """Set the ranges of parameters that averages of weights go over, besides all buffers of floats."""
-        self.averaged_ranges = ranges
-        self.averaged = [*(self.values[part] for part in ranges), self.buffers]
+        self.averageable_ranges = ranges
+        self.averageable = [*(self.values[part] for part in ranges), self.buffers]
 
     def knows_frozen(self) -> bool:
         """Return whether `frozen` lists the parameters that are frozen now; if not, it does so from now on."""

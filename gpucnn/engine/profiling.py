@@ -1,5 +1,6 @@
-"""What each layer holds and costs: the tables behind `model.summary()` and `model.profile(x, y)`."""
+"""Parameters and cost per layer: the tables behind `model.summary()` and `model.profile(x, y)`."""
 
+import math
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from rich.text import Text
 
 from gpucnn.core.console import PrintsAsTable, narrow_table, styled
 from gpucnn.core.text import format_decimals, format_shape, printable, short_count
+from gpucnn.engine.declarations import cost_of_undeclared
 from gpucnn.engine.executor import Executor
 from gpucnn.layers.base import Layer
 from gpucnn.layers.containers import Residual, Sequential
@@ -21,12 +23,12 @@ BYTES = {"float16": 2, "float32": 4, "float64": 8}
 
 
 def parameter_count(layer: Layer) -> int:
-    """Return how many numbers a layer's parameters have, trained and frozen ones."""
+    """Return the number of a layer's parameters, trainable and frozen."""
     return sum(parameter.size for parameter in layer.parameters().values())
 
 
 def frozen_count(layer: Layer) -> int:
-    """Return how many of these numbers are frozen."""
+    """Return the number of a layer's frozen parameters."""
     return sum(parameter.size for parameter in layer.parameters().values() if parameter.frozen)
 
 
@@ -35,26 +37,21 @@ def _shape(layer: Layer) -> str:
 
 
 def _elements(layer: Layer) -> int:
-    count = 1
-    for side in layer.output_shape or ():
-        count *= side
-    return count
+    return math.prod(layer.output_shape or ())
 
 
 def _output_elements(layer: Layer) -> int:
-    """Return the elements of a layer's output, or of those of the layers inside, for one sample."""
-    return (
-        _elements(layer)
-        if not any(True for _ in layer.children())
-        else sum(_output_elements(child) for _, child in layer.children())
-    )
+    """Return the elements of a layer's output, or of the outputs of the layers inside, for one sample."""
+    return sum(_elements(leaf) for _, leaf in layer.leaves()) or _elements(layer)
 
 
 def summary_table(model: Executor) -> Table:
-    """Return a table of output shapes, parameters, floating-point operations and bytes of the outputs."""
+    """Return a table of output shapes, parameters, FLOPs and output sizes."""
+    caption = "MFLOP (matmul and convolution only) and kB of the output: of one image, forward"
+    cost = cost_of_undeclared(model)
     table = narrow_table(
         title=f"{model.name}: input {format_shape(model.input_shape)}, {model.dtype}",
-        caption="MFLOP (matmul and convolution only) and kB of the output: of one image, forward",
+        caption=f"{caption}\n{cost}" if cost else caption,
     )
     table.add_column("layer", no_wrap=True)
     table.add_column("what", min_width=12)  # the only column that may shrink, to fit a terminal of 80 characters
@@ -78,7 +75,7 @@ def summary_table(model: Executor) -> Table:
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One layer's share of a step: average seconds forward and backward, and what it computes how.
+    """One layer's part of a training step: mean seconds forward and backward, FLOPs and output size.
 
     `path` is the layer's name; `algorithm` says how the backend computes it, where there is a choice. Floating-point
     operations are those of its products, `output_bytes` those of its outputs and of the layers' inside, for the batch.
@@ -101,7 +98,7 @@ class LayerTime:
 
     @property
     def gflops(self) -> float:
-        """Billions of floating-point operations a second, achieved."""
+        """Billions of floating-point operations per second."""
         return (self.flops_forward + self.flops_backward) / max(self.seconds, 1e-12) / 1e9
 
 
@@ -135,18 +132,9 @@ class Profile(PrintsAsTable):
             named = styled(row.path, (f" {row.algorithm}" if row.algorithm else "", "dim"))
             table.add_row(named, "×".join(map(str, row.output_shape)), *self._cells(row, total))
         table.add_section()
-        whole = LayerTime(
-            path="all",
-            output_shape=(),
-            parameters=sum(row.parameters for row in self.layers),
-            flops_forward=sum(row.flops_forward for row in self.layers),
-            flops_backward=sum(row.flops_backward for row in self.layers),
-            output_bytes=sum(row.output_bytes for row in self.layers),
-            algorithm="",
-            forward_seconds=sum(row.forward_seconds for row in self.layers),
-            backward_seconds=sum(row.backward_seconds for row in self.layers),
-        )
-        table.add_row("all", "", *self._cells(whole, total))
+        summed = [name for name, value in vars(self.layers[0]).items() if isinstance(value, int | float)]
+        sums = {name: sum(getattr(row, name) for row in self.layers) for name in summed}
+        table.add_row("all", "", *self._cells(LayerTime(path="all", output_shape=(), algorithm="", **sums), total))
         return table
 
     @staticmethod
@@ -164,7 +152,7 @@ class Profile(PrintsAsTable):
 
 
 def random_batch(model: Executor, batch_size: int) -> tuple[Any, Any]:
-    """Return random inputs and labels that the model takes, host arrays, the same at every call."""
+    """Return random inputs and labels for a model as host arrays, the same at every call."""
     rng = host_generator(0, "profile inputs")
     x = rng.random((batch_size, *model.input_shape)).astype(model.state_dtype)
     expects_classes, shape = model.loss is None or model.loss.expects_classes, model.output_shape
@@ -173,7 +161,7 @@ def random_batch(model: Executor, batch_size: int) -> tuple[Any, Any]:
 
 
 def profile(model: Executor, x: Any, y: Any, repeats: int) -> Profile:
-    """Time the model's layers on one checked batch; leaves weights, gradients and running statistics as they were."""
+    """Time the layers on one checked batch; weights and running statistics stay as they are, gradients are cleared."""
     before, timer = model.state_dict(), _Timer(model)
     inputs, labels = model.as_floats(model.backend.from_host(x)), model.backend.from_host(y)
     try:

@@ -15,23 +15,19 @@ Python does not run again (see `captured_pass.py`).
 from typing import Any
 
 from gpucnn.backends import Array, Backend
-from gpucnn.engine.captured_pass import CapturedPasses, CaptureMemory
+from gpucnn.engine.captured_pass import CapturedPasses
 from gpucnn.engine.passes import ShardedPass
 from gpucnn.engine.replicas import Replica
 from gpucnn.layers.base import Backward, Layer
 
 
 class ShardedNetwork:
-    """A network that gets a batch in shards where the backend splits it and every layer declares `batch_independent`.
+    """A network that gets batches in shards where the backend splits them and all layers are `batch_independent`."""
 
-    Arguments:
-        memory: what captured passes use, if another network shares it.
-    """
-
-    def __init__(self, network: Layer, memory: CaptureMemory | None = None) -> None:
+    def __init__(self, network: Layer) -> None:
         self.network = network
         self.can_shard = all(layer.batch_independent for layer in network.all_layers())
-        self.captures = CapturedPasses(network, memory)
+        self.captures = CapturedPasses(network)
         self._flops = network.total_flops()
         self._replicas: list[Replica] = []
 
@@ -40,7 +36,14 @@ class ShardedNetwork:
         return vars(self) | {"_replicas": []}
 
     def forward(
-        self, backend: Backend, x: Array, *, train: bool, need_dx: bool = True, capture: bool = False
+        self,
+        backend: Backend,
+        x: Array,
+        *,
+        train: bool,
+        need_dx: bool = True,
+        logits: bool = False,
+        capture: bool = False,
     ) -> tuple[Array, Backward]:
         """Return the network's output for x (N, …) and the backward function, as `network.forward` does.
 
@@ -49,6 +52,8 @@ class ShardedNetwork:
         """
         shards = backend.shards(len(x), self._flops * len(x)) if self.can_shard else [slice(0, len(x))]
         options: dict[str, Any] = {"train": train} | ({} if need_dx else {"need_dx": False})
+        if logits:
+            options["logits"] = True
         if capture:
             done = self.captures.forward(backend, x, shards, options)
             if done is not None:

@@ -11,8 +11,6 @@ class ReLU(Layer):
     """Keep what is positive: y = max(x, 0); the slope at 0 is 0. x and y have any shape (N, …).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> Model([layers.ReLU()], (3,)).predict(np.float32([[-2, 0, 1]]))
         array([[0., 0., 1.]], dtype=float32)
     """
@@ -34,8 +32,6 @@ class LeakyReLU(Layer):
     Source: Maas, Hannun, Ng, "Rectifier nonlinearities improve neural network acoustic models" (2013).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> Model([layers.LeakyReLU(0.1)], (3,)).predict(np.float32([[-2, 0, 1]])).round(3)
         array([[-0.2,  0. ,  1. ]], dtype=float32)
     """
@@ -57,8 +53,6 @@ class Sigmoid(Layer):
     """Squeeze into (0, 1): y = 1 / (1 + exp(−x)). x and y have any shape (N, …).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> Model([layers.Sigmoid()], (3,)).predict(np.float32([[-2, 0, 1]])).round(3)
         array([[0.119, 0.5  , 0.731]], dtype=float32)
     """
@@ -79,8 +73,6 @@ class Tanh(Layer):
     """Squeeze into (−1, 1): y = tanh(x). x and y have any shape (N, …).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> Model([layers.Tanh()], (3,)).predict(np.float32([[-2, 0, 1]])).round(3)
         array([[-0.964,  0.   ,  0.762]], dtype=float32)
     """
@@ -94,13 +86,11 @@ class Tanh(Layer):
 
 
 class GELU(Layer):
-    """Weight x by the share of a normal distribution below it: y = x·Φ(x), the exact form with erf.
+    """Weight x by the fraction of a normal distribution below it: y = x·Φ(x), the exact form with erf.
 
     x and y have any shape (N, …). Source: Hendrycks, Gimpel, "Gaussian error linear units" (2016).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> Model([layers.GELU()], (3,)).predict(np.float32([[-2, 0, 1]])).round(3)
         array([[-0.046,  0.   ,  0.841]], dtype=float32)
     """
@@ -122,8 +112,6 @@ class Softmax(Layer):
     A model that ends with `Softmax` and trains on cross-entropy computes both as one stable kernel.
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> Model([layers.Softmax()], (3,)).predict(np.float32([[-2, 0, 1]])).round(3)
         array([[0.035, 0.259, 0.705]], dtype=float32)
     """

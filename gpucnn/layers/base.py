@@ -29,7 +29,6 @@ class Layer(Configurable, family="layer"):
     argument must become an attribute of the same name, and `name` goes to `super().__init__(name=name)`.
 
     Example
-        >>> from gpucnn import check_layer, layers
         >>> class Halve(layers.Layer):
         ...     def forward(self, x, *, train):
         ...         return x * 0.5, lambda dy: dy * 0.5
@@ -45,14 +44,16 @@ class Layer(Configurable, family="layer"):
     supports_fused_relu = False
 
     #: whether each sample's output depends on that sample alone, so that `forward` may be given shards of the batch, on
-    #: several threads at a time. True also where a kernel joins the shards; only parameters and buffers are written to
-    batch_independent = False
+    #: several threads at a time. True also where a kernel joins the shards; only parameters and buffers are written to.
+    #: None, where a class says nothing: the batch is not split, and `summary` and a warning say so
+    batch_independent: ClassVar[bool | None] = None
 
-    #: whether a pass may be recorded and repeated: true where `forward` and its way back do the same with arrays of one
-    #: shape each time, decide nothing by their numbers, and draw random ones by `gpucnn.rng` alone. On the CPU what is
-    #: not known to be captured rightly falls back to eager passes, and the first replay is compared with one; nobody
-    #: sees Python that reads an array's memory past NumPy, or a module's variables, and by them decides only rarely
-    capturable = False
+    #: whether a pass may be captured and replayed: true where `forward` and its backward function do the same with
+    #: arrays of one shape each time, decide nothing by their numbers, and draw random ones by `gpucnn.rng` alone. On
+    #: the CPU what is not known to be captured rightly falls back to eager passes, and the first replay is compared
+    #: with one; undetected is Python that decides rarely, by a module's variables or memory that it reads past NumPy.
+    #: None, where a class says nothing: nothing is captured, and `summary` and a warning say so
+    capturable: ClassVar[bool | None] = None
 
     #: whether `forward` and its backward function are known to return shapes as `build` declares them; those of other
     #: layers are checked in each eager pass
@@ -69,7 +70,7 @@ class Layer(Configurable, family="layer"):
         if "forward" in vars(cls):
             for flag in ("supports_skip_dx", "supports_fused_relu", "batch_independent", "capturable"):
                 if flag not in vars(cls):
-                    setattr(cls, flag, False)
+                    setattr(cls, flag, getattr(Layer, flag))
         if {"forward", "build"} & vars(cls).keys() and "shapes_verified" not in vars(cls):
             cls.shapes_verified = False
 
@@ -82,7 +83,7 @@ class Layer(Configurable, family="layer"):
         self.input_shape: Shape | None = None
         self.output_shape: Shape | None = None
 
-    # --- what a layer of one's own defines ----------------------------------------------------
+    # --- what a custom layer defines ----------------------------------------------------------
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Make the parameters on the host for inputs of (N, *input_shape); return the output's shape without N."""
@@ -97,13 +98,13 @@ class Layer(Configurable, family="layer"):
         return 0
 
     def min_batch_size(self) -> int:
-        """Return how many samples a training batch must have; a layer without opinion takes one."""
+        """Return the smallest batch that the layer can be trained on."""
         return 1
 
     def algorithm(self, batch_size: int) -> str:
-        """Return how the backend computes this layer, or those inside it, for so many images; "" without a choice."""
-        words = [word for _, child in self.children() for word in child.algorithm(batch_size).split(", ")]
-        return ", ".join(word for word in dict.fromkeys(words) if word)
+        """Return how the backend computes this layer, or those inside it, for this batch size; "" without a choice."""
+        names = [name for _, child in self.children() for name in child.algorithm(batch_size).split(", ")]
+        return ", ".join(name for name in dict.fromkeys(names) if name)
 
     def total_flops(self) -> int:
         """Return `flops` with those of the layers inside."""
@@ -165,7 +166,7 @@ class Layer(Configurable, family="layer"):
         return super()._admitted(name, value)
 
     def _is_settled(self, value: Any) -> bool:
-        """Tell whether a setting can have this value only from the beginning."""
+        """Return whether a setting can have this value only from the beginning."""
         return self.output_shape is not None or any(True for _ in _layers_in(value))
 
     def _bring(self, value: Any, held: Any) -> None:
@@ -180,16 +181,15 @@ class Layer(Configurable, family="layer"):
             value.rebind(brought(value.value))
 
     def _refuse_hidden_state(self) -> None:
-        """Refuse parameters and layers that nobody would find: in a list of a list, or not as attributes."""
+        """Reject parameters and layers that would not be found: in a list of lists, or not as attributes."""
         found = {id(item) for item in vars(self).values()} | {id(child) for _, child in self.children()}
         for name, value in vars(self).items():
             for item in _items_in(value):
                 if id(item) not in found:
                     raise ConfigurationError(
-                        f"{self.display_name}: {name} holds a {type(item).__name__} where nobody would find it to "
-                        "train or "
-                        "save it; keep each parameter and buffer as an attribute of the layer, and layers inside as "
-                        "attributes, in a list or in a dictionary"
+                        f"{self.display_name}: {name} holds a {type(item).__name__} where it would not be found to "
+                        "train or save it; keep each parameter and buffer as an attribute of the layer, and layers "
+                        "inside as attributes, in a list or in a dictionary"
                     )
 
     def children(self) -> Iterator[tuple[str, "Layer"]]:
@@ -225,7 +225,7 @@ class Layer(Configurable, family="layer"):
         return dict(self._named_members(Buffer, "", set()))
 
     def has_state(self) -> bool:
-        """Tell whether there is any parameter or buffer."""
+        """Return whether there is any parameter or buffer."""
         return bool(self.parameters() or self.buffers())
 
     def all_layers(self) -> Iterator["Layer"]:
@@ -337,7 +337,8 @@ def _check_replacement(path: str, held: Any, value: Any, is_built: bool) -> None
     """
     if held is None or not is_built:
         raise ConfigurationError(
-            f"{path}: a {type(value).__name__} cannot be set from outside before or beside those that build makes; put "
+            f"{path}: a {type(value).__name__} cannot be set from outside before build, or in addition to what build "
+            "makes; put "
             "the layer into a Model first, and assign the parameter's .value, or make it in the layer's build"
         )
     if type(value) is not type(held):

@@ -13,7 +13,7 @@ PREVIOUS_LAYER = "the layer before it"  # stands in messages of shapes that do n
 
 
 class Layers(list[Layer]):
-    """The layers of a network, in order: a list to read. Slices and sums are plain lists, for a network of their own.
+    """The layers of a network, in order: a list to read. Slices and sums are plain lists, for other networks.
 
     Raises
         ConfigurationError  it is changed: what was built of the layers would not notice
@@ -40,10 +40,9 @@ class Sequential(Layer):
     Layers without a name are named after their class, and numbered where there are several: `conv2d`, `conv2d_1`.
 
     Raises
-        ConfigurationError  something that is no layer, or two layers of one name
+        ConfigurationError  something that is not a layer, or two layers of one name
 
     Example
-        >>> from gpucnn import Model, layers
         >>> block = layers.Sequential([layers.Dense(8), layers.ReLU()])
         >>> list(Model([block, layers.Dense(2)], input_shape=(4,)).parameters())
         ['sequential.dense.weight', 'sequential.dense.bias', 'dense.weight', 'dense.bias']
@@ -59,8 +58,8 @@ class Sequential(Layer):
         self.layers = Layers(layers)
         for place, layer in enumerate(self.layers):
             if not isinstance(layer, Layer):
-                hint = "; write it with brackets to make one" if isinstance(layer, type) else ""
-                raise ConfigurationError(f"{self.display_name}: item {place} is {layer!r}, which is no layer{hint}")
+                hint = f"; did you mean {layer.__name__}()?" if isinstance(layer, type) else ""
+                raise ConfigurationError(f"{self.display_name}: item {place} is {layer!r}, which is not a layer{hint}")
             layer.check_begun()
         self._name_layers()
 
@@ -248,8 +247,6 @@ class Residual(Layer):
     Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition" (2016).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> Model([layers.Residual([layers.ReLU()])], (3,)).predict(np.float32([[-2, 0, 1]]))  # x + relu(x)
         array([[-2.,  0.,  2.]], dtype=float32)
     """

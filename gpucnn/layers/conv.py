@@ -13,7 +13,7 @@ from gpucnn.layers.parameter import needed
 
 
 class Conv2D(Layer):
-    """Slide filters over images: each output is the product-sum of a filter with the window it sees, plus a bias.
+    """Slide filters over images: each output is the product-sum of a filter with the window under it, plus a bias.
 
     Shapes
         x       (N, H, W, C)
@@ -28,15 +28,14 @@ class Conv2D(Layer):
         padding             "valid" (none), "same" (OH = ceil(H / SH); an odd pixel goes to the bottom or right),
                             a number, a pair (rows, columns), or ((top, bottom), (left, right)); filled with zeros
         dilation            the step between the elements of a filter
-        groups              channels and filters are cut into this many groups that do not see each other
+        groups              channels and filters are cut into this many independent groups
         weight_initializer  an `initializers` object or its name
 
     Raises
-        ConfigurationError  an argument makes no sense
-        ShapeError          the input is no image, the filter does not fit it, or groups do not divide C and F
+        ConfigurationError  an argument is not valid
+        ShapeError          the input is not an image, the filter does not fit it, or groups do not divide C and F
 
     Example
-        >>> from gpucnn import Model, layers
         >>> model = Model([layers.Conv2D(16, 3, strides=2, padding="same")], input_shape=(28, 28, 1))
         >>> model.output_shape, model.parameters()["conv2d.weight"].shape
         ((14, 14, 16), (3, 3, 1, 16))

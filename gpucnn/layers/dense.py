@@ -28,7 +28,6 @@ class Dense(Layer):
         ShapeError          the input is not (N, D)
 
     Example
-        >>> from gpucnn import Model, layers
         >>> model = Model([layers.Dense(3)], input_shape=(4,))
         >>> {path: parameter.shape for path, parameter in model.parameters().items()}
         {'dense.weight': (4, 3), 'dense.bias': (3,)}

@@ -9,19 +9,17 @@ from gpucnn.layers.base import Backward, Buffer, Layer, Shape
 
 
 class Dropout(Layer):
-    """Set a random share of the elements to 0 while training, and scale the rest up so that the mean stays.
+    """Set a random fraction of the elements to 0 while training, and scale the rest up so that the mean stays.
 
     x and y have any shape (N, …). In inference y = x. The mask comes from a counter-based stream that is part of the
-    layer's state, so a run repeats exactly, on every backend.
+    layer's state, so a run is reproducible, on every backend.
 
     Arguments
-        rate  the share that is dropped, 0 ≤ rate < 1
+        rate  the fraction that is dropped, 0 ≤ rate < 1
 
     Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout" (2014).
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> model = Model([layers.Dropout(0.5)], (1000,), seed=0)
         >>> y, backward = model.forward(np.ones((1, 1000), np.float32), train=True)
         >>> 0.4 < float((y == 0).mean()) < 0.6  # dropped; the others are doubled
@@ -33,7 +31,7 @@ class Dropout(Layer):
 
     def __init__(self, rate: float, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        self.rate = checks.number(rate, f"{self.display_name}: rate, the share that is dropped,", minimum=0, below=1)
+        self.rate = checks.number(rate, f"{self.display_name}: rate, the fraction that is dropped,", minimum=0, below=1)
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
         """Open the layer's own random stream."""

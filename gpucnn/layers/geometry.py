@@ -25,7 +25,7 @@ def checked_padding(padding: Any, what: str) -> Padding:
 
 
 def require_image(input_shape: tuple[int, ...], label: str) -> tuple[int, int, int]:
-    """Return (H, W, C), or raise ShapeError where the input is no image."""
+    """Return (H, W, C), or raise ShapeError where the input is not an image."""
     if len(input_shape) != 3:
         raise ShapeError(
             f"{label}: expected images (H, W, C), got inputs of shape {input_shape}; a layer on images must come "

@@ -18,9 +18,7 @@ class Parameter(Closed):
     that share it; `Model.freeze` makes it so.
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.layers import Parameter
-        >>> weight = Parameter(np.zeros((2, 3), np.float32))
+        >>> weight = layers.Parameter(np.zeros((2, 3), np.float32))
         >>> weight.add_grad(np.ones((2, 3), np.float32))
         >>> weight.shape, float(weight.grad.sum())
         ((2, 3), 6.0)
@@ -29,7 +27,7 @@ class Parameter(Closed):
     changed_by: ClassVar[dict[str, str]] = {"trainable": "call model.freeze(…) or model.unfreeze(…)"}
     grad: Array | None = None
     frozen = False
-    of_a_model = False  # whether a model has laid it in its flat arrays, in the dtype of its weights
+    of_a_model = False  # whether it lies in the flat arrays of a model, in the dtype of its weights
 
     def __init__(self, value: Array) -> None:
         self._value = value
@@ -78,7 +76,7 @@ class Parameter(Closed):
             self.grad += gradient
 
     def zero_grad(self) -> None:
-        """Forget the gradient."""
+        """Set the gradient to 0."""
         if self.grad is not None:
             self.grad[...] = 0
 
@@ -110,9 +108,7 @@ class Buffer(Closed):
     `value` can be assigned as that of a `Parameter`.
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn.layers import Buffer
-        >>> running_mean = Buffer(np.zeros(3, np.float32))
+        >>> running_mean = layers.Buffer(np.zeros(3, np.float32))
         >>> running_mean.value
         array([0., 0., 0.], dtype=float32)
     """
@@ -163,7 +159,7 @@ def _take(held: Array, array: Any, what: str) -> None:
 
 
 def holds_numbers(array: Any) -> bool:
-    """Tell whether an array of any library holds real numbers; complex ones and words would lose what they are."""
+    """Return whether an array of any library holds real numbers, which no cast loses."""
     return getattr(getattr(array, "dtype", None), "kind", "f") in "biuf"
 
 

@@ -55,8 +55,6 @@ class MaxPool2D(_Pool2D):
         ShapeError  the window does not fit the image, or padding is as large as the window
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
         >>> Model([layers.MaxPool2D(2)], (4, 4, 1)).predict(x)[0, ..., 0]
         array([[ 5.,  7.],
@@ -89,8 +87,6 @@ class AveragePool2D(_Pool2D):
         ShapeError  the window does not fit the image, or padding is as large as the window
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
         >>> Model([layers.AveragePool2D(2)], (4, 4, 1)).predict(x)[0, ..., 0]
         array([[ 2.5,  4.5],
@@ -114,8 +110,6 @@ class GlobalAveragePool2D(Layer):
         y  (N, C)
 
     Example
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
         >>> Model([layers.GlobalAveragePool2D()], (4, 4, 1)).predict(x)
         array([[7.5]], dtype=float32)

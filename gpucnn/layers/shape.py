@@ -16,7 +16,6 @@ class Flatten(Layer):
         y  (N, H·W·C)
 
     Example
-        >>> from gpucnn import Model, layers
         >>> Model([layers.Flatten()], input_shape=(4, 4, 2)).output_shape
         (32,)
     """
@@ -43,7 +42,6 @@ class PadChannels(Layer):
         ConfigurationError  a number that is not an integer of at least 0
 
     Example
-        >>> from gpucnn import Model, layers
         >>> Model([layers.PadChannels(2, 3)], input_shape=(4, 4, 3)).output_shape
         (4, 4, 8)
     """

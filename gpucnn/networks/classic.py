@@ -1,6 +1,6 @@
-"""The small networks: those of projects that wrote one from scratch, for MNIST and CIFAR-10; and LeNet trained well.
+"""Small networks for MNIST and CIFAR-10: those of from-scratch projects (documents 000 to 004), and a tuned LeNet.
 
-`gpucnn.runs.reproduction` holds what the projects published.
+`gpucnn.runs.reproduction` holds the published results.
 """
 
 from gpucnn.data.augment import Flip, Translate
@@ -27,7 +27,7 @@ from gpucnn.training.recipe import Recipe
 
 @register("lenet", MNIST_IMAGE, Recipe("mnist", 3, 128))
 def lenet(image: Shape, num_classes: int) -> LayersAndOptimizer:
-    """LeNet-5 with ReLU and average pooling, and the one-cycle recipe that brings it to 99 % in 3 epochs.
+    """LeNet-5 with ReLU and average pooling; its one-cycle recipe reaches 99 % on MNIST in 3 epochs.
 
     Source: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition" (1998).
     """
@@ -36,10 +36,10 @@ def lenet(image: Shape, num_classes: int) -> LayersAndOptimizer:
 
 @register("sigmoid-3x3", MNIST_IMAGE, Recipe("mnist", 3, 16), MeanSquaredError())
 def sigmoid_3x3(image: Shape, num_classes: int) -> LayersAndOptimizer:
-    """Three 3×3 filters and two dense layers, all with sigmoids, weights uniform in ±0.5.
+    """Documents 000 and 001: three 3×3 filters and two dense layers, all with sigmoids, weights uniform in ±0.5.
 
-    Its 2187 features are 3·27·27, so one row and one column of padding. Its "normalization" is not described; here the
-    sigmoids' outputs, 0 … 1, are brought to ±1. Loss, rate and batch size are ours.
+    The 2187 features are 3·27·27, which takes one row and one column of padding. The "normalization" is not described;
+    here it scales the sigmoids' outputs, 0 … 1, to ±1. Loss, learning rate and batch size are not given; chosen here.
     """
     wide = Uniform(-0.5, 0.5)
     layers = [
@@ -53,13 +53,13 @@ def sigmoid_3x3(image: Shape, num_classes: int) -> LayersAndOptimizer:
 
 @register("feedforward", MNIST_IMAGE, Recipe("mnist", 3, 128))
 def feedforward(image: Shape, num_classes: int) -> LayersAndOptimizer:
-    """Dense layers alone, with ReLU; of the three only that they end as LeNet's do is ours."""
+    """Document 002's baseline: three dense layers with ReLU; their sizes are not given, and LeNet's are used."""
     return [Flatten(), *_lenet_end(num_classes)], SGD(0.5)
 
 
 @register("single-conv", MNIST_IMAGE, Recipe("mnist", 3, 128))
 def single_conv(image: Shape, num_classes: int) -> LayersAndOptimizer:
-    """LeNet's first convolution without its pooling, then its dense layers. LeCun's weights are ours."""
+    """Document 002: LeNet's first convolution without pooling, then dense layers; LeCun initialization chosen here."""
     weights = "lecun_normal"
     return [
         *(Conv2D(6, 5, padding="same", weight_initializer=weights), ReLU(), Flatten()),
@@ -69,11 +69,11 @@ def single_conv(image: Shape, num_classes: int) -> LayersAndOptimizer:
 
 @register("double-conv", MNIST_IMAGE, Recipe("mnist", 3, 128))
 def double_conv(image: Shape, num_classes: int) -> LayersAndOptimizer:
-    """Both of LeNet's convolutions without pooling, then its dense layers. LeCun's weights are ours.
+    """Document 002: both of LeNet's convolutions without pooling, then its dense layers.
 
-    At a constant rate of 0.5 none of nine runs of three epochs learned, with six ways to begin the weights; presumably
-    9,216 features make the first dense layer's steps too long. So the rate rises to 0.5 over half of the training, and
-    falls again.
+    The initialization is not given; LeCun's is used. At a constant learning rate of 0.5 none of nine runs of three
+    epochs learned, with six initializations; presumably 9,216 features make the first dense layer's steps too long. So
+    the rate warms up to 0.5 over half of the run, and decays again.
     """
     weights = "lecun_normal"
     return [
@@ -85,19 +85,19 @@ def double_conv(image: Shape, num_classes: int) -> LayersAndOptimizer:
 
 @register("single-conv-pool", MNIST_IMAGE, Recipe("mnist", 3, 128))
 def single_conv_pool(image: Shape, num_classes: int) -> LayersAndOptimizer:
-    """LeNet's first convolution with its pooling, then its dense layers."""
+    """Document 002: LeNet's first convolution with pooling, then its dense layers."""
     return [Conv2D(6, 5, padding="same"), ReLU(), AveragePool2D(2), Flatten(), *_lenet_end(num_classes)], SGD(0.5)
 
 
 @register("lenet-002", MNIST_IMAGE, Recipe("mnist", 3, 128))
 def lenet_002(image: Shape, num_classes: int) -> LayersAndOptimizer:
-    """LeNet with ReLU and a constant rate of 0.5, as its author trained it: some runs never learn."""
+    """LeNet as document 002 trained it, with ReLU and a constant learning rate of 0.5: some runs never learn."""
     return _lenet_layers(num_classes), SGD(0.5)
 
 
 @register("network-1", MNIST_IMAGE, Recipe("mnist", 25, 128))
 def network_1(image: Shape, num_classes: int) -> LayersAndOptimizer:
-    """One 3×3 convolution of 4 filters with ReLU and max pooling, then a dense layer of 64."""
+    """Document 003's first network: a 3×3 convolution of 4 filters, max pooling, and a dense layer of 64."""
     layers = [
         normalization(image),
         *(Conv2D(4, 3), ReLU(), MaxPool2D(2)),
@@ -108,7 +108,7 @@ def network_1(image: Shape, num_classes: int) -> LayersAndOptimizer:
 
 @register("network-2", MNIST_IMAGE, Recipe("mnist", 30, 128))
 def network_2(image: Shape, num_classes: int) -> LayersAndOptimizer:
-    """Two 3×3 convolutions of 16 filters, each with ReLU and max pooling, then a dense layer of 64."""
+    """Document 003's second network: two 3×3 convolutions of 16 filters with max pooling, a dense layer of 64."""
     layers = [
         normalization(image),
         *(Conv2D(16, 3), ReLU(), MaxPool2D(2)),
@@ -120,9 +120,9 @@ def network_2(image: Shape, num_classes: int) -> LayersAndOptimizer:
 
 @register("network-3", CIFAR10_IMAGE, Recipe("cifar10", 25, 128, augment=(Flip(), Translate(2))))
 def network_3(image: Shape, num_classes: int) -> LayersAndOptimizer:
-    """Three 3×3 convolutions of 8, 16 and 32 filters with two max poolings, then a dense layer of 64.
+    """Document 003's third network: 3×3 convolutions of 8, 16 and 32 filters, two max poolings, a dense layer of 64.
 
-    Mirrored and moved images are ours.
+    Random flips and translations are an addition.
     """
     layers = [
         normalization(image),
@@ -136,9 +136,10 @@ def network_3(image: Shape, num_classes: int) -> LayersAndOptimizer:
 
 @register("convnet-1000s", MNIST_IMAGE, Recipe("mnist", 10, 32))
 def convnet_1000s(image: Shape, num_classes: int) -> LayersAndOptimizer:
-    """Two 5×5 convolutions of 10 and 20 filters with max pooling, dropout before both dense layers.
+    """Document 004, trained on chunks of 1,000 images: two 5×5 convolutions of 10 and 20 filters with max pooling.
 
-    Weights are normal with a deviation of 1 / √fan-in. Activations, rate and dropout rates are ours.
+    Dropout precedes both dense layers. Weights are normal with a standard deviation of 1 / √fan-in. Activations,
+    learning rate and dropout rates are not given; chosen here.
     """
     weights = "lecun_normal"
     layers = [

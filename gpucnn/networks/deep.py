@@ -1,4 +1,4 @@
-"""Deeper networks for CIFAR-10: ordinary layers in a row, and residual blocks of them."""
+"""Deeper networks for CIFAR-10: plain and residual."""
 
 from typing import Any
 
@@ -38,10 +38,10 @@ MOVED = (Flip(), Translate(4))
     CategoricalCrossEntropy(label_smoothing=0.1),
 )
 def network_4(image: Shape, num_classes: int) -> LayersAndOptimizer:
-    """Six 3×3 convolutions of 64, 128 and 224 filters with batch norm and max pooling: just below a million parameters.
+    """Document 003's fourth network: six 3×3 convolutions of 64, 128 and 224 filters with batch norm, 1M parameters.
 
-    Document 003's author planned it and could not afford to train it. Pooling follows each first convolution of a pair,
-    so that the second costs a quarter.
+    Its author planned it, but could not afford to train it. Pooling follows the first convolution of each pair, so
+    that the second costs a quarter.
     """
     layers = [normalization(image)]
     for filters in (64, 128, 224):
@@ -51,7 +51,7 @@ def network_4(image: Shape, num_classes: int) -> LayersAndOptimizer:
 
 
 def _vgg(image: Shape, num_classes: int, convolutions: tuple[int, ...]) -> LayersAndOptimizer:
-    """Return stages of so many convolutions, each with batch norm, and a max pooling after each stage."""
+    """Return stages of convolutions with batch norm, with a max pooling after each stage."""
     layers = [normalization(image)]
     for filters, count in zip((64, 128, 256, 512, 512), convolutions, strict=True):
         for _ in range(count):
@@ -66,7 +66,7 @@ VGG = Recipe("cifar10", 30, 128, augment=MOVED)
 
 @register("vgg11", CIFAR10_IMAGE, VGG)
 def vgg11(image: Shape, num_classes: int) -> LayersAndOptimizer:
-    """VGG's configuration A with batch norm, for 32×32 images: one dense layer, which its five poolings leave 512 for.
+    """VGG's configuration A with batch norm, for 32×32 images: one dense layer of the 512 features after five poolings.
 
     Source: Simonyan, Zisserman, "Very deep convolutional networks for large-scale image recognition" (2015).
     """
@@ -86,7 +86,7 @@ def vgg16(image: Shape, num_classes: int) -> LayersAndOptimizer:
 
 
 def _resnet(image: Shape, num_classes: int, blocks: int) -> LayersAndOptimizer:
-    """Return three stages of so many blocks; a block that halves the image keeps every second pixel in its shortcut."""
+    """Return three stages of residual blocks; shortcuts of blocks that halve the image keep every second pixel."""
     layers = [normalization(image), _conv(16), BatchNorm(), ReLU()]
     before = 16
     for filters in (16, 32, 64):
@@ -105,7 +105,7 @@ RESNET = Recipe("cifar10", 30, 128, augment=(Flip(), RandomCrop(padding=4)))
 
 @register("resnet20", CIFAR10_IMAGE, RESNET)
 def resnet20(image: Shape, num_classes: int) -> LayersAndOptimizer:
-    """Nine residual blocks of two 3×3 convolutions, with shortcuts without parameters; one cycle is ours.
+    """Nine residual blocks of two 3×3 convolutions, with parameter-free shortcuts; one-cycle schedule chosen here.
 
     Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition" (2016), section 4.2, option A.
     """
@@ -130,7 +130,7 @@ def resnet56(image: Shape, num_classes: int) -> LayersAndOptimizer:
     Recipe("cifar10", 24, 512, augment=(Flip(), RandomCrop(padding=4, mode="reflect"), Cutout(8))),
 )
 def resnet9(image: Shape, num_classes: int) -> LayersAndOptimizer:
-    """Eight convolutions with batch norm and two residual blocks, which reach 94 % in 24 epochs.
+    """Eight convolutions with batch norm and two residual blocks; reaches 94 % in 24 epochs.
 
     Source: Page, "How to train your ResNet" (2018).
     """
@@ -150,7 +150,7 @@ def resnet9(image: Shape, num_classes: int) -> LayersAndOptimizer:
 
 
 def _whitened(model: Model, images: Any) -> None:
-    """Whiten the first convolution by some images; of it only the biases learn, of the batch norms only the shifts."""
+    """Whiten the first convolution with some images; freeze its weights and the scales of batch norms."""
     whiten(model, images[:5000])
     model.freeze("whitening.weight", "*.scale")
 
@@ -178,10 +178,10 @@ AIRBENCH_DECAY = 0.0153 / 11.5
     CategoricalCrossEntropy(label_smoothing=0.2),
 )
 def airbench94(image: Shape, num_classes: int) -> LayersAndOptimizer:
-    """Seven convolutions that reach 94 % in 9.9 epochs: the first one whitens, the others begin as the identity.
+    """Seven convolutions that reach 94 % in 9.9 epochs: the first one whitens, the others are initialized as identity.
 
-    Scales of the batch norms stay 1, and their shifts learn 64 times as fast. The biases of the first convolution learn
-    for three epochs.
+    The scales of batch norms stay 1, and their shifts have 64 times the learning rate. The biases of the first
+    convolution are trained for three epochs.
 
     Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024).
     """
@@ -209,11 +209,11 @@ def airbench94(image: Shape, num_classes: int) -> LayersAndOptimizer:
 
 
 def _conv(filters: int, strides: int = 1) -> Layer:
-    """Return a 3×3 convolution without bias, which a batch norm would take off again."""
+    """Return a 3×3 convolution without bias, which a following batch norm would remove."""
     return Conv2D(filters, 3, strides=strides, padding=1, use_bias=False)
 
 
 def _end(num_classes: int, divided_by: float = 1.0) -> list[Layer]:
-    """Return the dense layer without bias; its logits are made smaller, so that training begins gently."""
+    """Return the dense layer without bias; its logits are scaled down for a gentle start."""
     scale = [] if divided_by == 1.0 else [Normalization(0.0, divided_by)]
     return [Flatten(), Dense(num_classes, use_bias=False), *scale, Softmax()]

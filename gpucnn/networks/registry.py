@@ -26,7 +26,6 @@ class NamedNetwork:
     """A named network; calling it makes a model of it, compiled with its recipe.
 
     Example
-        >>> from gpucnn import networks
         >>> model = networks.resnet20(num_classes=100, seed=1)
         >>> model.output_shape, model.recipe.epochs
         ((100,), 30)
@@ -81,7 +80,6 @@ def by_name(name: str) -> NamedNetwork:
         ConfigurationError: there is no such network.
 
     Example:
-        >>> from gpucnn import networks
         >>> networks.by_name("network-3") is networks.network_3
         True
     """

@@ -1,8 +1,8 @@
-"""Filters of a first convolution from data: its outputs begin uncorrelated and of variance 1.
+"""Data-dependent filters of a first convolution, whose outputs are uncorrelated with variance 1.
 
-The filters are the eigenvectors of the covariance of the windows that the convolution looks at, each divided by the
-root of its eigenvalue and taken with both signs, so that a ReLU behind them loses nothing. Neighbouring pixels of
-photographs are almost equal, which makes a gradient run along few directions; whitened, it is spread over all.
+The filters are the eigenvectors of the covariance of image patches, each divided by the square root of its eigenvalue,
+with both signs, so that a following ReLU loses nothing. Neighbouring pixels of photographs are highly correlated, which
+concentrates gradients in few directions; whitening spreads them over all.
 
 Source: Coates, Ng, "Learning feature representations with k-means" (2012); as a network's first layer Page, "How to
 train your ResNet" (2019), and Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024).
@@ -21,8 +21,8 @@ from gpucnn.layers.containers import Sequential
 from gpucnn.layers.conv import Conv2D
 from gpucnn.model import Model
 
-EPSILON = 5e-4  # added to the eigenvalues: directions in which the data hardly varies are not blown up
-BATCH = 512  # images at once
+EPSILON = 5e-4  # added to the eigenvalues, so that directions of little variance are not amplified
+BATCH = 512
 
 
 def whiten(target: Model | Conv2D, images: Any, *, epsilon: float = EPSILON) -> Conv2D:
@@ -44,8 +44,6 @@ def whiten(target: Model | Conv2D, images: Any, *, epsilon: float = EPSILON) -> 
         ShapeError, DTypeError: images that the target does not take.
 
     Example:
-        >>> import numpy as np
-        >>> from gpucnn import Model, layers
         >>> from gpucnn.networks.whitening import whiten
         >>> images = np.random.default_rng(0).random((200, 8, 8, 1), dtype=np.float32)
         >>> model = Model([layers.Conv2D(8, 2)], (8, 8, 1))  # 2·KH·KW·C filters
@@ -57,7 +55,7 @@ def whiten(target: Model | Conv2D, images: Any, *, epsilon: float = EPSILON) -> 
     _check_filters(convolution)
     assert convolution.input_shape is not None
     shape = target.input_shape if isinstance(target, Model) else convolution.input_shape
-    covariance = _covariance(_seen(target, before, check_inputs(images, shape, "images")), convolution)
+    covariance = _covariance(_inputs_of_convolution(target, before, check_inputs(images, shape, "images")), convolution)
     filters = _filters(covariance, epsilon).reshape(convolution.weight.shape)
     dtype = convolution.weight.value.dtype
     with convolution.backend.on_device():
@@ -80,7 +78,7 @@ def _first_convolution(target: Any) -> tuple[Conv2D, list[Layer]]:
         before.append(layer)
     there = ", ".join(layer.display_name for layer in before)
     raise ConfigurationError(
-        f"{target.name} has no convolution that every image passes, only {there}; put a Conv2D before them"
+        f"{target.name} has no convolution on its main path, only {there}; put a Conv2D before them"
     )
 
 
@@ -98,7 +96,7 @@ def _check_filters(convolution: Conv2D) -> None:
         )
 
 
-def _seen(target: Model | Conv2D, before: list[Layer], images: Any) -> Iterator[Any]:
+def _inputs_of_convolution(target: Model | Conv2D, before: list[Layer], images: Any) -> Iterator[Any]:
     """Yield what the convolution is given of the images, host arrays of float64 (N, H, W, C), batch by batch."""
     for part in batches(len(images), BATCH):
         pixels = images[part]
@@ -126,10 +124,10 @@ def _covariance(seen: Iterator[Any], convolution: Conv2D) -> "np.ndarray[Any, An
         products += rows.T @ rows
     mean = total / max(count, 1)
     covariance: np.ndarray[Any, Any] = products / max(count, 1) - np.outer(mean, mean)
-    if not np.trace(covariance) > 1e-12 * np.trace(products):  # what rounding leaves of constant windows
+    if not np.trace(covariance) > 1e-12 * np.trace(products):  # rounding errors of constant windows
         raise DataError(
-            f"{convolution.display_name}: {count:,} windows of {EH}x{EW} pixels that do not vary have no directions to "
-            "whiten; pass some training images"
+            f"{convolution.display_name}: {count:,} windows of {EH}x{EW} pixels without variation cannot be whitened; "
+            "pass some training images"
         )
     return covariance
 

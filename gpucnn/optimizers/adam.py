@@ -1,4 +1,4 @@
-"""Adam, and the form of it whose weight decay is a thing of its own."""
+"""Adam, and AdamW with decoupled weight decay."""
 
 from collections.abc import Sequence
 
@@ -18,15 +18,13 @@ class Adam(Optimizer):
         epsilon        added to the root
         weight_decay   adds weight_decay·value to the gradient; `AdamW` takes it off the value instead
         groups, clip_norm, clip_value
-                       parameters with a rate of their own, and limits of the gradients: see `Optimizer`
+                       parameters with another rate, and limits of the gradients: see `Optimizer`
 
     Source: Kingma, Ba, "Adam: a method for stochastic optimization" (2015).
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
-        >>> from gpucnn.optimizers import Adam
-        >>> model = networks.lenet().compile(Adam(1e-3), "categorical_crossentropy")
+        >>> model = networks.lenet().compile(optimizers.Adam(1e-3), "categorical_crossentropy")
         >>> history = model.fit(x, y, epochs=1, verbose=0)
     """
 
@@ -84,10 +82,8 @@ class AdamW(Adam):
     Source: Loshchilov, Hutter, "Decoupled weight decay regularization" (2019).
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
-        >>> from gpucnn.optimizers import AdamW
-        >>> model = networks.lenet().compile(AdamW(1e-3, weight_decay=0.01), "categorical_crossentropy")
+        >>> model = networks.lenet().compile(optimizers.AdamW(1e-3, weight_decay=0.01), "categorical_crossentropy")
         >>> history = model.fit(x, y, epochs=1, verbose=0)
     """
 

@@ -23,20 +23,18 @@ class Optimizer(Configurable, family="optimizer"):
     Arguments
         learning_rate  a number or a schedule
         weight_decay   at least 0; what it does, each optimizer says
-        groups         `Group` objects: parameters with a rate or a weight decay of their own
+        groups         `Group` objects: parameters with another rate or weight decay
         clip_norm      scales the gradients of all parameters that are trained down to this norm, taken over all of
                        them, where it is larger
-        clip_value     cuts every element of the gradients off at ± this value, before the norm is taken
+        clip_value     clips every element of the gradients to ± this value, before the norm is taken
 
     Source of the clipping: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks" (2013).
 
-    `slots` are arrays as long as the flat parameter buffer, by name; `steps` counts the updates. The buffer lies in
-    parts: what no group matches, and then each group.
+    `slots` are arrays as long as the flat parameter buffer, by name; `steps` counts the updates. The buffer is
+    divided into ranges: what no group matches, and then each group.
 
     Example
-        >>> from gpucnn import Model, layers
-        >>> from gpucnn.optimizers import Optimizer
-        >>> class SignSGD(Optimizer):
+        >>> class SignSGD(optimizers.Optimizer):
         ...     def _update(self, backend, values, gradients, slots, learning_rate, weight_decay, number):
         ...         values -= learning_rate * backend.xp.sign(gradients)
         >>> model = Model([layers.Dense(1)], (3,)).compile(SignSGD(0.01), "mean_squared_error")
@@ -89,7 +87,7 @@ class Optimizer(Configurable, family="optimizer"):
         return partition(list(shapes), self.groups)
 
     def reset(self, backend: Backend, values: Array, layout: Layout | None = None) -> None:
-        """Start anew for the flat parameter buffer `values` (P,), which lies as `layout` says: all slots 0."""
+        """Start for the flat parameter buffer `values` (P,), laid out as `layout` says, with all slots 0."""
         self.steps, self.slots = 0, {}
         self._values = values
         self._layout = layout or Layout.flat(len(values))
@@ -120,7 +118,7 @@ class Optimizer(Configurable, family="optimizer"):
         self.set_frozen(self._frozen)
 
     def serves(self, values: Array) -> bool:
-        """Tell whether it keeps its state for this flat parameter buffer."""
+        """Return whether its state belongs to this flat parameter buffer."""
         return values is self._values
 
     def all_slots(self) -> dict[str, Array]:
@@ -157,7 +155,7 @@ class Optimizer(Configurable, family="optimizer"):
                 yield f"{name}/{path}", slot[place.slice], place.shape
 
     def learning_rate_at(self, epoch: float | None = None, epochs: float = 1.0) -> float:
-        """Return the learning rate at a point of the training, or the highest one outside of any."""
+        """Return the learning rate at a point of a training run, or the highest one outside of any."""
         return rate_of(self.learning_rate, epoch, epochs)
 
     def learning_rates_at(self, epoch: float | None = None, epochs: float = 1.0) -> list[float]:
@@ -186,20 +184,19 @@ class Optimizer(Configurable, family="optimizer"):
         learning_rate: LearningRates,
         step: Array | None = None,
     ) -> None:
-        """Move `values` (P,) in place by one step.
+        """Update `values` (P,) in place by one step.
 
         The learning rate is that of what no group matches, or a sequence of all that `learning_rates_at` returns. A
         step that is captured takes rates and its number, `step` from 1, as arrays () of one; otherwise the number is
         the optimizer's own count.
 
         Raises:
-            ConfigurationError: the optimizer serves another model by now.
+            ConfigurationError: the optimizer is bound to another model.
         """
         if not self.serves(values):
             raise ConfigurationError(
-                f"this {type(self).__name__} keeps its state for another model, which was compiled with it since, or "
-                "for other arrays; make an optimizer of its own for each model, and call model.apply_gradients() "
-                "rather than the update itself"
+                f"this {type(self).__name__} is already bound to another model, which was compiled with it since, or "
+                "to other arrays; create one optimizer per model, and call model.apply_gradients() rather than update"
             )
         self._keep_slots(backend)
         self.steps += 1
@@ -210,13 +207,13 @@ class Optimizer(Configurable, family="optimizer"):
             self._flush_denormals(backend)
 
     def broadcast_rates(self, rate: LearningRates) -> Sequence[Number]:
-        """Return the rates of all parts; where only that without a group is given, groups take their highest share."""
+        """Return the rates of all ranges; where only the first is given, groups take their highest multiplier."""
         if isinstance(rate, Sequence):
             return rate
         return [rate, *(rate * group.multiplier_at(None, 1.0) for group in self.groups)]
 
     def _clip(self, backend: Backend, gradients: Array) -> None:
-        """Bring gradients of too large a size down, in place; those of frozen parameters count as 0."""
+        """Clip gradients, in place; those of frozen parameters count as 0."""
         if self.clip_norm is not None:
             for path in self._frozen:  # what was frozen after a backward pass has left its gradients behind
                 gradients[self._layout.places[path].slice] = 0

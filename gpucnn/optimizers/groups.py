@@ -1,4 +1,4 @@
-"""`Group`: parameters that are trained at a learning rate, or with a weight decay, of their own."""
+"""`Group`: parameters that are trained with another learning rate or weight decay."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -22,12 +22,11 @@ class Group(Configurable, family="group"):
                        ends: their gradients are not computed any more, nor what only these need. None for all
 
     Raises
-        ConfigurationError  an argument makes no sense
+        ConfigurationError  an argument is not valid
 
     Example
-        >>> from gpucnn.optimizers import SGD, Group
-        >>> biases = Group("*.bias", lr_multiplier=2.0, weight_decay=0.0)
-        >>> SGD(0.1, groups=[biases]).learning_rates_at()
+        >>> biases = optimizers.Group("*.bias", lr_multiplier=2.0, weight_decay=0.0)
+        >>> optimizers.SGD(0.1, groups=[biases]).learning_rates_at()
         [0.1, 0.2]
     """
 
@@ -66,7 +65,7 @@ class Group(Configurable, family="group"):
         return self.train_epochs is not None and epoch is not None and epoch >= self.train_epochs
 
     def multiplier_at(self, epoch: float | None, epochs: float) -> float:
-        """Return what the learning rate is multiplied by at a point of the training, or at most outside of any."""
+        """Return what the learning rate is multiplied by at a point of a training run, or at most outside of any."""
         if self.is_finished(epoch):
             return 0.0
         return rate_of(self.lr_multiplier, epoch, epochs)

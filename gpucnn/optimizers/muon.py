@@ -41,16 +41,14 @@ class Muon(Optimizer):
                        see `Optimizer`; groups of what Muon trains, and limits for all gradients together
 
     Raises
-        ConfigurationError  an argument makes no sense, or the model has no parameter for Muon
+        ConfigurationError  an argument is not valid, or the model has no parameter for Muon
 
     Source: Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein, "Muon: an optimizer for hidden layers in neural
     networks" (2024).
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
-        >>> from gpucnn.optimizers import Muon
-        >>> model = networks.lenet().compile(Muon(0.02), "categorical_crossentropy")
+        >>> model = networks.lenet().compile(optimizers.Muon(0.02), "categorical_crossentropy")
         >>> history = model.fit(x, y, epochs=1, verbose=0)
     """
 
@@ -107,7 +105,7 @@ class Muon(Optimizer):
         return [*partition(own, self.groups), *self._fallback.partition(rest)]
 
     def reset(self, backend: Backend, values: Array, layout: Layout | None = None) -> None:
-        """Start anew, the other optimizer too."""
+        """Start again, with the fallback."""
         super().reset(backend, values, layout)
         self._fallback.reset(backend, values, self._fallback_layout(self._layout))
 
@@ -117,7 +115,7 @@ class Muon(Optimizer):
         self._fallback.set_frozen(paths)
 
     def rebind(self, source: Backend, target: Backend, values: Array, layout: Layout | None = None) -> None:
-        """Follow the parameters, with the other optimizer."""
+        """Follow the parameters, with the fallback."""
         super().rebind(source, target, values, layout)
         self._fallback.rebind(source, target, values, self._fallback_layout(self._layout))
 

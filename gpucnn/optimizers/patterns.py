@@ -7,7 +7,7 @@ from gpucnn.errors import ConfigurationError
 
 
 def check_patterns(patterns: str | Sequence[str], what: str) -> tuple[str, ...]:
-    """Return one pattern or several as a tuple, or raise ConfigurationError where they are no words."""
+    """Return one pattern or several as a tuple, or raise ConfigurationError where they are not strings."""
     listed = (patterns,) if isinstance(patterns, str) else patterns
     if not isinstance(listed, list | tuple) or not listed or not all(isinstance(p, str) and p for p in listed):
         raise ConfigurationError(f'{what} must be a pattern such as "*.bias", or a list of them, not {patterns!r}')
@@ -15,7 +15,7 @@ def check_patterns(patterns: str | Sequence[str], what: str) -> tuple[str, ...]:
 
 
 def is_matched(path: str, patterns: Iterable[str]) -> bool:
-    """Tell whether a pattern fits a path, or a layer that holds it: `*`, `?` and `[…]` as in names of files."""
+    """Return whether a pattern matches a path, or a layer that holds it: `*`, `?` and `[…]` as in names of files."""
     return any(fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*") for pattern in patterns)
 
 

@@ -19,15 +19,13 @@ class SGD(Optimizer):
         nesterov       look ahead: the step is momentum·velocity + gradient
         weight_decay   adds weight_decay·value to the gradient
         groups, clip_norm, clip_value
-                       parameters with a rate of their own, and limits of the gradients: see `Optimizer`
+                       parameters with another rate, and limits of the gradients: see `Optimizer`
 
     Source: Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum" (2013).
 
     Example
-        >>> from gpucnn import datasets, networks
         >>> (x, y), _ = datasets.synthetic_digits(64)
-        >>> from gpucnn.optimizers import SGD
-        >>> sgd = SGD(0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        >>> sgd = optimizers.SGD(0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
         >>> model = networks.lenet().compile(sgd, "categorical_crossentropy")
         >>> history = model.fit(x, y, epochs=1, verbose=0)
     """

@@ -44,7 +44,6 @@ def augmented(
         ShapeError: other images, none or more than fit into a row, or images that cannot be augmented so.
 
     Example:
-        >>> from gpucnn import datasets, networks, plots
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.data.augment import Rotate
         >>> figure = plots.augmented(x[:4], [Rotate(15)], path="augmented.png")

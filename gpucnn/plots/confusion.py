@@ -32,7 +32,6 @@ def confusion_matrix(labels: Any, predictions: Any, num_classes: int | None = No
         DataError: a class index below 0 or from `num_classes` up.
 
     Example:
-        >>> from gpucnn import plots
         >>> plots.confusion_matrix([0, 0, 1], [0, 1, 1])
         array([[1, 1],
                [0, 1]])
@@ -71,7 +70,6 @@ def confusion(matrix: Any, class_names: Sequence[str] | None = None, *, path: st
         ShapeError: the matrix is not square, or the number of names differs.
 
     Example:
-        >>> from gpucnn import plots
         >>> matrix = plots.confusion_matrix([0, 0, 1], [0, 1, 1])
         >>> figure = plots.confusion(matrix, ["cat", "dog"], path="confusion.png")
     """
@@ -133,7 +131,6 @@ def mistakes(
         ConfigurationError: `count` is not positive.
 
     Example:
-        >>> from gpucnn import datasets, networks, plots
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> model = networks.lenet()
         >>> figure = plots.mistakes(x, y, model.predict(x), path="mistakes.png")

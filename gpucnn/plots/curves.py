@@ -32,7 +32,6 @@ def history(history: History, path: str | Path | None = None, *, test: Mapping[s
         ConfigurationError: the history holds no epoch.
 
     Example:
-        >>> from gpucnn import datasets, networks, plots
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> history = networks.lenet().fit(x, y, epochs=2, verbose=0)
         >>> figure = plots.history(history, path="history.png")
@@ -53,7 +52,6 @@ def loss(history: History, test_loss: float | None = None, *, path: str | Path |
         ConfigurationError: the history holds no epoch.
 
     Example:
-        >>> from gpucnn import datasets, networks, plots
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> history = networks.lenet().fit(x, y, epochs=2, verbose=0)
         >>> figure = plots.loss(history, path="loss.png")
@@ -74,7 +72,6 @@ def accuracy(history: History, test_accuracy: float | None = None, *, path: str 
         ConfigurationError: the history holds no epoch, or no accuracy.
 
     Example:
-        >>> from gpucnn import datasets, networks, plots
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> history = networks.lenet().fit(x, y, epochs=2, verbose=0)
         >>> figure = plots.accuracy(history, path="accuracy.png")
@@ -97,7 +94,6 @@ def runs(histories: Histories, key: str = "accuracy", *, path: str | Path | None
         ConfigurationError: no run, or one without this key.
 
     Example:
-        >>> from gpucnn import datasets, networks, plots
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> histories = [networks.lenet(seed=seed).fit(x, y, epochs=2, verbose=0) for seed in range(2)]
         >>> figure = plots.runs(histories, path="runs.png")
@@ -132,7 +128,6 @@ def observations(observations: Sequence[Mapping[str, Any]], *, path: str | Path 
         ConfigurationError: there is no observation.
 
     Example:
-        >>> from gpucnn import datasets, networks, plots
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.callbacks.defects import TrainingMonitor
         >>> monitor = TrainingMonitor((x, y), every=1)

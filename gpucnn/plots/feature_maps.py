@@ -59,7 +59,6 @@ def feature_maps(
         ShapeError, DTypeError: an image that the model does not take.
 
     Example:
-        >>> from gpucnn import datasets, networks, plots
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> model = networks.lenet()
         >>> figure = plots.feature_maps(model, x[0], path="maps.png")

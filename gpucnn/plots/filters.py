@@ -59,7 +59,6 @@ def filters(
         ConfigurationError: there is no such convolution.
 
     Example:
-        >>> from gpucnn import networks, plots
         >>> figure = plots.filters(networks.lenet(), "conv2d", path="filters.png")
     """
     max_tiles = checks.integer(max_tiles, "max_tiles", minimum=1)
@@ -117,7 +116,6 @@ def filters_by_epoch(
         ConfigurationError: no snapshots, or no such convolution or channel.
 
     Example:
-        >>> from gpucnn import datasets, networks, plots
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.callbacks.snapshots import Snapshots
         >>> snapshots = Snapshots()
@@ -162,7 +160,6 @@ def animate_filters(
     Arguments and errors are those of `filters_by_epoch`; every epoch of the snapshots is a frame.
 
     Example:
-        >>> from gpucnn import datasets, networks, plots
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> from gpucnn.callbacks.snapshots import Snapshots
         >>> snapshots = Snapshots()

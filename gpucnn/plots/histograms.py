@@ -23,7 +23,6 @@ def parameter_values(model: Model, gradients: bool = True) -> dict[str, Any]:
     Gradients are those of the last step, 0 before the first one.
 
     Example:
-        >>> from gpucnn import networks, plots
         >>> values = plots.parameter_values(networks.lenet(), gradients=False)
         >>> list(values)[0]
         'conv2d.weight'
@@ -56,7 +55,6 @@ def histograms(
         ConfigurationError: there is nothing to draw.
 
     Example:
-        >>> from gpucnn import networks, plots
         >>> good, bad = networks.feedforward(), networks.feedforward(seed=1)
         >>> figure = plots.histograms(good, bad, path="histograms.png")
     """

@@ -36,7 +36,6 @@ def prediction(
         ShapeError: other shapes, or the numbers of names and probabilities differ.
 
     Example:
-        >>> from gpucnn import datasets, networks, plots
         >>> (x, y), _ = datasets.synthetic_digits(64)
         >>> model = networks.lenet()
         >>> figure = plots.prediction(x[0], model.predict(x[:1])[0], path="prediction.png")

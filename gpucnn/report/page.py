@@ -54,7 +54,6 @@ def write(
         DataError: the requested data are not available; without a request, the page reports that.
 
     Example:
-        >>> from gpucnn import networks, report
         >>> networks.lenet().save("lenet.safetensors")
         >>> report.write("lenet.safetensors", "report.html").name
         'report.html'

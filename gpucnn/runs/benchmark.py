@@ -11,7 +11,7 @@ from gpucnn.backends import Backend
 from gpucnn.model import Model
 from gpucnn.networks import by_name
 
-WARM_UP = 2  # calls before the first timed one: they fill caches and buffers
+WARM_UP_CALLS = 2  # untimed calls that fill caches and buffers
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Timing:
 
 
 def time_network(name: str, backend: Backend, batch_size: int, seconds: float) -> Timing:
-    """Time a network on random images for about so many seconds, backend and reference kernels taking turns."""
+    """Time a network on random images for about this many seconds, interleaved with the reference backend."""
     model, reference = by_name(name)(backend=backend), by_name(name)(backend=Backend())
     generator = rng.host_generator(0, "bench")
     images = generator.standard_normal((batch_size, *model.input_shape)).astype(model.dtype)
@@ -43,11 +43,11 @@ def time_network(name: str, backend: Backend, batch_size: int, seconds: float) -
     }
     taken: dict[str, list[float]] = {what: [] for what in calls}
     started, rounds = time.perf_counter(), 0
-    while rounds < WARM_UP + 1 or time.perf_counter() - started < seconds:
+    while rounds < WARM_UP_CALLS + 1 or time.perf_counter() - started < seconds:
         for what, call in calls.items():
-            if rounds < WARM_UP or what != "reference" or rounds % 4 == 0 or not taken[what]:  # it is the slowest
+            if rounds < WARM_UP_CALLS or what != "reference" or rounds % 4 == 0 or not taken[what]:  # the slowest
                 duration = call()
-                if rounds >= WARM_UP:
+                if rounds >= WARM_UP_CALLS:
                     taken[what].append(duration)
         rounds += 1
     median = {what: statistics.median(durations) for what, durations in taken.items()}

@@ -1,4 +1,4 @@
-"""Run folders, as `gpucnn train` and `gpucnn runs` leave them: what lies in one, and the data it was trained on."""
+"""Run folders of `gpucnn train` and `gpucnn runs`: their files, and the data set of a run."""
 
 import contextlib
 import json
@@ -21,20 +21,20 @@ from gpucnn.training.history import History, current_key
 RUNS = Path("runs")
 MODEL, HISTORY, CONFIG = "model.safetensors", "history.json", "config.json"
 STATISTICS = "runs.json"
-DATA_FOLDERS = "data-folders.json"  # that this account has trained on
+DATA_FOLDERS = "data-folders.json"  # that this user account has trained on
 RENAMED = {"hold_out": "validation_split"}  # settings that older runs hold, and what they are called now
 DATA_NAMES = "mnist, cifar10, synthetic, or images (with --data-dir)"
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model makes of the test images of a data set.
+    """A model's predictions for the test images of a data set.
 
     Shapes
         images         (N, H, W, C) uint8
-        labels         (N,) class numbers
+        labels         (N,) class indices
         probabilities  (N, K)
-        names          K names of classes
+        names          K class names
     """
 
     dataset: Dataset
@@ -45,7 +45,7 @@ class Predictions:
 
 
 def find_model(where: str | Path | None) -> Path:
-    """Return a model's file from its own path, a run's folder, or (None) the newest run below `runs`.
+    """Return a model file from its own path, a run folder, or (None) the newest run in `runs`.
 
     Raises:
         CheckpointError: there is none, or the run is not finished.
@@ -54,7 +54,7 @@ def find_model(where: str | Path | None) -> Path:
         found = sorted(RUNS.glob(f"*/{MODEL}"), key=lambda path: path.stat().st_mtime)
         if not found:
             raise CheckpointError(
-                f"there is no {MODEL} in any folder below {RUNS}/; train one with `gpucnn train`, or name a run"
+                f"no folder in {RUNS}/ contains a {MODEL}; train one with `gpucnn train`, or pass a run folder"
             )
         return found[-1]
     where = user_path(where)
@@ -65,32 +65,31 @@ def find_model(where: str | Path | None) -> Path:
             raise CheckpointError(
                 f"{where}: this run is not finished; continue it with `{resume_command(where)}`{best}"
             )
-        raise CheckpointError(f"{path}: there is no such model; pass a run's folder or a .safetensors file")
+        raise CheckpointError(f"{path}: not found; pass a run folder or a .safetensors file")
     return path
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Tell whether a folder holds a run of `gpucnn train` whose end is not written."""
+    """Return whether a folder contains an unfinished run of `gpucnn train`."""
     settings = run_config(folder / MODEL)
     return "network" in settings and "test" not in settings
 
 
 def resume_command(folder: Path) -> str:
-    """Return the command that goes on with a run."""
+    """Return the command that resumes a run."""
     return f"gpucnn train --run-dir {shlex.quote(str(folder))} --resume"
 
 
 def beside(model_path: Path, name: str) -> Path:
-    """Return where a page or picture goes that nobody named a place for: beside the model, but not through a link.
+    """Return the default path of a page or figure: next to the model, but not through a link.
 
     Raises:
-        ConfigurationError: there is a symbolic link of that name, which a stranger may have laid there.
+        ConfigurationError: there is a symbolic link of that name, which may not be the user's own.
     """
     path = model_path.parent / name
     if path.is_symlink():
         raise ConfigurationError(
-            f"{path}: is a symbolic link to {os.readlink(path)}; name the file to write with --output, or remove the "
-            "link"
+            f"{path}: is a symbolic link to {os.readlink(path)}; choose a file with --output, or remove the link"
         )
     return path
 
@@ -102,10 +101,10 @@ def open_model(where: str | Path | None, backend: str | Backend) -> tuple[Model,
 
 
 def run_config(model_path: Path) -> dict[str, Any]:
-    """Return the settings of the run that a model lies in; empty where it lies elsewhere.
+    """Return the settings of the run that a model file belongs to; empty if there is none.
 
     Raises:
-        CheckpointError: there are some, but they cannot be read.
+        CheckpointError: they cannot be read.
     """
     file = model_path.parent / CONFIG
     try:
@@ -114,25 +113,25 @@ def run_config(model_path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict):
         raise CheckpointError(
-            f"{file}: holds {settings!r:.40} where a run's settings were expected; mend it, or move the model elsewhere"
+            f"{file}: contains {settings!r:.40} where a run's settings were expected; fix it, or move the model"
         )
     return {RENAMED.get(str(name), str(name)): value for name, value in settings.items()}
 
 
 def validated_on_test(settings: dict[str, Any]) -> bool:
-    """Return whether a run scored the test images after each epoch: it was asked to, or is older than that choice."""
+    """Return whether a run validated on the test set: by option, or because it is older than the option."""
     if "validate_on_test" in settings:
         return bool(settings["validate_on_test"])
     return settings.get("validation_split") is None and bool(settings.get("validate") or settings.get("early_stopping"))
 
 
 def count_images(counts: dict[str, int]) -> str:
-    """Return how many images each part has: 45,000 training, 5,000 validation, 10,000 test images."""
+    """Return the sizes of the parts as text: 45,000 training, 5,000 validation, 10,000 test images."""
     return ", ".join(f"{number:,} {part}" for part, number in counts.items()) + " images"
 
 
 def read_history(model_path: Path) -> History:
-    """Return the history of the run that a model lies in.
+    """Return the history of the run that a model file belongs to.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -142,20 +141,20 @@ def read_history(model_path: Path) -> History:
         found = read_json(file)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{file}: there is no history; `gpucnn train` writes one into its run folder, and so does fit(…).save(file)"
+            f"{file}: not found; `gpucnn train` writes a history to its run folder, and so does fit(…).save(file)"
         ) from error
     if not isinstance(found, dict) or not all(
         isinstance(v, list) and all(isinstance(number, int | float) for number in v) for v in found.values()
     ):
-        raise CheckpointError(f"{file}: is not a history; expected a list of numbers, one an epoch, for each name")
+        raise CheckpointError(f"{file}: is not a history; expected a list of numbers, one per epoch, for each name")
     return History({current_key(key): values for key, values in found.items()})
 
 
 def remember_data(folder: Path) -> None:
-    """Note for this account that it trains on the data of a folder, so that runs may name it."""
+    """Remember for this user account that it trains on the data in a folder, so that runs may refer to it."""
     held = _remembered()
     if (place := os.path.realpath(folder)) not in held:
-        with contextlib.suppress(OSError):  # then it has to be said again which data are meant
+        with contextlib.suppress(OSError):  # then --data-dir must be passed again
             make_folder(_state_folder())
             content = json.dumps([*(one for one in held if os.path.isdir(one)), place], indent=1) + "\n"
             write_into(_state_folder(), DATA_FOLDERS, content.encode(errors="surrogateescape"))
@@ -170,7 +169,7 @@ def _remembered() -> list[str]:
 
 
 def _state_folder() -> Path:
-    """Return where an account keeps what programs remember."""
+    """Return the folder where programs of this user account keep their state."""
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "gpucnn"
     chosen = os.environ.get("XDG_STATE_HOME", "")
@@ -178,40 +177,40 @@ def _state_folder() -> Path:
 
 
 def _recorded_folder(path: Path, settings: dict[str, Any]) -> Path | None:
-    """Return the folder of data that a run's settings name, if this account has trained on it.
+    """Return the data folder in a run's settings, if this user account has trained on it.
 
     Raises:
-        ConfigurationError: it has not: a stranger's run could name any folder of one's own.
+        ConfigurationError: it has not; a downloaded run could name any private folder.
     """
     if not settings.get("data_dir"):
         return None
     recorded = Path(str(settings["data_dir"]))
     if os.path.realpath(recorded) not in _remembered():
         raise ConfigurationError(
-            f"{path.parent}: its settings name the data in {recorded}, on which this account has not trained, so they "
-            f"are not read unasked; to have them read, pass --data-dir {shlex.quote(str(recorded))}"
+            f"{path.parent}: its settings name the data in {recorded}, which this account has not trained on, so they "
+            f"are not read by default; to read them, pass --data-dir {shlex.quote(str(recorded))}"
         )
     return recorded
 
 
 def load_data(name: str, folder: Path | None, image_size: tuple[int, int] | None = None) -> Dataset:
-    """Return a data set by the word that commands take; images are brought to `image_size` (H, W)."""
+    """Return a data set by the name that commands take; images are resized to `image_size` (H, W)."""
     if name == "synthetic":
         return datasets.synthetic_digits()
     if name == "images":
         if folder is None:
-            raise ConfigurationError("--data images needs --data-dir, a folder that holds a folder for each class")
+            raise ConfigurationError("--data images needs --data-dir, a folder with a subfolder for each class")
         return datasets.image_folder(folder, size=image_size)
     if name not in ("mnist", "cifar10"):
-        raise ConfigurationError(f"there is no data set {name!r}; there are {DATA_NAMES}")
+        raise ConfigurationError(f"unknown data set {name!r}; choose one of {DATA_NAMES}")
     return datasets.mnist(folder) if name == "mnist" else datasets.cifar10(folder)
 
 
 def dataset_of(network: Model, path: Path, data: str | None, data_dir: str | Path | None) -> Dataset:
-    """Return the data set that was asked for, or else the one that a model was trained on.
+    """Return the requested data set, or else the one that a model was trained on.
 
     Raises:
-        ConfigurationError: nobody says which, or only a run that this account did not train says where.
+        ConfigurationError: it is unknown, or in a folder that this account has not trained on.
     """
     data_dir = None if data_dir is None else user_path(data_dir)
     if data is None:
@@ -220,32 +219,32 @@ def dataset_of(network: Model, path: Path, data: str | None, data_dir: str | Pat
         data = "synthetic" if data == "synthetic_digits" else data
         data_dir = data_dir or _recorded_folder(path, settings)
     if data is None:
-        raise ConfigurationError(f"{path} does not say what it was trained on; name it with --data ({DATA_NAMES})")
+        raise ConfigurationError(f"{path} does not record its training data; choose with --data ({DATA_NAMES})")
     return load_data(str(data), data_dir, image_size=(network.input_shape[0], network.input_shape[1]))
 
 
 def dataset_title(dataset: Dataset) -> str:
-    """Return the data set's name as people write it."""
+    """Return the data set's name as it is usually written."""
     known = {"mnist": "MNIST", "cifar10": "CIFAR-10", "synthetic_digits": "synthetic digits"}
     return known.get(dataset.name, dataset.name)
 
 
 def check_takes_images(network: Model, path: Path) -> None:
-    """Refuse a model whose inputs are no pictures.
+    """Reject a model whose inputs are not images.
 
     Raises:
         ConfigurationError: names the shape.
     """
     if len(network.input_shape) != 3 or network.input_shape[2] not in (1, 3):
-        raise ConfigurationError(f"{path}: takes inputs of shape {network.input_shape}, not grey or colour images")
+        raise ConfigurationError(f"{path}: takes inputs of shape {network.input_shape}, not greyscale or colour images")
 
 
 def predict_test_set(network: Model, path: Path, data: str | None, data_dir: str | Path | None) -> Predictions:
-    """Return what a model makes of the test set that was asked for, or of that of the data it was trained on.
+    """Return a model's predictions for the requested test set, or that of its training data.
 
     Raises:
-        ConfigurationError: the model and the data do not go together, or nobody says which data.
-        DataError: the data cannot be had.
+        ConfigurationError: the model does not fit the data, or the data set is unknown.
+        DataError: the data are not available.
     """
     check_takes_images(network, path)
     dataset = dataset_of(network, path, data, data_dir)
@@ -254,7 +253,7 @@ def predict_test_set(network: Model, path: Path, data: str | None, data_dir: str
     if probabilities.ndim != 2 or labels.max() >= probabilities.shape[1]:
         raise ConfigurationError(
             f"{path}: has outputs of shape {network.output_shape}, but the test set of {dataset.name} has "
-            f"{len(dataset.class_names)} classes; name the data that it was trained on with --data"
+            f"{len(dataset.class_names)} classes; choose its training data with --data"
         )
     K = probabilities.shape[1]
     named = next((names for names in (network.class_names, dataset.class_names) if names and len(names) == K), None)

@@ -1,6 +1,6 @@
-"""What others published, trained again: the from-scratch projects that this package grew from, and deeper networks.
+"""Published results, reproduced: those of four from-scratch projects, documents 000 to 004, and of deeper networks.
 
-Where a document says nothing, the choice is ours, and the network's docstring in `gpucnn/networks/` says so.
+Where a document leaves a setting open, the network's docstring in `gpucnn/networks/` names the choice made here.
 """
 
 import time
@@ -21,17 +21,17 @@ from gpucnn.training.history import History
 if TYPE_CHECKING:
     from gpucnn.model import Model
 
-MILESTONES = (0.80, 0.90, 0.93, 0.94)  # test accuracies whose times are noted of long runs
-PROBE = 500  # images through which a run is watched
-MAX_RESTARTS = 5  # at most, of one run
-SEED_STEP = 10_000  # added to the seed for each restart, so that no other run has it
+MILESTONES = (0.80, 0.90, 0.93, 0.94)  # test accuracies; long runs record when they reach them
+PROBE = 500  # images on which a run is monitored
+MAX_RESTARTS = 5  # of one run
+SEED_STEP = 10_000  # added to the seed at each restart, so that no other run has it
 MINUTE = 60.0
 HOUR = 60 * MINUTE
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a document says of its own run; accuracies are shares, the test's last."""
+    """A published result: the test accuracy, and training accuracies by epoch, as fractions."""
 
     source: str
     accuracy: float
@@ -42,11 +42,11 @@ class Published:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A recipe that is trained again: the network's name, what was published, and what it must reach.
+    """A recipe to reproduce: the network's name, the published result, and the accuracy it must reach.
 
-    A `long` one is scored on the test images after each epoch, as in what was published, so that it can be said when it
-    passed which accuracy; what is reported is the model of the last epoch, whatever the others scored.
-    `chunks` chunks of so many images each are passed one after another, each for all of the recipe's epochs.
+    A `long` one is validated on the test set after each epoch, as published, to record when it reached which accuracy;
+    the reported result is that of the last epoch, whatever the others scored. `chunks` parts of the training set, of
+    `chunk_size` images each, are trained on one after another, each for all of the recipe's epochs.
     """
 
     network: str
@@ -66,9 +66,9 @@ class Reproduction:
         checkpoints: Checkpoints | None = None,
         verbose: bool | int | str = "auto",
     ) -> History:
-        """Train a model as the document describes; returns the history of all epochs, over all chunks.
+        """Train a model as published; return the history of all epochs, over all chunks.
 
-        With checkpoints, which is for recipes without chunks, a training that was interrupted goes on.
+        With checkpoints, for recipes without chunks, an interrupted run is resumed.
         """
         x, y = data
         size = self.chunk_size or len(x)
@@ -83,7 +83,7 @@ class Reproduction:
                 callbacks=callbacks,
                 checkpoints=checkpoints,
                 resume=checkpoints is not None,
-                check_numerics=False,  # the run's record says that it diverged, and when
+                check_numerics=False,  # the run's record says whether and when it diverged
                 verbose=verbose,
             )
             for place in range(history.epochs):
@@ -129,12 +129,12 @@ def by_name(name: str) -> Reproduction:
     """
     plain = name.lower().replace("_", "-")
     if plain not in REPRODUCTIONS:
-        raise ConfigurationError(f"there is nothing named {name!r} to reproduce; there are {', '.join(REPRODUCTIONS)}")
+        raise ConfigurationError(f"unknown recipe {name!r}; choose one of {', '.join(REPRODUCTIONS)}")
     return REPRODUCTIONS[plain]
 
 
 def load_dataset(name: str) -> Dataset:
-    """Return the data that a recipe is trained on."""
+    """Return the data set of a recipe."""
     return {"mnist": datasets.mnist, "cifar10": datasets.cifar10}[networks.by_name(name).recipe.data]()
 
 
@@ -151,23 +151,22 @@ def run(
     checkpoints: Checkpoints | None = None,
     verbose: bool | int | str = "auto",
 ) -> tuple["Model", History, dict[str, Any]]:
-    """Train a recipe once, watched for defects; return the model, its history, and the run's record as plain data.
+    """Train a recipe once, monitored for defects; return the model, its history, and a record as plain data.
 
-    The record holds `numbers` (accuracy and loss an epoch, the test's, seconds), the `defect` or None, and the
-    watch's histograms. With checkpoints a training that was interrupted goes on; its seconds in all are then those
-    since it did.
+    The record holds `numbers` (accuracy and loss by epoch, test scores, times), the `defect` or None, and the monitor's
+    observations and histograms. With checkpoints an interrupted run is resumed; its total time counts from then.
     """
     recipe = by_name(name)
     (x_train, y_train), (x_test, y_test) = data
     model = networks.by_name(recipe.network)(seed, backend, dtype=dtype)
     model.class_names = data.class_names
-    watch = TrainingMonitor((x_train[:PROBE], y_train[:PROBE]), on_defect=on_defect)
+    monitor = TrainingMonitor((x_train[:PROBE], y_train[:PROBE]), on_defect=on_defect)
     started = time.perf_counter()
     history = recipe.train(
         model,
         (x_train, y_train),
         validation=(x_test, y_test) if recipe.long else None,
-        callbacks=[watch, *callbacks],
+        callbacks=[monitor, *callbacks],
         epochs=epochs,
         checkpoints=checkpoints,
         verbose=verbose,
@@ -190,13 +189,13 @@ def run(
         numbers["test accuracy by epoch"] = history["val_accuracy"]
         passed = {level: history.seconds_to(level) for level in MILESTONES}
         numbers |= {f"time to {level:.0%} (s)": seconds for level, seconds in passed.items() if seconds is not None}
-    return model, history, {"numbers": numbers, **watch.report()}
+    return model, history, {"numbers": numbers, **monitor.report()}
 
 
 def run_with_restarts(name: str, seed: int, data: Dataset, **options: Any) -> tuple["Model", History, dict[str, Any]]:
-    """Train a recipe as `run` does; where a defect is found, stop and start anew with another seed, up to 5 times.
+    """Train a recipe as `run` does; after a defect, restart with another seed, up to 5 times.
 
-    The record's `restarts` are the defects that were found on the way.
+    The record's `restarts` are the defects that were found.
     """
     restarts: list[Any] = []
     while True:

@@ -1,4 +1,4 @@
-"""Many runs of one recipe: every run's numbers in one file, averages in another, and going on after an interruption."""
+"""Statistics of many runs of a recipe, in files that an interrupted series continues."""
 
 import json
 import math
@@ -18,7 +18,7 @@ HEADINGS = "", "mean", "std", "min", "max", "95 % CI of mean"
 Record = dict[str, Any]
 
 
-MIN_RUNS = 3  # runs that an interval is drawn from: Student's distribution for two is wider than what it could tell
+MIN_RUNS = 3  # for a confidence interval: with two runs it is too wide to be of use
 UNBOUNDED = -math.inf, math.inf
 TOTAL_TIME = "total time (s)"  # what a run's record calls its seconds; names of all times end so
 FORMER_NAMES = {
@@ -34,7 +34,7 @@ FORMER_NAMES = {
 
 @dataclass(frozen=True)
 class Summary:
-    """What several values come to; `low` and `high` enclose their mean with 95 % confidence, None for fewer than 3."""
+    """Statistics of several values; `low` and `high` bound the 95 % confidence interval, None for fewer than 3."""
 
     count: int
     mean: float
@@ -48,12 +48,11 @@ class Summary:
 def summary(values: Iterable[float], possible: tuple[float, float] = UNBOUNDED) -> Summary:
     """Return mean, sample deviation, extremes and the 95 % confidence interval of the mean.
 
-    The interval is Student's, for values that are about normal, as those of runs with other seeds are. Where it would
-    leave what a mean can be, it is cut there: it encloses the true mean as often then as before, since the true mean
-    is never in what was cut off.
+    The interval is Student's, for values that are about normal, as those of runs with different seeds are. It is cut
+    off at the bounds of the mean, which does not change how often it encloses the true mean.
 
     Arguments:
-        possible: the least and the greatest mean that there can be, such as 0 and 1 for accuracies.
+        possible: the bounds of the mean, such as 0 and 1 for accuracies.
 
     Raises:
         ConfigurationError: no values.
@@ -63,7 +62,7 @@ def summary(values: Iterable[float], possible: tuple[float, float] = UNBOUNDED) 
     """
     listed = [float(value) for value in values]
     if not listed:
-        raise ConfigurationError("there are no values to summarise; make at least one run")
+        raise ConfigurationError("there are no values to summarise; complete at least one run")
     count, mean = len(listed), math.fsum(listed) / len(listed)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in listed) / (count - 1)) if count > 1 else 0.0
     low = high = None
@@ -79,25 +78,25 @@ def is_time(name: str) -> bool:
 
 
 def possible_mean(name: str) -> tuple[float, float]:
-    """Return the least and the greatest mean that a number of this name can have."""
+    """Return the bounds of the mean of a number of this name."""
     if "accuracy" in name:
         return 0.0, 1.0
     return (0.0, math.inf) if "loss" in name or is_time(name) else UNBOUNDED
 
 
 def _student(freedom: int) -> float:
-    """Return the number of standard errors within which 95 % of Student's distribution lie."""
+    """Return the two-sided 95 % quantile of Student's distribution, in standard errors."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 0.975))
 
 
 class Runs:
-    """The runs of one recipe, in a file that is rewritten whole after each of them.
+    """The runs of one recipe, in a file that is rewritten atomically after each of them.
 
     Arguments
-        path      of the JSON file; one that is there is read, and gone on with
-        settings  what all its runs have in common: plain data
+        path      of the JSON file; an existing one is read and continued
+        settings  common to all runs, as plain data
 
     Raises
         CheckpointError  the file is damaged, of another format, or of runs with other settings
@@ -109,7 +108,7 @@ class Runs:
 
     @classmethod
     def read(cls, path: str | Path) -> "Runs":
-        """Return the runs that a file holds, whatever their settings.
+        """Return the runs in a file, whatever their settings.
 
         Raises:
             CheckpointError: there is none, or it is damaged or of another format.
@@ -123,7 +122,7 @@ class Runs:
             key = sorted(other)[0]
             raise CheckpointError(
                 f"{self.path}: holds runs with {key}={settings.get(key)!r}, these have {self.settings.get(key)!r}; "
-                "name another file for them"
+                "choose another file for them"
             )
         return records
 
@@ -133,10 +132,10 @@ class Runs:
         return [seed for seed in range(count) if seed not in done]
 
     def add(self, record: Record) -> None:
-        """Add a run, and write the file and the text of averages beside it.
+        """Add a run, and write the file and the text of statistics next to it.
 
         Raises:
-            CheckpointError: they cannot be written; the run is not added then.
+            CheckpointError: they cannot be written.
         """
         self.records = sorted([*self.records, record], key=lambda record: record["seed"])
         held = {"format": FORMAT, "settings": self.settings, "runs": self.records}
@@ -146,23 +145,23 @@ class Runs:
         self.write_text()
 
     def write_text(self, include_defects: bool = False) -> Path:
-        """Write the text of averages beside the file, and return its path."""
+        """Write the statistics as text next to the file, and return the path."""
         path = self.path.with_suffix(".txt")
         with explained(path):
             write_into(path.parent, path.name, self.text(include_defects).encode())
         return path
 
     def run_missing(self, count: int, run: Callable[[int], Record]) -> None:
-        """Make the runs with seeds 0 … count − 1 that are missing; each is kept as soon as it is over."""
+        """Run the missing seeds of 0 … count − 1, and save each run as soon as it is over."""
         for seed in self.missing_seeds(count):
             self.add({"seed": seed, **run(seed)})
 
     def successful(self, include_defects: bool = False) -> list[Record]:
-        """Return the runs that count: those without a defect, or all of them."""
+        """Return the runs without a defect, or all of them."""
         return [record for record in self.records if include_defects or not record.get("defect")]
 
     def summaries(self, include_defects: bool = False) -> dict[str, Summary]:
-        """Return what the runs' numbers come to, by name: of each epoch where there is one for each."""
+        """Return the statistics of the runs' numbers by name, and by epoch for lists."""
         gathered: dict[str, list[float]] = {}
         for record in self.successful(include_defects):
             for name, value in record["numbers"].items():
@@ -173,11 +172,11 @@ class Runs:
         return {name: summary(values, possible_mean(name)) for name, values in gathered.items()}
 
     def text(self, include_defects: bool = False) -> str:
-        """Return the averages as a table in plain text, and what was wrong with the runs that were left out."""
+        """Return the statistics as a plain-text table, and the defects of failed runs."""
         good, defective = self.successful(include_defects), [r for r in self.records if r.get("defect")]
         lines = [f"{self.settings.get('recipe', 'runs')}: {len(self.records)} runs, {len(defective)} with a defect"]
         if defective:
-            lines[0] += ", which are included" if include_defects else ", which are left out"
+            lines[0] += ", included in the statistics" if include_defects else ", excluded from the statistics"
         if good:
             lines += ["", *_columns([HEADINGS, *(_cells(*item) for item in self.summaries(include_defects).items())])]
             if len(good) < MIN_RUNS:
@@ -189,7 +188,7 @@ class Runs:
 
 
 def _cells(name: str, numbers: Summary) -> list[str]:
-    """Return a line of the table: accuracies in per cent, and their deviation in percentage points."""
+    """Return a row of the table: accuracies in percent, their standard deviation in percentage points."""
     scale, unit, points = (100.0, " %", " pp") if "accuracy" in name else (1.0, "", "")
     digits = 3 if is_time(name) else 4
     cells = [f"{scale * value:.{digits}g}{unit}" for value in (numbers.mean, numbers.minimum, numbers.maximum)]
@@ -200,7 +199,7 @@ def _cells(name: str, numbers: Summary) -> list[str]:
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as lines of text, as wide as they must be; the first column is aligned to the left."""
+    """Return rows as lines of text with minimal column widths; the first column is left-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         " ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
@@ -240,7 +239,7 @@ def _with_current_names(record: Record) -> Record:
 
 
 def _is_record(record: Any) -> bool:
-    """Tell whether this is what a run leaves: a seed, numbers by name, and a defect or none."""
+    """Return whether plain data have the form of a run's record: a seed, numbers by name, and a defect or None."""
     if not isinstance(record, dict) or not isinstance(record.get("seed"), int):
         return False
     numbers, defect = record.get("numbers"), record.get("defect")

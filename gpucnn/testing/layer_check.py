@@ -90,8 +90,7 @@ def check_layer(layer: Layer, input_shape: Shape, *, x: Any = None, seed: int = 
         ConfigurationError  the arguments are invalid
 
     Example:
-        >>> import gpucnn
-        >>> gpucnn.check_layer(gpucnn.layers.Dense(3), input_shape=(4,)).failures
+        >>> check_layer(layers.Dense(3), input_shape=(4,)).failures
         []
     """
     case = Case(layer, input_shape, x, seed)

@@ -175,10 +175,9 @@ def parity(
         ShapeError, DTypeError, DataError  data that the model cannot take
 
     Example:
-        >>> import gpucnn
-        >>> (x, y), _ = gpucnn.datasets.synthetic_digits(16)
-        >>> model = gpucnn.networks.feedforward(backend="numpy")
-        >>> gpucnn.parity(model, x, y).agrees
+        >>> (x, y), _ = datasets.synthetic_digits(16)
+        >>> model = networks.feedforward(backend="numpy")
+        >>> parity(model, x, y).agrees
         True
     """
     model.check_not_training("moved to another backend and back, as parity does,")

@@ -56,7 +56,6 @@ class Checkpoints:
 
     Example
         >>> from pathlib import Path
-        >>> from gpucnn import Checkpoints, datasets, networks
         >>> (x, y), test = datasets.synthetic_digits(200)
         >>> checkpoints = Checkpoints("run", monitor="val_loss")
         >>> model = networks.lenet()

@@ -68,9 +68,8 @@ class FiniteCheck:
         if number < NEVER:
             raise NumericError(
                 f"the gradients, or running statistics, hold NaN or infinity since step {number:,} of the optimizer, "
-                "and so do the weights; "
-                "the last checkpoint, if there is one, is from before it. "
-                f"compile(…, jit=False) names the layer where it begins. {REMEDY}",
+                "and so do the weights; the last checkpoint, if there is one, is from before it. compile(…, "
+                f"jit=False) names the layer where it begins. {REMEDY}",
                 step=number,
             )
 

@@ -39,7 +39,7 @@ class Trainer(Training):
         """Train, and return the numbers of every epoch."""
         if self.model.claim is not None:
             self.model.claim.steps = True
-        with self._told_of_errors(), self.model.backend.fixed_num_threads() if self.deterministic else nullcontext():
+        with self._handle_errors(), self.model.backend.fixed_num_threads() if self.deterministic else nullcontext():
             if self.checkpoints is None:
                 return self._fit_epochs(None)
             found = self.checkpoints.open(self, self.resume)
@@ -49,7 +49,7 @@ class Trainer(Training):
                 self.checkpoints.close()
 
     @contextmanager
-    def _told_of_errors(self) -> Iterator[None]:
+    def _handle_errors(self) -> Iterator[None]:
         """Tell the callbacks of an error, before it is raised; free memory in any case."""
         try:
             yield

@@ -22,7 +22,6 @@ class Recipe:
         prepare     is called with the model and the training images before the model's first epoch
 
     Example
-        >>> from gpucnn import networks
         >>> recipe = networks.lenet().recipe
         >>> recipe.epochs, recipe.batch_size
         (3, 128)

@@ -39,6 +39,8 @@ class Input:
         self._pipeline = self._make_pipeline(model.seed) if augment else None
         self._host_order: Any = None
         self._order: Array | None = None
+        self._indices: Any = None  # of the samples that are staged
+        self._buffer: Array | None = None
 
     def _make_pipeline(self, seed: int) -> AugmentationPipeline:
         """Upload what the augmentations need; the random words of each image depend on the seed alone."""
@@ -73,17 +75,16 @@ class Input:
             transform = self._pipeline.sample(words, picked_labels)
         return self._backend.load_batch(x, picked, self._dtype, transform), labels
 
-    def make_stage(self, batch_size: int) -> None:
-        """Make the places on the device that `stage` fills."""
-        xp, x = self._backend.xp, self._x
-        self._indices = xp.zeros(batch_size, dtype=xp.int64)
-        streamed = isinstance(x, StreamedDataset)
-        self._buffer = xp.zeros((batch_size, *x.shape[1:]), dtype=x.dtype) if streamed else None
-
     def stage(self, part: slice) -> None:
         """Write which samples, and those that are streamed themselves, where `load_staged` reads them."""
+        xp, x = self._backend.xp, self._x
+        if self._indices is None:
+            size = part.stop - part.start
+            self._indices = xp.zeros(size, dtype=xp.int64)
+            streamed = isinstance(x, StreamedDataset)
+            self._buffer = xp.zeros((size, *x.shape[1:]), dtype=x.dtype) if streamed else None
         if self._order is None:
-            self._order = self._backend.xp.arange(len(self._x))
+            self._order = xp.arange(len(x))
         self._indices[...] = self._order[part]
         if self._buffer is not None:
             self._buffer[...] = self._uploaded(part)
@@ -138,19 +139,12 @@ class CapturedSteps(StepRunner):
     so once, and all steps are eager.
     """
 
-    def __init__(
-        self,
-        model: Executor,
-        data: tuple[Array, Array],
-        batch_size: int,
-        augment: Sequence[Augmentation] = (),
-        check_numerics: bool = True,
-    ) -> None:
-        super().__init__(model, data, batch_size, augment, check_numerics)
-        self._captured: Captured[CapturedStep] = model.captured_step
-        self._rates: list[Array] = []
-        self._number = model.backend.xp.zeros((), dtype="int64")
-        self.input.make_stage(batch_size)
+    _rates: Sequence[Array] = ()  # on the device, as the number of the step
+    _number: Any = None
+
+    @property
+    def _captured(self) -> "Captured[CapturedStep]":
+        return self.model.captured_step
 
     def close(self) -> None:
         """Free the captured step with its memory; the next step is the first again."""
@@ -175,6 +169,7 @@ class CapturedSteps(StepRunner):
         rates, xp = self.model.optimizer.broadcast_rates(rate), self.model.backend.xp
         if len(self._rates) != len(rates):
             self._rates = [xp.zeros((), dtype=xp.float64) for _ in rates]
+            self._number = xp.zeros((), dtype=xp.int64)
         self.input.stage(part)
         for place, number in zip(self._rates, rates, strict=True):
             place[...] = number
@@ -294,14 +289,8 @@ class CapturedStep:
         return max((number for number, _ in steps), default=0)
 
 
-def make_step_runner(
-    model: Executor,
-    data: tuple[Array, Array],
-    batch_size: int,
-    augment: Sequence[Augmentation] = (),
-    check_numerics: bool = True,
-) -> StepRunner:
+def make_step_runner(model: Executor, data: tuple[Array, Array], batch_size: int, *options: Any) -> StepRunner:
     """Return the steps of a training run: captured if backend and layers can, the model wants it, and it pays."""
     can, enough = model.backend.captured_unit == "step" and not model.why_not_captured, len(data[0]) >= 2 * batch_size
     kind = CapturedSteps if can and model.jit and enough else StepRunner
-    return kind(model, data, batch_size, augment, check_numerics)
+    return kind(model, data, batch_size, *options)

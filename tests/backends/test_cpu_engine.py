@@ -498,7 +498,7 @@ def test_workspace_is_reused_and_bounded():
     assert np.shares_memory(first, again)
     assert not np.shares_memory(first, workspace.get("another", (5, 5), np.float32))
     assert not np.shares_memory(first, workspace.get("test", (5, 5), np.float64))
-    workspace.forget()
+    workspace.detach()
     for name in CONVOLUTIONS:
         all_three(ENGINE, name, "float32")
     assert 1 << 20 < workspace.nbytes() <= 16 << 20
@@ -509,7 +509,7 @@ def test_winograd_gradients_together_keep_to_the_scratch(batch, side, channels):
     """Few images leave room for many tiles, each of which has products of its own."""
     x, dy = (np.ones((batch, side, side, channels), "float32") for _ in range(2))
     window = Window((3, 3), padding=SAME3)
-    workspace.forget()
+    workspace.detach()
     ENGINE.conv2d_gradients(x, dy, np.ones((3, 3, channels, channels), "float32"), window)
     assert 0 < workspace.nbytes() <= 16 << 20
 
@@ -560,7 +560,7 @@ def test_kernel_row_gemm_of_long_rows_keeps_to_the_scratch():
     """A row of the output of all images would be 8 MB; some of the images are taken at a time."""
     window, x = Window((3, 3), (2, 2), SAME3), np.ones((512, 4, 64, 64), "float32")
     assert convolution.choose_algorithm(window, 512, 64, 128, 1, x.dtype) == "kernel-row-gemm"
-    workspace.forget()
+    workspace.detach()
     y = ENGINE.conv2d(x, np.ones((3, 3, 64, 128), "float32"), None, window)
     assert 0 < workspace.nbytes() <= 4 << 20
     assert np.all(y[:, 1, 1:] == 9 * 64)

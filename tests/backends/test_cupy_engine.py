@@ -529,7 +529,7 @@ def test_layer_that_does_not_declare_capture_is_not_captured(gpu, rng):
     model = with_custom_layer(gpu, lambda backend, x: calls.append(x.shape), False)
     model.fit(*images_and_labels(rng, 64), batch_size=16, verbose=0)
     assert len(calls) == 4
-    assert model.why_not_captured == "layers that do not say capturable = True: own"
+    assert model.why_not_captured == "layers that do not declare capturable = True: own"
 
 
 # --- half precision -----------------------------------------------------------------------------

@@ -23,6 +23,7 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN)
+@pytest.mark.smoke
 def test_philox_known_answers(counter, key, answer):
     words = philox_rounds(tuple(np.array([word], np.uint64) for word in counter), key)
     assert tuple(int(word[0]) for word in words) == answer
@@ -31,6 +32,7 @@ def test_philox_known_answers(counter, key, answer):
 
 @pytest.mark.parametrize("count", [1, 4, 7, 100])
 @pytest.mark.parametrize(("key", "counter"), [(0, 0), (2**63 - 25, 2**40 + 3)])
+@pytest.mark.smoke
 def test_philox_words_are_the_same_on_every_backend(backend, key, counter, count):
     words = backend.to_host(backend.random_bits(key, counter, count))
     assert words.dtype == np.uint32

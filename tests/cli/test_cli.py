@@ -17,6 +17,7 @@ from gpucnn.errors import BackendUnavailable, DataError
 doctor_module = importlib.import_module("gpucnn.cli.doctor")  # the package's `doctor` is the command
 
 
+@pytest.mark.smoke
 def test_train_leaves_a_run(trained):
     left = ["config.json", "defects.json", "history.json", "model.safetensors", "snapshots.safetensors"]
     assert sorted(path.name for path in trained.iterdir()) == ["checkpoint-00006-000000.safetensors", *left]
@@ -46,13 +47,14 @@ def test_test_command_averages_over_views(run, trained, digits):
     expected = gpucnn.load(trained / "model.safetensors", backend="numpy").evaluate(x_test, y_test, tta="flip+shift")
     status, shown, _ = run("test", trained, "--tta", "flip+shift", "--backend", "numpy")
     assert status == 0
-    assert "the mean of 6 of each image (flip+shift)" in shown
+    assert "mean of 6 views per image (flip+shift)" in shown
     assert f"test accuracy {100 * expected['accuracy']:.2f} % (loss {expected['loss']:.4f})" in shown
     status, _, errors = run("test", trained, "--tta", "mirror")
     assert status != 0
     assert "tta must be one of 'flip', 'flip+shift', or a" in " ".join(errors.split())
 
 
+@pytest.mark.smoke
 def test_predict_reads_pictures(run, trained):
     images, labels = synthetic_digits(12, 5)
     files = []
@@ -110,7 +112,7 @@ def test_train_without_data_says_so_and_draws_digits(run, monkeypatch, tmp_path)
     monkeypatch.setattr("gpucnn.datasets.synthetic_digits", lambda: few_digits())
     status, shown, errors = run("train", "--epochs", 1)
     assert (status, errors) == (0, "")
-    assert "MNIST cannot be had here, so this run uses gpucnn's own synthetic digits." in shown
+    assert "MNIST is not available, so this run uses gpucnn's synthetic digits instead." in shown
     assert "no mirror answered" in shown
     assert shown.splitlines()[-1].endswith("on 100 images (synthetic digits)")
     assert (tmp_path / "runs" / "lenet-synthetic-digits-1").is_dir()
@@ -146,13 +148,13 @@ def test_train_on_a_folder_of_images(run, tmp_path):
     ("arguments", "message"),
     [
         (("train", "--network", "alexnet"), "there is no network named 'alexnet'; there are lenet, sigmoid-3x3"),
-        (("train", "--data", "svhn"), "there is no data set 'svhn'; there are mnist, cifar10"),
+        (("train", "--data", "svhn"), "unknown data set 'svhn'; choose one of mnist, cifar10"),
         (("train", "--data", "images"), "--data images needs --data-dir"),
         (("train", "--data-dir", "nowhere"), "nowhere: does not exist"),
         (("train", "--backend", "torch", "--data", "mnist"), None),
-        (("test",), "there is no model.safetensors in any folder below runs/; train one with `gpucnn train`"),
-        (("test", "nowhere"), "nowhere: there is no such model"),
-        (("predict", "x.png", "--model", "nowhere"), "nowhere: there is no such model"),
+        (("test",), "no folder in runs/ contains a model.safetensors; train one with `gpucnn train`"),
+        (("test", "nowhere"), "nowhere: not found"),
+        (("predict", "x.png", "--model", "nowhere"), "nowhere: not found"),
     ],
 )
 def test_errors_end_with_a_message_and_no_trace(run, arguments, message, monkeypatch):
@@ -171,7 +173,7 @@ def test_run_folder_in_use_is_kept(run, tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("precious")
     status, _, errors = run("train", "--run-dir", "mine")
     assert status == 1
-    assert "--run-dir mine: is there already and not empty" in errors
+    assert "--run-dir mine: already exists and is not empty" in errors
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
@@ -195,7 +197,7 @@ def test_doctor_says_what_is_here(run, monkeypatch):
     assert f"NumPy     {np.__version__}" in shown
     assert f"Python    {sys.version.split()[0]}" in shown
     assert "GPUCNN_BACKEND=numpy" in shown
-    assert "MNIST     not here" in shown
+    assert "MNIST     not found" in shown
     assert "BLAS      " in shown
 
 
@@ -209,7 +211,7 @@ def test_doctor_names_the_command_for_a_gpu_without_cupy(monkeypatch):
     monkeypatch.setattr(doctor_module, "_cupy_version", lambda: None)
     found = {what: (text, remedy) for what, text, remedy in doctor_module._gpu()}
     assert "CUDA 13.0" in found["driver"][0]
-    assert found["CuPy"][1] == "an NVIDIA GPU is here, but CuPy is not: pip install 'cupy-cuda13x[ctk]'"
+    assert found["CuPy"][1] == "an NVIDIA GPU was found, but CuPy is not installed: pip install 'cupy-cuda13x[ctk]'"
     monkeypatch.setattr(doctor_module, "cuda_driver_version", lambda: (12, 4))
     assert "cuda12" in {what: remedy for what, _, remedy in doctor_module._gpu()}["CuPy"]
 
@@ -224,7 +226,7 @@ def test_doctor_says_in_short_why_the_probe_failed(monkeypatch):
     found = {what: (text, remedy) for what, text, remedy in doctor_module._gpu()}
     assert found["GPU"] == (
         "the probe failed: libcublasLt.so.13: no such file",
-        "CuPy and the driver do not fit each other: pip install 'cupy-cuda13x[ctk]'",
+        "CuPy and the driver are incompatible: pip install 'cupy-cuda13x[ctk]'",
     )
 
 
@@ -247,11 +249,11 @@ def blas_found(monkeypatch, kernels, threads=2, flags=()):
 def test_doctor_counts_threads_against_cores(monkeypatch):
     found, remedy = blas_found(monkeypatch, "Zen", threads=64)
     assert found == "openblas 0.3, Zen, 64 threads"
-    assert remedy == "BLAS is set to 64 threads on 2 usable cores, which slows all of them: set OPENBLAS_NUM_THREADS=2"
+    assert remedy == "BLAS is set to 64 threads on 2 usable cores, which is slower: set OPENBLAS_NUM_THREADS=2"
     monkeypatch.setenv("GPUCNN_NUM_THREADS", "5")
     assert doctor_module._engine()[1:] == (
-        "gpucnn shares a batch among 5",
-        "gpucnn is set to 5 threads on 2 usable cores, which slows all of them: set GPUCNN_NUM_THREADS=2",
+        "gpucnn splits a batch among 5",
+        "gpucnn is set to 5 threads on 2 usable cores, which is slower: set GPUCNN_NUM_THREADS=2",
     )
     monkeypatch.setenv("GPUCNN_NUM_THREADS", "all")
     assert "GPUCNN_NUM_THREADS must be a positive integer, not 'all'" in doctor_module._engine()[2]
@@ -263,9 +265,7 @@ def test_doctor_sees_a_blas_that_uses_old_instructions(monkeypatch):
     avx512 = ["avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl"]
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     _, remedy = blas_found(monkeypatch, "Haswell", flags=avx512)
-    assert remedy.startswith(
-        "OPENBLAS_CORETYPE=Haswell holds BLAS to its Haswell kernels, though this processor has AVX"
-    )
+    assert remedy.startswith("OPENBLAS_CORETYPE=Haswell limits BLAS to its Haswell kernels, but this processor has AVX")
     assert remedy.endswith("unset OPENBLAS_CORETYPE")
     monkeypatch.delenv("OPENBLAS_CORETYPE")
     assert "upgrade NumPy" in blas_found(monkeypatch, "Haswell", flags=avx512)[1]
@@ -284,7 +284,7 @@ def test_bench_measures_and_writes(run, tmp_path):
     status, shown, _ = run(*f"bench lenet --backend numpy --batch-size 16 --seconds 0.1 --json {file}".split())
     assert status == 0
     assert "lenet" in shown
-    assert "× reference" in shown
+    assert "speed-up" in shown
     report = json.loads(file.read_text())
     (timing,) = report["timings"]
     assert report["batch_size"] == timing["batch_size"] == 16

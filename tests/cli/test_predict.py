@@ -307,7 +307,7 @@ def test_predict_with_a_model_that_takes_no_images(run):
     gpucnn.Model([layers.Dense(2)], (5,), backend="numpy").save("features.safetensors")
     status, _, errors = run("predict", "x.png", "--model", "features.safetensors")
     assert status == 1
-    assert "features.safetensors: takes inputs of shape (5,), not grey or colour images" in errors
+    assert "features.safetensors: takes inputs of shape (5,), not greyscale or colour images" in errors
 
 
 # What goes wrong
@@ -373,7 +373,10 @@ def test_predict_results_that_cannot_be_written(run, trained, drawn):
     status, shown, errors = run("predict", "good.png", "--model", trained, "--json", "nowhere/r.json")
     assert status == 1
     assert "good.png" in shown
-    assert "--json nowhere/r.json: cannot be written (No such file or directory); name a file in a folder" in errors
+    assert (
+        "--json nowhere/r.json: cannot be written (No such file or directory); choose a file in an existing folder"
+        in errors
+    )
     status, shown, errors = run("predict", "good.png", "--model", trained, "--show", "picture.docx")
     assert (status, shown) == (1, "")  # before any work is done
     assert "picture.docx: pictures cannot be written as .docx" in errors
@@ -387,7 +390,7 @@ def test_predict_show_draws_one_and_numbers_several(run, trained, drawn):
         Image.fromarray(as_pixels(on_paper(drawn[0][number]))).save(f"{number}.png")
     status, shown, _ = run("predict", "0.png", "--model", trained, "--show", "one.png")
     assert status == 0
-    assert "drawn     one.png and one-feature-maps.png" in shown
+    assert "plotted   one.png and one-feature-maps.png" in shown
     run("predict", "0.png", "missing.png", "1.png", "--model", trained, "--show", "all.svg")
     assert sorted(path.name for path in Path().glob("*.svg")) == [
         *("all-1-feature-maps.svg", "all-1.svg", "all-2-feature-maps.svg", "all-2.svg")

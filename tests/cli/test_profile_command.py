@@ -31,5 +31,5 @@ def test_profile_command_of_a_saved_model(tmp_path):
     networks.lenet(backend="numpy").save(tmp_path / "model.safetensors")
     result = invoke("profile", "--model", tmp_path, "--batch-size", 8, "--repeats", 1)
     assert "average_pool2d_1" in result.output.replace("\n", "")
-    with pytest.raises(ConfigurationError, match="--network and --model both name what to time"):
+    with pytest.raises(ConfigurationError, match="--network and --model both select a network"):
         invoke("profile", "--network", "lenet", "--model", tmp_path)

@@ -148,7 +148,7 @@ def test_signal_finishes_the_step_and_saves_it(digits, uninterrupted, tmp_path, 
     place = position_of(newest)
     assert "Traceback" not in shown
     last = shown.splitlines()[-1]
-    assert last == f"interrupted, saved {place}; go on with: gpucnn train --run-dir {folder} --resume"
+    assert last == f"interrupted, saved {place}; continue with: gpucnn train --run-dir {folder} --resume"
     shown = finish(digits, folder)
     assert f"  resumed   {place}" in shown
     expected, settings = (json.loads((each / "config.json").read_text()) for each in (uninterrupted[0], folder))
@@ -195,8 +195,8 @@ def test_train_in_the_folder_of_an_unfinished_run_is_refused(run, interrupted):
     status, _, errors = run("train", "--run-dir", "here")
     assert status == 1
     assert (
-        "--run-dir here: holds an unfinished run, saved after 2 epochs; go on with --resume, or name a new folder"
-        in errors
+        "--run-dir here: contains an unfinished run, saved after 2 epochs; continue it with --resume, or choose a new "
+        "folder" in errors
     )
     assert held_names(interrupted) == before
 
@@ -220,19 +220,19 @@ def test_resume_takes_the_settings_of_the_run(run, interrupted):
     assert (status, errors) == (0, "")
     accuracy = 100 * settings["test"]["accuracy"]
     finished = f"here: this run is finished (test accuracy {accuracy:.2f} %); there is nothing to resume"
-    assert shown == f"{finished}; --epochs with more than 3 trains it on\n"
+    assert shown == f"{finished}; pass --epochs above 3 to train it further\n"
     assert held_names(interrupted) == before
-    assert "is there already and not empty" in run("train", "--run-dir", "here")[2]
+    assert "already exists and is not empty" in run("train", "--run-dir", "here")[2]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--resume",), "--resume needs --run-dir, the folder of the run that was interrupted"),
-        (("--resume", "--run-dir", "nowhere"), "--run-dir nowhere: holds no run that could be resumed (no config.json"),
+        (("--resume",), "--resume needs --run-dir, the folder of the interrupted run"),
+        (("--resume", "--run-dir", "nowhere"), "--run-dir nowhere: contains no run to resume (no config.json"),
         (
             ("--resume", "--run-dir", "here", "--seed", 5, "--batch-size", 100),
-            "--resume takes the settings from here/config.json; leave out --seed, --batch-size, or begin another run",
+            "--resume takes the settings from here/config.json; omit --seed, --batch-size, or start a new run",
         ),
     ],
 )
@@ -312,7 +312,7 @@ def test_disk_full_at_the_end_leaves_a_run_to_resume(run, digits, tmp_path, monk
         status, _, errors = run("train", *options, "--run-dir", "here")
     assert status == 1
     assert "No space left on device" in errors
-    assert "saved in its last checkpoint: make room, and `gpucnn train --run-dir here --resume` writes" in errors
+    assert "saved in the last checkpoint: free disk space, and `gpucnn train --run-dir here --resume` writes" in errors
     status, shown, errors = run("train", "--run-dir", "here", "--resume")
     assert (status, errors) == (0, "")
     assert "epoch 1/1" not in shown, "nothing is trained again"

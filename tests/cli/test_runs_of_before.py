@@ -17,7 +17,7 @@ from gpucnn.callbacks.defects import load_report
 from gpucnn.data.augment import Translate
 from gpucnn.initializers import Dirac
 from gpucnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPool2D, Normalization, ReLU, Softmax
-from gpucnn.networks.registry import MNIST_IMAGE, NETWORKS, Recipe, named
+from gpucnn.networks.registry import MNIST_IMAGE, NETWORKS, Recipe, register
 from gpucnn.optimizers import SGD, Group
 from gpucnn.runs.folder import read_history
 from gpucnn.runs.reproduction import REPRODUCTIONS, Reproduction
@@ -34,7 +34,7 @@ def tiny(monkeypatch):
     monkeypatch.setitem(NETWORKS, "tiny", None)  # which is taken back after the test
     monkeypatch.setitem(REPRODUCTIONS, "tiny", Reproduction("tiny", 0.1))
 
-    @named(
+    @register(
         "tiny",
         MNIST_IMAGE,
         Recipe("mnist", 4, 100, augment=(Translate(1),), callbacks=lambda: [Lookahead(5, Power(0.9, 3))]),
@@ -102,7 +102,7 @@ def test_statistics_of_before(before, digits, run, monkeypatch):
     arguments = ("--epochs", 2, "--backend", "numpy", "--output", folder)
     status, out, errors = run("runs", "tiny", "--runs", 3, *arguments)
     assert status == 0, errors
-    assert f"2 of 3 runs are in {folder / 'runs.json'} already" in out
+    assert f"2 of 3 runs are already in {folder / 'runs.json'}" in out
     records = Runs.read(folder / "runs.json").records
     assert len({tuple(record["numbers"]) for record in records}) == 1  # the same names in all of them
     assert all("observations" in record and "looks" not in record for record in records)

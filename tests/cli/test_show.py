@@ -159,7 +159,7 @@ def test_show_histograms_of_a_defective_run_beside_a_good_one(run, folder, drawn
     (folder / "runs.json").write_text(json.dumps({"format": 1, "settings": {}, "runs": records}))
     run("show", "histograms", folder)
     names = [text.get_text() for text in drawn["histograms"].legends[0].get_texts()]
-    assert names == ["seed 1: dead ReLUs at step 20", "seed 0, a good run"]
+    assert names == ["seed 1: dead ReLUs at step 20", "seed 0, successful"]
     bad, good = drawn_shares(drawn["histograms"], "dense.weight")
     assert (good.edges[0], good.edges[-1]) == (0, 12)
     middle = np.searchsorted(bad.edges, 6)
@@ -170,7 +170,7 @@ def test_show_histograms_of_a_defective_run_beside_a_good_one(run, folder, drawn
     assert len(drawn_shares(drawn["histograms"], "dense.weight")) == 1
     assert "--seed 7" in refused(run, "histograms", folder, "--seed", 7)
     (folder / "runs.json").unlink()
-    assert "holds a single run" in refused(run, "histograms", folder, "--seed", 1)
+    assert "is a single run" in refused(run, "histograms", folder, "--seed", 1)
 
 
 def test_show_confusion_and_mistakes_of_the_test_set(run, folder, made, drawn):
@@ -227,7 +227,7 @@ def refused(run, *arguments):
 @pytest.mark.parametrize("what", ["filters", "filters-by-epoch", "feature-maps", "history", "confusion", "mistakes"])
 def test_show_of_an_empty_run_folder(run, what, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "model.safetensors: there is no such model; pass a run's folder" in refused(run, what, "empty")
+    assert "model.safetensors: not found; pass a run folder" in refused(run, what, "empty")
     assert list((tmp_path / "empty").iterdir()) == []
 
 
@@ -246,7 +246,7 @@ def test_show_with_damaged_settings(run, folder, what):
     (folder / "config.json").write_text("network: lenet")
     assert "config.json: cannot be read as JSON (Expecting value" in refused(run, what, folder)
     (folder / "config.json").write_text("[1, 2]")
-    assert "config.json: holds [1, 2] where a run's settings were expected" in refused(run, what, folder)
+    assert "config.json: contains [1, 2] where a run's settings were expected" in refused(run, what, folder)
 
 
 def test_show_of_a_missing_or_damaged_history(run, folder):
@@ -259,11 +259,11 @@ def test_show_of_a_missing_or_damaged_history(run, folder):
         (folder / "history.json").write_text(content)
         assert message in refused(run, "history", folder)
     (folder / "history.json").unlink()
-    assert "history.json: there is no history; `gpucnn train` writes one" in refused(run, "history", folder)
+    assert "history.json: not found; `gpucnn train` writes a history" in refused(run, "history", folder)
 
 
 def test_show_without_snapshots(run, folder):
-    assert "run holds no snapshot of epoch 9; there are 0, 1, 2" in refused(run, "filters", folder, "--epoch", 9)
+    assert "run has no snapshot of epoch 9; there are 0, 1, 2" in refused(run, "filters", folder, "--epoch", 9)
     (folder / "snapshots.safetensors").unlink()
     for arguments in (("filters-by-epoch", folder), ("filters", folder, "--epoch", 1)):
         assert "snapshots.safetensors: there are no snapshots; `gpucnn train`" in refused(run, *arguments)
@@ -273,7 +273,7 @@ def test_show_of_a_file_that_is_not_an_image(run, folder, tmp_path):
     (tmp_path / "page.png").write_text("<html>404</html>")
     assert "page.png: is not a supported image here" in refused(run, "feature-maps", folder, "--image", "page.png")
     assert "nowhere.png" in refused(run, "feature-maps", folder, "--image", "nowhere.png")
-    assert "name two images; give one" in refused(run, "feature-maps", folder, "--image", "page.png", "--index", 3)
+    assert "name two images; pass one" in refused(run, "feature-maps", folder, "--image", "page.png", "--index", 3)
     for index in (80, -1):
         assert f"--index {index}: the test set has 80 images, 0 to 79" in refused(
             run, "feature-maps", folder, f"--index={index}"
@@ -288,7 +288,7 @@ def test_show_refuses_unknown_choices(run, folder):
     assert "conv2d_1 has 6 input channels, 0 to 5" in refused(
         run, "filters-by-epoch", folder, "--layer", "conv2d_1", "--channel", 6
     )
-    assert "there is no data set 'svhn'" in refused(run, "confusion", folder, "--data", "svhn")
+    assert "unknown data set 'svhn'" in refused(run, "confusion", folder, "--data", "svhn")
 
 
 def test_show_into_files_that_cannot_be_written(run, folder):
@@ -301,10 +301,10 @@ def test_show_of_models_that_do_not_fit(run, made, tmp_path):
     features.save(tmp_path / "features.safetensors")
     for what in ("feature-maps", "confusion", "mistakes"):
         message = refused(run, what, "features.safetensors")
-        assert "takes inputs of shape (4,), not grey or colour images" in message
+        assert "takes inputs of shape (4,), not greyscale or colour images" in message
     assert "there is no convolution whose" in refused(run, "filters", "features.safetensors")
     two = gpucnn.Model([layers.Flatten(), layers.Dense(2), layers.Softmax()], (28, 28, 1)).compile()
     two.save(tmp_path / "two.safetensors")
-    assert "two.safetensors does not say what it was trained on" in refused(run, "confusion", "two.safetensors")
+    assert "two.safetensors does not record its training data" in refused(run, "confusion", "two.safetensors")
     message = refused(run, "confusion", "two.safetensors", "--data", "mnist", "--data-dir", made[0])
     assert "has outputs of shape (2,), but the test set of mnist has 10 classes" in message

@@ -206,8 +206,9 @@ def test_inputs_that_are_not_numbers_are_refused(x, message):
 def test_numbers_beyond_the_models_dtype_are_named_by_their_place(value):
     x = X.astype("float64")
     x[3, 1, 0, 0] = x[5, 1, 0, 0] = value
-    message = rf"holds {re.escape(str(value))} at index \(3, 1, 0, 0\), and 2 such values in all; "
-        r"the maximum of float32 is 3.4e\+38"
+    message = (
+        rf"holds {re.escape(str(value))} at index \(3, 1, 0, 0\), and 2 such values in all; the maximum of float32"
+    )
     for verb in ("fit", "evaluate", "predict", "train_on_batch"):
         with pytest.raises(DataError, match=message):
             VERBS[verb](x)
@@ -215,7 +216,7 @@ def test_numbers_beyond_the_models_dtype_are_named_by_their_place(value):
         layers.Normalization().adapt(np.where(x > 1e38, np.inf, x) if value > 0 else np.full(X.shape, np.nan))
     wide = gpucnn.Model([layers.Flatten(), layers.Dense(2)], (4, 4, 1), backend="numpy", dtype="float64")
     assert wide.predict(np.where(np.abs(x) > 1e38, 1e39, x)).shape == (8, 2)
-    with pytest.raises(DataError, match=r"x holds 70000.0 at index \(3, 1, 0, 0\), .*the maximum of float16 is 6.6e\+04"):
+    with pytest.raises(DataError, match=r"x holds 70000.0 at index \(3, 1, 0, 0\), .* of float16 is 6.6e\+04"):
         check_inputs(np.where(np.abs(x) > 1e38, 7e4, x), (4, 4, 1), dtype="float16")
 
 

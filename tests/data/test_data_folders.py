@@ -234,7 +234,7 @@ def test_classes_that_look_alike_are_named(tmp_path):
         read_image_folder(tmp_path)
 
 
-def test_folders_beside_the_splits_are_left_out_and_said(tmp_path):
+def test_folders_beside_the_splits_are_left_out_with_a_warning(tmp_path):
     for place in ("train/cat", "train/dog", "test/cat", "test/dog", "models", "plots/old"):
         (tmp_path / place).mkdir(parents=True)
         Image.new("L", (4, 4)).save(tmp_path / place / "1.png")

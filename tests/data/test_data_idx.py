@@ -157,6 +157,7 @@ def test_looks_like_knows_webp_text_and_nothing():
     assert guess_format(b"\x01\x02") == "an unknown format"
 
 
+@pytest.mark.smoke
 def test_idx_pair(tmp_path):
     labels = np.array([3, 1, 4, 1, 5], np.uint8)
     images_path = write(tmp_path / "images", encode(IMAGES))

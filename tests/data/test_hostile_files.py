@@ -321,7 +321,7 @@ def test_data_folder_named_by_a_stranger_is_not_read(run_folder, tmp_path):
     settings = {"data": "images", "data_dir": str(mine), "network": "lenet", "test": {}}
     (run_folder / "config.json").write_text(json.dumps(settings))
     page = report.render(run_folder, backend="numpy")
-    assert "on which this account has not trained, so they are not read unasked" in page
+    assert "which this account has not trained on, so they are not read by default" in page
     assert "pass --data-dir" in page
     with pytest.raises(ConfigurationError, match=rf"run: its settings name the data in {mine}, on which this account"):
         gpucnn.runs.folder.predict_test_set(gpucnn.load(run_folder / "model.safetensors"), run_folder / "m", None, None)
@@ -421,4 +421,4 @@ def test_weights_that_are_nan_predict_nothing(run, tmp_path):
     shown = " ".join(errors.split())
     assert shown.startswith("NumericError: ")
     assert "gives NaN or infinity for" in shown
-    assert "its weights are not finite, as a training that diverged leaves them; pass --model" in shown
+    assert "its weights are not finite, as after training that diverged; pass another --model" in shown

@@ -88,7 +88,7 @@ def test_refresh_reads_nothing_back_and_leaves_training_alone():
 
 
 def test_refresh_is_seen_by_captured_steps():
-    """Between two fits of recorded steps, on the same bits as between two of steps made one by one."""
+    """Between two fits of captured steps: the same bits as between two fits of eager steps."""
     x, y = stripes(70)
     states = []
     for jit in (True, False):

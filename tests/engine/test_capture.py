@@ -1,4 +1,4 @@
-"""Passes that are recorded and repeated: the same bits as passes that are made, or no recording at all."""
+"""Passes that are captured and replayed: the same bits as eager passes, or no capture at all."""
 
 import copy
 import gc
@@ -198,7 +198,7 @@ def copied_into_its_own(x):
     return x + y * 2
 
 
-UNNOTED = {
+UNTRACEABLE = {
     "decides by a number": (decides, "__bool__"),
     "takes a number": (lambda x: x * float(x.sum()), "__float__"),
     "takes an item": (lambda x: x * x.sum().item(), "item"),
@@ -216,9 +216,9 @@ UNNOTED = {
 }
 
 
-@pytest.mark.parametrize("name", UNNOTED)
+@pytest.mark.parametrize("name", UNTRACEABLE)
 def test_capture_gives_up_what_it_cannot_trace_and_computes_it(name):
-    function, why = UNNOTED[name]
+    function, why = UNTRACEABLE[name]
     own = new_tracer()
     result, replay = own.capture(function, numbers(0))
     assert why in replay.failure
@@ -313,14 +313,14 @@ KERNELS = (
 def test_kernels_take_memory_from_the_tracer(module):
     text = inspect.getsource(module)
     for past in ("np.zeros(", "np.empty(", "np.ascontiguousarray(", "np.asarray("):
-        assert past not in text, f"{past}…) makes arrays of which nothing is noted; see memory.py and memory_layout.py"
+        assert past not in text, f"{past}…) creates arrays that are not traced; see memory.py and memory_layout.py"
 
 
 # --- layers and networks ----------------------------------------------------------------------
 
 
 def alike(make, input_shape, *, dtype="float32", **options):
-    """Two models that are the same, one of which repeats passes."""
+    """Two models that are the same, one of which captures passes."""
     models = []
     for jit in (True, False):
         optimizer = gpucnn.optimizers.SGD(0.05, momentum=0.9)
@@ -349,10 +349,10 @@ def train(models, steps, input_shape, batch=32, start=0):
 
 
 def replays(model, train=True):
-    """Whether the model has a recorded pass that serves."""
-    sharded = model._sharded_trunk if train else model._sharded
-    assert sharded.captures.failure == ""
-    captured = sharded.captures._captured[train]
+    """Whether the model has a captured pass that is valid."""
+    captures = model._sharded.captures
+    assert captures.failure == ""
+    captured = captures._captured["train" if train else "outputs"]
     return captured.replayed is not None and captured.replayed.is_valid() and captured._signature.is_current()
 
 
@@ -378,7 +378,7 @@ def test_layers_replay_the_same_bits(case, count):
     models = alike(make, case.input_shape)
     train(models, 5, case.input_shape, batch)
     assert replays(models[0])
-    assert models[1]._sharded_trunk.captures._captured[True].replayed is None
+    assert models[1]._sharded.captures._captured["train"].replayed is None
     for seed in range(10, 14):
         x = batch_of(seed, case.input_shape, batch)[0]
         first, second = (model.forward(x)[0] for model in models)
@@ -407,9 +407,9 @@ def test_scratch_of_a_captured_vgg_stays_below_16_megabytes_per_thread(batch):
     model = gpucnn_model("vgg", ENGINE)
     for step in range(2):
         model.train_step(*batch_of(step, (32, 32, 3), batch), 0.01)
-    recorded = model._sharded_trunk.captures._captured[True].replayed
-    for recorder in recorded._tracers:
-        assert 1 << 20 < sum(buffer.nbytes for buffer in recorder._scratch.values()) < 16 << 20
+    captured = model._sharded.captures._captured["train"].replayed
+    for one in captured._tracers:
+        assert 1 << 20 < sum(buffer.nbytes for buffer in one._scratch.values()) < 16 << 20
 
 
 def test_float64_is_captured():
@@ -486,7 +486,7 @@ def test_capture_survives_the_smaller_last_batch():
     for _ in range(4):
         for batch in (32, 32, 32, 20):
             model.train_on_batch(*batch_of(0, SHAPE, batch))
-        assert model._sharded_trunk.captures._captured[True]._key[0] == (32, *SHAPE)
+        assert model._sharded.captures._captured["train"]._key[0] == (32, *SHAPE)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -509,7 +509,7 @@ def test_fit_releases_captured_memory():
     model, _ = alike(small, SHAPE)
     x, y = batch_of(0, SHAPE, 150)
     model.fit(x, y, epochs=2, batch_size=32, verbose=0)
-    assert model._sharded_trunk.captures._captured[True].replayed is None
+    assert model._sharded.captures._captured["train"].replayed is None
 
 
 def test_layer_that_declares_nothing_is_not_captured():
@@ -524,7 +524,7 @@ def test_layer_that_declares_nothing_is_not_captured():
     model = gpucnn.Model([Counts(), *small()], SHAPE, backend=ENGINE).compile()
     for step in range(5):
         model.train_on_batch(*batch_of(step, SHAPE))
-    assert model.why_not_captured == "layers that do not say capturable = True: counts"
+    assert model.why_not_captured == "layers that do not declare capturable = True: counts"
     assert model.layers[0].count == 5
 
 
@@ -538,19 +538,19 @@ def test_layer_with_a_false_declaration_runs_eagerly():
 
     models = alike(lambda: [L.Conv2D(3, 1), Decides(), *small()], SHAPE)
     train(models, 6, SHAPE)
-    assert "__float__" in models[0]._sharded_trunk.captures.failure
-    assert models[0]._sharded_trunk.captures._captured[True].replayed is None
+    assert "__float__" in models[0]._sharded.captures.failure
+    assert models[0]._sharded.captures._captured["train"].replayed is None
 
 
 def test_capture_backs_off_where_settings_change_each_step(monkeypatch):
     model, _ = alike(small, SHAPE)
-    recorded = []
-    record = Tracer.capture
-    monkeypatch.setattr(Tracer, "capture", lambda *args: recorded.append(1) or record(*args))
+    captures = []
+    capture = Tracer.capture
+    monkeypatch.setattr(Tracer, "capture", lambda *args: captures.append(1) or capture(*args))
     for step in range(40):
         model.layers[1].epsilon = 1e-5 + step * 1e-9
         model.train_on_batch(*batch_of(step, SHAPE))
-    assert len(recorded) <= 2 * 5
+    assert len(captures) <= 2 * 5
 
 
 def test_backward_of_a_replayed_inference():
@@ -636,7 +636,7 @@ def test_backward_of_a_training_step_runs_once():
     model, _ = alike(small, SHAPE)
     for step in range(2):
         model.train_on_batch(*batch_of(step, SHAPE))
-    _, backward = model._sharded_trunk.forward(ENGINE, batch_of(0, SHAPE)[0], train=True, need_dx=False)
+    _, backward = model._sharded.forward(ENGINE, batch_of(0, SHAPE)[0], train=True, need_dx=False)
     backward(np.ones((32, 3), "float32"))
     with pytest.raises(ConfigurationError, match="already called"):
         backward(np.ones((32, 3), "float32"))
@@ -676,18 +676,18 @@ def test_training_and_inference_share_their_memory():
     model, _ = alike(small, SHAPE)
     for step in range(3):
         model.train_on_batch(*batch_of(step, SHAPE))
-    recorder = model._sharded_trunk.captures._captured[True].replayed._tracers[0]
-    held = recorder.nbytes()
+    shared = model._sharded.captures._captured["train"].replayed._tracers[0]
+    held = shared.nbytes()
     for step in range(3):
         model.forward(batch_of(step, SHAPE)[0])
         model.train_on_batch(*batch_of(step, SHAPE))
     assert replays(model)
     assert replays(model, train=False)
-    assert model._sharded.captures._captured[False].replayed._tracers[0] is recorder
-    assert recorder.nbytes() < 1.2 * held
+    assert model._sharded.captures._captured["outputs"].replayed._tracers[0] is shared
+    assert shared.nbytes() < 1.2 * held
 
 
-def test_fingerprint_notices_arrays_and_attributes():
+def test_signature_notices_arrays_and_attributes():
     model, _ = alike(small, SHAPE)
     changes = [
         lambda: setattr(model.layers[1], "epsilon", 1e-3),
@@ -698,7 +698,7 @@ def test_fingerprint_notices_arrays_and_attributes():
         lambda: list.append(model.layers, L.ReLU()),  # which users cannot do
     ]
     for change in changes:
-        fingerprint = Signature(model.network)
-        assert fingerprint.is_current()
+        signature = Signature(model.network)
+        assert signature.is_current()
         change()
-        assert not fingerprint.is_current()
+        assert not signature.is_current()

@@ -22,7 +22,7 @@ COUNTS, DRAWS = {}, {}  # what wrong layers keep outside of themselves, by the n
 
 
 class Own(Layer):
-    """Any function of x as a layer, also of dy on the way back, with a weight, settings, a constant and a stream."""
+    """Any function of x as a layer, also of dy backward, with a weight, settings, a constant and a stream."""
 
     operation = None
 
@@ -306,7 +306,7 @@ def test_custom_layers_that_are_right_are_captured(name):
     for _ in range(6):
         model.train_on_batch(*batch_of(chance, 32))
     assert model.why_not_captured == ""
-    assert model._sharded_trunk.captures._captured[True].replayed.is_valid()
+    assert model._sharded.captures._captured["train"].replayed.is_valid()
 
 
 @pytest.mark.parametrize("name", WRONG)

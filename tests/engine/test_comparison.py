@@ -1,4 +1,4 @@
-"""The first replay of each capture is compared with an eager pass; and what a fingerprint of a network sees."""
+"""The first replay of each capture is compared with an eager pass; and what the signature of a network sees."""
 
 import warnings
 from typing import ClassVar
@@ -122,7 +122,7 @@ def test_replay_that_fails_falls_back():
 
     both = models(picky)
     alike(both, range(2))
-    captured = both[0]._sharded_trunk.captures._captured[True].replayed
+    captured = both[0]._sharded.captures._captured["train"].replayed
     captured._replays["forward"][0]._calls.append(lambda: 1 / 0)
     with pytest.warns(CaptureWarning, match="a replay raised ZeroDivisionError"):
         alike(both, range(2, 6))
@@ -155,7 +155,7 @@ def test_comparison_leaves_buffers_streams_and_gradients_alone():
         alike(both, [seed])
         gradients = [model.flat_gradients().tobytes() for model in both]
         assert gradients[0] == gradients[1]
-    assert both[0]._sharded_trunk.captures._captured[True].replayed.is_valid()
+    assert both[0]._sharded.captures._captured["train"].replayed.is_valid()
 
 
 def test_comparison_happens_once(monkeypatch):
@@ -170,7 +170,7 @@ def test_comparison_happens_once(monkeypatch):
     assert len(made) == 11
 
 
-interrupted_in = ""  # a variable of the module: a fingerprint does not see it
+interrupted_in = ""  # a variable of the module: a signature does not see it
 
 
 class Interrupted(Layer):
@@ -202,7 +202,7 @@ def test_comparison_that_is_interrupted_is_made_again(where, train, monkeypatch)
         for seed in range(6):
             if seed == 2 and where == "between":
                 for model in both:
-                    model.forward_train(batch(seed)[0], capture=model.jit)  # which nobody walks back
+                    model.forward_train(batch(seed)[0], capture=model.jit)  # whose backward nobody runs
             elif seed == 2 and (train or where == "forward"):
                 monkeypatch.setitem(globals(), "interrupted_in", where)
                 for model in both:
@@ -262,7 +262,7 @@ def test_replay_without_memory_blames_no_layer():
     def full():
         raise MemoryError
 
-    both[0]._sharded_trunk.captures._captured[True].replayed._replays["forward"][0]._calls.append(full)
+    both[0]._sharded.captures._captured["train"].replayed._replays["forward"][0]._calls.append(full)
     with pytest.warns(CaptureWarning, match="memory does not suffice .* a smaller batch size leaves room for both$"):
         alike(both, range(2, 6))
 
@@ -297,7 +297,7 @@ def test_layer_arrays_are_restored_and_followed():
     for model in both:
         model.layers[0].kernel *= 2  # in place: the same array
     alike(both, range(5, 8))
-    assert both[0]._sharded_trunk.captures._captured[True].replayed.is_valid()
+    assert both[0]._sharded.captures._captured["train"].replayed.is_valid()
 
 
 # --- errors of arithmetic ---------------------------------------------------------------------
@@ -346,7 +346,7 @@ def test_memory_of_many_batch_sizes_is_bounded_by_the_largest(monkeypatch):
     assert held() <= memory.MAX_RATIO * largest
 
 
-# --- fingerprints -----------------------------------------------------------------------------
+# --- signatures -------------------------------------------------------------------------------
 
 
 class Slots:
@@ -396,16 +396,16 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_fingerprint_sees_nested_changes(what, monkeypatch):
+def test_signature_sees_nested_changes(what, monkeypatch):
     for kind, name in ((Deep, "scale"), (Deep, "forward"), (Config, "factor"), (Config, "shared")):
         monkeypatch.setattr(kind, name, vars(kind)[name] if name != "shared" else [1.0])  # put back afterwards
     model = gpucnn.Model([Deep(), L.Dense(2)], SHAPE, backend=ENGINE)
-    fingerprint = Signature(model.network)
-    assert fingerprint.is_current()
+    signature = Signature(model.network)
+    assert signature.is_current()
     model.predict(batch(0)[0])
-    assert fingerprint.is_current()
+    assert signature.is_current()
     CHANGES[what](model.layers[0])
-    assert not fingerprint.is_current()
+    assert not signature.is_current()
 
 
 def test_same_bits_takes_nan_for_nan_and_tells_zeros_apart():

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn import callbacks, losses, optimizers
+from gpucnn import callbacks, optimizers
 from gpucnn import layers as L
-from gpucnn.data.augment import AlternatingFlip, Flip, Translate
+from gpucnn.data.augment import AlternatingFlip, Translate
 from gpucnn.engine import capture
 from gpucnn.errors import CaptureWarning, OutOfMemoryError
 from gpucnn.networks.whitening import whiten
 from gpucnn.optimizers import Group
+from tests.helpers import After, images_and_labels, outcome, state_of
+from tests.helpers import model_with_settings as small
 from tests.simulated_cupy import Importer, Simulation, load_backend
 
 
@@ -29,156 +31,7 @@ def simulated(needs_simulation):
     return load_backend(Simulation(devices=2))
 
 
-def images_and_labels(count=48, side=6):
-    rng = np.random.default_rng(3)
-    return rng.integers(0, 256, (count, side, side, 2)).astype("uint8"), rng.integers(0, 4, count)
-
-
-class After(callbacks.Callback):
-    """Does something after some of all steps."""
-
-    def __init__(self, function, *steps):
-        self.function, self.steps, self.made = function, steps, 0
-
-    def on_step_end(self, model, step):
-        self.made += 1
-        if self.made in self.steps:
-            self.function(model)
-
-
-def state_of(model):
-    return {path: array.tobytes() for path, array in model.state_dict().items()}
-
-
-def outcome(model, *more, epochs=2, **options):
-    """What a training comes to: losses and bits, or the error that ends it."""
-    try:
-        history = model.fit(*images_and_labels(), epochs=epochs, batch_size=6, verbose=0, **options)
-    except Exception as error:
-        return type(error).__name__, str(error)
-    return history.history["loss"], state_of(model)
-
-
-# --- what a callback changes between two steps ----------------------------------------------------
-
-
-def small(backend, optimizer=None, jit=True, loss=None, seed=0):
-    layers = [
-        *(L.Conv2D(4, 3, use_bias=False), L.BatchNorm(), L.LeakyReLU(0.1), L.Dropout(0.3)),
-        *(L.Flatten(), L.Dense(8), L.Tanh(), L.Dropout(0.2), L.Dense(4), L.Softmax()),
-    ]
-    model = gpucnn.Model(layers, (6, 6, 2), backend=backend, seed=seed)
-    optimizer = optimizer or optimizers.SGD(0.05, momentum=0.9, weight_decay=1e-3)
-    return model.compile(optimizer, loss or losses.CategoricalCrossEntropy(label_smoothing=0.1), jit=jit)
-
-
-def setting(get, name, value):
-    def change(model):
-        setattr(get(model), name, value)
-
-    return change
-
-
-def of_layer(name, value, label):
-    return setting(lambda model: next(layer for layer in model.layers if layer.display_name == label), name, value)
-
-
-def of_optimizer(name, value):
-    return setting(lambda model: model.optimizer, name, value)
-
-
-def of_first_group(name, value):
-    return setting(lambda model: model.optimizer.groups[0], name, value)
-
-
-def new_stream(model):
-    model.network.buffers()["dropout.stream"].value[...] = (77, 5)
-
-
-def earlier_stream(model):
-    model.network.buffers()["dropout_1.stream"].value[1] = 0
-
-
-def freeze(model):
-    model.parameters()["dense.weight"].frozen = True
-
-
-def rebind(model):
-    parameter = model.parameters()["dense.weight"]
-    parameter.rebind(parameter.value.copy(), parameter.grad.copy())
-
-
-def with_groups():
-    return optimizers.SGD(0.05, momentum=0.9, groups=[Group("dense.*", 0.5, weight_decay=1e-2)])
-
-
-def adam():
-    return optimizers.Adam(1e-2, weight_decay=1e-3)
-
-
-SETTINGS = {
-    "dropout rate": (None, of_layer("rate", 0.7, "dropout")),
-    "dropout off": (None, of_layer("rate", 0.0, "dropout")),
-    "slope": (None, of_layer("slope", 0.4, "leaky_relu")),
-    "batch norm's momentum": (None, of_layer("momentum", 0.5, "batch_norm")),
-    "batch norm's epsilon": (None, of_layer("epsilon", 0.1, "batch_norm")),
-    "momentum": (None, of_optimizer("momentum", 0.5)),
-    "nesterov": (None, of_optimizer("nesterov", True)),
-    "weight decay": (None, of_optimizer("weight_decay", 0.1)),
-    "learning rate": (None, of_optimizer("learning_rate", 0.2)),
-    "steps": (adam, of_optimizer("steps", 0)),
-    "clip_norm": (None, of_optimizer("clip_norm", 1e-2)),
-    "clip_value": (None, of_optimizer("clip_value", 1e-3)),
-    "beta1": (adam, of_optimizer("beta1", 0.5)),
-    "beta2": (adam, of_optimizer("beta2", 0.9)),
-    "epsilon": (adam, of_optimizer("epsilon", 0.1)),
-    "group's rate": (with_groups, of_first_group("rate", 3.0)),
-    "group's weight decay": (with_groups, of_first_group("weight_decay", 0.5)),
-    "label smoothing": (None, setting(lambda model: model.loss, "label_smoothing", 0.5)),
-    "Muon's momentum": (lambda: optimizers.Muon(0.02), of_optimizer("momentum", 0.5)),
-    "Muon's other": (
-        lambda: optimizers.Muon(0.02, fallback=adam()),
-        setting(lambda m: m.optimizer.fallback, "beta1", 0.0),
-    ),
-    "frozen": (None, freeze),
-    "another key of a stream": (None, new_stream),
-    "a stream from the beginning": (None, earlier_stream),
-    "other arrays": (None, rebind),
-    "arrays laid anew": (None, lambda model: model.network.to(model.backend, "float32") and model._flatten()),
-    "another model over the layers": (
-        None,
-        lambda model: gpucnn.Model(model.layers, model.input_shape, backend=model.backend),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_settings_changed_count_from_the_next_step(gpu, name):
-    """Of 16 steps the 2nd is captured; what changes after the 5th counts from the 6th, as it does in eager steps."""
-    optimizer, change = SETTINGS[name]
-    captured, eager, unchanged = (
-        outcome(small(gpu, optimizer and optimizer(), jit), callbacks=[After(change, *steps)])
-        for jit, *steps in ((True, 5), (False, 5), (True,))
-    )
-    assert captured == eager
-    assert captured != unchanged or name in ("arrays laid anew", "another model over the layers", "other arrays")
-
-
-@pytest.mark.parametrize("after", range(1, 6))
-def test_settings_changed_after_any_step_count(gpu, after):
-    """Also between the step that makes room and the capture, and right after that."""
-    change = of_layer("rate", 0.7, "dropout")
-    captured, eager = (outcome(small(gpu, jit=jit), callbacks=[After(change, after)]) for jit in (True, False))
-    assert captured == eager
-
-
-def test_augmentation_settings_changed_count_from_the_next_step(gpu):
-    results = []
-    for jit in (True, False):
-        augment = [Flip(0.5)]
-        change = After(lambda model, flip=augment[0]: setattr(flip, "probability", 0.0), 5)
-        results.append(outcome(small(gpu, jit=jit), callbacks=[change], augment=augment))
-    assert results[0] == results[1]
+# --- settings that change between two steps: test_settings_between_steps.py tests that they are obeyed --------------
 
 
 def test_settings_at_rest_are_captured_again(simulated):
@@ -201,16 +54,16 @@ def test_settings_assigned_the_same_value_are_not_a_change(simulated):
 
 def test_settings_that_change_each_step_reserve_memory_ever_more_rarely(simulated, monkeypatch):
     """For the steps 1, 3, 7, 15 and 31: the eager steps before a capture double."""
-    backend, rooms = simulated(0), []
+    backend, pools = simulated(0), []
     make = backend.tracer
-    monkeypatch.setattr(backend, "tracer", lambda: rooms.append(1) or make())
+    monkeypatch.setattr(backend, "tracer", lambda: pools.append(1) or make())
     results = []
     for jit in (True, False):
         rates = iter(np.linspace(0.1, 0.6, 40).tolist())
         change = After(lambda model, rates=rates: setattr(model.layers[3], "rate", next(rates)), *range(1, 33))
         results.append(outcome(small(backend, jit=jit), epochs=4, callbacks=[change]))
     assert results[0] == results[1]
-    assert len(rooms) == 5
+    assert len(pools) == 5
 
 
 def test_settings_changes_delay_capture_by_a_bounded_number_of_steps(simulated, monkeypatch):
@@ -397,7 +250,7 @@ def test_garbage_is_not_collected_during_capture(simulated):
 
 
 def test_step_that_is_never_captured_leaves_no_memory_behind(simulated):
-    """A training ends between the step that makes room and the capture."""
+    """A training run ends between the warm-up and the capture."""
 
     def stop(model):
         model.stop_training = True
@@ -473,7 +326,7 @@ def test_fit_decides_where_both_datasets_lie(simulated, monkeypatch):
 
 
 def test_training_runs_in_two_threads_give_the_bits_they_give_alone(simulated):
-    """They go step by step with each other, so both have made room before either captures."""
+    """They go step by step with each other, so both are warmed up before either captures."""
     backend = simulated(0)
     alone = [outcome(small(backend, seed=seed)) for seed in (1, 2)]
     for _ in range(2):

@@ -197,11 +197,11 @@ def test_fork_while_another_thread_trains_gives_working_children(two_threads):
 
 @needs_fork
 def test_fork_releases_locks_that_other_threads_held(two_threads, monkeypatch):
-    """Every lock of the package, BLAS, and the parameters of a model that was being recorded."""
+    """Every lock of the package, BLAS, and the parameters of a model that was being captured."""
     x, y = images()
     model = network()
     held = [threads._team_lock, threads._pool._lock, blas._lock, memory.arena._lock, captured_pass._capture_lock]
-    held += [model._sharded_trunk.captures.memory.lock]
+    held += [model._sharded.captures.memory.lock]
     assert all(any(lock is other for other in forks.locks()) for lock in held)
     inside, leave = threading.Event(), threading.Event()
     threads_of_blas = [library.get() for library in blas._libraries()[0]]

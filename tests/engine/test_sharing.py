@@ -324,7 +324,7 @@ class Once(callbacks.Callback):
 @pytest.mark.parametrize("jit", [True, False])
 @pytest.mark.parametrize("what", REPLACED)
 def test_state_that_is_replaced_in_a_fit_trains_on(what, jit, data, backend):
-    """As it does where the numbers alone are assigned, or nothing at all is; on a GPU with steps that are repeated."""
+    """As it does where the numbers alone are assigned, or nothing at all is; on a GPU with steps that are replayed."""
     assigned = what in ("a Parameter", "the value")
     control, model = fresh(backend), fresh(backend)
     for one in (control, model):
@@ -444,7 +444,7 @@ def test_parameters_where_nobody_would_find_them_are_refused(holder):
             self.weights = holder(Parameter(np.ones(input_shape)))
             return input_shape
 
-    with pytest.raises(ConfigurationError, match="hidden: weights holds a Parameter where nobody would find it"):
+    with pytest.raises(ConfigurationError, match="hidden: weights holds a Parameter where it would not be found"):
         gpucnn.Model([Hidden()], (3,), backend="numpy")
 
 
@@ -551,7 +551,7 @@ def test_apply_gradients_needs_an_optimizer_of_its_own(data):
         gpucnn.Model([layers.Dense(2)], (3,), backend="numpy").apply_gradients()
     shared = momentum()
     first, second = fresh(optimizer=shared), fresh(optimizer=shared)
-    with pytest.raises(ConfigurationError, match="keeps its state for another model, which was compiled with it since"):
+    with pytest.raises(ConfigurationError, match="is already bound to another model, which was compiled with it since"):
         first.apply_gradients()
     second.apply_gradients()
 

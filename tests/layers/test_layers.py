@@ -52,6 +52,7 @@ def test_cases_have_unique_names():
 
 
 @every_case
+@pytest.mark.smoke
 def test_meaning(case):
     layer, x = built(case), inputs(case)
     state = layer.state_dict()
@@ -61,6 +62,7 @@ def test_meaning(case):
 
 
 @every_case
+@pytest.mark.smoke
 def test_gradient(case):
     """Every element of dx and of every parameter's gradient against a central difference of Σ y·dy, in float64."""
     layer, x = built(case), inputs(case)

@@ -122,12 +122,14 @@ def test_losses_are_all_tested():
 
 
 @every_row
+@pytest.mark.smoke
 def test_meaning(row):
     loss, y, labels, expected = ROWS[row]
     assert float(loss(y, labels)[0]) == pytest.approx(expected, rel=1e-13)
 
 
 @every_row
+@pytest.mark.smoke
 def test_gradient(row):
     loss, y, labels, _ = ROWS[row]
     _, backward = loss(y, labels)

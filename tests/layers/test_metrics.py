@@ -153,7 +153,7 @@ class Silent(Top2):
     [
         (["accuracy", "accuracy"], "two metrics are named 'accuracy'; leave one of them out"),
         ([metrics.Accuracy(), Named("accuracy")], "two metrics are named 'accuracy'"),
-        ([Named("loss")], r"is named 'loss', which the history keeps for numbers of its own \(loss, learning_rate"),
+        ([Named("loss")], r"is named 'loss', which the history uses itself \(loss, learning_rate"),
         ([Named("seconds")], "is named 'seconds'"),
         ([Named("val_f1")], "is named 'val_f1'"),
         ([Named("cumulative_f1")], "is named 'cumulative_f1'"),
@@ -231,7 +231,7 @@ def test_early_stopping_follows_the_direction_of_the_metric(monitor, values, opt
 
 def test_metric_that_does_not_say_which_direction_is_better_is_refused(tmp_path):
     message = (
-        r"nobody says whether a larger 'val_score' is better; pass mode=\"max\" or mode=\"min\", or set larger_is_b"
+        r"it is not known whether a larger 'val_score' is better; pass mode=\"max\" or mode=\"min\", or set larger_is_b"
     )
     model, labels = classes(metrics=[Silent()]), ONES.argmax(axis=1)
     data = {"validation_data": (FEATURES, labels), "verbose": 0}

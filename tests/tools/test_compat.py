@@ -331,8 +331,8 @@ DATA = np.zeros((2, 6, 6, 1)), [0, 1]
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: m.add(ActivationReLU), r"is no layer; write it with brackets"),
-        (lambda m: m.add("relu"), "add: 'relu' is no layer$"),
+        (lambda m: m.add(ActivationReLU), r"is not a layer; did you mean ReLU\(\)"),
+        (lambda m: m.add("relu"), "add: 'relu' is not a layer$"),
         (lambda m: m.train(0, 0), r"not finalized; call finalize\(\)"),
         (lambda m: Model(backend="numpy").finalize(), r"not complete; call add\(…\) before"),
         (lambda m: Model("stats.json"), "stats must be a StatisticsTracker or None, not 'stats.json'"),

@@ -283,7 +283,7 @@ def sections(monkeypatch):
 
 
 @pytest.mark.usefixtures("sections")
-def test_what_fails_is_written_down_and_the_rest_goes_on(bench):
+def test_failures_are_recorded_and_the_rest_goes_on(bench):
     result = bench.run(["first", "second"])
     assert result["first"] == [{"word": "good"}, {"word": "late"}]
     assert result["second"] == [{"word": "good"}]
@@ -293,7 +293,7 @@ def test_what_fails_is_written_down_and_the_rest_goes_on(bench):
 
 
 @pytest.mark.usefixtures("sections")
-def test_what_there_is_no_time_for_is_listed(bench):
+def test_sections_without_time_left_are_listed(bench):
     bench._seconds = 0
     result = bench.run(["second", "first"])
     assert result["second"] == [{"word": "good"}]  # the first case of a section is measured in any case
@@ -302,7 +302,7 @@ def test_what_there_is_no_time_for_is_listed(bench):
 
 @pytest.mark.usefixtures("sections")
 @pytest.mark.parametrize(("names", "status"), [("second", 0), ("first", 1)])
-def test_the_command(bench, names, status, tmp_path, monkeypatch, capsys):
+def test_benchmark_command(bench, names, status, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "get_backend", lambda name: bench.ours.backend)
     monkeypatch.setattr(gpu, "find_torch", lambda: (None, "not wanted here"))
     path = tmp_path / "new" / "gpu.json"

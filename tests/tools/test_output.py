@@ -269,7 +269,7 @@ def test_doctor_in_a_source_tree(run, monkeypatch):
     monkeypatch.setattr(importlib.import_module("gpucnn.cli.doctor").metadata, "version", not_installed)
     status, shown, _ = run("doctor")
     assert status == 0
-    assert f"gpucnn    {gpucnn.__version__}, not installed but run from {Path(gpucnn.__file__).parents[1]}" in shown
+    assert f"gpucnn    {gpucnn.__version__}, not installed, run from {Path(gpucnn.__file__).parents[1]}" in shown
 
 
 # Terminals

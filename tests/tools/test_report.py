@@ -809,7 +809,7 @@ def test_report_of_a_network_without_images(tmp_path):
     model.save(tmp_path / "model.safetensors")
     found = parse(report.render(tmp_path, backend="numpy"))
     for part in ("test", "feature-maps"):
-        assert "takes inputs of shape (7,), not grey or colour images" in section(found, part).text
+        assert "takes inputs of shape (7,), not greyscale or colour images" in section(found, part).text
     assert len(rows(section(found, "layers").one("table"))) == 2
 
 
@@ -1050,9 +1050,9 @@ def refused(run, *arguments):
 
 def test_report_of_a_folder_without_a_run(run, folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "model.safetensors: there is no such model; pass a run's folder" in refused(run, "empty")
+    assert "model.safetensors: not found; pass a run folder" in refused(run, "empty")
     assert list((tmp_path / "empty").iterdir()) == []
-    assert "there is no model.safetensors in any folder below runs/" in refused(run)
+    assert "no folder in runs/ contains a model.safetensors" in refused(run)
     file = folder / "model.safetensors"
     whole = file.read_bytes()
     described = json.loads(read_tensors(file)[0]["gpucnn"])
@@ -1070,7 +1070,7 @@ def test_report_of_a_folder_without_a_run(run, folder, tmp_path):
         ("history.json", '{"loss": [1.0,', "history.json: cannot be read as JSON"),
         ("history.json", "[1.0]", "history.json: is not a history"),
         ("snapshots.safetensors", "x", "is not a whole safetensors file"),
-        ("runs.json", "{}", "runs.json: holds no runs that can be read"),
+        ("runs.json", "{}", "runs.json: contains no readable runs"),
         ("runs.json", '{"format": 1, "settings": {}, "runs": [3]}', "its run 0 is 3, where a seed and numbers"),
     ],
 )
@@ -1092,5 +1092,5 @@ def test_report_path_that_cannot_be_written(run, folder, tmp_path):
 def test_report_rejects_invalid_arguments(run, folder, tmp_path):
     assert "--images 3 and --index 1 both say which images" in refused(run, folder, "--images", 3, "--index", 1)
     assert "there is no test image 999" in refused(run, folder, "--index", 999)
-    assert "there is no data set 'svhn'" in refused(run, folder, "--data", "svhn")
+    assert "unknown data set 'svhn'" in refused(run, folder, "--data", "svhn")
     assert "nowhere: does not exist" in refused(run, folder, "--data", "mnist", "--data-dir", "nowhere")

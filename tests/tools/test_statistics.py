@@ -107,11 +107,11 @@ def test_series_leaves_defective_runs_out_unless_asked(tmp_path):
     assert good["seconds"].count == 2
     assert everything["accuracy, epoch 2"].mean == pytest.approx(np.mean([0.9, 0.1, 0.94]))
     text = runs.text()
-    assert "3 runs, 1 with a defect, which are left out" in text
+    assert "3 runs, 1 with a defect, excluded from the statistics" in text
     assert "seed 1: not learning: accuracy 10.0% where chance is 10.0%" in text
     line = next(line for line in text.splitlines() if line.startswith("accuracy, epoch 2"))
     assert line.split()[3:5] == ["92", "%"]
-    assert "which are included" in runs.text(include_defects=True)
+    assert "included in the statistics" in runs.text(include_defects=True)
     assert (tmp_path / "runs.txt").read_text() == text
 
 
@@ -124,8 +124,8 @@ def test_series_of_defective_runs_alone_has_no_table(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "holds no runs that can be read"),
-        ("[]", "holds no runs that can be read"),
+        ("{", "contains no readable runs"),
+        ("[]", "contains no readable runs"),
         ('{"format": 2, "settings": {}, "runs": []}', "has format 2, expected 1"),
         ('{"format": 1, "settings": {"epochs": 5}, "runs": []}', "holds runs with epochs=5, these have 3"),
     ],
@@ -143,7 +143,7 @@ def test_series_runs_keep_their_own_settings(tmp_path):
     made.add({"seed": 0, **record(0.9)})
     found = Runs.read(tmp_path / "runs.json")
     assert (found.settings, found.records) == (made.settings, made.records)
-    with pytest.raises(CheckpointError, match=r"nothing.json: holds no runs that can be read"):
+    with pytest.raises(CheckpointError, match=r"nothing.json: contains no readable runs"):
         Runs.read(tmp_path / "nothing.json")
 
 

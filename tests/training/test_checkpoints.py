@@ -257,6 +257,7 @@ def test_resume_of_an_empty_folder_begins(tmp_path):
         fit(small_model(), resume=tmp_path / "nothing")
 
 
+@pytest.mark.smoke
 def test_resume_needs_only_a_fresh_model(tmp_path):
     """Whatever the model of before had been through: its epochs, its random streams, its slots."""
     model = small_model()
@@ -553,6 +554,7 @@ def test_resume_of_a_newer_format_is_refused(tmp_path):
         fit(small_model(), tmp_path, resume=True)
 
 
+@pytest.mark.smoke
 def test_checkpoints_are_plain_safetensors(tmp_path):
     (*_, path) = killed(tmp_path)
     arrays = load_file(path)

@@ -73,12 +73,12 @@ MODEL_FAULTS = {
     "something that is no layer": (
         lambda: built(layers.Conv2D(4, 3), np.tanh),
         ConfigurationError,
-        "item 1 is <ufunc 'tanh'>, which is no layer",
+        "item 1 is <ufunc 'tanh'>, which is not a layer",
     ),
     "a class in place of a layer": (
         lambda: built(layers.Flatten),
         ConfigurationError,
-        "which is no layer; write it with brackets to make one",
+        "which is not a layer; did you mean",
     ),
     "a softmax that is taken twice": (
         lambda: built(*HEAD).compile("sgd", losses.CategoricalCrossEntropy(from_logits=True)),

@@ -233,7 +233,7 @@ def test_finite_check_in_the_train_command(tmp_path):
     message = str(result.exception)
     assert result.exception.layer.startswith("dense")
     assert re.search(r"dense\S*: .* holds (NaN|infinity) at step \d+, in the (forward|backward) pass", message)
-    assert message.endswith("is good. `gpucnn show histograms` draws what it came to")
+    assert message.endswith("is good. `gpucnn show histograms` plots the final weights and gradients")
     (kept,) = run.glob("checkpoint-*.safetensors")
     assert str(kept) in message
     assert load_report(run)["defect"]["kind"] == "diverged"

@@ -1,4 +1,4 @@
-"""`Group(train_epochs=n)`: parameters that are trained for some epochs, and then rest: nothing is computed for them."""
+"""`Group(train_epochs=n)`: parameters that are trained for some epochs, then frozen: nothing is computed for them."""
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ def test_group_epochs_learn_and_then_freeze():
 
 
 def test_group_epochs_skip_gradients_nobody_needs(monkeypatch):
-    """The second convolution is the lowest that learns then, so nobody wants the gradient of its input."""
+    """The second convolution is the first that is trained then, so the gradient of its input is not needed."""
     watch, (x, y) = Watch(monkeypatch), data()
     first_rests(Group("first", train_epochs=2), Backend()).fit(
         x, y, epochs=3, batch_size=16, callbacks=[watch], verbose=0
@@ -104,9 +104,9 @@ def test_group_epochs_with_muon(which):
     model = first_rests(Group("first"))
     model.compile(muon).fit(x, y, epochs=3, batch_size=16, callbacks=[watch], verbose=0)
     once, twice = watch.weights[0], watch.weights[2]
-    resting = ["first.bias", "conv2d.bias", "dense.bias", *(["first.weight"] if which == "first" else [])]
+    frozen = ["first.bias", "conv2d.bias", "dense.bias", *(["first.weight"] if which == "first" else [])]
     for path, array in once.items():
-        assert (array == twice[path]).all() == (path in resting), path
+        assert (array == twice[path]).all() == (path in frozen), path
 
 
 def test_group_epochs_on_two_threads():
@@ -114,7 +114,7 @@ def test_group_epochs_on_two_threads():
     gpucnn.set_num_threads(2)
     watch = Watch()
     model = first_rests(Group("first", train_epochs=1))
-    model._sharded_trunk._flops = 1e9  # enough work for a slice a thread
+    model._sharded._flops = 1e9  # enough work for a slice a thread
     model.fit(x, y, epochs=2, batch_size=128, callbacks=[watch], verbose=0)
     assert (watch.weights[0]["first.weight"] == watch.weights[1]["first.weight"]).all()
     assert not watch.gradients[1].any()

@@ -111,6 +111,7 @@ def test_groups_take_their_peak_outside_fit():
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.smoke
 def test_groups_are_the_same_with_captured_steps(name, dtype):
     """Every group's rate changes from step to step."""
     x, y = stripes(70)

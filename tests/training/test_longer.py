@@ -143,7 +143,7 @@ def test_resume_of_a_finished_run_with_more_epochs(run, digits, tmp_path):
     Checkpoints(tmp_path / "parts").clear()
     status, _, errors = run("train", "--run-dir", "parts", "--resume", "--epochs", 4)
     assert status == 1
-    assert "its last checkpoint is not there to train it on from" in errors
+    assert "its last checkpoint is missing" in errors
 
 
 # --- no room for it ----------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_results_survive_a_full_disk_or_a_moved_folder(run, digits, tmp_path, mo
     assert status == 1
     assert errors.count("could not be written") == 1, "one warning for one reason"
     assert "saved in its last checkpoint" not in errors
-    place = Path(errors.partition("so the finished run, with its model, is in ")[2].partition(" instead")[0])
+    place = Path(errors.partition("the finished run, with its model, is in ")[2].partition(" instead")[0])
     assert {"config.json", "defects.json", "history.json", "model.safetensors"} <= {p.name for p in place.iterdir()}
     assert len(json.loads((place / "history.json").read_text())["loss"]) == 3
     assert run("test", place)[0] == 0
@@ -200,7 +200,7 @@ def test_results_error_names_the_last_checkpoint_only_if_it_is_there(run, digits
     monkeypatch.setattr(sys.modules["gpucnn.cli.train"], "_write_results", no_room)
     options = ("--data", "mnist", "--data-dir", digits, "--batch-size", 500, "--epochs", 1)
     errors = run("train", *options, "--run-dir", "here")[2]
-    assert "saved in its last checkpoint: make room, and `gpucnn train --run-dir here --resume` writes" in errors
+    assert "saved in the last checkpoint: free disk space, and `gpucnn train --run-dir here --resume` writes" in errors
 
 
 def test_disk_full_saves_an_interrupted_run_elsewhere(tmp_path, monkeypatch, full):
@@ -238,4 +238,4 @@ def test_commands_say_that_a_run_is_not_finished(run, digits, tmp_path):
         assert "here: this run is not finished; continue it with `gpucnn train --run-dir here --resume`" in errors
         assert "its best model so far is here/best.safetensors" in errors
     errors = run("train", "--run-dir", "here")[2]
-    assert "--run-dir here: holds an unfinished run, saved after 1 epoch; go on with --resume" in errors
+    assert "--run-dir here: contains an unfinished run, saved after 1 epoch; continue it with --resume" in errors

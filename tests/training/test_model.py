@@ -15,6 +15,7 @@ from tests.helpers import small_model, stripes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.smoke
 def test_fit_learns_and_moves_every_parameter(backend, dtype):
     """A network with dead filters still learns, so each element of each parameter must have moved."""
     x, y = stripes(300)
@@ -44,6 +45,7 @@ def test_fit_twice_gives_the_same_bits(backend):
     assert (other["conv2d.weight"] != small_model(backend=backend).state_dict()["conv2d.weight"]).all()
 
 
+@pytest.mark.smoke
 def test_fit_is_the_same_on_all_backends(backend):
     """The same first weights, batches and dropout masks; float64 arithmetic keeps two steps together."""
     x, y = stripes(64)
@@ -55,6 +57,7 @@ def test_fit_is_the_same_on_all_backends(backend):
         assert array == pytest.approx(theirs[path], rel=1e-9, abs=1e-12), path
 
 
+@pytest.mark.smoke
 def test_gradient_of_a_whole_network(backend):
     """The gradient that a training step follows, softmax and loss fused, against central differences."""
     x, y = stripes(3)
@@ -263,7 +266,7 @@ def test_early_stopping_restores_the_best_weights():
 
 def test_early_stopping_names_a_missing_quantity():
     x, y = stripes(10)
-    with pytest.raises(ConfigurationError, match="watches 'val_loss', but an epoch reports only accuracy"):
+    with pytest.raises(ConfigurationError, match="monitors 'val_loss', but an epoch reports only accuracy"):
         small_model().fit(x, y, callbacks=[callbacks.EarlyStopping()], verbose=0)
 
 
@@ -376,7 +379,11 @@ def test_first_layer_skips_its_input_gradient(monkeypatch):
     ("make", "error", "message"),
     [
         (lambda: gpucnn.Model([], (3,)), ConfigurationError, "at least one layer"),
-        (lambda: gpucnn.Model([layers.ReLU], (3,)), ConfigurationError, "which is no layer; write it with brackets"),
+        (
+            lambda: gpucnn.Model([layers.ReLU], (3,)),
+            ConfigurationError,
+            r"which is not a layer; did you mean ReLU\(\)\?",
+        ),
         (lambda: gpucnn.Model(layers.Dense(3), (3,)), ConfigurationError, "expected a list of layers, not Dense"),
         (lambda: gpucnn.Model([layers.Dense(3)], 3), ConfigurationError, "input_shape must be the shape of one sample"),
         (lambda: gpucnn.Model([layers.Dense(3)], (0,)), ConfigurationError, r"not \(0,\)"),
@@ -420,7 +427,7 @@ def test_first_layer_skips_its_input_gradient(monkeypatch):
         (
             lambda: layers.Dropout(1.0),
             ConfigurationError,
-            "dropout: rate, the share that is dropped, must be .* below 1",
+            "dropout: rate, the fraction that is dropped, must be .* below 1",
         ),
         (lambda: layers.LeakyReLU(-1), ConfigurationError, "slope must be a number that is at least 0, not -1"),
         (

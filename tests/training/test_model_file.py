@@ -21,6 +21,7 @@ def saved(tmp_path):
     return tmp_path / "model.safetensors"
 
 
+@pytest.mark.smoke
 def test_model_file_restores_a_trained_model(backend, tmp_path):
     x, y = stripes(60)
     model = small_model(backend=backend)

@@ -196,7 +196,7 @@ def test_muon_whose_model_moved_to_another_optimizer_says_so():
     optimizer = Muon()
     first = small_model(optimizer=optimizer)
     small_model(optimizer=optimizer)
-    with pytest.raises(ConfigurationError, match="this Muon keeps its state for another model"):
+    with pytest.raises(ConfigurationError, match="this Muon is already bound to another model"):
         first.train_on_batch(*stripes(8))
 
 

@@ -38,6 +38,7 @@ ROWS = {
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-14)])
 @pytest.mark.parametrize("row", ROWS)
+@pytest.mark.smoke
 def test_optimizers_three_steps(row, backend, dtype, tolerance):
     template, formula, settings = ROWS[row]
     optimizer = type(template).from_config(template.config())
@@ -96,7 +97,7 @@ def test_optimizer_serves_one_model(backend):
     first, second = (backend.from_host(np.zeros(3)) for _ in range(2))
     optimizer.reset(backend, first)
     optimizer.reset(backend, second)
-    with pytest.raises(ConfigurationError, match="keeps its state for another model"):
+    with pytest.raises(ConfigurationError, match="is already bound to another model"):
         optimizer.update(backend, first, first, 0.1)
 
 
@@ -153,6 +154,7 @@ def test_optimizer_settings_out_of_range_are_refused(make, message):
     ],
     ids=lambda value: repr(value) if isinstance(value, schedules.Schedule) else None,
 )
+@pytest.mark.smoke
 def test_schedules_at_their_corners(schedule, epochs, expected):
     for epoch, rate in expected.items():
         assert schedule(epoch, epochs) == pytest.approx(rate, abs=1e-12), epoch

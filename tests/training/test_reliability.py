@@ -343,7 +343,7 @@ def test_predict_holds_no_more_than_a_chunk():
 @pytest.mark.parametrize("batch", [64, 512])
 def test_scratch_is_bounded_for_any_batch(batch):
     gpucnn.set_num_threads(1)
-    workspace.forget()
+    workspace.detach()
     x, y = images(batch, 32)
     network(size=32).fit(x, y, batch_size=batch, verbose=0)
     assert 0 < workspace.nbytes() < 16 << 20

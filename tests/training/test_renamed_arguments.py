@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpucnn import initializers, layers, optimizers, schedules
-from gpucnn.errors import UnknownNameError
+from gpucnn.errors import ArgumentError, UnknownNameError
 from tests.training.test_model import small_model
 
 GROUP = {"Group": "Group", "match": "*.bias", "rate": 2.0, "epochs": 3}
@@ -28,6 +28,24 @@ FORMER = [
 @pytest.mark.parametrize(("family", "description", "expected"), FORMER, ids=[repr_ for *_, repr_ in FORMER])
 def test_former_arguments_of_a_description_are_read(family, description, expected):
     assert repr(family.from_config(description)) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "former", "now"),
+    [
+        (layers.Normalization, "deviation", "std"),
+        (initializers.Dirac, "rest", "remaining"),
+        (optimizers.Group, "rate", "lr_multiplier"),
+        (optimizers.Group, "epochs", "train_epochs"),
+        (schedules.OneCycle, "rise", "warmup_fraction"),
+        (schedules.OneCycle, "initial", "start_factor"),
+        (schedules.OneCycle, "final", "end_factor"),
+        (optimizers.Muon, "other", "fallback"),
+    ],
+)
+def test_former_arguments_in_code_are_refused_with_their_names_of_now(kind, former, now):
+    with pytest.raises(ArgumentError, match=f"takes no argument '{former}'; did you mean {now}=…"):
+        kind(**{former: None})
 
 
 def test_former_slots_of_muon_are_read():

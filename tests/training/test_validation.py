@@ -122,10 +122,10 @@ def test_validation_on_the_test_images_is_explicit(run, digits, tmp_path):
     options = ("--data", "mnist", "--data-dir", digits, "--epochs", 1, "--batch-size", 200, "--run-dir", "here")
     status, shown, errors = run("train", *options, "--validate-on-test")
     assert (status, errors) == (0, "")
-    assert "MNIST: 2,000 training, 300 test images, scored after each epoch; " in shown
+    assert "MNIST: 2,000 training, 300 test images, also used for validation; " in shown
     settings = json.loads((tmp_path / "here" / "config.json").read_text())
     accuracy = f"{100 * settings['test']['accuracy']:.2f} %"
-    assert f"best      epoch 1, test accuracy, by which it was chosen, {accuracy}" in shown
+    assert f"best      epoch 1, test accuracy (which selected it) {accuracy}" in shown
     told = {fact.term: fact for fact in facts(open_run(tmp_path / "here", "numpy"), "not tested")}
     assert told["Validation"].value == "on the test images, after each epoch; they also selected the best model"
     status, _, errors = run("train", "--validate-on-test", "--validation-split", 0.1)

@@ -15,7 +15,7 @@ def _unary(name: str, x: Array) -> Array:
     """Launch a kernel y[i] = f(x[i]); returns y."""
     x = aligned(x)
     y = cupy.empty_like(x)
-    _launch(name, x, x, y)
+    _launch(name, (x, y))
     return y
 
 
@@ -23,7 +23,7 @@ def _binary(name: str, a: Array, b: Array, *numbers: Any) -> Array:
     """Launch a kernel y[i] = f(a[i], b[i]) for arrays of one shape and dtype; returns y."""
     a, b = aligned(a), aligned(b, a.dtype)
     y = cupy.empty_like(a)
-    _launch(name, a, a, b, y, numbers=numbers)
+    _launch(name, (a, b, y), *numbers)
     return y
 
 
@@ -52,10 +52,11 @@ def add(a: Array, b: Array, relu: bool = False) -> Array:
     return _binary("add", a, b, np.int32(relu))
 
 
-def _launch(name: str, like: Array, *pointers: Array, numbers: tuple[Any, ...] = ()) -> None:
-    width = vector_width(like.dtype, like.size)
-    count = like.size // width
-    kernels.launch_elements(name, like.dtype, width, count, *pointers, np.uint32(count), *numbers)
+def _launch(name: str, pointers: tuple[Any, ...], *numbers: Any) -> None:
+    """Launch a kernel with one thread per pack of the first array."""
+    dtype, size = pointers[0].dtype, pointers[0].size
+    width = vector_width(dtype, size)
+    kernels.launch_elements(name, dtype, width, size // width, *pointers, np.uint32(size // width), *numbers)
 
 
 def softmax(logits: Array) -> Array:
@@ -89,7 +90,7 @@ def clip_norm(gradients: Array, limit: float) -> None:
     partial, parts = kernels.squares(gradients)
     factor = cupy.empty((), compute_dtype(gradients.dtype))
     kernels.launch_one_block("clip_factor", gradients.dtype, partial, factor, np.uint32(parts), np.float64(limit))
-    _update("multiply", gradients, (gradients, factor))
+    _launch("multiply", (gradients, factor))
 
 
 def sgd_update(
@@ -104,7 +105,7 @@ def sgd_update(
 ) -> None:
     """Step down the gradient, in place."""
     pointers = values, gradients, NULL if velocity is None else velocity, _on_device(learning_rate, np.float64)
-    _update("sgd_update", values, pointers, np.float64(momentum), np.float64(weight_decay), np.int32(nesterov))
+    _launch("sgd_update", pointers, np.float64(momentum), np.float64(weight_decay), np.int32(nesterov))
 
 
 def adam_update(
@@ -124,18 +125,12 @@ def adam_update(
     """Step by the running mean of the gradient over the root of its running square, in place."""
     rate, number = _on_device(learning_rate, np.float64), _on_device(step, np.int64)
     numbers = (np.float64(number) for number in (beta1, beta2, epsilon, weight_decay))
-    _update("adam_update", values, (values, gradients, mean, square, rate, number), *numbers, np.int32(decoupled))
+    _launch("adam_update", (values, gradients, mean, square, rate, number), *numbers, np.int32(decoupled))
 
 
 def lerp_(target: Array, source: Array, weight: float) -> None:
     """Interpolate one array towards another, in place."""
-    _update("lerp", target, (target, source), np.float64(weight))
-
-
-def _update(name: str, values: Array, pointers: tuple[Any, ...], *numbers: Any) -> None:
-    width = vector_width(values.dtype, values.size)
-    count = values.size // width
-    kernels.launch_elements(name, values.dtype, width, count, *pointers, np.uint32(count), *numbers)
+    _launch("lerp", (target, source), np.float64(weight))
 
 
 def random_bits(key: int, counter: int, count: int, start: int, replays: Array | None, stride: int) -> Array:

@@ -127,14 +127,14 @@ class CapturePool(Tracer):
 
 
 class ReplayCounter:
-    """How often a step was repeated, in the GPU's memory, for the random streams that go on by themselves."""
+    """The number of the replay, in the GPU's memory, from which random streams count."""
 
     def __init__(self, increments: dict[int, int]) -> None:
         self.increments = increments
         self.count: Array = cupy.zeros((), np.uint64)
 
     def for_stream(self, key: int) -> tuple[Array, int]:
-        """Return the number of repeats and by how much each moves on the counter of a stream."""
+        """Return the number of the replay and by how much each advances the counter of a stream."""
         return self.count, self.increments.get(key, 0)
 
 

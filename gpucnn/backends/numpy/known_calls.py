@@ -95,7 +95,7 @@ def constant(array: Array) -> Array:
 
 
 def is_constant(array: Array) -> bool:
-    """Tell whether an array is a constant of the engine's, or a view of one."""
+    """Return whether an array is a constant of the engine's, or a view of one."""
     owner = array if array.base is None else array.base
     return _constants.get(id(owner)) is owner
 

@@ -66,8 +66,8 @@ def parameter_gradients(x: Array, dy: Array, window: Window, bias: bool) -> tupl
     KH, KW = window.size
     total = memory.zeros((KW, KH * C * F), x.dtype)
     dbias, ones = memory.zeros((F,), np.float64), workspace.ones(OW * n, x.dtype)
-    phase_window = int(UNPACKED_GEMM_MAX / (KH * C * F * n))
-    width = phase_window if MIN_PIXELS <= phase_window < OW else OW  # pixels that one product sums over
+    unpacked = int(UNPACKED_GEMM_MAX / (KH * C * F * n))  # pixels
+    width = unpacked if MIN_PIXELS <= unpacked < OW else OW  # pixels that one product sums over
     image_row = window.strides[0] * window.padded_size(x.shape[:2])[1] * C * n
     row_size = max(image_row, OW * F * n, KW * KH * C * F)  # of the copies of x and dy, and of the products
     for rows in blocks(len(dy), row_size * x.itemsize, GRADIENT_BLOCK):
@@ -165,10 +165,9 @@ def input_gradient_by_phase(dy: Array, weight: Array, image_size: tuple[int, int
                 out[...] = 0  # in no window
                 continue
             phase_window = Window((kernel.shape[0], kernel.shape[1]), padding=(row_phase.padding, column_phase.padding))
-            convolved = (
-                kernel_row_gemm.convolve if kernel_row_gemm.is_profitable(phase_window, *kernel.shape[2:]) else convolve
-            )
-            for _ in convolved(contiguous(part), kernel, None, phase_window, out):
+            by_kernel_row = kernel_row_gemm.is_profitable(phase_window, *kernel.shape[2:])
+            algorithm = kernel_row_gemm.convolve if by_kernel_row else convolve
+            for _ in algorithm(contiguous(part), kernel, None, phase_window, out):
                 pass
     return dx
 

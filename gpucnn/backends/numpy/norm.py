@@ -23,7 +23,6 @@ from gpucnn.backends.reference import Array
 BLOCK = 1 << 17  # numbers: two arrays of that size stay in a core's second-level cache
 MIN_ROW = 1 << 14  # numbers: NumPy copies shorter rows to its buffer of 8192 before it repeats them
 
-
 Saved = tuple[Array, Array | None, Array]  # x, y after a ReLU, and the mean
 
 

@@ -64,8 +64,7 @@ def set_num_threads(count: int | None) -> None:
         ConfigurationError: not a positive integer.
 
     Example:
-        >>> import gpucnn
-        >>> gpucnn.set_num_threads(1)
+        >>> set_num_threads(1)
     """
     global _requested, _available
     _requested = None if count is None else integer(count, "the number of threads", 1)

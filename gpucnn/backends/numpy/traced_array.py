@@ -1,21 +1,21 @@
-"""Arrays of which it is noted what is done with them.
+"""Arrays that list what is done with them, so that it can be done again.
 
-A `Traced` array does what every array of NumPy's does. But what it is asked for it hands on to plain arrays in the same
-memory, and tells the recorder of its thread, if there is one, which call that was. NumPy has two doors for this, one
-for elementwise functions and products, the ufuncs, and one for its other functions; methods that go through neither are
+A `TracedArray` does what every array of NumPy's does. But what is asked of it it hands on to plain arrays in the same
+memory, and tells the tracer of its thread, if there is one, which call that was. NumPy has two protocols for this, one
+for elementwise functions and products, the ufuncs, and one for its other functions; methods that use neither are
 written out here.
 
-    y = x * 2          Traced.__array_ufunc__(multiply, …)      noted: multiply(x, 2, out=y)
-    y[1:] = 0          Traced.__setitem__                       noted: copyto(view of y, 0)
-    x.reshape(…)       a view, nothing to note                  or, where it must copy, noted: copyto(y, x)
-    if x.max() > 0     Traced.__bool__                          the recorder gives up: Python decides by a number
+    y = x * 2          TracedArray.__array_ufunc__(multiply, …)     traced: multiply(x, 2, out=y)
+    y[1:] = 0          TracedArray.__setitem__                      traced: copyto(view of y, 0)
+    x.reshape(…)       a view, nothing to trace                     or, where it must copy, traced: copyto(y, x)
+    if x.max() > 0     TracedArray.__bool__                         the capture ends: Python decides by a number
 
-The doors open for what is known to be right when it is made again (see `known_calls.py`), and attributes for those
-that are listed here; with anything else it is not captured. So it does where a call is given an array, or a number of
-NumPy's, that is neither traced nor a constant: nobody knows what it was computed from, as that of `np.asarray(x)`,
-which lies in the memory of x. No door is there for code in C that reads or writes memory by itself, `np.nditer` or
-SciPy, and for numbers of Python's that come of it, such as `memoryview(x)[0, 0]`: for these the first replay is
-compared with an eager pass (see training/comparison.py).
+Traced is what is known to be right when it is called again (see `known_calls.py`), and attributes that are listed
+here; anything else ends the capture. So does a call that is given an array, or a number of NumPy's, that is neither
+traced nor a constant: nobody knows what it was computed from, such as `np.asarray(x)`, which lies in the memory of x.
+Neither protocol sees code in C that reads or writes memory by itself, `np.nditer` or SciPy, nor Python's numbers that
+come of it, such as `memoryview(x)[0, 0]`: for these the first replay is compared with an eager pass
+(engine/comparison.py).
 """
 
 import threading
@@ -27,7 +27,7 @@ import numpy as np
 from gpucnn.backends.numpy import known_calls
 from gpucnn.backends.reference import Array
 
-this_thread = threading.local()  # its `recorder`, while it records
+this_thread = threading.local()  # its `tracer`, while it traces
 
 _base_of = np.ndarray.base.__get__
 _interface_of = np.ndarray.__array_interface__.__get__
@@ -43,10 +43,10 @@ def current_tracer() -> Any:
 
 
 class TracedArray(np.ndarray[Any, Any]):
-    """An array of which this thread's recorder notes what is done with it; a plain one where nobody records."""
+    """An array of which this thread's tracer lists what is done with it; a plain one where nothing is traced."""
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """Call NumPy's function, and note it with the array that it writes to."""
+        """Call NumPy's function, and trace it with the array that it writes to."""
         tracer, out = current_tracer(), options.pop("out", None)
         function = ufunc if method == "__call__" else getattr(ufunc, method)
         if tracer is not None:
@@ -71,7 +71,7 @@ class TracedArray(np.ndarray[Any, Any]):
         return result
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        """Call NumPy's function and note it as one call, if it is one of those that may be made again."""
+        """Call NumPy's function and trace it as one call, if it is one of those that may be made again."""
         tracer, arguments, options = current_tracer(), untraced_all(args), untraced_all(kwargs)
         if tracer is None or func in known_calls.SHAPE_FUNCTIONS:
             return func(*arguments, **options)
@@ -110,7 +110,7 @@ class TracedArray(np.ndarray[Any, Any]):
         return tracer.trace_opaque(func, *arguments, **options)
 
     def __getattribute__(self, name: str) -> Any:
-        """Return an attribute; while somebody records, one that is not listed lets the recorder give up."""
+        """Return an attribute; while this thread traces, one that is not listed ends the capture."""
         if name not in LISTED:
             tracer = current_tracer()
             if tracer is not None:
@@ -118,14 +118,14 @@ class TracedArray(np.ndarray[Any, Any]):
         return _attribute_of(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute: another shape is a view, but nothing else is noted."""
+        """Set an attribute: another shape is a view, but nothing else is captured."""
         tracer = current_tracer()
         if tracer is not None and name != "shape":
             tracer.fail(f"setting numpy.ndarray.{name} is not captured")
         super().__setattr__(name, value)
 
     def __getitem__(self, key: Any) -> Any:
-        """Return a view where the key asks for one; else note the copy. A single number is a view as well."""
+        """Return a view where the key asks for one; else trace the copy. A single number is a view as well."""
         tracer, indices = current_tracer(), untraced_all(key)
         if tracer is None:
             return untraced(self)[indices]
@@ -140,7 +140,7 @@ class TracedArray(np.ndarray[Any, Any]):
         )
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Copy, and note it. An array is not copied to itself, which is how `array[key] += value` ends."""
+        """Copy, and trace it. An array is not copied to itself, which is how `array[key] += value` ends."""
         tracer, own, indices, new = current_tracer(), untraced(self), untraced_all(key), untraced_all(value)
         own[indices] = new
         if tracer is None:
@@ -157,7 +157,7 @@ class TracedArray(np.ndarray[Any, Any]):
             tracer.append(np.copyto, target, new, casting="unsafe")
 
     def reshape(self, *shape: Any, **options: Any) -> Any:
-        """Return a view where that can be; else note the copy."""
+        """Return a view where that can be; else trace the copy."""
         tracer, own = current_tracer(), untraced(self)
         made = super().reshape(*shape, **options)
         if tracer is None or _shares_memory(made, own) is not None:
@@ -178,11 +178,11 @@ class TracedArray(np.ndarray[Any, Any]):
         return self.copy(order).reshape(-1, order=order)
 
     def copy(self, order: Any = "C") -> Any:
-        """Copy, and note it."""
+        """Copy, and trace it."""
         return self._cast(self.dtype, order)
 
     def astype(self, dtype: Any, order: Any = "K", casting: Any = "unsafe", subok: Any = True, copy: Any = True) -> Any:
-        """Convert, and note it."""
+        """Convert, and trace it."""
         return self if not copy and np.dtype(dtype) == self.dtype else self._cast(dtype, order, casting)
 
     def _cast(self, dtype: Any, order: Any, casting: Any = "unsafe") -> Any:
@@ -200,11 +200,11 @@ class TracedArray(np.ndarray[Any, Any]):
         return np.clip(self, min, max, out=out, **options)
 
     def fill(self, value: Any) -> None:
-        """Fill, and note it."""
+        """Fill, and trace it."""
         self[...] = value
 
     def view(self, *arguments: Any, **options: Any) -> Any:
-        """Return a view; one that is no longer traced is not noted."""
+        """Return a view; one that is not a traced array ends the capture."""
         tracer, made = current_tracer(), np.ndarray.view(self, *arguments, **options)
         if tracer is not None and not isinstance(made, TracedArray):
             tracer.fail(f"a view as {type(made).__name__} is not captured")
@@ -215,7 +215,7 @@ class TracedArray(np.ndarray[Any, Any]):
         return getattr(np, what)(self, *arguments, **options)
 
     def _untraceable(self, what: str, *arguments: Any, **options: Any) -> Any:
-        """Do what cannot be noted."""
+        """Do what cannot be traced."""
         tracer = current_tracer()
         if tracer is not None:
             tracer.fail(f"numpy.ndarray.{what} is not captured")
@@ -226,13 +226,13 @@ def _make_method(how: Callable[..., Any], what: str) -> Callable[..., Any]:
     return lambda self, *arguments, **options: how(self, what, *arguments, **options)
 
 
-# what NumPy does in C past the doors has a function that goes through one; so have means, which count in its numbers
+# what NumPy does in C past both protocols has a function that uses one; so have means, which count in its numbers
 for _name in (
     *("argmax", "argmin", "argpartition", "argsort", "choose", "cumsum", "cumprod", "diagonal", "dot", "mean"),
     *("repeat", "round", "searchsorted", "std", "take", "trace", "var"),
 ):
     setattr(TracedArray, _name, _make_method(TracedArray._by_function, _name))
-# a number for Python, by which it may decide; a text or a copy past what notes it; a change in place
+# a number for Python, by which it may decide; a text, or a copy past what is traced; a change in place
 for _name in (
     *("__bool__", "__int__", "__float__", "__complex__", "__index__", "item", "tolist", "tobytes", "nonzero"),
     *("__str__", "__repr__", "__format__", "__contains__", "__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__"),
@@ -289,7 +289,7 @@ def root_of(array: Array) -> Array:
 
 
 def require_traced(tracer: Any, value: Any) -> None:
-    """Let the recorder give up if a call is given what it does not know, which may be computed from traced arrays."""
+    """End the capture if a call is given what the tracer does not know, which may be computed from traced arrays."""
     if isinstance(value, TracedArray):
         if value.dtype.kind not in known_calls.NUMERIC:
             tracer.fail(f"an array of {value.dtype} is not captured")
@@ -314,7 +314,7 @@ def require_traced(tracer: Any, value: Any) -> None:
 
 
 def _require_traced_out(tracer: Any, out: Any) -> None:
-    """Let the recorder give up if an array is written to that is not traced: what is read of it would not be noted."""
+    """End the capture if an array is written to that is not traced: what is read of it would not be either."""
     for array in out if isinstance(out, tuple) else (out,):
         if array is not None and not (isinstance(array, TracedArray) and tracer.made(root_of(array))):
             tracer.fail("an array is written to that is not captured; make it with self.backend.xp")
@@ -340,7 +340,7 @@ def _holds_traced(value: Any) -> bool:
 
 
 def _has_mask(key: Any) -> bool:
-    """Tell whether there are booleans among what indexes an array."""
+    """Return whether there are booleans among what indexes an array."""
     keys = key if isinstance(key, tuple | list) else (key,)
     return any(_has_mask(item) if isinstance(item, list) else _is_mask(item) for item in keys)
 
@@ -376,7 +376,7 @@ def _shares_memory(array: Any, others: Any) -> Any:
 
 
 def _same_memory(one: Array, other: Array) -> bool:
-    """Tell whether two arrays are the same elements of the same memory."""
+    """Return whether two arrays are the same elements of the same memory."""
     names = ("shape", "strides", "dtype")
     alike = all(getattr(one, name) == getattr(other, name) for name in names)
     return alike and one.ctypes.data == other.ctypes.data

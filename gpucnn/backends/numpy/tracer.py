@@ -1,19 +1,20 @@
-"""What a pass asks of NumPy, recorded as a list of calls and repeated without the Python between them.
+"""What a pass asks of NumPy, traced as a list of calls and replayed without the Python between them.
 
 A pass through a network makes the same calls each time, on arrays of the same shapes: only the numbers differ. So they
-are noted while a pass is made; later passes make the same calls again, in the same memory, which is the recorder's own:
+are listed while a pass runs; replays make the same calls again, in the same memory, which is the tracer's own:
 
-    recorded    layers ─▶ kernels ─▶ geometry, views, … ─▶ np.matmul(U, V, out=M)        a note of matmul, U, V and M
-    repeated                                               np.matmul(U, V, out=M)        for call in calls: call()
+    traced      layers ─▶ kernels ─▶ geometry, views, … ─▶ np.matmul(U, V, out=M)        matmul, U, V and M on a list
+    replayed                                               np.matmul(U, V, out=M)        for call in calls: call()
 
-While a thread records, all that changes from pass to pass is `Traced`: arrays that hand what is asked of them on to
-NumPy, and note it. A note holds plain arrays in the same memory. They do not say that it is in use: whether it is, and
-whether the arena may hand it out again, depends on the lives of what the pass itself made, as in any other pass.
+While a thread traces, all that changes from pass to pass is a `TracedArray`, which hands what is asked of it on to
+NumPy and adds it to the list. The list holds plain arrays in the same memory. They do not keep it in use: whether it
+is, and whether the arena may hand it out again, depends on the lives of what the pass itself made, as in any other
+pass.
 
-    a view, Traced ──▶ an array, Traced, whose life its block watches ──▶ the block's memory ◀── a plain array of a note
+    a traced view ──▶ a traced array, whose life its block watches ──▶ the block's memory ◀── a plain array on the list
 
-Recording changes nothing of what is computed. Where something cannot be noted, because Python decides by a number, say,
-the recorder gives up: the pass goes on as it would have, and nothing is recorded.
+Tracing changes nothing of what is computed. Where something cannot be traced, because Python decides by a number, say,
+the tracer says why (`failure`): the pass continues, and it is not replayed.
 """
 
 import math
@@ -29,16 +30,16 @@ from gpucnn.backends.numpy.arena import Arena, Block
 from gpucnn.backends.numpy.traced_array import TracedArray, current_tracer, root_of, this_thread, untraced, untraced_all
 from gpucnn.backends.reference import Array
 
-PUBLISHED = object()  # the sign of arrays that one thread's recorder left for others
+PUBLISHED = object()  # the sign of arrays that one thread's tracer has copied for others
 
 
 class Tracer(base.Tracer):
-    """Records functions of arrays on one thread at a time, and holds the memory that their repeats work in."""
+    """Traces functions of arrays on one thread at a time, and holds the memory that their replays use."""
 
     def __init__(self, source: Arena, buffers: Callable[[], dict[tuple[str, str], Array]]) -> None:
         """Take whose free memory may be taken over, and what gives a thread's own buffers away.
 
-        What was computed before, as it came, needed as much, and needs it no more.
+        Eager passes needed as much before, and need it no more.
         """
         self.failure = ""
         self._buffers = buffers
@@ -46,7 +47,7 @@ class Tracer(base.Tracer):
         self._arena = Arena(parent=source)
         self._scratch: dict[tuple[str, str], Array] = {}
         self._errors: Any = {}
-        self._sign = object()  # on all arrays that this recorder makes
+        self._sign = object()  # on all arrays that this tracer makes
 
     def capture(
         self, function: Callable[..., Array | None], *arrays: Array, increments: dict[int, int] | None = None
@@ -68,7 +69,7 @@ class Tracer(base.Tracer):
         return untraced(result), replay
 
     def traced(self, array: Array) -> Array:
-        """Return an array as one of which is noted what is done with it, in the same memory."""
+        """Return an array in the same memory, of which is traced what is done with it."""
         return self._signed(array.view(TracedArray))
 
     def untraced(self, array: Array) -> Array:
@@ -76,11 +77,11 @@ class Tracer(base.Tracer):
         return untraced(array)
 
     def knows(self, array: Array) -> bool:
-        """Tell whether an array is one that this recorder gave or saw made."""
+        """Return whether an array was given or made by this tracer."""
         return isinstance(array, TracedArray) and self.made(root_of(array))
 
     def made(self, array: Array) -> bool:
-        """Tell whether this recorder made a traced array that is no view of another one."""
+        """Return whether this tracer made a traced array that is not a view of another one."""
         return vars(array).get("sign") in (self._sign, PUBLISHED)
 
     def _signed(self, array: Array, sign: object = None) -> Array:
@@ -88,11 +89,11 @@ class Tracer(base.Tracer):
         return array
 
     def nbytes(self) -> int:
-        """Return the bytes of the memory that the repeats work in."""
+        """Return the bytes of the memory that the replays use."""
         return sum(block.size for blocks in self._arena.blocks.values() for block in blocks)
 
     def fail(self, why: str) -> None:
-        """Say that what is computed cannot be repeated; the first reason counts."""
+        """Say that what is computed cannot be replayed; the first reason counts."""
         self.failure = self.failure or why
 
     # --- for those who compute ----------------------------------------------------------------
@@ -127,7 +128,7 @@ class Tracer(base.Tracer):
         return copy
 
     def filled(self, array: Array, number: Any) -> Array:
-        """Return a copy of an array that is filled with a number anew in each replay; None leaves it as it is."""
+        """Return a copy of an array that is filled with a number in each replay; None leaves it as it is."""
         copy = self.copy_like(array)
         if number is not None:
             self.append(np.copyto, untraced(copy), number)
@@ -155,13 +156,13 @@ class Tracer(base.Tracer):
 
 
 class Replay(base.Replay):
-    """The calls that were noted of a function, made again with other numbers."""
+    """The calls that a function made, to be made again with other numbers."""
 
     def __init__(self, inputs: list[Array], calls: list[Callable[[], Any]], result: Array, failure: str) -> None:
         self._inputs, self._calls, self._result, self.failure = inputs, calls, result, failure
 
     def __call__(self, *arrays: Array, number: int = 0) -> Array:
-        """Copy the arrays to where they lay when it was recorded, and make the calls."""
+        """Copy the arrays to where they lay when it was traced, and make the calls."""
         for array, place in zip(arrays, self._inputs, strict=True):
             np.copyto(place, array)
         for call in self._calls:
@@ -178,7 +179,7 @@ def on_replay(draw: Callable[[], Array]) -> Array:
 
 
 def as_single_call(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a function that writes to arrays it is given one call of a recording; it may decide by numbers then."""
+    """Make a function that writes to arrays it is given one traced call; it may decide by numbers then."""
 
     @wraps(function)
     def traced_call(*arguments: Any) -> None:
@@ -193,7 +194,7 @@ def as_single_call(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function during which this thread does not record."""
+    """Return a function during which this thread does not trace."""
 
     def call(*arguments: Any) -> Any:
         before = current_tracer()
@@ -207,6 +208,6 @@ def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _with_errstate(errors: Any, call: Callable[[], Any]) -> None:
-    """Make a call with NumPy's warnings as they were set where it was recorded."""
+    """Make a call with NumPy's warnings as they were set where it was traced."""
     with np.errstate(**errors):
         call()

@@ -64,11 +64,6 @@ def detach() -> dict[tuple[str, str], Array]:
     return detached
 
 
-def forget() -> None:
-    """Return this thread's buffers to the system."""
-    detach()
-
-
 def nbytes() -> int:
     """Return the bytes of this thread's buffers."""
     return sum(buffer.nbytes for buffer in _thread_buffers.buffers.values())
