@@ -206,9 +206,7 @@ def test_inputs_that_are_not_numbers_are_refused(x, message):
 def test_numbers_beyond_the_models_dtype_are_named_by_their_place(value):
     x = X.astype("float64")
     x[3, 1, 0, 0] = x[5, 1, 0, 0] = value
-    message = (
-        rf"holds {re.escape(str(value))} at index \(3, 1, 0, 0\), and 2 such values in all; the maximum of float32"
-    )
+    message = rf"holds {re.escape(str(value))} at index \(3, 1, 0, 0\), and 2 such values in all;"
     for verb in ("fit", "evaluate", "predict", "train_on_batch"):
         with pytest.raises(DataError, match=message):
             VERBS[verb](x)
