@@ -94,7 +94,7 @@ def make_runs(
     if len(missing) < count:
         say(f"{count - len(missing)} of {count} runs are already in {made.path}")
     if missing and data is None:
-        data = reproduction.load_data(name)
+        data = reproduction.load_dataset(name)
     if missing and reproduction.by_name(name).long:
         say("  validated on the test set after each epoch, as published")
 
