@@ -12,20 +12,7 @@ from gpucnn import networks
 from gpucnn.callbacks import Callback, EarlyStopping
 from gpucnn.callbacks.defects import TrainingMonitor
 from gpucnn.callbacks.snapshots import Snapshots
-from gpucnn.cli.common import (
-    CONFIG,
-    DATA_NAMES,
-    HISTORY,
-    MODEL,
-    RUNS,
-    dataset_title,
-    describe_backend,
-    load_data,
-    load_data_or_digits,
-    run_config,
-    say,
-    warnings_shown,
-)
+from gpucnn.cli.common import describe_backend, load_data_or_digits, say, warnings_shown
 from gpucnn.cli.options import BackendName, DataDir, Dtype, Epochs
 from gpucnn.cli.parts import Parts, check_kept, checked, parts_of
 from gpucnn.core.files import (
@@ -44,7 +31,20 @@ from gpucnn.datasets import Dataset
 from gpucnn.errors import CheckpointError, ConfigurationError, NumericError
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
-from gpucnn.runs.folder import is_unfinished, remember_data, resume_command, validated_on_test
+from gpucnn.runs.folder import (
+    CONFIG,
+    DATA_NAMES,
+    HISTORY,
+    MODEL,
+    RUNS,
+    dataset_title,
+    is_unfinished,
+    load_data,
+    remember_data,
+    resume_command,
+    run_config,
+    validated_on_test,
+)
 from gpucnn.runs.reproduction import PROBE
 from gpucnn.saving.model_file import to_bytes
 from gpucnn.schedules import Schedule
@@ -125,18 +125,7 @@ def train(
     if resume:
         if folder is None:
             raise ConfigurationError("--resume needs --run-dir, the folder of the interrupted run")
-        given = {name: value for name, value in options.items() if name in OVERRIDABLE and _is_given(context, name)}
-        # checked before the lock: it must not be created in a folder that is not a run's
-        every = (options | _resume_settings(context, folder))["checkpoint_every"]
-        with (checkpoints := Checkpoints(folder, every_seconds=every)).writing():
-            settings = _resume_settings(context, folder)  # again, now that no other process can change them
-            remove_partial(folder)
-            if "test" in settings and not _is_longer(folder, settings, given.get("epochs")):
-                checkpoints.clear(keep=1)  # if it was killed just before that
-                return
-            before = {name: value for name, value in settings.items() if name not in ("test", "best")}
-            settings = options | before | given
-            _train(settings, *_prepared(settings), checkpoints, resume=True)
+        _resume(context, folder, options)
         return
     if folder is not None:
         check_unused(folder)
@@ -146,6 +135,22 @@ def train(
     with (checkpoints := Checkpoints(folder, every_seconds=options["checkpoint_every"])).writing():
         check_unused(folder)  # again, now that no other process can write to it
         _train(options, model, parts, checkpoints, resume=False)
+
+
+def _resume(context: typer.Context, folder: Path, options: dict[str, Any]) -> None:
+    """Continue an interrupted run with its own settings, or a finished one for more epochs."""
+    given = {name: value for name, value in options.items() if name in OVERRIDABLE and _is_given(context, name)}
+    # checked before the lock: it must not be created in a folder that is not a run's
+    every = (options | _resume_settings(context, folder))["checkpoint_every"]
+    with (checkpoints := Checkpoints(folder, every_seconds=every)).writing():
+        settings = _resume_settings(context, folder)  # again, now that no other process can change them
+        remove_partial(folder)
+        if "test" in settings and not _is_longer(folder, settings, given.get("epochs")):
+            checkpoints.clear(keep=1)  # if it was killed just before that
+            return
+        before = {name: value for name, value in settings.items() if name not in ("test", "best")}
+        settings = options | before | given
+        _train(settings, *_prepared(settings), checkpoints, resume=True)
 
 
 def _is_longer(folder: Path, settings: dict[str, Any], epochs: float | None) -> bool:

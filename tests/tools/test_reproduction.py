@@ -149,7 +149,10 @@ def test_reproduce_lists(tmp_path):
     [
         (["reproduce"], 'name a recipe, or "all"'),
         (["reproduce", "lenet-5"], "nothing named 'lenet-5' to reproduce"),
-        (["runs", "lenet", "--on-defect", "repair"], "--on-defect must be one of flag, stop, restart, not 'repair'"),
+        (
+            ["runs", "lenet", "--on-defect", "repair"],
+            "--on-defect must be one of 'flag', 'stop', 'restart', not 'repair'",
+        ),
     ],
 )
 def test_reproduce_refuses_wrong_options(arguments, message):
