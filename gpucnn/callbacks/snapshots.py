@@ -50,7 +50,7 @@ class Snapshots(Callback):
     renamed: ClassVar = {"left_out": "skipped"}
 
     def __init__(self, folder: str | Path | None = None, *, limit: int = MAX_BYTES) -> None:
-        self.folder = None if folder is None else user_path(folder)
+        self.folder = checks.optional(user_path, folder)
         self.limit = checks.integer(limit, "limit, in bytes,", minimum=1)
         self.epochs: Epochs = {}
         self.skipped: list[str] = []
