@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Iterable, Iterator
-from numbers import Real
 from os import PathLike
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 from gpucnn.core import checks
 from gpucnn.core.files import user_path
 from gpucnn.core.text import for_output
-from gpucnn.data.cifar import CIFAR10_CLASSES, check_labels, explain_absence, find_cifar10, read_cifar10
+from gpucnn.data.cifar import CIFAR10_CLASSES, check_class_range, explain_absence, find_cifar10, read_cifar10
 from gpucnn.data.download import REMOTES, cache_folder, fetch
 from gpucnn.data.folders import Size, composed, list_folders, natural_key, read_image_folder
 from gpucnn.data.idx import find_idx, read_idx_pair
@@ -22,9 +21,9 @@ Split = tuple[np.ndarray, np.ndarray]
 
 _DIGITS = [str(digit) for digit in range(10)]
 _MNIST_STEMS = [name.removesuffix(".gz") for name in REMOTES["mnist"].files]
-_LAYOUTS = {"batches": "binary batches", "sheets": "lossless sheets", "archive": "the official archive"}
+_LAYOUTS = {"batches": "binary batches", "sheets": "WebP sprite sheets", "archive": "the official archive"}
 
-# A folder is a split when one of these words opens or closes its name.
+# A folder is a split if its name begins or ends with one of these words.
 _SPLIT_WORDS = {
     "train": "train", "training": "train", "test": "test", "testing": "test",
     "val": "validation", "valid": "validation", "validation": "validation",
@@ -32,7 +31,7 @@ _SPLIT_WORDS = {
 
 
 class Dataset(tuple[Split, Split]):
-    """A pair ((x_train, y_train), (x_test, y_test)) that knows its name, its classes and where it came from.
+    """A pair ((x_train, y_train), (x_test, y_test)) with its name, class names and source.
 
     Shapes
         x_train  (N, H, W, C) uint8      y_train  (N,) int64
@@ -52,7 +51,7 @@ class Dataset(tuple[Split, Split]):
     def __new__(
         cls, splits: Iterable[Split], *, name: str = "", class_names: Iterable[str] = (), source: str = ""
     ) -> "Dataset":
-        """Carry the names beside the arrays."""
+        """Attach the names to the arrays."""
         self = super().__new__(cls, splits)
         self.name, self.class_names, self.source = name, list(class_names), source
         return self
@@ -92,7 +91,7 @@ def mnist(path: str | PathLike[str] | None = None) -> Dataset:
                 f"{images_path}: holds images of {images.shape[1]}x{images.shape[2]} pixels; expected "
                 "MNIST's 28x28: pass the folder of MNIST itself"
             )
-        check_labels(labels, 10, str(labels_path))
+        check_class_range(labels, 10, str(labels_path))
         splits.append((images, labels))
     return Dataset(splits, name="mnist", class_names=_DIGITS, source=f"IDX files in {folder}")
 
@@ -128,7 +127,7 @@ def image_folder(
 
     Raises
         DataError           the folder is laid out otherwise, or its splits or sizes do not agree
-        ConfigurationError  test_fraction, seed or size make no sense
+        ConfigurationError  test_fraction, seed or size are invalid
 
     Example:
         >>> import os
@@ -142,11 +141,8 @@ def image_folder(
         ((6, 32, 32, 3), (2, 32, 32, 3))
     """
     folder = user_path(path)
-    seed = _whole("seed", seed, 0)
-    if not isinstance(test_fraction, Real) or not 0 < test_fraction < 1:
-        raise ConfigurationError(
-            f"test_fraction={test_fraction!r}: expected a fraction between 0 and 1: pass for example 0.2"
-        )
+    seed = checks.integer(seed, "seed", minimum=0)
+    test_fraction = checks.number(test_fraction, "test_fraction", above=0, below=1)
     found = _find_splits(folder)
     if found is not None:
         train, test, beside = found
@@ -161,9 +157,9 @@ def image_folder(
 
 
 def synthetic_digits(n: int = 20_000, seed: int = 0) -> Dataset:
-    """Draw `n` training images of digits like handwriting and n // 5 (at least one) test images, (28, 28, 1).
+    """Generate `n` training images of handwriting-like digits and n // 5 (at least one) test images, (28, 28, 1).
 
-    The test images come from a random stream of their own. Needs no file and no network.
+    The test images come from a separate random stream. Needs no files and no network connection.
 
     Example:
         >>> (x, y), _ = datasets.synthetic_digits(100, seed=0)
@@ -172,12 +168,12 @@ def synthetic_digits(n: int = 20_000, seed: int = 0) -> Dataset:
     """
     from gpucnn.data import synthetic
 
-    n, seed = _whole("n", n, 1), _whole("seed", seed, 0)
+    n, seed = checks.integer(n, "n", minimum=1), checks.integer(seed, "seed", minimum=0)
     test_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
-    if test_seed == seed:  # one chance in four thousand million, and then test would repeat training
+    if test_seed == seed:  # test would repeat training, one chance in 2³²
         test_seed += 1
     splits = (synthetic.synthetic_digits(n, seed), synthetic.synthetic_digits(max(1, n // 5), test_seed))
-    source = f"drawn by gpucnn with seed {seed}"
+    source = f"generated with seed {seed}"
     return Dataset(splits, name="synthetic_digits", class_names=_DIGITS, source=source)
 
 
@@ -191,7 +187,7 @@ def available(name: str) -> str | None:
         ...     data = datasets.synthetic_digits(100)
     """
     if name not in REMOTES:
-        raise ConfigurationError(f"no data set {name!r} to look for; expected one of {', '.join(REMOTES)}")
+        raise ConfigurationError(f"there is no data set {name!r}; expected one of {', '.join(REMOTES)}")
     return next((str(folder) for folder in _usual_folders(name) if _is_complete(name, folder)), None)
 
 
@@ -201,8 +197,8 @@ def _locate(name: str, path: str | PathLike[str] | None) -> Path:
         named = os.environ.get("GPUCNN_DATA")
         if named and not user_path(named).is_dir():
             raise DataError(
-                f"the environment variable GPUCNN_DATA names {named}, which is no folder; expected a folder "
-                "of data sets: mend or unset it"
+                f"the environment variable GPUCNN_DATA names {named}, which is not a folder; expected a folder "
+                "of data sets: fix or unset it"
             )
         local = available(name)
         if local is None:
@@ -222,7 +218,7 @@ def _locate(name: str, path: str | PathLike[str] | None) -> Path:
 
 
 def _usual_folders(name: str) -> Iterator[Path]:
-    """Yield the folders a data set is looked for in when no path is given."""
+    """Yield the default folders of a data set."""
     named = os.environ.get("GPUCNN_DATA")
     if named:
         yield user_path(named) / name
@@ -245,11 +241,6 @@ def _explain_absence(name: str, folder: Path) -> str:
         f"({', '.join(_MNIST_STEMS)}), plain or .gz, here or in a sub-folder {name!r}: put them here, pass "
         "another folder, or no path at all to download them"
     )
-
-
-def _whole(name: str, value: int, least: int) -> int:
-    """Return an argument as an int, NumPy's too, or say that it is none or too small."""
-    return checks.integer(value, name, minimum=least)
 
 
 def _find_splits(folder: Path) -> tuple[Path, Path, list[str]] | None:
@@ -301,7 +292,7 @@ def _read_splits(train: Path, test: Path, size: Size | None) -> tuple[list[Split
         )
     channels = max(x_train.shape[-1], x_test.shape[-1])
     for i, (x, y) in enumerate(splits := [(x_train, y_train), (x_test, y_test)]):
-        if x.shape[-1] < channels:  # grey images beside coloured ones get three channels, too
+        if x.shape[-1] < channels:  # one split is grey, the other one in colour
             splits[i] = (np.repeat(x, channels, axis=-1), y)
     return splits, class_names
 
@@ -309,7 +300,7 @@ def _read_splits(train: Path, test: Path, size: Size | None) -> tuple[list[Split
 def _draw_split(
     images: np.ndarray, labels: np.ndarray, class_names: list[str], test_fraction: float, seed: int
 ) -> list[Split]:
-    """Draw the same fraction of every class for the test; both splits keep the order of the files."""
+    """Split off a random fraction of every class as test set; both splits keep the order of the files."""
     rng = np.random.default_rng(seed)
     in_test = np.zeros(len(labels), bool)
     for label, name in enumerate(class_names):

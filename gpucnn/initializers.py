@@ -226,7 +226,7 @@ class Dirac(Initializer):
     renamed: ClassVar[dict[str, str]] = {"rest": "remaining"}
 
     def __init__(self, remaining: str | Initializer = "he_normal") -> None:
-        Initializer.get(remaining)
+        Initializer.resolve(remaining)
         self.remaining = remaining
 
     def create(
@@ -240,7 +240,7 @@ class Dirac(Initializer):
                 'initializer here, such as "he_normal"'
             )
         KH, KW, C, F = shape
-        weight = Initializer.get(self.remaining)(shape, fan_in, fan_out, rng)
+        weight = Initializer.resolve(self.remaining)(shape, fan_in, fan_out, rng)
         for first in range(0, F, F // groups):
             same = np.arange(min(C, F // groups))
             weight[..., first + same] = 0.0

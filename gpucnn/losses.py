@@ -184,4 +184,4 @@ def chosen_loss(loss: Any) -> Loss:
             )
         )
         raise ConfigurationError(f"loss must be a loss or its name, not {loss!r}; {remedy}")
-    return Loss.get(loss)
+    return Loss.resolve(loss)

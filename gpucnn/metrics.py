@@ -133,7 +133,7 @@ def chosen_metrics(metrics: Any) -> list[Metric]:
                 )
             )
             raise ConfigurationError(f"each of metrics must be a metric or its name, not {metric!r}; {remedy}")
-        made = Metric.get(metric)
+        made = Metric.resolve(metric)
         _check_name(made, [other.name for other in chosen])
         chosen.append(made)
     return chosen

@@ -11,7 +11,7 @@ from gpucnn.core import checks
 from gpucnn.core.hints import hinted
 from gpucnn.core.text import for_output
 from gpucnn.data.augment import Augmentation, check_augmentations, data_shape
-from gpucnn.data.batches import check_batch_size, check_epochs, check_inputs, check_labels, join
+from gpucnn.data.batches import check_batch_size, check_epochs, check_inputs, check_labels, concatenate
 from gpucnn.data.tta import Views, check_tta
 from gpucnn.engine.arguments import check_nothing_shown, check_pair, check_verbose
 from gpucnn.engine.batch_norm_refresh import recalibrate_batch_norm
@@ -252,7 +252,7 @@ class Model(Executor):
                 return self.backend.to_host(self._predict_views(self.backend.from_host(x[part]), chosen))
             return self.backend.to_host(self.forward(x[part])[0].astype(self.state_dtype, copy=False))
 
-        return join(in_batches(self, len(x), size, outputs))
+        return concatenate(in_batches(self, len(x), size, outputs))
 
     def _predict_views(self, x: Array, views: Views, *, logits: bool = False) -> Array:
         """Return the mean of the outputs over views of images on the device; of the logits if a softmax is last."""

@@ -14,7 +14,7 @@ from rich.text import Text
 from gpucnn.cli.common import console, open_model, say, say_error
 from gpucnn.cli.options import BackendName, Json, SavedModel
 from gpucnn.core.console import styled
-from gpucnn.core.files import write_whole
+from gpucnn.core.files import write_atomic
 from gpucnn.core.text import printable
 from gpucnn.data.images import centre_digit, is_dark_on_light, read_image
 from gpucnn.errors import ConfigurationError, DataError, NumericError
@@ -184,7 +184,7 @@ def _write(path: Path, model: Path, results: list[dict[str, Any]], failed: dict[
     content = json.dumps({"model": str(model), "images": results}, indent=1, ensure_ascii=False) + "\n"
     try:
         # in JSON's own escapes, which lead back to the same name
-        write_whole(path, content.encode("utf-8", "backslashreplace"))
+        write_atomic(path, content.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise ConfigurationError(
             f"--json {path}: cannot be written ({error.strerror or error}); choose a file in an existing folder"

@@ -13,7 +13,7 @@ from gpucnn.callbacks.snapshots import Snapshots
 from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console, say, working
 from gpucnn.cli.options import BackendName, Dtype, Epochs
 from gpucnn.core.console import Part, narrow_table
-from gpucnn.core.files import FolderLock, explained, make_folder, remove_parts, user_path, write_into
+from gpucnn.core.files import FolderLock, explained, make_folder, remove_partial, user_path, write_into
 from gpucnn.core.text import duration
 from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
@@ -94,7 +94,7 @@ def make_runs(
     if len(missing) < count:
         say(f"{count - len(missing)} of {count} runs are already in {made.path}")
     if missing and data is None:
-        data = reproduction.load_data(name)
+        data = reproduction.load_dataset(name)
     if missing and reproduction.by_name(name).long:
         say("  validated on the test set after each epoch, as published")
 
@@ -131,7 +131,7 @@ def make_runs(
                 write_into(folder, CONFIG, described.encode())
         return record
 
-    remove_parts(folder)
+    remove_partial(folder)
     made.run_missing(count, run)
     for record in made.records:
         checkpoints_of(record["seed"]).clear()  # its record is saved by now; the best model of a long run stays

@@ -29,12 +29,12 @@ from gpucnn.cli.common import (
 from gpucnn.cli.options import BackendName, DataDir, Dtype, Epochs
 from gpucnn.cli.parts import Parts, check_kept, checked, parts_of
 from gpucnn.core.files import (
-    PART,
+    PARTIAL,
     FolderLock,
     elsewhere,
     explained,
     make_folder,
-    remove_parts,
+    remove_partial,
     sync_folder,
     user_path,
     write_into,
@@ -130,7 +130,7 @@ def train(
         every = (options | _resume_settings(context, folder))["checkpoint_every"]
         with (checkpoints := Checkpoints(folder, every_seconds=every)).writing():
             settings = _resume_settings(context, folder)  # again, now that no other process can change them
-            remove_parts(folder)
+            remove_partial(folder)
             if "test" in settings and not _is_longer(folder, settings, given.get("epochs")):
                 checkpoints.clear(keep=1)  # if it was killed just before that
                 return
@@ -298,7 +298,7 @@ def check_unused(folder: Path) -> None:
         return
     if folder.is_dir():
         names = [path.name for path in folder.iterdir()]
-        if all(name.endswith(PART) or name == FolderLock.NAME for name in names):
+        if all(name.endswith(PARTIAL) or name == FolderLock.NAME for name in names):
             return
         if is_unfinished(folder):
             files = Checkpoints(folder).files()

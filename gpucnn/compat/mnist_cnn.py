@@ -20,7 +20,7 @@ import gpucnn
 from gpucnn.backends import Array, Backend
 from gpucnn.callbacks import Callback
 from gpucnn.core import checks
-from gpucnn.core.files import user_path, write_whole
+from gpucnn.core.files import user_path, write_atomic
 from gpucnn.core.text import duration
 from gpucnn.data.batches import batches, check_batch_size
 from gpucnn.data.idx import find_idx, read_idx
@@ -231,8 +231,8 @@ class StatisticsTracker:
         content = json.dumps({"name": self.name, "runs": runs}, indent=1) + "\n"
         words = f"{self.name}: averages over {len(runs)} run{'s' * (len(runs) != 1)}\n\n"
         try:
-            write_whole(self.path, content.encode())
-            write_whole(self.path.with_suffix(".txt"), (words + _averages_of(runs)).encode())
+            write_atomic(self.path, content.encode())
+            write_atomic(self.path.with_suffix(".txt"), (words + _averages_of(runs)).encode())
         except OSError as error:
             raise DataError(
                 f"{self.path}: the statistics of this run cannot be written ({error.strerror or error}); name a file "

@@ -1,4 +1,4 @@
-"""Objects that are their constructor arguments: their repr, their description as plain data, and the way back.
+"""Objects described by their constructor arguments: their repr, and conversion to and from plain data.
 
 A setting that is assigned later passes the constructor's checks again, and a name that does not exist is refused:
 what a user sets is obeyed or refused, never ignored.
@@ -31,7 +31,7 @@ def snake_case(class_name: str) -> str:
 class Closed:
     """Base of objects whose attributes are known: one that does not exist cannot be set, and the error names a remedy.
 
-    Names that begin with an underscore are the object's own affair, and users' own classes may have any. Where the
+    Names that begin with an underscore are the object's own affair, and custom classes may have any. Where the
     attributes are made in `__init__`, that says when it is through, by `_settled`.
     """
 
@@ -48,7 +48,7 @@ class Closed:
 
 
 def is_ours(held_by: object) -> bool:
-    """Tell whether an object is of a class of this package, not of a user's own."""
+    """Return whether an object's class is part of this package, not a custom one."""
     return type(held_by).__module__.startswith("gpucnn.")
 
 
@@ -71,7 +71,7 @@ class Configurable:
     family: ClassVar[str] = ""
     registry: ClassVar[dict[str, type[Any]]] = {}
 
-    #: attributes that another library would obey, which cannot be set on objects of users' own classes either
+    #: attributes that another library would obey, which cannot be set on objects of custom classes either
     foreign: ClassVar[tuple[str, ...]] = ()
 
     #: arguments that files from before a renaming hold, by their old name; and the old names of the class
@@ -127,7 +127,7 @@ class Configurable:
         """Return the arguments by name, with what they are; of those that were passed on, the ones that were given.
 
         Raises:
-            ConfigurationError: a class of a user's own does not keep an argument as an attribute.
+            ConfigurationError: a custom class does not keep an argument as an attribute.
         """
         arguments, (count, words) = self._arguments(), vars(self).get("_given", (0, ()))
         given = {*list(arguments)[:count], *words}
@@ -149,7 +149,7 @@ class Configurable:
     def _admitted(self, name: str, value: Any) -> Any:
         """Return what an attribute is set to once the object is made: a setting as the constructor would keep it.
 
-        Objects of users' own classes take any attribute but those that another library would obey.
+        Objects of custom classes take any attribute but those that another library would obey.
 
         Raises:
             ConfigurationError: there is no such attribute, or the constructor would not take the value.
@@ -186,7 +186,7 @@ class Configurable:
 
     @classmethod
     def from_config(cls, data: Any, depth: int = 0, made: list[Any] | None = None) -> Self:
-        """Make an object of this family from what `config` returned; callers pass `data` alone.
+        """Create an object of this family from what `config` returned; callers pass `data` alone.
 
         Raises:
             ConfigurationError: an unknown class, an argument it does not take, or data that is not plain.
@@ -197,8 +197,8 @@ class Configurable:
         made = [] if made is None else made
         data = cls._renamed(data)
         if data[family] == SAME:
-            return cls._made_before(data, made)
-        kind = cls._look_up(data[family])
+            return cls._back_reference(data, made)
+        kind = cls._find(data[family])
         arguments = {key: value for key, value in data.items() if key != family}
         unknown = sorted(set(arguments) - set(kind.argument_names()))
         if unknown:
@@ -223,7 +223,7 @@ class Configurable:
         return {renamed.get(key, key): value for key, value in data.items()} | {family: name}
 
     @classmethod
-    def _made_before(cls, data: dict[str, Any], made: list[Any]) -> Self:
+    def _back_reference(cls, data: dict[str, Any], made: list[Any]) -> Self:
         number = data.get("as")
         if not isinstance(number, int) or not 0 <= number < len(made) or not isinstance(made[number], cls):
             raise ConfigurationError(f"{_short(data)} refers to a {cls.family} that was not described before it")
@@ -231,14 +231,14 @@ class Configurable:
         return found
 
     @classmethod
-    def get(cls, value: Any) -> Self:
+    def resolve(cls, value: Any) -> Self:
         """Return `value` itself if it is of this family, or make the one that a word names (`"he_normal"`)."""
         if isinstance(value, cls):
             return value
         if not isinstance(value, str):
             article = "an" if cls.family[0] in "aeiou" else "a"
             raise ConfigurationError(f"expected {article} {cls.family} or its name, not {_short(value)}")
-        kind = cls._look_up(value)
+        kind = cls._find(value)
         try:
             new: Self = kind()
         except ArgumentError:
@@ -247,7 +247,7 @@ class Configurable:
         return new
 
     @classmethod
-    def _look_up(cls, word: str) -> type[Any]:
+    def _find(cls, word: str) -> type[Any]:
         """Find a registered class by its name, however its words are joined."""
         plain = word.replace("_", "").replace("-", "").lower()
         for name, kind in cls.registry.items():

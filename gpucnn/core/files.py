@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever interrupts their writing; folders that one process writes into.
+"""Atomic writes, which no interruption leaves half done; and locks of folders that one process writes to.
 
 A file whose path a user gives is written where that path leads: through symbolic links, with the mode that it has or
 the umask gives, and straight into what is no regular file, such as `/dev/stdout` or a named pipe. A file that the
@@ -23,9 +23,9 @@ from typing import Any
 
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError, GpucnnError
 
-PART = ".part"  # ends the name of a file that is being written
-MOST_DIGITS = 300  # of an integer in it
-MOST_JSON = 64 << 20  # bytes of a JSON file that is read
+PARTIAL = ".part"  # ends the name of a file that is being written
+MAX_DIGITS = 300  # of an integer in it
+MAX_JSON_BYTES = 64 << 20  # bytes of a JSON file that is read
 
 # what a system says of a call that it, or the file system, does not have
 MISSING = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY}
@@ -52,12 +52,12 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 # --- writing -----------------------------------------------------------------------------------
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, also after a power cut.
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file atomically, so that it is complete or unchanged even after a power cut.
 
-    It is written beside its place, brought to the disk, and renamed; then the folder is brought to the disk, which is
-    where the new name stands. A process that is killed in between leaves a file whose name ends with `.part`. Symbolic
-    links stay, and what they lead to is replaced; a device, a pipe or the standard output is written to as it is.
+    It is written next to its target, synced and renamed; then the folder, which holds the new name, is synced. A
+    process that is killed in between leaves a file whose name ends with `.part`. Symbolic links stay, and their targets
+    are replaced; a device, a pipe or the standard output is written to directly.
 
     Raises:
         OSError: the folder is missing or cannot be written, or the disk is full; what was there before is untouched.
@@ -73,7 +73,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_into(folder: Path, name: str, content: bytes) -> None:
-    """Write a file that the package names itself into a folder, as `write_whole` does, but never through a link.
+    """Write a file that the package names itself into a folder, as `write_atomic` does, but never through a link.
 
     Raises:
         OSError: the folder is missing or cannot be written, or the disk is full; what was there before is untouched.
@@ -84,7 +84,7 @@ def write_into(folder: Path, name: str, content: bytes) -> None:
 def _replace(path: Path, content: bytes) -> None:
     """Put a file in the place of what bears its name."""
     mode = _mode_of(path)
-    beside = path.parent / f"{path.name[:60]}{secrets.token_hex(4)}{PART}"
+    beside = path.parent / f"{path.name[:60]}{secrets.token_hex(4)}{PARTIAL}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
     handle = os.open(beside, flags, 0o666 if mode is None else mode)  # less what the umask holds back
     try:
@@ -195,17 +195,17 @@ def make_folder(folder: Path) -> None:
         sync_folder(made.parent)
 
 
-def remove_parts(folder: Path, names: tuple[str, ...] = ("",)) -> None:
-    """Remove what killed writers left in a folder of files whose names begin so; nobody may be writing them now."""
-    with contextlib.suppress(OSError):  # they take room, and nothing else
-        for path in folder.glob(f"*{PART}"):
+def remove_partial(folder: Path, names: tuple[str, ...] = ("",)) -> None:
+    """Remove the partial files, by prefix, that killed processes left in a folder that nobody is writing to."""
+    with contextlib.suppress(OSError):  # they only take space
+        for path in folder.glob(f"*{PARTIAL}"):
             if path.name.startswith(names):
                 with contextlib.suppress(OSError):
                     path.unlink()
 
 
 def elsewhere(name: str) -> Path | None:
-    """Make a new folder in another place, for what cannot be written where it belongs; None where there is none."""
+    """Create a new folder elsewhere, for files that cannot be written to their place; None if there is none."""
     for place in (Path.cwd(), Path(tempfile.gettempdir()), Path(os.path.expanduser("~")), Path("/dev/shm")):
         with contextlib.suppress(OSError):
             return Path(tempfile.mkdtemp(prefix=f"{name[:60]}-saved-", dir=place))
@@ -216,21 +216,21 @@ def why_not_written(path: str | os.PathLike[str], error: OSError) -> str:
     """Return why a file could not be written, with a remedy that fits."""
     folder = Path(path).parent
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        remedy = "make room, or name a place on another disk"
+        remedy = "free disk space, or choose another disk"
     elif error.errno == errno.ENAMETOOLONG:
         remedy = "choose a shorter name"
     elif not folder.is_dir():
-        remedy = f"the folder {folder} does not exist: make it, or name another place"
+        remedy = f"the folder {folder} does not exist: create it, or choose another"
     elif error.errno == errno.EISDIR or Path(path).is_dir():
-        remedy = "this is a folder: name a file"
+        remedy = "it is a folder: pass a file name"
     else:
-        remedy = "name a file in a folder that may be written"
+        remedy = "choose a file in a writable folder"
     return f"cannot write {path} ({error.strerror or error}); {remedy}"
 
 
 @contextlib.contextmanager
 def explained(path: str | os.PathLike[str], kind: type[GpucnnError] = CheckpointError) -> Iterator[None]:
-    """Raise what keeps a file from being written as an error of the package's, which names the file and a remedy."""
+    """Raise an OSError within the block as an error of this package, which names the file and a remedy."""
     try:
         yield
     except OSError as error:
@@ -238,7 +238,7 @@ def explained(path: str | os.PathLike[str], kind: type[GpucnnError] = Checkpoint
 
 
 def say_once(what: str, message: str) -> None:
-    """Warn of what a file system does not have; a process says each such thing once."""
+    """Warn of a missing feature of a file system, once per process."""
     if what not in _said:
         _said.add(what)
         warnings.warn(CheckpointWarning(message), stacklevel=3)
@@ -252,7 +252,7 @@ def read_regular(path: Path, most: int) -> bytes:
 
     Raises:
         OSError: there is none, or it cannot be read.
-        CheckpointError: it is no regular file, or holds more than so many bytes.
+        CheckpointError: it is not a regular file, or larger than `most` bytes.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
@@ -270,10 +270,10 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
-        CheckpointError: it cannot be read, or is no JSON.
+        CheckpointError: it cannot be read, or is not JSON.
     """
     try:
-        return json.loads(read_regular(path, MOST_JSON).decode(), parse_int=_number)
+        return json.loads(read_regular(path, MAX_JSON_BYTES).decode(), parse_int=_number)
     except (FileNotFoundError, CheckpointError):
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -286,7 +286,7 @@ def _number(digits: str) -> int:
     Raises:
         ValueError: it has too many digits.
     """
-    if len(digits) > MOST_DIGITS:
+    if len(digits) > MAX_DIGITS:
         raise ValueError(f"a number of {len(digits):,} digits")
     return int(digits)
 
@@ -320,7 +320,7 @@ class FolderLock:
         """
         if not self.acquire():
             raise ConfigurationError(
-                f"{self.folder}: {self.holder()} is writing a training into this folder; wait until it ends, or name "
+                f"{self.folder}: {self.holder()} is writing to this folder; wait until it ends, or choose "
                 "another folder"
             )
         return self

@@ -1,4 +1,4 @@
-"""Whatever a user passes as data, read as an array on the host, or refused with the expression that makes one of it."""
+"""A user's data as host arrays, or an error with the expression that converts them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,46 +9,46 @@ from gpucnn.errors import DataError, DTypeError, ShapeError
 
 HostArray = Any  # numpy.ndarray of any dtype
 
-CHUNK = 1 << 20  # elements that are looked at at a time, so that temporary arrays stay small whatever the data
+CHUNK = 1 << 20  # elements that are checked at a time, so that temporary arrays stay small
 
 
 def host_array(data: Any, what: str = "x") -> HostArray:
     """Return data as an array on the host: arrays of any library, lists of them, images, tables.
 
     Arguments:
-        what: the data as the user wrote it, for messages: "x", "validation_data[0]".
+        what: the name of the data in messages: "x", "validation_data[0]".
 
     Raises:
-        DataError: something that holds no numbers side by side, such as a generator, or masked values.
-        ShapeError: a list of samples that differ in shape.
-        DTypeError: an array of another library that has to be brought to the host first.
+        DataError: not an array, such as a generator, or masked values.
+        ShapeError: a list of samples of different shapes.
+        DTypeError: an array of another library that must be copied to the host first.
     """
     _refuse_containers(data, what)
     try:
         array = np.asarray(data)
     except MemoryError:
         raise
-    except Exception as error:  # of another library, or NumPy's own; each has its own words
+    except Exception as error:  # of another library, or NumPy's own
         raise _explained(data, what, error) from error
     if array.dtype.kind == "O" and isinstance(data, list | tuple):
         _refuse_ragged(data, what)
     if isinstance(data, np.ma.MaskedArray) and np.ma.is_masked(data):
         raise DataError(
             f"{what} is a masked array with {int(np.ma.count_masked(data)):,} masked values, which would count like "
-            f"all others; pass {what}.filled(value), or leave these samples out"
+            f"all others; pass {what}.filled(value), or remove these samples"
         )
     return array
 
 
 def named(data: Any, what: str) -> str:
-    """Return the expression for data as a NumPy array, for a remedy that is to be pasted."""
+    """Return the expression for data as a NumPy array, for remedies."""
     return what if isinstance(data, np.ndarray) else f"np.asarray({what})"
 
 
 def _refuse_containers(data: Any, what: str) -> None:
-    """Refuse what NumPy would wrap as a single object: generators, loaders, dictionaries, text, None."""
-    plain = isinstance(data, list | tuple | range | int | float | complex | np.generic | memoryview | bytearray)
-    if plain or any(hasattr(data, door) for door in ("__array__", "__array_interface__", "__array_struct__")):
+    """Reject what NumPy would wrap as a single object: generators, loaders, dictionaries, text, None."""
+    is_plain = isinstance(data, list | tuple | range | int | float | complex | np.generic | memoryview | bytearray)
+    if is_plain or any(hasattr(data, name) for name in ("__array__", "__array_interface__", "__array_struct__")):
         return
     kind = type(data).__name__
     if callable(getattr(data, "toarray", None)):
@@ -59,8 +59,8 @@ def _refuse_containers(data: Any, what: str) -> None:
         raise DataError(f"{what} is a {kind}, which is not an array; pass one of its values, such as {what}['image']")
     raise DataError(
         f"{what} is a {kind}, which is not an array; gpucnn takes whole arrays: collect its samples first, such as "
-        f"np.stack([sample for sample, label in {what}]) where it gives samples one by one, or np.concatenate where "
-        "it gives batches"
+        f"np.stack([sample for sample, label in {what}]) if it yields samples, or np.concatenate if "
+        "it yields batches"
     )
 
 
@@ -79,8 +79,8 @@ def _explained(data: Any, what: str, error: Exception) -> Exception:
 
 
 def _calls_to_host(data: Any) -> str:
-    """Return the methods of another library's array that bring it to the host; "" where none are known."""
-    if callable(getattr(data, "numpy", None)):  # a tensor of PyTorch, whose four reasons are these
+    """Return the method calls that copy another library's array to the host; "" if none are known."""
+    if callable(getattr(data, "numpy", None)):  # a tensor of PyTorch, which has four reasons
         calls = ".detach()" if getattr(data, "requires_grad", False) is True else ""
         calls += "" if getattr(getattr(data, "device", None), "type", "cpu") == "cpu" else ".cpu()"
         calls += "" if str(getattr(data, "layout", "strided")).endswith("strided") else ".to_dense()"
@@ -90,10 +90,10 @@ def _calls_to_host(data: Any) -> str:
 
 
 def _refuse_ragged(data: Any, what: str) -> None:
-    """Refuse a list that makes no array: by the first item that cannot be read, or that differs in shape."""
+    """Reject a list that is not an array, by the first item that cannot be read or differs in shape."""
     if isinstance(data, tuple) and len(data) == 2 and not any(np.isscalar(item) for item in data):
         unpacked = "(x_train, y_train), (x_test, y_test)" if all(isinstance(item, tuple) for item in data) else "x, y"
-        raise DataError(f"{what} is a tuple of two; if it is a whole data set, take it apart: {unpacked} = {what}")
+        raise DataError(f"{what} is a tuple of two; if it is a whole data set, unpack it: {unpacked} = {what}")
     first = None
     for place, item in enumerate(data):
         if isinstance(item, str | bytes | None | Mapping):
@@ -109,7 +109,7 @@ def _refuse_ragged(data: Any, what: str) -> None:
 
 
 def chunks(array: HostArray) -> Iterator[HostArray]:
-    """Yield an array (N, …) in parts of about a million elements, so that whatever is made of a part is small."""
+    """Yield an array (N, …) in parts of about a million elements."""
     each = max(array.size // max(len(array), 1), 1)
     step = max(CHUNK // each, 1)
     for start in range(0, len(array), step):
@@ -117,22 +117,22 @@ def chunks(array: HostArray) -> Iterator[HostArray]:
 
 
 def is_zero_one(array: HostArray) -> bool:
-    """Return whether all elements are 0 or 1, as those of one-hot rows, masks and lists of tags are."""
+    """Return whether all elements are 0 or 1, as in one-hot rows, masks and multi-label targets."""
     return all(bool(((part == 0) | (part == 1)).all()) for part in chunks(array))
 
 
 def check_finite(x: HostArray, what: str, dtype: str) -> None:
-    """Refuse NaN, infinity, and numbers that a dtype cannot hold, by the place of the first.
+    """Reject NaN, infinity, and numbers that overflow a dtype, by the index of the first.
 
     Raises:
         DataError: there is such a number.
     """
     largest = float(np.finfo(dtype).max)
-    if x.dtype.itemsize > np.dtype(dtype).itemsize:  # NaN and infinity show in either
+    if x.dtype.itemsize > np.dtype(dtype).itemsize:  # comparisons with NaN are false
         fine = -largest <= x.min() and x.max() <= largest
     else:
         with np.errstate(all="ignore"):
-            fine = bool(np.isfinite(x.sum(dtype=np.float64)))  # one pass tells
+            fine = bool(np.isfinite(x.sum(dtype=np.float64)))  # one pass
     if fine:
         return
     start, first, count, finite = 0, None, 0, True
@@ -147,41 +147,41 @@ def check_finite(x: HostArray, what: str, dtype: str) -> None:
     value = f"{what} holds {x[first]} at index {first}, and {count:,} such value{'s' * (count > 1)} in all"
     if finite:
         raise DataError(
-            f"{value}; {dtype} ends at {largest:.2g}, where this becomes infinite: if it stands for a missing number, "
-            'repair or leave out these samples, else scale the data or make the model with dtype="float64"'
+            f"{value}; the maximum of {dtype} is {largest:.2g}: if it stands for a missing number, repair or "
+            'remove these samples, else scale the data or use a model of dtype="float64"'
         )
-    raise DataError(f"{value}; a network cannot learn from NaN or infinity: repair or leave out these samples")
+    raise DataError(f"{value}; a network cannot learn from NaN or infinity: repair or remove these samples")
 
 
 def check_kind(x: HostArray, what: str, name: str, pixels: bool) -> None:
-    """Refuse inputs that are not real numbers, and integers that may be pixels, whose scale cannot be told.
+    """Reject inputs that are not real numbers, and integers that may be pixels, whose scale is ambiguous.
 
     Arguments:
         name: the expression for the array, for remedies.
         pixels: whether the inputs may be pixels; integers are features otherwise.
 
     Raises:
-        DTypeError: with a remedy that keeps what every value means.
+        DTypeError: with a remedy that preserves the values.
     """
     if x.dtype == np.uint8 or x.dtype.kind in ("fb" if pixels else "fbiu"):
         return
     if x.dtype.kind in "iu":
         raise DTypeError(
-            f"{what} holds {x.dtype} from {x.min()} to {x.max()}, whose scale cannot be told; uint8 pixels 0 … 255 "
+            f"{what} holds {x.dtype} from {x.min()} to {x.max()}, whose scale is ambiguous; uint8 pixels 0 … 255 "
             f"count as 0 … 1, floats as they are: pass {_scaled(x, name)}"
         )
     raise DTypeError(f"{what} holds {x.dtype}; expected numbers: {_as_numbers(x, name)}")
 
 
 def as_inputs(x: HostArray) -> HostArray:
-    """Return inputs of a kind that is welcome as uint8 or floats: bools count as 0 and 1, integers as they are."""
+    """Return checked inputs as uint8 or floats: bools count as 0 and 1, integers as they are."""
     if x.dtype.kind == "b":
-        return x.view(np.uint8) * np.uint8(255)  # in a byte each
+        return x.view(np.uint8) * np.uint8(255)  # one byte each
     return x if x.dtype == np.uint8 or x.dtype.kind == "f" else x.astype(np.float64)
 
 
 def _scaled(x: HostArray, name: str) -> str:
-    """Return what makes inputs of integers, with the values they mean."""
+    """Return expressions that convert integers to inputs."""
     low, high = int(x.min()), int(x.max())
     if low >= 0 and high <= 1:
         return f'{name}.astype("float32") where these are 0 and 1, or {name}.astype("uint8") for very dark pixels'
@@ -193,26 +193,26 @@ def _scaled(x: HostArray, name: str) -> str:
 
 
 def _as_numbers(x: HostArray, name: str) -> str:
-    """Return what makes numbers of an array of something else."""
+    """Return the expression that converts an array to numbers."""
     if x.dtype.kind == "c":
         return f"pass np.abs({name}) or {name}.real"
     try:
-        if x.dtype.kind not in "mM":  # times, which a float32 cannot tell apart
+        if x.dtype.kind not in "mM":  # dates and times, which float32 cannot represent
             x.astype(np.float64)
             return f'pass {name}.astype("float32")'
     except (TypeError, ValueError, OverflowError):
         pass
-    return "leave out or encode what is not a number"
+    return "remove or encode what is not a number"
 
 
 def channel_statistics(data: Any, what: str) -> tuple[HostArray, HostArray]:
     """Return mean and standard deviation of each channel (C,) of host data (N, …, C), as inputs count: uint8 as 0 … 1.
 
-    One pass over chunks, each joined to those before it by Chan's rule, in float64: exact for means far above the
-    deviations, in the memory of a chunk.
+    One pass over chunks, combined by Chan's rule in float64: accurate for means far above the standard deviation, in
+    the memory of a chunk.
 
     Raises:
-        ShapeError, DTypeError, DataError: data that `fit` would refuse.
+        ShapeError, DTypeError, DataError: data that `fit` would reject.
 
     Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
     """
@@ -223,7 +223,7 @@ def channel_statistics(data: Any, what: str) -> tuple[HostArray, HostArray]:
         raise DataError(f"{what} is empty: shape {x.shape}; expected at least one sample")
     check_kind(x, what, named(data, what), pixels=x.ndim == 4)
     count, mean, squares = 0, 0.0, 0.0
-    with np.errstate(all="ignore"):  # what is not finite is named below
+    with np.errstate(all="ignore"):  # non-finite values are reported below
         for part in chunks(x):
             rows = as_inputs(part).reshape(-1, x.shape[-1]).astype(np.float64)
             part_mean = rows.mean(axis=0)

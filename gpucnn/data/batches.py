@@ -1,6 +1,6 @@
-"""What a model is given, checked on the host before it crosses to the device, and cut into batches.
+"""Checks of inputs and labels on the host, before they are uploaded, and batches.
 
-A GPU wraps an index that is out of range and says nothing, so labels are looked at here, once, where it is cheap.
+A GPU wraps an index that is out of range without an error, so labels are checked here, once, where it is cheap.
 """
 
 import math
@@ -15,7 +15,7 @@ from gpucnn.errors import ConfigurationError, DataError, DTypeError, ShapeError
 
 
 class Task(Protocol):
-    """What a loss says of the labels that it takes (see `gpucnn.losses.Loss`)."""
+    """The kinds of labels that a loss takes (see `gpucnn.losses.Loss`)."""
 
     expects_classes: bool
     takes_classes: bool
@@ -24,16 +24,16 @@ class Task(Protocol):
 def check_inputs(x: Any, input_shape: tuple[int, ...], what: str = "x", dtype: str = "float32") -> HostArray:
     """Return inputs (N, *input_shape) as an array of uint8 or of a float type.
 
-    uint8 counts as 0 … 1, bools as 0 and 1, floats as they are; so do integers, but for images, where they are refused.
+    uint8 counts as 0 … 1, bools as 0 and 1, floats as they are; so do integers, except for images, which reject them.
 
     Arguments:
-        what: the inputs as the user wrote them, for messages.
-        dtype: what the model computes in; numbers that it cannot hold are refused.
+        what: the name of the inputs in messages.
+        dtype: of the model; numbers that it cannot represent are rejected.
 
     Raises:
         ShapeError: another shape; a missing channel axis or channels first are recognised.
-        DTypeError: what is not a number, or integers where images are expected.
-        DataError: no samples, or a value that is not finite or becomes so (named by its place).
+        DTypeError: not numbers, or integers where images are expected.
+        DataError: no samples, or a value that is not finite or overflows (with its index).
     """
     given, x = x, host_array(x, what)
     name = named(given, what)
@@ -50,7 +50,7 @@ def check_inputs(x: Any, input_shape: tuple[int, ...], what: str = "x", dtype: s
 
 
 def _shape_remedy(x: HostArray, input_shape: tuple[int, ...], name: str) -> str:
-    """Return the likely mistake behind a wrong shape, and what mends it; empty if none is known."""
+    """Return the likely mistake behind a wrong shape, and its fix; empty if none is known."""
     if x.shape == input_shape:
         return f"; for a single sample pass {name}[None]"
     if x.shape[2:] == input_shape:
@@ -76,30 +76,31 @@ def check_labels(
     dtype: str = "float32",
     input_shape: tuple[int, ...] = (),
 ) -> HostArray:
-    """Return labels for `count` samples: class numbers int64 (N,) or (N, *positions), or targets (N, *output_shape).
+    """Return labels for `count` samples: class indices int64 (N,) or (N, *positions), or targets (N, *output_shape).
 
-    Targets become floats of `dtype`. As for inputs, uint8 images count as 0 … 1; 0 and 1 stay what they are. A loss
-    that knows no classes gets integers (N,) as they are.
+    Targets become floats of `dtype`. As for inputs, uint8 images count as 0 … 1; 0 and 1 are kept. A loss without
+    classes gets integers (N,) unchanged.
 
     Raises:
         ShapeError: another shape, or another number of samples.
-        DTypeError: class numbers that are not integers, targets that are not numbers or whose scale cannot be told.
-        DataError: a class that the model does not have, rows that are no distribution, or a value that is not finite.
+        DTypeError: class indices that are not integers, targets that are not numbers or whose scale is ambiguous.
+        DataError: a class that the model does not have, rows that are not a probability distribution, or a value that
+            is not finite.
     """
     given, y = y, host_array(y, what)
     name, K = named(given, what), output_shape[-1]
     if y.ndim == 0 or len(y) != count:
-        raise ShapeError(f"{what} has shape {y.shape} for {count:,} inputs; expected one label an input, ({count}, …)")
+        raise ShapeError(f"{what} has shape {y.shape} for {count:,} inputs; expected one label per input, ({count}, …)")
     counted = task.expects_classes or task.takes_classes
     if counted and y.shape[1:] == output_shape[:-1] and (task.expects_classes or K > 1):
-        return _check_class_numbers(y, K, what, name)
+        return _check_class_indices(y, K, what, name)
     if not counted and y.ndim == 1 and y.dtype.kind in "iu" and math.prod(output_shape) > 1:
         return y.astype(np.int64)
     if y.shape[1:] != output_shape:
         raise _wrong_shape(y, output_shape, what, name, classes=counted and K > 1)
     if y.dtype.kind not in "iufb":
         raise DTypeError(f"{what} holds {y.dtype}; expected numbers{_encoded(y, name)}")
-    if counted and y.dtype.kind == "f":  # another loss may mark by NaN what it leaves out
+    if counted and y.dtype.kind == "f":  # another loss may ignore targets that are NaN
         check_finite(y, what, dtype)
     if task.expects_classes or y.dtype.kind in "fb" or is_zero_one(y):
         targets = y.astype(dtype)
@@ -117,7 +118,7 @@ def _wrong_shape(y: HostArray, output_shape: tuple[int, ...], what: str, name: s
         remedy = f"; pass {name}[:, None]" if y.ndim == 1 else f"; pass {name}[..., None]"
     if classes:
         numbers = (len(y), *output_shape[:-1])
-        expected = f"class numbers {numbers} or {expected}"
+        expected = f"class indices {numbers} or {expected}"
         if y.shape == (*numbers, 1):
             remedy = f"; pass {name}.ravel()" if y.ndim == 2 else f"; pass {name}[..., 0]"
     return ShapeError(f"{what} has shape {y.shape}; expected {expected}{remedy}")
@@ -126,7 +127,7 @@ def _wrong_shape(y: HostArray, output_shape: tuple[int, ...], what: str, name: s
 def _as_targets(
     y: HostArray, what: str, name: str, output_shape: tuple[int, ...], input_shape: tuple[int, ...], dtype: str
 ) -> HostArray:
-    """Return integers that are not just 0 and 1 as float targets: uint8 images count as 0 … 1, as inputs do."""
+    """Return integers other than 0 and 1 as float targets: uint8 images count as 0 … 1, like inputs."""
     images = len(output_shape) == 3
     if y.dtype != np.uint8:
         check_kind(y, what, name, pixels=images)
@@ -142,21 +143,21 @@ def _as_targets(
 
 
 def _check_distributions(targets: HostArray, what: str) -> None:
-    """Refuse targets of which not every row (…, K) is at least 0 and adds up to 1, by the place of the first."""
+    """Reject targets with a row (…, K) that is not a probability distribution, by the index of the first."""
     wrong = ~((np.abs(targets.sum(axis=-1, dtype=np.float64) - 1.0) <= 1e-3) & (targets.min(axis=-1) >= 0))
     if wrong.any():
         place = np.argwhere(wrong)[0].tolist()
         raise DataError(
-            f"{what}{place} is {targets[tuple(place)].tolist()}, which is not a distribution over {targets.shape[-1]} "
-            "classes; a one-hot row holds one 1 and zeros"
+            f"{what}{place} is {targets[tuple(place)].tolist()}, which is not a probability distribution over "
+            f"{targets.shape[-1]} classes; a one-hot row holds one 1 and zeros"
         )
 
 
-def _check_class_numbers(y: HostArray, classes: int, what: str, name: str) -> HostArray:
+def _check_class_indices(y: HostArray, classes: int, what: str, name: str) -> HostArray:
     if y.dtype.kind == "b":
         y = y.astype(np.int64)
     if y.dtype.kind not in "iu":
-        raise DTypeError(f"{what} holds {y.dtype}; class numbers must be integers 0 … {classes - 1}{_encoded(y, name)}")
+        raise DTypeError(f"{what} holds {y.dtype}; class indices must be integers 0 … {classes - 1}{_encoded(y, name)}")
     wrong = (y < 0) | (y >= classes)
     if wrong.any():
         place = np.argwhere(wrong)[0].tolist()
@@ -169,12 +170,12 @@ def _check_class_numbers(y: HostArray, classes: int, what: str, name: str) -> Ho
 
 
 def _encoded(y: HostArray, name: str) -> str:
-    """Return what makes class numbers of labels that are not integers, where something does."""
+    """Return the expression that makes class indices of labels that are not integers, if there is one."""
     if y.dtype.kind in "OUST" and len(y) and all(isinstance(label, str | bytes) for label in y.ravel()[:100]):
         return f": encode them, classes, y = np.unique({name}, return_inverse=True)"
     if y.dtype.kind == "f":
         if np.isnan(y).any():
-            return "; NaN is not one: repair or leave out these samples"
+            return "; NaN is not one: repair or remove these samples"
         fraction = y[y != np.floor(y)]
         if len(fraction):
             return f", and {fraction[0]} is not one; for a regression compile with a loss such as mean_squared_error"
@@ -188,30 +189,30 @@ def check_batch_size(batch_size: Any) -> int:
 
 
 def batches(count: int, batch_size: int) -> Iterator[slice]:
-    """Yield the slices that cut `count` samples into batches; the last one may be smaller."""
+    """Yield the slices of `count` samples that are batches; the last one may be smaller."""
     for start in range(0, count, batch_size):
         yield slice(start, min(start + batch_size, count))
 
 
 def check_epochs(epochs: Any) -> float:
-    """Return how often data is to be visited, a whole number as an int, or raise ConfigurationError.
+    """Return the number of epochs, a whole number as an int, or raise ConfigurationError.
 
-    A number that misses a whole one by a rounding, such as 0.1 · 30, is that one: no step is made for the rest.
+    A number within rounding of a whole one, such as 0.1 · 30, is that one.
     """
     try:
         number = checks.number(epochs, "epochs", 0)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{error}; 2.5 visits every sample twice and half of them once more") from None
+        raise ConfigurationError(f"{error}; 2.5 is two epochs and half of a third") from None
     whole = round(number)
     return whole if (whole and abs(number - whole) < 1e-6) or number == whole else number
 
 
-def steps_of(epoch: int, epochs: float, steps: int) -> int:
-    """Return how many of an epoch's steps are made, of which the first epoch is 0: fewer in a last one that is cut."""
-    share = min(epochs - epoch, 1.0)
-    return max(math.ceil(share * steps - 1e-6), 1)  # 9.9 − 9 is a little more than 0.9, and not meant to be
+def num_steps(epoch: int, epochs: float, steps: int) -> int:
+    """Return the number of steps of an epoch, counted from 0: fewer in a partial last one."""
+    fraction = min(epochs - epoch, 1.0)
+    return max(math.ceil(fraction * steps - 1e-6), 1)  # 9.9 − 9 is slightly more than 0.9 in floating point
 
 
-def join(parts: list[HostArray]) -> HostArray:
+def concatenate(parts: list[HostArray]) -> HostArray:
     """Return batches of outputs as one array."""
     return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""Reading CIFAR-10 in three layouts: the official binary batches, their archive, and compact sheets.
+"""Reading CIFAR-10 in three layouts: the official binary batches, their archive, and WebP sprite sheets.
 
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009), the binary version.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gpucnn.core.files import user_path
-from gpucnn.data.idx import looks_like, require_file
+from gpucnn.data.idx import guess_format, require_file
 from gpucnn.errors import DataError
 
 CIFAR10_CLASSES = (
@@ -28,7 +28,7 @@ _RECORD = 1 + 3 * 32 * 32  # bytes: the label, then the red, the green and the b
 _BATCH = 10_000  # images in an official batch
 _SHEET_ROWS, _SHEET_COLUMNS = 50, 20  # images on a sheet
 _SHEET = _SHEET_ROWS * _SHEET_COLUMNS
-_SHEETS_A_BATCH = _BATCH // _SHEET
+_SHEETS_PER_BATCH = _BATCH // _SHEET
 
 # Sixty sheets on a two-core machine: one thread 2.3 to 2.7 s, two 1.1 to 1.7 s, four 1.0 to 1.2 s, and eight
 # no less.
@@ -42,8 +42,8 @@ def read_cifar10(folder: str | PathLike[str]) -> tuple[Split, Split]:
 
     - the official binary batches `data_batch_1.bin` ... `data_batch_5.bin` and `test_batch.bin`, directly in
       the folder or in its sub-folder `cifar-10-batches-bin`;
-    - the compact layout: the same images as lossless sheets, half the size. `data_batch_1_0.webp` ...
-      `test_batch_9.webp` hold 1,000 images each, 20 a row and 50 rows; `labels.bin` holds the 60,000 labels,
+    - the compact layout: the same images as lossless WebP sprite sheets, half the size. `data_batch_1_0.webp` ...
+      `test_batch_9.webp` hold 1,000 images each, 20 per row in 50 rows; `labels.bin` holds the 60,000 labels,
       one byte each, the five training batches first;
     - the official archive `cifar-10-binary.tar.gz`, read in memory.
 
@@ -94,17 +94,17 @@ def find_cifar10(folder: str | PathLike[str]) -> tuple[str, Path] | None:
     return ("archive", archive) if archive.is_file() else None
 
 
-def check_labels(labels: np.ndarray, classes: int, where: str) -> None:
-    """Raise DataError, naming the first offender, unless every label lies in 0..classes-1.
+def check_class_range(labels: np.ndarray, num_classes: int, where: str) -> None:
+    """Raise DataError, naming the first offender, unless every label lies in 0 … num_classes − 1.
 
     Shapes
         labels  (N,) any integer dtype
     """
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if wrong.size:
         raise DataError(
             f"{where}: record {wrong[0]:,} has the label {labels[wrong[0]]}, and {wrong.size:,} of "
-            f"{labels.size:,} labels lie outside 0..{classes - 1}, which was expected; the file is damaged "
+            f"{labels.size:,} labels lie outside 0..{num_classes - 1}, which was expected; the file is damaged "
             "or holds other data: download it again"
         )
 
@@ -112,23 +112,23 @@ def check_labels(labels: np.ndarray, classes: int, where: str) -> None:
 def _parse_records(data: bytes, name: str) -> Split:
     records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD)
     labels = records[:, 0].astype(np.int64)
-    check_labels(labels, len(CIFAR10_CLASSES), name)
+    check_class_range(labels, len(CIFAR10_CLASSES), name)
     planes = records[:, 1:].reshape(-1, 3, 32, 32)
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels
 
 
-def _join(batches: list[Split]) -> tuple[Split, Split]:
-    """Join five training batches; the sixth is the test split."""
+def _split_batches(batches: list[Split]) -> tuple[Split, Split]:
+    """Return five batches as the training split, and the sixth as the test split."""
     images, labels = zip(*batches[:-1], strict=True)
     return (np.concatenate(images), np.concatenate(labels)), batches[-1]
 
 
 def _read_batches(folder: Path) -> tuple[Split, Split]:
-    return _join([read_cifar10_batch(folder / name) for name in _batch_files()])
+    return _split_batches([read_cifar10_batch(folder / name) for name in _batch_files()])
 
 
 def _read_archive(path: Path) -> tuple[Split, Split]:
-    """Read the six batches out of the official archive; nothing is written, no other member is looked at."""
+    """Read the six batches from the official archive in memory; other members are ignored."""
     require_file(path)
     wanted = {f"{_ARCHIVE_FOLDER}/{name}": name for name in _batch_files()}
     batches: dict[str, Split] = {}
@@ -141,19 +141,19 @@ def _read_archive(path: Path) -> tuple[Split, Split]:
                     break
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         with path.open("rb") as file:
-            seems = looks_like(file.read(64))
+            format_name = guess_format(file.read(64))
         raise DataError(
             f"{path}: cannot be read as a tar.gz archive ({error}); it holds {path.stat().st_size:,} bytes "
-            f"and looks like {seems}. Expected the complete {ARCHIVE_NAME}: download it again"
+            f"and looks like {format_name}. Expected the complete {ARCHIVE_NAME}: download it again"
         ) from error
     absent = [member for member, name in wanted.items() if name not in batches]
     if absent:
         raise DataError(f"{path}: holds no {_listing(absent)}; expected the CIFAR-10 binary version: download it again")
-    return _join([batches[name] for name in _batch_files()])
+    return _split_batches([batches[name] for name in _batch_files()])
 
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Split:
-    """Read one batch of the archive once its announced size is known to be sane."""
+    """Read one batch of the archive after checking its declared size."""
     name = f"{path}: {member.name}"
     file = archive.extractfile(member) if member.isreg() else None
     if file is None:
@@ -164,7 +164,7 @@ def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) 
 
 
 def _read_sheets(folder: Path) -> tuple[Split, Split]:
-    """Read the compact layout: the same images as lossless sheets, half the size."""
+    """Read the compact layout: the same images as lossless WebP sprite sheets, half the size."""
     path = require_file(folder / "labels.bin")
     size, expected = path.stat().st_size, _BATCH * len(BATCH_NAMES)
     if size != expected:
@@ -173,12 +173,12 @@ def _read_sheets(folder: Path) -> tuple[Split, Split]:
             "the file is damaged: copy it again"
         )
     labels = np.fromfile(path, np.uint8).astype(np.int64)
-    check_labels(labels, len(CIFAR10_CLASSES), str(path))
+    check_class_range(labels, len(CIFAR10_CLASSES), str(path))
     paths = [folder / name for name in _sheet_files() if name.endswith(".webp")]
     train = np.empty((expected - _BATCH, 32, 32, 3), np.uint8)
     test = np.empty((_BATCH, 32, 32, 3), np.uint8)
     places = [*train.reshape(-1, _SHEET, 32, 32, 3), *test.reshape(-1, _SHEET, 32, 32, 3)]
-    with ThreadPoolExecutor(_DECODING_THREADS) as pool:  # Pillow lets go of the interpreter while it decodes
+    with ThreadPoolExecutor(_DECODING_THREADS) as pool:  # Pillow releases the GIL while it decodes
         list(pool.map(_read_sheet, paths, places))
     return (train, labels[: len(train)]), (test, labels[len(train) :])
 
@@ -211,7 +211,7 @@ def _batch_files() -> list[str]:
 
 
 def _sheet_files() -> list[str]:
-    return [f"{name}_{i}.webp" for name in BATCH_NAMES for i in range(_SHEETS_A_BATCH)] + ["labels.bin"]
+    return [f"{name}_{i}.webp" for name in BATCH_NAMES for i in range(_SHEETS_PER_BATCH)] + ["labels.bin"]
 
 
 def _missing(folder: Path, names: list[str]) -> list[str]:
@@ -222,13 +222,13 @@ def _missing(folder: Path, names: list[str]) -> list[str]:
 def _explain_size(name: str, size: int, head: bytes) -> str:
     return (
         f"{name}: holds {size:,} bytes, {size // _RECORD:,} records and {size % _RECORD:,} bytes over; "
-        f"it looks like {looks_like(head)}. Expected whole records of {_RECORD:,} bytes, {_BATCH:,} in an "
+        f"it looks like {guess_format(head)}. Expected whole records of {_RECORD:,} bytes, {_BATCH:,} in an "
         "official batch: download it again"
     )
 
 
 def explain_absence(folder: Path) -> str:
-    """Say what a folder lacks to be CIFAR-10, in terms of the layout that it comes nearest to."""
+    """Return what a folder lacks to be CIFAR-10, by the most similar layout."""
     if not folder.is_dir():
         return f"{folder}: no such folder; expected one that holds CIFAR-10: check the spelling"
     for place, names in (

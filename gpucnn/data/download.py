@@ -1,4 +1,4 @@
-"""Fetching data sets from their mirrors, checked against known checksums."""
+"""Downloading data sets from their mirrors, verified by checksums."""
 
 import logging
 import os
@@ -17,25 +17,25 @@ from gpucnn.core.files import user_path
 from gpucnn.data.cifar import ARCHIVE_NAME
 from gpucnn.errors import ConfigurationError, DataError
 
-# Seconds to wait for a connection, and for the next bytes on one that stands. The first is short because a
-# host with eight addresses is waited for eight times; it lets the system try a lost packet twice more.
+# Seconds to wait for a connection, and for the next bytes on an open one. The first is short because it applies to
+# each of a host's up to eight addresses; it lets the system retransmit a lost packet twice.
 _TIMEOUT = (3.05, 30)
-_CHUNK = 1 << 16  # bytes, at most, that are taken at a time
-_SLOWEST = 60_000, 60.0  # bytes that must arrive in so many seconds, or the next mirror is asked
-_LEFT_BEHIND = re.compile(r"tmp[a-z0-9_]{8}")  # what pooch names a file that is being downloaded
-_FORSAKEN = 3600.0  # seconds after which nobody is writing such a file any more
+_CHUNK = 1 << 16  # bytes that are read at a time
+_MIN_RATE = 60_000, 60.0  # bytes that must arrive in a number of seconds, or the next mirror is used
+_PARTIAL = re.compile(r"tmp[a-z0-9_]{8}")  # pooch's names of files that are being downloaded
+_STALE = 3600.0  # seconds after which such a file is abandoned
 
 
 @dataclass(frozen=True)
 class Remote:
-    """The files of a data set with their checksums, and the addresses that serve them, best first.
+    """The files of a data set with their checksums, and the mirrors that serve them, best first.
 
-    No file has more than `most` bytes: what goes on after them is not what was asked for.
+    No file has more than `max_bytes`; a longer response is not the file.
     """
 
     files: dict[str, str]
     mirrors: tuple[str, ...]
-    most: int = 16 << 20
+    max_bytes: int = 16 << 20
 
 
 REMOTES = {
@@ -58,15 +58,15 @@ REMOTES = {
             "https://cave.cs.toronto.edu/kriz/",
             "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/",
         ),
-        most=192 << 20,
+        max_bytes=192 << 20,
     ),
 }
 
 
 def cache_folder() -> Path:
-    """Return the folder downloads are kept in: GPUCNN_CACHE if set, else the system's place for caches.
+    """Return the folder of downloads: GPUCNN_CACHE if set, else the system's cache folder.
 
-    The latter is `pooch.os_cache("gpucnn")`, found without pooch: to look for data needs no library of downloads.
+    The latter is `pooch.os_cache("gpucnn")`, computed without importing pooch.
     """
     chosen = os.environ.get("GPUCNN_CACHE")
     if chosen:
@@ -75,7 +75,7 @@ def cache_folder() -> Path:
         local = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
         return Path(local) / "gpucnn" / "gpucnn" / "Cache"
     caches = os.environ.get("XDG_CACHE_HOME", "").strip()
-    if os.path.isabs(caches):  # the specification has relative ones left out
+    if os.path.isabs(caches):  # relative ones are ignored, by the specification
         return Path(caches) / "gpucnn"
     return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "gpucnn"
 
@@ -83,21 +83,20 @@ def cache_folder() -> Path:
 def fetch(name: str, folder: str | PathLike[str], progress: bool = False) -> list[Path]:
     """Download the files of a data set into a folder and return their paths.
 
-    A file that lies there with the right checksum is kept; any other is replaced, and only by a whole file
-    whose checksum is right. Mirrors are tried in order; the one that served a file is the first asked for the
-    next.
+    A file with the right checksum is kept; any other is replaced atomically by one with the right checksum.
+    Mirrors are tried in order; the one that served a file is tried first for the next.
 
     Raises
         DataError           no mirror serves a file, the folder cannot be written, or pooch is not installed
         ConfigurationError  there is no data set of that name
     """
     if name not in REMOTES:
-        raise ConfigurationError(f"no data set {name!r} to fetch; expected one of {', '.join(REMOTES)}")
+        raise ConfigurationError(f"there is no data set {name!r} to download; expected one of {', '.join(REMOTES)}")
     folder = user_path(folder)
     _require_pooch(name, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_left_behind(folder)
+        _remove_partial(folder)
     except OSError as error:
         raise DataError(_explain_disk(name, folder, error)) from error
     mirrors = list(REMOTES[name].mirrors)
@@ -121,7 +120,7 @@ def _fetch_file(
     failures = []
     for mirror in mirrors:
         with _ProgressBar(file) if progress else nullcontext(None) as bar:
-            downloader = _Download(REMOTES[name].most, bar)
+            downloader = _Download(REMOTES[name].max_bytes, bar)
             try:
                 path = pooch.retrieve(mirror + file, known_hash, file, folder, downloader=downloader)
                 return Path(path), mirror
@@ -129,9 +128,9 @@ def _fetch_file(
                 failures.append(f"{mirror}{file}: {_explain_request(error)}")
             except _BadMirrorError as error:
                 failures.append(f"{mirror}{file}: {error}")
-            except OSError as error:  # not the network's: RequestException, an OSError too, is caught above
+            except OSError as error:  # of the disk: RequestException, an OSError too, is caught above
                 raise DataError(_explain_disk(name, folder, error)) from error
-            except ValueError:  # pooch says so when the checksum differs, and has removed the file
+            except ValueError:  # pooch raises it for a wrong checksum, and has removed the file
                 failures.append(f"{mirror}{file}: its checksum is not {known_hash}")
     tried = "\n  ".join(failures)
     raise DataError(
@@ -141,21 +140,21 @@ def _fetch_file(
 
 
 class _BadMirrorError(Exception):
-    """What a mirror sends is not what was asked for, or comes too slowly."""
+    """A mirror's response is not the file, or too slow."""
 
 
 class _Download:
-    """What pooch calls to bring an address into a file: within a size, and not slower than a mirror may be."""
+    """The downloader that pooch calls: limits the size of the response, and its minimum rate."""
 
-    def __init__(self, most: int, bar: "_ProgressBar | None") -> None:
-        self.most, self.bar = most, bar
+    def __init__(self, max_bytes: int, bar: "_ProgressBar | None") -> None:
+        self.max_bytes, self.bar = max_bytes, bar
 
     def __call__(self, url: str, output_file: str, pooch: Any) -> None:
         import requests
 
-        as_it_is = {"Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity"}
         with (
-            requests.get(url, stream=True, timeout=_TIMEOUT, headers=as_it_is) as response,
+            requests.get(url, stream=True, timeout=_TIMEOUT, headers=headers) as response,
             open(output_file, "wb") as file,
         ):
             response.raise_for_status()
@@ -167,39 +166,39 @@ class _Download:
                     self.bar.update(len(chunk))
 
     def _arriving(self, raw: Any) -> Iterator[bytes]:
-        """Yield what arrives, as it arrives."""
+        """Yield the response as it arrives."""
         from urllib3.exceptions import HTTPError
 
-        least, seconds = _SLOWEST
-        taken, since, begun = 0, 0, time.monotonic()
-        take = getattr(raw, "read1", raw.read)  # urllib3 before 2.3 waits until a chunk is full
+        minimum, seconds = _MIN_RATE
+        total, recent, start = 0, 0, time.monotonic()
+        read = getattr(raw, "read1", raw.read)  # urllib3 before 2.3 waits until a chunk is full
         while True:
             try:
-                chunk = take(_CHUNK, decode_content=False)
+                chunk = read(_CHUNK, decode_content=False)
             except (HTTPError, OSError) as error:
                 raise _BadMirrorError(str(error).rsplit(": ", 1)[-1] or type(error).__name__) from error
             if not chunk:
                 return
-            taken, since = taken + len(chunk), since + len(chunk)
-            if taken > self.most:
-                raise _BadMirrorError(f"it goes on after {self.most:,} bytes, more than the file has")
-            if time.monotonic() - begun > seconds:
-                if since < least:
-                    raise _BadMirrorError(f"it sends no more than {since:,} bytes in {seconds:g} seconds")
-                since, begun = 0, time.monotonic()
+            total, recent = total + len(chunk), recent + len(chunk)
+            if total > self.max_bytes:
+                raise _BadMirrorError(f"the response is longer than the {self.max_bytes:,} bytes of the file")
+            if time.monotonic() - start > seconds:
+                if recent < minimum:
+                    raise _BadMirrorError(f"too slow: {recent:,} bytes in {seconds:g} seconds")
+                recent, start = 0, time.monotonic()
             yield chunk
 
 
-def _remove_left_behind(folder: Path) -> None:
-    """Remove what downloads that were killed have left in a folder."""
+def _remove_partial(folder: Path) -> None:
+    """Remove the partial files of killed downloads."""
     for path in folder.iterdir():
-        if _LEFT_BEHIND.fullmatch(path.name) and path.is_file() and time.time() - path.stat().st_mtime > _FORSAKEN:
+        if _PARTIAL.fullmatch(path.name) and path.is_file() and time.time() - path.stat().st_mtime > _STALE:
             with suppress(OSError):
                 path.unlink()
 
 
 def _require_pooch(name: str, folder: Path) -> None:
-    """Say what to do where the library that downloads is not installed, or not whole."""
+    """Raise DataError with the remedy if the download library is not installed."""
     try:
         import pooch  # noqa: F401
         import requests  # noqa: F401
@@ -211,7 +210,7 @@ def _require_pooch(name: str, folder: Path) -> None:
 
 
 def _by_hand(name: str, folder: Path) -> str:
-    """Say which files to get without this package, and where to put them."""
+    """Return which files to download manually, and where to put them."""
     return (
         f"{', '.join(REMOTES[name].files)} on a machine with network and put them into {folder}, "
         f"or into a folder {name!r} in a folder that the environment variable GPUCNN_DATA names"
@@ -219,7 +218,7 @@ def _by_hand(name: str, folder: Path) -> str:
 
 
 def _explain_request(error: Exception) -> str:
-    """Say in a few words why a request failed; the library's own text repeats the address twice."""
+    """Return why a request failed, in short; the library's own message repeats the URL twice."""
     response = getattr(error, "response", None)
     if response is not None:
         return f"HTTP {response.status_code} {response.reason}"
@@ -229,14 +228,14 @@ def _explain_request(error: Exception) -> str:
 
 def _explain_disk(name: str, folder: Path, error: OSError) -> str:
     return (
-        f"{name}: cannot be written into {folder} ({error}); expected a folder to keep downloads in: "
+        f"{name}: cannot be written into {folder} ({error}); expected a writable folder for downloads: "
         "name another in the environment variable GPUCNN_CACHE"
     )
 
 
 @contextmanager
 def _quiet_pooch() -> Iterator[None]:
-    """Keep pooch from reporting every download on the user's screen."""
+    """Suppress pooch's log messages."""
     import pooch
 
     logger = pooch.get_logger()
@@ -249,7 +248,7 @@ def _quiet_pooch() -> Iterator[None]:
 
 
 class _ProgressBar:
-    """The four methods pooch asks of a progress bar, drawn by rich on a terminal and nowhere else."""
+    """A progress bar with the methods that pooch calls, drawn by rich on a terminal only."""
 
     total: float | None = None
 
@@ -277,10 +276,10 @@ class _ProgressBar:
         self._progress.update(self._task, advance=count, total=self.total)
 
     def reset(self) -> None:
-        """Go back to the start, as pooch does before it fills the bar."""
+        """Reset to 0, as pooch does before it completes the bar."""
         self._progress.reset(self._task, total=self.total)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
-        if not self._progress.disable:  # older rich ends one that was never shown with empty lines
+        """Stop drawing."""
+        if not self._progress.disable:  # older versions of rich print empty lines for a bar that was never shown
             self._progress.stop()

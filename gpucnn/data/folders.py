@@ -1,6 +1,5 @@
-"""Reading folders of image files, a sub-folder a class."""
+"""Reading folders of image files, one sub-folder per class."""
 
-import operator
 import re
 import unicodedata
 import warnings
@@ -10,12 +9,13 @@ from io import BytesIO
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpucnn.core import checks
 from gpucnn.core.files import read_regular, user_path
-from gpucnn.data.idx import looks_like, require_file
+from gpucnn.data.idx import guess_format, require_file
 from gpucnn.errors import ConfigurationError, DataError, GpucnnError
 
 if TYPE_CHECKING:
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 
-# What file managers and archivers leave behind, hidden on the system they come from.
-_LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+# Files of file managers and archivers that are hidden on their own systems.
+_SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx"}
 
-# Bytes of memory that reading one image may take, and how many a pixel takes at most: decoded, in colour, as an array,
-# and what the decoder itself needs (measured; a WebP's holds two canvases and the whole picture once more).
+# The maximum memory of reading one image, in bytes, and the memory per pixel: decoded, in colour, as an array, and in
+# the decoder (measured; that of WebP holds two canvases and a copy of the whole image).
 MEMORY = 640 << 20
-_BYTES_A_PIXEL = {"WEBP": 24}
-_BYTES_A_PIXEL_ELSE = 12
-_MOST_BYTES = 256 << 20  # of a file
-_LONGEST = 1 << 16  # pixels a side
+_BYTES_PER_PIXEL = {"WEBP": 24}
+_DEFAULT_BYTES_PER_PIXEL = 12
+_MAX_BYTES = 256 << 20  # of a file
+_MAX_SIDE = 1 << 16  # pixels
 _BAND = 1 << 20  # pixels that are converted at a time
 
 Size = int | tuple[int, int]
@@ -43,30 +43,30 @@ def read_image_folder(path: str | PathLike[str], size: Size | None = None) -> tu
     """Read every image of a folder whose sub-folders are the classes.
 
     Classes, and the images in each, come in natural order ("10" after "9"); hidden files are left out.
-    PNG, JPEG, BMP, GIF (its first frame) and WebP are read. If every image is grey, whichever way its file
-    stores that, there is one channel; a single colour image makes it three for all. Transparent pixels are
-    laid over black, the value that padding has too.
+    PNG, JPEG, BMP, GIF (first frame) and WebP are read. If every image is grey, however its file stores that,
+    there is one channel; otherwise all have three. Transparent pixels are blended with black, the value that
+    padding has too.
 
     Shapes
         images  (N, H, W, C) uint8, C is 1 or 3
         labels  (N,) int64, an index into the class names
 
     size: (height, width) in pixels, or one number for both; images are resized with bilinear interpolation
-    that averages when it shrinks. Without it all images must have one size.
+    and antialiasing. By default all images must have the same size.
 
     Raises
-        DataError           the folder is laid out otherwise, or a file is no image, or of another size
-        ConfigurationError  the size makes no sense
+        DataError           the folder is laid out otherwise, a file is not an image, or has another size
+        ConfigurationError  the size is invalid
     """
     folder = user_path(path)
     shape = _parse_size(size)
     classes = list_folders(folder)
     if not classes:
         raise DataError(_explain_layout(folder))
-    for one, other in pairwise(classes):  # which stand beside each other in their order
+    for one, other in pairwise(classes):  # neighbours in their order
         if composed(one.name) == composed(other.name):
             raise DataError(
-                f"{folder}: the classes {one.name!a} and {other.name!a} are written alike, one with letters and "
+                f"{folder}: the classes {one.name!a} and {other.name!a} are the same name, one with letters and "
                 "accents apart; expected one folder for both: put their images together"
             )
     files = [(label, file) for label, inner in enumerate(classes) for file in _list_images(inner)]
@@ -86,20 +86,19 @@ def list_folders(folder: Path) -> list[Path]:
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Return a key that sorts names as people do: digits by their value, letters whatever their case."""
+    """Return a key for natural order: digits by their value, letters regardless of case."""
     parts = re.split(r"([0-9]+)", name.casefold())
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def composed(name: str) -> str:
-    """Return a name with its accents as part of their letters: systems and archives write them in two ways."""
+    """Return a name in Unicode form NFC: systems and archives differ in how they store accents."""
     return unicodedata.normalize("NFC", name)
 
 
 def _list_visible(folder: Path) -> list[Path]:
-    entries = (
-        entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name.casefold() not in _LITTER
-    )
+    visible = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    entries = [entry for entry in visible if entry.name.casefold() not in _SYSTEM_FILES]
     return sorted(entries, key=lambda entry: natural_key(composed(entry.name)))
 
 
@@ -109,7 +108,7 @@ def _list_images(folder: Path) -> list[Path]:
     if inner:
         raise DataError(
             f"{folder}: holds the folder {inner[0]!r} ({len(inner)} in all) where a class folder holds only "
-            f"images; if {folder.name!r} is no class but holds the classes, pass it as the path"
+            f"images; if {folder.name!r} is not a class but holds the classes, pass it as the path"
         )
     if not files:
         raise DataError(
@@ -123,26 +122,14 @@ def _parse_size(size: Size | None) -> tuple[int, int] | None:
     if size is None:
         return None
     pair = size if isinstance(size, tuple | list) else (size, size)
-    try:
-        height, width = (_whole(length) for length in pair)
-    except (TypeError, ValueError):
-        height = width = 0
-    if height < 1 or width < 1:
-        raise ConfigurationError(
-            f"size={size!r}: expected whole numbers of pixels from 1 up, (height, width) or one number for "
-            "both: pass for example size=(32, 32)"
-        )
+    if len(pair) != 2:
+        raise ConfigurationError(f"size must be (height, width) or one number for both, such as (32, 32), not {size!r}")
+    height, width = (checks.integer(side, "size, (height, width) or one number,", minimum=1) for side in pair)
     return height, width
 
 
-def _whole(length: SupportsIndex) -> int:
-    if isinstance(length, bool):
-        raise TypeError("True is no length")
-    return operator.index(length)
-
-
 def _read_images(files: list[Path], shape: tuple[int, int] | None) -> list[np.ndarray]:
-    """Decode all files and see that they have one size."""
+    """Decode all files, of one size."""
     arrays: list[np.ndarray] = []
     for file in files:
         array = decode_image(file, shape)
@@ -153,11 +140,11 @@ def _read_images(files: list[Path], shape: tuple[int, int] | None) -> list[np.nd
 
 
 def decode_image(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
-    """Decode one file, upright as its camera noted it, to (H, W) if it is grey, else to (H, W, 3)."""
+    """Decode one file, rotated by its EXIF orientation, to (H, W) if it is grey, else to (H, W, 3)."""
     from PIL import Image
 
     with open_image(path) as file:
-        image = plain(file)
+        image = flattened(file)
         if shape is not None and image.size != shape[::-1]:
             image = image.resize(shape[::-1], Image.Resampling.BILINEAR)
         return np.asarray(image)
@@ -165,16 +152,15 @@ def decode_image(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
 
 @contextmanager
 def open_image(path: Path) -> Iterator["Image.Image"]:
-    """Open an image file, turned upright; whatever goes wrong with it, now or while it is decoded, is a DataError."""
+    """Open an image file, rotated by its EXIF orientation; all errors, also while decoding, are raised as DataError."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     require_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # from memory: of a file on the disk a decoder may ask for as many bytes as a damaged length says, and
-            # gets room for all of them before there are any
-            with Image.open(BytesIO(read_regular(path, _MOST_BYTES)), formats=_FORMATS) as file:
+            # from memory: reading from disk a decoder may allocate as many bytes as a damaged length declares
+            with Image.open(BytesIO(read_regular(path, _MAX_BYTES)), formats=_FORMATS) as file:
                 _check_pixels(file, path)
                 ImageOps.exif_transpose(file, in_place=True)
                 yield file
@@ -187,9 +173,9 @@ def open_image(path: Path) -> Iterator["Image.Image"]:
         ) from error
     except UnidentifiedImageError as error:
         with path.open("rb") as raw:
-            seems = looks_like(raw.read(64))
+            format_name = guess_format(raw.read(64))
         raise DataError(
-            f"{path}: is no image that can be read here; it looks like {seems}. Expected PNG, JPEG, BMP, "
+            f"{path}: is not a supported image; it looks like {format_name}. Expected PNG, JPEG, BMP, "
             "GIF or WebP: convert or remove it"
         ) from error
     except Exception as error:  # a decoder fed with damaged bytes may fail in any way
@@ -199,24 +185,24 @@ def open_image(path: Path) -> Iterator["Image.Image"]:
 
 
 def _check_pixels(file: "Image.Image", path: Path) -> None:
-    """Refuse an image whose pixels would take too much memory, before any is decoded.
+    """Reject an image whose pixels would take too much memory, before decoding.
 
     Raises:
-        DataError: names its size, and what is read.
+        DataError: with its size, and the maximum.
     """
     width, height = file.size
-    most = MEMORY // _BYTES_A_PIXEL.get(str(file.format), _BYTES_A_PIXEL_ELSE)
-    if width * height > most or max(width, height) > _LONGEST:
+    maximum = MEMORY // _BYTES_PER_PIXEL.get(str(file.format), _DEFAULT_BYTES_PER_PIXEL)
+    if width * height > maximum or max(width, height) > _MAX_SIDE:
         raise DataError(
-            f"{path}: has {width:,} by {height:,} pixels; expected at most {most:,} pixels in a {file.format} image, "
-            f"which is decoded within {MEMORY >> 20} MB, and at most {_LONGEST:,} a side: shrink the image"
+            f"{path}: has {width:,} by {height:,} pixels; expected at most {maximum:,} in a {file.format} image, "
+            f"which is decoded within {MEMORY >> 20} MB, and at most {_MAX_SIDE:,} per side: shrink the image"
         )
 
 
-def plain(image: "Image.Image", ground: int = 0) -> "Image.Image":
-    """Return the image in mode L if it is grey, else in RGB, any transparency laid over a grey ground: 0 is black.
+def flattened(image: "Image.Image", background: int = 0) -> "Image.Image":
+    """Return the image in mode L if it is grey, else in RGB, transparency blended with a grey background: 0 is black.
 
-    It is converted band by band, so that a large one takes little more memory than its pixels.
+    It is converted band by band, so that a large image takes little more memory than its pixels.
     """
     from PIL import Image
 
@@ -236,16 +222,16 @@ def plain(image: "Image.Image", ground: int = 0) -> "Image.Image":
             part[..., 0] = ((deep * 255 + 32767) // 65535).clip(0, 255)
             continue
         if transparent:
-            below = Image.new("RGBA", band.size, (ground, ground, ground, 255))
+            below = Image.new("RGBA", band.size, (background, background, background, 255))
             band = Image.alpha_composite(below, band.convert("RGBA"))
         part[:] = np.asarray(band.convert("RGB"))
         grey = grey and bool((part == part[..., :1]).all())
-    image.close()  # its own pixels are not needed any more
+    image.close()  # free its pixels
     return Image.fromarray(pixels[..., 0] if grey else pixels)
 
 
 def _stack(arrays: list[np.ndarray]) -> np.ndarray:
-    """Stack images of one size, each (H, W) or (H, W, 3), and let go of each once it is copied."""
+    """Stack images of one size, each (H, W) or (H, W, 3), and free each one after copying it."""
     channels = 3 if any(array.ndim == 3 for array in arrays) else 1
     images = np.empty((len(arrays), *arrays[0].shape[:2], channels), np.uint8)
     for image in images[::-1]:
@@ -255,17 +241,17 @@ def _stack(arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def _explain_layout(folder: Path) -> str:
-    """Say why a folder without sub-folders cannot be read, and what to pass instead."""
+    """Return why a folder without sub-folders cannot be read, and what to pass instead."""
     images = [entry for entry in _list_visible(folder) if entry.suffix.casefold() in _SUFFIXES]
     parent = folder.absolute().parent
     expected = "expected a sub-folder of images for each class"
     if not images:
         return f"{folder}: holds no sub-folders and no images; {expected}: check the path"
     files = f"{len(images):,} image files, {images[0].name} first"
-    held = f"{folder}: holds no sub-folders but {files}; {expected}"
+    message = f"{folder}: holds no sub-folders but {files}; {expected}"
     if len([entry for entry in _list_visible(parent) if entry.is_dir()]) > 1:
-        return f"{held}: this looks like one class's folder; pass its parent {parent}"
-    return f"{held}: sort the images into sub-folders named by their class"
+        return f"{message}: this looks like one class's folder; pass its parent {parent}"
+    return f"{message}: sort the images into sub-folders named by their class"
 
 
 def _explain_sizes(first: Path, one: np.ndarray, other: Path, two: np.ndarray) -> str:

@@ -20,11 +20,11 @@ from gpucnn.errors import DataError
 _STORED = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 _GZIP = b"\x1f\x8b"
-_STEP = 1 << 20  # bytes asked of a stream at a time, so that a false promise is never allocated
+_STEP = 1 << 20  # bytes read at a time, so that a wrong header never makes a large allocation
 _MAXIMUM_BYTES = 8 << 30  # more than this is a damaged header, not a data set for one machine's memory
 _MAXIMUM_RANK = 64  # NumPy's own limit
 
-# What the first bytes of a file that is not what it should be tell about it.
+# The first bytes of other file formats.
 _SIGNATURES = (
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
@@ -45,7 +45,7 @@ def read_idx(path: str | PathLike[str]) -> np.ndarray:
     Shapes
         returned  the shape in the file's header; dtype native uint8, int8, int16, int32, float32 or float64
 
-    Nothing large is allocated on the word of a header: at most one byte more than it promises is read.
+    Memory grows with what is read, at most one byte more than the header declares.
 
     Raises
         DataError  the file is missing, empty, foreign, damaged, or longer or shorter than its header says
@@ -94,7 +94,7 @@ def find_idx(folder: str | PathLike[str], stem: str) -> Path | None:
 
 
 def require_file(path: str | PathLike[str]) -> Path:
-    """Return `path` as a Path once it is known to name a file that opens and has something in it."""
+    """Return `path` as a Path if it is a file that can be opened and is not empty."""
     path = user_path(path)
     if not path.exists():
         raise DataError(
@@ -113,8 +113,8 @@ def require_file(path: str | PathLike[str]) -> Path:
     return path
 
 
-def looks_like(head: bytes) -> str:
-    """Say in words what a file that starts with `head` seems to be."""
+def guess_format(head: bytes) -> str:
+    """Return the likely format of a file that starts with `head`, as text."""
     for signature, name in _SIGNATURES:
         if head.startswith(signature):
             return name
@@ -125,35 +125,35 @@ def looks_like(head: bytes) -> str:
         return "an HTML page, perhaps a server's error message saved under this name"
     if text and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in text):
         return "a text file"
-    return "no format known here"
+    return "an unknown format"
 
 
 def _read_array(stream: BinaryIO, path: Path, size: int | None) -> np.ndarray:
-    """Read the array of one IDX stream; `size` is its length in bytes where that is known beforehand."""
+    """Read the array of one IDX stream; `size` is its length in bytes if that is known."""
     shape, stored = _read_header(stream, path, packed=size is None)
-    promised = math.prod(shape) * stored.itemsize
-    described = f"{promised:,} ({_describe(shape, stored)})"
+    declared = math.prod(shape) * stored.itemsize
+    described = f"{declared:,} ({_describe(shape, stored)})"
     if math.prod(length or 1 for length in shape) * stored.itemsize > _MAXIMUM_BYTES:
         raise DataError(
-            f"{path}: its header promises {described}, more than the {_MAXIMUM_BYTES:,} bytes read here; "
+            f"{path}: its header declares {described}, more than the {_MAXIMUM_BYTES:,} bytes read here; "
             "the header is damaged: download the file again"
         )
-    if size is None:  # gzip: its length is known only once it is unpacked
-        data = _take(stream, promised, path)
+    if size is None:  # gzip: the length is only known after unpacking
+        data = _take(stream, declared, path)
         held, surplus = len(data), len(_take(stream, 1, path))
     else:
         held = size - stream.tell()
-        surplus = held - promised
-        data = _take(stream, promised, path) if surplus == 0 else bytearray()
-    if held < promised:
+        surplus = held - declared
+        data = _take(stream, declared, path) if surplus == 0 else bytearray()
+    if held < declared:
         raise DataError(
-            f"{path}: holds {held:,} bytes of data where its header promises {described}; "
+            f"{path}: holds {held:,} bytes of data where its header declares {described}; "
             "the file is cut short: download it again"
         )
-    if surplus > 0 or len(data) != promised:
+    if surplus > 0 or len(data) != declared:
         raise DataError(
-            f"{path}: goes on after the {described} bytes of data that its header promises; "
-            "header and data do not belong together: download it again"
+            f"{path}: continues after the {described} bytes of data that its header declares; "
+            "header and data do not match: download it again"
         )
     values = np.frombuffer(data, stored).reshape(shape)
     return values.astype(stored.newbyteorder("="), copy=False)
@@ -169,10 +169,10 @@ def _read_header(stream: BinaryIO, path: Path, packed: bool) -> tuple[tuple[int,
                 "with gzip -d, or download it again"
             )
         start = head + bytes(_take(stream, 60, path))
-        turned = len(head) == 4 and head[2:] == b"\0\0" and head[1] in _STORED
-        seems = "an IDX header in little-endian order" if turned else looks_like(start)
+        swapped = len(head) == 4 and head[2:] == b"\0\0" and head[1] in _STORED
+        format_name = "an IDX header in little-endian order" if swapped else guess_format(start)
         raise DataError(
-            f"{path}: starts with the bytes {head.hex(' ')}, which looks like {seems}; expected an IDX file: "
+            f"{path}: starts with the bytes {head.hex(' ')}, which looks like {format_name}; expected an IDX file: "
             "00 00, a type of 08 09 0b 0c 0d or 0e, and the number of dimensions. Download it again"
         )
     rank = head[3]
@@ -184,21 +184,21 @@ def _read_header(stream: BinaryIO, path: Path, packed: bool) -> tuple[tuple[int,
         )
     if rank > _MAXIMUM_RANK:
         raise DataError(
-            f"{path}: its header promises {rank} dimensions, expected at most {_MAXIMUM_RANK}; "
+            f"{path}: its header declares {rank} dimensions, expected at most {_MAXIMUM_RANK}; "
             "the header is damaged: download it again"
         )
     return struct.unpack(f">{rank}I", lengths), np.dtype(_STORED[head[2]])
 
 
 def _take(stream: BinaryIO, count: int, path: Path) -> bytearray:
-    """Read `count` bytes, or what there is, growing only with what truly arrives."""
+    """Read up to `count` bytes."""
     taken = bytearray()
     try:
         while len(taken) < count and (step := stream.read(min(_STEP, count - len(taken)))):
             taken += step
     except EOFError as error:
         raise DataError(
-            f"{path}: its gzip data of {path.stat().st_size:,} bytes end before the end is marked; "
+            f"{path}: its gzip data of {path.stat().st_size:,} bytes end too early; "
             "the file is cut short: download it again"
         ) from error
     except (gzip.BadGzipFile, zlib.error) as error:

@@ -1,4 +1,4 @@
-"""Single image files, brought to the form that a model takes."""
+"""Single image files, preprocessed for a model."""
 
 import math
 from os import PathLike
@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from gpucnn.core.files import user_path
-from gpucnn.data.folders import open_image, plain
+from gpucnn.data.folders import flattened, open_image
 
 LUMA = 0.299, 0.587, 0.114  # the weights of red, green and blue in grey: ITU-R BT.601
 
-ROWS = 64  # of an image that are made grey at a time
-LONGEST_SIDE = 1024  # pixels in which a digit is looked for; photographs are reduced to it
-CONTRAST = 20  # grey levels that ink must differ from its ground
-STROKE = 1.8  # pixels of the 20 that a digit fills: about the thinnest strokes of MNIST
+ROW_BLOCK = 64  # rows of an image that are converted to grey at a time
+MAX_SIDE = 1024  # pixels; larger photographs are downscaled before a digit is segmented
+MIN_CONTRAST = 20  # grey levels between ink and background
+MIN_STROKE = 1.8  # pixels of the 20 that a digit fills: about the thinnest strokes of MNIST
 
 Image = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -22,16 +22,16 @@ Image = np.ndarray[Any, np.dtype[np.uint8]]
 def read_image(path: str | PathLike[str], size: tuple[int, int] | None, channels: int) -> Image:
     """Return an image file as uint8 (H, W, C), upright: in grey for C = 1, in colour for C = 3.
 
-    It is resized to `size` (H, W), or keeps its own where that is None. What is transparent becomes white in grey, the
-    paper under a drawing, and black in colour, as in the folders of images that a model is trained on.
+    It is resized to `size` (H, W), or keeps its own size if that is None. Transparent pixels become white in grey, the
+    paper of a drawing, and black in colour, as in folders of images for training.
 
     Raises
-        DataError  the file is missing, is no image or is damaged
+        DataError  the file is missing, damaged, or not an image
     """
     from PIL import Image as pillow
 
     with open_image(user_path(path)) as file:
-        image = plain(file, ground=255 if channels == 1 else 0)
+        image = flattened(file, background=255 if channels == 1 else 0)
         if size is not None and image.size != size[::-1]:
             image = image.resize(size[::-1], pillow.Resampling.BILINEAR)
         pixels = np.asarray(image)
@@ -40,25 +40,25 @@ def read_image(path: str | PathLike[str], size: tuple[int, int] | None, channels
     if channels == 3:
         return pixels
     grey = np.empty((*pixels.shape[:2], 1), np.uint8)
-    for top in range(0, len(pixels), ROWS):  # whose products take 20 bytes a pixel
-        grey[top : top + ROWS, :, 0] = np.rint(pixels[top : top + ROWS] @ np.array(LUMA))
+    for top in range(0, len(pixels), ROW_BLOCK):  # the products take 20 bytes per pixel
+        grey[top : top + ROW_BLOCK, :, 0] = np.rint(pixels[top : top + ROW_BLOCK] @ np.array(LUMA))
     return grey
 
 
 def is_dark_on_light(image: Image) -> bool:
-    """Tell whether the ground of an image (H, W, C), as its border shows it, is lighter than what is drawn on it."""
-    ground = np.median(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]))
+    """Return whether the background of an image (H, W, C), judged by its border, is lighter than the foreground."""
+    background = np.median(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]))
     darkest, lightest = int(image.min()), int(image.max())
-    if lightest - darkest < CONTRAST:  # nothing is drawn
-        return bool(ground > 127)
-    return bool(ground > (darkest + lightest) / 2)
+    if lightest - darkest < MIN_CONTRAST:  # a blank image
+        return bool(background > 127)
+    return bool(background > (darkest + lightest) / 2)
 
 
 def centre_digit(image: Image, size: tuple[int, int]) -> Image:
-    """Bring a light digit on a dark ground (H, W, 1) to the form of MNIST's, in an image of another size.
+    """Preprocess a light digit on a dark background (H, W, 1) like those of MNIST, in an image of another size.
 
-    Its box fills 20 of 28 pixels and its centre of mass lies in the middle. Before that the ground's slope and noise
-    and small specks are taken away, and strokes that would vanish become thicker. Without ink all is black.
+    Its bounding box fills 20 of 28 pixels, and its centre of mass is in the middle. Before that the background's
+    gradient, noise and small specks are removed, and very thin strokes are thickened. Without ink the image is black.
 
     Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits" (1998).
     """
@@ -69,18 +69,18 @@ def centre_digit(image: Image, size: tuple[int, int]) -> Image:
     if not ink.any():
         return np.zeros((H, W, 1), np.uint8)
     box = _cropped(ink)
-    box = _cropped(_thickened(box, STROKE / 20 * max(box.shape)))
+    box = _cropped(_thickened(box, MIN_STROKE / 20 * max(box.shape)))
     scale = min(H, W) * 20 / 28 / max(box.shape)
     height, width = (max(1, round(scale * side)) for side in box.shape)
     small = pillow.fromarray(box).resize((width, height), pillow.Resampling.BILINEAR)
-    return _placed(np.asarray(small), (H, W))
+    return _centred(np.asarray(small), (H, W))
 
 
 def _reduced(grey: Image) -> Image:
-    """Return an image whose longer side is not too long."""
+    """Return an image downscaled to at most MAX_SIDE pixels per side."""
     from PIL import Image as pillow
 
-    scale = LONGEST_SIDE / max(grey.shape)
+    scale = MAX_SIDE / max(grey.shape)
     if scale >= 1:
         return grey
     H, W = (max(1, round(scale * side)) for side in grey.shape)
@@ -88,30 +88,30 @@ def _reduced(grey: Image) -> Image:
 
 
 def _ink(grey: Image) -> Any:
-    """Return how much ink is on each pixel (H, W), from 0 to 1: float32, all 0 where nothing stands out."""
+    """Return the amount of ink of each pixel (H, W), 0 … 1: float32, all 0 if there is too little contrast."""
     from scipy import ndimage
 
     level = grey - _slope(grey)
     cut = _otsu(level)
     if not (level > cut).any():
         return np.zeros(grey.shape, np.float32)
-    ground, stroke = np.median(level[level <= cut]), np.median(level[level > cut])
-    if stroke - ground < CONTRAST:
+    background, stroke = np.median(level[level <= cut]), np.median(level[level > cut])
+    if stroke - background < MIN_CONTRAST:
         return np.zeros(grey.shape, np.float32)
-    ink = ((level - ground) / (stroke - ground)).astype(np.float32)
-    ink = np.clip((ink - 0.2) / 0.8, 0, 1)  # the lowest fifth is the ground's noise
+    ink = ((level - background) / (stroke - background)).astype(np.float32)
+    ink = np.clip((ink - 0.2) / 0.8, 0, 1)  # the lowest fifth is background noise
     parts, count = ndimage.label(ink > 0.5, structure=np.ones((3, 3)))
     areas = np.bincount(parts.ravel(), minlength=count + 1)
     specks = areas < 0.03 * areas[1:].max(initial=0)
     specks[0] = False
-    if specks.any():  # with the soft edge around each
-        around = ndimage.binary_dilation(specks[parts], np.ones((3, 3)), iterations=2)
-        ink[around & (specks[parts] | (parts == 0))] = 0
+    if specks.any():  # with the soft edge of each
+        near = ndimage.binary_dilation(specks[parts], np.ones((3, 3)), iterations=2)
+        ink[near & (specks[parts] | (parts == 0))] = 0
     return ink
 
 
 def _slope(grey: Image) -> Any:
-    """Return the plane (H, W) through the ground at the image's border: light falls unevenly on paper."""
+    """Return the plane (H, W) fitted to the background at the image's border: uneven lighting of the paper."""
     H, W = grey.shape
     edge = max(1, min(H, W) // 20)
     border = np.ones((H, W), bool)
@@ -123,7 +123,7 @@ def _slope(grey: Image) -> Any:
 
 
 def _otsu(level: Any) -> float:
-    """Return the cut that parts dark and light pixels with the least variance within both.
+    """Return the threshold between dark and light pixels with the minimum variance within both.
 
     Source: Otsu, "A threshold selection method from gray-level histograms" (1979).
     """
@@ -143,7 +143,7 @@ def _cropped(ink: Any) -> Any:
 
 
 def _thickened(ink: Any, stroke: float) -> Any:
-    """Return ink, with a margin, whose strokes are about as thick as asked for if they were thinner."""
+    """Return ink, with a margin, dilated to strokes of about a given width if they are thinner."""
     from scipy import ndimage
 
     inside = np.pad(ink > 0.5, 1)
@@ -157,8 +157,8 @@ def _disc(diameter: int) -> Any:
     return np.hypot(away[:, None], away) <= diameter / 2 + 0.3
 
 
-def _placed(ink: Any, size: tuple[int, int]) -> Image:
-    """Put ink into a black image, its centre of mass in the middle as far as it then lies inside."""
+def _centred(ink: Any, size: tuple[int, int]) -> Image:
+    """Return ink in a black image, its centre of mass in the middle as far as it fits."""
     image = np.zeros((*size, 1), np.uint8)
     mass = ink.sum()
     corner = []

@@ -1,15 +1,15 @@
-"""Handwriting-like digits made from nothing but strokes and chance, for training where no data can be had.
+"""Synthetic handwriting-like digits, for training where no data set is available.
 
-How the drawing works: every way of writing a digit (`VARIANTS`) is a few strokes through control points; each
-image jitters the points, draws a smooth curve through them, warps, slants and turns it, fits it into MNIST's
-20x20 box with its centre of mass in the middle of 28x28, and lays down ink as a row of Gaussian dabs. A dab
-is the product of a row and a column profile, so the ink of an image is one small matrix product.
+Every variant of a digit (`VARIANTS`) is a few strokes through control points; each image jitters the points, draws a
+smooth curve through them, warps, slants and rotates it, fits it into MNIST's 20x20 box with its centre of mass in the
+middle of 28x28, and draws the ink as a row of Gaussian dabs. A dab is the product of a row and a column profile, so the
+ink of an image is one small matrix product.
 
-`networks.lenet` trained on 20,000 of them for five epochs, and on nothing else, reads 95.7, 95.6 and 95.7 % of
-the 10,000 MNIST test digits (seeds 0 to 2).
+`networks.lenet` trained on 20,000 of them for five epochs, and on nothing else, classifies 95.7, 95.6 and 95.7 % of the
+10,000 MNIST test digits correctly (seeds 0 to 2).
 
-The variants were invented from how people write, and misread MNIST training digits showed which ways were
-still missing; no pixel, statistic or learned weight of a real data set is in here.
+The variants were designed by hand, and misclassified MNIST training digits showed which ones were missing; no pixel,
+statistic or learned weight of a real data set is used.
 """
 
 import math
@@ -23,14 +23,14 @@ from gpucnn.core import checks
 
 IMAGE_SIZE = 28
 INK_BOX = 20.0  # px: the box MNIST fits a digit into before it centres it
-CHUNK = 500  # images drawn at once; at 80 dabs an image the largest array is then some 9 MB
-DABS = 80  # dabs of ink an image: under one pixel apart even on the longest digit, an 8
+CHUNK = 500  # images drawn at a time; with 80 dabs per image the largest array is about 9 MB
+DABS = 80  # dabs of ink per image: less than one pixel apart even on the longest digit, an 8
 
 
 class Variant(NamedTuple):
-    """One way of writing a digit.
+    """A variant of a digit.
 
-    `share` is how often it is taken among the variants of its digit (any unit). `strokes` holds points "x,y"
+    `share` is its relative frequency among the variants of its digit (any unit). `strokes` holds points "x,y"
     with x to the right and y down, the digit about 100 high; ";" begins a new stroke. Inside a stroke the
     curve is smooth, so a corner is where one stroke ends and the next begins; a point written twice is one
     point and moves as one.
@@ -141,18 +141,18 @@ VARIANTS = (
 )
 
 
-class Ways(NamedTuple):
+class VariantArrays(NamedTuple):
     """All variants as arrays (V variants, K points, S dabs).
 
     Shapes
         points     (V, K, 2)     control points, height about -1..1, padded with zeros
-        looseness  (V, K)        how far a point may stray: most at the free end of a stroke
+        jitter  (V, K)        the amount of jitter of a point: largest at the free end of a stroke
         curve      (V, 2S, K)    times points: where each of S pieces of the curve begins, then where they end
         share      (V,)          sums to 1 over the variants of each digit
     """
 
     points: np.ndarray
-    looseness: np.ndarray
+    jitter: np.ndarray
     curve: np.ndarray
     share: np.ndarray
 
@@ -197,7 +197,7 @@ def curve_weights(points: np.ndarray, strokes: list[list[int]]) -> np.ndarray:
     """
     chords = [np.cumsum([0.0, *np.hypot(*np.diff(points[stroke], axis=0).T)]) for stroke in strokes]
     lengths = np.cumsum([0.0, *(chord[-1] for chord in chords)])
-    cuts = np.rint(lengths / lengths[-1] * DABS).astype(int)  # every stroke gets dabs by its length
+    cuts = np.rint(lengths / lengths[-1] * DABS).astype(int)  # in proportion to the length of each stroke
     begins, stops = [], []
     for stroke, chord, dabs in zip(strokes, chords, np.diff(cuts), strict=True):
         position = np.interp(np.linspace(0, chord[-1], dabs + 1), chord, np.arange(len(stroke)))
@@ -208,30 +208,30 @@ def curve_weights(points: np.ndarray, strokes: list[list[int]]) -> np.ndarray:
 
 
 @cache
-def ways_of_writing() -> Ways:
-    """`VARIANTS` as arrays, worked out once."""
+def variant_arrays() -> VariantArrays:
+    """Return `VARIANTS` as arrays, computed once."""
     count, most = len(VARIANTS), max(len(split_strokes(variant)[0]) for variant in VARIANTS)
-    points, looseness = np.zeros((count, most, 2)), np.ones((count, most))
+    points, jitter = np.zeros((count, most, 2)), np.ones((count, most))
     curve = np.zeros((count, 2 * DABS, most))
     for row, variant in enumerate(VARIANTS):
         own, strokes = split_strokes(variant)
         points[row, : len(own)] = own
         curve[row, :, : len(own)] = curve_weights(own, strokes)
         tips = np.bincount([stroke[end] for stroke in strokes for end in (0, -1)], minlength=most)
-        looseness[row, tips == 1] = 1.8  # a tip that no other stroke shares
+        jitter[row, tips == 1] = 1.8  # a tip that no other stroke shares
     digit = np.array([variant.digit for variant in VARIANTS])
     share = np.array([variant.share for variant in VARIANTS], dtype=float)
     share /= np.bincount(digit, share)[digit]
-    return Ways(points.astype(np.float32), looseness.astype(np.float32), curve.astype(np.float32), share)
+    return VariantArrays(points.astype(np.float32), jitter.astype(np.float32), curve.astype(np.float32), share)
 
 
 def normal(rng: Generator, scale: float, *shape: int) -> np.ndarray:
-    """Gaussian float32 noise of standard deviation `scale`, cut at 2.5 of them: no digit is torn apart."""
+    """Gaussian float32 noise of standard deviation `scale`, clipped at 2.5 of them, so that digits stay legible."""
     return scale * np.clip(rng.standard_normal(shape, dtype=np.float32), -2.5, 2.5)
 
 
 def uniform(rng: Generator, low: float, high: float, *shape: int) -> np.ndarray:
-    """Even float32 noise between `low` and `high`."""
+    """Uniform float32 noise between `low` and `high`."""
     return low + (high - low) * rng.random(shape, dtype=np.float32)
 
 
@@ -241,18 +241,18 @@ def trace(labels: np.ndarray, rng: Generator) -> np.ndarray:
     Shapes
         labels (n,) -> (n, 2S, 2)
     """
-    ways = ways_of_writing()
+    variants = variant_arrays()
     n = len(labels)
     # Each digit's shares sum to 1 and the digits stand in order, so label + chance is a place in the sum.
-    choice = np.searchsorted(np.cumsum(ways.share).round(9), labels + uniform(rng, 0, 1, n), side="right")
-    points = ways.points[choice]
+    choice = np.searchsorted(np.cumsum(variants.share).round(9), labels + uniform(rng, 0, 1, n), side="right")
+    points = variants.points[choice]
     sloppiness = uniform(rng, 0.04, 0.13, n, 1, 1)
-    points = points + sloppiness * ways.looseness[choice, :, None] * normal(rng, 1, *points.shape)
-    return ways.curve[choice] @ points
+    points = points + sloppiness * variants.jitter[choice, :, None] * normal(rng, 1, *points.shape)
+    return variants.curve[choice] @ points
 
 
 def warp(curve: np.ndarray, rng: Generator) -> np.ndarray:
-    """Push every point of a curve along a smooth random field: three slow waves in each direction.
+    """Displace every point of a curve by a smooth random field: three slow waves in each direction.
 
     Shapes
         curve (n, 2S, 2) -> (n, 2S, 2)
@@ -265,7 +265,7 @@ def warp(curve: np.ndarray, rng: Generator) -> np.ndarray:
 
 
 def slant(curve: np.ndarray, rng: Generator) -> np.ndarray:
-    """Slant, turn and stretch every curve.
+    """Slant, rotate and stretch every curve.
 
     Shapes
         curve (n, 2S, 2) -> (n, 2S, 2)
@@ -295,7 +295,7 @@ def place(curve: np.ndarray, half_width: np.ndarray, rng: Generator) -> tuple[np
 
 
 def draw(middle: np.ndarray, length: np.ndarray, half_width: np.ndarray, rng: Generator) -> np.ndarray:
-    """Lay down ink along every curve: a Gaussian dab for each piece, and paper that takes no more than black.
+    """Lay down ink along every curve: a Gaussian dab for each piece, saturated at black.
 
     Shapes
         middle (n, S, 2), length (n, S), half_width (n,) -> (n, 28, 28) in 0..1
@@ -313,7 +313,7 @@ def draw(middle: np.ndarray, length: np.ndarray, half_width: np.ndarray, rng: Ge
     profile = np.exp(-np.square((middle[..., None] - pixel) / blur[:, :, None, None]) / 2)
     columns, rows = profile[:, :, 0], profile[:, :, 1]
     ink = (rows * dose[:, :, None]).transpose(0, 2, 1) @ columns
-    grain = 1 + normal(rng, 0.15, *ink.shape)  # rough paper; mostly seen at the edges
+    grain = 1 + normal(rng, 0.15, *ink.shape)  # rough paper; mostly visible at the edges
     return 1 - np.exp(-ink * grain)
 
 
@@ -331,22 +331,22 @@ def draw_digits(labels: np.ndarray, rng: Generator) -> np.ndarray:
 
 
 def synthetic_digits(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Draw `n` handwriting-like digits, white on black like MNIST, as many of each class, in shuffled order.
+    """Generate `n` handwriting-like digits, white on black like MNIST, balanced over the classes, in shuffled order.
 
     Shapes
         images (n, 28, 28, 1) uint8, labels (n,) int64
 
-    The same `n` and `seed` give the same images on the same machine; another processor may round a pixel
-    differently by one.
+    The same `n` and `seed` give the same images on one machine; another processor may round a pixel differently by
+    one.
 
     Raises
-        ConfigurationError: `n` is no positive integer, or `seed` no integer from 0 on.
+        ConfigurationError: `n` is not a positive integer, or `seed` not an integer of at least 0.
     """
     n = checks.integer(n, "synthetic_digits: n", minimum=1)
     seed = checks.integer(seed, "synthetic_digits: seed", minimum=0)
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(n, dtype=np.int64) % 10)
     images = np.empty((n, IMAGE_SIZE, IMAGE_SIZE, 1), np.uint8)
-    for start in range(0, n, CHUNK):  # in chunks, so that memory does not grow with n
+    for start in range(0, n, CHUNK):  # in chunks, to limit memory
         images[start : start + CHUNK] = draw_digits(labels[start : start + CHUNK], rng)
     return images, labels

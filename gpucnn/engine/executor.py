@@ -298,7 +298,7 @@ class Executor(BoundNetwork):
         loss = self._prepare_loss(loss)
         chooses = isinstance(metrics, str) and metrics == "auto"
         chosen = chosen_metrics(["accuracy"] * loss.expects_classes if chooses else metrics)
-        optimizer = Optimizer.get(optimizer)
+        optimizer = Optimizer.resolve(optimizer)
         groups = optimizer.partition({path: parameter.shape for path, parameter in self.parameters().items()})
         self.jit, self.captured_step = checks.flag(jit, "jit"), Captured("training steps", prepares=True)
         self._fuses_softmax, self._sharded = self._can_fuse(loss), ShardedNetwork(self.network)

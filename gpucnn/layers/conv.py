@@ -66,7 +66,7 @@ class Conv2D(Layer):
         self.dilation = checks.integer_or_pair(dilation, f"{self.display_name}: dilation")
         self.groups = checks.integer(groups, f"{self.display_name}: groups", minimum=1)
         self.use_bias = checks.flag(use_bias, f"{self.display_name}: use_bias")
-        Initializer.get(weight_initializer)
+        Initializer.resolve(weight_initializer)
         self.weight_initializer = weight_initializer
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
@@ -80,7 +80,7 @@ class Conv2D(Layer):
         size, strides, dilation = checks.pair(self.kernel_size), checks.pair(self.strides), checks.pair(self.dilation)
         self.window = make_window(self.display_name, (H, W), size, strides, self.padding, dilation)
         fan_in, fan_out = self.window.area * C // groups, self.window.area * F
-        initializer = Initializer.get(self.weight_initializer)
+        initializer = Initializer.resolve(self.weight_initializer)
         self.weight = Parameter(initializer.create((*size, C // groups, F), fan_in, fan_out, rng, groups))
         self.bias = Parameter(initializers.zeros((F,))) if self.use_bias else None
         return (*self.window.output_size((H, W)), F)

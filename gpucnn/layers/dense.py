@@ -47,7 +47,7 @@ class Dense(Layer):
         super().__init__(name=name)
         self.units = checks.integer(units, f"{self.display_name}: units", minimum=1)
         self.use_bias = checks.flag(use_bias, f"{self.display_name}: use_bias")
-        Initializer.get(weight_initializer)
+        Initializer.resolve(weight_initializer)
         self.weight_initializer = weight_initializer
 
     def build(self, input_shape: Shape, rng: Any) -> Shape:
@@ -58,7 +58,7 @@ class Dense(Layer):
                 "GlobalAveragePool2D() before it"
             )
         D, K = input_shape[0], self.units
-        self.weight = Parameter(Initializer.get(self.weight_initializer).create((D, K), D, K, rng))
+        self.weight = Parameter(Initializer.resolve(self.weight_initializer).create((D, K), D, K, rng))
         self.bias = Parameter(initializers.zeros((K,))) if self.use_bias else None
         return (K,)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpucnn.core.files import explained, user_path, write_whole
+from gpucnn.core.files import explained, user_path, write_atomic
 from gpucnn.core.text import printable
 from gpucnn.errors import ConfigurationError
 
@@ -90,7 +90,7 @@ def write(path: Path, drawn: io.BytesIO) -> None:
         ConfigurationError: it cannot be written; says why.
     """
     with explained(path, ConfigurationError):
-        write_whole(path, drawn.getvalue())
+        write_atomic(path, drawn.getvalue())
 
 
 def escape_mathtext(text: str) -> str:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from gpucnn.backends import Backend
 from gpucnn.core import checks
-from gpucnn.core.files import explained, user_path, why_not_written, write_whole
+from gpucnn.core.files import explained, user_path, why_not_written, write_atomic
 from gpucnn.core.text import printable
 from gpucnn.errors import ConfigurationError, GpucnnError
 from gpucnn.report.all_runs import all_runs
@@ -62,7 +62,7 @@ def write(
     target = _target(model, None if path is None else user_path(path))
     page = render(model, data=data, data_dir=data_dir, backend=backend, images=images)
     with explained(target, ConfigurationError):
-        write_whole(target, page.encode(errors="replace"))
+        write_atomic(target, page.encode(errors="replace"))
     return target
 
 

@@ -133,7 +133,7 @@ def by_name(name: str) -> Reproduction:
     return REPRODUCTIONS[plain]
 
 
-def load_data(name: str) -> Dataset:
+def load_dataset(name: str) -> Dataset:
     """Return the data set of a recipe."""
     return {"mnist": datasets.mnist, "cifar10": datasets.cifar10}[networks.by_name(name).recipe.data]()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.numpy import save as serialize
 
-from gpucnn.core.files import explained, user_path, write_whole
+from gpucnn.core.files import explained, user_path, write_atomic
 from gpucnn.engine.executor import Executor
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.layers import Sequential
@@ -43,7 +43,7 @@ def save(model: Executor, path: str | os.PathLike[str]) -> None:
             )
         target = target.with_name(target.name + SUFFIX) if target.name and not target.suffix else target
     with explained(target):
-        write_whole(target, to_bytes(model))
+        write_atomic(target, to_bytes(model))
 
 
 def to_bytes(model: Executor) -> bytes:

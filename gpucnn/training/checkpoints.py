@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpucnn.core import checks
-from gpucnn.core.files import FolderLock, elsewhere, make_folder, remove_parts, user_path, write_into
+from gpucnn.core.files import FolderLock, elsewhere, make_folder, remove_partial, user_path, write_into
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError
 from gpucnn.metrics import MODES, is_larger_better
 from gpucnn.saving import tree as trees
@@ -277,7 +277,7 @@ class Checkpoints:
 
     def _prune(self, keep: "tuple[()] | list[Path]") -> None:
         """Remove all other checkpoints, and partial files that killed processes left."""
-        remove_parts(self.folder, ("checkpoint-", BEST))
+        remove_partial(self.folder, ("checkpoint-", BEST))
         for path in self.files():
             if path not in keep:
                 with contextlib.suppress(OSError):  # it only takes space

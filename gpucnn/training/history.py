@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpucnn.core.files import explained, user_path, write_whole
+from gpucnn.core.files import explained, user_path, write_atomic
 
 
 def current_key(key: str) -> str:
@@ -50,7 +50,7 @@ class History:
     def save(self, path: str | Path) -> None:
         """Write the history as JSON; raises CheckpointError where it cannot be written."""
         with explained(target := user_path(path)):
-            write_whole(target, self.to_bytes())
+            write_atomic(target, self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """Return the bytes that `save` writes."""

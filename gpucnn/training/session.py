@@ -8,7 +8,7 @@ from typing import Any
 from gpucnn import rng
 from gpucnn.callbacks import Callback
 from gpucnn.data.augment import Augmentation
-from gpucnn.data.batches import batches, steps_of
+from gpucnn.data.batches import batches, num_steps
 from gpucnn.engine.executor import Executor
 from gpucnn.engine.memory import Pair
 from gpucnn.errors import NumericError
@@ -54,7 +54,7 @@ class Training:
     def batches_of_epoch(self) -> list[slice]:
         """Return the batches of the current epoch, as slices of its order."""
         parts = list(batches(len(self.data[0]), self.batch_size))
-        return parts[: steps_of(self.epoch, self.epochs, len(parts))]
+        return parts[: num_steps(self.epoch, self.epochs, len(parts))]
 
     def order(self) -> Any:
         """Return the order in which the current epoch visits its samples, by the seed; None is that of the data."""

@@ -15,7 +15,7 @@ from gpucnn.callbacks import Callback
 from gpucnn.core import config
 from gpucnn.core.checks import is_integer, is_number
 from gpucnn.core.config import Configurable
-from gpucnn.data.batches import batches, steps_of
+from gpucnn.data.batches import batches, num_steps
 from gpucnn.data.fingerprint import fingerprint
 from gpucnn.errors import CheckpointError, GpucnnError
 from gpucnn.saving.tree import Tree, misfit
@@ -273,7 +273,7 @@ def _wrong_numbers(training: Training, tree: Tree) -> str:
     """Return which counts of a tree are impossible, as text, or ""."""
     epoch, step = tree["position"]["epoch"], tree["position"]["step"]
     whole = math.ceil(training.epochs)
-    most = steps_of(epoch, training.epochs, -(-len(training.data[0]) // training.batch_size)) if epoch < whole else 0
+    most = num_steps(epoch, training.epochs, -(-len(training.data[0]) // training.batch_size)) if epoch < whole else 0
     if not (0 <= epoch <= whole and 0 <= step <= most):
         return f"its position, epoch {epoch} and step {step}, is outside the run"
     counts = [tree["model"]["epochs_trained"], tree["optimizer"]["steps"], tree["position"]["seconds"]]

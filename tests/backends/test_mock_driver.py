@@ -150,7 +150,7 @@ for jit in (True, False):
 print(states[0] == states[1])
 """
     captured, eager, same = said_by(program, MOCK_MEMORY="90000000")
-    assert captured.startswith("['the training step cannot be captured")
+    assert captured.startswith("['training steps cannot be captured")
     assert "MemoryError: there is no room for" in captured
     assert (eager, same) == ("[] ", "True")
 

@@ -100,7 +100,7 @@ FAN_IN, FAN_OUT = 300, 100
     ],
 )
 def test_initializers_have_their_variance(name, variance, uniform):
-    initializer = initializers.Initializer.get(name)
+    initializer = initializers.Initializer.resolve(name)
     values = initializer((FAN_IN, FAN_OUT), FAN_IN, FAN_OUT, rng.host_generator(0, "test"))
     assert values.dtype == np.float64
     assert abs(values.mean()) < 4 * np.sqrt(variance / values.size)
@@ -187,8 +187,8 @@ def test_initializers_are_all_tested():
         ),
         (lambda: initializers.Uniform(1, 1), r"Uniform\(1, 1\): expected two finite numbers, low < high"),
         (lambda: initializers.Uniform(0, float("inf")), "high must be a finite number, not inf"),
-        (lambda: initializers.Initializer.get("uniform"), r"needs arguments: pass Uniform\(low, high\) instead"),
-        (lambda: initializers.Initializer.get("xavier"), "no initializer named 'xavier'; there are .*Dirac, FanIn"),
+        (lambda: initializers.Initializer.resolve("uniform"), r"needs arguments: pass Uniform\(low, high\) instead"),
+        (lambda: initializers.Initializer.resolve("xavier"), "no initializer named 'xavier'; there are .*Dirac, FanIn"),
     ],
 )
 def test_initializers_out_of_range_are_refused(make, message):

@@ -328,14 +328,14 @@ def bad_files(folder):
         "cut.png": "cannot be decoded",
         "cut.jpg": "cannot be decoded",
         "empty.png": "is empty (0 bytes)",
-        "page.png": "is no image that can be read here; it looks like an HTML page",
+        "page.png": "is not a supported image; it looks like an HTML page",
         "folder.png": "is a folder; expected an image: name the files in it, such as folder.png",
         "bomb.png": "Expected at most 89,478,485 pixels",
     }
 
 
 def bomb():
-    """A PNG of a few bytes whose header promises 100 million pixels: more than Pillow allows, less than twice that."""
+    """A PNG of a few bytes whose header declares 100 million pixels: more than Pillow allows, less than twice that."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -405,7 +405,7 @@ def test_prediction_figure(drawn, tmp_path):
     figure = prediction(image, probabilities, ["a", "b$^2$", "c"], tmp_path / "p.png", original=np.zeros((9, 7, 1)))
     original, seen, bars = figure.axes
     assert original.images[0].get_array().shape == (9, 7)
-    assert np.array_equal(seen.images[0].get_array(), image[..., 0])
+    assert np.array_equal(seen.images[0].get_array(), image[..., 0] / 255)
     assert [bar.get_width() for bar in bars.patches] == pytest.approx([10, 70, 20])
     assert [text.get_text() for text in bars.texts] == ["10.0 %", "70.0 %", "20.0 %"]
     assert bars.get_title() == r"prediction: b\$^2\$"

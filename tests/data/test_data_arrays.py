@@ -106,8 +106,8 @@ def test_arrays_of_other_libraries_are_refused_by_name(verb):
             r"x\[0\] has shape \(4, 4, 1\) and x\[1\] \(4, 5, 1\); all must .* resize",
         ),
         ([X[:4], X[4:7]], ShapeError, r"if these are batches pass np.concatenate\(x\)"),
-        (((X, Y), (X[:2], Y[:2])), DataError, r"take it apart: \(x_train, y_train\), \(x_test, y_test\) = x"),
-        ((X, Y), DataError, "take it apart: x, y = x"),
+        (((X, Y), (X[:2], Y[:2])), DataError, r"unpack it: \(x_train, y_train\), \(x_test, y_test\) = x"),
+        ((X, Y), DataError, "unpack it: x, y = x"),
         (np.ma.masked_greater(X, 0.5), DataError, r"masked array with \d+ masked values, .* pass x.filled\(value\)"),
         (Foreign(KeyError("odd")), DataError, "x cannot be read as an array: KeyError: 'odd'; pass a NumPy array"),
     ],
@@ -193,8 +193,8 @@ def test_integers_are_features_where_there_are_no_images():
         (X.astype("complex64"), r"holds complex64; expected numbers: pass np.abs\(x\) or x.real"),
         (X.astype(object), r'holds object; expected numbers: pass x.astype\("float32"\)'),
         (X.astype(str), r'holds <U32; expected numbers: pass x.astype\("float32"\)'),
-        (np.full(X.shape, "a"), "holds <U1; expected numbers: leave out or encode"),
-        (X.astype("datetime64[s]"), "expected numbers: leave out or encode"),
+        (np.full(X.shape, "a"), "holds <U1; expected numbers: remove or encode"),
+        (X.astype("datetime64[s]"), "expected numbers: remove or encode"),
     ],
 )
 def test_inputs_that_are_not_numbers_are_refused(x, message):
@@ -206,9 +206,7 @@ def test_inputs_that_are_not_numbers_are_refused(x, message):
 def test_numbers_beyond_the_models_dtype_are_named_by_their_place(value):
     x = X.astype("float64")
     x[3, 1, 0, 0] = x[5, 1, 0, 0] = value
-    message = (
-        rf"holds {re.escape(str(value))} at index \(3, 1, 0, 0\), and 2 such values in all; float32 ends at 3.4e\+38"
-    )
+    message = rf"holds {re.escape(str(value))} at index \(3, 1, 0, 0\), and 2 such values in all;"
     for verb in ("fit", "evaluate", "predict", "train_on_batch"):
         with pytest.raises(DataError, match=message):
             VERBS[verb](x)
@@ -216,7 +214,7 @@ def test_numbers_beyond_the_models_dtype_are_named_by_their_place(value):
         layers.Normalization().adapt(np.where(x > 1e38, np.inf, x) if value > 0 else np.full(X.shape, np.nan))
     wide = gpucnn.Model([layers.Flatten(), layers.Dense(2)], (4, 4, 1), backend="numpy", dtype="float64")
     assert wide.predict(np.where(np.abs(x) > 1e38, 1e39, x)).shape == (8, 2)
-    with pytest.raises(DataError, match=r"x holds 70000.0 at index \(3, 1, 0, 0\), .*float16 ends at 6.6e\+04"):
+    with pytest.raises(DataError, match=r"x holds 70000.0 at index \(3, 1, 0, 0\), .* of float16 is 6.6e\+04"):
         check_inputs(np.where(np.abs(x) > 1e38, 7e4, x), (4, 4, 1), dtype="float16")
 
 
@@ -251,11 +249,11 @@ def test_labels_of_positions_are_checked_by_their_place():
         segmentation().fit(X, labels)
     rows = np.eye(4)[labels][..., :3]
     with pytest.raises(
-        DataError, match=r"y\[2, 3, 1\] is \[0.0, 0.0, 0.0\], which is not a distribution over 3 classes"
+        DataError, match=r"y\[2, 3, 1\] is \[0.0, 0.0, 0.0\], which is not a probability distribution over 3 classes"
     ):
         segmentation().fit(X, rows)
     with pytest.raises(
-        ShapeError, match=r"expected class numbers \(8, 4, 4\) or targets \(8, 4, 4, 3\); pass y\[..., 0\]"
+        ShapeError, match=r"expected class indices \(8, 4, 4\) or targets \(8, 4, 4, 3\); pass y\[..., 0\]"
     ):
         segmentation().fit(X, labels[..., None])
 

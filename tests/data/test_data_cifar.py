@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gpucnn.data import cifar
-from gpucnn.data.cifar import CIFAR10_CLASSES, check_labels, find_cifar10, read_cifar10, read_cifar10_batch
+from gpucnn.data.cifar import CIFAR10_CLASSES, check_class_range, find_cifar10, read_cifar10, read_cifar10_batch
 from gpucnn.errors import DataError
 
 BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
@@ -81,9 +81,9 @@ def test_cifar_batch_errors(tmp_path):
 
 
 def test_cifar_labels_below_zero_are_refused():
-    check_labels(np.array([0, 1, 2]), 3, "here")
+    check_class_range(np.array([0, 1, 2]), 3, "here")
     with pytest.raises(DataError, match="here: record 2 has the label -1"):
-        check_labels(np.array([0, 1, -1]), 3, "here")
+        check_class_range(np.array([0, 1, -1]), 3, "here")
 
 
 @pytest.mark.parametrize("inner", ["", "cifar-10-batches-bin"])

@@ -155,7 +155,7 @@ def test_mixed_sizes_name_two_files_and_the_remedy(tmp_path):
 @pytest.mark.parametrize("size", [0, -1, (3, 0), (3,), (1, 2, 3), 2.5, "3", True, (2.0, 2)])
 def test_size_out_of_range_is_refused(tmp_path, size):
     save(tmp_path / "a" / "one.png", GREY)
-    with pytest.raises(ConfigurationError, match="expected whole numbers of pixels from 1 up"):
+    with pytest.raises(ConfigurationError, match=r"size.* must be"):
         read_image_folder(tmp_path, size=size)
 
 
@@ -176,7 +176,7 @@ def test_layouts_that_are_refused(tmp_path):
         read_image_folder(tmp_path / "set" / "a")
     with pytest.raises(DataError, match="b: this class folder holds no file"):
         read_image_folder(tmp_path / "set")
-    with pytest.raises(DataError, match=r"set: holds the folder 'a' .* 'set' is no class but holds"):
+    with pytest.raises(DataError, match=r"set: holds the folder 'a' .* 'set' is not a class but holds"):
         read_image_folder(tmp_path)
 
 
@@ -184,10 +184,10 @@ def test_image_files_that_are_damaged_are_named(tmp_path):
     good = save(tmp_path / "a" / "one.png", np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8))
     bad = tmp_path / "a" / "two.png"
     bad.write_text("notes")
-    with pytest.raises(DataError, match=r"two\.png: is no image .* looks like a text file"):
+    with pytest.raises(DataError, match=r"two\.png: is not a supported image.* looks like a text file"):
         read_image_folder(tmp_path)
     Image.fromarray(GREY).save(bad, "TIFF")
-    with pytest.raises(DataError, match=r"two\.png: is no image .* Expected PNG, JPEG, BMP, GIF or WebP"):
+    with pytest.raises(DataError, match=r"two\.png: is not a supported image.* Expected PNG, JPEG, BMP, GIF or WebP"):
         read_image_folder(tmp_path)
     bad.write_bytes(good.read_bytes()[:900])
     with pytest.raises(DataError, match=r"two\.png: cannot be decoded \(.+\); .* replace or remove"):
@@ -230,7 +230,7 @@ def test_classes_that_look_alike_are_named(tmp_path):
     for name in ("caf\u00e9", "cafe\u0301", "dog"):
         (tmp_path / name).mkdir()
         Image.new("L", (4, 4)).save(tmp_path / name / "1.png")
-    with pytest.raises(DataError, match=r"the classes 'caf.*' and 'caf.*' are written alike"):
+    with pytest.raises(DataError, match=r"the classes 'caf.*' and 'caf.*' are the same name"):
         read_image_folder(tmp_path)
 
 

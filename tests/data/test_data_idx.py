@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpucnn.data import idx
-from gpucnn.data.idx import find_idx, looks_like, read_idx, read_idx_pair
+from gpucnn.data.idx import find_idx, guess_format, read_idx, read_idx_pair
 from gpucnn.errors import DataError, GpucnnError
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
@@ -62,15 +62,15 @@ def test_idx_arrays_are_writable(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (encode(IMAGES)[:-1], r"holds 59 bytes of data where its header promises 60 \(5 items of 4x3 u"),
-        (encode(IMAGES) + b"!", r"goes on after the 60 \(5 items of 4x3 uint8\) bytes"),
+        (encode(IMAGES)[:-1], r"holds 59 bytes of data where its header declares 60 \(5 items of 4x3 u"),
+        (encode(IMAGES) + b"!", r"continues after the 60 \(5 items of 4x3 uint8\) bytes"),
         (encode(IMAGES)[:9], "ends inside its header, 9 bytes in, where 3 dimensions need 16"),
         (b"\0\0\x08", "starts with the bytes 00 00 08,"),
         (encode(IMAGES, code=0x0A), "starts with the bytes 00 00 0a 03"),
-        (encode(IMAGES, code=0x0E), "holds 60 bytes of data where its header promises 480"),
+        (encode(IMAGES, code=0x0E), "holds 60 bytes of data where its header declares 480"),
         (encode(IMAGES, shape=(2**32 - 1, 4, 3)), "more than the 8,589,934,592 bytes read here"),
         (encode(IMAGES, shape=(0, 2**32 - 1, 2**32 - 1, 2**32 - 1)), "more than the 8,589,934,592 bytes"),
-        (encode(IMAGES, shape=(1,) * 65), "promises 65 dimensions, expected at most 64"),
+        (encode(IMAGES, shape=(1,) * 65), "declares 65 dimensions, expected at most 64"),
         (b"<!DOCTYPE html><title>404</title>", "looks like an HTML page"),
         (b"\x89PNG\r\n\x1a\n" + bytes(9), "looks like a PNG image"),
         (b"PK\x03\x04" + bytes(9), "looks like a zip archive"),
@@ -90,7 +90,7 @@ def test_idx_damage_is_named_with_file_and_remedy(tmp_path, data, message, compr
 def test_idx_truncated_gzip(tmp_path, kept):
     path = tmp_path / "images.gz"
     path.write_bytes(gzip.compress(encode(IMAGES))[:kept])
-    with pytest.raises(DataError, match=r"images.gz: its gzip data of \d+ bytes end before .* cut short"):
+    with pytest.raises(DataError, match=r"images.gz: its gzip data of \d+ bytes end too early.* cut short"):
         read_idx(path)
 
 
@@ -114,7 +114,7 @@ def test_idx_gzip_that_unpacks_to_far_more_than_declared_is_refused(tmp_path, mo
 
     monkeypatch.setattr(idx, "_take", count)
     path = write(tmp_path / "bomb.gz", encode(IMAGES) + bytes(50_000_000), compress=True)
-    with pytest.raises(DataError, match="goes on after"):
+    with pytest.raises(DataError, match="continues after"):
         read_idx(path)
     assert sum(read) == 16 + 60 + 1
 
@@ -124,7 +124,7 @@ def test_idx_header_of_a_huge_size_allocates_nothing(tmp_path):
     for compress in (False, True):
         path = write(tmp_path / "liar", data, compress=compress)
         tracemalloc.start()
-        with pytest.raises(DataError, match="holds 60 bytes of data where its header promises 6,144,000,000"):
+        with pytest.raises(DataError, match="holds 60 bytes of data where its header declares 6,144,000,000"):
             read_idx(path)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -152,9 +152,9 @@ def test_idx_file_that_does_not_open(tmp_path, monkeypatch):
 
 
 def test_looks_like_knows_webp_text_and_nothing():
-    assert looks_like(b"RIFF\x10\0\0\0WEBPVP8L") == "a WebP image"
-    assert looks_like(b"hello\n") == "a text file"
-    assert looks_like(b"\x01\x02") == "no format known here"
+    assert guess_format(b"RIFF\x10\0\0\0WEBPVP8L") == "a WebP image"
+    assert guess_format(b"hello\n") == "a text file"
+    assert guess_format(b"\x01\x02") == "an unknown format"
 
 
 @pytest.mark.smoke

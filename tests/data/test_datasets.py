@@ -113,7 +113,7 @@ def test_datasets_search_order_of_folders(tmp_path, monkeypatch):
 
 
 def test_datasets_available_refuses_unknown_names():
-    with pytest.raises(ConfigurationError, match="'cifar100' to look for; expected one of mnist, cifar10"):
+    with pytest.raises(ConfigurationError, match="'cifar100'; expected one of mnist, cifar10"):
         datasets.available("cifar100")
 
 
@@ -136,7 +136,7 @@ def test_download_never_replaces_a_given_path(tmp_path, monkeypatch):
 
 def test_data_variable_that_names_no_folder_warns(tmp_path, monkeypatch):
     monkeypatch.setenv("GPUCNN_DATA", str(tmp_path / "misspelt"))
-    with pytest.raises(DataError, match=r"GPUCNN_DATA names .*misspelt, which is no folder"):
+    with pytest.raises(DataError, match=r"GPUCNN_DATA names .*misspelt, which is not a folder"):
         datasets.mnist()
     assert datasets.available("mnist") is None
 
@@ -375,7 +375,7 @@ def test_fetch_shows_progress_on_a_terminal_alone(tmp_path, monkeypatch, serve, 
 
 
 def test_fetch_refuses_unknown_names(tmp_path):
-    with pytest.raises(ConfigurationError, match="'fashion' to fetch; expected one of mnist, cifar10"):
+    with pytest.raises(ConfigurationError, match="'fashion' to download; expected one of mnist, cifar10"):
         fetch("fashion", tmp_path)
 
 
@@ -548,7 +548,7 @@ def test_splits_of_other_sizes_and_colours(tmp_path):
 
 @pytest.mark.parametrize("fraction", [0, 1, 1.5, -0.1, float("nan"), "half"])
 def test_split_fraction_out_of_range_is_refused(tmp_path, fraction):
-    with pytest.raises(ConfigurationError, match="expected a fraction between 0 and 1"):
+    with pytest.raises(ConfigurationError, match="test_fraction must be a number"):
         datasets.image_folder(tmp_path, test_fraction=fraction)
 
 
@@ -577,7 +577,7 @@ def test_synthetic_splits_come_from_two_streams(monkeypatch):
     assert [seed for _, seed in calls[::2]] == [7, 8]
     assert len({seed for _, seed in calls}) == 4
     assert data.name == "synthetic_digits"
-    assert data.source == "drawn by gpucnn with seed 7"
+    assert data.source == "generated with seed 7"
     with pytest.raises(ConfigurationError, match="n must be a positive integer, not 0"):
         datasets.synthetic_digits(0)
 
@@ -628,11 +628,11 @@ class Drip(Server):
 
 @pytest.mark.parametrize(
     ("pause", "message"),
-    [(0, "it goes on after 16,777,216 bytes, more than the file has"), (0.02, "it sends no more than")],
+    [(0, "the response is longer than the 16,777,216 bytes of the file"), (0.02, "too slow:")],
     ids=["endless", "dripping"],
 )
 def test_fetch_leaves_a_mirror_that_sends_without_end(tmp_path, monkeypatch, serve, pause, message):
-    monkeypatch.setattr(download, "_SLOWEST", (60_000, 0.3))
+    monkeypatch.setattr(download, "_MIN_RATE", (60_000, 0.3))
     (tmp_path / "bad").mkdir()
     bad, good = Drip(tmp_path / "bad", pause), serve(tmp_path / "web")
     try:

@@ -13,7 +13,7 @@ import pytest
 import gpucnn
 from gpucnn import layers, plots
 from gpucnn.core import files
-from gpucnn.core.files import make_folder, read_json, remove_parts, user_path, write_into, write_whole
+from gpucnn.core.files import make_folder, read_json, remove_partial, user_path, write_atomic, write_into
 from gpucnn.errors import CheckpointError, CheckpointWarning, ConfigurationError, GpucnnError
 from gpucnn.training.history import History
 
@@ -65,7 +65,7 @@ def test_atomic_write_syncs_the_file_and_then_its_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", watched)
     monkeypatch.setattr(os, "replace", renamed)
-    write_whole(tmp_path / "a", b"whole")
+    write_atomic(tmp_path / "a", b"whole")
     assert (tmp_path / "a").read_bytes() == b"whole"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     if os.path.isdir("/proc/self/fd"):
@@ -74,10 +74,10 @@ def test_atomic_write_syncs_the_file_and_then_its_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fails_at", ["fsync", "replace", "write"])
 def test_atomic_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch, fails_at):
-    write_whole(tmp_path / "a", b"before")
+    write_atomic(tmp_path / "a", b"before")
     monkeypatch.setattr(os, fails_at, fails(errno.ENOSPC))
     with pytest.raises(OSError, match="No space left"):
-        write_whole(tmp_path / "a", b"after")
+        write_atomic(tmp_path / "a", b"after")
     assert (tmp_path / "a").read_bytes() == b"before"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -93,7 +93,7 @@ def test_folders_that_are_new_are_synced_with_their_parents(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name", ["n" * 255, "ü" * 127])
 def test_file_name_may_be_as_long_as_the_file_system_allows(tmp_path, name):
-    write_whole(tmp_path / name, b"x")
+    write_atomic(tmp_path / name, b"x")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -101,7 +101,9 @@ def test_figure_on_a_full_disk_is_not_left_truncated(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fails(errno.ENOSPC))
     history = History({"loss": [1.0, 0.5], "accuracy": [0.5, 0.9]})
     for name in ("a.png", "a.svg", "a.pdf"):
-        with pytest.raises(ConfigurationError, match=rf"cannot write .*{name} \(No space left on device\); make room"):
+        with pytest.raises(
+            ConfigurationError, match=rf"cannot write .*{name} \(No space left on device\); free disk space"
+        ):
             plots.history(history, tmp_path / name)
     epochs = {k: {"conv2d.weight": np.random.default_rng(k).normal(size=(3, 3, 1, 2))} for k in range(2)}
     with pytest.raises(ConfigurationError, match=r"cannot write .*a.gif"):
@@ -125,7 +127,7 @@ def test_file_mode_of_an_old_file_stays(tmp_path, mask):
     for wanted in (0o600, 0o664, 0o640):
         (tmp_path / "a").write_text("before")
         (tmp_path / "a").chmod(wanted)
-        write_whole(tmp_path / "a", b"after")
+        write_atomic(tmp_path / "a", b"after")
         assert mode(tmp_path / "a") == wanted
 
 
@@ -153,7 +155,7 @@ def test_devices_and_pipes_are_written_to_and_stay(tmp_path):
     found = []
     reader = threading.Thread(target=lambda: found.append((tmp_path / "pipe").read_bytes()))
     reader.start()
-    write_whole(tmp_path / "pipe", b"through the pipe")
+    write_atomic(tmp_path / "pipe", b"through the pipe")
     reader.join()
     assert found == [b"through the pipe"]
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
@@ -166,8 +168,8 @@ def test_devices_and_pipes_are_written_to_and_stay(tmp_path):
 @pytest.mark.parametrize("into", ["file", "pipe"])
 def test_standard_output_is_written_to_in_place(tmp_path, into):
     code = (
-        "from pathlib import Path; from gpucnn.core.files import write_whole; import sys\n"
-        "print('before'); write_whole(Path(sys.argv[1]), b'content\\n'); print('after')"
+        "from pathlib import Path; from gpucnn.core.files import write_atomic; import sys\n"
+        "print('before'); write_atomic(Path(sys.argv[1]), b'content\\n'); print('after')"
     )
     (tmp_path / "stdout").symlink_to("/dev/stdout")
     command = [sys.executable, "-c", code, str(tmp_path / "stdout")]
@@ -260,10 +262,10 @@ def test_model_file_name_ends_with_safetensors(tmp_path):
 
 
 def test_model_file_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"the folder .*nodir does not exist: make it"):
+    with pytest.raises(CheckpointError, match=r"the folder .*nodir does not exist: create it"):
         small().save(tmp_path / "nodir" / "m.safetensors")
     (tmp_path / "f.safetensors").mkdir()
-    with pytest.raises(CheckpointError, match=r"f.safetensors \(Is a directory\); this is a folder: name a file"):
+    with pytest.raises(CheckpointError, match=r"f.safetensors \(Is a directory\); it is a folder: pass a file name"):
         small().save(tmp_path / "f.safetensors")
     with pytest.raises(CheckpointError, match=r"is a folder; name the model's file in it, such as .*model.safetensors"):
         gpucnn.load(tmp_path, backend="numpy")
@@ -289,6 +291,6 @@ def test_files_that_are_not_regular_are_not_read(tmp_path):
 def test_temporary_files_of_killed_writers_are_removed(tmp_path):
     for name in ("config.jsonabc.part", "other.part", "a"):
         (tmp_path / name).write_text("")
-    remove_parts(tmp_path, ("config.json",))
+    remove_partial(tmp_path, ("config.json",))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "other.part"]
-    remove_parts(tmp_path / "nowhere")
+    remove_partial(tmp_path / "nowhere")

@@ -148,8 +148,8 @@ def test_synthetic_curve_passes_its_control_points():
 
 
 def test_synthetic_variants_are_drawn_in_full():
-    ways = synthetic.ways_of_writing()
-    for variant, points, curve in zip(VARIANTS, ways.points, ways.curve, strict=True):
+    variants = synthetic.variant_arrays()
+    for variant, points, curve in zip(VARIANTS, variants.points, variants.curve, strict=True):
         begin, end = np.split(curve @ points, 2)
         drawn = np.hypot(*(end - begin).T).sum()
         own, strokes = synthetic.split_strokes(variant)

@@ -133,7 +133,7 @@ def test_lock_refuses_a_second_run_in_one_new_folder(digits, tmp_path):
     assert len(trained) == 1, shown
     assert set(seen.values()) | {json.loads((folder / "config.json").read_text())["seed"]} == set(trained)
     (refused,) = set(processes) - set(trained)
-    assert re.search(r"is writing a training into this folder|holds an unfinished run|not empty", shown[refused])
+    assert re.search(r"is writing to this folder|contains an unfinished run|not empty", shown[refused])
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_resume_that_is_refused_changes_nothing(finished):
             process = begin("train", "--run-dir", finished, "--resume")
             shown = process.communicate()[0]
             assert process.returncode == 1
-            assert "is writing a training into this folder; wait until it ends" in shown
+            assert "is writing to this folder; wait until it ends" in shown
             assert held(finished) == before
     finally:
         (finished / "config.json").write_text(json.dumps(settings))
@@ -172,13 +172,13 @@ def test_resume_of_a_run_that_just_ended_is_not_trained_again(finished, monkeypa
     settings = json.loads(whole)
     del settings["test"]
     (finished / "config.json").write_text(json.dumps(settings))
-    take = Checkpoints._take_folder
+    take = Checkpoints._lock_folder
 
     def ends_meanwhile(self):
         take(self)
         (finished / "config.json").write_text(whole)
 
-    monkeypatch.setattr(Checkpoints, "_take_folder", ends_meanwhile)
+    monkeypatch.setattr(Checkpoints, "_lock_folder", ends_meanwhile)
     before = held(finished) | {"config.json": whole.encode()}
     app(["train", "--run-dir", str(finished), "--resume"], standalone_mode=False)
     assert "this run is finished" in capsys.readouterr().out
@@ -191,7 +191,7 @@ def test_runs_and_reproduce_hold_their_folder(tmp_path, monkeypatch, words):
 
     with (
         FolderLock(tmp_path),
-        pytest.raises(ConfigurationError, match=f"{tmp_path}: process {os.getpid()} on .* is writing a training"),
+        pytest.raises(ConfigurationError, match=f"{tmp_path}: process {os.getpid()} on .* is writing to this folder"),
     ):
         app([*map(str, words), "-o", str(tmp_path)], standalone_mode=False)
     assert list(tmp_path.iterdir()) == []

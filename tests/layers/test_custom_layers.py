@@ -99,7 +99,7 @@ def test_custom_layers_that_pass_options_on_are_saved(layer, written, tmp_path, 
 def test_custom_layers_describe_arguments_that_are_named_again():
     assert WithoutBias(4).config() == {"Layer": "WithoutBias", "units": 4}
     layer = NamingThem()
-    layer.weight_initializer = gpucnn.initializers.Initializer.get("glorot_uniform")
+    layer.weight_initializer = gpucnn.initializers.Initializer.resolve("glorot_uniform")
     assert layer.config() == {"Layer": "NamingThem", "weight_initializer": {"Initializer": "GlorotUniform"}}
 
 

@@ -207,10 +207,10 @@ def test_label_smoothing_outside_its_range_is_refused(smoothing):
 
 
 def test_names_of_losses():
-    assert isinstance(losses.Loss.get("categorical_crossentropy"), losses.CategoricalCrossEntropy)
-    assert isinstance(losses.Loss.get("mean_squared_error"), losses.MeanSquaredError)
+    assert isinstance(losses.Loss.resolve("categorical_crossentropy"), losses.CategoricalCrossEntropy)
+    assert isinstance(losses.Loss.resolve("mean_squared_error"), losses.MeanSquaredError)
     with pytest.raises(ConfigurationError, match="no loss named 'hinge'; there are CategoricalCrossEntropy"):
-        losses.Loss.get("hinge")
+        losses.Loss.resolve("hinge")
 
 
 def test_accuracy_counts_right_answers(backend):

@@ -1090,7 +1090,7 @@ def test_report_path_that_cannot_be_written(run, folder, tmp_path):
 
 
 def test_report_rejects_invalid_arguments(run, folder, tmp_path):
-    assert "--images 3 and --index 1 both say which images" in refused(run, folder, "--images", 3, "--index", 1)
+    assert "--images 3 and --index 1 both select images" in refused(run, folder, "--images", 3, "--index", 1)
     assert "there is no test image 999" in refused(run, folder, "--index", 999)
     assert "unknown data set 'svhn'" in refused(run, folder, "--data", "svhn")
     assert "nowhere: does not exist" in refused(run, folder, "--data", "mnist", "--data-dir", "nowhere")

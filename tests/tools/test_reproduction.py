@@ -38,7 +38,7 @@ def small_data(monkeypatch):
     (x, y), (x_test, y_test) = datasets.synthetic_digits(600, seed=1)
     splits = (x[:256], y[:256]), (x_test[:64], y_test[:64])
     small = datasets.Dataset(splits, name="mnist", class_names=map(str, range(10)), source="here")
-    monkeypatch.setattr(reproduction, "load_data", lambda name: small)
+    monkeypatch.setattr(reproduction, "load_dataset", lambda name: small)
     return small
 
 

@@ -10,7 +10,7 @@ import gpucnn
 from gpucnn import callbacks, networks, optimizers, schedules
 from gpucnn.cli import app
 from gpucnn.core.console import PlainConsole
-from gpucnn.data.batches import check_epochs, steps_of
+from gpucnn.data.batches import check_epochs, num_steps
 from gpucnn.networks import Recipe
 from gpucnn.training import progress
 from tests.helpers import assert_same_bits, simulated_backend, small_model, stripes
@@ -44,7 +44,7 @@ class Steps(callbacks.Callback):
     ],
 )
 def test_fractional_epochs_count_their_steps(epochs, steps, expected):
-    assert [steps_of(epoch, epochs, steps) for epoch in range(len(expected))] == expected
+    assert [num_steps(epoch, epochs, steps) for epoch in range(len(expected))] == expected
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ MODEL_FAULTS = {
     "integers that are no pixels": (
         lambda: classifier().fit(X.astype("int64"), Y),
         DTypeError,
-        "whose scale cannot be told; uint8 pixels 0 … 255 count as 0 … 1, floats as they are: pass x.astype(",
+        "whose scale is ambiguous; uint8 pixels 0 … 255 count as 0 … 1, floats as they are: pass x.astype(",
     ),
     "words": (lambda: classifier().predict(np.full((4, 6, 6, 2), "a")), DTypeError, "x holds <U1"),
     "batch norm on a batch of one": (
@@ -151,7 +151,7 @@ MODEL_FAULTS = {
     "more labels than inputs": (
         lambda: classifier().fit(X, np.zeros(5, int)),
         ShapeError,
-        "y has shape (5,) for 4 inputs; expected one label an input",
+        "y has shape (5,) for 4 inputs; expected one label per input",
     ),
     "a label out of range": (
         lambda: classifier().fit(X, np.array([0, 1, 3, 7])),
@@ -162,12 +162,12 @@ MODEL_FAULTS = {
     "a label that is a fraction": (
         lambda: classifier().fit(X, np.array([0, 1.5, 2, 0])),
         DTypeError,
-        "y holds float64; class numbers must be integers 0 … 2, and 1.5 is not one",
+        "y holds float64; class indices must be integers 0 … 2, and 1.5 is not one",
     ),
     "rows that are no distribution": (
         lambda: classifier().fit(X, np.eye(3)[[0, 1, 2, 0]] * 2),
         DataError,
-        "y[0] is [2.0, 0.0, 0.0], which is not a distribution over 3 classes",
+        "y[0] is [2.0, 0.0, 0.0], which is not a probability distribution over 3 classes",
     ),
 }
 
@@ -266,11 +266,11 @@ def no_folder(folder):
 
 
 FILE_FAULTS = {
-    "a truncated file": (truncated, "holds 43 bytes of data where its header promises 48 (3 items of 4x4 uint8)"),
+    "a truncated file": (truncated, "holds 43 bytes of data where its header declares 48 (3 items of 4x4 uint8)"),
     "an error page": (page, "looks like an HTML page, perhaps a server's error message saved under this name"),
     "a header that claims more": (
         lambda f: read_idx(write_idx(f / "i", IMAGES, (60_000, 28, 28))),
-        "holds 48 bytes of data where its header promises 47,040,000",
+        "holds 48 bytes of data where its header declares 47,040,000",
     ),
     "a header that claims everything": (
         lambda f: read_idx(write_idx(f / "i", IMAGES, (2**31, 2**31, 4))),

@@ -64,13 +64,17 @@ LABELS = [
     (
         np.array([0, 1.5, 1, 1]),
         DTypeError,
-        r"y holds float64; class numbers must be integers 0 … 2, and 1.5 is not one; for a regression",
+        r"y holds float64; class indices must be integers 0 … 2, and 1.5 is not one; for a regression",
     ),
     (np.array([0.0, 1.0, 1.0, 1.0]), DTypeError, r"y holds float64; .* pass y\.astype\(int\)"),
     (np.array(["a", "b", "c", "a"]), DTypeError, "y holds <U1"),
-    (Y[:, None], ShapeError, r"y has shape \(4, 1\); expected class numbers \(4,\) or targets \(4, 3\); pass y.ravel"),
-    (np.eye(4)[Y], ShapeError, r"y has shape \(4, 4\); expected class numbers"),
-    (np.eye(3)[Y] * 2, DataError, r"y\[0\] is \[2.0, 0.0, 0.0\], which is not a distribution over 3 classes"),
+    (Y[:, None], ShapeError, r"y has shape \(4, 1\); expected class indices \(4,\) or targets \(4, 3\); pass y.ravel"),
+    (np.eye(4)[Y], ShapeError, r"y has shape \(4, 4\); expected class indices"),
+    (
+        np.eye(3)[Y] * 2,
+        DataError,
+        r"y\[0\] is \[2.0, 0.0, 0.0\], which is not a probability distribution",
+    ),
     (np.array([[1.0, 0, 0], [2.0, -1.0, 0], [0, 1, 0], [0, 1, 0]]), DataError, r"y\[1\] is \[2.0, -1.0, 0.0\]"),
 ]
 

@@ -514,7 +514,7 @@ def test_fit_needs_compile(verb):
     [
         (
             {"epochs": -1},
-            "epochs must be a number that is at least 0, not -1; 2.5 visits every sample twice and half of them",
+            "epochs must be a number that is at least 0, not -1; 2.5 is two epochs and half of a third",
         ),
         ({"epochs": -0.5}, "epochs must be a number that is at least 0, not -0.5"),
         ({"epochs": math.inf}, "epochs must be a number that is at least 0, not inf"),

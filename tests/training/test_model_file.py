@@ -93,7 +93,7 @@ def test_model_file_survives_a_failing_save(saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(CheckpointError, match=r"cannot write .* \(No space left on device\); make room"):
+    with pytest.raises(CheckpointError, match=r"cannot write .* \(No space left on device\); free disk space"):
         small_model(seed=1).save(saved)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]

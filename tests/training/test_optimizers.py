@@ -126,8 +126,8 @@ def test_optimizer_serves_one_model(backend):
         (lambda: schedules.PiecewiseLinear([(0, 1), (0, 2)]), "growing positions"),
         (lambda: schedules.PiecewiseLinear([(0, 1), (1, 2)], unit="steps"), "one of 'epochs', 'training', not 'steps'"),
         (lambda: schedules.WarmUp(0.1, epochs=-1), "epochs must be a number that is above 0, not -1"),
-        (lambda: optimizers.Optimizer.get("fastest"), "there is no optimizer named 'fastest'; there are Adam"),
-        (lambda: optimizers.Optimizer.get(3), "expected an optimizer or its name, not 3"),
+        (lambda: optimizers.Optimizer.resolve("fastest"), "there is no optimizer named 'fastest'; there are Adam"),
+        (lambda: optimizers.Optimizer.resolve(3), "expected an optimizer or its name, not 3"),
     ],
 )
 def test_optimizer_settings_out_of_range_are_refused(make, message):

@@ -204,7 +204,7 @@ def other_process(tmp_path):
 def test_run_folder_is_written_by_one_process(tmp_path, other_process):
     x, y = images(8)
     before = sorted(path.name for path in tmp_path.iterdir())
-    message = rf"{tmp_path}: process {other_process.pid} on .* is writing a training into this folder; wait until it"
+    message = rf"{tmp_path}: process {other_process.pid} on .* is writing to this folder; wait until it"
     with pytest.raises(ConfigurationError, match=message):
         network().fit(x, y, checkpoints=tmp_path, verbose=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -231,7 +231,7 @@ def test_run_folder_is_released_when_fit_fails(tmp_path):
 def test_run_folder_is_written_once_at_a_time_in_a_process(tmp_path):
     class Another(Callback):
         def on_step_end(self, model, step):
-            with pytest.raises(ConfigurationError, match=f"process {os.getpid()} on .* is writing a training"):
+            with pytest.raises(ConfigurationError, match=f"process {os.getpid()} on .* is writing to this folder"):
                 network().fit(*images(8), checkpoints=tmp_path, resume=True, verbose=0)
             assert (tmp_path / FolderLock.NAME).exists(), "the first one still holds it"
 

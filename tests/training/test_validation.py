@@ -40,7 +40,7 @@ def test_stratified_split_leaves_one_of_each_class():
     assert not held[5]
     assert [held[:2].sum(), held[2:5].sum()] == [1, 2]
     assert drawn([0, 1, 1, 2], 0.01).tolist().count(True) == 1
-    with pytest.raises(ConfigurationError, match="nothing can be held out of 3 images of 3 classes, one of each"):
+    with pytest.raises(ConfigurationError, match="no validation set can be split off 3 images of 3 classes"):
         drawn([0, 1, 2], 0.5)
 
 

@@ -138,7 +138,7 @@ def test_whitening_speeds_the_first_steps_up():
         (
             lambda x: whiten(model_for(x, 24, 2), x * 0 + 9),
             DataError,
-            "conv2d: 16,200 windows of 2x2 pixels that do not",
+            "conv2d: 16,200 windows of 2x2 pixels without variation",
         ),
     ],
 )
