@@ -88,8 +88,9 @@ class Configurable:
     def __init_subclass__(cls, *, family: str = "", **options: Any) -> None:
         """Open a family, or register `cls` in the one it belongs to."""
         super().__init_subclass__(**options)
-        for old in vars(cls).keys() & MEMBERS.keys():
-            raise UnknownNameError(f"class {cls.__name__}: {old} is called {MEMBERS[old]}; rename it")
+        renamed = MEMBERS.get(cls.family, {})
+        for old in vars(cls).keys() & renamed.keys():
+            raise UnknownNameError(f"class {cls.__name__}: {old} is called {renamed[old]}; rename it")
         if "__init__" in vars(cls):
             cls.__init__ = _constructor(cls.__init__)  # type: ignore[method-assign]
         if family:

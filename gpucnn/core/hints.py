@@ -68,14 +68,17 @@ REMEDIES = {
     "trainable": "model.freeze(…) and model.unfreeze(…) say by name what is trained",
 }
 
-#: what custom classes once declared under another name
+#: what custom classes once declared under another name, by family
 MEMBERS = {
-    "can_apply_relu": "supports_fused_relu",
-    "can_skip_input_gradient": "supports_skip_dx",
-    "least_batch": "min_batch_size",
-    "of_classes": "expects_classes",
-    "per_sample": "batch_independent",
-    "recordable": "capturable",
+    "layer": {
+        "can_apply_relu": "supports_fused_relu",
+        "can_skip_input_gradient": "supports_skip_dx",
+        "least_batch": "min_batch_size",
+        "method": "algorithm",
+        "per_sample": "batch_independent",
+        "recordable": "capturable",
+    },
+    "loss": {"of_classes": "expects_classes"},
 }
 
 #: methods and attributes of a model as they were called before, or are in other libraries
