@@ -8,6 +8,7 @@ Images are (N, H, W, C), convolution weights (KH, KW, C/groups, F).
 """
 
 import math
+from operator import matmul
 from types import ModuleType
 from typing import Any
 
@@ -76,10 +77,7 @@ class ReferenceKernels:
         `relu` applies a ReLU to the output.
         """
         columns = self.im2col(x, window)
-        outputs = [
-            rows @ kernel
-            for rows, kernel in zip(column_groups(columns, groups), kernel_groups(weight, groups), strict=True)
-        ]
+        outputs = list(map(matmul, column_groups(columns, groups), kernel_groups(weight, groups)))
         y = outputs[0] if groups == 1 else self.xp.concatenate(outputs, axis=1)
         if bias is not None:
             y = y + bias
@@ -100,12 +98,8 @@ class ReferenceKernels:
         """
         F = dy.shape[-1]
         columns = self.im2col(x, window)
-        outputs = [
-            rows.T @ dy_group
-            for rows, dy_group in zip(
-                column_groups(columns, groups), filter_groups(dy.reshape(-1, F), groups), strict=True
-            )
-        ]
+        transposed = [rows.T for rows in column_groups(columns, groups)]
+        outputs = list(map(matmul, transposed, filter_groups(dy.reshape(-1, F), groups)))
         dweight = outputs[0] if groups == 1 else self.xp.concatenate(outputs, axis=1)
         return dweight.reshape(*window.size, -1, F), self.channel_sums(dy) if bias else None
 
@@ -115,12 +109,9 @@ class ReferenceKernels:
         """Return dx (N, H, W, C) from dy (N, OH, OW, F) and weight (KH, KW, C/groups, F)."""
         F = dy.shape[-1]
         grid = (*dy.shape[:3], *window.size, -1)
-        outputs = [
-            (dy_group @ kernel.T).reshape(grid)
-            for dy_group, kernel in zip(
-                filter_groups(dy.reshape(-1, F), groups), kernel_groups(weight, groups), strict=True
-            )
-        ]
+        transposed = [kernel.T for kernel in kernel_groups(weight, groups)]
+        products = map(matmul, filter_groups(dy.reshape(-1, F), groups), transposed)
+        outputs = [rows.reshape(grid) for rows in products]
         dcolumns = outputs[0] if groups == 1 else self.xp.concatenate(outputs, axis=-1)
         return self.col2im(dcolumns, image_size, window)
 

@@ -93,9 +93,7 @@ def check_callbacks(callbacks: Any) -> None:
     Raises:
         ConfigurationError: names the method, and what it is to look like.
     """
-    if not isinstance(callbacks, list | tuple):
-        raise ConfigurationError(f"callbacks must be a list, not {callbacks!r}; pass [{callbacks!r}]")
-    for callback in callbacks:
+    for callback in checks.listed(callbacks, "callbacks"):
         if not isinstance(callback, Callback):
             hint = f"; pass an object: {callback.__name__}(…)" if isinstance(callback, type) else ""
             raise ConfigurationError(f"callbacks must be Callback objects, and {callback!r} is not one{hint}")

@@ -72,11 +72,8 @@ class Executor(BoundNetwork):
         vars(self)["_settled"] = False
         self.seed = checks.integer(seed, "seed", minimum=0)
         self.name, self.jit = name, True
-        self.allow_tf32 = (
-            checks.environment_flag("GPUCNN_TF32", default=False)
-            if allow_tf32 is None
-            else checks.flag(allow_tf32, "allow_tf32")
-        )
+        asked = checks.optional(checks.flag, allow_tf32, "allow_tf32")
+        self.allow_tf32 = checks.environment_flag("GPUCNN_TF32", default=False) if asked is None else asked
         super().__init__(layers, input_shape, self.seed, backend, dtype)
         self.loss: Loss | None = None
         self.metrics: list[Metric] = []

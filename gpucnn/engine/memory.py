@@ -34,7 +34,7 @@ def suggest_batch_size(model: Executor, data: Pair, size: int, error: MemoryErro
     statistics and random streams are restored.
     """
     _forget_arrays(error)
-    state = [(buffer, model.backend.to_host(buffer.value).copy()) for buffer in _buffers(model)]
+    state = [(buffer, model.backend.to_host(buffer.value).copy()) for buffer in model.network.buffers().values()]
     fits, smaller = 0, min(size, len(data[0])) // 2
     while smaller and not fits:
         free_memory(model)
@@ -55,17 +55,13 @@ def _forget_arrays(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _buffers(model: Executor) -> list[Any]:
-    return list(model.network.buffers().values())
-
-
 def _is_taken(model: Executor, count: int, size: int) -> bool:
     """Return whether every layer can be trained on batches of a size, and on the last one."""
     last = count % size or min(count, size)
     return all(layer.min_batch_size() <= last for layer in model.network.all_layers())
 
 
-def _passes_fit(model: Executor, data: tuple[Any, Any], size: int) -> bool:
+def _passes_fit(model: Executor, data: Pair, size: int) -> bool:
     """Return whether there is memory for passes over batches of a size, and over a smaller last one after them."""
     last = len(data[0]) % size
     try:

@@ -40,11 +40,6 @@ def _elements(layer: Layer) -> int:
     return math.prod(layer.output_shape or ())
 
 
-def _output_elements(layer: Layer) -> int:
-    """Return the elements of a layer's output, or of the outputs of the layers inside, for one sample."""
-    return sum(_elements(leaf) for _, leaf in layer.leaves()) or _elements(layer)
-
-
 def summary_table(model: Executor) -> Table:
     """Return a table of output shapes, parameters, FLOPs and output sizes."""
     caption = "MFLOP (matmul and convolution only) and kB of the output: of one image, forward"
@@ -169,10 +164,11 @@ def profile(model: Executor, x: Any, y: Any, repeats: int) -> Profile:
             for repeat in range(WARM_UP + repeats):
                 timer.begin_pass(forget=repeat == WARM_UP)
                 outputs, backward = model.network.forward(inputs, train=True, need_dx=False)
-                backward(_loss_gradient(model, outputs, labels))
+                backward(model.loss(outputs, labels)[1]() if model.loss else model.backend.xp.ones_like(outputs))
     finally:
         model.load_state_dict(before)
         model.zero_grad()
+    size = len(x) * BYTES[model.dtype]  # of one element of each sample
     rows = [
         LayerTime(
             path=name,
@@ -180,7 +176,7 @@ def profile(model: Executor, x: Any, y: Any, repeats: int) -> Profile:
             parameters=parameter_count(layer),
             flops_forward=layer.total_flops() * len(x),
             flops_backward=layer.total_flops() * len(x) * timer.backward_products.get(name, 0),
-            output_bytes=_output_elements(layer) * len(x) * BYTES[model.dtype],
+            output_bytes=(sum(_elements(leaf) for _, leaf in layer.leaves()) or _elements(layer)) * size,
             algorithm=layer.algorithm(len(x)),
             forward_seconds=timer.forward_seconds[name] / repeats,
             backward_seconds=timer.backward_seconds[name] / repeats,
@@ -226,10 +222,3 @@ class _Timer:
             return y, timed_backward
 
         return timed
-
-
-def _loss_gradient(model: Executor, y: Any, labels: Any) -> Any:
-    """Return dy of the loss, or ones where the model is not compiled."""
-    if model.loss is None:
-        return model.backend.xp.ones_like(y)
-    return model.loss(y, labels)[1]()

@@ -6,6 +6,7 @@ What the backward pass needs is in its scope, so a layer keeps nothing between c
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from gpucnn.backends import Array, Backend, get_backend
@@ -14,7 +15,7 @@ from gpucnn.core.config import Configurable, is_ours, snake_case
 from gpucnn.errors import CheckpointError, ConfigurationError, ShapeError
 from gpucnn.layers.parameter import Buffer as Buffer
 from gpucnn.layers.parameter import Parameter as Parameter
-from gpucnn.layers.parameter import holds_numbers
+from gpucnn.layers.parameter import Variable, holds_numbers
 
 MOST_ELEMENTS = 1 << 40  # of one sample: more than any machine's memory
 
@@ -154,10 +155,10 @@ class Layer(Configurable, family="layer"):
 
     def _admitted(self, name: str, value: Any) -> Any:
         """Return what an attribute is set to; the state and the shape of a layer that is built stay what they are."""
-        held = vars(self).get(name)
-        if isinstance(held, Parameter | Buffer) or isinstance(value, Parameter | Buffer):
+        held: Any = vars(self).get(name)
+        if isinstance(held, Variable) or isinstance(value, Variable):
             _check_replacement(f"{self.display_name}.{name}", held, value, self.output_shape is not None)
-            self._bring(value, held)
+            value.convert(lambda array: self.backend.from_host(array).astype(held.value.dtype, copy=False))
         elif is_ours(self) and name in self._arguments() and name not in self.adjustable and self._is_settled(value):
             raise ConfigurationError(
                 f"{self.display_name}: {name} cannot be changed any more, since the layer was made or built with it; "
@@ -168,17 +169,6 @@ class Layer(Configurable, family="layer"):
     def _is_settled(self, value: Any) -> bool:
         """Return whether a setting can have this value only from the beginning."""
         return self.output_shape is not None or any(True for _ in _layers_in(value))
-
-    def _bring(self, value: Any, held: Any) -> None:
-        """Bring a parameter or buffer to where the one is whose place it takes, and into its dtype."""
-
-        def brought(array: Array) -> Array:
-            return self.backend.from_host(array).astype(held.value.dtype, copy=False)
-
-        if isinstance(value, Parameter):
-            value.rebind(brought(value.value), None if value.grad is None else brought(value.grad))
-        elif not value.on_host:
-            value.rebind(brought(value.value))
 
     def _refuse_hidden_state(self) -> None:
         """Reject parameters and layers that would not be found: in a list of lists, or not as attributes."""
@@ -256,24 +246,16 @@ class Layer(Configurable, family="layer"):
         target, moved = get_backend(backend), set()
         for layer in {id(layer): layer for layer in self.all_layers()}.values():
             for held in vars(layer).values():
-                if id(held) in moved:  # two layers may hold the same
-                    continue
-                moved.add(id(held))
-                if isinstance(held, Parameter):
-                    grad = None if held.grad is None else _move(held.grad, layer.backend, target, dtype)
-                    held.rebind(_move(held.value, layer.backend, target, dtype), grad)
-                elif isinstance(held, Buffer) and not held.on_host:
-                    held.rebind(_move(held.value, layer.backend, target, dtype))
+                if isinstance(held, Variable) and id(held) not in moved:  # two layers may hold the same
+                    moved.add(id(held))
+                    held.convert(partial(_move, source=layer.backend, target=target, dtype=dtype))
             layer.backend = target
         return self
 
     def state_dict(self) -> dict[str, Any]:
         """Return host copies of every parameter and buffer by path; moves nothing."""
-        state = {path: self.backend.to_host(p.value).copy() for path, p in self.parameters().items()}
-        for path, buffer in self.buffers().items():
-            value = buffer.value if buffer.on_host else self.backend.to_host(buffer.value)
-            state[path] = value.copy()
-        return state
+        to_host, held = self.backend.to_host, {**self.parameters(), **self.buffers()}
+        return {path: (v.value if v.on_host else to_host(v.value)).copy() for path, v in held.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over host arrays by path, all or none.
@@ -286,7 +268,7 @@ class Layer(Configurable, family="layer"):
             raise CheckpointError(
                 f"expected a dictionary of arrays by path, as state_dict returns it, not {shown(state)}"
             )
-        held: dict[str, Parameter | Buffer] = {**self.parameters(), **self.buffers()}
+        held: dict[str, Variable] = {**self.parameters(), **self.buffers()}
         missing, unknown = sorted(held.keys() - state.keys()), sorted(state.keys() - held.keys())
         if missing or unknown:
             raise CheckpointError(
@@ -304,8 +286,7 @@ class Layer(Configurable, family="layer"):
                     f"{tuple(state[path].shape)}; was it saved from another architecture?"
                 )
         for path, holder in held.items():
-            on_host = isinstance(holder, Buffer) and holder.on_host
-            array = state[path] if on_host else self.backend.from_host(state[path])
+            array = state[path] if holder.on_host else self.backend.from_host(state[path])
             holder.value[...] = array.astype(holder.value.dtype)
 
 
@@ -323,7 +304,7 @@ def _items_in(value: Any, depth: int = 0) -> Iterator[Any]:
     """Yield the layers, parameters and buffers that lists and dictionaries hold, at any depth."""
     if isinstance(value, list | tuple | dict) and depth < 8:
         for item in value.values() if isinstance(value, dict) else value:
-            if isinstance(item, Layer | Parameter | Buffer):
+            if isinstance(item, Layer | Variable):
                 yield item
             yield from _items_in(item, depth + 1)
 
@@ -338,8 +319,7 @@ def _check_replacement(path: str, held: Any, value: Any, is_built: bool) -> None
     if held is None or not is_built:
         raise ConfigurationError(
             f"{path}: a {type(value).__name__} cannot be set from outside before build, or in addition to what build "
-            "makes; put "
-            "the layer into a Model first, and assign the parameter's .value, or make it in the layer's build"
+            "makes; put the layer into a Model first, and assign the parameter's .value, or make it in build"
         )
     if type(value) is not type(held):
         raise ConfigurationError(
@@ -348,8 +328,7 @@ def _check_replacement(path: str, held: Any, value: Any, is_built: bool) -> None
         )
     if tuple(value.value.shape) != tuple(held.value.shape):
         raise ShapeError(
-            f"{path} has shape {tuple(held.value.shape)}, and one of shape {tuple(value.value.shape)} cannot take its "
-            "place"
+            f"{path} has shape {tuple(held.value.shape)}: one of shape {tuple(value.value.shape)} cannot replace it"
         )
 
 

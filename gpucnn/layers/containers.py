@@ -65,26 +65,20 @@ class Sequential(Layer):
 
     def _name_layers(self) -> None:
         """Note what each layer is called here; one that stands in another network too may be called otherwise there."""
-        unique = {id(layer): layer for layer in self.layers}
         names: dict[int, str] = {}
         taken: set[str] = set()
-        for key, layer in unique.items():
-            if layer.name in taken:
-                raise ConfigurationError(f"{self.display_name}: two layers are named {layer.name!r}; names must differ")
-            if layer.name:
-                taken.add(layer.name)
-                names[key] = layer.name
-        numbers: dict[str, int] = {}
-        for key, layer in unique.items():
-            if layer.name is None:
-                word = snake_case(type(layer).__name__)
-                number = numbers.get(word, 0)
+        for layer in sorted(self.layers, key=lambda layer: not layer.name):  # the names that were chosen come first
+            if id(layer) in names:
+                continue
+            name, word, number = layer.name or "", snake_case(type(layer).__name__), 0
+            if name in taken:
+                raise ConfigurationError(f"{self.display_name}: two layers are named {name!r}; names must differ")
+            if not name:
                 while (name := f"{word}_{number}" if number else word) in taken:
                     number += 1
-                numbers[word] = number
-                taken.add(name)
                 layer.set_default_name(name)
-                names[key] = name
+            taken.add(name)
+            names[id(layer)] = name
         self._names = [names[id(layer)] for layer in self.layers]
 
     def children(self) -> Iterator[tuple[str, Layer]]:

@@ -178,10 +178,8 @@ class Normalization(Layer):
         if self.mean is not None:
             for buffer, numbers in ((self.subtract, self.mean), (self.divide, self.std)):
                 listed = _as_list(numbers)
-                if len(listed) == 1:
-                    listed = listed * self._channels
-                for channel, number in enumerate(listed):
-                    buffer.value[channel] = number
+                for channel in range(self._channels):
+                    buffer.value[channel] = listed[channel % len(listed)]  # one number, or one for each channel
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return (x − mean) / std and the backward function."""

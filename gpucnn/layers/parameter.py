@@ -1,5 +1,6 @@
 """What a layer holds: `Parameter`, an array that is trained, and `Buffer`, one that is only kept."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from gpucnn.backends import Array
@@ -10,7 +11,46 @@ from gpucnn.errors import DTypeError, ShapeError
 Shape = tuple[int, ...]
 
 
-class Parameter(Closed):
+class Variable(Closed):
+    """An array that a layer holds: what parameters and buffers have in common."""
+
+    on_host = False  # whether it stays in the host's memory whatever the backend
+
+    def __init__(self, value: Array) -> None:
+        self._value = value
+
+    @property
+    def value(self) -> Array:
+        """The array itself; what is assigned is copied into it."""
+        return self._value
+
+    @value.setter
+    def value(self, array: Array) -> None:
+        if array is self._value:
+            return
+        what = f"a {type(self).__name__.lower()} of shape {tuple(self._value.shape)}"
+        if not hasattr(array, "shape") or not holds_numbers(array):
+            raise DTypeError(f"{what} cannot take {shown(array)}; assign an array of real numbers of that shape")
+        if tuple(array.shape) != tuple(self._value.shape):
+            raise ShapeError(f"{what} cannot take values of shape {tuple(array.shape)}")
+        self._value[...] = array
+
+    def convert(self, function: Callable[[Array], Array]) -> None:
+        """Replace each array by what a function returns for it, such as a copy on another backend."""
+        if not self.on_host:
+            self._value = function(self._value)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Return the value as a host array: what NumPy's functions see."""
+        host = self._value.get() if hasattr(self._value, "get") else self._value.__array__()
+        host = host if dtype is None else host.astype(dtype, copy=False)
+        return host.copy() if copy and host is self._value else host
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={tuple(self._value.shape)}, dtype={self._value.dtype})"
+
+
+class Parameter(Variable):
     """An array that is trained, and the gradient that backward passes add up.
 
     Both are born on the host in float64; `Layer.to` moves them. `value` can be assigned: the numbers are copied into
@@ -24,22 +64,13 @@ class Parameter(Closed):
         ((2, 3), 6.0)
     """
 
-    changed_by: ClassVar[dict[str, str]] = {"trainable": "call model.freeze(…) or model.unfreeze(…)"}
+    changed_by: ClassVar[dict[str, str]] = {
+        "trainable": "call model.freeze(…) or model.unfreeze(…)",
+        "on_host": "only a Buffer(…, on_host=True) stays on the host",
+    }
     grad: Array | None = None
     frozen = False
     of_a_model = False  # whether it lies in the flat arrays of a model, in the dtype of its weights
-
-    def __init__(self, value: Array) -> None:
-        self._value = value
-
-    @property
-    def value(self) -> Array:
-        """The array itself."""
-        return self._value
-
-    @value.setter
-    def value(self, array: Array) -> None:
-        _take(self._value, array, "parameter")
 
     @property
     def shape(self) -> Shape:
@@ -84,16 +115,14 @@ class Parameter(Closed):
         """Put other arrays in place of value and gradient, on another backend or inside a larger buffer."""
         self._value, self.grad = value, grad
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        """Return the value as a host array: what NumPy's functions see."""
-        return _host_array(self._value, dtype, copy)
+    def convert(self, function: Callable[[Array], Array]) -> None:
+        """Replace value and gradient by what a function returns for them."""
+        super().convert(function)
+        self.grad = None if self.grad is None else function(self.grad)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the model to the original: a copy is of none."""
         return {name: value for name, value in vars(self).items() if name != "of_a_model"}
-
-    def __repr__(self) -> str:
-        return f"Parameter(shape={self.shape}, dtype={self._value.dtype})"
 
 
 def needed(need_dx: bool, *parameters: Parameter | None) -> tuple[bool, ...]:
@@ -101,7 +130,7 @@ def needed(need_dx: bool, *parameters: Parameter | None) -> tuple[bool, ...]:
     return need_dx, *(parameter is not None and parameter.trainable for parameter in parameters)
 
 
-class Buffer(Closed):
+class Buffer(Variable):
     """An array that is kept and saved but not trained, such as running statistics.
 
     One with `on_host=True` stays in the host's memory whatever the backend, such as the state of a random stream.
@@ -113,58 +142,15 @@ class Buffer(Closed):
         array([0., 0., 0.], dtype=float32)
     """
 
-    on_host = False
-
     def __init__(self, value: Array, *, on_host: bool = False) -> None:
-        self._value, self.on_host = value, on_host
-
-    @property
-    def value(self) -> Array:
-        """The array itself."""
-        return self._value
-
-    @value.setter
-    def value(self, array: Array) -> None:
-        _take(self._value, array, "buffer")
+        super().__init__(value)
+        self.on_host = on_host
 
     def rebind(self, value: Array) -> None:
         """Put another array in place, on another backend or inside a larger one."""
         self._value = value
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        """Return the value as a host array: what NumPy's functions see."""
-        return _host_array(self._value, dtype, copy)
-
-    def __repr__(self) -> str:
-        return f"Buffer(shape={tuple(self.value.shape)}, dtype={self.value.dtype})"
-
-
-def _take(held: Array, array: Any, what: str) -> None:
-    """Copy an array into the one that a parameter or buffer holds.
-
-    Raises:
-        ShapeError: it has another shape.
-        DTypeError: not an array of real numbers.
-    """
-    if array is held:
-        return
-    shape = tuple(held.shape)
-    if not hasattr(array, "shape") or not holds_numbers(array):
-        raise DTypeError(
-            f"a {what} of shape {shape} cannot take {shown(array)}; assign an array of real numbers of that shape"
-        )
-    if tuple(array.shape) != shape:
-        raise ShapeError(f"a {what} of shape {shape} cannot take values of shape {tuple(array.shape)}")
-    held[...] = array
-
 
 def holds_numbers(array: Any) -> bool:
     """Return whether an array of any library holds real numbers, which no cast loses."""
     return getattr(getattr(array, "dtype", None), "kind", "f") in "biuf"
-
-
-def _host_array(value: Array, dtype: Any, copy: bool | None) -> Any:
-    """Return an array of any backend on the host, as NumPy's protocol `__array__` wants it."""
-    host = value.get() if hasattr(value, "get") else value.__array__()
-    host = host if dtype is None else host.astype(dtype, copy=False)
-    return host.copy() if copy and host is value else host

@@ -61,10 +61,8 @@ def feedforward(image: Shape, num_classes: int) -> LayersAndOptimizer:
 def single_conv(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Document 002: LeNet's first convolution without pooling, then dense layers; LeCun initialization chosen here."""
     weights = "lecun_normal"
-    return [
-        *(Conv2D(6, 5, padding="same", weight_initializer=weights), ReLU(), Flatten()),
-        *_lenet_end(num_classes, weights),
-    ], SGD(0.5)
+    convolution = Conv2D(6, 5, padding="same", weight_initializer=weights)
+    return [convolution, ReLU(), Flatten(), *_lenet_end(num_classes, weights)], SGD(0.5)
 
 
 @register("double-conv", MNIST_IMAGE, Recipe("mnist", 3, 128))
@@ -98,11 +96,7 @@ def lenet_002(image: Shape, num_classes: int) -> LayersAndOptimizer:
 @register("network-1", MNIST_IMAGE, Recipe("mnist", 25, 128))
 def network_1(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Document 003's first network: a 3×3 convolution of 4 filters, max pooling, and a dense layer of 64."""
-    layers = [
-        normalization(image),
-        *(Conv2D(4, 3), ReLU(), MaxPool2D(2)),
-        *_small_end(num_classes),
-    ]
+    layers = [normalization(image), *(Conv2D(4, 3), ReLU(), MaxPool2D(2)), *_small_end(num_classes)]
     return layers, SGD(OneCycle(0.1), momentum=0.9)
 
 
@@ -110,10 +104,8 @@ def network_1(image: Shape, num_classes: int) -> LayersAndOptimizer:
 def network_2(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Document 003's second network: two 3×3 convolutions of 16 filters with max pooling, a dense layer of 64."""
     layers = [
-        normalization(image),
-        *(Conv2D(16, 3), ReLU(), MaxPool2D(2)),
-        *(Conv2D(16, 3), ReLU(), MaxPool2D(2)),
-        *_small_end(num_classes),
+        *(normalization(image), Conv2D(16, 3), ReLU(), MaxPool2D(2)),
+        *(Conv2D(16, 3), ReLU(), MaxPool2D(2), *_small_end(num_classes)),
     ]
     return layers, SGD(OneCycle(0.1), momentum=0.9)
 
@@ -156,8 +148,7 @@ def _lenet_layers(num_classes: int) -> list[Layer]:
     return [
         *(Conv2D(6, 5, padding="same"), ReLU(), AveragePool2D(2)),
         *(Conv2D(16, 5), ReLU(), AveragePool2D(2)),
-        Flatten(),
-        *_lenet_end(num_classes),
+        *(Flatten(), *_lenet_end(num_classes)),
     ]
 
 

@@ -32,10 +32,7 @@ MOVED = (Flip(), Translate(4))
 
 
 @register(
-    "network-4",
-    CIFAR10_IMAGE,
-    Recipe("cifar10", 30, 128, augment=MOVED),
-    CategoricalCrossEntropy(label_smoothing=0.1),
+    "network-4", CIFAR10_IMAGE, Recipe("cifar10", 30, 128, augment=MOVED), CategoricalCrossEntropy(label_smoothing=0.1)
 )
 def network_4(image: Shape, num_classes: int) -> LayersAndOptimizer:
     """Document 003's fourth network: six 3×3 convolutions of 64, 128 and 224 filters with batch norm, 1M parameters.

@@ -20,7 +20,7 @@ Source: Higham, Mary, "A new approach to probabilistic rounding error analysis" 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,7 +101,10 @@ class Parity(PrintsAsTable):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
         before = ""
-        for group in self._by_pass():
+        groups: dict[tuple[str, bool], list[Difference]] = {}
+        for difference in self.differences:
+            groups.setdefault((difference.layer, difference.backward), []).append(difference)
+        for group in groups.values():
             worst = max(group, key=_severity)
             relative, allowed = _distinct(worst.relative, worst.allowed)
             mark = "same" if not worst.largest else styled(("ok", "green") if worst.agrees else ("DIFFERS", "red"))
@@ -117,13 +120,6 @@ class Parity(PrintsAsTable):
             )
             before = worst.layer
         return table
-
-    def _by_pass(self) -> Iterator[list[Difference]]:
-        """Yield the differences of each layer's forward pass, and of its backward pass."""
-        groups: dict[tuple[str, bool], list[Difference]] = {}
-        for difference in self.differences:
-            groups.setdefault((difference.layer, difference.backward), []).append(difference)
-        yield from groups.values()
 
     def verdict(self) -> str:
         """Return the result as a sentence."""
@@ -207,7 +203,7 @@ def parity(
                 return _results(model, calls, x, y)
 
         tested, expected = results_of(under_test, dtype), results_of(against, exact)
-        other_precision = results_of(against, _other_dtype(exact))
+        other_precision = results_of(against, "float32" if exact == "float64" else "float64")
         spreads = {number: _spread(model, call) for number, call in enumerate(calls)}  # computed in the other precision
     differences = [
         difference
@@ -234,40 +230,32 @@ class _Call:
 _STEP = _Call("a whole step", "")
 
 
-@dataclass
-class _CallLog:
-    """Calls of layers, in order."""
+def _log_calls(model: "Model", backend: Backend, x: Any) -> list[_Call]:
+    """Return every call of a leaf layer in a training pass on a backend, in order."""
+    calls: list[_Call] = []
 
-    backend: Backend
-    calls: list[_Call] = field(default_factory=list)
-
-    def hook(self, layer: Layer, label: str) -> Callable[..., tuple[Array, Backward]]:
-        """Return the layer's `forward` with logging of its input and of the gradient of its output."""
+    def make_hook(layer: Layer, label: str) -> Callable[..., tuple[Array, Backward]]:
         forward = layer.forward
 
         def logged(x: Array, **options: Any) -> tuple[Array, Backward]:
-            call = _Call(label, type(layer).__name__, layer, self.backend.to_host(x).copy())
-            self.calls.append(call)
-            y, backward = forward(x, **options)
+            call = _Call(label, type(layer).__name__, layer, backend.to_host(x).copy())
+            calls.append(call)
+            y, layer_backward = forward(x, **options)
 
             def logged_backward(dy: Array) -> Array:
-                call.dy = self.backend.to_host(dy).copy()
-                return backward(dy)
+                call.dy = backend.to_host(dy).copy()
+                return layer_backward(dy)
 
             return y, logged_backward
 
         return logged
 
-
-def _log_calls(model: "Model", backend: Backend, x: Any) -> list[_Call]:
-    """Return every call of a leaf layer in a training pass on a backend."""
-    log = _CallLog(backend)
-    with forward_hooks(model.network, log.hook):
+    with forward_hooks(model.network, make_hook):
         y, backward = model.network.forward(model.as_floats(backend.from_host(x)), train=True)
         # of the size of a mean loss's gradients, whatever the model's loss is
         dy = host_generator(0, "parity").standard_normal(y.shape) / len(x)
         backward(backend.from_host(dy.astype(model.dtype)))
-    return log.calls
+    return calls
 
 
 def _results(model: "Model", calls: list[_Call], x: Any, labels: Any) -> dict[int, Results]:
@@ -307,10 +295,6 @@ def _whole_step(model: "Model", x: Any, labels: Any) -> Results:
 
 def _gradients(layer: Layer) -> Results:
     return {f"gradient of {path}": p.grad for path, p in layer.parameters().items() if p.grad is not None}
-
-
-def _other_dtype(dtype: str) -> str:
-    return "float32" if dtype == "float64" else "float64"
 
 
 def _owner(what: str) -> str:

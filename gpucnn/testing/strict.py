@@ -46,18 +46,6 @@ class DeviceArray:
     def __setitem__(self, index: Any, value: Any) -> None:
         self._data[self._owner.unwrap(index)] = self._owner.unwrap(value)
 
-    def __bool__(self) -> bool:
-        self._owner.reads += 1
-        return bool(self._data)
-
-    def __float__(self) -> float:
-        self._owner.reads += 1
-        return float(self._data)
-
-    def __int__(self) -> int:
-        self._owner.reads += 1
-        return int(self._data)
-
     def __repr__(self) -> str:
         return f"DeviceArray({self._data!r})"
 
@@ -90,6 +78,13 @@ def _define_operators() -> None:
             return self._owner.function(getattr(operator, name))(self)
 
         setattr(DeviceArray, f"__{name}__", single)
+    for kind in (bool, float, int):
+
+        def read(self: DeviceArray, kind: Callable[[Any], Any] = kind) -> Any:
+            self._owner.reads += 1
+            return kind(self._data)
+
+        setattr(DeviceArray, f"__{kind.__name__}__", read)
     setattr(DeviceArray, "__hash__", None)  # noqa: B010 (mypy would not take an assignment for a method)
 
 

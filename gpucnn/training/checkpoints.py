@@ -74,18 +74,13 @@ class Checkpoints:
         monitor: str | None = None,
         mode: str = "auto",
     ) -> None:
-        if not isinstance(folder, str | os.PathLike):
-            raise ConfigurationError(f"folder must be a string or a path, not {folder!r}")
         self.folder = user_path(folder)
-        if every_seconds is not None:
-            every_seconds = checks.number(every_seconds, "every_seconds", 0)
-        if every_steps is not None:
-            every_steps = checks.integer(every_steps, "every_steps", 1)
-        keep = checks.integer(keep, "keep", 1)
+        self.every_seconds = checks.optional(checks.number, every_seconds, "every_seconds", 0)
+        self.every_steps = checks.optional(checks.integer, every_steps, "every_steps", 1)
+        self.keep = checks.integer(keep, "keep", 1)
         if monitor is not None and not isinstance(monitor, str):
             raise ConfigurationError(f'monitor must be a key of the history such as "val_loss", not {monitor!r}')
-        self.every_seconds, self.every_steps, self.keep, self.monitor = every_seconds, every_steps, keep, monitor
-        self.mode = checks.one_of(mode, "mode", MODES)
+        self.monitor, self.mode = monitor, checks.one_of(mode, "mode", MODES)
         self.best: dict[str, Any] | None = None
         self.elsewhere: Path | None = None  # where an interrupted run was saved if not in the folder
         self._lock = FolderLock(self.folder)

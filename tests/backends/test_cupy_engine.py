@@ -92,7 +92,7 @@ def test_convolutions(gpu, rng, name, dtype, C, F):
 
 @pytest.mark.parametrize("images", [1, 3, 7, 1000])
 def test_convolution_takes_a_large_batch_in_parts(simulated, rng, images):
-    simulated._convolution.workspace = images * 8 * 8 * 9 * 4 * 4  # bytes of the columns of `images` images
+    simulated._workspace = images * 8 * 8 * 9 * 4 * 4  # bytes of the columns of `images` images
     window = Window((3, 3), padding=((1, 1), (1, 1)))
     x, dy = numbers(rng, (7, 8, 8, 4), "float32"), numbers(rng, (7, 8, 8, 8), "float32")
     weight = numbers(rng, (3, 3, 4, 8), "float32")
@@ -117,7 +117,7 @@ def test_workspace_that_is_not_a_size_is_refused(request, monkeypatch, asked):
     with pytest.raises(ConfigurationError, match=f"GPUCNN_WORKSPACE_MB must be a number of megabytes.*not '{asked}'"):
         make_backend(SIMULATED)
     monkeypatch.setenv("GPUCNN_WORKSPACE_MB", "1.5")
-    assert make_backend(SIMULATED)._convolution.workspace == 1_500_000
+    assert make_backend(SIMULATED)._workspace == 1_500_000
 
 
 def test_pooling_windows_too_large_for_a_byte(gpu, rng):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpucnn import initializers, layers, optimizers, schedules
+from gpucnn import initializers, layers, losses, optimizers, schedules
 from gpucnn.errors import ArgumentError, UnknownNameError
 from tests.training.test_model import small_model
 
@@ -64,6 +64,10 @@ def test_former_slots_of_muon_are_read():
         (layers.Layer, "can_skip_input_gradient", "supports_skip_dx"),
         (layers.Layer, "can_apply_relu", "supports_fused_relu"),
         (layers.Layer, "least_batch", "min_batch_size"),
+        (layers.Layer, "method", "algorithm"),
+        (layers.Layer, "per_sample", "batch_independent"),
+        (layers.Layer, "recordable", "capturable"),
+        (losses.Loss, "of_classes", "expects_classes"),
     ],
 )
 def test_former_members_of_a_custom_class_are_refused(kind, former, now):

@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 import cupy
 import numpy as np
 
-from gpucnn.backends.base import Backend, StreamedDataset
+from gpucnn.backends.base import StreamedDataset
 from gpucnn.backends.cupy import elementwise, graph, kernels, norm, pooling, streaming
-from gpucnn.backends.cupy.convolution import Convolution, add_bias, choose_algorithm
-from gpucnn.backends.cupy.cublas import Cublas
+from gpucnn.backends.cupy.convolution import ConvolutionBackend, add_bias
 from gpucnn.backends.image_transform import ImageTransform
 from gpucnn.backends.reference import Array
 from gpucnn.backends.window import Window
@@ -21,7 +20,7 @@ from gpucnn.backends.window import Window
 T = TypeVar("T")
 
 
-class CupyBackend(Backend):
+class CupyBackend(ConvolutionBackend):
     """CuPy on one GPU: matrix products, custom kernels for the rest, and a training step as one CUDA graph.
 
     Raises:
@@ -54,10 +53,8 @@ class CupyBackend(Backend):
     def __init__(self, device: int = 0) -> None:
         self.name = "cupy" if device == 0 else f"cupy:{device}"
         self.device = device
-        self._thread = graph.ThreadState()
         with self.on_device():  # without a driver, this raises
-            self._cublas = Cublas()
-            self._convolution = Convolution(self._cublas, self._thread)
+            super().__init__()
             self._probe()
 
     def _probe(self) -> None:
@@ -152,30 +149,7 @@ class CupyBackend(Backend):
         with self.on_device():
             return graph.CapturePool(self._thread, self._cublas)
 
-    # --- convolution and products ---------------------------------------------------------------
-
-    def conv2d(
-        self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int = 1, relu: bool = False
-    ) -> Array:
-        """Convolve images: x (N, H, W, C), weight (KH, KW, C/groups, F), bias (F,) → (N, OH, OW, F)."""
-        return self._convolution.forward(x, weight, bias, window, groups, relu)
-
-    def conv2d_algorithm(self, window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
-        """Return the name of the algorithm that `conv2d` uses for a convolution."""
-        return choose_algorithm(window, channels, groups)
-
-    def conv2d_parameter_gradients(
-        self, x: Array, dy: Array, window: Window, groups: int = 1, bias: bool = True
-    ) -> tuple[Array, Array | None]:
-        """Return dweight (KH, KW, C/groups, F) and, with `bias`, dbias (F,), from x (N, H, W, C) and dy."""
-        dweight = self._convolution.weight_gradient(x, dy, window, groups)
-        return dweight, self.channel_sums(dy) if bias else None
-
-    def conv2d_input_gradient(
-        self, dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int = 1
-    ) -> Array:
-        """Return dx (N, H, W, C) from dy (N, OH, OW, F) and weight (KH, KW, C/groups, F)."""
-        return self._convolution.input_gradient(dy, weight, image_size, window, groups)
+    # --- dense layers -----------------------------------------------------------------------------
 
     def dense(self, x: Array, weight: Array, bias: Array | None) -> Array:
         """Multiply features by a matrix: x (N, D), weight (D, K), bias (K,) → (N, K)."""
@@ -196,9 +170,6 @@ class CupyBackend(Backend):
         dx = cupy.empty(x.shape, x.dtype)
         self._multiply(dy.astype(x.dtype, copy=False), weight.astype(x.dtype, copy=False).T, dx)
         return dx
-
-    def _multiply(self, a: Array, b: Array, out: Array) -> None:
-        self._cublas.multiply(a, b, out, tf32=self._thread.tf32)
 
     # --- pooling --------------------------------------------------------------------------------
 

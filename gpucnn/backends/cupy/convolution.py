@@ -12,6 +12,7 @@ from typing import Any
 import cupy
 import numpy as np
 
+from gpucnn.backends.base import Backend
 from gpucnn.backends.cupy import kernels
 from gpucnn.backends.cupy.cublas import Cublas
 from gpucnn.backends.cupy.graph import ThreadState
@@ -35,14 +36,19 @@ def _is_product(window: Window) -> bool:
     return window == Window((1, 1), dilation=window.dilation)
 
 
-class Convolution:
-    """The three passes of a convolution, with the products of cuBLAS."""
+class ConvolutionBackend(Backend):
+    """The part of the GPU backend that convolves, with the products of cuBLAS."""
 
-    def __init__(self, cublas: Cublas, state: ThreadState) -> None:
-        self._cublas, self._state = cublas, state
-        self.workspace = _workspace()
+    def __init__(self) -> None:
+        self._cublas, self._thread, self._workspace = Cublas(), ThreadState(), _workspace()
 
-    def forward(self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int, relu: bool) -> Array:
+    def conv2d_algorithm(self, window: Window, batch: int, channels: int, filters: int, groups: int, dtype: Any) -> str:
+        """Return the name of the algorithm that `conv2d` uses for a convolution."""
+        return choose_algorithm(window, channels, groups)
+
+    def conv2d(
+        self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int = 1, relu: bool = False
+    ) -> Array:
         """Convolve images: x (N, H, W, C), weight (KH, KW, C/groups, F), bias (F,) → (N, OH, OW, F)."""
         x, weight = aligned(x), aligned(weight, x.dtype)
         N, H, W, C = x.shape
@@ -61,8 +67,13 @@ class Convolution:
             add_bias(y, bias, relu)
         return y
 
-    def weight_gradient(self, x: Array, dy: Array, window: Window, groups: int) -> Array:
-        """Return dweight (KH, KW, C/groups, F) from x (N, H, W, C) and dy (N, OH, OW, F); float32 for float16."""
+    def conv2d_parameter_gradients(
+        self, x: Array, dy: Array, window: Window, groups: int = 1, bias: bool = True
+    ) -> tuple[Array, Array | None]:
+        """Return dweight (KH, KW, C/groups, F) and, with `bias`, dbias (F,), from x and dy; float32 for float16."""
+        return self._weight_gradient(x, dy, window, groups), self.channel_sums(dy) if bias else None
+
+    def _weight_gradient(self, x: Array, dy: Array, window: Window, groups: int) -> Array:
         x = aligned(x)
         dy = aligned(dy, x.dtype)
         C, F = x.shape[3], dy.shape[3]
@@ -76,8 +87,8 @@ class Convolution:
                 self._multiply(columns[:, group].T, rows[part, filters], matrix[:, filters], add=part.start > 0)
         return dweight
 
-    def input_gradient(
-        self, dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int
+    def conv2d_input_gradient(
+        self, dy: Array, weight: Array, image_size: tuple[int, int], window: Window, groups: int = 1
     ) -> Array:
         """Return dx (N, H, W, C) from dy (N, OH, OW, F) and weight (KH, KW, C/groups, F).
 
@@ -89,8 +100,8 @@ class Convolution:
         if choose_algorithm(window, C, groups) == "depthwise":
             return self._depthwise_input_gradient(dy, aligned(weight, dy.dtype), (*image_size, C), window)
         flipped = window.flipped()
-        if window.strides == (1, 1) and min(min(sides) for sides in flipped.padding) >= 0:
-            return self.forward(dy, _flipped(weight, groups), None, flipped, groups, False)
+        if window.strides == (1, 1) and min(map(min, flipped.padding)) >= 0:
+            return self.conv2d(dy, _flipped(weight, groups), None, flipped, groups)
         weight = aligned(weight, dy.dtype)
         kernel, rows = weight.reshape(-1, F), dy.reshape(-1, F)
         dx = cupy.empty((N, *image_size, C), dy.dtype)
@@ -105,7 +116,7 @@ class Convolution:
         return dx
 
     def _multiply(self, a: Array, b: Array, out: Array, add: bool = False) -> None:
-        self._cublas.multiply(a, b, out, add=add, tf32=self._state.tf32)
+        self._cublas.multiply(a, b, out, add=add, tf32=self._thread.tf32)
 
     # --- windows as rows ----------------------------------------------------------------------
 
@@ -132,8 +143,8 @@ class Convolution:
         OH, OW = output_size
         row_size = window.area * C
         image_elements = OH * OW * row_size
-        max_images = max(1, min(N, self.workspace // (image_elements * np.dtype(dtype).itemsize)))
-        memory = self._state.memory
+        max_images = max(1, min(N, self._workspace // (image_elements * np.dtype(dtype).itemsize)))
+        memory = self._thread.memory
         fitting = {} if memory is None else memory.fitting
         buffer = allocate(max_images, (OH * OW, groups, row_size // groups), dtype, fitting)
         for start in range(0, N, len(buffer)):
@@ -154,9 +165,8 @@ class Convolution:
     def _depthwise_weight_gradient(x: Array, dy: Array, window: Window) -> Array:
         F, rows = dy.shape[3], dy.size // dy.shape[3]
         numbers = np.int32(F), *geometry(window, *x.shape[1:])
-        partial, parts = kernels.column_sums(
-            "depthwise_weight_gradient", x.dtype, 1, rows, F, x, dy, *numbers, layers=window.area
-        )
+        arguments = x.dtype, 1, rows, F, x, dy, *numbers
+        partial, parts = kernels.column_sums("depthwise_weight_gradient", *arguments, layers=window.area)
         return kernels.totals(partial, parts, x.dtype).reshape(*window.size, 1, F)
 
     @staticmethod

@@ -153,10 +153,8 @@ def gather_bytes(images: Array, indices: Array, dtype: Any, transform: ImageTran
     H, W, C = images.shape[1:]
     OH, OW = transform.result_size((H, W))
     x = cupy.empty((len(indices), OH, OW, C), dtype)
-    of_images = (
-        *(transform.cosine, transform.sine, transform.shift_y, transform.shift_x, transform.flip),
-        *(transform.cutout_top, transform.cutout_left),
-    )
+    names = ("cosine", "sine", "shift_y", "shift_x", "flip", "cutout_top", "cutout_left")
+    of_images = (getattr(transform, name) for name in names)
     pointers = (NULL if numbers is None else aligned(numbers, np.int32) for numbers in of_images)
     border = -1 if transform.border is None else transform.border
     values = transform.rotation_fill, border, transform.cutout, transform.cutout_fill

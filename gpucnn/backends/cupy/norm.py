@@ -40,14 +40,11 @@ def batch_norm_gradient(
     x, mean, shift, relu = saved
     dy, scale = aligned(dy, x.dtype), aligned(scale, mean.dtype)
     rows, C, width = _matrix(x)
-    pointers, numbers = (dy, x, mean, variance, scale, shift), (np.int32(C), np.float64(epsilon), np.int32(relu))
-    partial, parts = kernels.column_sums(
-        "batch_norm_gradient_sums", x.dtype, width, rows, C, *pointers, *numbers, sums=2
-    )
+    matrix, numbers = (x.dtype, width, rows, C), (np.int32(C), np.float64(epsilon), np.int32(relu))
+    pointers = dy, x, mean, variance, scale, shift
+    partial, parts = kernels.column_sums("batch_norm_gradient_sums", *matrix, *pointers, *numbers, sums=2)
     totals, dx = kernels.totals(partial, parts, x.dtype), cupy.empty_like(x)
-    kernels.launch_rows(
-        "batch_norm_input_gradient", x.dtype, width, rows, C, *pointers, totals, dx, np.int64(rows), *numbers
-    )
+    kernels.launch_rows("batch_norm_input_gradient", *matrix, *pointers, totals, dx, np.int64(rows), *numbers)
     return dx, totals[C:], totals[:C]
 
 

@@ -18,8 +18,7 @@ def max_pool(x: Array, window: Window, relu: bool) -> tuple[Array, Array]:
     x = aligned(x)
     y = _outputs(x, window)
     switches = cupy.empty(y.shape, np.uint8)
-    numbers = np.uint32(y.size // y.shape[3]), np.int32(relu), *geometry(window, *x.shape[1:])
-    _launch("max_pool", y, x, y, switches, *numbers)
+    _launch("max_pool", y, window, x.shape[1:], x, y, switches, numbers=(np.int32(relu),))
     return y, switches
 
 
@@ -27,8 +26,7 @@ def max_pool_gradient(dy: Array, switches: Array, image_size: tuple[int, int], w
     """Return dx (N, H, W, C): dy (N, OH, OW, C) at the maxima."""
     dy = aligned(dy)
     dx = cupy.empty((dy.shape[0], *image_size, dy.shape[3]), dy.dtype)
-    numbers = np.uint32(dx.size // dx.shape[3]), *geometry(window, *dx.shape[1:])
-    _launch("max_pool_gradient", dx, dy, switches, dx, *numbers)
+    _launch("max_pool_gradient", dx, window, dx.shape[1:], dy, switches, dx)
     return dx
 
 
@@ -36,7 +34,7 @@ def average_pool(x: Array, window: Window) -> Array:
     """Average each window over its elements inside the image: (N, H, W, C) → (N, OH, OW, C)."""
     x = aligned(x)
     y = _outputs(x, window)
-    _launch("average_pool", y, x, y, np.uint32(y.size // y.shape[3]), *geometry(window, *x.shape[1:]))
+    _launch("average_pool", y, window, x.shape[1:], x, y)
     return y
 
 
@@ -44,8 +42,7 @@ def average_pool_gradient(dy: Array, image_size: tuple[int, int], window: Window
     """Distribute dy (N, OH, OW, C) over the elements of each window: dx (N, H, W, C)."""
     dy = aligned(dy)
     dx = cupy.empty((dy.shape[0], *image_size, dy.shape[3]), dy.dtype)
-    numbers = np.uint32(dx.size // dx.shape[3]), *geometry(window, *dx.shape[1:])
-    _launch("average_pool_gradient", dx, dy, dx, *numbers)
+    _launch("average_pool_gradient", dx, window, dx.shape[1:], dy, dx)
     return dx
 
 
@@ -54,7 +51,9 @@ def _outputs(x: Array, window: Window) -> Array:
     return cupy.empty((N, *window.output_size((H, W)), C), x.dtype)
 
 
-def _launch(name: str, written: Array, *arguments: Any) -> None:
-    """Launch a kernel with one thread per pack of the array that it writes."""
-    width = vector_width(written.dtype, written.shape[3])
+def _launch(name: str, written: Array, window: Window, image: Any, *pointers: Array, numbers: Any = ()) -> None:
+    """Launch a kernel with one thread per pack of the array that it writes, for a window on images (H, W, C)."""
+    C = written.shape[3]
+    width, pixels = vector_width(written.dtype, C), np.uint32(written.size // C)
+    arguments = *pointers, pixels, *numbers, *geometry(window, *image)
     kernels.launch_elements(name, written.dtype, width, written.size // width, *arguments)

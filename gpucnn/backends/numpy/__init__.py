@@ -10,17 +10,7 @@ import numpy as np
 
 from gpucnn.backends.base import Backend
 from gpucnn.backends.image_transform import ImageTransform
-from gpucnn.backends.numpy import (
-    blas,
-    convolution,
-    elementwise,
-    memory,
-    norm,
-    pooling,
-    rotation,
-    threads,
-    workspace,
-)
+from gpucnn.backends.numpy import blas, convolution, elementwise, memory, norm, pooling, rotation, threads, workspace
 from gpucnn.backends.numpy.memory_layout import blocks
 from gpucnn.backends.numpy.namespace import namespace
 from gpucnn.backends.numpy.traced_array import current_tracer, untraced
@@ -44,7 +34,7 @@ class NumpyBackend(Backend):
     run_sharded = staticmethod(threads.run_sharded)
     shard_offset = staticmethod(threads.shard_offset)
     global_batch_size = staticmethod(threads.global_batch_size)
-    release = staticmethod(memory.release)
+    release = staticmethod(memory.arena.release)
     on_replay = staticmethod(on_replay)
     conv2d = staticmethod(convolution.conv2d)
     conv2d_algorithm = staticmethod(convolution.choose_algorithm)

@@ -89,9 +89,7 @@ def _keep_own_limits() -> None:
 def _libraries() -> tuple[list[Library], list[Library]]:
     """Return the libraries that have one number for the process, and those that have one per thread."""
     found = [Library(controller) for controller in _controllers().lib_controllers]
-    return [library for library in found if not library.per_thread], [
-        library for library in found if library.per_thread
-    ]
+    return [each for each in found if not each.per_thread], [each for each in found if each.per_thread]
 
 
 @cache

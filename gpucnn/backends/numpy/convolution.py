@@ -138,10 +138,8 @@ def parameter_gradients(
         if algorithm == "depthwise":
             dweight = depthwise.weight_gradient(pad(x, window, axis=0), dy, window)
             return dweight, norm.channel_sums(to_nhwc(dy)) if bias else None
-        implementation = winograd if algorithm == "winograd" else lowered_rows
-        per_group = [
-            implementation.parameter_gradients(x[:, :, c], dy[:, :, f], window, bias) for c, f in _groups(C, F, groups)
-        ]
+        function = (winograd if algorithm == "winograd" else lowered_rows).parameter_gradients
+        per_group = [function(x[:, :, c], dy[:, :, f], window, bias) for c, f in _groups(C, F, groups)]
         if groups == 1:
             return per_group[0]
         dweights, dbiases = zip(*per_group, strict=True)
@@ -232,20 +230,15 @@ def _map_batch(slices: Sequence[slice], function: Callable[[Array], Array], arra
     """Return the results of a function on contiguous slices of an array (…, N), concatenated, as (N, …)."""
     if len(slices) == 1:
         return to_nhwc(function(array))
-    result = None
+    result, batch = None, array.shape[-1]
     for images in slices:
         part = function(batch_slice(array, images))
-        if result is None:
-            result = _empty(part.shape[:-1], array.shape[-1], part.dtype)
+        if result is None:  # in the engine's layout
+            image, hwcn = part.shape[:-1], uses_hwcn(batch)
+            result = memory.empty((*image, batch) if hwcn else (batch, *image), part.dtype)
+            result = result if hwcn else result.transpose(1, 2, 3, 0)
         result[..., images] = part
     return to_nhwc(result)
-
-
-def _empty(image: tuple[int, ...], batch: int, dtype: Any) -> Array:
-    """Return uninitialised images (H, W, C, N) in the engine's layout for `batch` images."""
-    if uses_hwcn(batch):
-        return memory.empty((*image, batch), dtype)
-    return memory.empty((batch, *image), dtype).transpose(1, 2, 3, 0)
 
 
 def _max_images(algorithm: str, x: Array, filters: int, window: Window) -> int:

@@ -39,9 +39,8 @@ def clamp_at_zero(x: Array, out: Array) -> None:
         return
     x, out = x.reshape(-1), out.reshape(-1)
     whole = len(x) // ZERO_ROW * ZERO_ROW
-    np.maximum(
-        x[:whole].reshape(-1, ZERO_ROW), workspace.zeros(ZERO_ROW, x.dtype), out=out[:whole].reshape(-1, ZERO_ROW)
-    )
+    rows, out_rows = (array[:whole].reshape(-1, ZERO_ROW) for array in (x, out))
+    np.maximum(rows, workspace.zeros(ZERO_ROW, x.dtype), out=out_rows)
     if whole < len(x):
         np.maximum(x[whole:], 0, out=out[whole:])
 

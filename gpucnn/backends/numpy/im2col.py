@@ -35,9 +35,8 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window, groups
     kernels = kernel_groups(weight, groups)
     for images, rows, columns in _columns(x, window, _block_bytes(weight)):
         out = y[images, rows]  # contiguous: a block is either whole images or rows of one
-        for group_rows, kernel, filters in zip(
-            column_groups(columns, groups), kernels, even_slices(F, groups), strict=True
-        ):
+        parts = zip(column_groups(columns, groups), kernels, even_slices(F, groups), strict=True)
+        for group_rows, kernel, filters in parts:
             np.matmul(group_rows, kernel, out=out.reshape(-1, F)[:, filters])
         if bias is not None:
             out += bias
@@ -53,9 +52,8 @@ def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
     total = memory.zeros((window.area * C // groups, F), x.dtype)
     for images, rows, columns in _columns(x, window, _block_bytes(total)):
         dy_groups = filter_groups(dy[images, rows].reshape(-1, F), groups)
-        for group_rows, dy_group, filters in zip(
-            column_groups(columns, groups), dy_groups, even_slices(F, groups), strict=True
-        ):
+        parts = zip(column_groups(columns, groups), dy_groups, even_slices(F, groups), strict=True)
+        for group_rows, dy_group, filters in parts:
             total[:, filters] += group_rows.T @ dy_group
     return total.reshape(*window.size, C // groups, F)
 

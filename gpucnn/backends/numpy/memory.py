@@ -42,8 +42,3 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     array = empty(shape, dtype)
     array[...] = 0
     return array
-
-
-def release() -> None:
-    """Free all memory that is not in use."""
-    arena.release()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends.numpy.traced_array import TracedArray, current_tracer, require_traced, untraced_all
+from gpucnn.backends.numpy.traced_array import TracedArray, current_tracer, holds_traced, require_traced, untraced_all
 from gpucnn.backends.reference import Array
 
 # what each fills its array with: None for nothing, `...` for more than one number
@@ -41,7 +41,7 @@ def _creator(name: str, number: Any) -> Callable[..., Array]:
             traced = tracer.filled(array, None)
             traced[...] = arguments[1]
             return traced
-        if _any_traced([*arguments, *options.values()]):
+        if holds_traced([*arguments, *options.values()]):
             tracer.fail(f"numpy.{name} of what the pass computes is not captured")
             return array
         return tracer.filled(array, array if number is ... else number)
@@ -58,7 +58,7 @@ def _converter(name: str, in_order: bool) -> Callable[..., Array]:
             array = function(untraced_all(given), dtype, **options)
             if tracer is None:
                 return array
-            if options or _any_traced(given):
+            if options or holds_traced(given):
                 tracer.fail(f"numpy.{name} of {'a list of arrays' if not options else 'options'} is not captured")
             require_traced(tracer, given)
             return tracer.filled(array, array)
@@ -71,10 +71,6 @@ def _converter(name: str, in_order: bool) -> Callable[..., Array]:
         return given.astype(target_dtype, copy=False)
 
     return convert
-
-
-def _any_traced(value: Any) -> bool:
-    return isinstance(value, TracedArray) or (isinstance(value, list | tuple) and any(map(_any_traced, value)))
 
 
 for _name, _number in CREATORS.items():

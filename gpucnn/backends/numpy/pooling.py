@@ -59,11 +59,8 @@ def max_pool_gradient(dy: Array, switches: Switches, image_size: tuple[int, int]
 def average_pool(x: Array, window: Window) -> Array:
     """Return the average of each window of x (N, H, W, C) over its elements inside the image, y (N, OH, OW, C)."""
     image_size = x.shape[1:3]
-    padded, (OH, OW), factor = (
-        pad(as_rows(x), window, 1),
-        window.output_size(image_size),
-        _factor(image_size, window, x),
-    )
+    padded, (OH, OW) = pad(as_rows(x), window, 1), window.output_size(image_size)
+    factor = _factor(image_size, window, x)
     y = memory.empty((len(padded), OH, OW, padded.shape[3]), x.dtype)
     windows = _windows(padded, window, y)
     for rows in _row_blocks(windows):

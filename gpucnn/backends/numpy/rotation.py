@@ -38,10 +38,8 @@ def _rotate(images: Any, transform: ImageTransform, result: Any) -> None:
         coordinate += MARGIN << COORDINATE_BITS
         np.maximum(coordinate, 0, out=coordinate)
         np.minimum(coordinate, (size + MARGIN) << COORDINATE_BITS, out=coordinate)
-    row_weight, column_weight = (
-        (coordinate >> (COORDINATE_BITS - WEIGHT_BITS) & ((1 << WEIGHT_BITS) - 1)).view(np.uint32)[..., None]
-        for coordinate in (row, column)
-    )
+    shift, mask = COORDINATE_BITS - WEIGHT_BITS, (1 << WEIGHT_BITS) - 1
+    row_weight, column_weight = ((each >> shift & mask).view(np.uint32)[..., None] for each in (row, column))
     row >>= COORDINATE_BITS
     row *= quads.shape[2]
     column >>= COORDINATE_BITS

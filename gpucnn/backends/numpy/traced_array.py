@@ -51,9 +51,8 @@ class TracedArray(np.ndarray[Any, Any]):
         function = ufunc if method == "__call__" else getattr(ufunc, method)
         if tracer is not None:
             if ufunc not in known_calls.UFUNCS or method not in known_calls.UFUNC_METHODS:
-                tracer.fail(
-                    f"{known_calls.name_of(ufunc)}{'' if method == '__call__' else f'.{method}'} is not captured"
-                )
+                called = "" if method == "__call__" else f".{method}"
+                tracer.fail(f"{known_calls.name_of(ufunc)}{called} is not captured")
             require_traced(tracer, [*inputs, *options.values()])
             _require_traced_out(tracer, out)
         plain_inputs, options = untraced_all(inputs), untraced_all(options)
@@ -80,7 +79,7 @@ class TracedArray(np.ndarray[Any, Any]):
             _require_traced_out(tracer, args[:1])
             tracer.append(func, *arguments, **options)
             return func(*arguments, **options)
-        at = known_calls.OUT_AT.get(func, 1 << 30)
+        at = known_calls.OUT_AT.get(func, known_calls.NOWHERE)
         if len(args) == at + 1:
             kwargs, args = kwargs | {"out": args[at]}, args[:at]
         out = kwargs.get("out")
@@ -135,9 +134,8 @@ class TracedArray(np.ndarray[Any, Any]):
         if tracer.failure:
             return untraced(self)[indices]
         part = super().__getitem__(_view_key(indices))
-        return (
-            part if _shares_memory(part, self) is not None else tracer.trace_opaque(untraced(self).__getitem__, indices)
-        )
+        shares = _shares_memory(part, self) is not None
+        return part if shares else tracer.trace_opaque(untraced(self).__getitem__, indices)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Copy, and trace it. An array is not copied to itself, which is how `array[key] += value` ends."""
@@ -328,25 +326,23 @@ def _why_not(func: Any, args: Any, inputs: dict[str, Any], at: int) -> str:
         return f"{name} is not captured"
     if changing := known_calls.CHANGING & inputs.keys() or len(args) > at:
         return f"{name} is not captured with {', '.join(sorted(changing)) if isinstance(changing, set) else 'so much'}"
-    if of_one and any(_holds_traced(value) for value in (*args[1:], *inputs.values())):
+    if of_one and any(holds_traced(value) for value in (*args[1:], *inputs.values())):
         return f"{name} is not captured where more than its first argument is computed"
     return ""
 
 
-def _holds_traced(value: Any) -> bool:
+def holds_traced(value: Any) -> bool:
+    """Return whether a value is a traced array, or a list that holds one."""
     if isinstance(value, list | tuple):
-        return any(map(_holds_traced, value))
+        return any(map(holds_traced, value))
     return isinstance(value, TracedArray)
 
 
 def _has_mask(key: Any) -> bool:
     """Return whether there are booleans among what indexes an array."""
-    keys = key if isinstance(key, tuple | list) else (key,)
-    return any(_has_mask(item) if isinstance(item, list) else _is_mask(item) for item in keys)
-
-
-def _is_mask(item: Any) -> bool:
-    return isinstance(item, np.ndarray) and item.dtype == bool
+    if isinstance(key, tuple | list):
+        return any(map(_has_mask, key))
+    return isinstance(key, np.ndarray) and key.dtype == bool
 
 
 def untraced_all(value: Any) -> Any:

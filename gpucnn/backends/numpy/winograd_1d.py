@@ -135,10 +135,8 @@ def _matmul(inputs: Array, U: Array, bias: Array | None) -> Array:
 def _inverse_transform(M: Array, block: Block, part: Array) -> None:
     """Write Aᵀ M, for M (tiles, 6, rows, F, n), to the block's output pixels (rows, width, F, n)."""
     tiles, _, count, F, n = M.shape
-    by_row, outputs = (
-        M.reshape(tiles, TILE_IN, count, F * n).transpose(2, 0, 1, 3),
-        part.reshape(*part.shape[:2], F * n),
-    )
+    by_row = M.reshape(tiles, TILE_IN, count, F * n).transpose(2, 0, 1, 3)
+    outputs = part.reshape(*part.shape[:2], F * n)
     for group in block.across.outputs:
         np.matmul(group.matrix, by_row[:, group.tiles], out=group.of(outputs, 1))
 
