@@ -146,8 +146,11 @@ def _run(
 
 def _summary_line(seed: int, record: Record) -> list[Part]:
     """Return a run's results as the parts of a line."""
+    from gpucnn.plots.canvas import evenly_spaced
+
     numbers, defect = record["numbers"], record["defect"]
-    epochs = " → ".join(f"{100 * share:.2f}" for share in thin_out(numbers["training accuracy"]))
+    accuracies = numbers["training accuracy"]
+    epochs = " → ".join(f"{100 * accuracies[epoch]:.2f}" for epoch in evenly_spaced(len(accuracies), 5))
     restarts = f", after {len(record['restarts'])} restarts" if record.get("restarts") else ""
     parts: list[Part] = [f"seed {seed}: {epochs} %, test ", (f"{100 * numbers['test accuracy']:.2f} %", "bold")]
     parts.append(f", {numbers[TOTAL_TIME]:.1f} s{restarts}")
@@ -163,13 +166,6 @@ def _milestones(record: Record) -> str:
         if f"time to {level:.0%} (s)" in numbers
     ]
     return f"  test accuracy reached {', '.join(reached)}" if reached else "  no accuracy milestone was reached"
-
-
-def thin_out(values: list[float], most: int = 5) -> list[float]:
-    """Return at most `most` evenly spaced items of a list, with the first and the last."""
-    if len(values) <= most:
-        return values
-    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
 
 
 def table(title: str, headings: list[str], caption: str | None = None) -> Table:

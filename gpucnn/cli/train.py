@@ -52,6 +52,7 @@ from gpucnn.training.checkpoints import BEST, Checkpoints, position_of
 from gpucnn.training.history import History
 from gpucnn.version import __version__
 
+Results = tuple[Model, History, dict[str, Any], tuple[Snapshots, TrainingMonitor]]
 OVERRIDABLE = ("run_dir", "resume", "backend", "data_dir", "epochs")  # options that may be given with --resume
 
 NetworkName = Annotated[str, typer.Option(help=f"One of {', '.join(networks.NETWORKS)}.")]
@@ -210,8 +211,8 @@ def _prepared(options: dict[str, Any]) -> tuple[Model, Parts]:
     model = make(options["seed"], options["backend"], input_shape=shape, num_classes=classes, dtype=options["dtype"])
     model.class_names = dataset.class_names
     assert model.recipe is not None
-    if model.recipe.data != dataset.name:
-        _adapt(model, images)
+    if model.recipe.data != dataset.name and isinstance(model.layers[0], Normalization):
+        model.layers[0].adapt(images)
     if options["learning_rate"] is not None:
         model.optimizer.learning_rate = _with_rate(model.optimizer.learning_rate, options["learning_rate"])
     return model, parts
@@ -271,7 +272,8 @@ def _train(options: dict[str, Any], model: Model, parts: Parts, checkpoints: Che
         message = f"{error}{saved}. `gpucnn show histograms` plots the final weights and gradients"
         raise NumericError(message, error.step, error.layer, error.direction) from error
     settings |= {"best": checkpoints.best, "test": model.evaluate(*parts.test)}
-    _write_run(folder, checkpoints, model, history, settings, (snapshots, monitor))
+    results = model, history, settings, (snapshots, monitor)
+    _write_run(folder, checkpoints, results)
     checkpoints.clear(keep=1)  # from which more epochs can go on
     _print_result(folder, settings, f"{len(parts.test[0]):,} images ({dataset_title(dataset)})", monitor)
 
@@ -346,12 +348,6 @@ def _data_for(make: Any, data: str | None, folder: Path | None) -> Dataset:
     return load_data(data, folder, image_size=template.input_shape[:2])
 
 
-def _adapt(model: Model, images: Any) -> None:
-    """Compute the statistics of a leading `Normalization` from data other than the recipe's."""
-    if isinstance(model.layers[0], Normalization):
-        model.layers[0].adapt(images)
-
-
 def _with_rate(schedule: Schedule | float, rate: float) -> Schedule | float:
     """Return the schedule with another peak learning rate."""
     if not isinstance(schedule, Schedule):
@@ -372,21 +368,14 @@ def _write_config(folder: Path, settings: dict[str, Any]) -> None:
         write_into(folder, CONFIG, (json.dumps(settings, indent=1) + "\n").encode())
 
 
-def _write_run(
-    folder: Path,
-    checkpoints: Checkpoints,
-    model: Model,
-    history: History,
-    settings: dict[str, Any],
-    monitors: tuple[Snapshots, TrainingMonitor],
-) -> None:
+def _write_run(folder: Path, checkpoints: Checkpoints, results: Results) -> None:
     """Write the results to the run folder; if that fails, save the trained model elsewhere.
 
     Raises:
         CheckpointError: they could not be written there; says where they are.
     """
     try:
-        _write_results(folder, model, history, settings, monitors)
+        _write_results(folder, *results)
     except CheckpointError as error:
         if checkpoints.end_is_saved:
             raise CheckpointError(
@@ -397,7 +386,7 @@ def _write_run(
         try:
             if other is None:
                 raise error
-            _write_results(other, model, history, settings, monitors)
+            _write_results(other, *results)
         except CheckpointError as again:
             raise CheckpointError(
                 f"{error}; nor could it be written anywhere else ({again}), so the trained model is lost"
