@@ -1,10 +1,10 @@
 """NaN and infinity in a training run: noticed before they reach the weights, and traced to where they arose.
 
-Gradients, and the running statistics of batch norms, are looked at between the backward pass and the update, by their sums,
-which one bad element spoils. Where arrays lie on the host this costs one or two thousandths of a step, and the training
-ends there, with the weights of before. On a device the sums are only noted, and read when the epoch is over or a
-checkpoint is due: which step was the first is known then, but the weights are lost, and only the last checkpoint holds
-good ones. A model compiled with `jit=False` reads them at each step.
+Gradients, and the running statistics of batch norms, are looked at between the backward pass and the update, by their
+sums, which one bad element spoils. Where arrays lie on the host this costs one or two thousandths of a step, and the
+training ends there, with the weights of before. On a device the sums are only noted, and read when the epoch is over or
+a checkpoint is due: which step was the first is known then, but the weights are lost, and only the last checkpoint
+holds good ones. A model compiled with `jit=False` reads them at each step.
 """
 
 from typing import Any
