@@ -54,7 +54,7 @@ class TrainingMonitor(Callback):
         monitor_data  inputs and class indices, some hundreds, host arrays
         every         steps between two observations; each costs one forward pass over `monitor_data`
         grace_steps   steps after which a run must have started to learn
-        on_defect     "flag" continues, "stop" ends the training when a defect is found
+        on_defect     "flag" continues, "stop" ends the run when a defect is found
 
     Raises
         ConfigurationError  an argument is invalid
@@ -121,7 +121,7 @@ class TrainingMonitor(Callback):
             self.histograms = histograms(model)
 
     def on_exception(self, model: Any) -> None:
-        """Record that NaN or infinity ended the training."""
+        """Record that NaN or infinity ended the run."""
         fault = model.training.fault
         if self.defect is None and fault is not None:
             where = f" in the {fault.direction} pass" if fault.direction else ""

@@ -94,7 +94,7 @@ class Checkpoints:
             names = [path for path in self.folder.iterdir() if path.is_file()]
         except OSError:
             return []
-        found = {tuple(map(int, named.groups())): path for path in names if (named := _match(path))}
+        found = {tuple(map(int, named.groups())): path for path in names if (named := NAME.fullmatch(path.name))}
         return [found[position] for position in sorted(found)]
 
     def clear(self, keep: int = 0) -> None:
@@ -419,7 +419,7 @@ def check_checkpoints(checkpoints: Any, resume: Any) -> "tuple[Checkpoints | Non
 
 def position_of(path: Path) -> str:
     """Return after how many epochs and steps a checkpoint was written, as text, from its name."""
-    named = _match(path)
+    named = NAME.fullmatch(path.name)
     assert named is not None
     return _position(*map(int, named.groups()))
 
@@ -427,10 +427,6 @@ def position_of(path: Path) -> str:
 def _position(epoch: int, step: int) -> str:
     epochs = f"after {epoch} epoch{'' if epoch == 1 else 's'}"
     return f"{epochs} and {step} step{'' if step == 1 else 's'}" if step else epochs
-
-
-def _match(path: Path) -> "re.Match[str] | None":
-    return NAME.fullmatch(path.name)
 
 
 def _warn(message: str) -> None:

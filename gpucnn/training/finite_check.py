@@ -2,9 +2,9 @@
 
 Gradients, and the running statistics of batch norms, are checked between the backward pass and the update, by their
 sums: a single non-finite element makes the sum non-finite. On the host this takes 0.1 to 0.2 % of a step, and training
-stops with the weights from before the step. On a device the sums stay there, and are read at the end of the epoch and
-before a checkpoint: the first bad step is known then, but the weights are lost; those of the last checkpoint are finite.
-A model compiled with `jit=False` reads them at each step.
+stops with the weights from before the step. On a device the sums are read at the end of the epoch and before a
+checkpoint: the first bad step is known then, but the weights are lost; those of the last checkpoint are finite. A model
+compiled with `jit=False` reads them at each step.
 """
 
 from typing import Any
@@ -41,7 +41,7 @@ class FiniteCheck:
         """Check the gradients of a step, before the update.
 
         Raises:
-            NumericError: they are not finite, if that is known without waiting for the device; with layer and direction.
+            NumericError: they are not finite, if that is known without synchronizing; with layer and direction.
         """
         if not self.enabled:
             return
@@ -81,7 +81,9 @@ class FiniteCheck:
         kept = [(buffer, buffer.value.copy()) for buffer in self.model.network.buffers().values()]
         for buffer, before in zip(self._streams, self._before, strict=True):
             buffer.value[...] = before
-        layer, direction, what = locate_nonfinite(self.model, inputs, labels)
+        with find_not_finite(self.model.network) as found:
+            self.model.loss_and_gradients(inputs, labels, sharded=False)  # without fused layers
+        layer, direction, what = found[0] if found else ("", "backward", "a gradient holds NaN or infinity")
         for buffer, now in kept:
             buffer.value[...] = now
         where = f"{layer}: " if layer else ""
@@ -91,13 +93,3 @@ class FiniteCheck:
             layer=layer,
             direction=direction,
         )
-
-
-def locate_nonfinite(model: Executor, inputs: Array, labels: Array) -> tuple[str, str, str]:
-    """Return where NaN or infinity first arise in a step: the layer, "forward" or "backward", and a description.
-
-    The step is run without an update and without fused layers.
-    """
-    with find_not_finite(model.network) as found:
-        model.loss_and_gradients(inputs, labels, sharded=False)
-    return found[0] if found else ("", "backward", "a gradient holds NaN or infinity")
