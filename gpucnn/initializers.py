@@ -12,6 +12,9 @@ from gpucnn.core import checks
 from gpucnn.core.config import Configurable
 from gpucnn.errors import ConfigurationError
 
+Shape = tuple[int, ...]
+Values = np.ndarray[Any, Any]
+
 _remaining: ContextVar[list[int] | None] = ContextVar("elements that may still be created", default=None)
 
 
@@ -29,7 +32,7 @@ def element_budget(count: int) -> Iterator[None]:
         _remaining.reset(token)
 
 
-def _charge(shape: tuple[int, ...]) -> None:
+def _charge(shape: Shape) -> None:
     """Count an array that is to be created.
 
     Raises:
@@ -59,16 +62,12 @@ class Initializer(Configurable, family="initializer"):
         array([[3., 3.]], dtype=float32)
     """
 
-    def create(
-        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator, groups: int = 1
-    ) -> "np.ndarray[Any, Any]":
+    def create(self, shape: Shape, fan_in: int, fan_out: int, rng: np.random.Generator, groups: int = 1) -> Values:
         """Return float64 values of `shape` within the element budget; the last axis is cut into `groups`."""
         _charge(shape)
         return self(shape, fan_in, fan_out, rng)
 
-    def __call__(
-        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
-    ) -> "np.ndarray[Any, Any]":
+    def __call__(self, shape: Shape, fan_in: int, fan_out: int, rng: np.random.Generator) -> Values:
         """Return float64 values of `shape`."""
         raise NotImplementedError
 
@@ -83,9 +82,7 @@ class _Scaled(Initializer):
         """Return the fan that divides the variance."""
         return fan_in
 
-    def __call__(
-        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
-    ) -> "np.ndarray[Any, Any]":
+    def __call__(self, shape: Shape, fan_in: int, fan_out: int, rng: np.random.Generator) -> Values:
         std = math.sqrt(self.gain / self.fan(fan_in, fan_out))
         if self.uniform:
             limit = math.sqrt(3.0) * std  # a uniform draw in ±a has a variance of a²/3
@@ -195,9 +192,7 @@ class Uniform(Initializer):
         if not self.low < self.high:
             raise ConfigurationError(f"Uniform({low}, {high}): expected two finite numbers, low < high")
 
-    def __call__(
-        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
-    ) -> "np.ndarray[Any, Any]":
+    def __call__(self, shape: Shape, fan_in: int, fan_out: int, rng: np.random.Generator) -> Values:
         """Draw from the interval."""
         return rng.uniform(self.low, self.high, shape)
 
@@ -223,15 +218,13 @@ class Dirac(Initializer):
         True
     """
 
-    renamed: ClassVar[dict[str, str]] = {"rest": "remaining"}
+    renamed: ClassVar = {"rest": "remaining"}
 
     def __init__(self, remaining: str | Initializer = "he_normal") -> None:
         Initializer.resolve(remaining)
         self.remaining = remaining
 
-    def create(
-        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator, groups: int = 1
-    ) -> "np.ndarray[Any, Any]":
+    def create(self, shape: Shape, fan_in: int, fan_out: int, rng: np.random.Generator, groups: int = 1) -> Values:
         """Draw all filters (KH, KW, C/groups, F), and put identities in place of the first of each group."""
         _charge(shape)
         if len(shape) != 4:
@@ -247,9 +240,7 @@ class Dirac(Initializer):
             weight[(KH - 1) // 2, (KW - 1) // 2, same, first + same] = 1.0  # "same" pads an odd pixel at the end
         return weight
 
-    def __call__(
-        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
-    ) -> "np.ndarray[Any, Any]":
+    def __call__(self, shape: Shape, fan_in: int, fan_out: int, rng: np.random.Generator) -> Values:
         """Return the filters of a convolution of one group."""
         return self.create(shape, fan_in, fan_out, rng)
 
@@ -263,14 +254,12 @@ class Zeros(Initializer):
         0.0
     """
 
-    def __call__(
-        self, shape: tuple[int, ...], fan_in: int, fan_out: int, rng: np.random.Generator
-    ) -> "np.ndarray[Any, Any]":
+    def __call__(self, shape: Shape, fan_in: int, fan_out: int, rng: np.random.Generator) -> Values:
         """Return zeros."""
         return np.zeros(shape)
 
 
-def zeros(shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
+def zeros(shape: Shape) -> Values:
     """Return float64 zeros of `shape`: the start of a bias or a running mean.
 
     Example:
@@ -281,7 +270,7 @@ def zeros(shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
     return np.zeros(shape)
 
 
-def ones(shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
+def ones(shape: Shape) -> Values:
     """Return float64 ones of `shape`: the start of a scale or a running variance.
 
     Example:

@@ -173,15 +173,5 @@ def checked_loss(loss: Loss, y: Array, labels: Array) -> tuple[Array, LossBackwa
 
 def chosen_loss(loss: Any) -> Loss:
     """Return a loss by itself or by its name, or raise ConfigurationError that says what a loss is."""
-    if not isinstance(loss, Loss | str):
-        written = getattr(loss, "__name__", type(loss).__name__)
-        remedy = (
-            f"pass an object, {written}()"
-            if isinstance(loss, type) and issubclass(loss, Loss)
-            else (
-                'pass a name such as "categorical_crossentropy", or an object of a class derived from '
-                "gpucnn.losses.Loss whose __call__(y, labels) returns the mean loss and its backward function"
-            )
-        )
-        raise ConfigurationError(f"loss must be a loss or its name, not {loss!r}; {remedy}")
-    return Loss.resolve(loss)
+    method = "__call__(y, labels) returns the mean loss and its backward function"
+    return Loss.choose(loss, "loss must be a loss", "categorical_crossentropy", method)

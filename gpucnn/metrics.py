@@ -118,22 +118,10 @@ def chosen_metrics(metrics: Any) -> list[Metric]:
     """
     if metrics is None:
         return []
-    if not isinstance(metrics, list | tuple):
-        raise ConfigurationError(f"metrics must be a list, not {metrics!r}; pass [{metrics!r}]")
     chosen: list[Metric] = []
-    for metric in metrics:
-        if not isinstance(metric, Metric | str):
-            written = getattr(metric, "__name__", type(metric).__name__)
-            remedy = (
-                f"pass an object, {written}()"
-                if isinstance(metric, type) and issubclass(metric, Metric)
-                else (
-                    'pass a name such as "accuracy", or an object of a class derived from gpucnn.metrics.Metric whose '
-                    "batch_sum(y, labels) returns the sum over a batch"
-                )
-            )
-            raise ConfigurationError(f"each of metrics must be a metric or its name, not {metric!r}; {remedy}")
-        made = Metric.resolve(metric)
+    for metric in checks.listed(metrics, "metrics"):
+        method = "batch_sum(y, labels) returns the sum over a batch"
+        made = Metric.choose(metric, "each of metrics must be a metric", "accuracy", method)
         _check_name(made, [other.name for other in chosen])
         chosen.append(made)
     return chosen

@@ -74,7 +74,7 @@ class StepDecay(Constant):
 
     def __init__(self, rate: float, every: float, factor: float = 0.1) -> None:
         super().__init__(rate)
-        self.every, self.factor = _positive(every, "every"), _positive(factor, "factor")
+        self.every, self.factor = checks.positive(every, "every"), checks.positive(factor, "factor")
 
     def __call__(self, epoch: float, epochs: float) -> float:
         """Return rate · factor^⌊epoch / every⌋."""
@@ -91,7 +91,7 @@ class ExponentialDecay(Constant):
 
     def __init__(self, rate: float, factor: float) -> None:
         super().__init__(rate)
-        self.factor = _positive(factor, "factor")
+        self.factor = checks.positive(factor, "factor")
 
     def __call__(self, epoch: float, epochs: float) -> float:
         """Return rate · factor^epoch."""
@@ -99,7 +99,7 @@ class ExponentialDecay(Constant):
 
 
 class Cosine(Constant):
-    """From `rate` to `final` along half a cosine over the whole training.
+    """From `rate` to `final` along half a cosine over the whole training run.
 
     Source: Loshchilov, Hutter, "SGDR: Stochastic gradient descent with warm restarts" (2017).
 
@@ -127,14 +127,31 @@ class Power(Constant):
 
     def __init__(self, rate: float, power: float) -> None:
         super().__init__(rate)
-        self.power = _positive(power, "power")
+        self.power = checks.positive(power, "power")
 
     def __call__(self, epoch: float, epochs: float) -> float:
         """Return rate · (epoch / epochs)^power."""
         return self.rate * min(epoch / epochs, 1.0) ** self.power
 
 
-class PiecewiseLinear(Schedule):
+class _Piecewise(Schedule):
+    """Points (position, rate), with positions in epochs or as fractions of the training run."""
+
+    _min_count = 1  # of points
+
+    def __init__(self, points: Sequence[Sequence[float]], unit: str = "epochs") -> None:
+        self.points, self.unit = _checked_points(points, self._min_count), checks.one_of(unit, "unit", UNITS)
+
+    @property
+    def peak(self) -> float:
+        """The highest rate of the points."""
+        return max(rate for _, rate in self.points)
+
+    def _position(self, epoch: float, epochs: float) -> float:
+        return epoch if self.unit == "epochs" else epoch / epochs
+
+
+class PiecewiseLinear(_Piecewise):
     """Straight lines between points (position, rate); flat before the first and after the last.
 
     Arguments
@@ -147,17 +164,11 @@ class PiecewiseLinear(Schedule):
         [0.0, 0.05, 0.1, 0.05]
     """
 
-    def __init__(self, points: Sequence[Sequence[float]], unit: str = "epochs") -> None:
-        self.points, self.unit = _checked_points(points, 2), checks.one_of(unit, "unit", UNITS)
-
-    @property
-    def peak(self) -> float:
-        """The highest of the points."""
-        return max(rate for _, rate in self.points)
+    _min_count = 2
 
     def __call__(self, epoch: float, epochs: float) -> float:
         """Return the rate on the line between the two points around this position."""
-        at = epoch if self.unit == "epochs" else epoch / epochs
+        at = self._position(epoch, epochs)
         if at <= self.points[0][0]:
             return self.points[0][1]
         for (start, low), (end, high) in pairwise(self.points):
@@ -166,7 +177,7 @@ class PiecewiseLinear(Schedule):
         return self.points[-1][1]
 
 
-class PiecewiseConstant(Schedule):
+class PiecewiseConstant(_Piecewise):
     """One rate after another: each holds from its position on until the next.
 
     Arguments
@@ -180,23 +191,18 @@ class PiecewiseConstant(Schedule):
     """
 
     def __init__(self, points: Sequence[Sequence[float]], unit: str = "epochs") -> None:
-        self.points, self.unit = _checked_points(points, 1), checks.one_of(unit, "unit", UNITS)
+        super().__init__(points, unit)
         if self.points[0][0] != 0:
             raise ConfigurationError(f"the first of points must stand at position 0, not at {self.points[0][0]!r}")
 
-    @property
-    def peak(self) -> float:
-        """The highest of the rates."""
-        return max(rate for _, rate in self.points)
-
     def __call__(self, epoch: float, epochs: float) -> float:
         """Return the rate of the last point that is not ahead."""
-        at = epoch if self.unit == "epochs" else epoch / epochs
+        at = self._position(epoch, epochs)
         return next((rate for position, rate in reversed(self.points) if position <= at), self.points[0][1])
 
 
-class OneCycle(Schedule):
-    """Straight up to a peak, then straight down to nearly nothing, over the whole training.
+class OneCycle(Constant):
+    """Straight up to a peak, then straight down to nearly nothing, over the whole training run.
 
     Arguments
         rate             the peak
@@ -211,24 +217,15 @@ class OneCycle(Schedule):
         [0.004, 0.052, 0.1, 0.05]
     """
 
-    renamed: ClassVar[dict[str, str]] = {
-        "rise": "warmup_fraction",
-        "initial": "start_factor",
-        "final": "end_factor",
-    }
+    renamed: ClassVar = {"rise": "warmup_fraction", "initial": "start_factor", "final": "end_factor"}
 
     def __init__(
         self, rate: float, warmup_fraction: float = 0.3, start_factor: float = 0.04, end_factor: float = 0.0
     ) -> None:
-        self.rate = check_rate(rate)
+        super().__init__(rate)
         self.warmup_fraction = checks.number(warmup_fraction, "warmup_fraction", above=0, below=1)
         self.start_factor = float(checks.number(start_factor, "start_factor", minimum=0))
         self.end_factor = float(checks.number(end_factor, "end_factor", minimum=0))
-
-    @property
-    def peak(self) -> float:
-        """The peak."""
-        return self.rate
 
     def __call__(self, epoch: float, epochs: float) -> float:
         """Return the rate at this fraction of the training run."""
@@ -255,8 +252,8 @@ class WarmUp(Schedule):
     """
 
     def __init__(self, schedule: Schedule | float, epochs: float = 1.0) -> None:
-        self.schedule = as_schedule(schedule)
-        self.epochs = _positive(epochs, "epochs")
+        self.schedule = schedule if isinstance(schedule, Schedule) else Constant(schedule)
+        self.epochs = checks.positive(epochs, "epochs")
 
     @property
     def peak(self) -> float:
@@ -268,11 +265,6 @@ class WarmUp(Schedule):
         if epoch < self.epochs:
             return self.schedule(0.0, max(epochs - self.epochs, 1.0)) * max(epoch / self.epochs, 0.01)
         return self.schedule(epoch - self.epochs, epochs - self.epochs)
-
-
-def as_schedule(rate: "Schedule | float") -> Schedule:
-    """Return a schedule; a number becomes a constant one."""
-    return rate if isinstance(rate, Schedule) else Constant(rate)
 
 
 def as_rate(rate: "Schedule | float") -> "Schedule | float":
@@ -305,7 +297,9 @@ def check_rate(rate: Any) -> float:
 
 
 def _checked_points(points: Sequence[Sequence[float]], min_count: int) -> list[list[float]]:
-    pairs = [tuple(point) if isinstance(point, list | tuple) else () for point in _listed(points)]
+    plain = points.tolist() if hasattr(points, "tolist") else points
+    given = plain if isinstance(plain, list | tuple) else []
+    pairs = [tuple(point) if isinstance(point, list | tuple) else () for point in given]
     numbers = [[checks.number(position, "a position") for position in pair[:1]] for pair in pairs]
     if len(pairs) < min_count or any(len(p) != 2 for p in pairs) or any(b <= a for a, b in pairwise(numbers)):
         count = "at least two pairs" if min_count == 2 else "pairs"
@@ -316,12 +310,3 @@ def _checked_points(points: Sequence[Sequence[float]], min_count: int) -> list[l
 def _interpolate(at: float, start: float, low: float, end: float, high: float) -> float:
     """Return the number at a place on the straight line through (start, low) and (end, high)."""
     return low + (high - low) * (at - start) / (end - start)
-
-
-def _listed(points: Any) -> list[Any]:
-    plain = points.tolist() if hasattr(points, "tolist") else points
-    return list(plain) if isinstance(plain, list | tuple) else []
-
-
-def _positive(value: Any, what: str) -> float:
-    return float(checks.number(value, what, above=0))

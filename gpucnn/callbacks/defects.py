@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from gpucnn.callbacks import Callback
 from gpucnn.core import checks
-from gpucnn.core.checks import is_number
 from gpucnn.core.files import explained, read_json, user_path, write_into
 from gpucnn.errors import CheckpointError, ConfigurationError
 from gpucnn.layers.activation import ReLU
 from gpucnn.layers.hooks import find_not_finite
+from gpucnn.saving.tree import misfit
 
 DEFECTS, FORMAT = "defects.json", 1
 ON_DEFECT = ("flag", "stop")
@@ -54,7 +54,7 @@ class TrainingMonitor(Callback):
         monitor_data  inputs and class indices, some hundreds, host arrays
         every         steps between two observations; each costs one forward pass over `monitor_data`
         grace_steps   steps by which a run must have begun to learn
-        on_defect     "flag" continues, "stop" ends the training when a defect is found
+        on_defect     "flag" continues, "stop" ends the run when a defect is found
 
     Raises
         ConfigurationError  an argument is invalid
@@ -121,7 +121,7 @@ class TrainingMonitor(Callback):
             self.histograms = histograms(model)
 
     def on_exception(self, model: Any) -> None:
-        """Record that NaN or infinity ended the training."""
+        """Record that NaN or infinity ended the run."""
         fault = model.training.fault
         if self.defect is None and fault is not None:
             where = f" in the {fault.direction} pass" if fault.direction else ""
@@ -276,34 +276,19 @@ def _histogram(values: Any) -> dict[str, Any]:
 
 def is_report(found: Any) -> bool:
     """Return whether plain data have the form of what `TrainingMonitor.report` returns."""
-    if not isinstance(found, dict) or not {"defect", "observations", "histograms"} <= found.keys():
+    try:
+        held = {name: found[name] for name in ("defect", "observations", "histograms")}
+        form = {
+            "defect": held["defect"] and {"kind": "", "step": 0, "layer": "", "detail": ""},
+            "observations": [
+                {"step": 0.0, "accuracy": 0.0, "one_class": 0.0, "dead": dict.fromkeys(one["dead"], 0.0)}
+                for one in held["observations"]
+            ],
+            "histograms": {
+                name: {"counts": [0.0] * len(one["counts"]), "edges": [0.0] * (len(one["counts"]) + 1), "not_finite": 0}
+                for name, one in held["histograms"].items()
+            },
+        }
+    except (AttributeError, KeyError, TypeError):
         return False
-    defect, observations, histograms = found["defect"], found["observations"], found["histograms"]
-    return (
-        (defect is None or (isinstance(defect, dict) and {"kind", "step", "layer", "detail"} <= defect.keys()))
-        and isinstance(observations, list)
-        and all(_is_observation(one) for one in observations)
-        and isinstance(histograms, dict)
-        and all(_is_histogram(one) for one in histograms.values())
-    )
-
-
-def _is_observation(one: Any) -> bool:
-    return (
-        isinstance(one, dict)
-        and all(is_number(one.get(name)) for name in ("step", "accuracy", "one_class"))
-        and isinstance(one.get("dead"), dict)
-        and all(is_number(fraction) for fraction in one["dead"].values())
-    )
-
-
-def _is_histogram(one: Any) -> bool:
-    if not isinstance(one, dict):
-        return False
-    counts, edges = one.get("counts"), one.get("edges")
-    return (
-        isinstance(counts, list)
-        and isinstance(edges, list)
-        and len(edges) == len(counts) + 1
-        and all(is_number(number) for number in [*counts, *edges, one.get("not_finite")])
-    )
+    return not misfit(held, form)

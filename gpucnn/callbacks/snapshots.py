@@ -31,12 +31,12 @@ class Snapshots(Callback):
     """Save host copies of the weights of all convolutions: before training, and after each epoch.
 
     Arguments
-        folder  where `snapshots.safetensors` is written when the training ends; None: it is not written
+        folder  where `snapshots.safetensors` is written when the run ends; None: it is not written
         limit   bytes that all copies may take. Weights of which not even the first and the last copy fit are left out
-                (`skipped` names them); as the training goes on, every other epoch is dropped, and then again
+                (`skipped` names them); as the run goes on, every other epoch is dropped, and then again
 
     `epochs[3]["conv2d.weight"]` is what a convolution had after 3 epochs, `epochs[0]` what it began with. Epochs are
-    counted as the model counts them, so those of a training that is continued go on.
+    counted as the model counts them, so those of a run that is resumed go on.
 
     Example
         >>> (x, y), _ = datasets.synthetic_digits(64)
@@ -50,13 +50,13 @@ class Snapshots(Callback):
     renamed: ClassVar = {"left_out": "skipped"}
 
     def __init__(self, folder: str | Path | None = None, *, limit: int = MAX_BYTES) -> None:
-        self.folder = None if folder is None else user_path(folder)
+        self.folder = checks.optional(user_path, folder)
         self.limit = checks.integer(limit, "limit, in bytes,", minimum=1)
         self.epochs: Epochs = {}
         self.skipped: list[str] = []
 
     def on_fit_begin(self, model: Any) -> None:
-        """Forget earlier trainings, choose what fits, and keep the weights that training begins with."""
+        """Forget earlier runs, choose what fits, and keep the weights that training begins with."""
         self.epochs, self.skipped, self._paths = {}, [], []
         self._first, self._every, self._size = model.epochs_trained, 1, 0
         for path, weight in convolution_weights(model).items():
@@ -120,15 +120,12 @@ class Snapshots(Callback):
         if not self._paths:
             return
         newest, weights = model.epochs_trained, convolution_weights(model)
-        self.epochs = {epoch: kept for epoch, kept in self.epochs.items() if (epoch - self._first) % self._every == 0}
-        self.epochs[newest] = {path: model.backend.to_host(weights[path].value).copy() for path in self._paths}
-        while len(self.epochs) * self._size > self.limit:
+        held = self.epochs | {newest: {path: model.backend.to_host(weights[path].value).copy() for path in self._paths}}
+        while True:
+            self.epochs = {e: kept for e, kept in held.items() if (e - self._first) % self._every == 0 or e == newest}
+            if len(self.epochs) * self._size <= self.limit:
+                return
             self._every *= 2
-            self.epochs = {
-                epoch: kept
-                for epoch, kept in self.epochs.items()
-                if (epoch - self._first) % self._every == 0 or epoch == newest
-            }
 
 
 def load_snapshots(path: str | Path) -> Epochs:

@@ -6,11 +6,13 @@ setting that was checked can be saved, compared and shown.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 from gpucnn.errors import ConfigurationError
+
+Value = TypeVar("Value")
 
 MAX_PAIR = 1 << 31  # of sizes, strides and padding of an image's sides
 
@@ -113,9 +115,17 @@ def number(
     raise ConfigurationError(f"{name} must be {wanted}, not {shown(value)}")
 
 
+def positive(value: Any, name: str) -> float:
+    """Return a finite number above 0 as a float; raises as `number` does."""
+    return float(number(value, name, above=0))
+
+
 def flag(value: Any, name: str) -> bool:
     """Return True or False, or raise ConfigurationError: 1, "yes" and a number put in the wrong place are not flags."""
-    if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):  # NumPy's own is no subclass of Python's
+    if isinstance(value, bool) or type(value).__name__ in (
+        "bool",
+        "bool_",
+    ):  # NumPy's own is not a subclass of Python's
         return bool(value)
     raise ConfigurationError(f"{name} must be True or False, not {shown(value)}")
 
@@ -126,6 +136,18 @@ def environment_flag(name: str, default: bool) -> bool:
     if value not in ("", "0", "1"):
         raise ConfigurationError(f"the environment variable {name} must be 1 or 0, not {shown(value)}")
     return value == "1" if value else default
+
+
+def optional(check: Callable[..., Value], value: Any, *arguments: Any, **options: Any) -> Value | None:
+    """Return None as it is, and anything else as a check of this module returns it."""
+    return None if value is None else check(value, *arguments, **options)
+
+
+def listed(values: Any, name: str) -> list[Any] | tuple[Any, ...]:
+    """Return a list or tuple, or raise ConfigurationError: a single value needs brackets."""
+    if isinstance(values, list | tuple):
+        return values
+    raise ConfigurationError(f"{name} must be a list, not {values!r}; pass [{values!r}]")
 
 
 def one_of(value: Any, name: str, choices: Sequence[str]) -> str:

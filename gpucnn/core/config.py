@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
+from gpucnn.core.checks import shown
 from gpucnn.core.hints import MEMBERS, REMEDIES, hinted, nearest
 from gpucnn.errors import ArgumentError, ConfigurationError, UnknownNameError
 
@@ -55,7 +56,7 @@ def is_ours(held_by: object) -> bool:
 def unknown_attribute(held_by: object, name: str) -> UnknownNameError:
     """Return the error for an attribute that an object does not have, with the one that was meant or a remedy."""
     known = [word for word in (*vars(held_by), *dir(type(held_by))) if not word.startswith("_")]
-    near = "" if name in REMEDIES else nearest(name, known)
+    near = "" if name in REMEDIES else nearest(name, known, held_by)
     hint = REMEDIES.get(name) or (f"did you mean {near}?" if near else "nothing would look at it")
     return UnknownNameError(f"{type(held_by).__name__} has no attribute {name!r} that could be set; {hint}")
 
@@ -193,7 +194,7 @@ class Configurable:
         """
         family = cls.family.capitalize()
         if not isinstance(data, dict) or not isinstance(data.get(family), str):
-            raise ConfigurationError(f'expected a description {{"{family}": name, …}}, not {_short(data)}')
+            raise ConfigurationError(f'expected a description {{"{family}": name, …}}, not {shown(data)}')
         made = [] if made is None else made
         data = cls._renamed(data)
         if data[family] == SAME:
@@ -226,7 +227,7 @@ class Configurable:
     def _back_reference(cls, data: dict[str, Any], made: list[Any]) -> Self:
         number = data.get("as")
         if not isinstance(number, int) or not 0 <= number < len(made) or not isinstance(made[number], cls):
-            raise ConfigurationError(f"{_short(data)} refers to a {cls.family} that was not described before it")
+            raise ConfigurationError(f"{shown(data)} refers to a {cls.family} that was not described before it")
         found: Self = made[number]
         return found
 
@@ -237,7 +238,7 @@ class Configurable:
             return value
         if not isinstance(value, str):
             article = "an" if cls.family[0] in "aeiou" else "a"
-            raise ConfigurationError(f"expected {article} {cls.family} or its name, not {_short(value)}")
+            raise ConfigurationError(f"expected {article} {cls.family} or its name, not {shown(value)}")
         kind = cls._find(value)
         try:
             new: Self = kind()
@@ -245,6 +246,24 @@ class Configurable:
             call = f"{kind.__name__}({', '.join(kind.argument_names())})"
             raise ConfigurationError(f"the {cls.family} {value!r} needs arguments: pass {call} instead") from None
         return new
+
+    @classmethod
+    def choose(cls, value: Any, what: str, name: str, method: str) -> Self:
+        """Return what `resolve` does for an argument of `compile`; the error says what custom classes need.
+
+        Arguments:
+            what: begins the error, such as "loss must be a loss".
+            name: one that exists.
+            method: what custom classes must have, and what it returns.
+        """
+        if isinstance(value, cls | str):
+            return cls.resolve(value)
+        if isinstance(value, type) and issubclass(value, cls):
+            remedy = f"pass an object, {value.__name__}()"
+        else:
+            base = f"{cls.__module__}.{cls.__name__}"
+            remedy = f'pass a name such as "{name}", or an object of a class derived from {base} whose {method}'
+        raise ConfigurationError(f"{what} or its name, not {value!r}; {remedy}")
 
     @classmethod
     def _find(cls, word: str) -> type[Any]:
@@ -257,7 +276,7 @@ class Configurable:
         raise ConfigurationError(f"there is no {cls.family} named {word!r}; there are {known}")
 
     def __repr__(self) -> str:
-        shown = []
+        arguments = []
         try:
             described = self._described()
         except ConfigurationError:
@@ -265,10 +284,10 @@ class Configurable:
         for name, value in described.items():
             argument = self._arguments()[name]
             if argument.default is argument.empty:
-                shown.append(repr(value))
+                arguments.append(repr(value))
             elif _as_plain(value, {}) != _as_plain(argument.default, {}):
-                shown.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+                arguments.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
 
 def _constructor(init: Callable[..., None]) -> Callable[..., None]:
@@ -323,7 +342,7 @@ def _check_plain(what: str, plain: Any) -> None:
             _check_plain(what, item)
     elif not isinstance(plain, str | int | float | None):
         raise ConfigurationError(
-            f"{what} is {_short(plain)}, which a file cannot hold; make the argument a number, a word or a list of "
+            f"{what} is {shown(plain)}, which a file cannot hold; make the argument a number, a word or a list of "
             "them, and what is computed of it an attribute of another name"
         )
 
@@ -338,10 +357,5 @@ def _from_plain(value: Any, depth: int, made: list[Any]) -> Any:
         for base in Configurable.__subclasses__():
             if base.family.capitalize() in value:
                 return base.from_config(value, depth, made)
-        raise ConfigurationError(f"expected the description of a layer or a setting, not {_short(value)}")
+        raise ConfigurationError(f"expected the description of a layer or a setting, not {shown(value)}")
     return value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,7 +1,7 @@
 """Atomic writes, which no interruption leaves half done; and locks of folders that one process writes to.
 
 A file whose path a user gives is written where that path leads: through symbolic links, with the mode that it has or
-the umask gives, and straight into what is no regular file, such as `/dev/stdout` or a named pipe. A file that the
+the umask gives, and straight into what is not a regular file, such as `/dev/stdout` or a named pipe. A file that the
 package names itself, within a folder that may come from a stranger, is never written through a link.
 """
 
@@ -29,6 +29,7 @@ MAX_JSON_BYTES = 64 << 20  # bytes of a JSON file that is read
 
 # what a system says of a call that it, or the file system, does not have
 MISSING = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY}
+MAY_LOSE = "a power cut may cost the newest"
 NO_MODES = MISSING | {errno.EPERM, errno.EACCES, errno.EROFS}
 NO_LOCKS = MISSING | {errno.ENOLCK, errno.EBADF, errno.EPERM}
 
@@ -90,9 +91,12 @@ def _replace(path: Path, content: bytes) -> None:
     try:
         try:
             _write_all(handle, content)
-            _sync(handle)
-            if mode is not None:
-                _set_mode(handle, beside, mode)
+            with _if_supported("files", MISSING, "files cannot be synced to this disk", MAY_LOSE):
+                os.fsync(handle)
+            if mode is not None and stat.S_IMODE(os.fstat(handle).st_mode) != mode:
+                message = f"the mode of files in {path.parent} cannot be set"
+                with _if_supported("modes", NO_MODES, message, "the file system chooses it"):
+                    os.chmod(beside, mode)
         finally:
             os.close(handle)
         os.replace(beside, path)
@@ -133,28 +137,15 @@ def _mode_of(path: Path) -> int | None:
     return stat.S_IMODE(found) & 0o777 if stat.S_ISREG(found) else None
 
 
-def _set_mode(handle: int, path: Path, mode: int) -> None:
-    """Give a new file the mode of the one before it, where there are modes."""
-    if stat.S_IMODE(os.fstat(handle).st_mode) == mode:
-        return
+@contextlib.contextmanager
+def _if_supported(what: str, missing: set[int], message: str, consequence: str) -> Iterator[None]:
+    """Say once what a file system does not have, by these error numbers of the system, and continue without it."""
     try:
-        os.chmod(path, mode)
+        yield
     except OSError as error:
-        if error.errno not in NO_MODES:
+        if error.errno not in missing:
             raise
-        say_once(
-            "modes", f"the mode of files in {path.parent} cannot be set ({error.strerror}); the file system chooses it"
-        )
-
-
-def _sync(handle: int) -> None:
-    """Bring a file to the disk, where the file system can be asked for that."""
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in MISSING:
-            raise
-        say_once("files", f"files cannot be synced to this disk ({error.strerror}); a power cut may cost the newest")
+        say_once(what, f"{message} ({error.strerror}); {consequence}")
 
 
 def sync_folder(folder: Path) -> None:
@@ -170,15 +161,9 @@ def sync_folder(folder: Path) -> None:
     except PermissionError:  # a folder that may be written and not read
         return
     try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in MISSING | {errno.EBADF}:
-            raise
-        say_once(
-            "folders",
-            f"the names of files in {folder} cannot be brought to the disk at once ({error.strerror}); a power cut may "
-            "cost the newest",
-        )
+        message = f"the names of files in {folder} cannot be brought to the disk at once"
+        with _if_supported("folders", MISSING | {errno.EBADF}, message, MAY_LOSE):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -400,7 +385,7 @@ class FolderLock:
         )
 
     def holder(self) -> str:
-        """Return who holds the lock, in words."""
+        """Return who holds the lock, as text."""
         try:
             return read_regular(self.path, 4096).decode(errors="replace").strip() or "another process"
         except (OSError, CheckpointError):

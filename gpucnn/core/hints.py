@@ -10,52 +10,40 @@ from gpucnn.errors import ArgumentError, UnknownNameError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-#: arguments as other libraries call them, and what they are called here
-ARGUMENTS = {
-    "action": "on_defect",
-    "alpha": "slope",
-    "beta_1": "beta1",
-    "beta_2": "beta2",
-    "betas": "beta1",
-    "bias": "use_bias",
-    "classes": "num_classes",
-    "clipnorm": "clip_norm",
-    "clipvalue": "clip_value",
-    "deviation": "std",
-    "dilation_rate": "dilation",
-    "eps": "epsilon",
-    "final": "end_factor",
-    "gamma": "factor",
-    "global_clipnorm": "clip_norm",
-    "grace": "grace_steps",
-    "initial": "start_factor",
-    "initial_learning_rate": "rate",
-    "kernel": "kernel_size",
-    "kernel_initializer": "weight_initializer",
-    "lr": "learning_rate",
-    "lr_mult": "lr_multiplier",
-    "lr_scale": "lr_multiplier",
-    "max_lr": "rate",
-    "minimum": "min_delta",
-    "mirror": "flip",
-    "negative_slope": "slope",
-    "other": "fallback",
-    "out_channels": "filters",
-    "out_features": "units",
-    "p": "rate",
-    "pct_start": "warmup_fraction",
-    "probe": "monitor_data",
-    "rate": "lr_multiplier",
-    "rest": "remaining",
-    "restore_best": "restore_best_weights",
-    "rise": "warmup_fraction",
-    "stddev": "std",
-    "step_size": "every",
-    "stride": "strides",
-    "variance": "std",
-    "views": "tta",
-    "warmup_epochs": "epochs",
-}
+
+def _by_other_name(**names: str) -> dict[str, str]:
+    """Return the names of here by each of the other names."""
+    return {other: name for name, others in names.items() for other in others.split()}
+
+
+#: arguments, and what other libraries call them; what they were called here before, each class says by `renamed`
+ARGUMENTS = _by_other_name(
+    beta1="beta_1 betas",
+    beta2="beta_2",
+    clip_norm="clipnorm global_clipnorm",
+    clip_value="clipvalue",
+    dilation="dilation_rate",
+    epochs="warmup_epochs",
+    epsilon="eps",
+    every="step_size",
+    factor="gamma",
+    filters="out_channels",
+    flip="mirror",
+    kernel_size="kernel",
+    learning_rate="lr",
+    lr_multiplier="lr_mult lr_scale",
+    monitor_data="probe",
+    num_classes="classes",
+    rate="initial_learning_rate max_lr p",
+    slope="alpha negative_slope",
+    std="stddev variance",
+    strides="stride",
+    tta="views",
+    units="out_features",
+    use_bias="bias",
+    warmup_fraction="pct_start",
+    weight_initializer="kernel_initializer",
+)
 
 #: arguments, attributes and classes that do not exist here, and what does the same
 REMEDIES = {
@@ -110,34 +98,29 @@ OF_MODELS = {
     "why_not_repeated": "why_not_captured",
 }
 
-#: classes as other libraries call them, and what they are called here
-CLASSES = {
-    "AvgPool2d": "AveragePool2D",
-    "AveragePooling2D": "AveragePool2D",
-    "BatchNorm1d": "BatchNorm",
-    "BatchNorm2d": "BatchNorm",
-    "BatchNormalization": "BatchNorm",
-    "Conv2d": "Conv2D",
-    "Convolution2D": "Conv2D",
-    "DefectWatch": "TrainingMonitor",
-    "Dropout2d": "Dropout",
-    "FullyConnected": "Dense",
-    "GlobalAveragePooling2D": "GlobalAveragePool2D",
-    "LeakyRelu": "LeakyReLU",
-    "Linear": "Dense",
-    "LookAhead": "Lookahead",
-    "MaxPool2d": "MaxPool2D",
-    "MaxPooling2D": "MaxPool2D",
-    "OutOfMemory": "OutOfMemoryError",
-    "Relu": "ReLU",
-    "Gelu": "GELU",
-}
+#: classes, and what other libraries or earlier versions call them
+CLASSES = _by_other_name(
+    AveragePool2D="AvgPool2d AveragePooling2D",
+    BatchNorm="BatchNorm1d BatchNorm2d BatchNormalization",
+    Conv2D="Conv2d Convolution2D",
+    Dense="FullyConnected Linear",
+    Dropout="Dropout2d",
+    GELU="Gelu",
+    GlobalAveragePool2D="GlobalAveragePooling2D",
+    LeakyReLU="LeakyRelu",
+    Lookahead="LookAhead",
+    MaxPool2D="MaxPool2d MaxPooling2D",
+    OutOfMemoryError="OutOfMemory",
+    ReLU="Relu",
+    TrainingMonitor="DefectWatch",
+)
 
 
-def nearest(name: str, known: Collection[str]) -> str:
-    """Return the known name that a user may have meant; "" if none is near."""
-    if ARGUMENTS.get(name) in known:
-        return ARGUMENTS[name]
+def nearest(name: str, known: Collection[str], held_by: object = None) -> str:
+    """Return the known name that a user may have meant, of what an object holds or takes; "" if none is near."""
+    for table in (getattr(held_by, "renamed", {}), ARGUMENTS):
+        if table.get(name) in known:
+            return str(table[name])
     by_small = {word.lower().replace("_", ""): word for word in known}
     plain = name.lower().replace("_", "")
     found = [plain] if plain in by_small else difflib.get_close_matches(plain, by_small, n=1, cutoff=0.7)
@@ -169,7 +152,7 @@ def misfit(label: str, function: Callable[..., Any], args: tuple[Any, ...], kwar
     names = [parameter.name for parameter in parameters]
     unknown = [name for name in kwargs if name not in names]
     if unknown and len(parameters) == len(every):
-        return f"{label} takes no argument {unknown[0]!r}; {_instead(unknown[0], names)}"
+        return f"{label} takes no argument {unknown[0]!r}; {_instead(unknown[0], names, args[0])}"
     by_position = [parameter.name for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
     if len(args) - 1 > len(by_position):
         others = [f"{name}=…" for name in names if name not in by_position]
@@ -208,9 +191,8 @@ def hinted(function: Function) -> Function:
     return checked  # type: ignore[return-value]
 
 
-def _instead(name: str, known: list[str]) -> str:
-    near = nearest(name, known)
-    if near:
+def _instead(name: str, known: list[str], held_by: object) -> str:
+    if near := nearest(name, known, held_by):
         return f"did you mean {near}=…?"
     return REMEDIES.get(name) or f"it takes {', '.join(known) or 'none'}"
 

@@ -19,13 +19,6 @@ NOT_PROBABILITIES = Dense, Conv2D, BatchNorm, Normalization, ReLU, LeakyReLU, GE
 KEEP_PROBABILITIES = Flatten, GlobalAveragePool2D, AveragePool2D, MaxPool2D
 
 
-def require_list(values: Any, what: str) -> Any:
-    """Return a list or tuple; a single value without brackets raises ConfigurationError."""
-    if not isinstance(values, list | tuple):
-        raise ConfigurationError(f"{what} must be a list, not {values!r}; pass [{values!r}]")
-    return values
-
-
 def check_dtype(dtype: Any) -> str:
     """Return the dtype of a model, or raise ConfigurationError."""
     if dtype not in ("float16", "float32", "float64"):

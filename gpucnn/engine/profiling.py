@@ -32,17 +32,8 @@ def frozen_count(layer: Layer) -> int:
     return sum(parameter.size for parameter in layer.parameters().values() if parameter.frozen)
 
 
-def _shape(layer: Layer) -> str:
-    return "×".join(map(str, layer.output_shape or ()))
-
-
 def _elements(layer: Layer) -> int:
     return math.prod(layer.output_shape or ())
-
-
-def _output_elements(layer: Layer) -> int:
-    """Return the elements of a layer's output, or of the outputs of the layers inside, for one sample."""
-    return sum(_elements(leaf) for _, leaf in layer.leaves()) or _elements(layer)
 
 
 def summary_table(model: Executor) -> Table:
@@ -62,8 +53,9 @@ def summary_table(model: Executor) -> Table:
         flops = layer.total_flops()
         cost = f"{flops / 1e6:,.3f}" if flops else ""
         count = f"{parameter_count(layer):,}" if parameter_count(layer) else ""
+        shape = "×".join(map(str, layer.output_shape or ()))
         what = Text(printable(repr(layer)), no_wrap=True, overflow="ellipsis")
-        table.add_row(path, what, _shape(layer), count, cost, f"{kilobytes:,.1f}")
+        table.add_row(path, what, shape, count, cost, f"{kilobytes:,.1f}")
     table.add_section()
     total = f"{model.network.total_flops() / 1e6:,.3f}"
     every, frozen = parameter_count(model.network), frozen_count(model.network)
@@ -169,10 +161,11 @@ def profile(model: Executor, x: Any, y: Any, repeats: int) -> Profile:
             for repeat in range(WARM_UP + repeats):
                 timer.begin_pass(forget=repeat == WARM_UP)
                 outputs, backward = model.network.forward(inputs, train=True, need_dx=False)
-                backward(_loss_gradient(model, outputs, labels))
+                backward(model.loss(outputs, labels)[1]() if model.loss else model.backend.xp.ones_like(outputs))
     finally:
         model.load_state_dict(before)
         model.zero_grad()
+    size = len(x) * BYTES[model.dtype]  # of one element of each sample
     rows = [
         LayerTime(
             path=name,
@@ -180,7 +173,7 @@ def profile(model: Executor, x: Any, y: Any, repeats: int) -> Profile:
             parameters=parameter_count(layer),
             flops_forward=layer.total_flops() * len(x),
             flops_backward=layer.total_flops() * len(x) * timer.backward_products.get(name, 0),
-            output_bytes=_output_elements(layer) * len(x) * BYTES[model.dtype],
+            output_bytes=(sum(_elements(leaf) for _, leaf in layer.leaves()) or _elements(layer)) * size,
             algorithm=layer.algorithm(len(x)),
             forward_seconds=timer.forward_seconds[name] / repeats,
             backward_seconds=timer.backward_seconds[name] / repeats,
@@ -226,10 +219,3 @@ class _Timer:
             return y, timed_backward
 
         return timed
-
-
-def _loss_gradient(model: Executor, y: Any, labels: Any) -> Any:
-    """Return dy of the loss, or ones where the model is not compiled."""
-    if model.loss is None:
-        return model.backend.xp.ones_like(y)
-    return model.loss(y, labels)[1]()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from gpucnn.backends import Array, Backend
 from gpucnn.core import checks
-from gpucnn.optimizers.base import Number, Optimizer
+from gpucnn.optimizers.base import Number, Optimizer, Slots, Step
 from gpucnn.optimizers.groups import Group
 from gpucnn.schedules import Schedule
 
@@ -52,14 +52,7 @@ class Adam(Optimizer):
         return "mean", "square"
 
     def _update(
-        self,
-        backend: Backend,
-        values: Array,
-        gradients: Array,
-        slots: dict[str, Array],
-        learning_rate: Number,
-        weight_decay: float,
-        step: int | Array,
+        self, backend: Backend, values: Array, gradients: Array, slots: Slots, rate: Number, decay: float, step: Step
     ) -> None:
         backend.adam_update(
             values,
@@ -67,11 +60,11 @@ class Adam(Optimizer):
             slots["mean"],
             slots["square"],
             step=step,
-            learning_rate=learning_rate,
+            learning_rate=rate,
             beta1=self.beta1,
             beta2=self.beta2,
             epsilon=self.epsilon,
-            weight_decay=weight_decay,
+            weight_decay=decay,
             decoupled=self.decoupled,
         )
 

@@ -12,6 +12,8 @@ from gpucnn.optimizers.layout import Layout, Shape
 from gpucnn.schedules import Schedule, as_rate, rate_of
 
 Number = float | Array  # a Python number, or an array () of one
+Slots = dict[str, Array]
+Step = int | Array  # its number, from 1
 LearningRates = Number | Sequence[Number]  # the learning rate of everything, or one for each part of the flat buffer
 
 FLUSH_EVERY = 256  # updates; denormal numbers in the slots are set to 0 then
@@ -57,9 +59,10 @@ class Optimizer(Configurable, family="optimizer"):
         self.learning_rate = as_rate(learning_rate)
         self.weight_decay = checks.number(weight_decay, "weight_decay", minimum=0)
         self.groups = check_groups(groups)
-        self.clip_norm, self.clip_value = _limit(clip_norm, "clip_norm"), _limit(clip_value, "clip_value")
+        self.clip_norm = checks.optional(checks.positive, clip_norm, "clip_norm")
+        self.clip_value = checks.optional(checks.positive, clip_value, "clip_value")
         self.steps = 0
-        self.slots: dict[str, Array] = {}
+        self.slots: Slots = {}
         self._values: Array = None
         self._layout = Layout.flat(0)
         self._trainable: list[list[slice]] = []  # what of the range of each group is not frozen
@@ -222,9 +225,7 @@ class Optimizer(Configurable, family="optimizer"):
         if self.clip_norm is not None:
             backend.clip_norm(gradients, self.clip_norm)
 
-    def _apply(
-        self, backend: Backend, values: Array, gradients: Array, rates: Sequence[Number], step: int | Array
-    ) -> None:
+    def _apply(self, backend: Backend, values: Array, gradients: Array, rates: Sequence[Number], step: Step) -> None:
         """Update what is trainable of each group, with its rate and weight decay."""
         for parts, rate, decay in zip(self._trainable, rates, self._decays(), strict=True):
             for part in parts:
@@ -246,14 +247,7 @@ class Optimizer(Configurable, family="optimizer"):
         return [own, *(own if group.weight_decay is None else group.weight_decay for group in self.groups)]
 
     def _update(
-        self,
-        backend: Backend,
-        values: Array,
-        gradients: Array,
-        slots: dict[str, Array],
-        learning_rate: Number,
-        weight_decay: float,
-        step: int | Array,
+        self, backend: Backend, values: Array, gradients: Array, slots: Slots, rate: Number, decay: float, step: Step
     ) -> None:
         raise NotImplementedError(f"{type(self).__name__} has no _update")
 
@@ -264,7 +258,3 @@ def _relayout(backend: Backend, slot: Array, old: Layout, new: Layout) -> Array:
     for path, place in new.places.items():
         result[place.slice] = slot[old.places[path].slice]
     return result
-
-
-def _limit(value: Any, what: str) -> float | None:
-    return None if value is None else float(checks.number(value, what, above=0))

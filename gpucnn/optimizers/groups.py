@@ -42,10 +42,8 @@ class Group(Configurable, family="group"):
         check_patterns(match, "a group's match")
         self.match = match
         self.lr_multiplier = as_rate(lr_multiplier)
-        self.weight_decay = None if weight_decay is None else checks.number(weight_decay, "weight_decay", 0)
-        self.train_epochs = (
-            None if train_epochs is None else checks.integer(train_epochs, "a group's train_epochs", minimum=1)
-        )
+        self.weight_decay = checks.optional(checks.number, weight_decay, "weight_decay", 0)
+        self.train_epochs = checks.optional(checks.integer, train_epochs, "a group's train_epochs", 1)
 
     def _admitted(self, name: str, value: Any) -> Any:
         """Return what an attribute is set to; which parameters it is for is settled when a model is compiled."""
@@ -66,9 +64,7 @@ class Group(Configurable, family="group"):
 
     def multiplier_at(self, epoch: float | None, epochs: float) -> float:
         """Return what the learning rate is multiplied by at a point of a training run, or at most outside of any."""
-        if self.is_finished(epoch):
-            return 0.0
-        return rate_of(self.lr_multiplier, epoch, epochs)
+        return 0.0 if self.is_finished(epoch) else rate_of(self.lr_multiplier, epoch, epochs)
 
 
 Group.registry[Group.__name__] = Group  # the only one of its family

@@ -9,7 +9,7 @@ from gpucnn.backends import Array, Backend
 from gpucnn.core import checks
 from gpucnn.errors import ConfigurationError
 from gpucnn.optimizers.adam import AdamW
-from gpucnn.optimizers.base import LearningRates, Number, Optimizer
+from gpucnn.optimizers.base import LearningRates, Number, Optimizer, Step
 from gpucnn.optimizers.groups import Group, partition
 from gpucnn.optimizers.layout import Layout, Shape
 from gpucnn.optimizers.patterns import check_patterns, matched
@@ -80,7 +80,7 @@ class Muon(Optimizer):
             )
         self.fallback = fallback
         self._fallback = fallback or AdamW()
-        self.match = None if match is None else check_patterns(match, "match")
+        self.match = checks.optional(check_patterns, match, "match")
         self.iterations = checks.integer(iterations, "iterations, of which 3 to 5 are enough,", minimum=1)
         self.fixed_norm = checks.flag(fixed_norm, "fixed_norm")
 
@@ -140,15 +140,10 @@ class Muon(Optimizer):
 
     def broadcast_rates(self, rate: LearningRates) -> Sequence[Number]:
         """Return the rates of all parts; where only Muon's is given, the other optimizer takes its highest."""
-        return (
-            rate
-            if isinstance(rate, Sequence)
-            else [*super().broadcast_rates(rate), *self._fallback.learning_rates_at()]
-        )
+        rates = super().broadcast_rates(rate)
+        return rates if rates is rate else [*rates, *self._fallback.learning_rates_at()]
 
-    def _apply(
-        self, backend: Backend, values: Array, gradients: Array, rates: Sequence[Number], step: int | Array
-    ) -> None:
+    def _apply(self, backend: Backend, values: Array, gradients: Array, rates: Sequence[Number], step: Step) -> None:
         own = len(self.groups) + 1
         for parts, rate, decay in zip(self._trainable[:own], rates[:own], self._decays(), strict=True):
             for part in parts:

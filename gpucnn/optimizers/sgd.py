@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from gpucnn.backends import Array, Backend
 from gpucnn.core import checks
 from gpucnn.errors import ConfigurationError
-from gpucnn.optimizers.base import Number, Optimizer
+from gpucnn.optimizers.base import Number, Optimizer, Slots, Step
 from gpucnn.optimizers.groups import Group
 from gpucnn.schedules import Schedule
 
@@ -52,21 +52,14 @@ class SGD(Optimizer):
         return ("velocity",) if self.momentum else ()
 
     def _update(
-        self,
-        backend: Backend,
-        values: Array,
-        gradients: Array,
-        slots: dict[str, Array],
-        learning_rate: Number,
-        weight_decay: float,
-        step: int | Array,
+        self, backend: Backend, values: Array, gradients: Array, slots: Slots, rate: Number, decay: float, step: Step
     ) -> None:
         backend.sgd_update(
             values,
             gradients,
             slots.get("velocity"),
-            learning_rate=learning_rate,
+            learning_rate=rate,
             momentum=self.momentum,
             nesterov=self.nesterov,
-            weight_decay=weight_decay,
+            weight_decay=decay,
         )

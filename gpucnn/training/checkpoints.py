@@ -74,18 +74,13 @@ class Checkpoints:
         monitor: str | None = None,
         mode: str = "auto",
     ) -> None:
-        if not isinstance(folder, str | os.PathLike):
-            raise ConfigurationError(f"folder must be a string or a path, not {folder!r}")
         self.folder = user_path(folder)
-        if every_seconds is not None:
-            every_seconds = checks.number(every_seconds, "every_seconds", 0)
-        if every_steps is not None:
-            every_steps = checks.integer(every_steps, "every_steps", 1)
-        keep = checks.integer(keep, "keep", 1)
+        self.every_seconds = checks.optional(checks.number, every_seconds, "every_seconds", 0)
+        self.every_steps = checks.optional(checks.integer, every_steps, "every_steps", 1)
+        self.keep = checks.integer(keep, "keep", 1)
         if monitor is not None and not isinstance(monitor, str):
             raise ConfigurationError(f'monitor must be a key of the history such as "val_loss", not {monitor!r}')
-        self.every_seconds, self.every_steps, self.keep, self.monitor = every_seconds, every_steps, keep, monitor
-        self.mode = checks.one_of(mode, "mode", MODES)
+        self.monitor, self.mode = monitor, checks.one_of(mode, "mode", MODES)
         self.best: dict[str, Any] | None = None
         self.elsewhere: Path | None = None  # where an interrupted run was saved if not in the folder
         self._lock = FolderLock(self.folder)
@@ -99,7 +94,7 @@ class Checkpoints:
             names = [path for path in self.folder.iterdir() if path.is_file()]
         except OSError:
             return []
-        found = {tuple(map(int, named.groups())): path for path in names if (named := _match(path))}
+        found = {tuple(map(int, named.groups())): path for path in names if (named := NAME.fullmatch(path.name))}
         return [found[position] for position in sorted(found)]
 
     def clear(self, keep: int = 0) -> None:
@@ -149,7 +144,16 @@ class Checkpoints:
         new = not self.folder.exists()
         self._lock_folder()
         try:
-            return self._open(training, source, resume)
+            if resume is False or source != self.folder:
+                self._refuse_to_overwrite()
+            found = self._newest(source, training) if resume else None
+            if found is not None:
+                self.best = found["best"]
+            elif isinstance(resume, Path):
+                raise CheckpointError(
+                    f"{source}: there is no checkpoint to resume from; was it written to another folder?"
+                )
+            return found
         except BaseException:
             self.close()
             if new:  # a rejected run leaves nothing
@@ -168,16 +172,6 @@ class Checkpoints:
     def close(self) -> None:
         """Unlock the folder."""
         self._lock.release()
-
-    def _open(self, training: Training, source: Path, resume: bool | Path) -> Tree | None:
-        if resume is False or source != self.folder:
-            self._refuse_to_overwrite()
-        found = self._newest(source, training) if resume else None
-        if resume and found is None and resume is not True:
-            raise CheckpointError(f"{source}: there is no checkpoint to resume from; was it written to another folder?")
-        if found is not None:
-            self.best = found["best"]
-        return found
 
     def on_start(self, training: Training, steps: StepRunner) -> None:
         """Save a new run before its first step, which shows that it can be saved.
@@ -424,7 +418,7 @@ def check_checkpoints(checkpoints: Any, resume: Any) -> "tuple[Checkpoints | Non
 
 def position_of(path: Path) -> str:
     """Return after how many epochs and steps a checkpoint was written, as text, from its name."""
-    named = _match(path)
+    named = NAME.fullmatch(path.name)
     assert named is not None
     return _position(*map(int, named.groups()))
 
@@ -432,10 +426,6 @@ def position_of(path: Path) -> str:
 def _position(epoch: int, step: int) -> str:
     epochs = f"after {epoch} epoch{'' if epoch == 1 else 's'}"
     return f"{epochs} and {step} step{'' if step == 1 else 's'}" if step else epochs
-
-
-def _match(path: Path) -> "re.Match[str] | None":
-    return NAME.fullmatch(path.name)
 
 
 def _warn(message: str) -> None:

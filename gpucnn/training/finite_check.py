@@ -1,10 +1,10 @@
-"""NaN and infinity in a training: noticed before they reach the weights, and traced to where they arose.
+"""NaN and infinity in a training run: noticed before they reach the weights, and traced to where they arose.
 
-Gradients, and the running statistics of batch norms, are looked at between the way back and the update, by their sums,
-which one bad element spoils. Where arrays lie on the host this costs one or two thousandths of a step, and the training
-ends there, with the weights of before. On a device the sums are only noted, and read when the epoch is over or a
-checkpoint is due: which step was the first is known then, but the weights are lost, and only the last checkpoint holds
-good ones. A model compiled with `jit=False` reads them at each step.
+Gradients, and the running statistics of batch norms, are looked at between the backward pass and the update, by their
+sums, which one bad element spoils. Where arrays lie on the host this costs one or two thousandths of a step, and the
+training ends there, with the weights of before. On a device the sums are only noted, and read when the epoch is over or
+a checkpoint is due: which step was the first is known then, but the weights are lost, and only the last checkpoint
+holds good ones. A model compiled with `jit=False` reads them at each step.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ REMEDY = "A lower learning rate or the optimizer's clip_norm often helps; fit(ch
 
 
 class FiniteCheck:
-    """Looks at the gradients and statistics of each step of a training; `enabled=False` looks at none."""
+    """Looks at the gradients and statistics of each step of a training run; `enabled=False` looks at none."""
 
     def __init__(self, model: Executor, enabled: bool) -> None:
         self.model, self.enabled = model, enabled
@@ -60,7 +60,7 @@ class FiniteCheck:
         """Read what was noted on the device.
 
         Raises:
-            NumericError: a step since the training began was bad; says which.
+            NumericError: a step since the run began was bad; says which.
         """
         if self._first_bad_step is None:
             return
@@ -79,7 +79,9 @@ class FiniteCheck:
         kept = [(buffer, buffer.value.copy()) for buffer in self.model.network.buffers().values()]
         for buffer, before in zip(self._streams, self._before, strict=True):
             buffer.value[...] = before
-        layer, direction, what = locate_nonfinite(self.model, inputs, labels)
+        with find_not_finite(self.model.network) as found:
+            self.model.loss_and_gradients(inputs, labels, sharded=False)  # without fused layers
+        layer, direction, what = found[0] if found else ("", "backward", "a gradient holds NaN or infinity")
         for buffer, now in kept:
             buffer.value[...] = now
         where = f"{layer}: " if layer else ""
@@ -89,13 +91,3 @@ class FiniteCheck:
             layer=layer,
             direction=direction,
         )
-
-
-def locate_nonfinite(model: Executor, inputs: Array, labels: Array) -> tuple[str, str, str]:
-    """Return where NaN or infinity first arise in a step: the layer, "forward" or "backward", and what, in words.
-
-    The step is run without an update and without fused layers.
-    """
-    with find_not_finite(model.network) as found:
-        model.loss_and_gradients(inputs, labels, sharded=False)
-    return found[0] if found else ("", "backward", "a gradient holds NaN or infinity")

@@ -55,8 +55,7 @@ class Trainer(Training):
             yield
         except BaseException as error:
             self.fault = error if isinstance(error, NumericError) else None
-            for callback in self.callbacks:
-                callback.on_exception(self.model)
+            self.notify("on_exception")
             if isinstance(error, MemoryError):
                 raise suggest_batch_size(self.model, self.data, self.batch_size, error) from error
             raise
@@ -73,8 +72,7 @@ class Trainer(Training):
         steps = make_step_runner(model, data, self.batch_size, self.augment, self.check_numerics)
         self.finite_check = steps.finite_check
         model.stop_training = False
-        for callback in self.callbacks:
-            callback.on_fit_begin(model)
+        self.notify("on_fit_begin")
         if found is not None:
             restore(self, steps, found)
         elif checkpoints is not None:
@@ -86,23 +84,25 @@ class Trainer(Training):
                 if checkpoints is not None:
                     checkpoints.on_epoch(self, steps, logs)
                     self._stop_if_interrupted(checkpoints, steps)
-        for callback in self.callbacks:
-            callback.on_fit_end(model)
+        self.notify("on_fit_end")
         return self.history
 
     def _fit_epoch(self, steps: StepRunner, progress: Progress, validation: Pair | None = None) -> dict[str, float]:
         """Train for one epoch, or what is left of it, and validate; return its numbers."""
-        model, parts = self.model, self.batches_of_epoch()
+        parts = self.batches_of_epoch()
         progress.begin_epoch(self.epoch, self.epochs, len(parts), self.step, self._seconds_of_epochs())
         logs = self._train_epoch(steps, parts, progress)
         steps.finite_check.raise_if_bad()
-        for callback in self.callbacks:
-            callback.on_train_epoch_end(model, self.epoch)
-        logs |= self._validate(validation)
+        self.notify("on_train_epoch_end", self.epoch)
+        if validation is not None:
+            started = time.perf_counter()
+            scores = evaluate(self.model, validation, EVALUATION_BATCH)
+            logs |= {f"val_{key}": value for key, value in scores.items()}
+            logs["val_seconds"] = time.perf_counter() - started
         self.history.add(logs)
         progress.end_epoch(logs)
         for callback in self.callbacks:
-            callback.on_epoch_end(model, self.epoch, dict(logs))
+            callback.on_epoch_end(self.model, self.epoch, dict(logs))
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         return logs
 
@@ -110,8 +110,7 @@ class Trainer(Training):
         """Visit every sample of these batches once, in the order that seed and epoch give, or those that are left."""
         model, checkpoints, count = self.model, self.checkpoints, len(self.data[0])
         if not self.step:
-            for callback in self.callbacks:
-                callback.on_epoch_begin(model, self.epoch)
+            self.notify("on_epoch_begin", self.epoch)
         started = time.perf_counter() - self.seconds
         model.freeze_finished_groups(self.epoch)
         if not self.step:
@@ -134,9 +133,7 @@ class Trainer(Training):
                 self._stop_if_interrupted(checkpoints, steps)
         model.epochs_trained += 1
         self.samples_per_epoch.append(steps.totals.samples)
-        return self._numbers_of_epoch(steps.totals.read(), time.perf_counter() - started)
-
-    def _numbers_of_epoch(self, logs: dict[str, float], seconds: float) -> dict[str, float]:
+        logs, seconds = steps.totals.read(), time.perf_counter() - started
         cumulative = {f"cumulative_{key}": self._mean_with_earlier(key, value) for key, value in logs.items()}
         times = {"seconds": seconds, "seconds_per_step": seconds / self.step}
         return logs | cumulative | {"learning_rate": self.learning_rate} | times
@@ -158,11 +155,3 @@ class Trainer(Training):
         values = [*self.history.history.get(key, []), value]
         visited = sum(count * value for count, value in zip(self.samples_per_epoch, values, strict=True))
         return visited / sum(self.samples_per_epoch)
-
-    def _validate(self, validation: Pair | None) -> dict[str, float]:
-        if validation is None:
-            return {}
-        started = time.perf_counter()
-        scores = evaluate(self.model, validation, EVALUATION_BATCH)
-        named = {f"val_{key}": value for key, value in scores.items()}
-        return named | {"val_seconds": time.perf_counter() - started}

@@ -131,20 +131,16 @@ class Bar(Progress):
         assert self.task is not None
         times, numbers = f"{_seconds(logs):.1f} s".rjust(TIMES), format_metrics(logs)
         self.progress.update(self.task, numbers=numbers, times=times)
-        if self._width() > self.progress.console.width:
+        console = self.progress.console
+        from rich.measure import Measurement
+
+        if Measurement.get(console, console.options.update(max_width=1000), self._row()).maximum > console.width:
             self.progress.update(self.task, numbers=format_two_lines(logs))
         self._print()
 
     def _row(self) -> "Table":
         """Return the current bar."""
         return self.progress.make_tasks_table([task for task in self.progress.tasks if task.id == self.task])
-
-    def _width(self) -> int:
-        """Return the width of the row on a single line."""
-        console = self.progress.console
-        from rich.measure import Measurement
-
-        return Measurement.get(console, console.options.update(max_width=1000), self._row()).maximum
 
     def _print(self) -> None:
         """Print the bar above the redrawn area, and remove it from there."""

@@ -61,6 +61,11 @@ class Training:
         model = self.model
         return rng.epoch_order(model.seed, model.epochs_trained, len(self.data[0])) if self.shuffle else None
 
+    def notify(self, event: str, *arguments: Any) -> None:
+        """Call a method of every callback."""
+        for callback in self.callbacks:
+            getattr(callback, event)(self.model, *arguments)
+
     def __reduce__(self) -> Any:
         """Leave it out of copies of the model: they are not being trained."""
         return type(None), ()

@@ -25,8 +25,7 @@ from gpucnn.training.steps import StepRunner
 from gpucnn.version import __version__
 
 MAX_SHOWN = 6  # differences that a message names
-
-
+POSITION = ("epoch", "step", "seconds", "learning_rate")  # attributes of a `Training`
 FORMER_KEYS = {"epochs_seen": "epochs_trained", "circumstances": "environment"}
 
 
@@ -67,8 +66,7 @@ def settings(training: Training) -> dict[str, Any]:
         "data": fingerprint(*data),
         "validation_data": None if training.validation_data is None else fingerprint(*training.validation_data),
     }
-    plain: dict[str, Any] = json.loads(json.dumps(described))  # tuples become lists, as they will be read
-    return plain
+    return dict(json.loads(json.dumps(described)))  # tuples become lists, as they will be read
 
 
 def with_current_names(tree: Tree, training: Training) -> Tree:
@@ -178,12 +176,7 @@ def snapshot(training: Training, steps: StepRunner) -> Tree:
         grads = {path: parameter.grad for path, parameter in model.parameters().items() if parameter.grad is not None}
         held["gradients"] = {path: to_host(grad).copy() for path, grad in grads.items()}
     return {
-        "position": {
-            "epoch": training.epoch,
-            "step": training.step,
-            "seconds": training.seconds,
-            "learning_rate": training.learning_rate,
-        },
+        "position": {name: getattr(training, name) for name in POSITION},
         "history": training.history.history,
         "samples": training.samples_per_epoch,
         "model": held,
@@ -216,8 +209,7 @@ def restore(training: Training, steps: StepRunner, tree: Tree) -> None:
         model.load_state_dict(weights)
         model.optimizer.load_state_dict(model.backend, slots)
         model.epochs_trained, training.progress, model.optimizer.steps = counts
-        for callback in training.callbacks:  # discards what it has restored
-            callback.on_fit_begin(model)
+        training.notify("on_fit_begin")  # discards what it has restored
         raise CheckpointError(
             f"the checkpoint can be read, but does not fit this run: {error}; was it edited? Start a new run in "
             "another folder"
@@ -225,12 +217,11 @@ def restore(training: Training, steps: StepRunner, tree: Tree) -> None:
 
 
 def _restore(training: Training, steps: StepRunner, tree: Tree) -> None:
-    model, held, position = training.model, tree["model"], tree["position"]
-    training.epoch, training.step, training.seconds = position["epoch"], position["step"], position["seconds"]
-    training.learning_rate = position["learning_rate"]
+    model, held = training.model, tree["model"]
+    for name in POSITION:
+        setattr(training, name, tree["position"][name])
     if training.step:
-        for callback in training.callbacks:
-            callback.on_epoch_begin(model, training.epoch)
+        training.notify("on_epoch_begin", training.epoch)
     training.history.history, training.samples_per_epoch = tree["history"], tree["samples"]
     model.load_state_dict(held["arrays"])
     for path, gradient in held.get("gradients", {}).items():

@@ -12,7 +12,6 @@ from gpucnn import rng
 from gpucnn.backends import Array, first_line
 from gpucnn.backends.base import Replay, StreamedDataset
 from gpucnn.data.augment import Augmentation, AugmentationPipeline, count_random_words
-from gpucnn.engine.capture import Captured
 from gpucnn.engine.executor import Executor
 from gpucnn.engine.signature import Signature
 from gpucnn.errors import GpucnnError, OutOfMemoryError
@@ -142,20 +141,16 @@ class CapturedSteps(StepRunner):
     _rates: Sequence[Array] = ()  # on the device, as the number of the step
     _number: Any = None
 
-    @property
-    def _captured(self) -> "Captured[CapturedStep]":
-        return self.model.captured_step
-
     def close(self) -> None:
         """Free the captured step with its memory; the next step is the first again."""
-        self._captured.clear()
+        self.model.captured_step.clear()
 
     def run(self, part: slice, rate: LearningRates) -> None:
         """Take the step on one part of the order: eagerly, captured or replayed."""
         if part.stop - part.start < self._batch_size or self.model.why_not_captured:
             super().run(part, rate)
             return
-        step = self._captured.find()
+        step = self.model.captured_step.find()
         self._stage(part, rate)
         if step is None:
             self._run_eagerly()
@@ -181,18 +176,18 @@ class CapturedSteps(StepRunner):
 
     def _run_eagerly(self) -> None:
         """Take a step; the last one before a capture in the memory that this will find."""
-        if not self._captured.is_due():
+        if not self.model.captured_step.is_due():
             self._run_staged()
             return
-        model, first = self.model, self._captured.warmup == 1
+        model, first = self.model, self.model.captured_step.warmup == 1
         step = CapturedStep(self, self._run_staged)
         settings = ("network", "backend", "dtype", "allow_tf32", "loss", "optimizer", "metrics")
         signature = Signature(model.network, (model, settings), (self.input, ("augment",)))
         step.warm_up()
         if signature.is_current():
-            self._captured.keep(step, signature)
+            self.model.captured_step.keep(step, signature)
         elif first:  # what a layer makes when it is first used, perhaps
-            self._captured.outdate()
+            self.model.captured_step.outdate()
         else:
             self._fall_back("a step changes attributes of layers, loss, optimizer or metrics, which a replay would not")
 
@@ -204,16 +199,14 @@ class CapturedSteps(StepRunner):
             if isinstance(error, GpucnnError) and not isinstance(error, OutOfMemoryError):
                 raise
             cause: BaseException = error
-            while (
-                isinstance(cause, OutOfMemoryError) and cause.__cause__ is not None
-            ):  # without its advice for the batch
+            while isinstance(cause, OutOfMemoryError) and cause.__cause__ is not None:  # without its advice
                 cause = cause.__cause__
             self._fall_back(f"{type(cause).__name__}: {first_line(cause)}")
         return step.replay is not None
 
     def _fall_back(self, reason: str) -> None:
         self.close()
-        self._captured.fail(reason, REMEDY)
+        self.model.captured_step.fail(reason, REMEDY)
 
 
 class CapturedStep:

@@ -131,7 +131,7 @@ def test_fingerprint_depends_on_shape_dtype_and_every_byte():
 def test_fingerprint_of_pieces_is_that_of_the_whole(monkeypatch):
     x, y = stripes(50)
     known = fingerprint(x, y)
-    monkeypatch.setattr("gpucnn.data.fingerprint.AT_ONCE", 100)
+    monkeypatch.setattr("gpucnn.data.fingerprint.HASH_BLOCK", 100)
     assert fingerprint(x, y) == known
 
 
@@ -423,7 +423,7 @@ def test_backend_name_in_old_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Checkpoints(3), "folder must be a string or a path, not 3"),
+        (lambda: Checkpoints(3), "expected a path, as a string or a pathlib.Path, not 3"),
         (lambda: Checkpoints("a", every_seconds=-1), "every_seconds must be a number that is at least 0, not -1"),
         (lambda: Checkpoints("a", every_seconds=True), "every_seconds must be .*, not True"),
         (lambda: Checkpoints("a", every_steps=0), "every_steps must be a positive integer, not 0"),
