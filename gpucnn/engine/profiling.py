@@ -32,10 +32,6 @@ def frozen_count(layer: Layer) -> int:
     return sum(parameter.size for parameter in layer.parameters().values() if parameter.frozen)
 
 
-def _shape(layer: Layer) -> str:
-    return "×".join(map(str, layer.output_shape or ()))
-
-
 def _elements(layer: Layer) -> int:
     return math.prod(layer.output_shape or ())
 
@@ -57,8 +53,9 @@ def summary_table(model: Executor) -> Table:
         flops = layer.total_flops()
         cost = f"{flops / 1e6:,.3f}" if flops else ""
         count = f"{parameter_count(layer):,}" if parameter_count(layer) else ""
+        shape = "×".join(map(str, layer.output_shape or ()))
         what = Text(printable(repr(layer)), no_wrap=True, overflow="ellipsis")
-        table.add_row(path, what, _shape(layer), count, cost, f"{kilobytes:,.1f}")
+        table.add_row(path, what, shape, count, cost, f"{kilobytes:,.1f}")
     table.add_section()
     total = f"{model.network.total_flops() / 1e6:,.3f}"
     every, frozen = parameter_count(model.network), frozen_count(model.network)

@@ -244,7 +244,7 @@ class Layer(Configurable, family="layer"):
     def to(self, backend: "Backend | str", dtype: str | None = None) -> "Layer":
         """Move every array to a backend, and floats to a dtype; returns the layer."""
         target, moved = get_backend(backend), set()
-        for layer in {id(layer): layer for layer in self.all_layers()}.values():
+        for layer in self.all_layers():
             for held in vars(layer).values():
                 if isinstance(held, Variable) and id(held) not in moved:  # two layers may hold the same
                     moved.add(id(held))
