@@ -2,8 +2,8 @@
 
     from gpucnn.compat.mnist_cnn import *
 
-They are thin: `Model.network` is the `gpucnn.Model` that `finalize` makes, with everything it can do. File names may
-separate folders by / or as on Windows, and a data file may also be the .gz or be spelled `train-images.idx3-ubyte`.
+They are thin wrappers: `Model.network` is the `gpucnn.Model` that `finalize` builds. Paths may have the
+separators of Windows, and a data file may also be gzipped or be named `train-images.idx3-ubyte`.
 """
 
 import json
@@ -23,7 +23,7 @@ from gpucnn.core import checks
 from gpucnn.core.files import user_path, write_atomic
 from gpucnn.core.text import duration
 from gpucnn.data.batches import batches, check_batch_size
-from gpucnn.data.idx import find_idx, read_idx
+from gpucnn.data.idx import check_content, find_idx, read_idx
 from gpucnn.errors import ConfigurationError, DataError, ShapeError
 from gpucnn.layers import AveragePool2D as AveragePooling
 from gpucnn.layers import Conv2D, Dense, Flatten, Layer
@@ -77,7 +77,7 @@ def load_mnist_labels(path: str | os.PathLike[str]) -> Any:
 
 
 def formatData(train_images: Any, test_images: Any, train_labels: Any, test_labels: Any) -> tuple[Any, Any, Any, Any]:
-    """Return images with a channel axis, (N, H, W, 1) float32 from 0 to 1, and the labels as they are."""
+    """Return images with a channel axis, (N, H, W, 1) float32 from 0 to 1, and the labels unchanged."""
     for what, images in (("train_images", train_images), ("test_images", test_images)):
         shape = getattr(images, "shape", None)
         if shape is None or len(shape) != 3:
@@ -94,16 +94,12 @@ def _load(path: str | os.PathLike[str], rank: int, what: str) -> Any:
     stem = given.name.removesuffix(".gz").replace(".idx", "-idx")
     found = given if given.is_file() else find_idx(given.parent, stem) or given
     array = read_idx(found)
-    if array.ndim != rank or array.dtype != "uint8":
-        raise DataError(
-            f"{found}: holds {array.dtype} values of shape {array.shape} where a file of {what} holds uint8 values "
-            f"of rank {rank}: pass the {what} file to load_mnist_{what}"
-        )
+    check_content(array, found, rank, what, f": pass the {what} file to load_mnist_{what}")
     return array
 
 
 def _portable(path: str | os.PathLike[str]) -> Path:
-    """Return a path whose folders may be separated as on Windows."""
+    """Return a path, which may have the separators of Windows."""
     given = user_path(path)
     return given if given.exists() else Path(str(given).replace("\\", "/"))
 
@@ -112,7 +108,7 @@ def _portable(path: str | os.PathLike[str]) -> Path:
 
 
 class ConvolutionLayer:
-    """A `Conv2D` of `depth` filters that is told the (H, W, C) of its input."""
+    """A `Conv2D` with `depth` filters and a declared input shape (H, W, C)."""
 
     def __init__(
         self,
@@ -130,7 +126,7 @@ class ConvolutionLayer:
 
 
 class DenseLayer:
-    """A `Dense` of `outputs` units that is told the number of its inputs."""
+    """A `Dense` with `outputs` units and a declared number of inputs."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         self.layer = Dense(outputs)
@@ -143,7 +139,7 @@ class DenseLayer:
 
 @dataclass
 class OptimizerSGD:
-    """Gradient descent whose rate in step t, from 0, is learning_rate / (1 + decay·t)."""
+    """Gradient descent with the learning rate learning_rate / (1 + decay·t) in step t = 0, 1, …."""
 
     learning_rate: float = 1.0
     decay: float = 0.0
@@ -151,14 +147,14 @@ class OptimizerSGD:
 
     def __post_init__(self) -> None:
         self.decay = checks.number(self.decay, "OptimizerSGD: decay", minimum=0)
-        self.new()  # refuses what SGD refuses
+        self.new()  # checks the other arguments
 
     def new(self) -> SGD:
-        """Return the optimizer itself, at its first rate."""
+        """Return the optimizer, with the initial learning rate."""
         return SGD(self.learning_rate, momentum=self.momentum)
 
     def rate(self, steps: int) -> float:
-        """Return the rate after so many steps."""
+        """Return the learning rate after a number of steps."""
         return self.learning_rate / (1.0 + self.decay * steps)
 
 
@@ -169,18 +165,18 @@ TIMES = ("step_seconds", "epoch_seconds", "training_seconds", "validation_second
 
 
 class StatisticsTracker:
-    """Times and accuracies of a network's runs, in a JSON file that grows by one entry per training run.
+    """Times and accuracies of a network's runs, in a JSON file with one entry per run.
 
-    The averages over all runs of the file are written into a .txt beside it.
+    The averages over all runs of the file are written to a .txt file next to it.
 
     Raises
-        DataError  the file holds something else, which is left as it is, or cannot be written
+        DataError  the file has other content, which is not overwritten, or cannot be written
     """
 
     def __init__(self, name: str, json_path: str | os.PathLike[str]) -> None:
         self.name, self.path = name, _portable(json_path)
         self.run: dict[str, Any] = {}
-        self.runs()  # a damaged file, or no folder, is better found before training than after it
+        self.runs()  # fail before training, not after it
         if not self.path.parent.is_dir():
             raise DataError(f"{self.path}: there is no folder {self.path.parent}; make it, or name another file")
 
@@ -200,7 +196,7 @@ class StatisticsTracker:
         return runs
 
     def add_training(self, logs: Sequence[dict[str, float]], steps: int) -> None:
-        """Begin a run with the logs of each epoch; `steps` is the number of steps in all."""
+        """Begin a run with the logs of each epoch; `steps` is the total number of steps."""
         seconds = [log["seconds"] for log in logs]
         self.run = {
             "started": datetime.now().isoformat(),
@@ -241,7 +237,7 @@ class StatisticsTracker:
 
 
 def _averages_of(runs: list[dict[str, Any]]) -> str:
-    """Return averages over runs, a line each; a KeyError or TypeError where one is no run."""
+    """Return averages over runs, one per line; raises KeyError or TypeError for anything but runs."""
     rows = [(key.removesuffix("_seconds"), duration(_mean(runs, key))) for key in TIMES if any(key in r for r in runs)]
     for epoch in range(max(len(run["epoch_accuracies"]) for run in runs)):
         accuracies = [run["epoch_accuracies"][epoch] for run in runs if epoch < len(run["epoch_accuracies"])]
@@ -252,7 +248,7 @@ def _averages_of(runs: list[dict[str, Any]]) -> str:
 
 
 def _mean(runs: list[dict[str, Any]], key: str) -> float:
-    """Return the mean of a number, or of each number of a list, over the runs that have it."""
+    """Return the mean of a number, or of all numbers of a list, over the runs that have it."""
     values = [run[key] for run in runs if key in run]
     flat = [number for value in values for number in (value if isinstance(value, list) else [value])]
     return float(sum(flat) / len(flat))
@@ -262,7 +258,7 @@ def _mean(runs: list[dict[str, Any]], key: str) -> float:
 
 
 class Model:
-    """A network that grows layer by layer, then is set, finalized, trained and validated.
+    """A network that is built with `add`, `set` and `finalize`, then trained and validated.
 
     Arguments
         stats          a `StatisticsTracker`, or None to keep no statistics
@@ -281,7 +277,7 @@ class Model:
         self._final = False
 
     def add(self, layer: Layer | ConvolutionLayer | DenseLayer) -> None:
-        """Put a layer behind those that are there."""
+        """Append a layer."""
         if not isinstance(layer, Layer | ConvolutionLayer | DenseLayer):
             hint = f"; did you mean {layer.__name__}()?" if isinstance(layer, type) else ""
             raise ConfigurationError(f"add: {layer!r} is not a layer{hint}")
@@ -290,16 +286,16 @@ class Model:
         self.items.append(layer)
 
     def set(self, *, loss: Loss, optimizer: OptimizerSGD | Optimizer, accuracy: AccuracyCategorical) -> None:
-        """Choose how the model is trained."""
+        """Set the loss, the optimizer and the metric."""
         if not isinstance(accuracy, AccuracyCategorical):
             raise ConfigurationError(f"set: accuracy must be AccuracyCategorical(), not {accuracy!r}")
         self._training = loss, optimizer, accuracy
 
     def finalize(self) -> None:
-        """Build the network; one whose first layer is not told its input is built when the data come.
+        """Build the network, or defer that to `train` if the first layer does not declare its input shape.
 
         Raises:
-            ShapeError: a layer is told another input than the network gives it.
+            ShapeError: a layer declares another input shape than it gets.
             ConfigurationError: there are no layers, or `set` has not been called.
         """
         if not self.items or self._training is None:
@@ -323,7 +319,7 @@ class Model:
             self.stats.add_training(printer.logs, steps * len(printer.logs))
 
     def validate(self, *, validation_data: tuple[Any, Any], batch_size: int = 128, print_every: int = 0) -> None:
-        """Score data, and print accuracy and loss of every `print_every` steps (0 for none) and of them all."""
+        """Evaluate data, and print accuracy and loss of every `print_every` steps (0 for none) and of all."""
         X, y = validation_data
         network, size, every = self._network_for(X), check_batch_size(batch_size), _check_every(print_every)
         X, y = network.checked(X, y)
@@ -340,7 +336,7 @@ class Model:
             self.stats.add_validation(means, seconds)
 
     def _network_for(self, X: Any) -> "_Network":
-        """Return the network, built for these data if it is not yet."""
+        """Return the network, built for these data if necessary."""
         if not self._final:
             raise ConfigurationError("the model is not finalized; call finalize() before training or validating it")
         if self.network is None:
@@ -365,23 +361,23 @@ class Model:
 
 
 class _Network(gpucnn.Model):
-    """A model that remembers its last step for who prints it: mean loss, outputs, labels and rate."""
+    """A model that keeps the results of its last step for printing: mean loss, outputs, labels and learning rate."""
 
     last: Any = None
 
     def train_step(self, x: Array, labels: Array, learning_rate: LearningRates, *options: Any) -> tuple[Array, Array]:
-        """Make one step as every model does."""
+        """Take a training step, and keep its results."""
         loss, outputs = super().train_step(x, labels, learning_rate, *options)
         self.last = loss, outputs, labels, self.optimizer.broadcast_rates(learning_rate)[0]
         return loss, outputs
 
     def checked(self, x: Any, y: Any) -> tuple[Any, Any]:
-        """Return data and labels as host arrays that the model can take."""
+        """Return checked data and labels as host arrays."""
         return self._check_data(x, y)
 
 
 class _Decay(Callback):
-    """Sets the rate of the step that comes; a second training run continues where the first ended."""
+    """Sets the learning rate of the next step; a second training run continues the decay."""
 
     def __init__(self, settings: OptimizerSGD) -> None:
         self.settings = settings
@@ -394,7 +390,7 @@ class _Decay(Callback):
 
 
 class _Printer(Callback):
-    """Prints the steps whose turn it is, and every epoch, whose numbers it keeps."""
+    """Prints every n-th step and every epoch, and keeps the logs of epochs."""
 
     def __init__(self, epochs: int, steps: int, every: int) -> None:
         self.epochs, self.steps, self.every = epochs, steps, every

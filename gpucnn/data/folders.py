@@ -123,7 +123,11 @@ def _read_images(files: list[Path], shape: tuple[int, int] | None) -> list[np.nd
     for file in files:
         array = decode_image(file, shape)
         if arrays and array.shape[:2] != arrays[0].shape[:2]:
-            raise DataError(_explain_sizes(files[0], arrays[0], file, array))
+            (H, W), (other_H, other_W) = arrays[0].shape[:2], array.shape[:2]
+            raise DataError(
+                f"{files[0]} is {H}x{W} pixels (height x width) and {file} is {other_H}x{other_W}; expected one size "
+                f"for all: resize them, for example with size=({H}, {W})"
+            )
         arrays.append(array)
     return arrays
 
@@ -241,11 +245,3 @@ def _explain_layout(folder: Path) -> str:
     if len([entry for entry in _list_visible(parent) if entry.is_dir()]) > 1:
         return f"{message}: this looks like one class's folder; pass its parent {parent}"
     return f"{message}: sort the images into sub-folders named by their class"
-
-
-def _explain_sizes(first: Path, one: np.ndarray, other: Path, two: np.ndarray) -> str:
-    return (
-        f"{first} is {one.shape[0]}x{one.shape[1]} pixels (height x width) and {other} is "
-        f"{two.shape[0]}x{two.shape[1]}; expected one size for all: resize them, for example with "
-        f"size=({one.shape[0]}, {one.shape[1]})"
-    )

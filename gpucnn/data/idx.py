@@ -70,11 +70,7 @@ def read_idx_pair(images_path: str | PathLike[str], labels_path: str | PathLike[
     images, labels = read_idx(images_path), read_idx(labels_path)
     swapped = "; the two paths look swapped" if (images.ndim, labels.ndim) == (1, 3) else ""
     for path, array, rank, what in ((images_path, images, 3, "images"), (labels_path, labels, 1, "labels")):
-        if array.ndim != rank or array.dtype != np.uint8:
-            raise DataError(
-                f"{path}: holds {array.dtype} values of shape {array.shape} where a file of {what} holds "
-                f"uint8 values of rank {rank}{swapped}: pass the {what} file here"
-            )
+        check_content(array, path, rank, what, f"{swapped}: pass the {what} file here")
     if len(images) != len(labels) or images.size == 0:
         raise DataError(
             f"{images_path} holds {len(images):,} images of {images.shape[1]}x{images.shape[2]} pixels and "
@@ -82,6 +78,15 @@ def read_idx_pair(images_path: str | PathLike[str], labels_path: str | PathLike[
             "pass two files of the same split"
         )
     return images[..., np.newaxis], labels.astype(np.int64)
+
+
+def check_content(array: np.ndarray, path: str | PathLike[str], rank: int, what: str, remedy: str) -> None:
+    """Raise DataError, with a remedy, unless the array of a file holds bytes of this rank, as images and labels do."""
+    if array.ndim != rank or array.dtype != np.uint8:
+        raise DataError(
+            f"{path}: holds {array.dtype} values of shape {array.shape} where a file of {what} holds uint8 values of "
+            f"rank {rank}{remedy}"
+        )
 
 
 def find_idx(folder: str | PathLike[str], stem: str) -> Path | None:

@@ -96,15 +96,11 @@ def confusion(matrix: Any, class_names: Sequence[str] | None = None, *, path: st
     axes.set_ylabel("true class")
     if K <= MAX_NUMBERED:
         for i, j in np.argwhere(matrix):
-            axes.text(
-                j,
-                i,
+            text, colour = (
                 f"{matrix[i, j]:,}\n{percent(fractions[i, j], 1)}",
-                ha="center",
-                va="center",
-                fontsize=TILE_FONT_SIZE,
-                color="white" if fractions[i, j] > 0.5 else "black",
+                "white" if fractions[i, j] > 0.5 else "black",
             )
+            axes.text(j, i, text, ha="center", va="center", fontsize=TILE_FONT_SIZE, color=colour)
     right, total = int(np.trace(matrix)), int(matrix.sum())
     figure.suptitle(f"Confusion matrix (accuracy {percent(right / max(total, 1))})", fontsize="medium")
     return save(figure, path)
@@ -135,11 +131,8 @@ def mistakes(
         >>> model = networks.lenet()
         >>> figure = plots.mistakes(x, y, model.predict(x), path="mistakes.png")
     """
-    images, labels, probabilities = (
-        host_array(images, "images"),
-        host_array(labels, "labels"),
-        host_array(probabilities, "probabilities"),
-    )
+    images, labels = host_array(images, "images"), host_array(labels, "labels")
+    probabilities = host_array(probabilities, "probabilities")
     count = checks.integer(count, "count", minimum=1)
     if images.ndim != 4 or images.shape[3] not in (1, 3) or probabilities.ndim != 2:
         raise ShapeError(
@@ -162,9 +155,8 @@ def mistakes(
         axes = figure.add_subplot(rows, columns, place)
         axes.imshow(displayable(images[index]), cmap="gray", vmin=0, vmax=1)
         true, predicted = (names[k] for k in (int(labels[index]), int(predictions[index])))
-        axes.set_title(
-            f"true: {true}\npredicted: {predicted}\n{percent(confidence[index], 1)}", fontsize=TILE_FONT_SIZE
-        )
+        title = f"true: {true}\npredicted: {predicted}\n{percent(confidence[index], 1)}"
+        axes.set_title(title, fontsize=TILE_FONT_SIZE)
         axes.set_axis_off()
     number = f"{len(shown)} most confident of " if len(shown) < len(wrong) else ""
     title = f"{number}{plural(len(wrong), 'mistake')} among {plural(len(images), 'image')}"

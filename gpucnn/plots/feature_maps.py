@@ -64,9 +64,7 @@ def feature_maps(
         >>> figure = plots.feature_maps(model, x[0], path="maps.png")
     """
     if len(model.input_shape) != 3:
-        raise ConfigurationError(
-            f"{model.name} takes inputs of shape {model.input_shape}, which are not images (H, W, C)"
-        )
+        raise ConfigurationError(f"{model.name} takes inputs of shape {model.input_shape}, not images (H, W, C)")
     max_maps = checks.integer(max_maps, "max_maps", minimum=1)
     pixels = check_inputs(host_array(image, "image")[None], model.input_shape, "image", model.dtype)
     rows, outputs = [("input", pixels[0])], None
@@ -129,8 +127,6 @@ def _draw_bars(axes: Any, layer: Layer, outputs: Any, class_names: Sequence[str]
     if probabilities:
         axes.set_xlim(0, 118)
         axes.set_xticks([0, 25, 50, 75, 100])
-    axes.set_title(
-        f"{layer.display_name}{f', {MAX_CLASSES} of {K} classes' if K > MAX_CLASSES else ''}", fontsize="medium"
-    )
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    cut = f", {MAX_CLASSES} of {K} classes" if K > MAX_CLASSES else ""
+    axes.set_title(f"{layer.display_name}{cut}", fontsize="medium")
+    axes.spines[["top", "right"]].set_visible(False)

@@ -107,9 +107,8 @@ def _target(model: Path, path: Path | None) -> Path:
 def _check_images(images: Any) -> int | list[int]:
     """Return the number of test images to show, or their indices."""
     if not isinstance(images, list | tuple):
-        return checks.integer(
-            images, "images, the number of test images to show or a list of their indices,", minimum=1
-        )
+        name = "images, the number of test images to show or a list of their indices,"
+        return checks.integer(images, name, minimum=1)
     if not images:
         raise ConfigurationError(
             "images is an empty list; expected the number of test images to show, or their indices"
@@ -132,29 +131,11 @@ def _page(**contents: Any) -> str:
     from gpucnn.version import __version__
 
     style, script = _text("page.css"), _text("page.js")
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            "img-src data:",
-            f"style-src {_digest(style)}",
-            f"script-src {_digest(script)}",
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
-    )
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            contents,
-            policy=Markup(policy),
-            style=Markup(style),
-            script=Markup(script),
-            written=datetime.now().astimezone(),
-            version=__version__,
-            box=BOX,
-        )
-    )
+    policy = f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
+    policy += "base-uri 'none'; form-action 'none'"
+    marked = {"policy": Markup(policy), "style": Markup(style), "script": Markup(script)}
+    template = _environment().get_template("page.html")
+    return template.render(contents | marked, written=datetime.now().astimezone(), version=__version__, box=BOX)
 
 
 @cache

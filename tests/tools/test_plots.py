@@ -349,7 +349,7 @@ def test_feature_maps_without_dense_outputs_have_no_bars():
 def test_feature_maps_reject_other_images():
     with pytest.raises(ShapeError, match=r"image has shape \(1, 28, 28\), the model takes \(N, 8, 8, 3\)"):
         plots.feature_maps(colour_model(), np.zeros((28, 28), np.uint8))
-    with pytest.raises(ConfigurationError, match=r"takes inputs of shape \(4,\), which are not images"):
+    with pytest.raises(ConfigurationError, match=r"takes inputs of shape \(4,\), not images"):
         plots.feature_maps(gpucnn.Model([layers.Dense(2)], (4,)), np.zeros(4))
     with pytest.raises(ConfigurationError, match="max_maps must be a positive integer, not 0"):
         plots.feature_maps(colour_model(), np.zeros((8, 8, 3)), max_maps=0)

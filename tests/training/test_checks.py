@@ -1,5 +1,6 @@
 """The checks of arguments that the whole package shares."""
 
+import inspect
 import math
 from fractions import Fraction
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn import layers
+from gpucnn import callbacks, initializers, layers, losses, optimizers, schedules
 from gpucnn.core import checks
 from gpucnn.errors import ConfigurationError
 
@@ -107,3 +108,47 @@ def test_environment_flags_that_are_neither_are_refused(monkeypatch, name, value
 
     with pytest.raises(ConfigurationError, match=f"the environment variable {name} must be 1 or 0, not '{value}'"):
         predict()
+
+
+REQUIRED = {
+    "after": 1,
+    "before": 1,
+    "every": 2,
+    "factor": 0.5,
+    "filters": 4,
+    "high": 1.0,
+    "kernel_size": 3,
+    "low": -1.0,
+    "match": "*",
+    "power": 2.0,
+    "rate": 0.1,
+    "schedule": 0.1,
+    "units": 4,
+}
+
+
+def numeric_arguments():
+    """Yield every public class of a description or callback, with each of its arguments that is a number."""
+    for module in (layers, optimizers, schedules, losses, callbacks, initializers):
+        for name, kind in vars(module).items():
+            if inspect.isclass(kind) and kind.__module__.startswith(module.__name__):
+                for argument in inspect.signature(kind).parameters.values():
+                    options = str(argument.annotation).removeprefix("<class '").removesuffix("'>").split(" | ")
+                    if {"int", "float"} & set(options) and (module, name) != (optimizers, "Optimizer"):
+                        yield pytest.param(kind, argument, options, id=f"{name}.{argument.name}")
+
+
+@pytest.mark.parametrize(("kind", "argument", "options"), list(numeric_arguments()))
+def test_numeric_arguments_are_checked_alike(kind, argument, options):
+    required = [a.name for a in inspect.signature(kind).parameters.values() if a.default is a.empty and a.kind < 2]
+    others = {name: REQUIRED[name] for name in required}
+    wrong = [True, "1", math.nan, math.inf, 3j, np.array([1.0])] + [1.5] * ("float" not in options)
+    for value in wrong:
+        with pytest.raises(ConfigurationError):
+            kind(**others | {argument.name: value})
+    given = REQUIRED.get(argument.name, argument.default)
+    if isinstance(given, int | float):
+        scalar = np.int64(given) if isinstance(given, int) else np.float64(given)
+        kept = getattr(kind(**others | {argument.name: scalar}), argument.name, given)
+        assert kept == given or isinstance(kept, schedules.Schedule)
+        assert not isinstance(kept, np.generic)
