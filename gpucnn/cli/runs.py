@@ -45,10 +45,10 @@ def runs(
     entry = reproduction.by_name(name)
     folder = user_path(output) if output else RUNS / f"{entry.network}-statistics"
     with being_written(folder):
-        made = make_runs(entry.network, count, folder, backend=backend, epochs=epochs, dtype=dtype, on_defect=on_defect)
-        averages = made.write_text(include_defects)
-    console.print(made.text(include_defects), soft_wrap=True)
-    say(f"runs are in {made.path}, statistics are in {averages}")
+        done = make_runs(entry.network, count, folder, backend=backend, epochs=epochs, dtype=dtype, on_defect=on_defect)
+        averages = done.write_text(include_defects)
+    console.print(done.text(include_defects), soft_wrap=True)
+    say(f"runs are in {done.path}, statistics are in {averages}")
 
 
 def being_written(folder: Path) -> FolderLock:
@@ -89,10 +89,10 @@ def make_runs(
         "dtype": dtype,
         "on_defect": on_defect,
     }
-    made = Runs(folder / STATISTICS, settings)
-    missing = made.missing_seeds(count)
+    done = Runs(folder / STATISTICS, settings)
+    missing = done.missing_seeds(count)
     if len(missing) < count:
-        say(f"{count - len(missing)} of {count} runs are already in {made.path}")
+        say(f"{count - len(missing)} of {count} runs are already in {done.path}")
     if missing and data is None:
         data = reproduction.load_dataset(name)
     if missing and reproduction.by_name(name).long:
@@ -132,16 +132,16 @@ def make_runs(
         return record
 
     remove_partial(folder)
-    made.run_missing(count, run)
-    for record in made.records:
+    done.run_missing(count, run)
+    for record in done.records:
         checkpoints_of(record["seed"]).clear()  # its record is saved by now; the best model of a long run stays
-    return made
+    return done
 
 
 def _summary_line(seed: int, record: Record) -> list[Part]:
     """Return a run's results as the parts of a line."""
     numbers, defect = record["numbers"], record["defect"]
-    epochs = " → ".join(f"{100 * share:.2f}" for share in thin_out(numbers["training accuracy"]))
+    epochs = " → ".join(f"{100 * accuracy:.2f}" for accuracy in thin_out(numbers["training accuracy"]))
     restarts = f", after {len(record['restarts'])} restarts" if record.get("restarts") else ""
     parts: list[Part] = [f"seed {seed}: {epochs} %, test ", (f"{100 * numbers['test accuracy']:.2f} %", "bold")]
     parts.append(f", {numbers[TOTAL_TIME]:.1f} s{restarts}")
@@ -159,16 +159,16 @@ def _milestones(record: Record) -> str:
     return f"  test accuracy reached {', '.join(reached)}" if reached else "  no accuracy milestone was reached"
 
 
-def thin_out(values: list[float], most: int = 5) -> list[float]:
-    """Return at most `most` evenly spaced items of a list, with the first and the last."""
-    if len(values) <= most:
+def thin_out(values: list[float], count: int = 5) -> list[float]:
+    """Return at most `count` evenly spaced items of a list, with the first and the last."""
+    if len(values) <= count:
         return values
-    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
+    return [values[round(place * (len(values) - 1) / (count - 1))] for place in range(count)]
 
 
 def table(title: str, headings: list[str], caption: str | None = None) -> Table:
     """Return an empty table whose first column is left-aligned, the others right."""
-    made = narrow_table(title, caption)
+    result = narrow_table(title, caption)
     for place, heading in enumerate(headings):
-        made.add_column(heading, justify="left" if place == 0 else "right", no_wrap=True)
-    return made
+        result.add_column(heading, justify="left" if place == 0 else "right", no_wrap=True)
+    return result

@@ -158,7 +158,7 @@ class OptimizerSGD:
         return SGD(self.learning_rate, momentum=self.momentum)
 
     def rate(self, steps: int) -> float:
-        """Return the rate after so many steps."""
+        """Return the rate after a number of steps."""
         return self.learning_rate / (1.0 + self.decay * steps)
 
 
@@ -169,9 +169,9 @@ TIMES = ("step_seconds", "epoch_seconds", "training_seconds", "validation_second
 
 
 class StatisticsTracker:
-    """Times and accuracies of a network's runs, in a JSON file that grows by one run a training.
+    """Times and accuracies of a network's runs, in a JSON file that grows by one run per training run.
 
-    The averages over all runs of the file are written into a .txt beside it.
+    The averages over all runs of the file are written into a .txt next to it.
 
     Raises
         DataError  the file holds something else, which is left as it is, or cannot be written
@@ -180,7 +180,7 @@ class StatisticsTracker:
     def __init__(self, name: str, json_path: str | os.PathLike[str]) -> None:
         self.name, self.path = name, _portable(json_path)
         self.run: dict[str, Any] = {}
-        self.runs()  # a damaged file, or no folder, is better found before a training than after it
+        self.runs()  # a damaged file, or no folder, is better found before training than after it
         if not self.path.parent.is_dir():
             raise DataError(f"{self.path}: there is no folder {self.path.parent}; make it, or name another file")
 
@@ -195,12 +195,12 @@ class StatisticsTracker:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"{self.path}: holds no statistics that can be read ({type(error).__name__}: {error}); expected the "
-                "JSON file of a StatisticsTracker. It is left as it is: mend it, move it away, or name another file"
+                "JSON file of a StatisticsTracker. It is left as it is: fix it, move it away, or name another file"
             ) from error
         return runs
 
     def add_training(self, logs: Sequence[dict[str, float]], steps: int) -> None:
-        """Begin a run with what each epoch of a training gave; `steps` is their number in all."""
+        """Begin a run with what each epoch gave; `steps` is their number in all."""
         seconds = [log["seconds"] for log in logs]
         self.run = {
             "started": datetime.now().isoformat(),
@@ -215,7 +215,7 @@ class StatisticsTracker:
         self._write()
 
     def add_validation(self, scores: dict[str, float], seconds: float) -> None:
-        """Add a validation to the run; without a training there is none to add it to."""
+        """Add a validation to the run; without training there is none to add it to."""
         if not self.run:
             return
         self.run |= {
@@ -229,10 +229,10 @@ class StatisticsTracker:
     def _write(self) -> None:
         runs = [run for run in self.runs() if run.get("started") != self.run["started"]] + [self.run]
         content = json.dumps({"name": self.name, "runs": runs}, indent=1) + "\n"
-        words = f"{self.name}: averages over {len(runs)} run{'s' * (len(runs) != 1)}\n\n"
+        heading = f"{self.name}: averages over {len(runs)} run{'s' * (len(runs) != 1)}\n\n"
         try:
             write_atomic(self.path, content.encode())
-            write_atomic(self.path.with_suffix(".txt"), (words + _averages_of(runs)).encode())
+            write_atomic(self.path.with_suffix(".txt"), (heading + _averages_of(runs)).encode())
         except OSError as error:
             raise DataError(
                 f"{self.path}: the statistics of this run cannot be written ({error.strerror or error}); name a file "
@@ -241,14 +241,14 @@ class StatisticsTracker:
 
 
 def _averages_of(runs: list[dict[str, Any]]) -> str:
-    """Return averages over runs, a line each; a KeyError or TypeError where one is no run."""
+    """Return averages over runs, one per line; a KeyError or TypeError where one is not a run."""
     rows = [(key.removesuffix("_seconds"), duration(_mean(runs, key))) for key in TIMES if any(key in r for r in runs)]
     for epoch in range(max(len(run["epoch_accuracies"]) for run in runs)):
         accuracies = [run["epoch_accuracies"][epoch] for run in runs if epoch < len(run["epoch_accuracies"])]
         rows.append((f"accuracy of epoch {epoch + 1}", f"{100 * sum(accuracies) / len(accuracies):.2f} %"))
     if any("validation_accuracy" in run for run in runs):
         rows.append(("validation accuracy", f"{100 * _mean(runs, 'validation_accuracy'):.2f} %"))
-    return "".join(f"{what:<22}{words}\n" for what, words in rows)
+    return "".join(f"{what:<22}{text}\n" for what, text in rows)
 
 
 def _mean(runs: list[dict[str, Any]], key: str) -> float:
@@ -360,7 +360,7 @@ class Model:
                     f"{before} before it gives {given}; write {item.call(given)}"
                 )
         chosen = optimizer.new() if isinstance(optimizer, OptimizerSGD) else optimizer
-        network.compile(chosen, loss, [accuracy], jit=False)  # a step that is looked into is not recorded
+        network.compile(chosen, loss, [accuracy], jit=False)  # a step that is inspected is not captured
         return network
 
 
@@ -381,7 +381,7 @@ class _Network(gpucnn.Model):
 
 
 class _Decay(Callback):
-    """Sets the rate of the step that comes; a second training goes on where the first ended."""
+    """Sets the rate of the step that comes; a second training run continues where the first ended."""
 
     def __init__(self, settings: OptimizerSGD) -> None:
         self.settings = settings

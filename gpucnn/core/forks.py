@@ -1,4 +1,4 @@
-"""What a forked child begins anew: it has one thread, and what others held in the parent nobody gives back there."""
+"""What a forked child starts afresh: it has one thread, and what the others held would never be released there."""
 
 import os
 import threading
@@ -7,19 +7,19 @@ from collections.abc import Callable
 
 # Not a WeakSet: it would call Python when a lock goes, and an interrupt there is lost.
 _locks: "list[weakref.ref[threading.Lock]]" = []
-_adding, _room = threading.Lock(), 64
+_adding, _capacity = threading.Lock(), 64
 
 
 def lock() -> threading.Lock:
     """Return a lock that is free in a forked child, whoever held it in the parent."""
-    global _room
-    made = threading.Lock()
+    global _capacity
+    new = threading.Lock()
     with _adding:
-        if len(_locks) >= _room:
+        if len(_locks) >= _capacity:
             _locks[:] = [other for other in _locks if other() is not None]
-            _room = 2 * len(_locks) + 64
-        _locks.append(weakref.ref(made))
-    return made
+            _capacity = 2 * len(_locks) + 64
+        _locks.append(weakref.ref(new))
+    return new
 
 
 def locks() -> list[threading.Lock]:

@@ -52,7 +52,7 @@ REMEDIES = {
     "InputLayer": "pass input_shape to gpucnn.Model(layers, input_shape)",
     "Rescaling": "uint8 images count as 0 … 1 without a layer; layers.Normalization scales anything else",
     "Sequential": "gpucnn.Model([…], input_shape) takes the layers in order",
-    "activation": "put the activation behind it as a layer of its own, such as layers.ReLU()",
+    "activation": "put the activation behind it as a separate layer, such as layers.ReLU()",
     "amsgrad": "there is no such variant here",
     "bias_initializer": "a bias begins at 0; assign layer.bias.value once the model is made",
     "data_format": "images are (N, H, W, C)",

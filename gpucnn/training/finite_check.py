@@ -14,8 +14,8 @@ from gpucnn.engine.executor import Executor
 from gpucnn.errors import NumericError
 from gpucnn.layers.hooks import find_not_finite
 
-NEVER = 2**62  # the number of a step that is never made
-REMEDY = "A lower learning rate or the optimizer's clip_norm often helps; fit(check_numerics=False) goes on regardless"
+NEVER = 2**62  # the number of a step that never runs
+REMEDY = "A lower learning rate or the optimizer's clip_norm often helps; fit(check_numerics=False) ignores it"
 
 
 class FiniteCheck:
@@ -31,7 +31,7 @@ class FiniteCheck:
         self._before: list[Any] = []
 
     def begin_step(self) -> None:
-        """Note where the random streams are, so that a step can be repeated."""
+        """Note where the random streams are, so that a step can be run again."""
         if self.enabled and self.immediate:
             self._before = [buffer.value.copy() for buffer in self._streams]
 
@@ -74,15 +74,15 @@ class FiniteCheck:
             )
 
     def _explain(self, inputs: Array, labels: Array) -> None:
-        """Raise the error, after the step was repeated with an eye on each layer."""
+        """Raise the error, after running the step again with a check of each layer."""
         step = self.model.optimizer.steps + 1
-        kept = [(buffer, buffer.value.copy()) for buffer in self.model.network.buffers().values()]
+        saved = [(buffer, buffer.value.copy()) for buffer in self.model.network.buffers().values()]
         for buffer, before in zip(self._streams, self._before, strict=True):
             buffer.value[...] = before
         with find_not_finite(self.model.network) as found:
             self.model.loss_and_gradients(inputs, labels, sharded=False)  # without fused layers
         layer, direction, what = found[0] if found else ("", "backward", "a gradient holds NaN or infinity")
-        for buffer, now in kept:
+        for buffer, now in saved:
             buffer.value[...] = now
         where = f"{layer}: " if layer else ""
         raise NumericError(

@@ -15,7 +15,7 @@ def test_statistics_are_those_of_the_textbook(rng):
     found = summary(values)
     assert (found.count, found.minimum, found.maximum) == (12, values.min(), values.max())
     assert found.mean == pytest.approx(values.mean())
-    assert found.deviation == pytest.approx(values.std(ddof=1))
+    assert found.std == pytest.approx(values.std(ddof=1))
     low, high = stats.t.interval(0.95, 11, loc=values.mean(), scale=stats.sem(values))
     assert (found.low, found.high) == pytest.approx((low, high))
 
@@ -24,7 +24,7 @@ def test_statistics_are_those_of_the_textbook(rng):
 def test_interval_needs_three_values(values):
     found = summary(values)
     assert (found.mean, found.low, found.high) == (0.5, None, None)
-    assert summary([0.5]).deviation == 0.0
+    assert summary([0.5]).std == 0.0
     with pytest.raises(ConfigurationError, match="no values to summarise"):
         summary([])
 

@@ -1,8 +1,8 @@
 """A training step as one CUDA graph: launched as a whole, it does without a launch from Python for each kernel.
 
-Capturing records the very memory that kernels read and write. So the step is made once in a pool of memory of its own;
+A graph holds the addresses that kernels read and write. So the step runs once, eagerly, in a separate memory pool;
 captured right after, it finds that pool filled and takes the same blocks again; and the pool is kept as long as the
-graph, so nobody else can be given them. What arrays give back to the pool during the capture is still read and written
+graph, so nothing else can be given them. What arrays give back to the pool during the capture is still read and written
 by the part of the graph that came before, so from then on the pool may grow, but nothing of it may be freed.
 """
 
@@ -118,7 +118,7 @@ class CapturePool(Tracer):
         Raises:
             RuntimeError: something was freed within the context.
         """
-        gc.collect(1)  # what the step has left in cycles when it was made before would be missing
+        gc.collect(1)  # what the step has left in cycles when it ran before would be missing
         self._allocator.sealed, before = True, self.pool.total_bytes()
         yield
         expected, now = before + self._allocator.grown, self.pool.total_bytes()
