@@ -170,7 +170,7 @@ def rounded(value):
 
 
 def rows(held):
-    """Return for each way to begin: its name, how many runs came to what, their curvatures, and the good ones' test."""
+    """Return for each way to begin: its name, how many runs ended how, their curvatures, and the good ones' test."""
     for name, runs in held["runs"].items():
         outcomes = {outcome: sum(run["outcome"] == outcome for run in runs) for outcome in COLOURS}
         good = [run["test"] for run in runs if run["outcome"] == "learned"]

@@ -7,12 +7,12 @@
     python -m benchmarks.cifar10 --draw                      draws what was trained: docs/pictures/cifar10.png
 
 Each training writes results/cifar10_NAME_PEER.json. Run one after the other on a quiet machine: a run takes all cores.
-A machine whose speed depends on what its host does besides is fair only to trainings in turns: each is a process of its
+A machine whose speed depends on what its host does besides is fair only to interleaved runs: each is a process of its
 own, and waits while the other trains an epoch. Seconds are those of training alone; the test images are scored outside
 of them. PyTorch computes in channels-last and float32, the better of its formats in `benchmarks.cpu`, with the malloc
 settings of that, which are set for it here.
 
-The airbench94 recipe is Jordan's, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024), written anew from its
+The airbench94 recipe is Jordan's, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024), written from its
 description; `gpucnn.networks.airbench94` states it.
 """
 
@@ -234,7 +234,7 @@ def both(net, images):
 
 
 def in_turns(arguments):
-    """Train with both in turns, each in a process of its own with some arguments."""
+    """Train with both in turns, each in a separate process with some arguments."""
     running = {}
     for peer in ("gpucnn", "torch"):
         command = [sys.executable, "-m", "benchmarks.cifar10", *arguments, "--peer", peer, "--in-turns"]
@@ -248,14 +248,14 @@ def in_turns(arguments):
         said(peer, running[peer])
     while running:
         for peer, process in list(running.items()):
-            process.stdin.write("go on\n")
+            process.stdin.write("continue\n")
             process.stdin.flush()
             if not said(peer, process):
                 del running[peer]
 
 
 def said(peer, process):
-    """Pass on what a process prints; tell whether it waits for its turn then, or has ended."""
+    """Pass on what a process prints; return whether it waits for its turn then, or has ended."""
     for line in process.stdout:
         if line.strip() == WAITING:
             return True

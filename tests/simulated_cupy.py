@@ -459,7 +459,7 @@ class Stream:
 
     def begin_capture(self, mode=None):
         if self.ptr == 0 or not self.non_blocking:
-            raise RuntimeError("only a stream of its own, made with non_blocking=True, can capture")
+            raise RuntimeError("only a separate stream, created with non_blocking=True, can capture")
         if self.capture is not None:
             raise RuntimeError("the stream captures already")
         self.capture = Capture()

@@ -62,7 +62,7 @@ class Callback:
     def state(self, model: Any) -> dict[str, Any]:
         """Return what a run that is resumed needs of this callback, for its checkpoints.
 
-        Host arrays (`model.backend.to_host`), numbers and strings, in lists and in dictionaries by string; tuples come back
+        Host arrays (`model.backend.to_host`), numbers and strings, in lists and dictionaries; tuples come back
         as lists. Asked between two steps, or when an epoch is over. A callback that keeps nothing from one step or
         epoch to the next leaves this and `load_state` out.
         """

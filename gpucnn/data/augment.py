@@ -268,7 +268,7 @@ class Rotate(Augmentation):
             )
 
     def lookup_tables(self) -> "tuple[np.ndarray[Any, Any], ...]":
-        """Return cosines and sines of the angles, (TABLE_SIZE, 2), and inverse factors, (TABLE_SIZE,), in fixed point."""
+        """Return cosines and sines of the angles, (TABLE_SIZE, 2), and inverse factors (TABLE_SIZE,), fixed-point."""
         range_of_one = np.linspace(-1.0, 1.0, TABLE_SIZE)
         angles, factors = np.radians(self.degrees) * range_of_one, 1.0 + self.scale * range_of_one
         rotations = np.stack([np.cos(angles), np.sin(angles)], axis=1)

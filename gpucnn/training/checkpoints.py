@@ -37,7 +37,7 @@ class Checkpoints:
 
     The resumed run ends with the same bits as one that was never interrupted. A checkpoint is written before the first
     step, every given number of seconds or steps, and at the end of each epoch, unless epochs are so short that writing
-    would take more than a twentieth of the time. The best model so far, by a metric of the history, is saved as an ordinary
+    would take more than a twentieth of the time. The best model so far, by a metric of the history, is saved as a
     model file, `best.safetensors`, with averaged weights if weights are averaged; `gpucnn.load` reads it.
 
     Arguments

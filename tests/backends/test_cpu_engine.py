@@ -506,7 +506,7 @@ def test_workspace_is_reused_and_bounded():
 
 @pytest.mark.parametrize(("batch", "side", "channels"), [(8, 64, 38), (16, 32, 32), (512, 16, 64)])
 def test_winograd_gradients_together_keep_to_the_scratch(batch, side, channels):
-    """Few images leave room for many tiles, each of which has products of its own."""
+    """Few images leave room for many tiles, each of which has its own products."""
     x, dy = (np.ones((batch, side, side, channels), "float32") for _ in range(2))
     window = Window((3, 3), padding=SAME3)
     workspace.detach()
@@ -525,7 +525,7 @@ def test_winograd_gradients_share_a_transform_only_where_dx_has_no_more_tiles(si
 
 
 class Subarray(np.ndarray):
-    """An array of a type of its own."""
+    """An array of a custom type."""
 
 
 @pytest.mark.parametrize(

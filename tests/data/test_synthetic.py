@@ -1,4 +1,4 @@
-"""What synthetic digits promise: form, balance, repeatability, plausible ink, variety inside a class."""
+"""What synthetic digits guarantee: form, balance, repeatability, plausible ink, variety inside a class."""
 
 import inspect
 import tracemalloc

@@ -1,4 +1,4 @@
-"""Statistics of batch norms computed anew: means over batches by hand, PyTorch's, and what is left alone."""
+"""Statistics of batch norms recomputed: means over batches by hand, PyTorch's, and what is left alone."""
 
 import numpy as np
 import pytest

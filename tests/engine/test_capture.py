@@ -206,10 +206,10 @@ UNTRACEABLE = {
     "sorts": (sorts, "sort"),
     "adds at places": (adds_at, "numpy.add.at is not captured"),
     "two results": (lambda x: np.modf(x)[0], "modf"),
-    "an array of its own": (into_its_own, "an array is written to that is not captured; make it with self.backend.xp"),
-    "a copy of its own": (copied_into_its_own, "an array is written to that is not captured"),
+    "a separate array": (into_its_own, "an array is written to that is not captured; make it with self.backend.xp"),
+    "a separate copy": (copied_into_its_own, "an array is written to that is not captured"),
     "past it": (past_it, "the result was made"),
-    "a method nobody wrote out": (
+    "a method without an explicit wrapper": (
         lambda x: x.compress([True, False, True], axis=0) + 1,
         "numpy.ndarray.compress is not captured",
     ),
@@ -596,12 +596,12 @@ def test_copy_of_a_model_learns_for_itself():
     for step in range(4):
         model.train_on_batch(*batch_of(step, SHAPE))
     before = model.predict(batch_of(9, SHAPE)[0])
-    twin = copy.deepcopy(model)
-    twin.to(ENGINE)
+    clone = copy.deepcopy(model)
+    clone.to(ENGINE)
     for step in range(4):
-        twin.train_on_batch(*batch_of(step, SHAPE))
+        clone.train_on_batch(*batch_of(step, SHAPE))
     np.testing.assert_array_equal(model.predict(batch_of(9, SHAPE)[0]), before)
-    assert not np.array_equal(twin.predict(batch_of(9, SHAPE)[0]), before)
+    assert not np.array_equal(clone.predict(batch_of(9, SHAPE)[0]), before)
 
 
 def test_capture_that_fails_leaves_the_model_as_it_was(monkeypatch):
@@ -663,10 +663,10 @@ def test_inference_between_forward_and_backward():
     results = []
     for model in models:
         model.zero_grad()
-        _, way_back = model.forward_train(batch_of(1, SHAPE)[0], capture=model.jit)
+        _, backward = model.forward_train(batch_of(1, SHAPE)[0], capture=model.jit)
         between = model.forward(x)[0]
-        assert not np.array_equal(between, expected)  # the running statistics went on
-        way_back(np.ones((32, 3), "float32"))
+        assert not np.array_equal(between, expected)  # the running statistics moved
+        backward(np.ones((32, 3), "float32"))
         results.append((between.tobytes(), model.flat_gradients().tobytes(), model.forward(x)[0].tobytes()))
     assert results[0] == results[1]
     assert replays(models[0])

@@ -202,7 +202,7 @@ def test_comparison_that_is_interrupted_is_made_again(where, train, monkeypatch)
         for seed in range(6):
             if seed == 2 and where == "between":
                 for model in both:
-                    model.forward_train(batch(seed)[0], capture=model.jit)  # whose backward nobody runs
+                    model.forward_train(batch(seed)[0], capture=model.jit)  # whose backward never runs
             elif seed == 2 and (train or where == "forward"):
                 monkeypatch.setitem(globals(), "interrupted_in", where)
                 for model in both:

@@ -277,7 +277,7 @@ def test_step_that_is_never_captured_leaves_no_memory_behind(simulated):
 
 
 def test_memory_of_the_default_pool_serves_the_first_step(simulated):
-    """A pool of its own cannot have what lies there unused."""
+    """A separate pool cannot have what lies there unused."""
     backend = simulated(0)
     xp, data = backend.xp, images_and_labels(64, 16)
     model = wide(backend)

@@ -162,7 +162,7 @@ def test_parity_changes_nothing():
     for path, array in watched.state_dict().items():
         assert array.dtype == before[path].dtype
         assert np.array_equal(array, before[path]), path
-    for one in (watched, untouched):  # the optimizer goes on with its momentum, dropout with its masks
+    for one in (watched, untouched):  # the optimizer continues with its momentum, dropout with its masks
         one.train_on_batch(x, y)
     for path, array in watched.state_dict().items():
         assert np.array_equal(array, untouched.state_dict()[path]), path
@@ -182,7 +182,7 @@ def test_parity_that_fails_changes_nothing():
     assert all(np.array_equal(array, before[path]) for path, array in made.state_dict().items())
 
 
-def test_parity_without_labels_has_no_whole_step():
+def test_parity_without_labels_has_no_full_step():
     x, y = data()
     result = gpucnn.parity(model(), x)
     assert {d.layer for d in result.differences} == {d.layer for d in gpucnn.parity(model(), x, y).differences} - {

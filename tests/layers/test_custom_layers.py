@@ -1,4 +1,4 @@
-"""Layers, losses, metrics, schedules and optimizers of users' own, written as users of other libraries write them."""
+"""Custom layers, losses, metrics, schedules and optimizers, written as users of other libraries write them."""
 
 import copy
 import importlib

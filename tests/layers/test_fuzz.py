@@ -454,7 +454,7 @@ def test_description_with_too_many_layers_is_refused(model_described, tmp_path):
 
 @pytest.mark.parametrize("kind", ["link", "folder", "absolute", "above"])
 def test_archives_with_members_that_lead_elsewhere(tmp_path, kind):
-    """Nothing of an archive is written, and what is no plain file of the expected name is not read."""
+    """Nothing of an archive is written, and what is not a plain file of the expected name is not read."""
     secret = tmp_path / "secret"
     secret.write_bytes(cifar(None))
     folder = tmp_path / "data"

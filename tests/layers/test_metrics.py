@@ -186,7 +186,7 @@ def test_loss_of_another_type_is_refused(loss, message):
 
 
 class Scripted(callbacks.Callback):
-    """Tells another callback numbers of its own."""
+    """Passes custom metrics to another callback."""
 
     def __init__(self, key, values, inner):
         self.key, self.values, self.inner = key, values, inner

@@ -1,6 +1,6 @@
 """Windows of any size, stride, padding, dilation and groups, against plain loops, and forward against backward.
 
-Forward means what the loops say. The way back is tried by ⟨y(x + s), dy⟩ = ⟨y(x), dy⟩ + ⟨s, dx⟩, which holds exactly
+Forward means what the loops say. Backward is tested by ⟨y(x + s), dy⟩ = ⟨y(x), dy⟩ + ⟨s, dx⟩, which holds exactly
 for what is linear in x; poolings are tried as linear maps of the elements that were chosen.
 """
 
@@ -130,7 +130,7 @@ def test_pooling(backend, kind, case):
     groups=st.integers(0, 4),
 )
 def test_geometry_is_built_or_refused(size, channels, filters, kernel, strides, padding, dilation, groups):
-    """Whatever is asked for: a layer that computes what its shape promises, or an error that says why not."""
+    """Whatever is asked for: a layer that computes what its shape declares, or an error that says why not."""
     try:
         layer = Conv2D(filters, kernel, strides=strides, padding=padding, dilation=dilation, groups=groups)
         shape = layer.ensure_built((*size, channels), np.random.default_rng(0))

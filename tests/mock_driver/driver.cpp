@@ -2,7 +2,7 @@
 //
 // One library goes by all four names. Memory is the host's, kernels are compiled for the host (kernels.py), and work is
 // put off as long as a GPU could put it off: it is done when somebody waits for its stream, so that what forgets to
-// wait finds garbage. Streams that do not wait for the default stream have queues of their own. What a stream captures
+// wait finds garbage. Streams that do not wait for the default stream have separate queues. What a stream captures
 // is noted instead of done. Functions that are not here are made by run.py; they say so and fail.
 //
 // Freed memory is never given out again, and what touches it, or memory of another GPU, ends the process with a message.
@@ -615,7 +615,7 @@ int cublasGemmEx(Blas* handle, int turn_a, int turn_b, int m, int n, int k, cons
         return 14;
     }
     if (stream_of(handle->stream)->captures && !handle->workspace)
-        say("mock GPU: cuBLAS is captured without a workspace of its own");
+        say("mock GPU: cuBLAS is captured without its own workspace");
     const Shape shape = {(bool)turn_a, (bool)turn_b, m, n, k, lda, ldb, ldc};
     const int types = 100 * type_a + 10 * type_b + type_c;
     const bool of_floats = compute == 68 || compute == 77;

@@ -407,7 +407,7 @@ def stated_limit(panel):
 
 
 def close(shown, wanted):
-    """Tell whether grey levels agree; a half may be rounded either way."""
+    """Return whether grey levels agree; a half may be rounded either way."""
     return np.abs(np.asarray(shown) - np.asarray(wanted)).max() <= 1
 
 
@@ -579,7 +579,7 @@ def test_layers_with_the_same_name_get_numbers(coloured_page):
 
 @pytest.fixture(scope="module")
 def watched(model, test_set):
-    """What a watch reports of a training without and of one with a defect."""
+    """What a monitor reports of a training run without a defect and of one with."""
     reports = []
     for rate, values in ((0.01, False), (0.01, True)):
         small = gpucnn.Model(
@@ -751,7 +751,7 @@ def test_all_runs_table_is_missing_for_a_single_run(page):
 
 
 def test_report_of_a_model_file(model, tmp_path, test_set, monkeypatch):
-    """Nothing lies beside the model, and its data cannot be had."""
+    """Nothing lies next to the model, and its data are unavailable."""
     monkeypatch.setattr(
         "gpucnn.runs.folder.load_data", lambda *a, **k: (_ for _ in ()).throw(DataError("no <network>"))
     )

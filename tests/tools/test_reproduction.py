@@ -58,7 +58,7 @@ def test_recipes_parameters(name):
 
 
 def test_recipe_that_is_unknown_is_refused():
-    with pytest.raises(ConfigurationError, match="nothing named 'lenet-5' to reproduce; there are sigmoid-3x3"):
+    with pytest.raises(ConfigurationError, match="unknown recipe 'lenet-5'; choose one of sigmoid-3x3"):
         reproduction.by_name("lenet-5")
 
 

@@ -30,7 +30,7 @@ def test_interval_needs_three_values(values):
 
 
 def test_interval_stays_within_what_a_mean_can_be():
-    """Runs that differ much: Student's interval alone would promise 107.7 % and a loss below zero."""
+    """Runs that differ much: Student's interval alone would give 107.7 % and a loss below zero."""
     shares, losses = [0.99, 0.80, 0.96], [0.02, 0.70, 0.10]
     assert summary(shares).high > 1
     assert summary(losses).low < 0

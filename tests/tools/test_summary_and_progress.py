@@ -69,7 +69,7 @@ def test_profile_times_every_layer_and_leaves_the_model_alone(backend):
     profile = model.profile(x, y, repeats=2)
     assert [row.path for row in profile.layers] == [layer.display_name for layer in model.layers]
     assert all(row.forward_seconds > 0 for row in profile.layers)
-    assert profile.layers[0].backward_seconds == 0  # nothing before the first weights has a way back
+    assert profile.layers[0].backward_seconds == 0  # nothing before the first weights has a backward pass
     assert all(row.backward_seconds > 0 for row in profile.layers[1:])
     assert profile.layers[1].flops_forward == 20 * 2 * 64 * 36
     assert profile.layers[1].flops_backward == profile.layers[1].flops_forward  # the first: no gradient of its input

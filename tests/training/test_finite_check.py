@@ -1,4 +1,4 @@
-"""NaN and infinity in a training: step, layer and direction are named, and the weights of before are kept."""
+"""NaN and infinity in a training run: step, layer and direction are named, and the weights of before are kept."""
 
 import re
 import warnings
@@ -52,7 +52,7 @@ def test_finite_check_of_gradients(backend):
     message = (
         r"second: the gradient of its weight holds (NaN|infinity) at step 3, in the backward pass; the weights are "
         r"from before it\. A lower learning rate or the optimizer's clip_norm often helps; "
-        r"fit\(check_numerics=False\) goes on regardless"
+        r"fit\(check_numerics=False\) ignores it"
     )
     with pytest.raises(NumericError, match=message) as caught:
         fit(model, *data(), epochs=2)
@@ -143,7 +143,7 @@ def test_finite_check_allows_what_clipping_makes_finite():
     fit(model, *data(1e25))
     assert np.isfinite(model.state_dict()["first.weight"]).all()
     with pytest.raises(NumericError):
-        fit(model, *data(np.float32(3e38)))  # infinity less infinity: NaN, which no clipping mends
+        fit(model, *data(np.float32(3e38)))  # infinity less infinity: NaN, which clipping cannot fix
 
 
 # --- on a device, where reading costs ----------------------------------------------------------

@@ -82,7 +82,7 @@ def test_group_epochs_leave_the_others_as_with_a_zero_rate(backend):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_group_epochs_capture_steps_again(dtype):
-    """With a step that was recorded while the group learned, its gradients would go on being computed."""
+    """With a step that was captured while the group was trained, its gradients would still be computed."""
     x, y = data(64)  # no last, smaller batch, which is never recorded
     watches, models = [Watch(), Watch()], []
     for jit, watch in zip((True, False), watches, strict=True):

@@ -1,4 +1,4 @@
-"""Groups of parameters: rates and weight decays of their own, in plain numbers, recorded, moved and saved."""
+"""Groups of parameters: their own rates and weight decays, in plain numbers, captured, moved and saved."""
 
 import numpy as np
 import pytest
