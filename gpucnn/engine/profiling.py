@@ -103,6 +103,13 @@ class Profile(PrintsAsTable):
     repeats: int
     layers: list[LayerTime]
 
+    @property
+    def whole(self) -> LayerTime:
+        """The sums over all layers."""
+        summed = [name for name, value in vars(self.layers[0]).items() if isinstance(value, int | float)]
+        sums = {name: sum(getattr(row, name) for row in self.layers) for name in summed}
+        return LayerTime(path="all", output_shape=(), algorithm="", **sums)
+
     def as_data(self) -> dict[str, Any]:
         """Return everything as plain data, for a JSON file."""
         layers = [asdict(row) | {"seconds": row.seconds, "gflops": row.gflops} for row in self.layers]
@@ -119,14 +126,12 @@ class Profile(PrintsAsTable):
         table.add_column("layer, algorithm", overflow="fold")  # the only column that may shrink: numbers are never cut
         for heading in HEADINGS:
             table.add_column(heading, justify="right", no_wrap=True)
-        total = sum(row.seconds for row in self.layers) or 1.0
+        total = self.whole.seconds or 1.0
         for row in self.layers:
             named = styled(row.path, (f" {row.algorithm}" if row.algorithm else "", "dim"))
             table.add_row(named, "×".join(map(str, row.output_shape)), *self._cells(row, total))
         table.add_section()
-        summed = [name for name, value in vars(self.layers[0]).items() if isinstance(value, int | float)]
-        sums = {name: sum(getattr(row, name) for row in self.layers) for name in summed}
-        table.add_row("all", "", *self._cells(LayerTime(path="all", output_shape=(), algorithm="", **sums), total))
+        table.add_row("all", "", *self._cells(self.whole, total))
         return table
 
     @staticmethod
