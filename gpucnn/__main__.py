@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-from typing import Any
 
 
 def main() -> None:
@@ -13,10 +12,12 @@ def main() -> None:
     """
     from gpucnn.cli import app
     from gpucnn.cli.common import say_error
+    from gpucnn.core.text import REPLACING
     from gpucnn.errors import GpucnnError
 
     for stream in (sys.stdout, sys.stderr):
-        _take_every_character(stream)
+        if hasattr(stream, "reconfigure"):  # for help and usage errors, which typer prints itself
+            stream.reconfigure(errors=REPLACING)
     try:
         _reject_renamed(sys.argv[1:])
         app(prog_name="gpucnn")
@@ -52,14 +53,6 @@ def _reject_renamed(arguments: list[str]) -> None:
     if arguments[:1] == ["show"] and arguments[1:2] and arguments[1] in RENAMED_COMMANDS:
         old = arguments[1]
         raise ConfigurationError(f"show {old} was renamed; write: gpucnn show {RENAMED_COMMANDS[old]}")
-
-
-def _take_every_character(stream: Any) -> None:
-    """Let a stream replace what its encoding lacks, also in what others print: help, and errors of usage."""
-    from gpucnn.core.text import REPLACING
-
-    if hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors=REPLACING)
 
 
 def _drop_output() -> None:

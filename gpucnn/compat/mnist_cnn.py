@@ -169,7 +169,7 @@ TIMES = ("step_seconds", "epoch_seconds", "training_seconds", "validation_second
 
 
 class StatisticsTracker:
-    """Times and accuracies of a network's runs, in a JSON file that grows by one run per training run.
+    """Times and accuracies of a network's runs, in a JSON file that grows by one entry per training run.
 
     The averages over all runs of the file are written into a .txt next to it.
 
@@ -200,7 +200,7 @@ class StatisticsTracker:
         return runs
 
     def add_training(self, logs: Sequence[dict[str, float]], steps: int) -> None:
-        """Begin a run with what each epoch gave; `steps` is their number in all."""
+        """Begin a run with the logs of each epoch; `steps` is the number of steps in all."""
         seconds = [log["seconds"] for log in logs]
         self.run = {
             "started": datetime.now().isoformat(),
@@ -215,7 +215,7 @@ class StatisticsTracker:
         self._write()
 
     def add_validation(self, scores: dict[str, float], seconds: float) -> None:
-        """Add a validation to the run; without training there is none to add it to."""
+        """Add a validation to the run, if there is one."""
         if not self.run:
             return
         self.run |= {
@@ -360,7 +360,7 @@ class Model:
                     f"{before} before it gives {given}; write {item.call(given)}"
                 )
         chosen = optimizer.new() if isinstance(optimizer, OptimizerSGD) else optimizer
-        network.compile(chosen, loss, [accuracy], jit=False)  # a step that is inspected is not captured
+        network.compile(chosen, loss, [accuracy], jit=False)  # a step that is inspected cannot be replayed
         return network
 
 

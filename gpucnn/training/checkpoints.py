@@ -144,7 +144,16 @@ class Checkpoints:
         new = not self.folder.exists()
         self._lock_folder()
         try:
-            return self._open(training, source, resume)
+            if resume is False or source != self.folder:
+                self._refuse_to_overwrite()
+            found = self._newest(source, training) if resume else None
+            if found is not None:
+                self.best = found["best"]
+            elif isinstance(resume, Path):
+                raise CheckpointError(
+                    f"{source}: there is no checkpoint to resume from; was it written to another folder?"
+                )
+            return found
         except BaseException:
             self.close()
             if new:  # a rejected run leaves nothing
@@ -163,16 +172,6 @@ class Checkpoints:
     def close(self) -> None:
         """Unlock the folder."""
         self._lock.release()
-
-    def _open(self, training: Training, source: Path, resume: bool | Path) -> Tree | None:
-        if resume is False or source != self.folder:
-            self._refuse_to_overwrite()
-        found = self._newest(source, training) if resume else None
-        if resume and found is None and resume is not True:
-            raise CheckpointError(f"{source}: there is no checkpoint to resume from; was it written to another folder?")
-        if found is not None:
-            self.best = found["best"]
-        return found
 
     def on_start(self, training: Training, steps: StepRunner) -> None:
         """Save a new run before its first step, which shows that it can be saved.

@@ -33,7 +33,7 @@ def test_summary_and_profile_fit_80_columns(name, monkeypatch, capsys):
     assert max(map(len, lines)) <= 80
     assert lines[1].split() == ["layer", "what", "output", "params", "MFLOP", "kB"]
     ends = next(place for place, line in enumerate(lines) if not line.strip())
-    for line in lines[3:ends]:  # only what the layer is may be thin_out
+    for line in lines[3:ends]:  # only the layer column may be shortened
         assert re.fullmatch(r"\w[\w.]* +\w+\(?[^…]*…? +[\d×]+( +[\d,.]+)*", line), line
     rows = [
         profiling.LayerTime(path, layer.output_shape, 9_999, 10**9, 10**9, 10**8, "winograd-1d", 0.1, 0.1)
