@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-from typing import Any
 
 
 def main() -> None:
@@ -13,10 +12,12 @@ def main() -> None:
     """
     from gpucnn.cli import app
     from gpucnn.cli.common import say_error
+    from gpucnn.core.text import REPLACING
     from gpucnn.errors import GpucnnError
 
     for stream in (sys.stdout, sys.stderr):
-        _take_every_character(stream)
+        if hasattr(stream, "reconfigure"):  # for help and usage errors, which typer prints itself
+            stream.reconfigure(errors=REPLACING)
     try:
         _refuse_renamed(sys.argv[1:])
         app(prog_name="gpucnn")
@@ -51,14 +52,6 @@ def _refuse_renamed(words: list[str]) -> None:
             raise ConfigurationError(f"{option} was renamed; write {RENAMED_OPTIONS[option]}")
     if words[:1] == ["show"] and words[1:2] and words[1] in RENAMED_COMMANDS:
         raise ConfigurationError(f"show {words[1]} was renamed; write: gpucnn show {RENAMED_COMMANDS[words[1]]}")
-
-
-def _take_every_character(stream: Any) -> None:
-    """Let a stream replace what its encoding lacks, also in what others print: help, and errors of usage."""
-    from gpucnn.core.text import REPLACING
-
-    if hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors=REPLACING)
 
 
 def _drop_output() -> None:

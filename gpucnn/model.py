@@ -182,7 +182,7 @@ class Model(Executor):
     def train_on_batch(self, x: Any, y: Any) -> Array:
         """Run one training step on a batch of host data; return its mean loss, still on the device.
 
-        Outside `fit` a schedule does not know how long the training lasts, so the step uses its highest rate.
+        Outside `fit` a schedule does not know how long the training run is, so the step uses its highest rate.
         """
         rates = self.optimizer.learning_rates_at()
         x, y = self._check_data(x, y)

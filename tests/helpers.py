@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 import gpucnn
 from gpucnn import layers, losses, optimizers
 from gpucnn.backends import Backend, get_backend
+from gpucnn.backends.numpy import workspace
 from gpucnn.callbacks import Callback
 from gpucnn.data.synthetic import synthetic_digits
 from gpucnn.errors import BackendUnavailable
@@ -296,3 +297,13 @@ def model_with_settings(backend, optimizer=None, jit=True, loss=None, seed=0):
     model = gpucnn.Model(network, (6, 6, 2), backend=backend, seed=seed)
     optimizer = optimizer or optimizers.SGD(0.05, momentum=0.9, weight_decay=1e-3)
     return model.compile(optimizer, loss or losses.CategoricalCrossEntropy(label_smoothing=0.1), jit=jit)
+
+
+def workspace_bytes():
+    """The bytes of this thread's buffers."""
+    return sum(buffer.nbytes for buffer in workspace._thread_buffers.buffers.values())
+
+
+def traced_bytes(tracer):
+    """The bytes of the memory that a tracer's replays use."""
+    return sum(block.size for blocks in tracer._arena.blocks.values() for block in blocks)

@@ -358,8 +358,8 @@ FAULTS = (
     Fault(
         "in use for ever: memory of traced calls",
         f"{NUMPY}/traced_array.py",
-        "return np.asarray(_ArrayInterface(value, maker if base is None else base))",
-        "return value.view(np.ndarray)",
+        "return np.asarray(_ArrayInterface(array, maker if base is None else base))",
+        "return array.view(np.ndarray)",
         CAPTURE,
     ),
     # CUDA kernels, compiled for the host

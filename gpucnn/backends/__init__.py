@@ -92,7 +92,10 @@ def auto_choice() -> tuple[str, str]:
 
 def _make_cupy(name: str) -> Backend:
     """Return a CuPy backend for `"cupy"` or `"cupy:N"`, or say why it is unavailable."""
-    device = _device_number(name)
+    family, colon, number = name.partition(":")
+    if family != "cupy" or (colon and not number.isdecimal()):
+        raise ConfigurationError(f"there is no backend named {name!r}; {KNOWN}")
+    device = int(number or 0)
     try:
         from gpucnn.backends.cupy import CupyBackend
     except ImportError as error:
@@ -116,10 +119,3 @@ def _make_cupy(name: str) -> Backend:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error message: CuPy lists whole folders where a library is missing."""
     return textwrap.shorten(str(error).strip().partition("\n")[0], 300, placeholder=" …")
-
-
-def _device_number(name: str) -> int:
-    family, _, number = name.partition(":")
-    if family != "cupy" or (":" in name and not number.isdecimal()):
-        raise ConfigurationError(f"there is no backend named {name!r}; {KNOWN}")
-    return int(number or 0)

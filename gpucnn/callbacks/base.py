@@ -14,7 +14,7 @@ class Callback:
     """Base of every callback: each method is called at its time and may be left out.
 
     `model` is the `gpucnn.Model` that is fitted, `logs` the epoch's numbers as they go into the history. A callback
-    stops the training by setting `model.stop_training = True`; `model.training` holds what is known of the run.
+    stops the run by setting `model.stop_training = True`; `model.training` holds what is known of the run.
 
     Example
         >>> (x, y), _ = datasets.synthetic_digits(64)
@@ -57,10 +57,10 @@ class Callback:
         """After the last epoch."""
 
     def on_exception(self, model: Any) -> None:
-        """In place of `on_fit_end` where an error or the user's Ctrl-C ends the training; the error is raised after."""
+        """In place of `on_fit_end` where an error or the user's Ctrl-C ends the run; the error is raised after."""
 
     def state(self, model: Any) -> dict[str, Any]:
-        """Return what a training that is resumed needs of this callback, for its checkpoints.
+        """Return what a run that is resumed needs of this callback, for its checkpoints.
 
         Host arrays (`model.backend.to_host`), numbers and words, in lists and in dictionaries by words; tuples come
         back as lists. Asked between two steps, or when an epoch is over. A callback that keeps nothing from one step or
@@ -69,9 +69,9 @@ class Callback:
         return {}
 
     def load_state(self, model: Any, state: dict[str, Any]) -> None:
-        """Take over what `state` returned, when a training is resumed.
+        """Take over what `state` returned, when a run is resumed.
 
-        The model has its weights by then. It is called after `on_fit_begin` and, where the training goes on within an
+        The model has its weights by then. It is called after `on_fit_begin` and, where the run goes on within an
         epoch, after that epoch's `on_epoch_begin`.
         """
 
@@ -103,7 +103,7 @@ def check_callbacks(callbacks: Any) -> None:
 
 
 def _check_method(callback: Callback, name: str) -> None:
-    """Refuse a method that the training does not call, or whose arguments are not those it is called with."""
+    """Refuse a method that `fit` does not call, or whose arguments are not those it is called with."""
     kind, called = type(callback).__name__, getattr(Callback, name, None)
     if called is None:
         known = ", ".join(sorted(method for method in vars(Callback) if method.startswith("on_")))
@@ -132,7 +132,7 @@ class EarlyStopping(Callback):
         monitor       a key of the history
         patience      stop after this many epochs in a row without improvement
         min_delta             the smallest change that counts as an improvement, at least 0
-        restore_best_weights  load the weights of the best epoch when the training ends
+        restore_best_weights  load the weights of the best epoch when the run ends
         mode          "min": smaller is better; "max": larger is better; "auto" asks the metric, and a loss is "min"
 
     Raises
@@ -167,7 +167,7 @@ class EarlyStopping(Callback):
         self.best_epoch = -1
 
     def on_fit_begin(self, model: Any) -> None:
-        """Forget earlier trainings."""
+        """Forget earlier runs."""
         self._sign = -1.0 if is_larger_better(self.monitor, model.metrics, self.mode) else 1.0
         self.best_epoch, self._best = -1, float("inf")
         self._state: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""What can go wrong with a training run, found while it runs: divergence, no learning, dead ReLUs, late collapse."""
+"""Detection of defects during training: divergence, no learning, dead ReLUs, late collapse."""
 
 import json
 import math
@@ -28,7 +28,7 @@ FORMER_KINDS = {"broke down": "late collapse", "dead layer": "dead ReLUs", "coll
 
 @dataclass(frozen=True)
 class Defect:
-    """What is wrong with a run, and since when.
+    """A defect of a training run, and the step at which it was found.
 
     `kind` is "diverged" (NaN or infinity), "late collapse" (it had learned, and fell back to chance), "dead ReLUs" (a
     layer whose units never fire), "single-class predictions" or "not learning" (accuracy still at chance).
@@ -45,16 +45,16 @@ class Defect:
 
 
 class TrainingMonitor(Callback):
-    """Check a model every few steps on a fixed sample of data, and report what is wrong with its training.
+    """Check a model every few steps on a fixed sample of data, and report defects of its training.
 
-    Afterwards `defect` is a `Defect` or None, `observations` holds what was measured, and `histograms` those of
+    Afterwards `defect` is a `Defect` or None, `observations` holds the measurements, and `histograms` those of
     weights, biases and gradients when the defect was found, or at the end.
 
     Arguments
         monitor_data  inputs and class indices, some hundreds, host arrays
         every         steps between two observations; each costs one forward pass over `monitor_data`
-        grace_steps   steps by which a run must have begun to learn
-        on_defect     "flag" continues, "stop" ends the training when a defect is found
+        grace_steps   steps after which a run must have started to learn
+        on_defect     "flag" continues, "stop" ends the run when a defect is found
 
     Raises
         ConfigurationError  an argument is invalid
@@ -121,7 +121,7 @@ class TrainingMonitor(Callback):
             self.histograms = histograms(model)
 
     def on_exception(self, model: Any) -> None:
-        """Record that NaN or infinity ended the training."""
+        """Record that NaN or infinity ended the run."""
         fault = model.training.fault
         if self.defect is None and fault is not None:
             where = f" in the {fault.direction} pass" if fault.direction else ""
@@ -129,11 +129,11 @@ class TrainingMonitor(Callback):
             self.histograms = histograms(model)
 
     def state(self, model: Any) -> dict[str, Any]:
-        """Return the report, and what the next diagnosis depends on."""
+        """Return the report, and the state of the diagnosis."""
         return {**self.report(), "steps": self._steps, "best": self._best, "at_chance": self._at_chance}
 
     def load_state(self, model: Any, state: dict[str, Any]) -> None:
-        """Continue where the state was saved.
+        """Continue from a saved state.
 
         Raises:
             CheckpointError: it is not the state of a monitor.
@@ -154,7 +154,7 @@ class TrainingMonitor(Callback):
                 model.stop_training = True
 
     def _diagnose(self, model: Any) -> Defect | None:
-        """Return the first defect, from the gravest down, that the monitoring data show."""
+        """Return the first defect, most severe first, that the measurements show."""
         inputs, labels = self.monitor_data
         outputs, dead, not_finite = _observe_layers(model, inputs)
         if not_finite:  # the loss need not show it: fused with a softmax it is finite by construction
@@ -191,7 +191,7 @@ class TrainingMonitor(Callback):
         return {"defect": defect, "observations": self.observations, "histograms": self.histograms}
 
     def save(self, folder: str | Path) -> None:
-        """Write `defects.json` into a run folder; raises CheckpointError where it cannot be written."""
+        """Write `defects.json` into a run folder; raises CheckpointError if it cannot be written."""
         folder, held = user_path(folder), {"format": FORMAT, **self.report()}
         with explained(folder / DEFECTS):
             write_into(folder, DEFECTS, (json.dumps(held, indent=1) + "\n").encode())
@@ -222,7 +222,7 @@ def load_report(folder: str | Path) -> dict[str, Any]:
 
 
 def with_current_names(held: dict[str, Any]) -> dict[str, Any]:
-    """Return a report with the names that its keys and its kind of defect have now, whenever it was written."""
+    """Return a report with the current names of its keys and of its kind of defect."""
     held = {TrainingMonitor.renamed.get(key, key): value for key, value in held.items()}
     if isinstance(defect := held.get("defect"), dict):
         kind = defect.get("kind")
@@ -231,7 +231,7 @@ def with_current_names(held: dict[str, Any]) -> dict[str, Any]:
 
 
 def _observe_layers(model: Any, inputs: Any) -> tuple[Any, dict[str, float], list[tuple[str, str, str]]]:
-    """Return the outputs as a host array, the fraction of dead units of each ReLU, and where NaN or infinity arises.
+    """Return the outputs as a host array, the fraction of dead units of each ReLU, and the source of NaN or infinity.
 
     A unit is a feature, or a channel of an image; it is dead if it is 0 for all inputs.
     """

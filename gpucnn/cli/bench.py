@@ -1,6 +1,5 @@
 """`gpucnn bench`: training and inference speed of named networks on this machine."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -8,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gpucnn.backends import get_backend
-from gpucnn.cli.common import console, say, working
+from gpucnn.cli.common import console, say, working, write_json
 from gpucnn.cli.options import BackendName, Json
 from gpucnn.runs.benchmark import Timing, time_network
 
@@ -40,10 +39,8 @@ def bench(
     remark = "medians; GFLOP/s counts the products of the forward and backward pass; speed-up is that of a training "
     console.print(remark + "step over the reference implementation in plain NumPy", style="dim")
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        report = {"backend": chosen.describe(), "batch_size": batch_size, "timings": [vars(t) for t in timings]}
-        output.write_text(json.dumps(report, indent=1) + "\n")
-        say(f"results are in {output}")
+        listed = [vars(timing) for timing in timings]
+        write_json(output, {"backend": chosen.describe(), "batch_size": batch_size, "timings": listed})
 
 
 def _cells(timing: Timing) -> list[str]:

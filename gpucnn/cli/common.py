@@ -1,5 +1,6 @@
-"""What commands share: the console, data sets by name, and run folders."""
+"""What commands share: the console, models, data sets and JSON files."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,43 +12,10 @@ from rich.status import Status
 from gpucnn.backends import auto_choice
 from gpucnn.core.console import Part, PlainConsole, styled
 from gpucnn.datasets import Dataset
-from gpucnn.errors import CheckpointWarning, DataError
+from gpucnn.errors import CheckpointWarning, ConfigurationError, DataError
 from gpucnn.model import Model
-from gpucnn.runs.folder import (
-    CONFIG,
-    DATA_NAMES,
-    HISTORY,
-    MODEL,
-    RUNS,
-    dataset_of,
-    dataset_title,
-    find_model,
-    load_data,
-    open_model,
-    run_config,
-)
-
-__all__ = [
-    "CONFIG",
-    "DATA_NAMES",
-    "HISTORY",
-    "MODEL",
-    "RUNS",
-    "console",
-    "dataset_of",
-    "dataset_title",
-    "describe_backend",
-    "errors",
-    "find_model",
-    "load_data",
-    "load_data_or_digits",
-    "open_model",
-    "run_config",
-    "say",
-    "say_error",
-    "warnings_shown",
-    "working",
-]
+from gpucnn.networks import by_name
+from gpucnn.runs.folder import load_data, open_model
 
 console = PlainConsole()
 errors = PlainConsole(stderr=True)
@@ -67,6 +35,24 @@ def say_error(error: Exception | str, kind: str = "") -> None:
     """Print an error with its class on standard error."""
     errors.print(styled((f"{kind or type(error).__name__}: ", "bold red")), end="")
     errors.print(str(error), soft_wrap=True)
+
+
+def write_json(path: Path, results: Any) -> None:
+    """Write results to a JSON file, and print its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    say(f"results are in {path}")
+
+
+def network_or_model(network: str | None, model: Path | None, backend: str, seed: int = 0) -> Model:
+    """Return a named network with fresh weights, lenet by default, or a saved model.
+
+    Raises:
+        ConfigurationError: both are given.
+    """
+    if network is not None and model is not None:
+        raise ConfigurationError("--network and --model both select a network; pass one of them")
+    return open_model(model, backend)[0] if model is not None else by_name(network or "lenet")(seed, backend)
 
 
 def load_data_or_digits(name: str, folder: Path | None) -> Dataset:

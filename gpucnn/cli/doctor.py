@@ -177,9 +177,8 @@ def _gpu_name() -> str:
         return ""
     try:
         query = [program, "--query-gpu=name", "--format=csv,noheader"]
-        return ", ".join(subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.split("\n")).strip(
-            ", "
-        )
+        found = subprocess.run(query, capture_output=True, text=True, timeout=10)
+        return ", ".join(found.stdout.split("\n")).strip(", ")
     except (OSError, subprocess.TimeoutExpired):
         return ""
 

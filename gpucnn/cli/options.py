@@ -8,7 +8,6 @@ import typer
 from gpucnn.runs.folder import DATA_NAMES
 
 BackendName = Annotated[str, typer.Option("--backend", help="auto, numpy, reference, cupy or cupy:N.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Samples per batch, drawn at random.")]
 Data = Annotated[str | None, typer.Option(help=f"{DATA_NAMES}. Default: what the model was trained on.")]
 DataDir = Annotated[Path | None, typer.Option(help="The folder of the data.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, or float16 on a GPU.")]

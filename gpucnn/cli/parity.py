@@ -1,15 +1,12 @@
 """`gpucnn parity`: compare a network on two backends."""
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from gpucnn.cli.common import console, open_model, say
+from gpucnn.cli.common import console, network_or_model, write_json
 from gpucnn.cli.options import Json, NamedNetwork, OtherModel
-from gpucnn.errors import ConfigurationError
-from gpucnn.networks import by_name
 from gpucnn.rng import host_generator
 from gpucnn.testing.parity import parity as compare
 
@@ -26,12 +23,7 @@ def parity(
     output: Json = None,
 ) -> None:
     """Compare every layer's forward and backward pass on two backends; fail if they differ by more than rounding."""
-    if network is not None and model is not None:
-        raise ConfigurationError("--network and --model both select a network; pass one of them")
-    if model is not None:
-        chosen, _ = open_model(model, backend)
-    else:
-        chosen = by_name(network or "lenet")(seed=seed, backend=backend)
+    chosen = network_or_model(network, model, backend, seed)
     rng = host_generator(seed, "parity inputs")
     x = rng.random((batch_size, *chosen.input_shape))
     y = None
@@ -41,10 +33,8 @@ def parity(
     result = compare(chosen, x.astype(chosen.dtype), y, reference=reference)
     console.print(result.table())
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         differences = [asdict(d) | {"agrees": d.agrees} for d in result.differences]
         about = {"backend": result.backend, "reference": result.reference, "dtype": result.dtype}
-        output.write_text(json.dumps(about | {"agrees": result.agrees, "differences": differences}, indent=1) + "\n")
-        say(f"results are in {output}")
+        write_json(output, about | {"agrees": result.agrees, "differences": differences})
     if not result.agrees:
         raise typer.Exit(1)

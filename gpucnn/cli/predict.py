@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from gpucnn.cli.common import console, open_model, say, say_error
+from gpucnn.cli.common import console, say, say_error
 from gpucnn.cli.options import BackendName, Json, SavedModel
 from gpucnn.core.console import styled
 from gpucnn.core.files import write_atomic
@@ -20,6 +20,7 @@ from gpucnn.data.images import centre_digit, is_dark_on_light, read_image
 from gpucnn.errors import ConfigurationError, DataError, NumericError
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
+from gpucnn.runs.folder import check_takes_images, open_model
 
 DIGITS = list("0123456789")
 BAR = 20  # characters, the length of certainty
@@ -74,10 +75,11 @@ def predict(
     centred as in MNIST. The steps that were applied are printed below the image's name.
     """
     if show is not None:
-        _check_picture(show)
+        from gpucnn.plots.canvas import check_name
+
+        check_name(show)
     network, path = open_model(model, backend)
-    if len(network.input_shape) != 3 or network.input_shape[2] not in (1, 3):
-        raise ConfigurationError(f"{path}: takes inputs of shape {network.input_shape}, not greyscale or colour images")
+    check_takes_images(network, path)
     predictions: list[Prediction] = []
     failed: dict[Path, str] = {}
     for file in images:
@@ -97,13 +99,6 @@ def predict(
         _draw(network, predictions, names, show)
     if failed:
         raise typer.Exit(1)
-
-
-def _check_picture(path: Path) -> None:
-    """Reject the file name of a figure before any work is done."""
-    from gpucnn.plots.canvas import check_name
-
-    check_name(path)
 
 
 def predict_file(network: Model, file: Path, invert: bool | None, no_centre: bool) -> Prediction:

@@ -1,15 +1,12 @@
 """`gpucnn profile`: the time of a training step, by layer."""
 
-import json
 from typing import Annotated
 
 import typer
 
-from gpucnn.cli.common import console, open_model, say
+from gpucnn.cli.common import console, network_or_model, write_json
 from gpucnn.cli.options import Json, NamedNetwork, OtherModel
 from gpucnn.engine.profiling import random_batch
-from gpucnn.errors import ConfigurationError
-from gpucnn.networks import by_name
 
 
 def profile(
@@ -21,12 +18,8 @@ def profile(
     output: Json = None,
 ) -> None:
     """Time the forward and backward pass of every layer, with FLOPs, memory and throughput."""
-    if network is not None and model is not None:
-        raise ConfigurationError("--network and --model both select a network; pass one of them")
-    chosen = by_name(network or "lenet")(backend=backend) if model is None else open_model(model, backend)[0]
+    chosen = network_or_model(network, model, backend)
     result = chosen.profile(*random_batch(chosen, batch_size), repeats=repeats)
     console.print(result.table())
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result.as_data(), indent=1) + "\n")
-        say(f"results are in {output}")
+        write_json(output, result.as_data())

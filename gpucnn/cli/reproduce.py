@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from gpucnn.cli.common import RUNS, console, say
+from gpucnn.cli.common import console, say
 from gpucnn.cli.options import BackendName, Dtype, Epochs
 from gpucnn.cli.runs import being_written, make_runs, table
 from gpucnn.core.files import explained, user_path, write_into
 from gpucnn.core.text import duration
 from gpucnn.errors import ConfigurationError
 from gpucnn.runs import reproduction
+from gpucnn.runs.folder import RUNS
 from gpucnn.runs.reproduction import Reproduction
 from gpucnn.runs.statistics import TOTAL_TIME, Runs, summary
 

@@ -1,17 +1,18 @@
 """`gpucnn runs`: train a recipe many times; mean, standard deviation and failed runs."""
 
 import json
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from gpucnn.backends import get_backend
+from gpucnn.backends import Backend, get_backend
 from gpucnn.callbacks.snapshots import Snapshots
-from gpucnn.cli.common import CONFIG, HISTORY, MODEL, RUNS, console, say, working
+from gpucnn.cli.common import console, say, working
 from gpucnn.cli.options import BackendName, Dtype, Epochs
+from gpucnn.core import checks
 from gpucnn.core.console import Part, narrow_table
 from gpucnn.core.files import FolderLock, explained, make_folder, remove_partial, user_path, write_into
 from gpucnn.core.text import duration
@@ -19,7 +20,7 @@ from gpucnn.data.batches import check_epochs
 from gpucnn.datasets import Dataset
 from gpucnn.errors import ConfigurationError
 from gpucnn.runs import reproduction
-from gpucnn.runs.folder import STATISTICS
+from gpucnn.runs.folder import CONFIG, HISTORY, MODEL, RUNS, STATISTICS
 from gpucnn.runs.statistics import TOTAL_TIME, Record, Runs
 from gpucnn.saving.model_file import to_bytes
 from gpucnn.training.checkpoints import Checkpoints
@@ -79,8 +80,7 @@ def make_runs(
         ConfigurationError: `on_defect` is not a known word.
         CheckpointError: the folder contains runs with other settings.
     """
-    if on_defect not in ON_DEFECT:
-        raise ConfigurationError(f"--on-defect must be one of {', '.join(ON_DEFECT)}, not {on_defect!r}")
+    checks.one_of(on_defect, "--on-defect", ON_DEFECT)
     chosen = get_backend(backend)
     settings = {
         "recipe": name,
@@ -89,59 +89,68 @@ def make_runs(
         "dtype": dtype,
         "on_defect": on_defect,
     }
-    made = Runs(folder / STATISTICS, settings)
+    made, long = Runs(folder / STATISTICS, settings), reproduction.by_name(name).long
     missing = made.missing_seeds(count)
     if len(missing) < count:
         say(f"{count - len(missing)} of {count} runs are already in {made.path}")
-    if missing and data is None:
-        data = reproduction.load_dataset(name)
-    if missing and reproduction.by_name(name).long:
+    if missing and long:
         say("  validated on the test set after each epoch, as published")
-
-    def checkpoints_of(seed: int) -> Checkpoints:
-        return Checkpoints(folder / f"seed-{seed}")
+    loaded = reproduction.load_dataset(name) if missing and data is None else data
 
     def run(seed: int) -> Record:
-        assert data is not None
-        long = reproduction.by_name(name).long
-        options: dict[str, Any] = {
-            "backend": chosen,
-            "epochs": epochs,
-            "dtype": dtype,
-            "verbose": "auto" if long else 0,
-        }
-        if long and on_defect != "restart":
-            options["checkpoints"] = checkpoints_of(seed)
-        if seed == 0:
-            options["callbacks"] = [Snapshots(folder)]
-        said = f"{name}, seed {seed}: {missing.index(seed) + 1} of {len(missing)}"
-        with nullcontext() if long else working(said):
-            if on_defect == "restart":
-                model, history, record = reproduction.run_with_restarts(name, seed, data, **options)
-            else:
-                model, history, record = reproduction.run(name, seed, data, on_defect=on_defect, **options)
-        say(*_summary_line(seed, record))
-        if long:
-            say(_milestones(record))
-        if seed == 0:
-            described = json.dumps(settings | {"seed": seed, "data": data.name, "validate_on_test": long}) + "\n"
-            with explained(folder / MODEL):
-                write_into(folder, MODEL, to_bytes(model))
-                write_into(folder, HISTORY, history.to_bytes())
-                write_into(folder, CONFIG, described.encode())
-        return record
+        assert loaded is not None
+        status = working(f"{name}, seed {seed}: {missing.index(seed) + 1} of {len(missing)}")
+        return _run(settings, seed, loaded, folder, chosen, nullcontext() if long else status)
 
     remove_partial(folder)
     made.run_missing(count, run)
     for record in made.records:
-        checkpoints_of(record["seed"]).clear()  # its record is saved by now; the best model of a long run stays
+        _checkpoints(folder, record["seed"]).clear()  # its record is saved by now; the best model of a long run stays
     return made
+
+
+def _checkpoints(folder: Path, seed: int) -> Checkpoints:
+    return Checkpoints(folder / f"seed-{seed}")
+
+
+def _run(
+    settings: dict[str, Any],
+    seed: int,
+    data: Dataset,
+    folder: Path,
+    backend: Backend,
+    status: AbstractContextManager[Any],
+) -> Record:
+    """Train and test a recipe with a seed, print the results, and return them; the model of seed 0 is saved."""
+    name, on_defect, long = settings["recipe"], settings["on_defect"], reproduction.by_name(settings["recipe"]).long
+    options: dict[str, Any] = {"backend": backend, "epochs": settings["epochs"], "dtype": settings["dtype"]}
+    options |= {"callbacks": [Snapshots(folder)] if seed == 0 else [], "verbose": "auto" if long else 0}
+    if long and on_defect != "restart":
+        options["checkpoints"] = _checkpoints(folder, seed)
+    with status:
+        if on_defect == "restart":
+            model, history, record = reproduction.run_with_restarts(name, seed, data, **options)
+        else:
+            model, history, record = reproduction.run(name, seed, data, on_defect=on_defect, **options)
+    say(*_summary_line(seed, record))
+    if long:
+        say(_milestones(record))
+    if seed == 0:
+        described = json.dumps(settings | {"seed": seed, "data": data.name, "validate_on_test": long}) + "\n"
+        with explained(folder / MODEL):
+            write_into(folder, MODEL, to_bytes(model))
+            write_into(folder, HISTORY, history.to_bytes())
+            write_into(folder, CONFIG, described.encode())
+    return record
 
 
 def _summary_line(seed: int, record: Record) -> list[Part]:
     """Return a run's results as the parts of a line."""
+    from gpucnn.plots.canvas import evenly_spaced
+
     numbers, defect = record["numbers"], record["defect"]
-    epochs = " → ".join(f"{100 * share:.2f}" for share in thin_out(numbers["training accuracy"]))
+    accuracies = numbers["training accuracy"]
+    epochs = " → ".join(f"{100 * accuracies[epoch]:.2f}" for epoch in evenly_spaced(len(accuracies), 5))
     restarts = f", after {len(record['restarts'])} restarts" if record.get("restarts") else ""
     parts: list[Part] = [f"seed {seed}: {epochs} %, test ", (f"{100 * numbers['test accuracy']:.2f} %", "bold")]
     parts.append(f", {numbers[TOTAL_TIME]:.1f} s{restarts}")
@@ -157,13 +166,6 @@ def _milestones(record: Record) -> str:
         if f"time to {level:.0%} (s)" in numbers
     ]
     return f"  test accuracy reached {', '.join(reached)}" if reached else "  no accuracy milestone was reached"
-
-
-def thin_out(values: list[float], most: int = 5) -> list[float]:
-    """Return at most `most` evenly spaced items of a list, with the first and the last."""
-    if len(values) <= most:
-        return values
-    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
 
 
 def table(title: str, headings: list[str], caption: str | None = None) -> Table:

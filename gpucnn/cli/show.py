@@ -1,30 +1,30 @@
 """`gpucnn show`: figures of a run or of augmented images, one command each."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from gpucnn.callbacks.defects import DEFECTS, load_report
 from gpucnn.callbacks.snapshots import load_snapshots
-from gpucnn.cli.common import (
+from gpucnn.cli.common import load_data_or_digits, say
+from gpucnn.cli.options import BackendName, Data, DataDir, Output, Run
+from gpucnn.errors import ConfigurationError
+from gpucnn.runs.folder import (
     DATA_NAMES,
     MODEL,
+    STATISTICS,
+    beside,
+    check_takes_images,
     dataset_of,
     dataset_title,
     find_model,
-    load_data_or_digits,
     open_model,
+    predict_test_set,
+    read_history,
     run_config,
-    say,
 )
-from gpucnn.cli.options import BackendName, Data, DataDir, Output, Run
-from gpucnn.errors import ConfigurationError
-from gpucnn.runs.folder import STATISTICS, beside, check_takes_images, predict_test_set, read_history
 from gpucnn.runs.statistics import Runs
-
-if TYPE_CHECKING:
-    from gpucnn.model import Model
 
 show = typer.Typer(
     help="Plot filters, feature maps, curves and mistakes of a run, or augmented images.", no_args_is_help=True
@@ -58,7 +58,7 @@ def filters(
         weights = snapshots[epoch]
         name = layer or next(iter(weights)).removesuffix(".weight")
         plots.filters(weights, layer, title=f"{name}, epoch {epoch}", path=target)
-    _print_path(target)
+    say(str(target))
 
 
 @show.command()
@@ -81,7 +81,7 @@ def filters_by_epoch(
         plots.animate_filters(snapshots, target, layer, channel=channel)
     else:
         plots.filters_by_epoch(snapshots, layer, channel=channel, path=target)
-    _print_path(target)
+    say(str(target))
 
 
 @show.command()
@@ -97,18 +97,17 @@ def feature_maps(
 ) -> None:
     """Plot the feature maps of an image in each layer, and its class probabilities."""
     from gpucnn import plots
+    from gpucnn.cli.predict import predict_file
 
     if image is not None and index is not None:
         raise ConfigurationError(f"--image {image} and --index {index} name two images; pass one of them")
     network, path = open_model(run, backend)
+    index = index or 0
+    target = _target(path, output, "feature-maps", image.stem if image is not None else str(index))
+    check_takes_images(network, path)
     if image is not None:
-        check_takes_images(network, path)
-        pixels, title = _read(network, image), f"{image.name} in {network.name}"
-        target = _target(path, output, "feature-maps", image.stem)
+        pixels, title = predict_file(network, image, None, False).pixels, f"{image.name} in {network.name}"
     else:
-        index = 0 if index is None else index
-        target = _target(path, output, "feature-maps", str(index))
-        check_takes_images(network, path)
         dataset = dataset_of(network, path, data, data_dir)
         _, (images, labels) = dataset
         if not 0 <= index < len(images):
@@ -118,7 +117,7 @@ def feature_maps(
         pixels = images[index]
         title = f"test image {index} ({dataset.class_names[labels[index]]}) in {network.name}"
     plots.feature_maps(network, pixels, max_maps=count, title=title, path=target)
-    _print_path(target)
+    say(str(target))
 
 
 @show.command()
@@ -130,7 +129,7 @@ def history(run: Run = None, output: Output = None) -> None:
     target = _target(path, output, "history")
     test = run_config(path).get("test")
     plots.history(read_history(path), target, test=test if _is_numbers(test) else None)
-    _print_path(target)
+    say(str(target))
 
 
 @show.command()
@@ -144,7 +143,7 @@ def confusion(
     target = _target(path, output, "confusion")
     test = predict_test_set(network, path, data, data_dir)
     plots.confusion(plots.confusion_matrix(test.labels, test.probabilities), test.names, path=target)
-    _print_path(target)
+    say(str(target))
 
 
 @show.command()
@@ -163,7 +162,7 @@ def mistakes(
     target = _target(path, output, "mistakes")
     test = predict_test_set(network, path, data, data_dir)
     plots.mistakes(test.images, test.labels, test.probabilities, test.names, count, path=target)
-    _print_path(target)
+    say(str(target))
 
 
 @show.command()
@@ -180,14 +179,14 @@ def histograms(
 
     path = find_model(run)
     target = _target(path, output, "histograms", None if seed is None else f"seed-{seed}")
-    drawn = [_distributions(path, seed)] if compare is None else []
+    drawn = [_distributions(path, seed)]
     if compare is not None:
-        drawn = [_distributions(path, seed), _distributions(find_model(compare), None)]
+        drawn.append(_distributions(find_model(compare), None))
     elif (path.parent / STATISTICS).is_file():
         drawn += _successful_run(path.parent, drawn[0][0])
     names, values = zip(*drawn, strict=True)
     plots.histograms(*values, names=names, path=target)
-    _print_path(target)
+    say(str(target))
 
 
 def _distributions(path: Path, seed: int | None) -> tuple[str, dict[str, Any]]:
@@ -278,7 +277,7 @@ def augment(
     picked = images[_of_each_class(labels.tolist(), count)]
     title = f"{dataset_title(dataset)}{f', {network}' if network else ''}: {', '.join(map(repr, chosen))}"
     plots.augmented(picked, chosen, epochs, seed=seed, title=title, path=output)
-    _print_path(output)
+    say(str(output))
 
 
 def _of_each_class(labels: list[int], count: int) -> list[int]:
@@ -300,17 +299,6 @@ def _target(path: Path, output: Path | None, *words: str | None, also: tuple[str
         return output
     prefix = [] if path.name == MODEL else [path.stem]
     return beside(path, f"{'-'.join([*prefix, *filter(None, words)])}.png")
-
-
-def _print_path(target: Path) -> None:
-    say(str(target))
-
-
-def _read(network: "Model", image: Path) -> Any:
-    """Return an image file as `gpucnn predict` preprocesses it."""
-    from gpucnn.cli.predict import predict_file
-
-    return predict_file(network, image, None, False).pixels
 
 
 def _is_numbers(values: Any) -> bool:

@@ -4,10 +4,11 @@ from typing import Annotated
 
 import typer
 
-from gpucnn.cli.common import dataset_of, dataset_title, open_model, say
+from gpucnn.cli.common import say
 from gpucnn.cli.options import BackendName, Data, DataDir, Run
 from gpucnn.core.text import printable
 from gpucnn.data.tta import NAMES, check_tta
+from gpucnn.runs.folder import dataset_of, dataset_title, open_model
 
 
 def test(

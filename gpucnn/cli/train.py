@@ -12,20 +12,7 @@ from gpucnn import networks
 from gpucnn.callbacks import Callback, EarlyStopping
 from gpucnn.callbacks.defects import TrainingMonitor
 from gpucnn.callbacks.snapshots import Snapshots
-from gpucnn.cli.common import (
-    CONFIG,
-    DATA_NAMES,
-    HISTORY,
-    MODEL,
-    RUNS,
-    dataset_title,
-    describe_backend,
-    load_data,
-    load_data_or_digits,
-    run_config,
-    say,
-    warnings_shown,
-)
+from gpucnn.cli.common import describe_backend, load_data_or_digits, say, warnings_shown
 from gpucnn.cli.options import BackendName, DataDir, Dtype, Epochs
 from gpucnn.cli.parts import Parts, check_kept, checked, parts_of
 from gpucnn.core.files import (
@@ -44,7 +31,20 @@ from gpucnn.datasets import Dataset
 from gpucnn.errors import CheckpointError, ConfigurationError, NumericError
 from gpucnn.layers import Normalization
 from gpucnn.model import Model
-from gpucnn.runs.folder import is_unfinished, remember_data, resume_command, validated_on_test
+from gpucnn.runs.folder import (
+    CONFIG,
+    DATA_NAMES,
+    HISTORY,
+    MODEL,
+    RUNS,
+    dataset_title,
+    is_unfinished,
+    load_data,
+    remember_data,
+    resume_command,
+    run_config,
+    validated_on_test,
+)
 from gpucnn.runs.reproduction import PROBE
 from gpucnn.saving.model_file import to_bytes
 from gpucnn.schedules import Schedule
@@ -52,6 +52,7 @@ from gpucnn.training.checkpoints import BEST, Checkpoints, position_of
 from gpucnn.training.history import History
 from gpucnn.version import __version__
 
+Results = tuple[Model, History, dict[str, Any], tuple[Snapshots, TrainingMonitor]]
 OVERRIDABLE = ("run_dir", "resume", "backend", "data_dir", "epochs")  # options that may be given with --resume
 
 NetworkName = Annotated[str, typer.Option(help=f"One of {', '.join(networks.NETWORKS)}.")]
@@ -125,18 +126,7 @@ def train(
     if resume:
         if folder is None:
             raise ConfigurationError("--resume needs --run-dir, the folder of the interrupted run")
-        given = {name: value for name, value in options.items() if name in OVERRIDABLE and _is_given(context, name)}
-        # checked before the lock: it must not be created in a folder that is not a run's
-        every = (options | _resume_settings(context, folder))["checkpoint_every"]
-        with (checkpoints := Checkpoints(folder, every_seconds=every)).writing():
-            settings = _resume_settings(context, folder)  # again, now that no other process can change them
-            remove_partial(folder)
-            if "test" in settings and not _is_longer(folder, settings, given.get("epochs")):
-                checkpoints.clear(keep=1)  # if it was killed just before that
-                return
-            before = {name: value for name, value in settings.items() if name not in ("test", "best")}
-            settings = options | before | given
-            _train(settings, *_prepared(settings), checkpoints, resume=True)
+        _resume(context, folder, options)
         return
     if folder is not None:
         check_unused(folder)
@@ -146,6 +136,22 @@ def train(
     with (checkpoints := Checkpoints(folder, every_seconds=options["checkpoint_every"])).writing():
         check_unused(folder)  # again, now that no other process can write to it
         _train(options, model, parts, checkpoints, resume=False)
+
+
+def _resume(context: typer.Context, folder: Path, options: dict[str, Any]) -> None:
+    """Continue an interrupted run with its own settings, or a finished one for more epochs."""
+    given = {name: value for name, value in options.items() if name in OVERRIDABLE and _is_given(context, name)}
+    # checked before the lock: it must not be created in a folder that is not a run's
+    every = (options | _resume_settings(context, folder))["checkpoint_every"]
+    with (checkpoints := Checkpoints(folder, every_seconds=every)).writing():
+        settings = _resume_settings(context, folder)  # again, now that no other process can change them
+        remove_partial(folder)
+        if "test" in settings and not _is_longer(folder, settings, given.get("epochs")):
+            checkpoints.clear(keep=1)  # if it was killed just before that
+            return
+        before = {name: value for name, value in settings.items() if name not in ("test", "best")}
+        settings = options | before | given
+        _train(settings, *_prepared(settings), checkpoints, resume=True)
 
 
 def _is_longer(folder: Path, settings: dict[str, Any], epochs: float | None) -> bool:
@@ -205,8 +211,8 @@ def _prepared(options: dict[str, Any]) -> tuple[Model, Parts]:
     model = make(options["seed"], options["backend"], input_shape=shape, num_classes=classes, dtype=options["dtype"])
     model.class_names = dataset.class_names
     assert model.recipe is not None
-    if model.recipe.data != dataset.name:
-        _adapt(model, images)
+    if model.recipe.data != dataset.name and isinstance(model.layers[0], Normalization):
+        model.layers[0].adapt(images)
     if options["learning_rate"] is not None:
         model.optimizer.learning_rate = _with_rate(model.optimizer.learning_rate, options["learning_rate"])
     return model, parts
@@ -266,7 +272,8 @@ def _train(options: dict[str, Any], model: Model, parts: Parts, checkpoints: Che
         message = f"{error}{saved}. `gpucnn show histograms` plots the final weights and gradients"
         raise NumericError(message, error.step, error.layer, error.direction) from error
     settings |= {"best": checkpoints.best, "test": model.evaluate(*parts.test)}
-    _write_run(folder, checkpoints, model, history, settings, (snapshots, monitor))
+    results = model, history, settings, (snapshots, monitor)
+    _write_run(folder, checkpoints, results)
     checkpoints.clear(keep=1)  # from which more epochs can go on
     _print_result(folder, settings, f"{len(parts.test[0]):,} images ({dataset_title(dataset)})", monitor)
 
@@ -341,12 +348,6 @@ def _data_for(make: Any, data: str | None, folder: Path | None) -> Dataset:
     return load_data(data, folder, image_size=template.input_shape[:2])
 
 
-def _adapt(model: Model, images: Any) -> None:
-    """Compute the statistics of a leading `Normalization` from data other than the recipe's."""
-    if isinstance(model.layers[0], Normalization):
-        model.layers[0].adapt(images)
-
-
 def _with_rate(schedule: Schedule | float, rate: float) -> Schedule | float:
     """Return the schedule with another peak learning rate."""
     if not isinstance(schedule, Schedule):
@@ -367,21 +368,14 @@ def _write_config(folder: Path, settings: dict[str, Any]) -> None:
         write_into(folder, CONFIG, (json.dumps(settings, indent=1) + "\n").encode())
 
 
-def _write_run(
-    folder: Path,
-    checkpoints: Checkpoints,
-    model: Model,
-    history: History,
-    settings: dict[str, Any],
-    monitors: tuple[Snapshots, TrainingMonitor],
-) -> None:
+def _write_run(folder: Path, checkpoints: Checkpoints, results: Results) -> None:
     """Write the results to the run folder; if that fails, save the trained model elsewhere.
 
     Raises:
         CheckpointError: they could not be written there; says where they are.
     """
     try:
-        _write_results(folder, model, history, settings, monitors)
+        _write_results(folder, *results)
     except CheckpointError as error:
         if checkpoints.end_is_saved:
             raise CheckpointError(
@@ -392,7 +386,7 @@ def _write_run(
         try:
             if other is None:
                 raise error
-            _write_results(other, model, history, settings, monitors)
+            _write_results(other, *results)
         except CheckpointError as again:
             raise CheckpointError(
                 f"{error}; nor could it be written anywhere else ({again}), so the trained model is lost"

@@ -169,7 +169,7 @@ TIMES = ("step_seconds", "epoch_seconds", "training_seconds", "validation_second
 
 
 class StatisticsTracker:
-    """Times and accuracies of a network's runs, in a JSON file that grows by one run a training.
+    """Times and accuracies of a network's runs, in a JSON file that grows by one entry per training run.
 
     The averages over all runs of the file are written into a .txt beside it.
 
@@ -180,7 +180,7 @@ class StatisticsTracker:
     def __init__(self, name: str, json_path: str | os.PathLike[str]) -> None:
         self.name, self.path = name, _portable(json_path)
         self.run: dict[str, Any] = {}
-        self.runs()  # a damaged file, or no folder, is better found before a training than after it
+        self.runs()  # a damaged file, or no folder, is better found before training than after it
         if not self.path.parent.is_dir():
             raise DataError(f"{self.path}: there is no folder {self.path.parent}; make it, or name another file")
 
@@ -200,7 +200,7 @@ class StatisticsTracker:
         return runs
 
     def add_training(self, logs: Sequence[dict[str, float]], steps: int) -> None:
-        """Begin a run with what each epoch of a training gave; `steps` is their number in all."""
+        """Begin a run with the logs of each epoch; `steps` is the number of steps in all."""
         seconds = [log["seconds"] for log in logs]
         self.run = {
             "started": datetime.now().isoformat(),
@@ -215,7 +215,7 @@ class StatisticsTracker:
         self._write()
 
     def add_validation(self, scores: dict[str, float], seconds: float) -> None:
-        """Add a validation to the run; without a training there is none to add it to."""
+        """Add a validation to the run, if there is one."""
         if not self.run:
             return
         self.run |= {
@@ -360,7 +360,7 @@ class Model:
                     f"{before} before it gives {given}; write {item.call(given)}"
                 )
         chosen = optimizer.new() if isinstance(optimizer, OptimizerSGD) else optimizer
-        network.compile(chosen, loss, [accuracy], jit=False)  # a step that is looked into is not recorded
+        network.compile(chosen, loss, [accuracy], jit=False)  # a step that is inspected cannot be replayed
         return network
 
 
@@ -381,7 +381,7 @@ class _Network(gpucnn.Model):
 
 
 class _Decay(Callback):
-    """Sets the rate of the step that comes; a second training goes on where the first ended."""
+    """Sets the rate of the step that comes; a second training run continues where the first ended."""
 
     def __init__(self, settings: OptimizerSGD) -> None:
         self.settings = settings

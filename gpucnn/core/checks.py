@@ -122,7 +122,10 @@ def positive(value: Any, name: str) -> float:
 
 def flag(value: Any, name: str) -> bool:
     """Return True or False, or raise ConfigurationError: 1, "yes" and a number put in the wrong place are not flags."""
-    if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):  # NumPy's own is no subclass of Python's
+    if isinstance(value, bool) or type(value).__name__ in (
+        "bool",
+        "bool_",
+    ):  # NumPy's own is not a subclass of Python's
         return bool(value)
     raise ConfigurationError(f"{name} must be True or False, not {shown(value)}")
 

@@ -1,12 +1,12 @@
 """Objects described by their constructor arguments: their repr, and conversion to and from plain data.
 
-A setting that is assigned later passes the constructor's checks again, and a name that does not exist is refused:
-what a user sets is obeyed or refused, never ignored.
+An attribute that is assigned later is checked as in the constructor, and one that does not exist is rejected: a
+setting is never ignored.
 
 Layers, losses, optimizers, schedules and initializers all derive from `Configurable`. Every constructor argument
-becomes an attribute of the same name; in return `repr(layer)` is the call that makes it, `layer.config()` is plain
-data that fits into a JSON file, and `Layer.from_config(data)` makes the layer anew. A file can name only what is
-registered in the family it is read for: it never holds an import path.
+becomes an attribute of the same name, so `repr(layer)` is the call that constructs it, `layer.config()` is plain data
+for a JSON file, and `Layer.from_config(data)` constructs an equal layer. A file can name only classes that are
+registered in the expected family: it never contains an import path.
 """
 
 import functools
@@ -19,24 +19,24 @@ from gpucnn.core.checks import shown
 from gpucnn.core.hints import MEMBERS, REMEDIES, hinted, nearest
 from gpucnn.errors import ArgumentError, ConfigurationError, UnknownNameError
 
-SAME = "same"  # stands where the name of a class would, for an object that was described before
+SAME = "same"  # in place of the class name, for an object that was described before
 OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 MAX_DEPTH = 64  # of nested descriptions; far beyond any real network, far below Python's recursion limit
 
 
 def snake_case(class_name: str) -> str:
-    """Return the word users write for a class: `MaxPool2D` → `max_pool2d`, `ReLU` → `relu`."""
+    """Return the name of a class as users write it: `MaxPool2D` → `max_pool2d`, `ReLU` → `relu`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", class_name.replace("ReLU", "Relu")).lower()
 
 
 class Closed:
-    """Base of objects whose attributes are known: one that does not exist cannot be set, and the error names a remedy.
+    """Base of objects with a fixed set of attributes: setting any other raises an error with a remedy.
 
-    Names that begin with an underscore are the object's own affair, and custom classes may have any. Where the
-    attributes are made in `__init__`, that says when it is through, by `_settled`.
+    Private attributes, and those of custom classes, are exempt. A class that creates its attributes in `__init__` sets
+    `_settled` at its end.
     """
 
-    #: attributes that are changed by a call, and which
+    #: attributes that only a call can change, and which call
     changed_by: ClassVar[dict[str, str]] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -57,7 +57,7 @@ def unknown_attribute(held_by: object, name: str) -> UnknownNameError:
     """Return the error for an attribute that an object does not have, with the one that was meant or a remedy."""
     known = [word for word in (*vars(held_by), *dir(type(held_by))) if not word.startswith("_")]
     near = "" if name in REMEDIES else nearest(name, known, held_by)
-    hint = REMEDIES.get(name) or (f"did you mean {near}?" if near else "nothing would look at it")
+    hint = REMEDIES.get(name) or (f"did you mean {near}?" if near else "it would have no effect")
     return UnknownNameError(f"{type(held_by).__name__} has no attribute {name!r} that could be set; {hint}")
 
 
@@ -65,17 +65,17 @@ class Configurable:
     """Base of every object that is described by its constructor arguments.
 
     A direct subclass that names its `family` opens a registry; every class below it is registered by its name. In a
-    description the family's name with a capital letter is the key of the class, which no argument can be called:
+    description the capitalized name of the family is the key of the class, which cannot be an argument's name:
     `{"Layer": "Conv2D", "filters": 6, "kernel_size": 5}`.
     """
 
     family: ClassVar[str] = ""
     registry: ClassVar[dict[str, type[Any]]] = {}
 
-    #: attributes that another library would obey, which cannot be set on objects of custom classes either
+    #: attributes of other libraries, which cannot be set on objects of custom classes either
     foreign: ClassVar[tuple[str, ...]] = ()
 
-    #: arguments that files from before a renaming hold, by their old name; and the old names of the class
+    #: the new names of renamed arguments, by the old names in older files; and the old names of the class
     renamed: ClassVar[dict[str, str]] = {}
     former_names: ClassVar[tuple[str, ...]] = ()
 
@@ -96,7 +96,7 @@ class Configurable:
         if family:
             cls.family, cls.registry = family, {}
             return
-        if cls.__name__.startswith("_"):  # a base that others share, not a thing to make
+        if cls.__name__.startswith("_"):  # a shared base class
             return
         known = cls.registry.get(cls.__name__)
         if known is not None and known.__module__.startswith("gpucnn."):
@@ -113,7 +113,7 @@ class Configurable:
 
     @classmethod
     def _arguments(cls) -> dict[str, inspect.Parameter]:
-        """Return the arguments of the constructor by name, with those that its `**` passes on to the class above."""
+        """Return the arguments of the constructor by name, with those that its `**` passes on to its base class."""
         if "_signature" not in vars(cls):
             cls._signature, cls._passed_on = dict(inspect.signature(cls).parameters), frozenset()
             if any(argument.kind is argument.VAR_KEYWORD for argument in cls._signature.values()):
@@ -125,7 +125,7 @@ class Configurable:
         return cls._signature
 
     def _described(self) -> dict[str, Any]:
-        """Return the arguments by name, with what they are; of those that were passed on, the ones that were given.
+        """Return the arguments and their values; of those that were passed on to the base class, only the ones given.
 
         Raises:
             ConfigurationError: a custom class does not keep an argument as an attribute.
@@ -148,12 +148,12 @@ class Configurable:
         super().__setattr__(name, value)
 
     def _admitted(self, name: str, value: Any) -> Any:
-        """Return what an attribute is set to once the object is made: a setting as the constructor would keep it.
+        """Return the value to assign to an attribute: that of an argument as the constructor stores it.
 
-        Objects of custom classes take any attribute but those that another library would obey.
+        Objects of custom classes take any attribute except those of other libraries in `foreign`.
 
         Raises:
-            ConfigurationError: there is no such attribute, or the constructor would not take the value.
+            ConfigurationError: there is no such attribute, or the constructor rejects the value.
         """
         ours = is_ours(self)
         if not (name in vars(self) or hasattr(type(self), name)):
@@ -167,9 +167,9 @@ class Configurable:
     def config(self, seen: dict[int, int] | None = None) -> dict[str, Any]:
         """Return this object as plain data: its class and the arguments that differ from their defaults.
 
-        An object that stands in several places is described once; its other places say `{"Layer": "same", "as": n}`,
-        n being its number among all that are described, those inside before the one around them. `seen` holds these
-        numbers by identity and is left out by callers.
+        An object that occurs several times is described once, and later as `{"Layer": "same", "as": n}`, where n is its
+        number among all described objects, inner ones before outer ones. `seen` holds these numbers by identity;
+        callers omit it.
         """
         seen = {} if seen is None else seen
         if id(self) in seen:
@@ -216,7 +216,7 @@ class Configurable:
 
     @classmethod
     def _renamed(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Return a description with the names that its class and arguments have now, whenever it was written."""
+        """Return a description with the current names of its class and arguments."""
         family = cls.family.capitalize()
         former = {name: kind.__name__ for kind in cls.registry.values() for name in kind.former_names}
         name = former.get(data[family], data[family])
@@ -233,7 +233,7 @@ class Configurable:
 
     @classmethod
     def resolve(cls, value: Any) -> Self:
-        """Return `value` itself if it is of this family, or make the one that a word names (`"he_normal"`)."""
+        """Return `value` itself if it is of this family, or construct the one with that name (`"he_normal"`)."""
         if isinstance(value, cls):
             return value
         if not isinstance(value, str):
@@ -249,12 +249,12 @@ class Configurable:
 
     @classmethod
     def choose(cls, value: Any, what: str, name: str, method: str) -> Self:
-        """Return what `resolve` does for an argument of `compile`; the error says what custom classes need.
+        """Do what `resolve` does for an argument of `compile`; the error explains how to write a custom class.
 
         Arguments:
-            what: begins the error, such as "loss must be a loss".
-            name: one that exists.
-            method: what custom classes must have, and what it returns.
+            what: the beginning of the error, such as "loss must be a loss".
+            name: an example.
+            method: the method that custom classes must define, and what it returns.
         """
         if isinstance(value, cls | str):
             return cls.resolve(value)
@@ -336,7 +336,7 @@ def with_current_names(value: Any) -> Any:
 
 
 def _check_plain(what: str, plain: Any) -> None:
-    """Refuse what JSON cannot hold, such as a function, before a file is begun."""
+    """Reject what JSON cannot represent, such as a function, before a file is written."""
     if isinstance(plain, list | dict):
         for item in plain.values() if isinstance(plain, dict) else plain:
             _check_plain(what, item)

@@ -1,7 +1,7 @@
 """Atomic writes, which no interruption leaves half done; and locks of folders that one process writes to.
 
 A file whose path a user gives is written where that path leads: through symbolic links, with the mode that it has or
-the umask gives, and straight into what is no regular file, such as `/dev/stdout` or a named pipe. A file that the
+the umask gives, and straight into what is not a regular file, such as `/dev/stdout` or a named pipe. A file that the
 package names itself, within a folder that may come from a stranger, is never written through a link.
 """
 
@@ -385,7 +385,7 @@ class FolderLock:
         )
 
     def holder(self) -> str:
-        """Return who holds the lock, in words."""
+        """Return who holds the lock, as text."""
         try:
             return read_regular(self.path, 4096).decode(errors="replace").strip() or "another process"
         except (OSError, CheckpointError):

@@ -1,17 +1,17 @@
-"""What a forked child begins anew: it has one thread, and what others held in the parent nobody gives back there."""
+"""Reset after a fork: the child has one thread, and locks that other threads held would never be released there."""
 
 import os
 import threading
 import weakref
 from collections.abc import Callable
 
-# Not a WeakSet: it would call Python when a lock goes, and an interrupt there is lost.
+# Not a WeakSet: its finalizers run Python code, in which an interrupt would be lost.
 _locks: "list[weakref.ref[threading.Lock]]" = []
 _adding, _room = threading.Lock(), 64
 
 
 def lock() -> threading.Lock:
-    """Return a lock that is free in a forked child, whoever held it in the parent."""
+    """Return a lock that is released in a forked child, even if it was held in the parent."""
     global _room
     made = threading.Lock()
     with _adding:
@@ -23,12 +23,12 @@ def lock() -> threading.Lock:
 
 
 def locks() -> list[threading.Lock]:
-    """Return all of them that there are."""
+    """Return all locks that still exist."""
     return [lock for lock in (other() for other in _locks) if lock is not None]
 
 
 def in_child(function: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a function that a forked child calls before anything else, after those decorated earlier."""
+    """Decorate a function to be called in a forked child, after those decorated earlier."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=function)
     return function

@@ -1,4 +1,4 @@
-"""What to write instead: names of other libraries, and names that are nearly right."""
+"""Hints for wrong names: those of other libraries, former names, and misspellings."""
 
 import difflib
 import functools
@@ -12,11 +12,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _by_other_name(**names: str) -> dict[str, str]:
-    """Return the names of here by each of the other names."""
+    """Return gpucnn's names by each of the other names."""
     return {other: name for name, others in names.items() for other in others.split()}
 
 
-#: arguments, and what other libraries call them; what they were called here before, each class says by `renamed`
+#: arguments, and their names in other libraries; former names of gpucnn are in `renamed` of each class
 ARGUMENTS = _by_other_name(
     beta1="beta_1 betas",
     beta2="beta_2",
@@ -45,27 +45,27 @@ ARGUMENTS = _by_other_name(
     weight_initializer="kernel_initializer",
 )
 
-#: arguments, attributes and classes that do not exist here, and what does the same
+#: arguments, attributes and classes that do not exist here, and their equivalents
 REMEDIES = {
     "Activation": "write the function itself as a layer, such as layers.ReLU()",
     "Input": "pass input_shape to gpucnn.Model(layers, input_shape)",
     "InputLayer": "pass input_shape to gpucnn.Model(layers, input_shape)",
     "Rescaling": "uint8 images count as 0 … 1 without a layer; layers.Normalization scales anything else",
     "Sequential": "gpucnn.Model([…], input_shape) takes the layers in order",
-    "activation": "put the activation behind it as a layer of its own, such as layers.ReLU()",
-    "amsgrad": "there is no such variant here",
-    "bias_initializer": "a bias begins at 0; assign layer.bias.value once the model is made",
+    "activation": "add the activation after it as a layer, such as layers.ReLU()",
+    "amsgrad": "this variant is not implemented",
+    "bias_initializer": "biases start at 0; assign layer.bias.value after the model is constructed",
     "data_format": "images are (N, H, W, C)",
     "dtype": "pass it to Model(…, dtype=…)",
-    "in_channels": "the channels of the input are found by Model(layers, input_shape)",
+    "in_channels": "Model(layers, input_shape) infers the channels of the input",
     "in_features": "the features of the input are found by Model(layers, input_shape)",
     "inplace": "leave it out",
     "input_dim": "pass input_shape to Model(layers, input_shape)",
     "input_shape": "pass it to Model(layers, input_shape)",
     "kernel_regularizer": "pass weight_decay to the optimizer",
     "params": "an optimizer is given to model.compile, which tells it the parameters",
-    "requires_grad": "model.freeze(…) and model.unfreeze(…) say by name what is trained",
-    "trainable": "model.freeze(…) and model.unfreeze(…) say by name what is trained",
+    "requires_grad": "model.freeze(…) and model.unfreeze(…) select by name what is trained",
+    "trainable": "model.freeze(…) and model.unfreeze(…) select by name what is trained",
 }
 
 #: what custom classes once declared under another name, by family
@@ -137,7 +137,7 @@ def no_such_attribute(held_by: Any, name: str) -> AttributeError:
 
 
 def misfit(label: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Return what is wrong with the arguments of a call, and what to write instead; "" if they fit.
+    """Return the error in the arguments of a call, with the remedy; "" if they are valid.
 
     The first of the arguments is `self`.
     """

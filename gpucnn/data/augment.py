@@ -145,7 +145,7 @@ class Translate(Augmentation):
     effect = "translates"
 
     def __init__(self, pixels: int) -> None:
-        self.pixels = _positive(pixels, "Translate: pixels")
+        self.pixels = checks.integer(pixels, "Translate: pixels", minimum=1)
 
     def check(self, image_shape: tuple[int, ...]) -> None:
         """Reject images that are too small to be reflected so far."""
@@ -188,12 +188,7 @@ class RandomCrop(Augmentation):
     def __init__(
         self, size: int | tuple[int, int] | None = None, padding: int = 4, mode: str = "zeros", fill: int = 0
     ) -> None:
-        if isinstance(size, list | tuple):
-            if len(size) != 2:
-                raise ConfigurationError(f"RandomCrop: size must be a number of pixels or a pair of them, not {size!r}")
-            size = _positive(size[0], "RandomCrop: size"), _positive(size[1], "RandomCrop: size")
-        elif size is not None:
-            size = _positive(size, "RandomCrop: size")
+        size = None if size is None else checks.integer_or_pair(size, "RandomCrop: size")
         self.size, self.padding = size, checks.integer(padding, "RandomCrop: padding", minimum=0)
         self.mode = checks.one_of(mode, "RandomCrop: mode", ("zeros", "reflect"))
         self.fill = _pixel(fill, "RandomCrop: fill")
@@ -202,8 +197,7 @@ class RandomCrop(Augmentation):
         """Return the size of the crop, or that of the images."""
         if self.size is None:
             return image_size
-        OH, OW = self.size if isinstance(self.size, list | tuple) else (self.size, self.size)
-        return OH, OW
+        return checks.pair(self.size)
 
     def check(self, image_shape: tuple[int, ...]) -> None:
         """Reject images that are too small for the crop or the reflection."""
@@ -303,7 +297,7 @@ class Cutout(Augmentation):
     effect = "cuts out"
 
     def __init__(self, size: int, fill: int = 128) -> None:
-        self.size = _positive(size, "Cutout: size")
+        self.size = checks.integer(size, "Cutout: size", minimum=1)
         self.fill = _pixel(fill, "Cutout: fill")
 
     def sample(self, backend: Backend, sample: Sample) -> Fields:
@@ -421,7 +415,3 @@ class AugmentationPipeline:
 
 def _pixel(value: Any, what: str) -> int:
     return checks.integer(value, f"{what}, a pixel's value,", minimum=0, maximum=255)
-
-
-def _positive(value: Any, what: str) -> int:
-    return checks.integer(value, what, minimum=1)

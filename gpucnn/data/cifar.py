@@ -28,7 +28,8 @@ _RECORD = 1 + 3 * 32 * 32  # bytes: the label, then the red, the green and the b
 _BATCH = 10_000  # images in an official batch
 _SHEET_ROWS, _SHEET_COLUMNS = 50, 20  # images on a sheet
 _SHEET = _SHEET_ROWS * _SHEET_COLUMNS
-_SHEETS_PER_BATCH = _BATCH // _SHEET
+_BATCH_FILES = [f"{name}.bin" for name in BATCH_NAMES]
+_SHEET_FILES = [f"{name}_{i}.webp" for name in BATCH_NAMES for i in range(_BATCH // _SHEET)] + ["labels.bin"]
 
 # Sixty sheets on a two-core machine: one thread 2.3 to 2.7 s, two 1.1 to 1.7 s, four 1.0 to 1.2 s, and eight
 # no less.
@@ -86,9 +87,9 @@ def find_cifar10(folder: str | PathLike[str]) -> tuple[str, Path] | None:
     """Return the first complete layout a folder holds ("batches", "sheets", "archive") and where it lies."""
     folder = user_path(folder)
     for place in (folder, folder / _ARCHIVE_FOLDER):
-        if not _missing(place, _batch_files()):
+        if not _missing(place, _BATCH_FILES):
             return "batches", place
-    if not _missing(folder, _sheet_files()):
+    if not _missing(folder, _SHEET_FILES):
         return "sheets", folder
     archive = folder / ARCHIVE_NAME
     return ("archive", archive) if archive.is_file() else None
@@ -124,13 +125,13 @@ def _split_batches(batches: list[Split]) -> tuple[Split, Split]:
 
 
 def _read_batches(folder: Path) -> tuple[Split, Split]:
-    return _split_batches([read_cifar10_batch(folder / name) for name in _batch_files()])
+    return _split_batches([read_cifar10_batch(folder / name) for name in _BATCH_FILES])
 
 
 def _read_archive(path: Path) -> tuple[Split, Split]:
     """Read the six batches from the official archive in memory; other members are ignored."""
     require_file(path)
-    wanted = {f"{_ARCHIVE_FOLDER}/{name}": name for name in _batch_files()}
+    wanted = {f"{_ARCHIVE_FOLDER}/{name}": name for name in _BATCH_FILES}
     batches: dict[str, Split] = {}
     try:
         with tarfile.open(path, "r:gz") as archive:
@@ -149,7 +150,7 @@ def _read_archive(path: Path) -> tuple[Split, Split]:
     absent = [member for member, name in wanted.items() if name not in batches]
     if absent:
         raise DataError(f"{path}: holds no {_listing(absent)}; expected the CIFAR-10 binary version: download it again")
-    return _split_batches([batches[name] for name in _batch_files()])
+    return _split_batches([batches[name] for name in _BATCH_FILES])
 
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Split:
@@ -174,7 +175,7 @@ def _read_sheets(folder: Path) -> tuple[Split, Split]:
         )
     labels = np.fromfile(path, np.uint8).astype(np.int64)
     check_class_range(labels, len(CIFAR10_CLASSES), str(path))
-    paths = [folder / name for name in _sheet_files() if name.endswith(".webp")]
+    paths = [folder / name for name in _SHEET_FILES[:-1]]
     train = np.empty((expected - _BATCH, 32, 32, 3), np.uint8)
     test = np.empty((_BATCH, 32, 32, 3), np.uint8)
     places = [*train.reshape(-1, _SHEET, 32, 32, 3), *test.reshape(-1, _SHEET, 32, 32, 3)]
@@ -206,14 +207,6 @@ def _read_sheet(path: Path, images: np.ndarray) -> None:
     images.reshape(tiles.shape)[:] = tiles
 
 
-def _batch_files() -> list[str]:
-    return [f"{name}.bin" for name in BATCH_NAMES]
-
-
-def _sheet_files() -> list[str]:
-    return [f"{name}_{i}.webp" for name in BATCH_NAMES for i in range(_SHEETS_PER_BATCH)] + ["labels.bin"]
-
-
 def _missing(folder: Path, names: list[str]) -> list[str]:
     present = set(os.listdir(folder)) if folder.is_dir() else set()
     return [name for name in names if name not in present]
@@ -232,14 +225,14 @@ def explain_absence(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder}: no such folder; expected one that holds CIFAR-10: check the spelling"
     for place, names in (
-        (folder, _batch_files()),
-        (folder / _ARCHIVE_FOLDER, _batch_files()),
-        (folder, _sheet_files()),
+        (folder, _BATCH_FILES),
+        (folder / _ARCHIVE_FOLDER, _BATCH_FILES),
+        (folder, _SHEET_FILES),
     ):
         missing = _missing(place, names)
         if len(missing) < len(names):
             return f"{place}: CIFAR-10 is incomplete, {_listing(missing)} missing: download or copy it again"
-    expected = f"expected {_listing(_batch_files())}, or {ARCHIVE_NAME}"
+    expected = f"expected {_listing(_BATCH_FILES)}, or {ARCHIVE_NAME}"
     python_version = ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
     if len(_missing(folder, python_version)) < len(python_version) or not _missing(folder, [*BATCH_NAMES]):
         return (

@@ -5,12 +5,11 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from gpucnn.core.files import user_path
@@ -24,6 +23,8 @@ _CHUNK = 1 << 16  # bytes that are read at a time
 _MIN_RATE = 60_000, 60.0  # bytes that must arrive in a number of seconds, or the next mirror is used
 _PARTIAL = re.compile(r"tmp[a-z0-9_]{8}")  # pooch's names of files that are being downloaded
 _STALE = 3600.0  # seconds after which such a file is abandoned
+
+Advance = Callable[[int, int | None], None]  # of a progress bar: adds a number of bytes, of a total if it is known
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ def _fetch_file(
 
     failures = []
     for mirror in mirrors:
-        with _ProgressBar(file) if progress else nullcontext(None) as bar:
-            downloader = _Download(REMOTES[name].max_bytes, bar)
+        with _progress_bar(file, progress) as advance:
+            downloader = _Download(REMOTES[name].max_bytes, advance)
             try:
                 path = pooch.retrieve(mirror + file, known_hash, file, folder, downloader=downloader)
                 return Path(path), mirror
@@ -146,8 +147,8 @@ class _BadMirrorError(Exception):
 class _Download:
     """The downloader that pooch calls: limits the size of the response, and its minimum rate."""
 
-    def __init__(self, max_bytes: int, bar: "_ProgressBar | None") -> None:
-        self.max_bytes, self.bar = max_bytes, bar
+    def __init__(self, max_bytes: int, advance: Advance) -> None:
+        self.max_bytes, self.advance = max_bytes, advance
 
     def __call__(self, url: str, output_file: str, pooch: Any) -> None:
         import requests
@@ -158,12 +159,10 @@ class _Download:
             open(output_file, "wb") as file,
         ):
             response.raise_for_status()
-            if self.bar is not None:
-                self.bar.total = int(response.headers.get("content-length", 0)) or None
+            length = int(response.headers.get("content-length", 0)) or None
             for chunk in self._arriving(response.raw):
                 file.write(chunk)
-                if self.bar is not None:
-                    self.bar.update(len(chunk))
+                self.advance(len(chunk), length)
 
     def _arriving(self, raw: Any) -> Iterator[bytes]:
         """Yield the response as it arrives."""
@@ -247,39 +246,20 @@ def _quiet_pooch() -> Iterator[None]:
         logger.setLevel(level)
 
 
-class _ProgressBar:
-    """A progress bar with the methods that pooch calls, drawn by rich on a terminal only."""
+@contextmanager
+def _progress_bar(file: str, shown: bool) -> Iterator[Advance]:
+    """Yield a function that adds bytes, of a total if known, to a progress bar; it is drawn on a terminal only."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    total: float | None = None
+    from gpucnn.core.console import PlainConsole
 
-    def __init__(self, file: str) -> None:
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-        from gpucnn.core.console import PlainConsole
-
-        console = PlainConsole(stderr=True)
-        columns: list[Any] = [TextColumn(file, markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
-        self._progress = Progress(*columns, console=console, disable=not console.redraws)
-        self._task = self._progress.add_task(file, total=None)
-
-    def __enter__(self) -> "_ProgressBar":
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def update(self, count: int) -> None:
-        """Add `count` bytes."""
-        self._progress.update(self._task, advance=count, total=self.total)
-
-    def reset(self) -> None:
-        """Reset to 0, as pooch does before it completes the bar."""
-        self._progress.reset(self._task, total=self.total)
-
-    def close(self) -> None:
-        """Stop drawing."""
-        if not self._progress.disable:  # older versions of rich print empty lines for a bar that was never shown
-            self._progress.stop()
+    console = PlainConsole(stderr=True)
+    columns: list[Any] = [TextColumn(file, markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
+    progress = Progress(*columns, console=console, disable=not (shown and console.redraws))
+    task = progress.add_task(file, total=None)
+    progress.start()
+    try:
+        yield lambda count, total: progress.update(task, advance=count, total=total)
+    finally:
+        if not progress.disable:  # older versions of rich print empty lines for a bar that was never shown
+            progress.stop()

@@ -16,7 +16,7 @@ import numpy as np
 from gpucnn.core import checks
 from gpucnn.core.files import read_regular, user_path
 from gpucnn.data.idx import guess_format, require_file
-from gpucnn.errors import ConfigurationError, DataError, GpucnnError
+from gpucnn.errors import DataError, GpucnnError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,7 +59,7 @@ def read_image_folder(path: str | PathLike[str], size: Size | None = None) -> tu
         ConfigurationError  the size is invalid
     """
     folder = user_path(path)
-    shape = _parse_size(size)
+    shape = None if size is None else checks.pair(size, "size, (height, width) or one number,")
     classes = list_folders(folder)
     if not classes:
         raise DataError(_explain_layout(folder))
@@ -117,17 +117,6 @@ def _list_images(folder: Path) -> list[Path]:
     return files
 
 
-def _parse_size(size: Size | None) -> tuple[int, int] | None:
-    """Return (height, width), or None when images keep their size."""
-    if size is None:
-        return None
-    pair = size if isinstance(size, tuple | list) else (size, size)
-    if len(pair) != 2:
-        raise ConfigurationError(f"size must be (height, width) or one number for both, such as (32, 32), not {size!r}")
-    height, width = (checks.integer(side, "size, (height, width) or one number,", minimum=1) for side in pair)
-    return height, width
-
-
 def _read_images(files: list[Path], shape: tuple[int, int] | None) -> list[np.ndarray]:
     """Decode all files, of one size."""
     arrays: list[np.ndarray] = []
@@ -139,12 +128,12 @@ def _read_images(files: list[Path], shape: tuple[int, int] | None) -> list[np.nd
     return arrays
 
 
-def decode_image(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
+def decode_image(path: Path, shape: tuple[int, int] | None, background: int = 0) -> np.ndarray:
     """Decode one file, rotated by its EXIF orientation, to (H, W) if it is grey, else to (H, W, 3)."""
     from PIL import Image
 
     with open_image(path) as file:
-        image = flattened(file)
+        image = flattened(file, background)
         if shape is not None and image.size != shape[::-1]:
             image = image.resize(shape[::-1], Image.Resampling.BILINEAR)
         return np.asarray(image)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.core.files import user_path
-from gpucnn.data.folders import flattened, open_image
+from gpucnn.data.folders import decode_image
 
 LUMA = 0.299, 0.587, 0.114  # the weights of red, green and blue in grey: ITU-R BT.601
 
@@ -28,13 +28,7 @@ def read_image(path: str | PathLike[str], size: tuple[int, int] | None, channels
     Raises
         DataError  the file is missing, damaged, or not an image
     """
-    from PIL import Image as pillow
-
-    with open_image(user_path(path)) as file:
-        image = flattened(file, background=255 if channels == 1 else 0)
-        if size is not None and image.size != size[::-1]:
-            image = image.resize(size[::-1], pillow.Resampling.BILINEAR)
-        pixels = np.asarray(image)
+    pixels = decode_image(user_path(path), size, background=255 if channels == 1 else 0)
     if pixels.ndim == 2:
         return np.repeat(pixels[..., None], channels, axis=-1)
     if channels == 3:

@@ -1,14 +1,13 @@
 """`BoundNetwork`: a network whose state lies in flat arrays on one backend, and which parameters of it are trained."""
 
-from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from gpucnn import rng
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.backends.reference import as_floats
 from gpucnn.core.config import Closed
-from gpucnn.core.hints import no_such_attribute
+from gpucnn.core.hints import Function, no_such_attribute
 from gpucnn.engine.arguments import check_dtype, check_precision, check_shape
 from gpucnn.engine.claims import Claim
 from gpucnn.engine.flat_state import FlatState, check_placed, check_same_layers, check_shared_dtype
@@ -18,21 +17,16 @@ from gpucnn.layers.containers import Sequential
 from gpucnn.optimizers.layout import Layout
 from gpucnn.optimizers.patterns import check_patterns, matched
 
-Given = ParamSpec("Given")
-Result = TypeVar("Result")
-AnyNetwork = TypeVar("AnyNetwork", bound="BoundNetwork")
-Verb = Callable[Concatenate[AnyNetwork, Given], Result]
 
-
-def on_device(verb: Verb[AnyNetwork, Given, Result]) -> Verb[AnyNetwork, Given, Result]:
+def on_device(verb: Function) -> Function:
     """Run a method on its backend's device, and leave the calling thread on the one that it was on."""
 
     @wraps(verb)
-    def call(bound: AnyNetwork, *args: Given.args, **options: Given.kwargs) -> Result:
+    def call(bound: Any, *args: Any, **options: Any) -> Any:
         with bound.backend.on_device():
             return verb(bound, *args, **options)
 
-    return call
+    return call  # type: ignore[return-value]
 
 
 class BoundNetwork(Closed):

@@ -4,14 +4,11 @@ import os
 import threading
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any
 
 from gpucnn.core import forks
+from gpucnn.core.hints import Function
 from gpucnn.errors import ConfigurationError
-
-P = ParamSpec("P")
-R = TypeVar("R")
-T = TypeVar("T", bound="Claimable")
 
 _lock = forks.lock()
 
@@ -34,7 +31,7 @@ class Claim:
         """Whether it runs in this thread, which then calls from a callback."""
         return self._thread == threading.get_ident()
 
-    def take(self, model: "Claimable", within: bool) -> None:
+    def take(self, model: Any, within: bool) -> None:
         """Claim a model, or with `within` join the method that this thread is running already.
 
         Raises:
@@ -57,21 +54,15 @@ class Claim:
         return type(None), ()
 
 
-class Claimable(Protocol):
-    """What can be trained by one method at a time."""
-
-    claim: Claim | None
-
-
-def trains(*, within: bool) -> Callable[[Callable[Concatenate[T, P], R]], Callable[Concatenate[T, P], R]]:
+def trains(*, within: bool) -> Callable[[Function], Function]:
     """Decorate a method that trains its model: it raises while another one is running.
 
     With `within`, a callback of that other one may call it.
     """
 
-    def decorate(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
+    def decorate(method: Function) -> Function:
         @wraps(method)
-        def alone(model: T, *args: P.args, **options: P.kwargs) -> R:
+        def alone(model: Any, *args: Any, **options: Any) -> Any:
             claim = Claim(method.__name__)
             try:
                 claim.take(model, within)
@@ -79,6 +70,6 @@ def trains(*, within: bool) -> Callable[[Callable[Concatenate[T, P], R]], Callab
             finally:
                 claim.over = True
 
-        return alone
+        return alone  # type: ignore[return-value]
 
     return decorate

@@ -195,16 +195,12 @@ class Executor(BoundNetwork):
         except MemoryError as error:
             if isinstance(error, OutOfMemoryError) and error.has_advice:
                 raise
-            message = self._where_memory_ended(error, batch_size)
-            raise OutOfMemoryError(message, getattr(error, "layer", ""), has_advice=True) from error
-
-    def _where_memory_ended(self, error: MemoryError, batch_size: int) -> str:
-        """Return a message: where memory ran out, what was asked for, and what there is."""
-        where, memory = getattr(error, "layer", "") or self.name, self.backend.memory_info()
-        message = f"{where}: out of memory on {self.backend.name} at a batch of {batch_size}: {str(error).rstrip('.')}"
-        if memory is not None:
-            message += f"; {memory[0] / 1e6:,.0f} of {memory[1] / 1e6:,.0f} MB are free"
-        return message
+            layer, memory = getattr(error, "layer", ""), self.backend.memory_info()
+            message = f"{layer or self.name}: out of memory on {self.backend.name} at a batch of {batch_size}: "
+            message += str(error).rstrip(".")
+            if memory is not None:
+                message += f"; {memory[0] / 1e6:,.0f} of {memory[1] / 1e6:,.0f} MB are free"
+            raise OutOfMemoryError(message, layer, has_advice=True) from error
 
     def forward(self, x: Any, *, train: bool = False) -> tuple[Array, Backward]:
         """Return the network's output for x, host or device arrays, and the backward function of this pass.
@@ -401,7 +397,7 @@ class Executor(BoundNetwork):
             dx = backward(2 * (y - target) / y.size)
             model.apply_gradients()
 
-        A schedule does not know how long the training lasts here, so the update uses its highest rate.
+        A schedule does not know how long the training run is here, so the update uses its highest rate.
 
         Raises:
             ConfigurationError: the model is not compiled, or its optimizer is bound to another model by now.

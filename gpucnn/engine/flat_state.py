@@ -144,14 +144,9 @@ def _is_float(buffer: Buffer) -> bool:
     return not buffer.on_host and buffer.value.dtype.kind == "f"
 
 
-def _floats(network: Layer) -> dict[str, Buffer]:
-    """Return the float buffers by path."""
-    return {path: buffer for path, buffer in network.buffers().items() if _is_float(buffer)}
-
-
 def _flat_buffers(network: Layer, backend: Backend, dtype: str) -> Array:
     """Lay all float buffers out in one flat array, and return it."""
-    floats = _floats(network)
+    floats = {path: buffer for path, buffer in network.buffers().items() if _is_float(buffer)}
     layout = Layout.of({path: tuple(buffer.value.shape) for path, buffer in floats.items()}, [list(floats)])
     flat = backend.xp.zeros(layout.size, dtype=dtype)
     for path, place in layout.places.items():

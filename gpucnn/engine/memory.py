@@ -38,7 +38,7 @@ def suggest_batch_size(model: Executor, data: Pair, size: int, error: MemoryErro
     fits, smaller = 0, min(size, len(data[0])) // 2
     while smaller and not fits:
         free_memory(model)
-        fits = smaller * (_is_taken(model, len(data[0]), smaller) and _passes_fit(model, data, smaller))
+        fits = smaller * _passes_fit(model, data, smaller)
         smaller //= 2
     free_memory(model)
     for buffer, value in state:
@@ -55,15 +55,14 @@ def _forget_arrays(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _is_taken(model: Executor, count: int, size: int) -> bool:
-    """Return whether every layer can be trained on batches of a size, and on the last one."""
-    last = count % size or min(count, size)
-    return all(layer.min_batch_size() <= last for layer in model.network.all_layers())
-
-
 def _passes_fit(model: Executor, data: Pair, size: int) -> bool:
-    """Return whether there is memory for passes over batches of a size, and over a smaller last one after them."""
+    """Return whether there is memory for passes over batches of a size, and over a smaller last one after them.
+
+    A batch that is too small for a layer does not fit either.
+    """
     last = len(data[0]) % size
+    if any(layer.min_batch_size() > (last or size) for layer in model.network.all_layers()):
+        return False
     try:
         ((x, y),) = to_device(model, data, batch_size=size)
         for part in [slice(0, size)] * PASSES + [slice(0, last)] * (last > 0):

@@ -32,10 +32,6 @@ def frozen_count(layer: Layer) -> int:
     return sum(parameter.size for parameter in layer.parameters().values() if parameter.frozen)
 
 
-def _shape(layer: Layer) -> str:
-    return "×".join(map(str, layer.output_shape or ()))
-
-
 def _elements(layer: Layer) -> int:
     return math.prod(layer.output_shape or ())
 
@@ -57,8 +53,9 @@ def summary_table(model: Executor) -> Table:
         flops = layer.total_flops()
         cost = f"{flops / 1e6:,.3f}" if flops else ""
         count = f"{parameter_count(layer):,}" if parameter_count(layer) else ""
+        shape = "×".join(map(str, layer.output_shape or ()))
         what = Text(printable(repr(layer)), no_wrap=True, overflow="ellipsis")
-        table.add_row(path, what, _shape(layer), count, cost, f"{kilobytes:,.1f}")
+        table.add_row(path, what, shape, count, cost, f"{kilobytes:,.1f}")
     table.add_section()
     total = f"{model.network.total_flops() / 1e6:,.3f}"
     every, frozen = parameter_count(model.network), frozen_count(model.network)
@@ -106,6 +103,13 @@ class Profile(PrintsAsTable):
     repeats: int
     layers: list[LayerTime]
 
+    @property
+    def whole(self) -> LayerTime:
+        """The sums over all layers."""
+        summed = [name for name, value in vars(self.layers[0]).items() if isinstance(value, int | float)]
+        sums = {name: sum(getattr(row, name) for row in self.layers) for name in summed}
+        return LayerTime(path="all", output_shape=(), algorithm="", **sums)
+
     def as_data(self) -> dict[str, Any]:
         """Return everything as plain data, for a JSON file."""
         layers = [asdict(row) | {"seconds": row.seconds, "gflops": row.gflops} for row in self.layers]
@@ -122,14 +126,12 @@ class Profile(PrintsAsTable):
         table.add_column("layer, algorithm", overflow="fold")  # the only column that may shrink: numbers are never cut
         for heading in HEADINGS:
             table.add_column(heading, justify="right", no_wrap=True)
-        total = sum(row.seconds for row in self.layers) or 1.0
+        total = self.whole.seconds or 1.0
         for row in self.layers:
             named = styled(row.path, (f" {row.algorithm}" if row.algorithm else "", "dim"))
             table.add_row(named, "×".join(map(str, row.output_shape)), *self._cells(row, total))
         table.add_section()
-        summed = [name for name, value in vars(self.layers[0]).items() if isinstance(value, int | float)]
-        sums = {name: sum(getattr(row, name) for row in self.layers) for name in summed}
-        table.add_row("all", "", *self._cells(LayerTime(path="all", output_shape=(), algorithm="", **sums), total))
+        table.add_row("all", "", *self._cells(self.whole, total))
         return table
 
     @staticmethod

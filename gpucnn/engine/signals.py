@@ -44,7 +44,9 @@ class _WholeStep:
             self._depth -= 1
             return
         try:
-            self._give_back()
+            for number in reversed(self.handlers):
+                if _signal.getsignal(number) is _note:  # else the program has set another one in the meantime
+                    _signal.signal(number, self.handlers[number])
         finally:
             self._depth = 0
             self._handle()
@@ -56,11 +58,6 @@ class _WholeStep:
             if callable(handler) and handler is not _note:
                 self.handlers[number] = handler
                 _signal.signal(number, _note)
-
-    def _give_back(self) -> None:
-        for number in reversed(self.handlers):
-            if _signal.getsignal(number) is _note:  # else the program has set another one in the meantime
-                _signal.signal(number, self.handlers[number])
 
     def _handle(self) -> None:
         """Call the handlers of all deferred signals, also where one raises."""

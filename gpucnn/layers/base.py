@@ -17,6 +17,7 @@ from gpucnn.layers.parameter import Buffer as Buffer
 from gpucnn.layers.parameter import Parameter as Parameter
 from gpucnn.layers.parameter import Variable, holds_numbers
 
+DECLARATIONS = ("supports_skip_dx", "supports_fused_relu", "batch_independent", "capturable")  # of `forward`
 MOST_ELEMENTS = 1 << 40  # of one sample: more than any machine's memory
 
 Shape = tuple[int, ...]
@@ -69,7 +70,7 @@ class Layer(Configurable, family="layer"):
         """Take what a class declares as said of its own `forward`: a class that overrides it must declare it again."""
         super().__init_subclass__(**options)
         if "forward" in vars(cls):
-            for flag in ("supports_skip_dx", "supports_fused_relu", "batch_independent", "capturable"):
+            for flag in DECLARATIONS:
                 if flag not in vars(cls):
                     setattr(cls, flag, getattr(Layer, flag))
         if {"forward", "build"} & vars(cls).keys() and "shapes_verified" not in vars(cls):
@@ -117,10 +118,6 @@ class Layer(Configurable, family="layer"):
     def display_name(self) -> str:
         """The layer's name, or the word for its class: what messages call it."""
         return self.name or self._default_name or snake_case(type(self).__name__)
-
-    def set_default_name(self, name: str) -> None:
-        """Be called `name` in paths and messages unless the user chose a name."""
-        self._default_name = name
 
     def check_begun(self) -> None:
         """Refuse a layer whose class has an `__init__` that leaves out that of `Layer`."""
@@ -244,7 +241,7 @@ class Layer(Configurable, family="layer"):
     def to(self, backend: "Backend | str", dtype: str | None = None) -> "Layer":
         """Move every array to a backend, and floats to a dtype; returns the layer."""
         target, moved = get_backend(backend), set()
-        for layer in {id(layer): layer for layer in self.all_layers()}.values():
+        for layer in self.all_layers():
             for held in vars(layer).values():
                 if isinstance(held, Variable) and id(held) not in moved:  # two layers may hold the same
                     moved.add(id(held))

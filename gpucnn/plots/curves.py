@@ -56,11 +56,7 @@ def loss(history: History, test_loss: float | None = None, *, path: str | Path |
         >>> history = networks.lenet().fit(x, y, epochs=2, verbose=0)
         >>> figure = plots.loss(history, path="loss.png")
     """
-    figure = new_figure(6.5, 4.2)
-    axes = figure.add_subplot()
-    _draw(axes, history, "loss", test_loss, so_far=False)
-    axes.set_title("Loss")
-    return save(figure, path)
+    return _one_curve(history, "loss", test_loss, path, cumulative=False)
 
 
 def accuracy(history: History, test_accuracy: float | None = None, *, path: str | Path | None = None) -> "Figure":
@@ -76,11 +72,7 @@ def accuracy(history: History, test_accuracy: float | None = None, *, path: str 
         >>> history = networks.lenet().fit(x, y, epochs=2, verbose=0)
         >>> figure = plots.accuracy(history, path="accuracy.png")
     """
-    figure = new_figure(6.5, 4.2)
-    axes = figure.add_subplot()
-    _draw(axes, history, "accuracy", test_accuracy)
-    axes.set_title("Accuracy")
-    return save(figure, path)
+    return _one_curve(history, "accuracy", test_accuracy, path)
 
 
 def runs(histories: Histories, key: str = "accuracy", *, path: str | Path | None = None) -> "Figure":
@@ -101,8 +93,7 @@ def runs(histories: Histories, key: str = "accuracy", *, path: str | Path | None
     curves = [_curve(each, key, place) for place, each in enumerate(histories)]
     if not curves:
         raise ConfigurationError("there are no runs to draw; pass a list of histories")
-    figure = new_figure(6.5, 4.2)
-    axes = figure.add_subplot()
+    figure, axes = _new_panel()
     scale, unit = _unit(key)
     whole = [curve for curve in curves if np.isfinite(curve).all()]
     for place, curve in enumerate(curves):
@@ -136,8 +127,7 @@ def observations(observations: Sequence[Mapping[str, Any]], *, path: str | Path 
     """
     if not observations:
         raise ConfigurationError("there are no observations to draw; a TrainingMonitor makes one every few steps")
-    figure = new_figure(6.5, 4.2)
-    axes = figure.add_subplot()
+    figure, axes = _new_panel()
     curves = [
         ("accuracy on the monitoring subset", BLUE, "o-", [each["accuracy"] for each in observations]),
         ("most-predicted class (% of predictions)", ORANGE, "s--", [each["one_class"] for each in observations]),
@@ -152,6 +142,21 @@ def observations(observations: Sequence[Mapping[str, Any]], *, path: str | Path 
     axes.set_title("Training diagnostics")
     _finish(axes, "%")
     axes.set_xlabel("step")
+    return save(figure, path)
+
+
+def _new_panel() -> "tuple[Figure, Any]":
+    figure = new_figure(6.5, 4.2)
+    return figure, figure.add_subplot()
+
+
+def _one_curve(
+    history: History, key: str, test: float | None, path: str | Path | None, cumulative: bool = True
+) -> "Figure":
+    """Draw one metric in a figure of its own."""
+    figure, axes = _new_panel()
+    _draw(axes, history, key, test, cumulative)
+    axes.set_title(key.capitalize())
     return save(figure, path)
 
 
@@ -177,7 +182,7 @@ def _curve(history: History | Mapping[str, Sequence[float]], key: str, place: in
     return np.asarray(values[key], float)
 
 
-def _draw(axes: Any, history: History, key: str, test: float | None, so_far: bool = True) -> None:
+def _draw(axes: Any, history: History, key: str, test: float | None, cumulative: bool = True) -> None:
     """Draw one metric by epoch, and on the test set after the last."""
     if test is not None:
         test = checks.number(test, f"the test {key}")
@@ -190,7 +195,7 @@ def _draw(axes: Any, history: History, key: str, test: float | None, so_far: boo
         )
     scale, unit = _unit(key)
     curves = [(key, "train", BLUE, "o-"), (f"val_{key}", "validation", VERMILLION, "s-")]
-    if so_far:
+    if cumulative:
         curves.insert(1, (f"cumulative_{key}", "train (cumulative mean)", GREY, "--"))
     for name, label, colour, style in curves:
         if name in history.history:

@@ -78,17 +78,7 @@ def filters(
         caption = f"{F} filters of {KH}×{KW}×{C}"
         cut = shown != (F, C)
         note = f"shown: {shown[0]} of {F} filters, {shown[1]} of {C} input channels" if cut else ""
-    across, down = tile_size(tiles, labels is not None)
-    rows = -(-len(tiles) // columns)
-    height = TILE_INCHES * rows * down
-    figure = new_figure(max(MIN_INCHES, TILE_INCHES * columns * across + 1.8), height + 1.1, compressed=True)
-    axes = figure.add_subplot()
-    if coloured:
-        draw_tiles(axes, tiles, columns, labels)
-    else:
-        limit = largest_weight([weight])
-        draw_tiles(axes, tiles, columns, labels, cmap="gray", vmin=-limit, vmax=limit)
-        add_scale(figure, axes, "weight", height)
+    figure, axes = _draw_grid(tiles, columns, labels, largest_weight([weight]), 1.1)
     if labels is None:
         label_rows(axes, tiles, range(shown[0]), "filter")
         label_columns(axes, tiles, range(shown[1]), "input channel")
@@ -130,18 +120,11 @@ def filters_by_epoch(
     count = len(frames[numbers[0]])
     rows = min(count, max_tiles)
     tiles = [frames[epoch][f] for f in range(rows) for epoch in columns]
-    across, down = tile_size(tiles)
-    height = TILE_INCHES * rows * down
-    figure = new_figure(max(MIN_INCHES, TILE_INCHES * len(columns) * across + 1.8), height + 1.3, compressed=True)
-    axes = figure.add_subplot()
-    draw_tiles(axes, tiles, len(columns), cmap="gray", vmin=-limit, vmax=limit)
-    if tiles[0].ndim == 2:
-        add_scale(figure, axes, "weight", height)
+    figure, axes = _draw_grid(tiles, len(columns), None, limit, 1.3)
     label_rows(axes, tiles, range(rows), "filter")
     label_columns(axes, tiles, columns, "epoch (0: before training)" if columns[0] == 0 else "epoch")
-    cut = [f"{rows} of {count} filters"] * (rows < count) + [f"{len(columns)} of {len(numbers)} epochs"] * (
-        len(columns) < len(numbers)
-    )
+    cut = [f"{rows} of {count} filters"] * (rows < count)
+    cut += [f"{len(columns)} of {len(numbers)} epochs"] * (len(columns) < len(numbers))
     note = f"shown: {', '.join(cut)}" if cut else ""
     figure.suptitle("\n".join(filter(None, (f"{name} by epoch{caption}", note))), fontsize="medium")
     return save(figure, path)
@@ -179,14 +162,7 @@ def animate_filters(
     pictures = []
     for epoch, tiles in frames.items():
         columns = min(MAX_COLUMNS // 2, len(tiles))
-        across, down = tile_size(tiles, labels=True)
-        rows = -(-len(tiles) // columns)
-        height = TILE_INCHES * rows * down
-        figure = new_figure(max(MIN_INCHES, TILE_INCHES * columns * across + 1.8), height + 1.0, compressed=True)
-        axes = figure.add_subplot()
-        draw_tiles(axes, tiles, columns, [str(f) for f in range(len(tiles))], cmap="gray", vmin=-limit, vmax=limit)
-        if tiles[0].ndim == 2:
-            add_scale(figure, axes, "weight", height)
+        figure, _ = _draw_grid(tiles, columns, [str(f) for f in range(len(tiles))], limit, 1.0)
         figure.suptitle(f"{name}, epoch {epoch}{caption}", fontsize="medium")
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
@@ -196,6 +172,20 @@ def animate_filters(
     drawn = io.BytesIO()
     pictures[0].save(drawn, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
     write(path, drawn)
+
+
+def _draw_grid(
+    tiles: list[Any], columns: int, labels: list[str] | None, limit: float, margin: float
+) -> "tuple[Figure, Any]":
+    """Draw filters as tiles: grey ones on a scale from −limit … limit with a colour bar, coloured ones as they are."""
+    across, down = tile_size(tiles, labels is not None)
+    height = TILE_INCHES * -(-len(tiles) // columns) * down
+    figure = new_figure(max(MIN_INCHES, TILE_INCHES * columns * across + 1.8), height + margin, compressed=True)
+    axes = figure.add_subplot()
+    draw_tiles(axes, tiles, columns, labels, cmap="gray", vmin=-limit, vmax=limit)
+    if tiles[0].ndim == 2:
+        add_scale(figure, axes, "weight", height)
+    return figure, axes
 
 
 def _weights(source: Model | Weights) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from gpucnn.core import checks
 from gpucnn.core.text import format_count, format_shape, percent
-from gpucnn.engine.profiling import random_batch
+from gpucnn.engine.profiling import LayerTime, random_batch
 from gpucnn.errors import OutOfMemoryError
 from gpucnn.layers.base import Layer
 from gpucnn.report.run import Run
@@ -53,45 +53,28 @@ def layers(run: Run) -> Layers | str:
         profile = run.model.profile(*random_batch(run.model, size), repeats=REPEATS)
     except OutOfMemoryError as error:
         return f"The layers could not be timed: {error}."
-    whole = sum(row.seconds for row in profile.layers) or 1.0
-    what = {name: _what(layer) for name, layer in run.model.network.children()}
+    whole, what = profile.whole, {name: _what(layer) for name, layer in run.model.network.children()}
+    rows = [_row(one, what.get(one.path, ""), whole.seconds) for one in profile.layers]
+    return Layers(rows, _row(whole, "", whole.seconds), profile.backend, profile.batch_size, profile.repeats)
 
-    def row(name: str, output: str, numbers: tuple[int, int, int, float, float], algorithm: str) -> LayerRow:
-        parameters, flops, size_in_bytes, forward, backward = numbers
-        seconds = forward + backward
-        share = round(seconds / whole, 6)  # the whole is 1 but for rounding
-        return LayerRow(
-            name=name,
-            what=what.get(name, ""),
-            output=output,
-            parameters=format_count(parameters) if parameters else "",
-            flops=f"{flops / 1e6:,.1f}" if flops else "",
-            bytes=f"{size_in_bytes / 1e6:,.3f}",
-            forward=f"{1e3 * forward:.2f}",
-            backward=f"{1e3 * backward:.2f}",
-            part=round(100 * share, 1),
-            share=percent(share, 1),
-            gflops=f"{flops / max(seconds, 1e-12) / 1e9:,.1f}" if flops else "",
-            algorithm=algorithm,
-        )
 
-    numbers = [
-        (
-            one.parameters,
-            one.flops_forward + one.flops_backward,
-            one.output_bytes,
-            one.forward_seconds,
-            one.backward_seconds,
-        )
-        for one in profile.layers
-    ]
-    rows = [
-        row(one.path, format_shape(one.output_shape), each, one.algorithm)
-        for one, each in zip(profile.layers, numbers, strict=True)
-    ]
-    sums = [sum(column) for column in zip(*numbers, strict=True)]
-    total = row("all", "", (int(sums[0]), int(sums[1]), int(sums[2]), sums[3], sums[4]), "")
-    return Layers(rows, total, profile.backend, profile.batch_size, profile.repeats)
+def _row(layer: LayerTime, what: str, whole: float) -> LayerRow:
+    flops = layer.flops_forward + layer.flops_backward
+    share = round(layer.seconds / (whole or 1.0), 6)  # the whole is 1 but for rounding
+    return LayerRow(
+        name=layer.path,
+        what=what,
+        output=format_shape(layer.output_shape),
+        parameters=format_count(layer.parameters) if layer.parameters else "",
+        flops=f"{flops / 1e6:,.1f}" if flops else "",
+        bytes=f"{layer.output_bytes / 1e6:,.3f}",
+        forward=f"{1e3 * layer.forward_seconds:.2f}",
+        backward=f"{1e3 * layer.backward_seconds:.2f}",
+        part=round(100 * share, 1),
+        share=percent(share, 1),
+        gflops=f"{layer.gflops:,.1f}" if flops else "",
+        algorithm=layer.algorithm,
+    )
 
 
 def _what(layer: Layer) -> str:

@@ -9,16 +9,10 @@ from gpucnn.engine.profiling import frozen_count, parameter_count
 from gpucnn.errors import GpucnnError
 from gpucnn.optimizers import Optimizer
 from gpucnn.report.run import Run
-from gpucnn.runs.folder import Predictions, count_images, dataset_title, validated_on_test
+from gpucnn.runs.folder import DATA_TITLES, Predictions, count_images, dataset_title, validated_on_test
 from gpucnn.schedules import Schedule
 
 UNKNOWN = "not recorded"
-DATA = {
-    "mnist": "MNIST",
-    "cifar10": "CIFAR-10",
-    "synthetic": "synthetic digits",
-    "synthetic_digits": "synthetic digits",
-}
 
 
 @dataclass(frozen=True)
@@ -71,9 +65,9 @@ def _trained(run: Run) -> str:
 
 def facts(run: Run, test: Predictions | str) -> list[Fact]:
     """Return the settings of a run; what its folder does not hold is reported as not recorded."""
-    model, settings = run.model, run.settings
+    model, settings, recipe = run.model, run.settings, run.model.recipe
     optimizer, schedule = _optimizer(run)
-    batch_size = settings.get("batch_size") or (model.recipe and model.recipe.batch_size)
+    batch_size = settings.get("batch_size") or (recipe and recipe.batch_size)
     epochs = settings.get("epochs") or (run.history and run.history.epochs) or model.epochs_trained
     versions = settings.get("versions")
     titles = {"python": "Python", "numpy": "NumPy", "cupy": "CuPy", "cuda": "CUDA"}
@@ -84,7 +78,7 @@ def facts(run: Run, test: Predictions | str) -> list[Fact]:
         Fact("Validation", _validation(run)),
         Fact("Optimizer", optimizer),
         Fact("Learning rate", schedule),
-        Fact("Augmentation", _augmentation(run)),
+        Fact("Augmentation", UNKNOWN if recipe is None else ", ".join(map(repr, recipe.augment)) or "none"),
         Fact("Loss", UNKNOWN if model.loss is None else repr(model.loss)),
         Fact("Epochs", _setting(epochs)),
         Fact("Batch size", _setting(batch_size)),
@@ -98,7 +92,7 @@ def _data(run: Run, test: Predictions | str) -> Fact:
     """Return the data set of the run, and the number of images if they are known."""
     recipe, source = run.model.recipe, run.settings.get("source")
     data = run.settings.get("data") or (recipe.data if recipe else None)
-    named = UNKNOWN if data is None else DATA.get(str(data), str(data))
+    named = UNKNOWN if data is None else DATA_TITLES.get(str(data), str(data))
     remarks = [str(source)] if source else []
     if (images := _counts(run)) is not None:
         remarks.insert(0, count_images(images))
@@ -127,14 +121,6 @@ def _validation(run: Run) -> str:
     if not is_number(fraction):
         return UNKNOWN
     return f"on a random {percent(fraction, 0)} of the training images, held out"
-
-
-def _augmentation(run: Run) -> str:
-    """Return the augmentations of the recipe."""
-    recipe = run.model.recipe
-    if recipe is None:
-        return UNKNOWN
-    return ", ".join(map(repr, recipe.augment)) or "none"
 
 
 def _optimizer(run: Run) -> tuple[str, str]:

@@ -24,6 +24,9 @@ STATISTICS = "runs.json"
 DATA_FOLDERS = "data-folders.json"  # that this user account has trained on
 RENAMED = {"hold_out": "validation_split"}  # settings that older runs hold, and what they are called now
 DATA_NAMES = "mnist, cifar10, synthetic, or images (with --data-dir)"
+DATA_TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10"} | dict.fromkeys(
+    ("synthetic", "synthetic_digits"), "synthetic digits"
+)
 
 
 @dataclass(frozen=True)
@@ -225,8 +228,7 @@ def dataset_of(network: Model, path: Path, data: str | None, data_dir: str | Pat
 
 def dataset_title(dataset: Dataset) -> str:
     """Return the data set's name as it is usually written."""
-    known = {"mnist": "MNIST", "cifar10": "CIFAR-10", "synthetic_digits": "synthetic digits"}
-    return known.get(dataset.name, dataset.name)
+    return DATA_TITLES.get(dataset.name, dataset.name)
 
 
 def check_takes_images(network: Model, path: Path) -> None:

@@ -67,7 +67,9 @@ def summary(values: Iterable[float], possible: tuple[float, float] = UNBOUNDED) 
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in listed) / (count - 1)) if count > 1 else 0.0
     low = high = None
     if count >= MIN_RUNS:
-        reach = _student(count - 1) * deviation / math.sqrt(count)
+        from scipy.special import stdtrit  # the quantile of Student's distribution
+
+        reach = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
         low, high = max(mean - reach, possible[0]), min(mean + reach, possible[1])
     return Summary(count, mean, deviation, min(listed), max(listed), low, high)
 
@@ -82,13 +84,6 @@ def possible_mean(name: str) -> tuple[float, float]:
     if "accuracy" in name:
         return 0.0, 1.0
     return (0.0, math.inf) if "loss" in name or is_time(name) else UNBOUNDED
-
-
-def _student(freedom: int) -> float:
-    """Return the two-sided 95 % quantile of Student's distribution, in standard errors."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, 0.975))
 
 
 class Runs:

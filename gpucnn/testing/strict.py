@@ -50,45 +50,56 @@ class DeviceArray:
         return f"DeviceArray({self._data!r})"
 
 
-def _define_operators() -> None:
-    arithmetic = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"]
-    bits, comparisons = ["and", "or", "xor", "lshift", "rshift"], ["lt", "le", "gt", "ge", "eq", "ne"]
-    for name in [*arithmetic, *bits, *comparisons]:
-        function = getattr(operator, f"{name}_" if name in ("and", "or") else name)
+def _method(function: Callable[..., Any], reflected: bool = False) -> Callable[..., Any]:
+    """Return a method that calls a function of NumPy arrays, with `reflected` on the operands in reverse."""
 
-        def forward(self: DeviceArray, other: Any, function: Callable[..., Any] = function) -> Any:
-            return self._owner.function(function)(self, other)
+    def method(self: DeviceArray, *others: Any) -> Any:
+        operands = (*others, self) if reflected else (self, *others)
+        return self._owner.function(function)(*operands)
 
-        def reflected(self: DeviceArray, other: Any, function: Callable[..., Any] = function) -> Any:
-            return self._owner.function(function)(other, self)
-
-        setattr(DeviceArray, f"__{name}__", forward)
-        setattr(DeviceArray, f"__r{name}__", reflected)
-        in_place = getattr(operator, f"i{name}", None)
-        if in_place:
-
-            def assign(self: DeviceArray, other: Any, in_place: Callable[..., Any] = in_place) -> DeviceArray:
-                self._data = in_place(self._data, self._owner.unwrap(other))
-                return self
-
-            setattr(DeviceArray, f"__i{name}__", assign)
-    for name in ("neg", "invert", "abs"):
-
-        def single(self: DeviceArray, name: str = name) -> Any:
-            return self._owner.function(getattr(operator, name))(self)
-
-        setattr(DeviceArray, f"__{name}__", single)
-    for kind in (bool, float, int):
-
-        def read(self: DeviceArray, kind: Callable[[Any], Any] = kind) -> Any:
-            self._owner.reads += 1
-            return kind(self._data)
-
-        setattr(DeviceArray, f"__{kind.__name__}__", read)
-    setattr(DeviceArray, "__hash__", None)  # noqa: B010 (mypy would not take an assignment for a method)
+    return method
 
 
-_define_operators()
+def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: DeviceArray, other: Any) -> DeviceArray:
+        self._data = function(self._data, self._owner.unwrap(other))
+        return self
+
+    return method
+
+
+def _read(kind: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: DeviceArray) -> Any:
+        self._owner.reads += 1
+        return kind(self._data)
+
+    return method
+
+
+_ARITHMETIC = (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+)
+for _name in (*_ARITHMETIC, "lt", "le", "gt", "ge", "eq", "ne", "neg", "invert", "abs"):
+    _function = getattr(operator, f"__{_name}__")
+    setattr(DeviceArray, f"__{_name}__", _method(_function))
+    if _name in _ARITHMETIC:
+        setattr(DeviceArray, f"__r{_name}__", _method(_function, reflected=True))
+        setattr(DeviceArray, f"__i{_name}__", _in_place(getattr(operator, f"__i{_name}__")))
+for _kind in (bool, float, int):
+    setattr(DeviceArray, f"__{_kind.__name__}__", _read(_kind))
+setattr(DeviceArray, "__hash__", None)  # noqa: B010 (mypy would not take an assignment for a method)
 
 
 class StrictModule:

@@ -94,7 +94,7 @@ class Checkpoints:
             names = [path for path in self.folder.iterdir() if path.is_file()]
         except OSError:
             return []
-        found = {tuple(map(int, named.groups())): path for path in names if (named := _match(path))}
+        found = {tuple(map(int, named.groups())): path for path in names if (named := NAME.fullmatch(path.name))}
         return [found[position] for position in sorted(found)]
 
     def clear(self, keep: int = 0) -> None:
@@ -144,7 +144,16 @@ class Checkpoints:
         new = not self.folder.exists()
         self._lock_folder()
         try:
-            return self._open(training, source, resume)
+            if resume is False or source != self.folder:
+                self._refuse_to_overwrite()
+            found = self._newest(source, training) if resume else None
+            if found is not None:
+                self.best = found["best"]
+            elif isinstance(resume, Path):
+                raise CheckpointError(
+                    f"{source}: there is no checkpoint to resume from; was it written to another folder?"
+                )
+            return found
         except BaseException:
             self.close()
             if new:  # a rejected run leaves nothing
@@ -163,16 +172,6 @@ class Checkpoints:
     def close(self) -> None:
         """Unlock the folder."""
         self._lock.release()
-
-    def _open(self, training: Training, source: Path, resume: bool | Path) -> Tree | None:
-        if resume is False or source != self.folder:
-            self._refuse_to_overwrite()
-        found = self._newest(source, training) if resume else None
-        if resume and found is None and resume is not True:
-            raise CheckpointError(f"{source}: there is no checkpoint to resume from; was it written to another folder?")
-        if found is not None:
-            self.best = found["best"]
-        return found
 
     def on_start(self, training: Training, steps: StepRunner) -> None:
         """Save a new run before its first step, which shows that it can be saved.
@@ -419,7 +418,7 @@ def check_checkpoints(checkpoints: Any, resume: Any) -> "tuple[Checkpoints | Non
 
 def position_of(path: Path) -> str:
     """Return after how many epochs and steps a checkpoint was written, as text, from its name."""
-    named = _match(path)
+    named = NAME.fullmatch(path.name)
     assert named is not None
     return _position(*map(int, named.groups()))
 
@@ -427,10 +426,6 @@ def position_of(path: Path) -> str:
 def _position(epoch: int, step: int) -> str:
     epochs = f"after {epoch} epoch{'' if epoch == 1 else 's'}"
     return f"{epochs} and {step} step{'' if step == 1 else 's'}" if step else epochs
-
-
-def _match(path: Path) -> "re.Match[str] | None":
-    return NAME.fullmatch(path.name)
 
 
 def _warn(message: str) -> None:

@@ -94,7 +94,11 @@ class Trainer(Training):
         logs = self._train_epoch(steps, parts, progress)
         steps.finite_check.raise_if_bad()
         self.notify("on_train_epoch_end", self.epoch)
-        logs |= self._validate(validation)
+        if validation is not None:
+            started = time.perf_counter()
+            scores = evaluate(self.model, validation, EVALUATION_BATCH)
+            logs |= {f"val_{key}": value for key, value in scores.items()}
+            logs["val_seconds"] = time.perf_counter() - started
         self.history.add(logs)
         progress.end_epoch(logs)
         for callback in self.callbacks:
@@ -129,9 +133,7 @@ class Trainer(Training):
                 self._stop_if_interrupted(checkpoints, steps)
         model.epochs_trained += 1
         self.samples_per_epoch.append(steps.totals.samples)
-        return self._numbers_of_epoch(steps.totals.read(), time.perf_counter() - started)
-
-    def _numbers_of_epoch(self, logs: dict[str, float], seconds: float) -> dict[str, float]:
+        logs, seconds = steps.totals.read(), time.perf_counter() - started
         cumulative = {f"cumulative_{key}": self._mean_with_earlier(key, value) for key, value in logs.items()}
         times = {"seconds": seconds, "seconds_per_step": seconds / self.step}
         return logs | cumulative | {"learning_rate": self.learning_rate} | times
@@ -153,11 +155,3 @@ class Trainer(Training):
         values = [*self.history.history.get(key, []), value]
         visited = sum(count * value for count, value in zip(self.samples_per_epoch, values, strict=True))
         return visited / sum(self.samples_per_epoch)
-
-    def _validate(self, validation: Pair | None) -> dict[str, float]:
-        if validation is None:
-            return {}
-        started = time.perf_counter()
-        scores = evaluate(self.model, validation, EVALUATION_BATCH)
-        named = {f"val_{key}": value for key, value in scores.items()}
-        return named | {"val_seconds": time.perf_counter() - started}

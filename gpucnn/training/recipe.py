@@ -36,12 +36,8 @@ class Recipe:
 
     def config(self) -> dict[str, Any]:
         """Return as plain data what a file can hold of a recipe: all but its functions."""
-        return {
-            "data": self.data,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "augment": [augmentation.config() for augmentation in self.augment],
-        }
+        augment = [augmentation.config() for augmentation in self.augment]
+        return {"data": self.data, "epochs": self.epochs, "batch_size": self.batch_size, "augment": augment}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Recipe":

@@ -26,7 +26,6 @@ from gpucnn.version import __version__
 
 MAX_SHOWN = 6  # differences that a message names
 POSITION = ("epoch", "step", "seconds", "learning_rate")  # attributes of a `Training`
-
 FORMER_KEYS = {"epochs_seen": "epochs_trained", "circumstances": "environment"}
 
 

@@ -181,7 +181,7 @@ def test_predict_of_a_file_that_is_not_an_image(run, trained, tmp_path):
     (tmp_path / "page.png").write_text("<html>404</html>")
     status, _, errors = run("predict", "page.png", "--model", trained)
     assert status == 1
-    assert "page.png: is not a supported image here; it looks like" in errors
+    assert "page.png: is not a supported image; it looks like" in errors
 
 
 def test_version_and_help(run):

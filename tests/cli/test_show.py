@@ -271,7 +271,7 @@ def test_show_without_snapshots(run, folder):
 
 def test_show_of_a_file_that_is_not_an_image(run, folder, tmp_path):
     (tmp_path / "page.png").write_text("<html>404</html>")
-    assert "page.png: is not a supported image here" in refused(run, "feature-maps", folder, "--image", "page.png")
+    assert "page.png: is not a supported image" in refused(run, "feature-maps", folder, "--image", "page.png")
     assert "nowhere.png" in refused(run, "feature-maps", folder, "--image", "nowhere.png")
     assert "name two images; pass one" in refused(run, "feature-maps", folder, "--image", "page.png", "--index", 3)
     for index in (80, -1):

@@ -503,8 +503,16 @@ def test_augmentations_describe_themselves():
             "fill, a pixel's value, must be an integer from 0 to 255, not 300",
         ),
         (lambda: augmented([Translate(5)]), ShapeError, r"Translate\(5\): an image of 6x5 has no 5 pixels to reflect"),
-        (lambda: RandomCrop(0), ConfigurationError, "RandomCrop: size must be a positive integer, not 0"),
-        (lambda: RandomCrop((1, 2, 3)), ConfigurationError, "RandomCrop: size must be a number of pixels or a pair"),
+        (
+            lambda: RandomCrop(0),
+            ConfigurationError,
+            "RandomCrop: size must be an integer of at least 1 or a pair of them, not 0",
+        ),
+        (
+            lambda: RandomCrop((1, 2, 3)),
+            ConfigurationError,
+            "RandomCrop: size must be an integer of at least 1 or a pair",
+        ),
         (
             lambda: RandomCrop(padding=-1),
             ConfigurationError,

@@ -112,8 +112,8 @@ def test_show_augmented_takes_a_recipe(run, digits, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--network lenet", "the recipe of lenet changes no images; name augmentations instead"),
-        ("--network resnet20 --flip", "--network resnet20 names augmentations, and Flip() others; give one or"),
+        ("--network lenet", "the recipe of lenet has no augmentation; choose some instead"),
+        ("--network resnet20 --flip", "--network resnet20 and Flip() both set augmentations; pass only one"),
         ("--network lenet-9", "lenet-9"),
         ("--translate 28", "has no 28 pixels to reflect"),
         ("--flip --alternating-flip", "each flips images; remove one of them"),

@@ -11,8 +11,8 @@ from gpucnn import datasets, networks
 from gpucnn.callbacks.snapshots import load_snapshots
 from gpucnn.cli import app
 from gpucnn.cli.reproduce import Outcome, markdown
-from gpucnn.cli.runs import thin_out
 from gpucnn.errors import ConfigurationError
+from gpucnn.plots.canvas import evenly_spaced
 from gpucnn.runs import reproduction
 from gpucnn.runs.reproduction import REPRODUCTIONS, Published, Reproduction
 from gpucnn.training.history import History
@@ -58,7 +58,7 @@ def test_recipes_parameters(name):
 
 
 def test_recipe_that_is_unknown_is_refused():
-    with pytest.raises(ConfigurationError, match="nothing named 'lenet-5' to reproduce; there are sigmoid-3x3"):
+    with pytest.raises(ConfigurationError, match="unknown recipe 'lenet-5'; choose one of sigmoid-3x3"):
         reproduction.by_name("lenet-5")
 
 
@@ -134,7 +134,7 @@ def test_reproduce_prints_and_writes(small_data, tmp_path):
     again = invoke(
         "runs", "feedforward", "--runs", 2, "--epochs", 1, "--backend", "numpy", "-o", tmp_path / "feedforward"
     )
-    assert "2 of 2 runs are in" in again.output
+    assert "2 of 2 runs are already in" in again.output
     assert "test accuracy" in again.output
 
 
@@ -147,9 +147,12 @@ def test_reproduce_lists(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["reproduce"], 'name a recipe, or "all"'),
-        (["reproduce", "lenet-5"], "nothing named 'lenet-5' to reproduce"),
-        (["runs", "lenet", "--on-defect", "repair"], "--on-defect must be one of flag, stop, restart, not 'repair'"),
+        (["reproduce"], 'pass a recipe, or "all"'),
+        (["reproduce", "lenet-5"], "unknown recipe 'lenet-5'"),
+        (
+            ["runs", "lenet", "--on-defect", "repair"],
+            "--on-defect must be one of 'flag', 'stop', 'restart', not 'repair'",
+        ),
     ],
 )
 def test_reproduce_refuses_wrong_options(arguments, message):
@@ -174,9 +177,9 @@ def test_reproduce_table_of_outcomes():
     assert markdown([]).count("\n") == 2
 
 
-def test_reproduce_shortens_long_lists():
-    assert thin_out([0, 1, 2]) == [0, 1, 2]
-    assert thin_out(list(range(30))) == [0, 7, 14, 22, 29]
+def test_indices_of_long_lists_are_evenly_spaced():
+    assert evenly_spaced(3, 5) == [0, 1, 2]
+    assert evenly_spaced(30, 5) == [0, 7, 14, 22, 29]
 
 
 def test_reproduce_resumes_a_killed_recipe(small_data, tmp_path, monkeypatch):

@@ -131,7 +131,7 @@ def test_fingerprint_depends_on_shape_dtype_and_every_byte():
 def test_fingerprint_of_pieces_is_that_of_the_whole(monkeypatch):
     x, y = stripes(50)
     known = fingerprint(x, y)
-    monkeypatch.setattr("gpucnn.data.fingerprint.AT_ONCE", 100)
+    monkeypatch.setattr("gpucnn.data.fingerprint.HASH_BLOCK", 100)
     assert fingerprint(x, y) == known
 
 

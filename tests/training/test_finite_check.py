@@ -52,7 +52,7 @@ def test_finite_check_of_gradients(backend):
     message = (
         r"second: the gradient of its weight holds (NaN|infinity) at step 3, in the backward pass; the weights are "
         r"from before it\. A lower learning rate or the optimizer's clip_norm often helps; "
-        r"fit\(check_numerics=False\) goes on regardless"
+        r"fit\(check_numerics=False\) continues regardless"
     )
     with pytest.raises(NumericError, match=message) as caught:
         fit(model, *data(), epochs=2)

@@ -201,7 +201,7 @@ def test_settings_refuse_unknown_names(kind):
         (lambda: layers.Conv2D(4, 3, stride=2), "Conv2D takes no argument 'stride'; did you mean strides=…?"),
         (lambda: layers.Conv2D(4, 3, kernel_initializer="zeros"), "did you mean weight_initializer=…?"),
         (lambda: layers.Conv2D(4, 3, dilation_rate=2), "did you mean dilation=…?"),
-        (lambda: layers.Conv2D(4, 3, activation="relu"), "put the activation behind it as a layer of its own"),
+        (lambda: layers.Conv2D(4, 3, activation="relu"), "add the activation after it as a layer"),
         (lambda: layers.Conv2D(4, 3, padding="SAME"), 'padding must be "valid", "same" or numbers'),
         (lambda: layers.Conv2D(4, 3, 2), "Conv2D takes filters, kernel_size by position, and got 3 arguments; write"),
         (lambda: layers.Conv2D(4), "Conv2D needs kernel_size: pass Conv2D"),

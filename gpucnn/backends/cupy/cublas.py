@@ -109,30 +109,17 @@ class Cublas:
         ld_out = max(out.strides[0] // out.itemsize, N) if M > 1 else N
         is_float64 = out.dtype == np.float64
         number = ctypes.c_double if is_float64 else ctypes.c_float
-        float32_compute = COMPUTE_TF32 if tf32 and a.dtype == np.float32 else COMPUTE_FLOAT32
+        compute = COMPUTE_TF32 if tf32 and a.dtype == np.float32 else COMPUTE_FLOAT32
+        compute = COMPUTE_FLOAT64 if is_float64 else compute
+        alpha, beta = ctypes.byref(number(1.0)), ctypes.byref(number(1.0 if add else 0.0))
         handle = self.handle
         self._use_current_stream(handle)
         # cuBLAS is column-major, so it computes outᵀ = bᵀ @ aᵀ
+        first = ctypes.c_void_p(b.data.ptr), TYPES[b.dtype.char], ld_b
+        second = ctypes.c_void_p(a.data.ptr), TYPES[a.dtype.char], ld_a
+        result = ctypes.c_void_p(out.data.ptr), TYPES[out.dtype.char], ld_out
         status = self._library.cublasGemmEx(
-            handle.handle,
-            op_b,
-            op_a,
-            N,
-            M,
-            K,
-            ctypes.byref(number(1.0)),
-            ctypes.c_void_p(b.data.ptr),
-            TYPES[b.dtype.char],
-            ld_b,
-            ctypes.c_void_p(a.data.ptr),
-            TYPES[a.dtype.char],
-            ld_a,
-            ctypes.byref(number(1.0 if add else 0.0)),
-            ctypes.c_void_p(out.data.ptr),
-            TYPES[out.dtype.char],
-            ld_out,
-            COMPUTE_FLOAT64 if is_float64 else float32_compute,
-            DEFAULT_ALGORITHM,
+            *(handle.handle, op_b, op_a, N, M, K, alpha), *first, *second, beta, *result, compute, DEFAULT_ALGORITHM
         )
         check("cublasGemmEx", status)
 

@@ -1,9 +1,9 @@
 """A training step as one CUDA graph: launched as a whole, it does without a launch from Python for each kernel.
 
-Capturing records the very memory that kernels read and write. So the step is made once in a pool of memory of its own;
-captured right after, it finds that pool filled and takes the same blocks again; and the pool is kept as long as the
-graph, so nobody else can be given them. What arrays give back to the pool during the capture is still read and written
-by the part of the graph that came before, so from then on the pool may grow, but nothing of it may be freed.
+A graph holds the addresses of the memory that its kernels read and write. So the step first runs eagerly with a memory
+pool of its own. The capture, right after, allocates the same blocks from that pool, and the pool lives as long as the
+graph, so that the blocks are given to nothing else. Blocks that are returned to the pool during the capture are still
+used by earlier parts of the graph: from then on the pool may grow, but none of it may be freed.
 """
 
 import gc
@@ -20,37 +20,37 @@ from gpucnn.backends.reference import Array
 
 MEMORY_ALLOCATION = 2  # cudaError_t
 
-_capture_lock = threading.RLock()  # to warm up or to capture, since only a whole process can stop collecting garbage
+_capture_lock = threading.RLock()  # for warm-up and capture: garbage collection is disabled for the whole process
 
 
 class ThreadState(threading.local):
-    """What belongs to the thread that computes: another one may be in the middle of another step."""
+    """The state of one thread, since another thread may be in the middle of another step."""
 
-    memory: "CapturePool | None" = None  # of the step that is warmed up or captured now
-    replays: "ReplayCounter | None" = None  # of the step that is captured now
+    memory: "CapturePool | None" = None  # of the step that is being warmed up or captured
+    replays: "ReplayCounter | None" = None  # of the step that is being captured
     tf32 = False  # whether float32 products may round their factors
 
 
 class Allocator:
-    """Allocates the memory of a pool, which may be sealed: then nothing of it is freed any more.
+    """Allocates the memory of a pool, which may be sealed: then none of it is freed.
 
-    CuPy answers a failed cudaMalloc by freeing what no array of the pool holds, which a graph may use all the same. It
-    does so for an error of CUDA, but lets any other one pass; so that is what a sealed pool gets.
+    When cudaMalloc fails, CuPy frees the blocks of the pool that no array uses, which a graph may still use. It does so
+    only for a CUDA error, so a sealed pool raises another one.
     """
 
     def __init__(self) -> None:
         self.sealed = False
-        self.grown = 0  # bytes, since it was sealed
+        self.grown = 0  # bytes since it was sealed
 
     def __call__(self, size: int) -> Any:
-        """Return fresh memory, as CuPy's own function does."""
+        """Return newly allocated memory, as CuPy's own allocator does."""
         try:
             memory = cupy.cuda.Memory(size)
         except cupy.cuda.runtime.CUDARuntimeError as error:
             if not self.sealed or error.status != MEMORY_ALLOCATION:
                 raise
             raise MemoryError(
-                f"there is no room for {size:,} bytes more than the step took before, when it was not captured"
+                f"there is no room for {size:,} bytes more than the step took before, in its warm-up"
             ) from error
         self.grown += size if self.sealed else 0
         return cupy.cuda.MemoryPointer(memory, 0)
@@ -61,42 +61,42 @@ class CapturePool(Tracer):
 
     def __init__(self, state: ThreadState, cublas: Any) -> None:
         self.state, self._cublas = state, cublas
-        cupy.get_default_memory_pool().free_all_blocks()  # what lies there unused is of no use to another pool
+        cupy.get_default_memory_pool().free_all_blocks()  # another pool cannot use what is cached there
         self.device = cupy.cuda.Device()
         self._allocator = Allocator()
         self.pool = cupy.cuda.MemoryPool(self._allocator)
         self.stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
-        self.fitting: dict[Any, int] = {}  # how much of what was asked for there was room for: see `room`
+        self.fitting: dict[Any, int] = {}  # how many images fitted, by request: see `convolution.allocate`
 
     def __del__(self) -> None:
-        with suppress(Exception), self.device:  # at the end of the process nothing may be left to free it with
-            self.pool.free_all_blocks()  # a pool of CuPy's that goes does not
+        with suppress(Exception), self.device:  # at interpreter exit CuPy may be gone already
+            self.pool.free_all_blocks()  # CuPy's pools do not do so when they are deleted
 
     @contextmanager
     def warm_up(self) -> Iterator[None]:
-        """Run the step in the pool, which the capture then finds filled."""
+        """Run the step with the pool, so that the capture finds all the memory it needs there."""
         with self.device, self.active():
             yield
 
     def capture(
         self, function: Callable[..., Array | None], *arrays: Array, increments: dict[int, int] | None = None
     ) -> tuple[None, "CapturedGraph"]:
-        """Capture a step as a CUDA graph, and launch it; it takes and returns no arrays of Python's.
+        """Capture a step as a CUDA graph, and launch it; it takes and returns no arrays.
 
         Raises:
-            MemoryError: the step needs more memory than there is, although it had enough when it ran before.
-            RuntimeError: memory that the graph may use was freed while it was captured.
+            MemoryError: the capture needs more memory than is free, although the warm-up had enough.
+            RuntimeError: memory that the graph may use was freed during the capture.
         """
         with self.device:
             graph = CapturedGraph(function, self, ReplayCounter(increments or {}), self._cublas.handle)
-        graph(number=0)  # capturing has computed nothing
+        graph(number=0)  # the capture itself has computed nothing
         return None, graph
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Allocate from the pool, and work in the stream after all that was started before, and before what follows.
+        """Allocate from the pool and work in its stream, after all earlier work and before all later work.
 
-        No garbage is collected meanwhile: that could free memory, and destroy graphs, in the middle of a capture.
+        Garbage collection is disabled meanwhile: it could free memory, or destroy graphs, during a capture.
         """
         cupy.cuda.get_current_stream().synchronize()
         with _capture_lock:
@@ -113,12 +113,12 @@ class CapturePool(Tracer):
 
     @contextmanager
     def sealed(self) -> Iterator[None]:
-        """Let nothing of the pool be freed any more, whose memory a graph uses that is captured in the context.
+        """Keep all memory of the pool from now on, for the graph that is captured in the context.
 
         Raises:
-            RuntimeError: something was freed within the context.
+            RuntimeError: some of it was freed within the context.
         """
-        gc.collect(1)  # what the step has left in cycles when it was made before would be missing
+        gc.collect(1)  # blocks that the warm-up left in reference cycles are still in use, and so could not be reused
         self._allocator.sealed, before = True, self.pool.total_bytes()
         yield
         expected, now = before + self._allocator.grown, self.pool.total_bytes()
@@ -127,7 +127,7 @@ class CapturePool(Tracer):
 
 
 class ReplayCounter:
-    """The number of the replay, in the GPU's memory, from which random streams count."""
+    """The number of the replay, in GPU memory, by which random streams advance."""
 
     def __init__(self, increments: dict[int, int]) -> None:
         self.increments = increments
@@ -139,14 +139,14 @@ class ReplayCounter:
 
 
 class CapturedGraph(Replay):
-    """A captured step, which one launch runs.
+    """A captured step, which runs as one launch.
 
     Arguments:
-        held: whatever else must live as long as the graph.
+        held: what else must live as long as the graph.
     """
 
     def __init__(self, step: Callable[[], Any], memory: CapturePool, counter: ReplayCounter, held: Any) -> None:
-        self._graph: Any = None  # the first, so that it goes before the memory that it uses
+        self._graph: Any = None  # the first attribute, so that it is freed before the memory that it uses
         self._memory, self._counter, self._held = memory, counter, held
         with memory.sealed(), memory.active():
             memory.state.replays = counter
@@ -154,7 +154,7 @@ class CapturedGraph(Replay):
             try:
                 step()
             except BaseException:
-                with suppress(Exception):  # that the capture was spoilt, which is known
+                with suppress(Exception):  # the error says that the capture is invalid
                     memory.stream.end_capture()
                 raise
             finally:
@@ -162,7 +162,7 @@ class CapturedGraph(Replay):
             self._graph = memory.stream.end_capture()
 
     def __call__(self, *arrays: Array, number: int = 0) -> None:
-        """Launch the step in the current stream; it runs after all that was started there before."""
+        """Launch the step in the current stream, after all earlier work there."""
         with self._memory.device:
             self._counter.count.fill(number)
             self._graph.launch()

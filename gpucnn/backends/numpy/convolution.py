@@ -24,8 +24,9 @@ channels, or 16 both in and out, that of `lowered-rows`; and with very many weig
 gradients of a convolution by a Winograd method are computed jointly (`joint_gradients`), from one transform of dy.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,15 @@ def conv2d(x: Array, weight: Array, bias: Array | None, window: Window, groups: 
 
     def convolve(x: Array) -> Array:
         y = memory.empty((*window.output_size(x.shape[:2]), F, x.shape[-1]), x.dtype)
-        for block in _convolve_blocks(algorithm, x, weight, bias, window, groups, y):
+        if algorithm == "depthwise":
+            blocks = depthwise.convolve(pad(x, window, axis=0), weight, bias, window, y)
+        else:
+            function = ALGORITHMS[algorithm].convolve
+            blocks = chain.from_iterable(
+                function(x[:, :, c], weight[..., f], None if bias is None else bias[f], window, y[:, :, f])
+                for c, f in _groups(C, F, groups)
+            )
+        for block in blocks:
             if relu:
                 elementwise.clamp_at_zero(block, block)
         return y
@@ -264,19 +273,6 @@ def _dx_is_convolution(window: Window, image_size: tuple[int, int], output_size:
     possible = window.strides == (1, 1) and min(map(min, window.flipped().padding)) >= 0
     (H, W), (OH, OW) = image_size, output_size
     return possible and (H * W < 1.5 * OH * OW)
-
-
-def _convolve_blocks(
-    algorithm: str, x: Array, weight: Array, bias: Array | None, window: Window, groups: int, y: Array
-) -> Iterator[Array]:
-    """Fill y by an algorithm; yield each finished block of it."""
-    if algorithm == "depthwise":
-        yield from depthwise.convolve(pad(x, window, axis=0), weight, bias, window, y)
-        return
-    implementation = ALGORITHMS[algorithm]
-    for c, f in _groups(x.shape[2], weight.shape[-1], groups):
-        group_bias = None if bias is None else bias[f]
-        yield from implementation.convolve(x[:, :, c], weight[..., f], group_bias, window, y[:, :, f])
 
 
 @lru_cache(maxsize=1024)

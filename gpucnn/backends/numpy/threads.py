@@ -135,7 +135,8 @@ class Team:
 
     def __init__(self, shards: Sequence[slice]) -> None:
         self.shards, self.batch_size = shards, shards[-1].stop
-        self._parts: tuple[list[Any], list[Any]] = [None] * len(shards), [None] * len(shards)
+        # two lists in turn: a fast worker may start its next round before a slow one has read this round's parts
+        self.parts: tuple[list[Any], list[Any]] = [None] * len(shards), [None] * len(shards)
         self._lock, self._arrived, self._aborted = threading.Lock(), 0, False
         self._gates = [threading.Lock() for _ in shards]  # one before each worker, closed; the last to arrive opens all
         for gate in self._gates:
@@ -170,14 +171,6 @@ class Team:
             raise next((error for error in errors if not isinstance(error, Aborted)), errors[0])
         finally:
             errors.clear()  # an error references this frame, and so all arrays in it
-
-    def all_gather(self, rank: int, round_number: int, part: Any) -> list[Any]:
-        """Contribute a part to the team's n-th all-gather, and return the parts of all workers in order."""
-        # two lists in turn: a fast worker may start its next round before a slow one has read this round's parts
-        parts = self._parts[round_number % 2]
-        parts[rank] = part
-        self.wait(rank)
-        return list(parts)
 
     def wait(self, rank: int) -> None:
         """Wait for all other workers: a barrier.
@@ -225,13 +218,12 @@ class Worker:
             _thread_local.worker = None
 
     def all_gather(self, part: Any) -> list[Any]:
-        """Return the parts of all workers, in order."""
+        """Contribute a part to the team's next all-gather, and return the parts of all workers in order."""
         self._rounds += 1
-        return self.team.all_gather(self.rank, self._rounds, part)
-
-    def wait(self) -> None:
-        """Wait for all other workers."""
+        parts = self.team.parts[self._rounds % 2]
+        parts[self.rank] = part
         self.team.wait(self.rank)
+        return list(parts)
 
 
 def run_sharded(tasks: Sequence[Callable[[], T]], shards: Sequence[slice]) -> list[T]:
@@ -253,8 +245,9 @@ def all_gather(part: tuple[Any, ...]) -> list[Any]:
 
 def _wait_again() -> None:
     """Wait for the other workers of this thread's team; their parts lie where they did during the capture."""
-    assert _thread_local.worker is not None
-    _thread_local.worker.wait()
+    worker = _thread_local.worker
+    assert worker is not None
+    worker.team.wait(worker.rank)
 
 
 def shard_offset() -> int:

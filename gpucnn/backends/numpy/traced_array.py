@@ -258,15 +258,15 @@ class _ArrayInterface:
         self.base = base
 
 
-def untraced(value: Any) -> Any:
+def untraced(array: Any) -> Any:
     """Return a traced array as a plain one in the same memory, which it keeps; anything else as it is."""
-    if not isinstance(value, TracedArray):
-        return value
-    if value.dtype.kind not in known_calls.NUMERIC:
-        return np.ndarray.view(value, np.ndarray)
-    maker = root_of(value)
+    if not isinstance(array, TracedArray):
+        return array
+    if array.dtype.kind not in known_calls.NUMERIC:
+        return np.ndarray.view(array, np.ndarray)
+    maker = root_of(array)
     base = _base_of(maker)
-    return np.asarray(_ArrayInterface(value, maker if base is None else base))
+    return np.asarray(_ArrayInterface(array, maker if base is None else base))
 
 
 def viewed(array: Array, view_of: Callable[[Array], Array]) -> Array:

@@ -68,13 +68,11 @@ class Tracer(base.Tracer):
         replay = Replay([untraced(place) for place in inputs], self._calls, untraced(result), self.failure)
         return untraced(result), replay
 
+    untraced = staticmethod(untraced)
+
     def traced(self, array: Array) -> Array:
         """Return an array in the same memory, of which is traced what is done with it."""
         return self._signed(array.view(TracedArray))
-
-    def untraced(self, array: Array) -> Array:
-        """Return such an array as it was."""
-        return untraced(array)
 
     def knows(self, array: Array) -> bool:
         """Return whether an array was given or made by this tracer."""
@@ -87,10 +85,6 @@ class Tracer(base.Tracer):
     def _signed(self, array: Array, sign: object = None) -> Array:
         array.__dict__["sign"] = self._sign if sign is None else sign
         return array
-
-    def nbytes(self) -> int:
-        """Return the bytes of the memory that the replays use."""
-        return sum(block.size for blocks in self._arena.blocks.values() for block in blocks)
 
     def fail(self, why: str) -> None:
         """Say that what is computed cannot be replayed; the first reason counts."""

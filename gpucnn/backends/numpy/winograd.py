@@ -224,11 +224,7 @@ def _length(images: slice) -> int:
 
 def _split_filters(filters: int, filter_size: int) -> int:
     """Return the number of equal parts of the filters for which one product is small, as far as they divide."""
-    parts = 1
-    while (
-        filters // parts * filter_size > UNPACKED_GEMM_MAX
-        and filters % (2 * parts) == 0
-        and filters // parts > MIN_FILTERS
-    ):
-        parts *= 2
-    return parts
+    part = filters
+    while part * filter_size > UNPACKED_GEMM_MAX and part > MIN_FILTERS and part % 2 == 0:
+        part //= 2
+    return filters // part

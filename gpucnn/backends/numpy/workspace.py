@@ -62,8 +62,3 @@ def detach() -> dict[tuple[str, str], Array]:
     """Return this thread's buffers, by name and kind of number, for somebody else; the thread keeps none."""
     detached, _thread_buffers.buffers, _thread_buffers.views = _thread_buffers.buffers, {}, {}
     return detached
-
-
-def nbytes() -> int:
-    """Return the bytes of this thread's buffers."""
-    return sum(buffer.nbytes for buffer in _thread_buffers.buffers.values())

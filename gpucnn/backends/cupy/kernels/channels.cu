@@ -87,7 +87,7 @@ extern "C" __global__ void batch_norm(const scalar_t* x, const accum_t* mean, co
         Pack pack = load(x + row * C + channel);
         for (int k = 0; k < WIDTH; k++) {
             const accum_t value = ((accum_t)pack.at[k] - centre[k]) * factor[k] + offset[k];
-            pack.at[k] = (scalar_t)(relu && value < 0 ? (accum_t)0 : value);
+            pack.at[k] = (scalar_t)clamped(value, relu);
         }
         store(y + row * C + channel, pack);
     }
@@ -159,7 +159,7 @@ extern "C" __global__ void scale_and_shift(const scalar_t* x, const accum_t* sca
         Pack pack = load(x + row * C + channel);
         for (int k = 0; k < WIDTH; k++) {
             const accum_t value = (accum_t)pack.at[k] * factor[k] + offset[k];
-            pack.at[k] = (scalar_t)(relu && value < 0 ? (accum_t)0 : value);
+            pack.at[k] = (scalar_t)clamped(value, relu);
         }
         store(y + row * C + channel, pack);
     }
@@ -175,7 +175,7 @@ extern "C" __global__ void add_bias(scalar_t* y, const accum_t* bias, long long 
         Pack pack = load(y + row * C + channel);
         for (int k = 0; k < WIDTH; k++) {
             const accum_t value = (accum_t)pack.at[k] + offset[k];
-            pack.at[k] = (scalar_t)(relu && value < 0 ? (accum_t)0 : value);
+            pack.at[k] = (scalar_t)clamped(value, relu);
         }
         store(y + row * C + channel, pack);
     }

@@ -43,6 +43,16 @@ struct alignas(sizeof(scalar_t) * WIDTH) Pack {
 __device__ inline Pack load(const scalar_t* from) { return *reinterpret_cast<const Pack*>(from); }
 __device__ inline void store(scalar_t* to, const Pack& pack) { *reinterpret_cast<Pack*>(to) = pack; }
 
+// Return sums as elements.
+__device__ inline Pack rounded(const accum_t* sums) {
+    Pack pack;
+    for (int k = 0; k < WIDTH; k++) pack.at[k] = (scalar_t)sums[k];
+    return pack;
+}
+
+// Return max(value, 0) with `relu`, else the value; a NaN stays.
+__device__ inline accum_t clamped(accum_t value, int relu) { return relu && value < 0 ? (accum_t)0 : value; }
+
 // The geometry of a sliding window: size of image, output and kernel, strides, padding at the top and left, dilation.
 #define GEOMETRY \
     int H, int W, int C, int OH, int OW, int KH, int KW, int SH, int SW, int PT, int PL, int DH, int DW

@@ -17,7 +17,7 @@ extern "C" __global__ void depthwise(const scalar_t* x, const scalar_t* weight, 
             }
         }
         if (bias) sum += bias[f];
-        y[i] = (scalar_t)(relu && sum < 0 ? (accum_t)0 : sum);
+        y[i] = (scalar_t)clamped(sum, relu);
     }
 }
 

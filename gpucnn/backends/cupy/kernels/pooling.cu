@@ -59,9 +59,7 @@ extern "C" __global__ void max_pool_gradient(const scalar_t* dy, const unsigned 
                     if (switches[place + k] == ki * KW + kj) sum[k] += (accum_t)pack.at[k];
             }
         }
-        Pack pack;
-        for (int k = 0; k < WIDTH; k++) pack.at[k] = (scalar_t)sum[k];
-        store(dx + (size_t)i * WIDTH, pack);
+        store(dx + (size_t)i * WIDTH, rounded(sum));
     }
 }
 
@@ -94,9 +92,8 @@ extern "C" __global__ void average_pool(const scalar_t* x, scalar_t* y, unsigned
                 for (int k = 0; k < WIDTH; k++) sum[k] += (accum_t)pack.at[k];
             }
         }
-        Pack pack;
-        for (int k = 0; k < WIDTH; k++) pack.at[k] = (scalar_t)(sum[k] / (accum_t)count);
-        store(y + (size_t)i * WIDTH, pack);
+        for (int k = 0; k < WIDTH; k++) sum[k] /= (accum_t)count;
+        store(y + (size_t)i * WIDTH, rounded(sum));
     }
 }
 
@@ -117,8 +114,6 @@ extern "C" __global__ void average_pool_gradient(const scalar_t* dy, scalar_t* d
                 for (int k = 0; k < WIDTH; k++) sum[k] += (accum_t)pack.at[k] / (accum_t)count;
             }
         }
-        Pack pack;
-        for (int k = 0; k < WIDTH; k++) pack.at[k] = (scalar_t)sum[k];
-        store(dx + (size_t)i * WIDTH, pack);
+        store(dx + (size_t)i * WIDTH, rounded(sum));
     }
 }

@@ -42,8 +42,6 @@ extern "C" __global__ void col2im(const scalar_t* columns, scalar_t* dx, unsigne
                 for (int k = 0; k < WIDTH; k++) sum[k] += (accum_t)pack.at[k];
             }
         }
-        Pack pack;
-        for (int k = 0; k < WIDTH; k++) pack.at[k] = (scalar_t)sum[k];
-        store(dx + (size_t)i * WIDTH, pack);
+        store(dx + (size_t)i * WIDTH, rounded(sum));
     }
 }
