@@ -313,12 +313,12 @@ def first_steps(name):
 
 def workspace(bench, images, channels, side, room_mb):
     """Time a convolution of float16 with some room for columns: what is small stays in the GPU's cache."""
-    convolution = bench.ours.backend._convolution
-    before, convolution.workspace = convolution.workspace, room_mb * 10**6
+    backend = bench.ours.backend
+    before, backend._workspace = backend._workspace, room_mb * 10**6
     try:
         times = bench.compare(_our_convolution(bench, images, channels, side, "fp16", "all"), {})
     finally:
-        convolution.workspace = before
+        backend._workspace = before
     shape = {"images": images, "channels": channels, "side": side}
     return shape | {"precision": "fp16", "room_mb": room_mb} | times
 

@@ -532,7 +532,7 @@ def peak_of_reading(path):
 def largest(path, name):
     """Write a picture of as many pixels as are read of its kind."""
     kind, mode = name.split("-")[:2]
-    most = folders.MEMORY // (folders._BYTES_A_PIXEL.get(kind, folders._BYTES_A_PIXEL_ELSE))
+    most = folders.MEMORY // (folders._BYTES_PER_PIXEL.get(kind, folders._DEFAULT_BYTES_PER_PIXEL))
     side = int(most**0.5)
     options = {"lossless": True} if kind == "WEBP" else {"transparency": 0} if name.endswith("transparent") else {}
     picture = Image.new(mode, (side, side), 7 if mode in ("P", "I;16") else (200, 10, 3, 90)[: len(mode)])

@@ -116,17 +116,17 @@ def test_first_use_that_fails_says_why(bench):
 
 
 def test_workspace_measures_with_the_size_it_reports_and_restores_it(bench, monkeypatch):
-    convolution, rooms = bench.ours.backend._convolution, []
-    before, forward = convolution.workspace, convolution.forward
+    backend, rooms = bench.ours.backend, []
+    before, forward = backend._workspace, backend.conv2d
 
     def watched(*args):
-        rooms.append(convolution.workspace)
+        rooms.append(backend._workspace)
         return forward(*args)
 
-    monkeypatch.setattr(convolution, "forward", watched)
+    monkeypatch.setattr(backend, "conv2d", watched)
     (row,) = rows_of(bench, "workspace")
     assert set(rooms) == {1_000_000}
-    assert convolution.workspace == before
+    assert backend._workspace == before
     assert row["room_mb"] == 1
     assert row["gpucnn"].keys() == row["gpucnn_graph"].keys() == SUBJECT
 
