@@ -5,7 +5,7 @@
     python -m benchmarks.cpu --no-avx512                      all subjects as on a processor without AVX-512
     python -m benchmarks.cpu --python python3.13t             gpucnn on a free-threaded Python as one more subject
 
-Every subject runs in a process of its own, in an environment without the variables that hold BLAS to an older
+Every subject runs in a separate process, in an environment without the variables that hold BLAS to an older
 instruction set, with BLAS and PyTorch given the same number of threads. The subjects take turns, so that a machine
 whose speed drifts treats all alike; figures are medians and minima over all rounds, ratios are of medians. PyTorch runs
 as installed, and "tuned" with the malloc settings that spare it page faults, each in both memory formats: the fair peer
@@ -43,7 +43,7 @@ NO_AVX512 = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
-REFERENCE_UP_TO = 128  # images a batch: its columns for larger ones are gigabytes
+REFERENCE_UP_TO = 128  # images per batch: its columns for larger ones are gigabytes
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -83,7 +83,7 @@ class Subject:
 
 
 def measure(net, batch, threads, rounds, calls, held=None, python=None):
-    """Time every peer on one net; return a row a peer: medians, minima (ms) and peak memory (MB)."""
+    """Time every peer on one net; return a row per peer: medians, minima (ms) and peak memory (MB)."""
     names = [name for name in PEERS if name != "reference" or batch <= REFERENCE_UP_TO]
     if net == "lenet" and batch == 32 and threads == 1:
         names.append("naive")

@@ -1,18 +1,18 @@
 """Speed and memory of gpucnn on a GPU, next to PyTorch where that is installed; prints tables and writes JSON.
 
-    python -m benchmarks.gpu --json gpu.json              all but the trainings, under four minutes
+    python -m benchmarks.gpu --json gpu.json              all but the training runs, under four minutes
     python -m benchmarks.gpu --quick                      the same in small, about a minute: does everything run?
     python -m benchmarks.gpu --only conv,nets             some sections
     python -m benchmarks.gpu --only training              trains three networks for real
 
-Sections: repeat (are two trainings the same, bit for bit?), memory, first_use (seconds until a new process has fitted
+Sections: repeat (are two training runs bitwise identical?), memory, first_use (seconds until a new process has fitted
 two batches), workspace (how large the columns' room should be), conv, nets, training.
 
 Both libraries compute in one process and take turns; each run is many calls between two events of the GPU, so that
-starting them is overlapped as in real use. "Recorded" is a CUDA graph on either side, in which launches cost nothing.
+starting them is overlapped as in real use. "Captured" is a CUDA graph on either side, in which launches cost nothing.
 Figures are medians and minima over the runs; ratios are of medians, below 1 where gpucnn is faster. PyTorch runs
 channels last, with cuDNN's choice of algorithm by measurement and a fused optimizer. What fails is written down, and
-the rest goes on; the exit status is 1 then, and 2 where there is no GPU.
+the rest continues; the exit status is 1 then, and 2 where there is no GPU.
 """
 
 import argparse
@@ -65,7 +65,7 @@ class Settings:
     width: int  # of ResNet-9's first convolution
     training: tuple[tuple[str, str, int, int], ...]  # network, precision, batch, epochs
     digits: int  # synthetic ones, for want of CIFAR-10
-    passed: float  # the accuracy below which a training has failed
+    passed: float  # the accuracy below which a run has failed
 
 
 DIAGONAL = ((64, 32), (128, 16), (256, 8), (512, 4))  # channels and side, of equal work
@@ -118,7 +118,7 @@ QUICK = Settings(
 class Bench:
     """One run of the benchmark: both sides, how much is measured by when, and what was found so far.
 
-    `child` is the backend's name in a process of its own.
+    `child` is the backend's name in a separate process.
     """
 
     def __init__(self, ours, theirs, settings, seconds=200.0, child="cupy", save=lambda result: None):
@@ -127,11 +127,11 @@ class Bench:
         self.result: dict[str, Any] = {"finished": False, "settings": asdict(settings), "errors": {}, "left_out": {}}
 
     def run(self, names):
-        """Measure sections one after another; each may take its share of the time, and what those before it left."""
-        total, share = sum(SECTIONS[name].share for name in names), 0.0
+        """Measure sections one after another; each may take its fraction of the time, and what those before it left."""
+        total, fraction = sum(SECTIONS[name].fraction for name in names), 0.0
         for name in names:
-            share += SECTIONS[name].share
-            self._run_section(name, SECTIONS[name], self._started + self._seconds * share / total)
+            fraction += SECTIONS[name].fraction
+            self._run_section(name, SECTIONS[name], self._started + self._seconds * fraction / total)
         self.result["finished"] = True
         self.result["seconds"] = time.perf_counter() - self._started
         self._save(self.result)
@@ -313,12 +313,12 @@ def first_steps(name):
 
 def workspace(bench, images, channels, side, room_mb):
     """Time a convolution of float16 with some room for columns: what is small stays in the GPU's cache."""
-    convolution = bench.ours.backend._convolution
-    before, convolution.workspace = convolution.workspace, room_mb * 10**6
+    backend = bench.ours.backend
+    before, backend._workspace = backend._workspace, room_mb * 10**6
     try:
         times = bench.compare(_our_convolution(bench, images, channels, side, "fp16", "all"), {})
     finally:
-        convolution.workspace = before
+        backend._workspace = before
     shape = {"images": images, "channels": channels, "side": side}
     return shape | {"precision": "fp16", "room_mb": room_mb} | times
 
@@ -403,7 +403,7 @@ def training(bench, net, precision, batch, epochs):
 
 
 class StopAt(callbacks.Callback):
-    """Ends a training after the epoch in which its time is up."""
+    """Ends training after the epoch in which its time is up."""
 
     def __init__(self, until):
         self.until = until
@@ -450,11 +450,11 @@ def _share_of_cifar10(folder):
 
 @dataclass(frozen=True)
 class Section:
-    """A section: its cases, how one is measured, and its share of the time."""
+    """A section: its cases, how one is measured, and its fraction of the time."""
 
     cases: Callable[[Settings], Any]
     measure: Callable[..., dict[str, Any]]
-    share: float
+    fraction: float
     default: bool = True
 
 
@@ -560,9 +560,9 @@ TABLES = {  # section → heading, and columns: a heading, where the number stan
         "÷ torch=ratio:.2f | captured ÷ torch=ratio_graph_to_eager:.2f | captured ÷ graph=ratio_graph:.2f",
     ),
     "training": (
-        "Trainings",
+        "Training runs",
         "net=net | data=data | type=precision | batch=batch | epochs=epochs | seconds=seconds:.1f | "
-        "seconds an epoch=seconds_an_epoch:.2f | test accuracy=accuracy:.2%",
+        "seconds per epoch=seconds_an_epoch:.2f | test accuracy=accuracy:.2%",
     ),
 }
 

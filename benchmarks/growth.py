@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import cpu
 
 SERIES = {  # what grows: its label, the values, and the network and batch for each
-    "batch": ("images a batch (32×32, 32 channels)", [8, 16, 32, 64, 128, 256, 512], lambda v: ("plain-32-32", v)),
+    "batch": ("images per batch (32×32, 32 channels)", [8, 16, 32, 64, 128, 256, 512], lambda v: ("plain-32-32", v)),
     "side": (
         "side of the image, pixels (32 images, 32 channels)",
         [8, 16, 32, 64, 128],

@@ -1,4 +1,4 @@
-"""One subject of a benchmark in a process of its own: builds a network, then times what it is told on standard input.
+"""One subject of a benchmark in a separate process: builds a network, then times what it is told on standard input.
 
     python -m benchmarks.subject SUBJECT NET BATCH THREADS
 

@@ -1,4 +1,4 @@
-"""A small network on CIFAR-10, written by hand: batch norm, a residual branch, dropout, and a callback of one's own.
+"""A small network on CIFAR-10, written by hand: batch norm, a residual branch, dropout, and a custom callback.
 
 python examples/cifar10_small.py            three epochs on real CIFAR-10
 python examples/cifar10_small.py --smoke    a few seconds on coloured noise, to see that everything runs
@@ -41,7 +41,7 @@ class Stopwatch(callbacks.Callback):
     """Says after each epoch how many images passed a second."""
 
     def on_epoch_end(self, model, epoch, logs):
-        print(f"  {len(x_train) / logs['seconds']:,.0f} images a second on {model.backend.name}")
+        print(f"  {len(x_train) / logs['seconds']:,.0f} images/s on {model.backend.name}")
 
 
 model = gpucnn.Model(

@@ -6,17 +6,7 @@ The examples in docstrings are for a session that has begun with `import numpy a
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gpucnn import (
-    callbacks,
-    datasets,
-    initializers,
-    layers,
-    losses,
-    metrics,
-    networks,
-    optimizers,
-    schedules,
-)
+from gpucnn import callbacks, datasets, initializers, layers, losses, metrics, networks, optimizers, schedules
 from gpucnn.backends import get_backend, use_backend
 from gpucnn.backends.numpy.threads import set_num_threads
 from gpucnn.core.hints import no_such_class

@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run a command; a user's mistake ends with its message and exit status 1, without a trace.
 
-    Where nobody reads the output any more, as behind `| head -1`, typer ends with status 1 and without a word.
+    Where the output is no longer read, as behind `| head -1`, typer exits with status 1 and prints nothing.
     """
     from gpucnn.cli import app
     from gpucnn.cli.common import say_error
@@ -19,7 +19,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):  # for help and usage errors, which typer prints itself
             stream.reconfigure(errors=REPLACING)
     try:
-        _refuse_renamed(sys.argv[1:])
+        _reject_renamed(sys.argv[1:])
         app(prog_name="gpucnn")
     except GpucnnError as error:
         say_error(error)
@@ -42,16 +42,17 @@ RENAMED_OPTIONS = {
 RENAMED_COMMANDS = {"kernels": "filters-by-epoch", "maps": "feature-maps"}  # of `show`
 
 
-def _refuse_renamed(words: list[str]) -> None:
+def _reject_renamed(arguments: list[str]) -> None:
     """Refuse an option or command by its former name, and say what it is called now."""
     from gpucnn.errors import ConfigurationError
 
-    for word in words:
-        option = word.partition("=")[0]
+    for argument in arguments:
+        option = argument.partition("=")[0]
         if option in RENAMED_OPTIONS:
             raise ConfigurationError(f"{option} was renamed; write {RENAMED_OPTIONS[option]}")
-    if words[:1] == ["show"] and words[1:2] and words[1] in RENAMED_COMMANDS:
-        raise ConfigurationError(f"show {words[1]} was renamed; write: gpucnn show {RENAMED_COMMANDS[words[1]]}")
+    if arguments[:1] == ["show"] and arguments[1:2] and arguments[1] in RENAMED_COMMANDS:
+        old = arguments[1]
+        raise ConfigurationError(f"show {old} was renamed; write: gpucnn show {RENAMED_COMMANDS[old]}")
 
 
 def _drop_output() -> None:

@@ -202,7 +202,7 @@ class RunningMeans:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned, in the same arrays."""
+        """Continue from what `state` returned, in the same arrays."""
         self.samples = state["samples"]
         for name, total in self._sums.items():
             total[...] = self.backend.from_host(state["sums"][name])

@@ -1,4 +1,4 @@
-"""The case table: one row a layer and a way to use it. Every promise is checked for every row on every backend.
+"""The case table: one row per layer and way to use it. Every guarantee is checked for every row on every backend.
 
 A row gives the layer, the shape of a sample, and what the layer means: a function of the input and the layer's state
 (host arrays by path) that uses nothing of the package. Padding is written out by hand in the meaning.

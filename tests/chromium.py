@@ -129,13 +129,13 @@ class Chromium:
         self.call("Emulation.setScriptExecutionDisabled", value=not script)
 
     def run(self, expression):
-        """Return what an expression of JavaScript comes to, as plain data."""
+        """Return the value of a JavaScript expression, as plain data."""
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
     def press(self, key, code):
-        """Press a key and let go of it, as a keyboard does."""
+        """Press and release a key, as a keyboard does."""
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
         self.run("new Promise((done) => requestAnimationFrame(() => done(true)))")

@@ -17,7 +17,7 @@ from tests.helpers import BACKENDS, GPUS, SIMULATED, make_backend, why_missing, 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--backend", choices=BACKENDS, action="append", help="test only this backend, and fail where it cannot be had"
+        "--backend", choices=BACKENDS, action="append", help="test only this backend, and fail where it is unavailable"
     )
 
 

@@ -178,7 +178,7 @@ class Killed(Exception):
 
 
 class Kill(Callback):
-    """Ends the training after so many steps."""
+    """Ends training after a number of steps."""
 
     def __init__(self, after):
         self.after = after
@@ -199,7 +199,7 @@ def fit(model, ckpt=None, *more, data=DATA, **options):
 
 
 def killed(folder, after=6, model=None, **options):
-    """Leave the checkpoints of a training that was killed in the step after so many."""
+    """Write the checkpoints of a training run that was killed at a given step."""
     with pytest.raises(Killed):
         fit(model or small_model(), always(folder), Kill(after), **options)
     return Checkpoints(folder).files()
@@ -242,7 +242,7 @@ def write_idx(path, array, claims=None):
 
 
 def write_digits(folder, train, test):
-    """Write an MNIST of so many synthetic digits."""
+    """Write an MNIST of a number of synthetic digits."""
     folder.mkdir()
     for split, count, seed in (("train", train, 0), ("t10k", test, 1)):
         images, labels = synthetic_digits(count, seed)
@@ -284,7 +284,7 @@ def state_of(model):
 
 
 def outcome(model, epochs=2, **options):
-    """What a training run comes to: losses and bits."""
+    """The result of a training run: losses and bits."""
     history = model.fit(*images_and_labels(), epochs=epochs, batch_size=6, verbose=0, **options)
     return history.history["loss"], state_of(model)
 

@@ -50,7 +50,7 @@ namespace host {
 constexpr size_t STACK = 64 << 10;  // bytes for one thread, taken from the machine only where they are touched
 
 struct Fiber {
-    jmp_buf at;    // where it goes on
+    jmp_buf at;    // where it continues
     int line = 0;  // of the barrier it waits in; 0 where its kernel has returned
     dim3 index = {};
     std::unique_ptr<char[]> stack{new char[STACK]};
@@ -122,7 +122,7 @@ inline bool run_in_step(unsigned threads) {
         else
             snprintf(message + length, sizeof message - length,
                      "threads wait in different barriers, of lines %d and %d", first, other);
-        fibers.clear();  // they would go on in the middle of this kernel
+        fibers.clear();  // they would continue in the middle of this kernel
         return false;
     }
 }

@@ -249,7 +249,7 @@ def _build(program, macros):
     folder = Path(tempfile.gettempdir()) / f"gpucnn-host-kernels-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     library = folder / f"{key}.so"
-    if not library.exists():  # two processes may build at once: each under a name of its own
+    if not library.exists():  # two processes may build at once: each under a different name
         with tempfile.TemporaryDirectory(dir=folder) as own:
             built = Path(own) / library.name
             _run("g++", *FLAGS, *macros, "-shared", "-fPIC", "-x", "c++", "-", "-o", str(built), text=program)

@@ -2,7 +2,7 @@
 
 Each line of FAULTS is one change of one place in the package, such as a programmer might make by mistake. For each the
 repository is copied, changed there, and tested, first by the tests nearest to the place and then, where these pass, by
-the whole ordinary suite. A fault that survives both is a hole in the tests, or changes nothing that is promised.
+the whole ordinary suite. A fault that survives both is a hole in the tests, or changes nothing that is guaranteed.
 
     python -m tests.mutations                 all of them; some minutes
     python -m tests.mutations 3 17            these alone
@@ -101,14 +101,14 @@ FAULTS = (
         "self.grad[...] = gradient",
     ),
     Fault(
-        "off by one: the way back stops early",
+        "off by one: the backward pass stops early",
         "gpucnn/layers/containers.py",
         "needed = needed or trainable\n",
         "needed = needed or (trainable and place > 0)\n",
         ("tests/layers/test_layers.py", "tests/training/test_model.py"),
     ),
     Fault(
-        "missing term: a residual's shortcut on the way back",
+        "missing term: a residual's shortcut in the backward pass",
         "gpucnn/layers/containers.py",
         "return add(main_backward(dy), shortcut_backward(dy))",
         "return main_backward(dy)",
@@ -121,7 +121,7 @@ FAULTS = (
         "loss = -(targets * log_probabilities).sum()",
     ),
     Fault(
-        "missing term: smoothing's uniform share",
+        "missing term: smoothing's uniform part",
         "gpucnn/losses.py",
         "targets * (1.0 - s) + s / y.shape[-1]",
         "targets * (1.0 - s)",
@@ -203,7 +203,7 @@ FAULTS = (
         "dy_per_element = dy / window.area",
     ),
     Fault(
-        "missing term: batch norm's variance on the way back",
+        "missing term: batch norm's variance in the backward pass",
         REFERENCE,
         "factor * (dy - dshift / count - normalized * (dscale / count))",
         "factor * (dy - dshift / count)",
@@ -394,7 +394,7 @@ FAULTS = (
         "y[(size_t)n * K + k] = (scalar_t)(exp((accum_t)row[k] - maximum) / total)",
         "y[(size_t)n * K + k] = (scalar_t)(exp((accum_t)row[k]) / (exp(maximum) * total))",
     ),
-    # trainings
+    # training runs
     Fault(
         "order: every epoch the same",
         "gpucnn/rng.py",

@@ -65,7 +65,7 @@ class Tracer:
         raise NotImplementedError(f"{type(self).__name__} captures nothing")
 
     def traced(self, array: Array) -> Array:
-        """Return an array in the same memory, for the function to use in its place: what it does with it is seen."""
+        """Return an array in the same memory, for the function to use in its place, whose operations are traced."""
         return array
 
     def untraced(self, array: Array) -> Array:
@@ -73,7 +73,7 @@ class Tracer:
         return array
 
     def knows(self, array: Array) -> bool:
-        """Return whether an array was given or made by this tracer."""
+        """Return whether an array belongs to this tracer."""
         return True
 
 
@@ -168,7 +168,7 @@ class Backend(ReferenceKernels):
     captured_unit = ""
 
     def tracer(self) -> Tracer:
-        """Return what captures functions of this backend's arrays, with memory of its own."""
+        """Return what captures functions of this backend's arrays, with separate memory."""
         raise NotImplementedError(f"{self.name} captures nothing")
 
     def kernel_options(self) -> Any:

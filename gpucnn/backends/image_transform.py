@@ -6,10 +6,11 @@ All arithmetic is on integers, so every backend gives bitwise identical pixels.
 from dataclasses import dataclass
 from typing import Any
 
-BITS = 14  # fractional bits of a cosine
-ONE = 1 << BITS
+FIXED_BITS = 14  # fractional bits of a cosine
+FIXED_ONE = 1 << FIXED_BITS
 WEIGHT_BITS = 8  # of the weight of a neighbouring pixel
-COORDINATE_BITS = BITS + 1  # fractional bits of a coordinate: distances from the centre are counted in half pixels
+# fractional bits of a coordinate: distances from the centre are counted in half pixels
+COORDINATE_BITS = FIXED_BITS + 1
 ROUND_COORDINATE = 1 << (COORDINATE_BITS - WEIGHT_BITS - 1)  # half of the last bit that counts
 
 
@@ -20,7 +21,7 @@ class ImageTransform:
     Steps, in order:
 
         rotation   about the centre, counter-clockwise, with a scale: `cosine` and `sine` of the angle, both divided by
-                   the scale, in units of 1/ONE; pixels from outside the image are `rotation_fill`, 0 … 255
+                   the scale, in units of 1/FIXED_ONE; pixels from outside the image are `rotation_fill`, 0 … 255
         shift      by `shift_y` down and `shift_x` right, in a frame of `crop_size` (OH, OW), by default the image's
                    own, whose first pixel is that of the image; pixels beyond the edges are `border`, 0 … 255, or with
                    None the image reflected at its edges
@@ -109,8 +110,8 @@ def source_coordinates(xp: Any, size: tuple[int, int], transform: ImageTransform
     y = (2 * xp.arange(H, dtype="int32") - (H - 1))[None, :, None]  # from the centre, in half pixels
     x = (2 * xp.arange(W, dtype="int32") - (W - 1))[None, None, :]
     cosine, sine = transform.cosine[:, None, None], transform.sine[:, None, None]
-    row = cosine * y + (sine * x + ((H - 1) * ONE + ROUND_COORDINATE))
-    column = cosine * x - (sine * y - ((W - 1) * ONE + ROUND_COORDINATE))
+    row = cosine * y + (sine * x + ((H - 1) * FIXED_ONE + ROUND_COORDINATE))
+    column = cosine * x - (sine * y - ((W - 1) * FIXED_ONE + ROUND_COORDINATE))
     return row, column
 
 

@@ -1,4 +1,4 @@
-"""Averages of weights: training goes on with the raw weights, and is validated and ends with averaged ones.
+"""Averages of weights: training continues with the raw weights, and is validated and ends with averaged ones.
 
 Averaged are all parameters that are not frozen and all buffers of floats, such as running statistics; both lie flat on
 the device, so that an average costs two kernels, and nothing is read from there.
@@ -25,7 +25,7 @@ class _Average(Callback, Configurable, family="average"):
 
     From the end of an epoch's steps until the next epoch begins, the model holds the averages: validation and the
     callbacks of the epoch's end see them, and so does who trained, after the last epoch or an interruption. A further
-    fit of a model that still holds them goes on with the raw weights of before; otherwise it starts again.
+    fit of a model that still holds them continues with the earlier raw weights; otherwise it starts again.
     """
 
     def __init__(self, decay: Decay, every: int) -> None:
@@ -39,7 +39,7 @@ class _Average(Callback, Configurable, family="average"):
         self._steps = 0
 
     def on_fit_begin(self, model: Any) -> None:
-        """Begin with the weights that the model has, or go on where an earlier fit ended."""
+        """Begin with the weights that the model has, or continue where an earlier fit ended."""
         if self._continues(model):
             model.training.averaged_by = self
             return
@@ -90,7 +90,7 @@ class _Average(Callback, Configurable, family="average"):
             self.on_train_epoch_end(model, -1)
 
     def state(self, model: Any) -> dict[str, Any]:
-        """Return the averages, the raw weights while the averages are shown, and how many steps were made."""
+        """Return the averages, the raw weights while the averages are shown, and the number of steps."""
         self._arrays(model)
 
         def on_host(parts: list[Array]) -> list[Any]:
@@ -101,7 +101,7 @@ class _Average(Callback, Configurable, family="average"):
         return {"averages": on_host(self._averages), "raw": raw, "steps": self._steps}
 
     def load_state(self, model: Any, state: dict[str, Any]) -> None:
-        """Go on from these averages; the model shows them if it did so then.
+        """Continue from these averages; the model shows them if it did so then.
 
         Raises:
             CheckpointError: they are not averages of this model.

@@ -62,8 +62,8 @@ class Callback:
     def state(self, model: Any) -> dict[str, Any]:
         """Return what a run that is resumed needs of this callback, for its checkpoints.
 
-        Host arrays (`model.backend.to_host`), numbers and words, in lists and in dictionaries by words; tuples come
-        back as lists. Asked between two steps, or when an epoch is over. A callback that keeps nothing from one step or
+        Host arrays (`model.backend.to_host`), numbers and strings, in lists and dictionaries; tuples come back
+        as lists. Asked between two steps, or when an epoch is over. A callback that keeps nothing from one step or
         epoch to the next leaves this and `load_state` out.
         """
         return {}
@@ -71,7 +71,7 @@ class Callback:
     def load_state(self, model: Any, state: dict[str, Any]) -> None:
         """Take over what `state` returned, when a run is resumed.
 
-        The model has its weights by then. It is called after `on_fit_begin` and, where the run goes on within an
+        The model has its weights by then. It is called after `on_fit_begin` and, where the run resumes within an
         epoch, after that epoch's `on_epoch_begin`.
         """
 

@@ -33,10 +33,10 @@ class Snapshots(Callback):
     Arguments
         folder  where `snapshots.safetensors` is written when the run ends; None: it is not written
         limit   bytes that all copies may take. Weights of which not even the first and the last copy fit are left out
-                (`skipped` names them); as the run goes on, every other epoch is dropped, and then again
+                (`skipped` names them); as the run continues, every other epoch is dropped, and then again
 
     `epochs[3]["conv2d.weight"]` is what a convolution had after 3 epochs, `epochs[0]` what it began with. Epochs are
-    counted as the model counts them, so those of a run that is resumed go on.
+    counted as the model counts them, so those of a resumed run continue.
 
     Example
         >>> (x, y), _ = datasets.synthetic_digits(64)
@@ -75,7 +75,7 @@ class Snapshots(Callback):
         return {"epochs": epochs, "paths": self._paths, "skipped": self.skipped, **counts}
 
     def load_state(self, model: Any, state: dict[str, Any]) -> None:
-        """Go on with the copies of before.
+        """Continue with the copies of before.
 
         Raises:
             CheckpointError: they are not copies of this model's weights.

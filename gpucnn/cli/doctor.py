@@ -89,8 +89,8 @@ def _blas() -> Iterator[Finding]:
         if library["user_api"] == "blas" and "numpy" in library["filepath"].lower():
             threads = library["num_threads"]
             architecture = library.get("architecture", "unknown instruction set")
-            words = f"{library['internal_api']} {library['version']}, {architecture}, {threads} threads"
-            yield "BLAS", words, _too_many(threads, "BLAS", "OPENBLAS_NUM_THREADS") or _too_old(architecture)
+            text = f"{library['internal_api']} {library['version']}, {architecture}, {threads} threads"
+            yield "BLAS", text, _too_many(threads, "BLAS", "OPENBLAS_NUM_THREADS") or _too_old(architecture)
             return
     yield "BLAS", "not recognised (Apple's Accelerate, or a system library)", ""
 

@@ -24,7 +24,7 @@ from gpucnn.runs.folder import check_takes_images, open_model
 
 DIGITS = list("0123456789")
 BAR = 20  # characters, the length of certainty
-WIDE = 80  # characters, a terminal with room for bars
+MIN_BAR_WIDTH = 80  # characters, a terminal with room for bars
 
 
 @dataclass
@@ -145,7 +145,7 @@ def _table(predictions: list[Prediction], names: list[str], top: int) -> Table:
     table.add_column("image", overflow="fold")
     table.add_column("prediction", overflow="fold", min_width=len("prediction"))
     table.add_column("probability", justify="right", no_wrap=True)
-    length = BAR if console.width >= WIDE else 0
+    length = BAR if console.width >= MIN_BAR_WIDTH else 0
     if length:
         table.add_column(no_wrap=True)
     for prediction in predictions:
@@ -154,10 +154,10 @@ def _table(predictions: list[Prediction], names: list[str], top: int) -> Table:
             label.append(f"\n{prediction.notes}", style="dim")
         classes, numbers, bars = Text(), Text(), Text(style="cyan")
         for rank, k in enumerate(prediction.probabilities.argsort()[::-1][:top]):
-            share, style, end = float(prediction.probabilities[k]), "" if rank else "bold", "\n" if rank else ""
+            probability, style, end = float(prediction.probabilities[k]), "" if rank else "bold", "\n" if rank else ""
             classes.append(f"{end}{printable(names[k])}", style=style)
-            numbers.append(f"{end}{100 * share:.1f} %", style=style)
-            bars.append(end + "█" * round(length * share))
+            numbers.append(f"{end}{100 * probability:.1f} %", style=style)
+            bars.append(end + "█" * round(length * probability))
         table.add_row(label, classes, numbers, *([bars] if length else []))
     return table
 

@@ -26,7 +26,7 @@ class Outcome:
     runs: int
     defects: int
     accuracy: float  # mean of the successful runs
-    deviation: float
+    std: float
     seconds: float
 
     @property
@@ -37,7 +37,7 @@ class Outcome:
     def _accuracy(self) -> str:
         """Return the accuracy as text, with its standard deviation if there are several runs."""
         good = self.runs - self.defects
-        spread = f" ± {100 * self.deviation:.2f}" if good > 1 else ""
+        spread = f" ± {100 * self.std:.2f}" if good > 1 else ""
         return f"{100 * self.accuracy:.2f}{spread} %" if good else "none"
 
     def cells(self) -> list[str]:
@@ -85,8 +85,8 @@ def reproduce(
         for name in chosen:
             say((name, "bold"))
             with being_written(folder / name):
-                made = make_runs(name, runs, folder / name, backend=backend, epochs=epochs, dtype=dtype)
-            outcomes.append(outcome(name, made))
+                completed = make_runs(name, runs, folder / name, backend=backend, epochs=epochs, dtype=dtype)
+            outcomes.append(outcome(name, completed))
         page = folder / "reproduction.md"
         with explained(page):
             write_into(folder, page.name, markdown(outcomes).encode())
@@ -97,17 +97,17 @@ def reproduce(
     say(f"runs are in {folder}, this table is in {page}")
 
 
-def outcome(name: str, made: Runs) -> Outcome:
+def outcome(name: str, completed: Runs) -> Outcome:
     """Return the results of a recipe; failed runs only count in the number of runs."""
-    good = made.successful()
+    good = completed.successful()
     accuracy = summary(r["numbers"]["test accuracy"] for r in good) if good else None
     return Outcome(
         entry=reproduction.by_name(name),
-        runs=len(made.records),
-        defects=len(made.records) - len(good),
+        runs=len(completed.records),
+        defects=len(completed.records) - len(good),
         accuracy=accuracy.mean if accuracy else 0.0,
-        deviation=accuracy.deviation if accuracy else 0.0,
-        seconds=summary(r["numbers"][TOTAL_TIME] for r in made.records).mean,
+        std=accuracy.std if accuracy else 0.0,
+        seconds=summary(r["numbers"][TOTAL_TIME] for r in completed.records).mean,
     )
 
 

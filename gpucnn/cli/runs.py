@@ -46,10 +46,10 @@ def runs(
     entry = reproduction.by_name(name)
     folder = user_path(output) if output else RUNS / f"{entry.network}-statistics"
     with being_written(folder):
-        made = make_runs(entry.network, count, folder, backend=backend, epochs=epochs, dtype=dtype, on_defect=on_defect)
-        averages = made.write_text(include_defects)
-    console.print(made.text(include_defects), soft_wrap=True)
-    say(f"runs are in {made.path}, statistics are in {averages}")
+        done = make_runs(entry.network, count, folder, backend=backend, epochs=epochs, dtype=dtype, on_defect=on_defect)
+        averages = done.write_text(include_defects)
+    console.print(done.text(include_defects), soft_wrap=True)
+    say(f"runs are in {done.path}, statistics are in {averages}")
 
 
 def being_written(folder: Path) -> FolderLock:
@@ -89,10 +89,10 @@ def make_runs(
         "dtype": dtype,
         "on_defect": on_defect,
     }
-    made, long = Runs(folder / STATISTICS, settings), reproduction.by_name(name).long
-    missing = made.missing_seeds(count)
+    done, long = Runs(folder / STATISTICS, settings), reproduction.by_name(name).long
+    missing = done.missing_seeds(count)
     if len(missing) < count:
-        say(f"{count - len(missing)} of {count} runs are already in {made.path}")
+        say(f"{count - len(missing)} of {count} runs are already in {done.path}")
     if missing and long:
         say("  validated on the test set after each epoch, as published")
     loaded = reproduction.load_dataset(name) if missing and data is None else data
@@ -103,10 +103,10 @@ def make_runs(
         return _run(settings, seed, loaded, folder, chosen, nullcontext() if long else status)
 
     remove_partial(folder)
-    made.run_missing(count, run)
-    for record in made.records:
+    done.run_missing(count, run)
+    for record in done.records:
         _checkpoints(folder, record["seed"]).clear()  # its record is saved by now; the best model of a long run stays
-    return made
+    return done
 
 
 def _checkpoints(folder: Path, seed: int) -> Checkpoints:
@@ -170,7 +170,7 @@ def _milestones(record: Record) -> str:
 
 def table(title: str, headings: list[str], caption: str | None = None) -> Table:
     """Return an empty table whose first column is left-aligned, the others right."""
-    made = narrow_table(title, caption)
+    result = narrow_table(title, caption)
     for place, heading in enumerate(headings):
-        made.add_column(heading, justify="left" if place == 0 else "right", no_wrap=True)
-    return made
+        result.add_column(heading, justify="left" if place == 0 else "right", no_wrap=True)
+    return result

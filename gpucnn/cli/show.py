@@ -209,11 +209,11 @@ def _distributions(path: Path, seed: int | None) -> tuple[str, dict[str, Any]]:
     return folder.name, parameter_values(open_model(path, "numpy")[0], gradients=False)
 
 
-def _successful_run(folder: Path, beside: str) -> list[tuple[str, dict[str, Any]]]:
+def _successful_run(folder: Path, compared: str) -> list[tuple[str, dict[str, Any]]]:
     """Return the first successful run, unless it is the one to compare with."""
     for record in Runs.read(folder / STATISTICS).successful():
         name = _run_name(f"seed {record['seed']}", None)
-        return [] if name == beside else [(name, record["histograms"])]
+        return [] if name == compared else [(name, record["histograms"])]
     return []
 
 
@@ -282,23 +282,23 @@ def augment(
 
 def _of_each_class(labels: list[int], count: int) -> list[int]:
     """Return the indices of `count` samples: the first of each class, then the second of each, and so on."""
-    seen: dict[int, int] = {}
+    counts: dict[int, int] = {}
     places = []
     for place, label in enumerate(labels):
-        seen[label] = seen.get(label, 0) + 1
-        places.append((seen[label], label, place))
+        counts[label] = counts.get(label, 0) + 1
+        places.append((counts[label], label, place))
     return [place for _, _, place in sorted(places)[:count]]
 
 
-def _target(path: Path, output: Path | None, *words: str | None, also: tuple[str, ...] = ()) -> Path:
-    """Return the path of a figure: the given one, or a name joined from words, next to the model."""
+def _target(path: Path, output: Path | None, *parts: str | None, also: tuple[str, ...] = ()) -> Path:
+    """Return the path of a figure: the given one, or a name joined from parts, next to the model."""
     from gpucnn.plots.canvas import check_name
 
     if output is not None:
         check_name(output, also)
         return output
     prefix = [] if path.name == MODEL else [path.stem]
-    return beside(path, f"{'-'.join([*prefix, *filter(None, words)])}.png")
+    return beside(path, f"{'-'.join([*prefix, *filter(None, parts)])}.png")
 
 
 def _is_numbers(values: Any) -> bool:

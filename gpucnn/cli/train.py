@@ -187,9 +187,9 @@ def _resume_settings(context: typer.Context, folder: Path) -> dict[str, Any]:
     check_kept(settings, folder / CONFIG)
     given = [name for name in context.params if name not in OVERRIDABLE and _is_given(context, name)]
     if given:
-        words = ", ".join("--" + name.replace("_", "-") for name in given)
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ConfigurationError(
-            f"--resume takes the settings from {folder / CONFIG}; omit {words}, or start a new run with another "
+            f"--resume takes the settings from {folder / CONFIG}; omit {options}, or start a new run with another "
             "--run-dir"
         )
     data = {"synthetic_digits": "synthetic"}.get(settings["data"], settings["data"])
@@ -274,7 +274,7 @@ def _train(options: dict[str, Any], model: Model, parts: Parts, checkpoints: Che
     settings |= {"best": checkpoints.best, "test": model.evaluate(*parts.test)}
     results = model, history, settings, (snapshots, monitor)
     _write_run(folder, checkpoints, results)
-    checkpoints.clear(keep=1)  # from which more epochs can go on
+    checkpoints.clear(keep=1)  # from which more epochs can continue
     _print_result(folder, settings, f"{len(parts.test[0]):,} images ({dataset_title(dataset)})", monitor)
 
 

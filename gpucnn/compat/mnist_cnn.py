@@ -154,7 +154,7 @@ class OptimizerSGD:
         return SGD(self.learning_rate, momentum=self.momentum)
 
     def rate(self, steps: int) -> float:
-        """Return the learning rate after a number of steps."""
+        """Return the rate after a number of steps."""
         return self.learning_rate / (1.0 + self.decay * steps)
 
 
@@ -167,7 +167,7 @@ TIMES = ("step_seconds", "epoch_seconds", "training_seconds", "validation_second
 class StatisticsTracker:
     """Times and accuracies of a network's runs, in a JSON file with one entry per run.
 
-    The averages over all runs of the file are written to a .txt file next to it.
+    The averages over all runs of the file are written into a .txt next to it.
 
     Raises
         DataError  the file has other content, which is not overwritten, or cannot be written
@@ -191,7 +191,7 @@ class StatisticsTracker:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"{self.path}: holds no statistics that can be read ({type(error).__name__}: {error}); expected the "
-                "JSON file of a StatisticsTracker. It is left as it is: mend it, move it away, or name another file"
+                "JSON file of a StatisticsTracker. It is left as it is: fix it, move it away, or name another file"
             ) from error
         return runs
 
@@ -225,10 +225,10 @@ class StatisticsTracker:
     def _write(self) -> None:
         runs = [run for run in self.runs() if run.get("started") != self.run["started"]] + [self.run]
         content = json.dumps({"name": self.name, "runs": runs}, indent=1) + "\n"
-        words = f"{self.name}: averages over {len(runs)} run{'s' * (len(runs) != 1)}\n\n"
+        heading = f"{self.name}: averages over {len(runs)} run{'s' * (len(runs) != 1)}\n\n"
         try:
             write_atomic(self.path, content.encode())
-            write_atomic(self.path.with_suffix(".txt"), (words + _averages_of(runs)).encode())
+            write_atomic(self.path.with_suffix(".txt"), (heading + _averages_of(runs)).encode())
         except OSError as error:
             raise DataError(
                 f"{self.path}: the statistics of this run cannot be written ({error.strerror or error}); name a file "
@@ -237,14 +237,14 @@ class StatisticsTracker:
 
 
 def _averages_of(runs: list[dict[str, Any]]) -> str:
-    """Return averages over runs, one per line; raises KeyError or TypeError for anything but runs."""
+    """Return averages over runs, one per line; a KeyError or TypeError where one is not a run."""
     rows = [(key.removesuffix("_seconds"), duration(_mean(runs, key))) for key in TIMES if any(key in r for r in runs)]
     for epoch in range(max(len(run["epoch_accuracies"]) for run in runs)):
         accuracies = [run["epoch_accuracies"][epoch] for run in runs if epoch < len(run["epoch_accuracies"])]
         rows.append((f"accuracy of epoch {epoch + 1}", f"{100 * sum(accuracies) / len(accuracies):.2f} %"))
     if any("validation_accuracy" in run for run in runs):
         rows.append(("validation accuracy", f"{100 * _mean(runs, 'validation_accuracy'):.2f} %"))
-    return "".join(f"{what:<22}{words}\n" for what, words in rows)
+    return "".join(f"{what:<22}{text}\n" for what, text in rows)
 
 
 def _mean(runs: list[dict[str, Any]], key: str) -> float:

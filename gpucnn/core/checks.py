@@ -1,4 +1,4 @@
-"""Checks of arguments: integers, numbers, flags and words, each with one rule and one message for the whole package.
+"""Checks of arguments: integers, numbers, flags and choices, each with one rule and one message for the whole package.
 
 NumPy's numbers are numbers; bools, strings and arrays are not. What is returned is Python's own type, so that a
 setting that was checked can be saved, compared and shown.
@@ -151,7 +151,7 @@ def listed(values: Any, name: str) -> list[Any] | tuple[Any, ...]:
 
 
 def one_of(value: Any, name: str, choices: Sequence[str]) -> str:
-    """Return one of several words, or raise ConfigurationError with the words that there are."""
+    """Return one of several strings, or raise ConfigurationError that lists them."""
     if isinstance(value, str) and value in choices:
         return value
     raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, choices))}, not {shown(value)}")

@@ -164,29 +164,29 @@ class Configurable:
             return getattr(type(self)(**settings | {name: value}), name)
         return value
 
-    def config(self, seen: dict[int, int] | None = None) -> dict[str, Any]:
+    def config(self, ids: dict[int, int] | None = None) -> dict[str, Any]:
         """Return this object as plain data: its class and the arguments that differ from their defaults.
 
         An object that occurs several times is described once, and later as `{"Layer": "same", "as": n}`, where n is its
-        number among all described objects, inner ones before outer ones. `seen` holds these numbers by identity;
+        number among all described objects, inner ones before outer ones. `ids` holds these numbers by identity;
         callers omit it.
         """
-        seen = {} if seen is None else seen
-        if id(self) in seen:
-            return {self.family.capitalize(): SAME, "as": seen[id(self)]}
+        ids = {} if ids is None else ids
+        if id(self) in ids:
+            return {self.family.capitalize(): SAME, "as": ids[id(self)]}
         changed = {}
         for name, value in self._described().items():
-            numbers = dict(seen)
+            numbers = dict(ids)
             plain = _as_plain(value, numbers)
             if plain != _as_plain(self._arguments()[name].default, {}):
                 _check_plain(f"{type(self).__name__}.{name}", plain)
                 changed[name] = plain
-                seen.update(numbers)
-        seen[id(self)] = len(seen)
+                ids.update(numbers)
+        ids[id(self)] = len(ids)
         return {self.family.capitalize(): type(self).__name__, **changed}
 
     @classmethod
-    def from_config(cls, data: Any, depth: int = 0, made: list[Any] | None = None) -> Self:
+    def from_config(cls, data: Any, depth: int = 0, objects: list[Any] | None = None) -> Self:
         """Create an object of this family from what `config` returned; callers pass `data` alone.
 
         Raises:
@@ -195,10 +195,10 @@ class Configurable:
         family = cls.family.capitalize()
         if not isinstance(data, dict) or not isinstance(data.get(family), str):
             raise ConfigurationError(f'expected a description {{"{family}": name, …}}, not {shown(data)}')
-        made = [] if made is None else made
+        objects = [] if objects is None else objects
         data = cls._renamed(data)
         if data[family] == SAME:
-            return cls._back_reference(data, made)
+            return cls._back_reference(data, objects)
         kind = cls._find(data[family])
         arguments = {key: value for key, value in data.items() if key != family}
         unknown = sorted(set(arguments) - set(kind.argument_names()))
@@ -208,10 +208,10 @@ class Configurable:
                 f"it takes {', '.join(kind.argument_names()) or 'none'}"
             )
         try:
-            new: Self = kind(**{name: _from_plain(value, depth + 1, made) for name, value in arguments.items()})
+            new: Self = kind(**{name: _from_plain(value, depth + 1, objects) for name, value in arguments.items()})
         except (TypeError, AttributeError, OverflowError) as error:
             raise ConfigurationError(f"{kind.__name__}: {error}") from error
-        made.append(new)
+        objects.append(new)
         return new
 
     @classmethod
@@ -224,11 +224,11 @@ class Configurable:
         return {renamed.get(key, key): value for key, value in data.items()} | {family: name}
 
     @classmethod
-    def _back_reference(cls, data: dict[str, Any], made: list[Any]) -> Self:
+    def _back_reference(cls, data: dict[str, Any], objects: list[Any]) -> Self:
         number = data.get("as")
-        if not isinstance(number, int) or not 0 <= number < len(made) or not isinstance(made[number], cls):
+        if not isinstance(number, int) or not 0 <= number < len(objects) or not isinstance(objects[number], cls):
             raise ConfigurationError(f"{shown(data)} refers to a {cls.family} that was not described before it")
-        found: Self = made[number]
+        found: Self = objects[number]
         return found
 
     @classmethod
@@ -312,12 +312,12 @@ def _constructor(init: Callable[..., None]) -> Callable[..., None]:
 Configurable.__init__ = _constructor(Configurable.__init__)  # type: ignore[method-assign]
 
 
-def _as_plain(value: Any, seen: dict[int, int]) -> Any:
+def _as_plain(value: Any, ids: dict[int, int]) -> Any:
     """Turn an argument into what JSON can hold."""
     if isinstance(value, Configurable):
-        return value.config(seen)
+        return value.config(ids)
     if isinstance(value, list | tuple):
-        return [_as_plain(item, seen) for item in value]
+        return [_as_plain(item, ids) for item in value]
     if hasattr(value, "tolist"):  # an array or an array library's number
         return value.tolist()
     return value
@@ -342,20 +342,20 @@ def _check_plain(what: str, plain: Any) -> None:
             _check_plain(what, item)
     elif not isinstance(plain, str | int | float | None):
         raise ConfigurationError(
-            f"{what} is {shown(plain)}, which a file cannot hold; make the argument a number, a word or a list of "
+            f"{what} is {shown(plain)}, which a file cannot hold; make the argument a number, a string or a list of "
             "them, and what is computed of it an attribute of another name"
         )
 
 
-def _from_plain(value: Any, depth: int, made: list[Any]) -> Any:
+def _from_plain(value: Any, depth: int, objects: list[Any]) -> Any:
     """Turn plain data back into an argument: lists become tuples, nested descriptions their objects."""
     if depth > MAX_DEPTH:
         raise ConfigurationError(f"a description is nested more than {MAX_DEPTH} deep")
     if isinstance(value, list):
-        return tuple(_from_plain(item, depth + 1, made) for item in value)
+        return tuple(_from_plain(item, depth + 1, objects) for item in value)
     if isinstance(value, dict):
         for base in Configurable.__subclasses__():
             if base.family.capitalize() in value:
-                return base.from_config(value, depth, made)
+                return base.from_config(value, depth, objects)
         raise ConfigurationError(f"expected the description of a layer or a setting, not {shown(value)}")
     return value

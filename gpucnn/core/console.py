@@ -29,7 +29,7 @@ class PlainConsole(Console):
         return bool(self.file.isatty() and self.is_terminal and self.is_interactive and not self.is_dumb_terminal)
 
     def on_broken_pipe(self) -> None:
-        """Raise BrokenPipeError, as `print` does where nobody reads any more."""
+        """Raise BrokenPipeError, as `print` does where the output is no longer read."""
         raise
 
 

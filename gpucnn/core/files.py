@@ -181,7 +181,7 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_partial(folder: Path, names: tuple[str, ...] = ("",)) -> None:
-    """Remove the partial files, by prefix, that killed processes left in a folder that nobody is writing to."""
+    """Remove the partial files, by prefix, that killed processes left in a folder that no process writes to."""
     with contextlib.suppress(OSError):  # they only take space
         for path in folder.glob(f"*{PARTIAL}"):
             if path.name.startswith(names):
@@ -232,21 +232,21 @@ def say_once(what: str, message: str) -> None:
 # --- reading -----------------------------------------------------------------------------------
 
 
-def read_regular(path: Path, most: int) -> bytes:
+def read_regular(path: Path, max_bytes: int) -> bytes:
     """Return the content of a regular file: what is a device or a pipe, or too large, is not begun to be read.
 
     Raises:
         OSError: there is none, or it cannot be read.
-        CheckpointError: it is not a regular file, or larger than `most` bytes.
+        CheckpointError: it is not a regular file, or larger than `max_bytes` bytes.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise CheckpointError(f"{path}: is not a regular file but a folder, device or pipe; it is not read")
         size = os.fstat(handle).st_size
-        content = file.read(size + 1) if size <= most else b""  # for which Python makes room at once
-        if max(size, len(content)) > most:
-            raise CheckpointError(f"{path}: is larger than the {most:,} bytes that are read of such a file")
+        content = file.read(size + 1) if size <= max_bytes else b""  # for which Python makes room at once
+        if max(size, len(content)) > max_bytes:
+            raise CheckpointError(f"{path}: is larger than the {max_bytes:,} bytes that are read of such a file")
     return content
 
 

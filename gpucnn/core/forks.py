@@ -7,19 +7,19 @@ from collections.abc import Callable
 
 # Not a WeakSet: its finalizers run Python code, in which an interrupt would be lost.
 _locks: "list[weakref.ref[threading.Lock]]" = []
-_adding, _room = threading.Lock(), 64
+_adding, _capacity = threading.Lock(), 64
 
 
 def lock() -> threading.Lock:
     """Return a lock that is released in a forked child, even if it was held in the parent."""
-    global _room
-    made = threading.Lock()
+    global _capacity
+    new = threading.Lock()
     with _adding:
-        if len(_locks) >= _room:
+        if len(_locks) >= _capacity:
             _locks[:] = [other for other in _locks if other() is not None]
-            _room = 2 * len(_locks) + 64
-        _locks.append(weakref.ref(made))
-    return made
+            _capacity = 2 * len(_locks) + 64
+        _locks.append(weakref.ref(new))
+    return new
 
 
 def locks() -> list[threading.Lock]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends import Array, Backend
-from gpucnn.backends.image_transform import BITS, ONE, ImageTransform
+from gpucnn.backends.image_transform import FIXED_BITS, FIXED_ONE, ImageTransform
 from gpucnn.core import checks
 from gpucnn.core.config import Configurable
 from gpucnn.data.arrays import host_array
@@ -262,19 +262,18 @@ class Rotate(Augmentation):
             )
 
     def lookup_tables(self) -> "tuple[np.ndarray[Any, Any], ...]":
-        """Return cosines and sines of the angles, (TABLE_SIZE, 2), and inverse factors, (TABLE_SIZE,), times ONE."""
+        """Return cosines and sines of the angles, (TABLE_SIZE, 2), and inverse factors (TABLE_SIZE,), fixed-point."""
         range_of_one = np.linspace(-1.0, 1.0, TABLE_SIZE)
         angles, factors = np.radians(self.degrees) * range_of_one, 1.0 + self.scale * range_of_one
         rotations = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        rotations, inverses = np.rint(ONE * rotations).astype("int32"), np.rint(ONE / factors).astype("int32")
-        return rotations, inverses
+        return np.rint(FIXED_ONE * rotations).astype("int32"), np.rint(FIXED_ONE / factors).astype("int32")
 
     def sample(self, backend: Backend, sample: Sample) -> Fields:
         """Look up an angle and a scale factor."""
         rotations, inverses = sample.lookup_tables
         indices = (sample.random_words % TABLE_SIZE).astype("int32")
         rotation, inverse = rotations[indices[:, 0]], inverses[indices[:, 1]]
-        cosine, sine = (rotation[:, which] * inverse + (ONE >> 1) >> BITS for which in (0, 1))
+        cosine, sine = (rotation[:, which] * inverse + (FIXED_ONE >> 1) >> FIXED_BITS for which in (0, 1))
         return {"cosine": cosine, "sine": sine, "rotation_fill": self.fill}
 
 

@@ -30,7 +30,7 @@ DABS = 80  # dabs of ink per image: less than one pixel apart even on the longes
 class Variant(NamedTuple):
     """A variant of a digit.
 
-    `share` is its relative frequency among the variants of its digit (any unit). `strokes` holds points "x,y"
+    `frequency` is its relative frequency among the variants of its digit (any unit). `strokes` holds points "x,y"
     with x to the right and y down, the digit about 100 high; ";" begins a new stroke. Inside a stroke the
     curve is smooth, so a corner is where one stroke ends and the next begins; a point written twice is one
     point and moves as one.
@@ -38,7 +38,7 @@ class Variant(NamedTuple):
 
     digit: int
     name: str
-    share: float
+    frequency: float
     strokes: str
 
 
@@ -148,13 +148,13 @@ class VariantArrays(NamedTuple):
         points     (V, K, 2)     control points, height about -1..1, padded with zeros
         jitter  (V, K)        the amount of jitter of a point: largest at the free end of a stroke
         curve      (V, 2S, K)    times points: where each of S pieces of the curve begins, then where they end
-        share      (V,)          sums to 1 over the variants of each digit
+        frequency  (V,)          sums to 1 over the variants of each digit
     """
 
     points: np.ndarray
     jitter: np.ndarray
     curve: np.ndarray
-    share: np.ndarray
+    frequency: np.ndarray
 
 
 def catmull_rom(count: int, position: np.ndarray) -> np.ndarray:
@@ -210,19 +210,19 @@ def curve_weights(points: np.ndarray, strokes: list[list[int]]) -> np.ndarray:
 @cache
 def variant_arrays() -> VariantArrays:
     """Return `VARIANTS` as arrays, computed once."""
-    count, most = len(VARIANTS), max(len(split_strokes(variant)[0]) for variant in VARIANTS)
-    points, jitter = np.zeros((count, most, 2)), np.ones((count, most))
-    curve = np.zeros((count, 2 * DABS, most))
+    count, max_points = len(VARIANTS), max(len(split_strokes(variant)[0]) for variant in VARIANTS)
+    points, jitter = np.zeros((count, max_points, 2)), np.ones((count, max_points))
+    curve = np.zeros((count, 2 * DABS, max_points))
     for row, variant in enumerate(VARIANTS):
         own, strokes = split_strokes(variant)
         points[row, : len(own)] = own
         curve[row, :, : len(own)] = curve_weights(own, strokes)
-        tips = np.bincount([stroke[end] for stroke in strokes for end in (0, -1)], minlength=most)
+        tips = np.bincount([stroke[end] for stroke in strokes for end in (0, -1)], minlength=max_points)
         jitter[row, tips == 1] = 1.8  # a tip that no other stroke shares
     digit = np.array([variant.digit for variant in VARIANTS])
-    share = np.array([variant.share for variant in VARIANTS], dtype=float)
-    share /= np.bincount(digit, share)[digit]
-    return VariantArrays(points.astype(np.float32), jitter.astype(np.float32), curve.astype(np.float32), share)
+    frequency = np.array([variant.frequency for variant in VARIANTS], dtype=float)
+    frequency /= np.bincount(digit, frequency)[digit]
+    return VariantArrays(points.astype(np.float32), jitter.astype(np.float32), curve.astype(np.float32), frequency)
 
 
 def normal(rng: Generator, scale: float, *shape: int) -> np.ndarray:
@@ -244,7 +244,7 @@ def trace(labels: np.ndarray, rng: Generator) -> np.ndarray:
     variants = variant_arrays()
     n = len(labels)
     # Each digit's shares sum to 1 and the digits stand in order, so label + chance is a place in the sum.
-    choice = np.searchsorted(np.cumsum(variants.share).round(9), labels + uniform(rng, 0, 1, n), side="right")
+    choice = np.searchsorted(np.cumsum(variants.frequency).round(9), labels + uniform(rng, 0, 1, n), side="right")
     points = variants.points[choice]
     sloppiness = uniform(rng, 0.04, 0.13, n, 1, 1)
     points = points + sloppiness * variants.jitter[choice, :, None] * normal(rng, 1, *points.shape)

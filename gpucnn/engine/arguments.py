@@ -73,9 +73,9 @@ def check_pair(pair: Any, what: str) -> None:
     """Reject what is neither None nor a pair of inputs and labels."""
     if pair is None or (isinstance(pair, list | tuple) and len(pair) == 2):
         return
-    seen = f"{len(pair)} items" if isinstance(pair, list | tuple) else type(pair).__name__
+    received = f"{len(pair)} items" if isinstance(pair, list | tuple) else type(pair).__name__
     more = "; sample weights are not supported" if isinstance(pair, list | tuple) and len(pair) == 3 else ""
-    raise ConfigurationError(f"{what} must be a pair (x, y), not {seen}; pass (x_test, y_test){more}")
+    raise ConfigurationError(f"{what} must be a pair (x, y), not {received}; pass (x_test, y_test){more}")
 
 
 def check_verbose(verbose: Any) -> bool | int | str:

@@ -2,7 +2,7 @@
 
 Threads wait for each other where one at a time runs Python, so a replay, which is a list of calls of NumPy's, also lets
 shards compute side by side. A capture sees what is done with arrays; so parameters, buffers and arrays among a layer's
-attributes are replaced by traced ones while it goes on, and restored after it.
+attributes are replaced by traced ones during a capture, and restored after it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +43,7 @@ def _restore() -> str:
 
 @forks.in_child
 def _restore_in_child() -> None:
-    """Give a forked child its parameters back: there nobody continues what was being captured."""
+    """Give a forked child its parameters back: there the capture under way never ends."""
     _restore()
 
 

@@ -27,7 +27,7 @@ class State:
         self._copies = {what: array.copy() for what, array in self._arrays.items()}
 
     def restore(self) -> None:
-        """Write the copies to where they were made."""
+        """Write the copies back to where they came from."""
         for what, array in self._arrays.items():
             array[...] = self._copies[what]
 
@@ -46,7 +46,7 @@ class Doubts:
         self._of = [(holder, _sample(holder.value)) for holder in holders]
         self._x: bytes | None = _sample(x)
         self._compared = False
-        # what is still in doubt when the comparison that goes on is over
+        # what is still in doubt when the current comparison is over
         self._open: tuple[list[tuple[Parameter | Buffer, bytes]], bytes | None] = self._of, self._x
 
     def any_raised(self, x: Array) -> bool:

@@ -13,7 +13,7 @@ T = TypeVar("T")
 def in_batches(model: Executor, count: int, size: int, function: Callable[[slice], T]) -> list[T]:
     """Return what a function gives for each batch of `count` samples, at most `size` at a time.
 
-    Where memory runs out, all that is kept for later is freed and the batch is halved, and so are all that follow.
+    Where memory runs out, all cached memory is freed and the batch is halved, and so are all that follow.
 
     Raises:
         OutOfMemoryError: not even one sample fits.

@@ -72,8 +72,8 @@ class Executor(BoundNetwork):
         vars(self)["_settled"] = False
         self.seed = checks.integer(seed, "seed", minimum=0)
         self.name, self.jit = name, True
-        asked = checks.optional(checks.flag, allow_tf32, "allow_tf32")
-        self.allow_tf32 = checks.environment_flag("GPUCNN_TF32", default=False) if asked is None else asked
+        requested = checks.optional(checks.flag, allow_tf32, "allow_tf32")
+        self.allow_tf32 = checks.environment_flag("GPUCNN_TF32", default=False) if requested is None else requested
         super().__init__(layers, input_shape, self.seed, backend, dtype)
         self.loss: Loss | None = None
         self.metrics: list[Metric] = []
@@ -177,7 +177,7 @@ class Executor(BoundNetwork):
     def execution_context(self, batch_size: int) -> AbstractContextManager[None]:
         """Return the context that every pass runs in; inside another one of the same model it does nothing.
 
-        The backend is set up for passes of so many samples, signals wait until they are over, and an error says where
+        The backend is set up for passes of that many samples, signals wait until they are over, and an error says where
         memory ran out.
         """
         return nullcontext() if _executing.get() is self else self._execution_context(batch_size)
@@ -185,8 +185,8 @@ class Executor(BoundNetwork):
     @contextmanager
     def _execution_context(self, batch_size: int) -> Iterator[None]:
         try:
-            working = self.backend.execution_context(sharded=self._sharded.can_shard, allow_tf32=self.allow_tf32)
-            with whole_step, working:
+            context = self.backend.execution_context(sharded=self._sharded.can_shard, allow_tf32=self.allow_tf32)
+            with whole_step, context:
                 before = _executing.set(self)
                 try:
                     yield
@@ -245,7 +245,7 @@ class Executor(BoundNetwork):
         return 2 * outputs * int(self._flat.values.itemsize)
 
     def free_memory(self) -> None:
-        """Free memory that is kept for later: captured passes, and what the backend caches."""
+        """Free cached memory: captured passes, and what the backend caches."""
         self._sharded.captures.invalidate()
         self.backend.release()
 

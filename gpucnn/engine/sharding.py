@@ -62,6 +62,6 @@ class ShardedNetwork:
 
     def _current_replicas(self, count: int) -> list[Replica]:
         """Return replicas that agree with the network as it is now: those of the last pass, if nothing has changed."""
-        kept = [replica for replica in self._replicas if replica.is_current()][:count]
-        self._replicas = kept + [Replica(self.network) for _ in range(count - len(kept))]
+        current = [replica for replica in self._replicas if replica.is_current()][:count]
+        self._replicas = current + [Replica(self.network) for _ in range(count - len(current))]
         return self._replicas

@@ -99,8 +99,8 @@ class GELU(Layer):
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         """Return y and the backward function: d(x·Φ(x)) = Φ(x) + x·φ(x), with φ the normal density."""
-        y, kept = self.backend.gelu(x)
-        return y, lambda dy: self.backend.gelu_gradient(dy, kept)
+        y, saved = self.backend.gelu(x)
+        return y, lambda dy: self.backend.gelu_gradient(dy, saved)
 
 
 class Softmax(Layer):

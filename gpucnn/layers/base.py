@@ -17,7 +17,8 @@ from gpucnn.layers.parameter import Buffer as Buffer
 from gpucnn.layers.parameter import Parameter as Parameter
 from gpucnn.layers.parameter import Variable, holds_numbers
 
-MOST_ELEMENTS = 1 << 40  # of one sample: more than any machine's memory
+DECLARATIONS = ("supports_skip_dx", "supports_fused_relu", "batch_independent", "capturable")  # of `forward`
+MAX_ELEMENTS = 1 << 40  # of one sample: more than any machine's memory
 
 Shape = tuple[int, ...]
 Backward = Callable[[Array], Array]
@@ -66,10 +67,10 @@ class Layer(Configurable, family="layer"):
     foreign = "trainable", "requires_grad"
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Take what a class declares as said of its own `forward`: a class that overrides it must declare it again."""
+        """Apply what a class declares to its own `forward` only: a class that overrides it must declare it again."""
         super().__init_subclass__(**options)
         if "forward" in vars(cls):
-            for flag in ("supports_skip_dx", "supports_fused_relu", "batch_independent", "capturable"):
+            for flag in DECLARATIONS:
                 if flag not in vars(cls):
                     setattr(cls, flag, getattr(Layer, flag))
         if {"forward", "build"} & vars(cls).keys() and "shapes_verified" not in vars(cls):
@@ -118,10 +119,6 @@ class Layer(Configurable, family="layer"):
         """The layer's name, or the word for its class: what messages call it."""
         return self.name or self._default_name or snake_case(type(self).__name__)
 
-    def set_default_name(self, name: str) -> None:
-        """Be called `name` in paths and messages unless the user chose a name."""
-        self._default_name = name
-
     def check_begun(self) -> None:
         """Refuse a layer whose class has an `__init__` that leaves out that of `Layer`."""
         if "output_shape" not in vars(self):
@@ -136,10 +133,10 @@ class Layer(Configurable, family="layer"):
         if self.output_shape is None:
             vars(self)["_settled"] = False  # what build makes need not be there before
             self.output_shape = self.build(input_shape, rng)
-            if max(math.prod(input_shape), math.prod(self.output_shape)) > MOST_ELEMENTS:
+            if max(math.prod(input_shape), math.prod(self.output_shape)) > MAX_ELEMENTS:
                 raise ShapeError(
                     f"{self.display_name}: makes {self.output_shape} of {input_shape}, and no array holds more than "
-                    f"{MOST_ELEMENTS:,} numbers a sample; choose smaller ones"
+                    f"{MAX_ELEMENTS:,} numbers per sample; choose smaller ones"
                 )
             self.input_shape = input_shape
             vars(self)["_settled"] = True

@@ -76,7 +76,7 @@ class Sequential(Layer):
             if not name:
                 while (name := f"{word}_{number}" if number else word) in taken:
                     number += 1
-                layer.set_default_name(name)
+                layer._default_name = name
             taken.add(name)
             names[id(layer)] = name
         self._names = [names[id(layer)] for layer in self.layers]

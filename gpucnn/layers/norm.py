@@ -71,12 +71,12 @@ class BatchNorm(Layer):
                 f"{self.display_name}: a batch of shape {tuple(x.shape)} has one value a channel, so its variance is "
                 "0; choose a batch size that leaves no batch of one, not even the last of an epoch"
             )
-        y, mean, variance, kept = backend.batch_norm(x, scale.value, shift.value, self.epsilon, fused_relu)
+        y, mean, variance, saved = backend.batch_norm(x, scale.value, shift.value, self.epsilon, fused_relu)
         for running, batch in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
             backend.lerp_(running.value, batch, 1.0 - self.momentum)
 
         def backward(dy: Array) -> Array:
-            dx, dscale, dshift = backend.batch_norm_gradient(dy, kept, variance, scale.value, self.epsilon)
+            dx, dscale, dshift = backend.batch_norm_gradient(dy, saved, variance, scale.value, self.epsilon)
             scale.add_grad(dscale)
             shift.add_grad(dshift)
             return dx

@@ -1,4 +1,4 @@
-"""What a layer holds: `Parameter`, an array that is trained, and `Buffer`, one that is only kept."""
+"""What a layer holds: `Parameter`, an array that is trained, and `Buffer`, one that is only stored."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -131,7 +131,7 @@ def needed(need_dx: bool, *parameters: Parameter | None) -> tuple[bool, ...]:
 
 
 class Buffer(Variable):
-    """An array that is kept and saved but not trained, such as running statistics.
+    """An array that is stored and saved but not trained, such as running statistics.
 
     One with `on_host=True` stays in the host's memory whatever the backend, such as the state of a random stream.
     `value` can be assigned as that of a `Parameter`.

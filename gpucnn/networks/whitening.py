@@ -110,13 +110,13 @@ def _inputs_of_convolution(target: Model | Conv2D, before: list[Layer], images: 
             yield pixels / 255.0 if pixels.dtype == np.uint8 else pixels.astype(np.float64)
 
 
-def _covariance(seen: Iterator[Any], convolution: Conv2D) -> "np.ndarray[Any, Any]":
+def _covariance(inputs: Iterator[Any], convolution: Conv2D) -> "np.ndarray[Any, Any]":
     """Return the covariance (D, D) of all windows inside the images, D = KH·KW·C in the order of a filter's weights."""
     KH, KW, C, _ = convolution.weight.shape
     EH, EW = convolution.window.extent
     (DH, DW), D = convolution.window.dilation, KH * KW * C
     count, total, products = 0, np.zeros(D), np.zeros((D, D))
-    for x in seen:
+    for x in inputs:
         windows = np.lib.stride_tricks.sliding_window_view(x, (EH, EW), axis=(1, 2))[..., ::DH, ::DW]
         rows = np.moveaxis(windows, 3, -1).reshape(-1, D)
         count += len(rows)

@@ -180,12 +180,7 @@ class Optimizer(Configurable, family="optimizer"):
         return [False, *(group.is_finished(epoch) for group in self.groups)]
 
     def update(
-        self,
-        backend: Backend,
-        values: Array,
-        gradients: Array,
-        learning_rate: LearningRates,
-        step: Array | None = None,
+        self, backend: Backend, values: Array, gradients: Array, learning_rate: LearningRates, step: Array | None = None
     ) -> None:
         """Update `values` (P,) in place by one step.
 

@@ -53,8 +53,7 @@ def all_runs(run: Run) -> AllRuns | None:
         rows=[_row(record, names, run.settings.get("seed")) for record in records],
         means=[_format(name, found[name].mean) if name in found else "–" for name in names],
         stds=[
-            f"± {_format(name, found[name].deviation)}" if name in found and found[name].count > 1 else "–"
-            for name in names
+            f"± {_format(name, found[name].std)}" if name in found and found[name].count > 1 else "–" for name in names
         ],
         curve=_curve(records),
     )

@@ -67,7 +67,7 @@ def filters(run: Run) -> Filters | str:
 
 def _layer(epochs: Mapping[int, Mapping[str, Any]], path: str) -> LayerFilters:
     """Return the frames of one convolution, on one scale: that of its largest weight in any epoch."""
-    weights = {epoch: kept[path] for epoch, kept in epochs.items()}
+    weights = {epoch: arrays[path] for epoch, arrays in epochs.items()}
     name = path.removesuffix(".weight")
     KH, KW, C, F = next(iter(weights.values())).shape
     limit = largest_weight(list(weights.values()))

@@ -38,7 +38,7 @@ class Summary:
 
     count: int
     mean: float
-    deviation: float
+    std: float
     minimum: float
     maximum: float
     low: float | None
@@ -46,7 +46,7 @@ class Summary:
 
 
 def summary(values: Iterable[float], possible: tuple[float, float] = UNBOUNDED) -> Summary:
-    """Return mean, sample deviation, extremes and the 95 % confidence interval of the mean.
+    """Return mean, sample standard deviation, extremes and the 95 % confidence interval of the mean.
 
     The interval is Student's, for values that are about normal, as those of runs with different seeds are. It is cut
     off at the bounds of the mean, which does not change how often it encloses the true mean.
@@ -64,14 +64,14 @@ def summary(values: Iterable[float], possible: tuple[float, float] = UNBOUNDED) 
     if not listed:
         raise ConfigurationError("there are no values to summarise; complete at least one run")
     count, mean = len(listed), math.fsum(listed) / len(listed)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in listed) / (count - 1)) if count > 1 else 0.0
+    std = math.sqrt(math.fsum((value - mean) ** 2 for value in listed) / (count - 1)) if count > 1 else 0.0
     low = high = None
     if count >= MIN_RUNS:
         from scipy.special import stdtrit  # the quantile of Student's distribution
 
-        reach = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
-        low, high = max(mean - reach, possible[0]), min(mean + reach, possible[1])
-    return Summary(count, mean, deviation, min(listed), max(listed), low, high)
+        half_width = float(stdtrit(count - 1, 0.975)) * std / math.sqrt(count)
+        low, high = max(mean - half_width, possible[0]), min(mean + half_width, possible[1])
+    return Summary(count, mean, std, min(listed), max(listed), low, high)
 
 
 def is_time(name: str) -> bool:
@@ -187,7 +187,7 @@ def _cells(name: str, numbers: Summary) -> list[str]:
     scale, unit, points = (100.0, " %", " pp") if "accuracy" in name else (1.0, "", "")
     digits = 3 if is_time(name) else 4
     cells = [f"{scale * value:.{digits}g}{unit}" for value in (numbers.mean, numbers.minimum, numbers.maximum)]
-    cells.insert(1, f"{scale * numbers.deviation:.3g}{points}" if numbers.count > 1 else "")
+    cells.insert(1, f"{scale * numbers.std:.3g}{points}" if numbers.count > 1 else "")
     low, high = (None if end is None else f"{scale * end:.{digits}g}" for end in (numbers.low, numbers.high))
     label = name.removeprefix("training ").replace("cumulative_accuracy", "cumulative accuracy")
     return [label, *cells, "" if low is None else f"{low} … {high}{unit}"]

@@ -22,8 +22,6 @@ REPLAYS = 9  # steps: the third is compared with a replay, the later ones are re
 
 def check_skip_dx(case: Case) -> str:
     """Check the declaration `supports_skip_dx`."""
-    if not case.layer.supports_skip_dx:
-        return ""
     whole, part = case.run(case.clone()), case.run(case.clone(), need_dx=False)
     for what, array in whole.items():
         if what != "dx" and (what not in part or not same(part[what], array)):
@@ -33,8 +31,6 @@ def check_skip_dx(case: Case) -> str:
 
 def check_fused_relu(case: Case) -> str:
     """Check the declaration `supports_fused_relu`."""
-    if not case.layer.supports_fused_relu:
-        return ""
     plain = case.clone().forward(case.x, train=True)[0]
     dy = case.dy(tuple(plain.shape))
     wanted = case.run(case.clone(), dy=dy * (plain > 0)) | {"y": np.maximum(plain, 0)}
@@ -46,8 +42,6 @@ def check_fused_relu(case: Case) -> str:
 
 def check_sharding(case: Case) -> str:
     """Check the declaration `batch_independent`, on one thread: samples do not depend on each other."""
-    if not case.layer.batch_independent:
-        return ""
     clone = case.clone()
     before = Signature(clone)
     for train in (False, True):
@@ -85,8 +79,6 @@ class _Identity(Layer):
 
 def check_capture(case: Case) -> str:
     """Check the declaration `capturable`: replays match eager passes, with different inputs and weights each time."""
-    if not case.layer.capturable:
-        return ""
     eager, captured = (
         Model([_Identity(), case.clone()], case.input_shape, backend="numpy", dtype="float64") for _ in range(2)
     )

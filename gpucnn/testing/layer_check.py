@@ -14,7 +14,7 @@ from rich.table import Table
 
 from gpucnn.core.console import PrintsAsTable, styled
 from gpucnn.errors import LayerError
-from gpucnn.layers.base import Layer, Shape
+from gpucnn.layers.base import DECLARATIONS, Layer, Shape
 from gpucnn.testing import layer_capabilities as capabilities
 from gpucnn.testing import layer_semantics as semantics
 from gpucnn.testing.layer_case import Case, CheckFailed, where
@@ -96,6 +96,8 @@ def check_layer(layer: Layer, input_shape: Shape, *, x: Any = None, seed: int = 
     case = Case(layer, input_shape, x, seed)
     found: list[Check] = []
     for name, function in CHECKS:
+        if name in DECLARATIONS and not getattr(layer, name):
+            continue
         try:
             detail = function(case)
         except CheckFailed as error:

@@ -80,10 +80,10 @@ def check_inputs_unchanged(case: Case) -> str:
     """Check that neither x nor dy is modified."""
     x = case.x.copy()
     y, backward = case.clone().forward(x, train=True)
-    kept = case.dy(tuple(y.shape))
-    dy = kept.copy()
+    original = case.dy(tuple(y.shape))
+    dy = original.copy()
     backward(dy)
-    for what, array, before in (("x", x, case.x), ("dy", dy, kept)):
+    for what, array, before in (("x", x, case.x), ("dy", dy, original)):
         if not np.array_equal(array, before):
             raise CheckFailed(f"{what} was modified; other layers still need it: compute into a new array")
     return "x and dy"

@@ -265,7 +265,7 @@ def _results(model: "Model", calls: list[_Call], x: Any, labels: Any) -> dict[in
         results = {number: _result(model, call) for number, call in enumerate(calls)}
     if labels is not None:
         model.load_state_dict(state)
-        results[len(calls)] = _whole_step(model, x, labels)
+        results[len(calls)] = _full_step(model, x, labels)
     return results
 
 
@@ -284,7 +284,7 @@ def _result(model: "Model", call: _Call) -> Results:
     return {what: backend.to_host(array).astype(np.float64) for what, array in results.items()}
 
 
-def _whole_step(model: "Model", x: Any, labels: Any) -> Results:
+def _full_step(model: "Model", x: Any, labels: Any) -> Results:
     """Return the loss and all gradients of one training step, as in `fit` but without the update."""
     backend = model.backend
     inputs = model.as_floats(backend.from_host(x))

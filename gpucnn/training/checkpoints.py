@@ -36,8 +36,8 @@ class Checkpoints:
     """Where and how often a training run is saved, so that `fit(…, checkpoints=…, resume=True)` can continue it.
 
     The resumed run ends with the same bits as one that was never interrupted. A checkpoint is written before the first
-    step, after so many seconds or steps, and at the end of each epoch, unless epochs are so short that writing would
-    take more than a twentieth of the time. The best model so far, by a metric of the history, is saved as an ordinary
+    step, every given number of seconds or steps, and at the end of each epoch, unless epochs are so short that writing
+    would take more than a twentieth of the time. The best model so far, by a metric of the history, is saved as a
     model file, `best.safetensors`, with averaged weights if weights are averaged; `gpucnn.load` reads it.
 
     Arguments
@@ -281,8 +281,8 @@ class Checkpoints:
         """Save the model if the monitored value is better than all before."""
         assert self._monitor is not None
         best = self._pending[0] if self._pending else self.best
-        least = math.inf if best is None else self._sign * best["value"]
-        if self._sign * value < least:  # which no NaN is
+        lowest = math.inf if best is None else self._sign * best["value"]
+        if self._sign * value < lowest:  # which no NaN is
             named = {"monitor": self._monitor, "value": value, "epoch": training.epoch - 1}
             self._pending = named, to_bytes(training.model)
         try:

@@ -78,13 +78,13 @@ class FiniteCheck:
     def _explain(self, inputs: Array, labels: Array) -> None:
         """Repeat the step with checks of each layer, and raise the error."""
         step = self.model.optimizer.steps + 1
-        kept = [(buffer, buffer.value.copy()) for buffer in self.model.network.buffers().values()]
+        saved = [(buffer, buffer.value.copy()) for buffer in self.model.network.buffers().values()]
         for buffer, before in zip(self._streams, self._before, strict=True):
             buffer.value[...] = before
         with find_not_finite(self.model.network) as found:
             self.model.loss_and_gradients(inputs, labels, sharded=False)  # without fused layers
         layer, direction, what = found[0] if found else ("", "backward", "a gradient holds NaN or infinity")
-        for buffer, now in kept:
+        for buffer, now in saved:
             buffer.value[...] = now
         where = f"{layer}: " if layer else ""
         raise NumericError(

@@ -264,8 +264,10 @@ def _wrong_numbers(training: Training, tree: Tree) -> str:
     """Return which counts of a tree are impossible, as text, or ""."""
     epoch, step = tree["position"]["epoch"], tree["position"]["step"]
     whole = math.ceil(training.epochs)
-    most = num_steps(epoch, training.epochs, -(-len(training.data[0]) // training.batch_size)) if epoch < whole else 0
-    if not (0 <= epoch <= whole and 0 <= step <= most):
+    max_step = (
+        num_steps(epoch, training.epochs, -(-len(training.data[0]) // training.batch_size)) if epoch < whole else 0
+    )
+    if not (0 <= epoch <= whole and 0 <= step <= max_step):
         return f"its position, epoch {epoch} and step {step}, is outside the run"
     counts = [tree["model"]["epochs_trained"], tree["optimizer"]["steps"], tree["position"]["seconds"]]
     if not all(0 <= count < math.inf for count in counts):

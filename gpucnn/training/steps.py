@@ -130,7 +130,7 @@ class StepRunner:
 class CapturedSteps(StepRunner):
     """Steps that are captured as a whole and replayed; a last, smaller batch is eager.
 
-        step 1     eager      in memory of its own
+        step 1     eager      in separate memory
         step 2     captured   in the same memory
         step 3 …   replayed   as long as the settings stay what they were
 
@@ -210,9 +210,9 @@ class CapturedSteps(StepRunner):
 
 
 class CapturedStep:
-    """A training step that is warmed up in memory of its own, captured there, and replayed.
+    """A training step that is warmed up in separate memory, captured there, and replayed.
 
-    Random streams go on by themselves in a replay, which is given its number: it draws at the counter of the capture
+    Random streams advance by themselves in a replay, which is given its number: it draws at the counter of the capture
     plus that number times what a step counts. So Python's counters, of samples, the optimizer's steps and the streams,
     are advanced by as much. (On the CPU a replay asks `gpucnn.rng` to draw, which counts: there is nothing to advance.)
     """

@@ -104,13 +104,13 @@ def all_three(backend, name, dtype="float64"):
     dweight, dbias = backend.conv2d_parameter_gradients(x, dy, window, groups)
     assert backend.conv2d_parameter_gradients(x, dy, window, groups, bias=False)[1] is None
     assert backend.conv2d_gradients(x, dy, weight, window, groups, bias=False)[1] is None
-    at_once = backend.conv2d_gradients(x, dy, weight, window, groups)
+    joint = backend.conv2d_gradients(x, dy, weight, window, groups)
     return {
         "y": backend.conv2d(x, weight, bias, window, groups),
         "dweight": dweight,
         "dbias": dbias,
         "dx": backend.conv2d_input_gradient(dy, weight, (H, W), window, groups),
-        **dict(zip(("dweight at once", "dbias at once", "dx at once"), at_once, strict=True)),
+        **dict(zip(("dweight at once", "dbias at once", "dx at once"), joint, strict=True)),
     }
 
 
@@ -243,8 +243,8 @@ def test_winograd(method, name, batch, monkeypatch):
     monkeypatch.setattr(convolution, "MIN_WINOGRAD_GRADIENT_PRODUCT", 1)
     force(monkeypatch, method)
     expected = all_three(REFERENCE, name)
-    in_slices = 0 if batch == 17 else winograd.MAX_TILE_BYTES  # of the images
-    for block, whole in ((winograd.BLOCK, winograd.MAX_TILE_BYTES), (1, in_slices)):
+    split_images = 0 if batch == 17 else winograd.MAX_TILE_BYTES  # of the images
+    for block, whole in ((winograd.BLOCK, winograd.MAX_TILE_BYTES), (1, split_images)):
         monkeypatch.setattr(winograd, "BLOCK", block)
         monkeypatch.setattr(winograd, "MAX_TILE_BYTES", whole)
         monkeypatch.setattr(winograd_1d, "BLOCK", block)
@@ -507,7 +507,7 @@ def test_workspace_is_reused_and_bounded():
 
 @pytest.mark.parametrize(("batch", "side", "channels"), [(8, 64, 38), (16, 32, 32), (512, 16, 64)])
 def test_winograd_gradients_together_keep_to_the_scratch(batch, side, channels):
-    """Few images leave room for many tiles, each of which has products of its own."""
+    """Few images leave room for many tiles, each of which has its own products."""
     x, dy = (np.ones((batch, side, side, channels), "float32") for _ in range(2))
     window = Window((3, 3), padding=SAME3)
     workspace.detach()
@@ -526,7 +526,7 @@ def test_winograd_gradients_share_a_transform_only_where_dx_has_no_more_tiles(si
 
 
 class Subarray(np.ndarray):
-    """An array of a type of its own."""
+    """An array of a custom type."""
 
 
 @pytest.mark.parametrize(

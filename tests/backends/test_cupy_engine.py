@@ -473,11 +473,11 @@ LOOKS = {
 }
 
 
-def with_custom_layer(backend, look, promises, jit=True):
+def with_custom_layer(backend, look, declares, jit=True):
     """A compiled network with a layer that cannot be captured."""
 
     class Own(L.Layer):
-        capturable = promises
+        capturable = declares
 
         def forward(self, x, *, train):
             look(self.backend, x)

@@ -137,7 +137,7 @@ def test_digit_ink_excludes_shadow_noise_and_specks(drawn, rng):
 
 
 def test_digit_may_touch_the_border(drawn):
-    """Its strokes are no ground there, however the light falls."""
+    """Its strokes are not background there, however the light falls."""
     for digit in drawn[0][:10]:
         rows, columns = (np.flatnonzero((digit > 60).any(axis=axis)) for axis in (1, 0))
         page = on_paper(digit, scale=9, size=(252, 252), corner=(0, 0))
@@ -314,7 +314,7 @@ def test_predict_with_a_model_that_takes_no_images(run):
 
 
 def bad_files(folder):
-    """Files that are no images, by name, and what is said about each."""
+    """Files that are not images, by name, and what is said about each."""
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60), dtype=np.uint8)).save(folder / "cut.png")
     (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:900])
     Image.new("RGB", (60, 60), (9, 99, 200)).save(folder / "cut.jpg")
@@ -403,9 +403,9 @@ def test_prediction_figure(drawn, tmp_path):
     image = drawn[0][0][..., None]
     probabilities = np.array([0.1, 0.7, 0.2])
     figure = prediction(image, probabilities, ["a", "b$^2$", "c"], tmp_path / "p.png", original=np.zeros((9, 7, 1)))
-    original, seen, bars = figure.axes
+    original, shown, bars = figure.axes
     assert original.images[0].get_array().shape == (9, 7)
-    assert np.array_equal(seen.images[0].get_array(), image[..., 0] / 255)
+    assert np.array_equal(shown.images[0].get_array(), image[..., 0] / 255)
     assert [bar.get_width() for bar in bars.patches] == pytest.approx([10, 70, 20])
     assert [text.get_text() for text in bars.texts] == ["10.0 %", "70.0 %", "20.0 %"]
     assert bars.get_title() == r"prediction: b\$^2\$"

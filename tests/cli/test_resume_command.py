@@ -31,7 +31,7 @@ LEFT = [
 
 
 def command(digits, folder, *options):
-    """Return the words that begin a run, or go on with it where it was begun."""
+    """Return the arguments that begin a run, or resume it where it was begun."""
     begun = (folder / "config.json").exists()
     rest = ["--resume"] if begun else ["--data", "mnist", "--data-dir", digits, *OPTIONS, *options]
     return [sys.executable, "-m", "gpucnn", "train", "--run-dir", folder, *rest]
@@ -84,7 +84,7 @@ def assert_same_run(folder, whole):
 
 
 def killed_at_random(digits, whole, seconds, folder, kills, seed):
-    """Kill a run at so many random moments, each time one that went on, and see it to the end."""
+    """Kill a run at a number of random moments, resuming it each time, and let it end."""
     moments = random.Random(seed)
     for _ in range(kills):
         process = start(digits, folder)
@@ -122,7 +122,7 @@ def wait_for(condition, process, seconds=60):
 @pytest.mark.process
 @pytest.mark.parametrize("file", ["model.safetensors", "defects.json"])
 def test_resume_after_a_kill_while_results_are_written(digits, uninterrupted, tmp_path, file):
-    """The training is over by then: what is left is written anew from its last checkpoint."""
+    """Training is over by then: what is left is written again from its last checkpoint."""
     folder = tmp_path / "run"
     process = start(digits, folder)
     wait_for((folder / file).exists, process)
@@ -335,7 +335,7 @@ def test_resume_with_early_stopping_and_validation(run, digits, tmp_path):
         "epoch": accuracy.index(max(accuracy)),
     }
     assert accuracy.index(max(accuracy)) == len(accuracy) - 3
-    assert all(round(400 * share, 6) == int(round(400 * share, 6)) for share in accuracy), "a fifth of 2000 images"
+    assert all(round(400 * value, 6) == int(round(400 * value, 6)) for value in accuracy), "a fifth of 2000 images"
     assert f"best      epoch {len(accuracy) - 2}, validation accuracy {100 * max(accuracy):.2f} %" in shown
     model, best = (gpucnn.load(tmp_path / "here" / name, backend="numpy") for name in LEFT[4::-4])
     for path, value in model.state_dict().items():

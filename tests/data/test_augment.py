@@ -11,7 +11,7 @@ import gpucnn
 from gpucnn import datasets, optimizers, schedules
 from gpucnn import layers as L
 from gpucnn.backends import Backend
-from gpucnn.backends.image_transform import ONE, ImageTransform
+from gpucnn.backends.image_transform import FIXED_ONE, ImageTransform
 from gpucnn.core.config import Configurable
 from gpucnn.data.augment import (
     AlternatingFlip,
@@ -45,8 +45,8 @@ def rotated(image, cosine, sine, rotation_fill):
     for h in range(height):
         for w in range(width):
             down, across = h - Fraction(height - 1, 2), w - Fraction(width - 1, 2)
-            row = Fraction(cosine, ONE) * down + Fraction(sine, ONE) * across + Fraction(height - 1, 2)
-            column = Fraction(cosine, ONE) * across - Fraction(sine, ONE) * down + Fraction(width - 1, 2)
+            row = Fraction(cosine, FIXED_ONE) * down + Fraction(sine, FIXED_ONE) * across + Fraction(height - 1, 2)
+            column = Fraction(cosine, FIXED_ONE) * across - Fraction(sine, FIXED_ONE) * down + Fraction(width - 1, 2)
             row, column = (Fraction(math.floor(place * 256 + Fraction(1, 2)), 256) for place in (row, column))
             for i in (math.floor(row), math.floor(row) + 1):
                 for j in (math.floor(column), math.floor(column) + 1):
@@ -92,8 +92,8 @@ def transformed(
 
 ROTATED = {
     # nothing; a quarter, which lands between pixels; about 30° to the right; 20 % larger; 100° to the left and smaller
-    "cosine": [ONE, 0, 14189, 13653, -4000],
-    "sine": [0, ONE, -8192, 0, 22000],
+    "cosine": [FIXED_ONE, 0, 14189, 13653, -4000],
+    "sine": [0, FIXED_ONE, -8192, 0, 22000],
     "rotation_fill": 60,
 }
 
@@ -178,7 +178,7 @@ def test_rotate_by_quarter_turns_is_exact(backend, rng, quarters):
     """Counter-clockwise, as NumPy turns a square image; both signs of each axis."""
     x = rng.integers(0, 256, (4, 7, 7, 2)).astype("uint8")
     cosine, sine = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarters]
-    transform = on_backend(backend, {"cosine": [cosine * ONE] * 4, "sine": [sine * ONE] * 4})
+    transform = on_backend(backend, {"cosine": [cosine * FIXED_ONE] * 4, "sine": [sine * FIXED_ONE] * 4})
     batch = backend.load_batch(backend.from_host(x), slice(0, 4), "float64", transform)
     assert np.array_equal(backend.to_host(batch), np.rot90(x, quarters, axes=(1, 2)) / 255)
 
@@ -190,8 +190,8 @@ def test_rotate_agrees_with_the_portable_kernel(backend, shape):
     x = generator.integers(0, 256, (70, *shape)).astype("uint8")
     x[:10] = 255
     angles, inverses = generator.uniform(-4, 4, 70), generator.uniform(0.5, 2, 70)
-    fields = {"cosine": (ONE * inverses * np.cos(angles)).astype("int32"), "rotation_fill": 255}
-    fields["sine"] = (ONE * inverses * np.sin(angles)).astype("int32")
+    fields = {"cosine": (FIXED_ONE * inverses * np.cos(angles)).astype("int32"), "rotation_fill": 255}
+    fields["sine"] = (FIXED_ONE * inverses * np.sin(angles)).astype("int32")
     batches = []
     for other in (backend, Backend()):
         arrays = {key: other.from_host(value) if key != "rotation_fill" else value for key, value in fields.items()}
@@ -262,7 +262,7 @@ def test_augment_draws_every_value_as_often_as_it_should():
 def test_rotate_draws_angles_and_factors_evenly():
     """Between their limits, and independently; with the precision of 1/16384 that cosines have."""
     turns = drawn(Rotate(20, 0.25))
-    cosine, sine = turns["cosine"] / ONE, turns["sine"] / ONE
+    cosine, sine = turns["cosine"] / FIXED_ONE, turns["sine"] / FIXED_ONE
     angles, factors = np.degrees(np.arctan2(sine, cosine)), 1 / np.hypot(cosine, sine)
     for values, middle, reach in ((angles, 0, 20), (factors, 1, 0.25)):
         assert np.abs(values - middle).max() == pytest.approx(reach, rel=1e-3)
@@ -270,13 +270,15 @@ def test_rotate_draws_angles_and_factors_evenly():
         assert np.abs(counts / values.size - 0.1).max() < 0.01
     assert abs(np.corrcoef(angles, factors)[0, 1]) < 0.03
     assert (
-        np.abs(np.sqrt((drawn(Rotate(180))["cosine"] / ONE) ** 2 + (drawn(Rotate(180))["sine"] / ONE) ** 2) - 1).max()
+        np.abs(
+            np.sqrt((drawn(Rotate(180))["cosine"] / FIXED_ONE) ** 2 + (drawn(Rotate(180))["sine"] / FIXED_ONE) ** 2) - 1
+        ).max()
         < 1e-4
     )
     some = drawn(Rotate(20))["sine"]
-    assert some.max() == -some.min() == round(ONE * math.sin(math.radians(20)))
+    assert some.max() == -some.min() == round(FIXED_ONE * math.sin(math.radians(20)))
     nothing = drawn(Rotate(0))
-    assert (set(nothing["cosine"]), set(nothing["sine"])) == ({ONE}, {0})
+    assert (set(nothing["cosine"]), set(nothing["sine"])) == ({FIXED_ONE}, {0})
 
 
 class Seen(L.Layer):
@@ -293,7 +295,7 @@ class Seen(L.Layer):
 
 
 def shown(backend, augment, epochs, *, seed=0, shuffle=True, count=30, feed=False):
-    """What a model is shown of images, by their number, in each of several fits of so many epochs: (epochs, P, …)."""
+    """The images that a model is given, by their number, in each of several fits: (epochs, P, …)."""
     x = np.arange(count * 2, dtype="uint8").reshape(count, 1, 2, 1)  # each image is told by its pixels
     seen = Seen()
     model = gpucnn.Model([seen, L.Flatten(), L.Dense(2), L.Softmax()], (1, 2, 1), seed=seed, backend=backend)
@@ -322,7 +324,7 @@ def mirrored_in(epochs):
 
 
 def test_augment_lasting_draws_belong_to_the_sample(backend):
-    """Beside an augmentation that draws anew for each batch; one of each two images of a batch is the other's twin."""
+    """Next to an augmentation that draws for each batch; every second image of a batch is a copy of the first."""
     per_image = np.array([[2**31], [2**31 - 1], [0], [2**32 - 1]], "uint32")
     words, picked = np.array([[7, 8, 0, 1], [9, 10, 1, 2], [11, 12, 2, 0]], "uint32"), np.array([3, 0, 1])
     pipeline = AugmentationPipeline(
@@ -410,7 +412,7 @@ def weights_after(backend, rng, epochs=2, fits=1, **options):
     return model.state_dict()["dense.weight"]
 
 
-def test_fit_augments_and_repeats_exactly(backend, rng):
+def test_fit_with_augmentation_is_reproducible(backend, rng):
     augment = [Flip(), Translate(2), Cutout(2)]
     first, again = (weights_after(backend, rng, augment=augment) for _ in range(2))
     assert np.array_equal(first, again)

@@ -163,11 +163,11 @@ def test_integers_instead_of_pixels_are_refused_with_remedies_that_keep_them(kin
     message = str(caught.value).replace("data.astype", "x.astype").replace("(data /", "(x /")
     results = []
     for expression in remedies(message):
-        mended = eval(expression, {"x": x})
-        seen = check_inputs(mended, (4, 4, 1)).astype("float64") / (255 if mended.dtype == "uint8" else 1)
-        assert len(np.unique(seen)) == len(np.unique(x))
-        assert np.array_equal(np.argsort(seen, axis=None, kind="stable"), np.argsort(x, axis=None, kind="stable"))
-        results.append(seen)
+        fixed = eval(expression, {"x": x})
+        inputs = check_inputs(fixed, (4, 4, 1)).astype("float64") / (255 if fixed.dtype == "uint8" else 1)
+        assert len(np.unique(inputs)) == len(np.unique(x))
+        assert np.array_equal(np.argsort(inputs, axis=None, kind="stable"), np.argsort(x, axis=None, kind="stable"))
+        results.append(inputs)
     assert meant is None or np.allclose(results[0], meant, atol=1e-6)
 
 
@@ -303,7 +303,7 @@ def test_targets_that_are_not_finite_are_named_by_their_place(value):
 
 
 class Seen(losses.Loss):
-    """A loss of one's own that keeps its labels."""
+    """A custom loss that keeps its labels."""
 
     def __call__(self, y, labels):
         Seen.labels = labels

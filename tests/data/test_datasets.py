@@ -81,10 +81,10 @@ def test_dataset_unpacks_like_a_tuple_and_knows_its_names(tmp_path):
 
 def test_dataset_survives_a_copy(tmp_path):
     data = datasets.mnist(write_mnist(tmp_path))
-    twin = copy.deepcopy(data)
-    assert (twin.name, twin.source, repr(twin)) == (data.name, data.source, repr(data))
-    assert twin[0][0] is not data[0][0]
-    np.testing.assert_array_equal(twin[0][0], data[0][0])
+    clone = copy.deepcopy(data)
+    assert (clone.name, clone.source, repr(clone)) == (data.name, data.source, repr(data))
+    assert clone[0][0] is not data[0][0]
+    np.testing.assert_array_equal(clone[0][0], data[0][0])
 
 
 # Where data are looked for
@@ -227,7 +227,7 @@ def serve():
 
 @pytest.fixture
 def closed():
-    """An address at which nobody listens: the port is held, so that nothing else can open it."""
+    """An address at which nothing listens: the port is held, so that nothing else can open it."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{held.getsockname()[1]}/"
@@ -334,7 +334,7 @@ def test_fetch_without_a_working_mirror(tmp_path, monkeypatch, serve, closed):
     assert set(lacking.asked + wrong.asked) == {f"/{first}"}
 
 
-def test_fetch_gives_up_a_server_that_never_answers(tmp_path, monkeypatch):
+def test_fetch_times_out_on_a_silent_server(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         publish(tmp_path / "web", monkeypatch, [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
         monkeypatch.setattr(download, "_TIMEOUT", (0.2, 0.2))
@@ -453,7 +453,7 @@ def test_datasets_are_found_but_not_downloaded_without_pooch(monkeypatch, tmp_pa
 
 
 def draw_folder(folder, classes=("ant", "bee"), n=10, shape=(3, 2)):
-    """Write n images a class; the first pixel tells the class and the number."""
+    """Write n images per class; the first pixel tells the class and the number."""
     for label, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for i in range(n):

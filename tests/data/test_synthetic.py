@@ -1,4 +1,4 @@
-"""What synthetic digits promise: form, balance, repeatability, plausible ink, variety inside a class."""
+"""What synthetic digits guarantee: form, balance, repeatability, plausible ink, variety inside a class."""
 
 import inspect
 import tracemalloc
@@ -132,7 +132,7 @@ def test_synthetic_digits_have_named_variants():
     assert {variant.digit for variant in VARIANTS} == set(range(10))
     assert [variant.digit for variant in VARIANTS] == sorted(variant.digit for variant in VARIANTS)
     assert len({(variant.digit, variant.name) for variant in VARIANTS}) == len(VARIANTS)
-    assert min(variant.share for variant in VARIANTS) > 0
+    assert min(variant.frequency for variant in VARIANTS) > 0
     for digit in range(10):
         assert sum(variant.digit == digit for variant in VARIANTS) >= 4
 

@@ -125,7 +125,7 @@ FUNCTIONS = {
     "spread and laid": lambda x: memory_layout.contiguous(np.broadcast_to((x / 3)[:, :1], x.shape)),
     "zeros like it": lambda x: np.zeros_like(x, shape=(2, 3), dtype=np.float32) + x.sum(),
     "padded": lambda x: np.pad(x, ((0, 0), (1, 1), (2, 0), (0, 0))),
-    "repeated": lambda x: np.repeat(x[0], 3, axis=0),
+    "np.repeat": lambda x: np.repeat(x[0], 3, axis=0),
     "clipped": lambda x: np.clip(x, -0.5, 0.5) + x.clip(0, 1),
     "einsum": lambda x: np.einsum("nhwc,nhwc->c", x, x),
     "windows": lambda x: np.lib.stride_tricks.sliding_window_view(x, (2, 2), axis=(1, 2)).max(axis=(4, 5)),
@@ -207,10 +207,10 @@ UNTRACEABLE = {
     "sorts": (sorts, "sort"),
     "adds at places": (adds_at, "numpy.add.at is not captured"),
     "two results": (lambda x: np.modf(x)[0], "modf"),
-    "an array of its own": (into_its_own, "an array is written to that is not captured; make it with self.backend.xp"),
-    "a copy of its own": (copied_into_its_own, "an array is written to that is not captured"),
-    "past it": (past_it, "the result was made"),
-    "a method nobody wrote out": (
+    "a separate array": (into_its_own, "an array is written to that is not captured; make it with self.backend.xp"),
+    "a separate copy": (copied_into_its_own, "an array is written to that is not captured"),
+    "past it": (past_it, "the result was computed"),
+    "a method without an explicit wrapper": (
         lambda x: x.compress([True, False, True], axis=0) + 1,
         "numpy.ndarray.compress is not captured",
     ),
@@ -218,7 +218,7 @@ UNTRACEABLE = {
 
 
 @pytest.mark.parametrize("name", UNTRACEABLE)
-def test_capture_gives_up_what_it_cannot_trace_and_computes_it(name):
+def test_capture_falls_back_where_it_cannot_trace(name):
     function, why = UNTRACEABLE[name]
     own = new_tracer()
     result, replay = own.capture(function, numbers(0))
@@ -276,10 +276,10 @@ def test_capture_reuses_memory():
 
 
 def test_capture_is_not_kept_alive_by_traced_arrays():
-    own, made = new_tracer(), []
-    _, replay = own.capture(lambda x: made.append(x + 1) or made[0] * 2, numbers(0))
-    assert isinstance(made[0], TracedArray)
-    del made[:]
+    own, created = new_tracer(), []
+    _, replay = own.capture(lambda x: created.append(x + 1) or created[0] * 2, numbers(0))
+    assert isinstance(created[0], TracedArray)
+    del created[:]
     gc.collect()
     assert not any(block.in_use() for blocks in own._arena.blocks.values() for block in blocks)
     np.testing.assert_array_equal(replay(numbers(3)), (numbers(3) + 1) * 2)
@@ -421,12 +421,12 @@ def test_float64_is_captured():
 
 def test_replay_is_compared_with_an_eager_pass_once(monkeypatch):
     model, _ = alike(small, SHAPE)
-    made = []
+    created = []
     forward = L.Conv2D.forward
-    monkeypatch.setattr(L.Conv2D, "forward", lambda *args, **kw: made.append(1) or forward(*args, **kw))
+    monkeypatch.setattr(L.Conv2D, "forward", lambda *args, **kw: created.append(1) or forward(*args, **kw))
     for expected in (1, 2, 3, 3, 3):
         model.train_on_batch(*batch_of(0, SHAPE))
-        assert len(made) == expected
+        assert len(created) == expected
 
 
 def test_jit_off_captures_nothing():
@@ -597,12 +597,12 @@ def test_copy_of_a_model_learns_for_itself():
     for step in range(4):
         model.train_on_batch(*batch_of(step, SHAPE))
     before = model.predict(batch_of(9, SHAPE)[0])
-    twin = copy.deepcopy(model)
-    twin.to(ENGINE)
+    clone = copy.deepcopy(model)
+    clone.to(ENGINE)
     for step in range(4):
-        twin.train_on_batch(*batch_of(step, SHAPE))
+        clone.train_on_batch(*batch_of(step, SHAPE))
     np.testing.assert_array_equal(model.predict(batch_of(9, SHAPE)[0]), before)
-    assert not np.array_equal(twin.predict(batch_of(9, SHAPE)[0]), before)
+    assert not np.array_equal(clone.predict(batch_of(9, SHAPE)[0]), before)
 
 
 def test_capture_that_fails_leaves_the_model_as_it_was(monkeypatch):
@@ -664,10 +664,10 @@ def test_inference_between_forward_and_backward():
     results = []
     for model in models:
         model.zero_grad()
-        _, way_back = model.forward_train(batch_of(1, SHAPE)[0], capture=model.jit)
+        _, backward = model.forward_train(batch_of(1, SHAPE)[0], capture=model.jit)
         between = model.forward(x)[0]
-        assert not np.array_equal(between, expected)  # the running statistics went on
-        way_back(np.ones((32, 3), "float32"))
+        assert not np.array_equal(between, expected)  # the running statistics moved
+        backward(np.ones((32, 3), "float32"))
         results.append((between.tobytes(), model.flat_gradients().tobytes(), model.forward(x)[0].tobytes()))
     assert results[0] == results[1]
     assert replays(models[0])

@@ -1,4 +1,4 @@
-"""Random histories of models with layers of users' own, right ones and wrong ones: captured passes against eager ones.
+"""Random histories of models with custom layers, right ones and wrong ones: captured passes against eager ones.
 
 Two models that are the same, one with jit and one without, go through the same operations, and hold the same bits after
 each. A layer that a capture cannot follow makes it fall back; no history may show a number that eager passes do not.
@@ -214,8 +214,8 @@ def abandon(model, chance, count):
 
 def there_and_back(model, chance, count):
     model.zero_grad()
-    y, way_back = model.forward(batch_of(chance, count)[0], train=chance.random() < 0.3)
-    return np.array(way_back(np.ones(y.shape, model.dtype)))
+    y, backward = model.forward(batch_of(chance, count)[0], train=chance.random() < 0.3)
+    return np.array(backward(np.ones(y.shape, model.dtype)))
 
 
 OPERATIONS = {

@@ -213,9 +213,9 @@ def test_graph_whose_first_launch_fails_is_run_eagerly(simulated, monkeypatch):
         raise RuntimeError("cudaErrorMemoryAllocation")
 
     def tracer():
-        made = make()
-        monkeypatch.setattr(type(made).capture.__globals__["CapturedGraph"], "__call__", fails)
-        return made
+        created = make()
+        monkeypatch.setattr(type(created).capture.__globals__["CapturedGraph"], "__call__", fails)
+        return created
 
     monkeypatch.setattr(backend, "tracer", tracer)
     with pytest.warns(CaptureWarning, match="cudaErrorMemoryAllocation"):
@@ -277,7 +277,7 @@ def test_step_that_is_never_captured_leaves_no_memory_behind(simulated):
 
 
 def test_memory_of_the_default_pool_serves_the_first_step(simulated):
-    """A pool of its own cannot have what lies there unused."""
+    """A separate pool cannot have what lies there unused."""
     backend = simulated(0)
     xp, data = backend.xp, images_and_labels(64, 16)
     model = wide(backend)

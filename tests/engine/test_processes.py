@@ -45,7 +45,7 @@ def network():
 
 
 def in_a_process(code):
-    """Run code in a process of its own; return its output, of which errors are a part, and its status."""
+    """Run code in a separate process; return its output, of which errors are a part, and its status."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", HEAD + code],

@@ -121,7 +121,7 @@ _unchanged = {}
 
 
 def unchanged(backend_name, backend, optimizer):
-    """What a training run without a change comes to."""
+    """The result of a training run without a change."""
     if (backend_name, optimizer) not in _unchanged:
         model = model_with_settings(backend, optimizer and optimizer())
         _unchanged[backend_name, optimizer] = outcome(model, 1), model.why_not_captured

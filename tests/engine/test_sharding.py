@@ -78,7 +78,7 @@ def test_sharding_by_the_same_threads_gives_the_same_bits(kind, count):
 def test_sharding_runs_in_parallel():
     """Both threads are at work at the same time, each with its part."""
     gpucnn.set_num_threads(2)
-    meeting, seen = threading.Barrier(2, timeout=20), []
+    barrier, seen = threading.Barrier(2, timeout=20), []
 
     class Meets(L.ReLU):
         batch_independent = True
@@ -87,7 +87,7 @@ def test_sharding_runs_in_parallel():
             seen.append(
                 (threading.get_ident(), len(x), self.backend.shard_offset(), self.backend.global_batch_size(len(x)))
             )
-            meeting.wait()
+            barrier.wait()
             return super().forward(x, train=train)
 
     model = gpucnn.Model([L.Flatten(), L.Dense(4), Meets()], (8, 9, 3), backend="numpy")
@@ -104,7 +104,7 @@ def test_sharding_shows_the_whole_batch_to_layers_that_mix_samples():
         def forward(self, x, *, train):
             return x - x.mean(axis=0), lambda dy: dy - dy.mean(axis=0)
 
-    class Bolder(L.Conv2D):  # a forward of its own declares nothing that the other one did
+    class Bolder(L.Conv2D):  # an overridden forward inherits no declaration
         def forward(self, x, *, train):
             return super().forward(x, train=train)
 
@@ -134,18 +134,18 @@ def test_sharding_joins_the_input_gradient():
 
 def test_replicas_share_parameter_values_alone():
     model = gpucnn.Model(network("residual"), (8, 9, 3), backend="numpy")
-    twin = sharding.Replica(model.network).network
-    assert list(twin.parameters()) == list(model.parameters())
-    for path, parameter in twin.parameters().items():
+    clone = sharding.Replica(model.network).network
+    assert list(clone.parameters()) == list(model.parameters())
+    for path, parameter in clone.parameters().items():
         assert parameter is not model.parameters()[path]
         assert parameter.value is model.parameters()[path].value
         assert parameter.grad is None
-    for path, buffer in twin.buffers().items():
+    for path, buffer in clone.buffers().items():
         assert not np.shares_memory(buffer.value, model.network.buffers()[path].value)
-    main = twin.layers[1].main.layers
+    main = clone.layers[1].main.layers
     assert main[0] is main[3] is not model.layers[1].main.layers[0]
-    planned = [layer for _, layer, *_ in twin.execution_order(need_dx=True)]
-    assert all(any(layer is own for own in twin.layers) for layer in planned)
+    planned = [layer for _, layer, *_ in clone.execution_order(need_dx=True)]
+    assert all(any(layer is own for own in clone.layers) for layer in planned)
 
 
 def test_replicas_follow_changed_attributes():
@@ -199,11 +199,11 @@ def test_replicas_follow_exchanged_layers_and_layers_in_dictionaries():
     x = np.ones((50, 8, 9, 3), "float32")
     model.forward(x, train=True)
     (replica,) = model._sharded._replicas
-    twin = replica.network.layers[1]
-    assert type(twin.others) is Pair
+    clone = replica.network.layers[1]
+    assert type(clone.others) is Pair
     for ours, theirs in (
-        (twin.by_name["b"], model.layers[1].by_name["b"]),
-        (twin.others[0], model.layers[1].others[0]),
+        (clone.by_name["b"], model.layers[1].by_name["b"]),
+        (clone.others[0], model.layers[1].others[0]),
     ):
         assert ours is not theirs
         assert ours.weight is not theirs.weight
@@ -353,7 +353,7 @@ class TestBlas:
             assert self.now() == {1}  # what the user set is not raised
 
     def test_blas_is_limited_in_every_thread(self):
-        """In whichever order threads come to it."""
+        """In whichever order threads reach it."""
 
         def within():
             with blas.blas_threads(1):
@@ -383,7 +383,7 @@ class TestBlas:
         assert self.now() == in_another_thread(self.now) == {3}
 
     def test_blas_of_openmp_is_limited_for_each_thread(self, monkeypatch):
-        """There each thread has a number of its own, as OpenMP gives it."""
+        """There each thread has its own number, as OpenMP gives it."""
 
         class OpenMP(threading.local):
             internal_api, threading_layer, count = "openblas", "openmp", 4
@@ -430,7 +430,7 @@ def test_scratch_of_vgg_stays_below_16_megabytes_per_thread(batch, monkeypatch):
     model = gpucnn_model("vgg", ENGINE)
     rng = np.random.default_rng(0)
     model.train_step(rng.normal(size=(batch, 32, 32, 3)).astype("float32"), rng.integers(0, 10, batch), 0.01)
-    assert len(held) == 4  # two members, forward and backward
+    assert len(held) == 4  # two workers, forward and backward
     assert 1 << 20 < max(held) < 16 << 20, held
 
 

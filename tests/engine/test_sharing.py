@@ -78,16 +78,16 @@ def test_copy_of_a_model_trains_as_the_original_does(copied, data, backend):
     fit(model, data)
     if copied is pickled and gpucnn.backends._instances.get(backend.name) is not backend:
         pytest.skip("a backend that is found by no name")
-    twin = copied(model)
-    assert twin.backend is model.backend
+    clone = copied(model)
+    assert clone.backend is model.backend
     before = model.state_dict()
-    assert same_bits(twin.state_dict(), before)
-    fit(twin, data, epochs=2)
+    assert same_bits(clone.state_dict(), before)
+    fit(clone, data, epochs=2)
     assert same_bits(model.state_dict(), before)
-    assert twin.optimizer.steps == 9
+    assert clone.optimizer.steps == 9
     fit(model, data, epochs=2)
-    assert same_bits(model.state_dict(), twin.state_dict())
-    assert moved(before, twin.state_dict()) == set(before)
+    assert same_bits(model.state_dict(), clone.state_dict())
+    assert moved(before, clone.state_dict()) == set(before)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
@@ -100,11 +100,11 @@ def test_copy_of_a_model_that_several_threads_have_trained_trains_as_it_does(cop
         model = fresh()
         model.compile(momentum(), jit=jit)
         fit(model, data, validation_data=data)
-        twin = copied(model)
+        clone = copied(model)
         fit(model, data)
-        fit(twin, data)
-        assert same_bits(model.state_dict(), twin.state_dict())
-        assert model.predict(data[0]).tobytes() == twin.predict(data[0]).tobytes()
+        fit(clone, data)
+        assert same_bits(model.state_dict(), clone.state_dict())
+        assert model.predict(data[0]).tobytes() == clone.predict(data[0]).tobytes()
     finally:
         gpucnn.set_num_threads(None)
 
@@ -112,10 +112,10 @@ def test_copy_of_a_model_that_several_threads_have_trained_trains_as_it_does(cop
 def test_copy_of_a_copy_that_was_never_used_trains(data):
     model = fresh()
     fit(model, data)
-    twin = pickled(copy.deepcopy(pickled(model)))
+    clone = pickled(copy.deepcopy(pickled(model)))
     fit(model, data)
-    fit(twin, data)
-    assert same_bits(model.state_dict(), twin.state_dict())
+    fit(clone, data)
+    assert same_bits(model.state_dict(), clone.state_dict())
 
 
 def test_copy_of_a_model_trains_in_another_process(data, tmp_path):
@@ -135,33 +135,33 @@ def test_copy_of_a_model_trains_in_another_process(data, tmp_path):
 def test_copy_of_a_model_that_shows_averages_has_them(copied, data):
     model = fresh()
     fit(model, data, callbacks=[callbacks.MovingAverage(0.9)])
-    twin = copied(model)
-    assert same_bits(twin.state_dict(), model.state_dict())
-    fit(twin, data, callbacks=[callbacks.MovingAverage(0.9)])
+    clone = copied(model)
+    assert same_bits(clone.state_dict(), model.state_dict())
+    fit(clone, data, callbacks=[callbacks.MovingAverage(0.9)])
 
 
 def test_shallow_copy_of_a_model_shares_its_weights(data):
     model, control = fresh(), fresh()
-    twin = copy.copy(model)
-    fit(twin, data)
+    clone = copy.copy(model)
+    fit(clone, data)
     fit(model, data)
     fit(control, data, epochs=1)
     fit(control, data, epochs=1)
-    assert same_bits(model.state_dict(), twin.state_dict())
+    assert same_bits(model.state_dict(), clone.state_dict())
     assert moved(model.state_dict(), fresh().state_dict()) == set(model.state_dict())
-    twin.compile(momentum())  # from here on it is a second model of the same layers
+    clone.compile(momentum())  # from here on it is a second model of the same layers
     before = model.state_dict()
     fit(model, data)
-    fit(twin, data)
-    assert same_bits(model.state_dict(), twin.state_dict())
-    assert moved(before, twin.state_dict()) == set(before)
+    fit(clone, data)
+    assert same_bits(model.state_dict(), clone.state_dict())
+    assert moved(before, clone.state_dict()) == set(before)
 
 
 def test_copied_layers_are_of_no_model(data):
     model = fresh()
-    twin = gpucnn.Model(copy.deepcopy(list(model.layers)), SHAPE, backend="numpy", dtype="float64").compile()
+    clone = gpucnn.Model(copy.deepcopy(list(model.layers)), SHAPE, backend="numpy", dtype="float64").compile()
     before = model.state_dict()
-    fit(twin, data)
+    fit(clone, data)
     assert same_bits(model.state_dict(), before)
 
 
@@ -423,8 +423,8 @@ def test_layers_that_were_changed_are_refused(data):
             return {branch.ensure_built(input_shape, rng) for branch in self.branches}.pop()
 
         def forward(self, x, *, train):
-            made = [branch.forward(x, train=train) for branch in self.branches]
-            return sum(y for y, _ in made), lambda dy: sum(backward(dy) for _, backward in made)
+            outputs = [branch.forward(x, train=train) for branch in self.branches]
+            return sum(y for y, _ in outputs), lambda dy: sum(backward(dy) for _, backward in outputs)
 
     model = gpucnn.Model([layers.Flatten(), Two(), layers.Softmax()], SHAPE, backend="numpy").compile(momentum())
     assert [path for path in model.parameters() if "weight" in path] == ["two.dense.weight", "two.dense_1.weight"]

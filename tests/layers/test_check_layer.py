@@ -35,7 +35,7 @@ class Scale(Layer):
 
 
 def spoiled(**methods):
-    """Return a class like Scale with other methods; each has a name of its own, as the registry wants."""
+    """Return a class like Scale with other methods; each has a different name, as the registry wants."""
     return type(f"Scale{next(NUMBERS)}", (Scale,), methods)
 
 
@@ -203,7 +203,7 @@ WRONG = {
         "keep each argument as it was passed",
     ),
     "a shape that is not a tuple": ({"build": _no_tuple}, "shapes", "build returned [5, 4, 3]; expected the output's"),
-    "another shape than promised": (
+    "another shape than declared": (
         {"build": _wrong_shape_promised},
         "shapes",
         "forward returned shape (4, 5, 4, 3) for 4 samples; build declared (4, 5, 4, 7)",
@@ -218,7 +218,7 @@ WRONG = {
         "shapes",
         "the backward function returned None for 4 samples",
     ),
-    "an error of its own": (
+    "a custom error": (
         {"forward": forward_with(lambda self, x, y, back: 1 / 0)},
         "shapes",
         "raised ZeroDivisionError: division by zero (test_check_layer.py, line ",
@@ -274,17 +274,17 @@ WRONG = {
         "device",
         "a host array (3,) was mixed with a device array",
     ),
-    "a promise of slices": (
+    "a false declaration of batch independence": (
         {"forward": forward_with(lambda self, x, y, back: (y - y.mean(axis=0), back)), "batch_independent": True},
         "batch_independent",
         "samples depend on each other, but batch_independent = True",
     ),
-    "a promise of repeats, but Python decides": (
+    "declared capturable, but Python decides": (
         {"forward": _decides, "capturable": True},
         "capturable",
         "__bool__ is not captured, but capturable = True declares that a pass can be replayed",
     ),
-    "a promise of repeats, but Python counts": (
+    "declared capturable, but Python counts": (
         {"forward": _counts, "capturable": True},
         "capturable",
         "y of a replayed pass differs from an eager one, but capturable = True",
@@ -309,17 +309,17 @@ def test_check_layer_finds_what_is_wrong(fault):
     assert str(error.check).count("WRONG") == len(failures)
 
 
-@pytest.mark.parametrize("promise", ["supports_skip_dx", "supports_fused_relu"])
-def test_check_layer_finds_false_declarations(promise):
+@pytest.mark.parametrize("flag", ["supports_skip_dx", "supports_fused_relu"])
+def test_check_layer_finds_false_declarations(flag):
     class Wrong(Scale):
-        locals()[promise] = True
+        locals()[flag] = True
 
         def forward(self, x, *, train, need_dx=True, fused_relu=False):
             y, backward = Scale.forward(self, x, train=train)
             return y, backward if need_dx else (lambda dy: None)
 
     names = [check.name for check in checked(Wrong()).check.failures]
-    assert names == [promise]
+    assert names == [flag]
 
 
 def test_check_layer_passes_random_streams_in_buffers():
@@ -365,7 +365,7 @@ def test_layer_error_is_a_gpucnn_error_and_an_assertion():
 
 
 def test_check_layer_in_a_model_names_a_false_declaration():
-    wrong = spoiled(**WRONG["another shape than promised"][0])
+    wrong = spoiled(**WRONG["another shape than declared"][0])
     model = gpucnn.Model([layers.ReLU(), wrong(name="mine"), layers.Flatten()], SHAPE)
     message = (
         r"mine: its forward returned shape \(2, 5, 4, 3\) where its build declared \(2, 5, 4, 7\); gpucnn.check_layer"

@@ -46,21 +46,21 @@ def test_fusion_computes_what_the_layers_say(name, train, backend):
             dy = rng.normal(size=y.shape)
             dx = backward(dy)
         else:
-            y, ways_back = x, []
+            y, backwards = x, []
             for layer in network.layers:
-                y, way_back = layer.forward(y, train=train)
-                ways_back.append(way_back)
+                y, backward = layer.forward(y, train=train)
+                backwards.append(backward)
             dx = dy
-            for way_back in reversed(ways_back):
-                dx = way_back(dx)
+            for backward in reversed(backwards):
+                dx = backward(dx)
         results.append([y, dx, *(parameter.grad for parameter in network.parameters().values())])
     for ours, theirs in zip(*results, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_fusion_of_neighbours():
-    def plan(*made):
-        network = L.Sequential(list(made))
+    def plan(*parts):
+        network = L.Sequential(list(parts))
         network.ensure_built((8, 8, 3), host_generator(0, "weights"))
         return network._train_plan
 
@@ -85,8 +85,8 @@ def test_fusion_of_neighbours():
 
 
 def test_fusion_folds_batch_norm_into_the_convolution_at_inference():
-    def plan(*made):
-        network = L.Sequential(list(made))
+    def plan(*parts):
+        network = L.Sequential(list(parts))
         network.ensure_built((8, 8, 3), host_generator(0, "weights"))
         return network._inference_plan
 

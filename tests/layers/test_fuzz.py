@@ -252,7 +252,7 @@ def loads_or_says_why(form: Format, data: bytes, folder) -> bool:
 
 
 def resident():
-    """Return the most bytes of memory that this process has held."""
+    """Return the peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -454,7 +454,7 @@ def test_description_with_too_many_layers_is_refused(model_described, tmp_path):
 
 @pytest.mark.parametrize("kind", ["link", "folder", "absolute", "above"])
 def test_archives_with_members_that_lead_elsewhere(tmp_path, kind):
-    """Nothing of an archive is written, and what is no plain file of the expected name is not read."""
+    """Nothing of an archive is written, and what is not a plain file of the expected name is not read."""
     secret = tmp_path / "secret"
     secret.write_bytes(cifar(None))
     folder = tmp_path / "data"
@@ -532,7 +532,7 @@ def peak_of_reading(path):
 def largest(path, name):
     """Write a picture of as many pixels as are read of its kind."""
     kind, mode = name.split("-")[:2]
-    most = folders.MEMORY // (folders._BYTES_A_PIXEL.get(kind, folders._BYTES_A_PIXEL_ELSE))
+    most = folders.MEMORY // (folders._BYTES_PER_PIXEL.get(kind, folders._DEFAULT_BYTES_PER_PIXEL))
     side = int(most**0.5)
     options = {"lossless": True} if kind == "WEBP" else {"transparency": 0} if name.endswith("transparent") else {}
     picture = Image.new(mode, (side, side), 7 if mode in ("P", "I;16") else (200, 10, 3, 90)[: len(mode)])
@@ -542,7 +542,7 @@ def largest(path, name):
     return path
 
 
-LARGEST = [
+MAX_SIZES = [
     "WEBP-RGBA",
     "PNG-P-transparent",
     "PNG-I;16",
@@ -555,7 +555,9 @@ LARGEST = [
 ]
 
 
-@pytest.mark.parametrize("name", [LARGEST[0], *(pytest.param(name, marks=pytest.mark.slow) for name in LARGEST[1:])])
+@pytest.mark.parametrize(
+    "name", [MAX_SIZES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in MAX_SIZES[1:])]
+)
 def test_images_of_the_largest_size_are_read_within_the_stated_memory(tmp_path, name):
     """By the package's own limits, and by what the process holds."""
     path = largest(tmp_path / "largest", name)

@@ -1,4 +1,4 @@
-"""Every row of the case table: meaning, gradient, parity, and the manners of a layer."""
+"""Every row of the case table: meaning, gradient, parity, and the conventions of layers."""
 
 import numpy as np
 import pytest

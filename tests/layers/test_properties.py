@@ -1,6 +1,6 @@
 """Windows of any size, stride, padding, dilation and groups, against plain loops, and forward against backward.
 
-Forward means what the loops say. The way back is tried by ⟨y(x + s), dy⟩ = ⟨y(x), dy⟩ + ⟨s, dx⟩, which holds exactly
+Forward means what the loops say. Backward is tested by ⟨y(x + s), dy⟩ = ⟨y(x), dy⟩ + ⟨s, dx⟩, which holds exactly
 for what is linear in x; poolings are tried as linear maps of the elements that were chosen.
 """
 
@@ -17,7 +17,7 @@ from tests import reference
 
 BACKENDS = {"reference": Backend, "numpy": lambda: get_backend("numpy")}
 ENDLESS = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-MOST = 40_000  # multiplications in Python that one example may cost
+MAX_MULTIPLICATIONS = 40_000  # multiplications in Python that one example may cost
 
 sides = st.tuples(st.integers(1, 7), st.integers(1, 7))
 small = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -44,7 +44,7 @@ def convolutions(draw):
         window, groups, C, F = Window((3, 3), padding=padding), 1, draw(st.integers(1, 9)), draw(st.integers(1, 9))
         assume(min(window.output_size(size)) >= 1)
     OH, OW = window.output_size(size)
-    assume(N * OH * OW * F * window.area * C // groups <= MOST)
+    assume(N * OH * OW * F * window.area * C // groups <= MAX_MULTIPLICATIONS)
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     x, weight = rng.normal(size=(N, *size, C)), rng.normal(size=(*window.size, C // groups, F))
     return x, weight, rng.normal(size=F), rng.normal(size=(N, OH, OW, F)), window, groups
@@ -130,7 +130,7 @@ def test_pooling(backend, kind, case):
     groups=st.integers(0, 4),
 )
 def test_geometry_is_built_or_refused(size, channels, filters, kernel, strides, padding, dilation, groups):
-    """Whatever is asked for: a layer that computes what its shape promises, or an error that says why not."""
+    """Whatever is asked for: a layer that computes what its shape declares, or an error that says why not."""
     try:
         layer = Conv2D(filters, kernel, strides=strides, padding=padding, dilation=dilation, groups=groups)
         shape = layer.ensure_built((*size, channels), np.random.default_rng(0))

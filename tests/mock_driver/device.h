@@ -15,7 +15,7 @@
 #undef __launch_bounds__
 #undef __constant__
 #undef __shared__
-#define dim3 host_dim3  // host.h has one that is no class
+#define dim3 host_dim3  // host.h has one that is not a class
 
 #include "../host.h"
 

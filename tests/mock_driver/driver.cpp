@@ -2,7 +2,7 @@
 //
 // One library goes by all four names. Memory is the host's, kernels are compiled for the host (kernels.py), and work is
 // put off as long as a GPU could put it off: it is done when somebody waits for its stream, so that what forgets to
-// wait finds garbage. Streams that do not wait for the default stream have queues of their own. What a stream captures
+// wait finds garbage. Streams that do not wait for the default stream have separate queues. What a stream captures
 // is noted instead of done. Functions that are not here are made by run.py; they say so and fail.
 //
 // Freed memory is never given out again, and what touches it, or memory of another GPU, ends the process with a message.
@@ -56,16 +56,16 @@ size_t setting(const char* name, size_t otherwise) {
 }
 
 const size_t TOTAL = setting("MOCK_MEMORY", 8ull << 30);  // bytes of memory
-constexpr int MOST_DEVICES = 4;
+constexpr int MAX_DEVICES = 4;
 constexpr size_t LINE = 512, PAGE = 4096;  // bytes, on which pinned and other allocations begin
 
 std::recursive_mutex mutex;
 thread_local int device = 0;  // that the thread works on
-Stream default_streams[MOST_DEVICES] = {{0}, {1}, {2}, {3}};
+Stream default_streams[MAX_DEVICES] = {{0}, {1}, {2}, {3}};
 std::set<Stream*> streams, capturing;
 std::map<const char*, Block> memory, freed;
 Range pinned;
-size_t used[MOST_DEVICES];
+size_t used[MAX_DEVICES];
 
 double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -167,7 +167,7 @@ cudaError_t answer(int error) {
 
 int device_count() {
     const char* visible = getenv("CUDA_VISIBLE_DEVICES");
-    return visible && !strcmp(visible, "-1") ? 0 : (int)std::min<size_t>(setting("MOCK_DEVICES", 1), MOST_DEVICES);
+    return visible && !strcmp(visible, "-1") ? 0 : (int)std::min<size_t>(setting("MOCK_DEVICES", 1), MAX_DEVICES);
 }
 
 std::string text_of(const std::string& path) {
@@ -615,7 +615,7 @@ int cublasGemmEx(Blas* handle, int turn_a, int turn_b, int m, int n, int k, cons
         return 14;
     }
     if (stream_of(handle->stream)->captures && !handle->workspace)
-        say("mock GPU: cuBLAS is captured without a workspace of its own");
+        say("mock GPU: cuBLAS is captured without its own workspace");
     const Shape shape = {(bool)turn_a, (bool)turn_b, m, n, k, lda, ldb, ldc};
     const int types = 100 * type_a + 10 * type_b + type_c;
     const bool of_floats = compute == 68 || compute == 77;

@@ -213,7 +213,7 @@ def test_compat_network_is_the_one_that_gpucnn_makes(data, tmp_path):
     x, y = data
     model = small(OptimizerSGD(learning_rate=0.1, momentum=0.5), seed=3)
     model.finalize()
-    twin = gpucnn.Model(
+    clone = gpucnn.Model(
         [
             gpucnn.layers.Conv2D(2, 3),
             gpucnn.layers.ReLU(),
@@ -227,8 +227,8 @@ def test_compat_network_is_the_one_that_gpucnn_makes(data, tmp_path):
         backend="numpy",
     ).compile(optimizers.SGD(0.1, momentum=0.5))
     model.train(x, y, epochs=2, print_every=0, batch_size=8)
-    twin.fit(x, y, epochs=2, batch_size=8, verbose=0)
-    assert all(np.array_equal(value, model.network.state_dict()[path]) for path, value in twin.state_dict().items())
+    clone.fit(x, y, epochs=2, batch_size=8, verbose=0)
+    assert all(np.array_equal(value, model.network.state_dict()[path]) for path, value in clone.state_dict().items())
     model.network.save(tmp_path / "model.safetensors")
     code = f"import gpucnn; print(type(gpucnn.load({str(tmp_path / 'model.safetensors')!r}).optimizer).__name__)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -392,7 +392,7 @@ def test_compat_train_begins_a_run_and_validate_completes_it(tmp_path, data):
     model = small(stats=stats)
     model.finalize()
     model.validate(validation_data=data)
-    assert not stats.path.exists()  # without a training there is no run
+    assert not stats.path.exists()  # without training there is no run
     for count in (1, 2):
         model.train(*data, epochs=2, print_every=0, batch_size=4)
         model.validate(validation_data=data)
@@ -421,7 +421,7 @@ def test_compat_durations_as_text(seconds, words):
 def test_compat_damaged_statistics_are_refused_and_kept(tmp_path, content):
     path = tmp_path / "stats.json"
     path.write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(DataError, match=r"stats\.json: holds no statistics .* left as it is: mend it, move it away"):
+    with pytest.raises(DataError, match=r"stats\.json: holds no statistics .* left as it is: fix it, move it away"):
         StatisticsTracker("Net", path)
     path.unlink()
     stats = StatisticsTracker("Net", path)

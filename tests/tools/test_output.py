@@ -305,7 +305,7 @@ def test_progress_in_a_file_is_lines(monkeypatch):
 
 
 def shown_epochs(terminal, capsys, epochs, **more):
-    """Return what a terminal gets of a training of so many epochs."""
+    """Return what a terminal shows of a training run of a number of epochs."""
     terminal(**more)
     x, y = stripes(20)
     small_model().fit(x, y, epochs=epochs, batch_size=10, validation_data=(x, y))

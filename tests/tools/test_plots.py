@@ -307,9 +307,9 @@ def test_feature_maps_of_every_layer(backend):
     figure = plots.feature_maps(model, image, [f"class {k}" for k in range(12)], max_maps=6)
     *rows, bars = figure.axes
     np.testing.assert_allclose(tiles(rows[0])[0], image / 255)
-    twin = colour_model()  # of the same seed
-    parts = [*twin.layers[:3], *(layer for layer in twin.layers[3])]
-    x = twin.as_floats(image[None])
+    clone = colour_model()  # of the same seed
+    parts = [*clone.layers[:3], *(layer for layer in clone.layers[3])]
+    x = clone.as_floats(image[None])
     for layer, axes in zip(parts, rows[1:], strict=True):
         x, _ = layer.forward(x, train=False)
         expected = x[0]

@@ -168,7 +168,7 @@ def test_reproduce_does_not_mix_settings(small_data, tmp_path):
 
 def test_reproduce_table_of_outcomes():
     entry = Reproduction("lenet", 0.975, Published("somewhere", 0.84, seconds=7200.0))
-    cells = Outcome(entry, runs=5, defects=2, accuracy=0.98, deviation=0.001, seconds=12.0).cells()
+    cells = Outcome(entry, runs=5, defects=2, accuracy=0.98, std=0.001, seconds=12.0).cells()
     assert cells == ["lenet", "84.00 %", "98.00 ± 0.10 %", "97.5 %", "5 (2)", "2 h 0 min", "12.0 s", "600"]
     assert Outcome(entry, 5, 2, 0.98, 0.0, 1.0).reached
     assert not Outcome(entry, 5, 2, 0.97, 0.0, 1.0).reached

@@ -15,7 +15,7 @@ def test_statistics_are_those_of_the_textbook(rng):
     found = summary(values)
     assert (found.count, found.minimum, found.maximum) == (12, values.min(), values.max())
     assert found.mean == pytest.approx(values.mean())
-    assert found.deviation == pytest.approx(values.std(ddof=1))
+    assert found.std == pytest.approx(values.std(ddof=1))
     low, high = stats.t.interval(0.95, 11, loc=values.mean(), scale=stats.sem(values))
     assert (found.low, found.high) == pytest.approx((low, high))
 
@@ -24,18 +24,18 @@ def test_statistics_are_those_of_the_textbook(rng):
 def test_interval_needs_three_values(values):
     found = summary(values)
     assert (found.mean, found.low, found.high) == (0.5, None, None)
-    assert summary([0.5]).deviation == 0.0
+    assert summary([0.5]).std == 0.0
     with pytest.raises(ConfigurationError, match="no values to summarise"):
         summary([])
 
 
 def test_interval_stays_within_what_a_mean_can_be():
-    """Runs that differ much: Student's interval alone would promise 107.7 % and a loss below zero."""
-    shares, losses = [0.99, 0.80, 0.96], [0.02, 0.70, 0.10]
-    assert summary(shares).high > 1
+    """Runs that differ much: Student's interval alone would give 107.7 % and a loss below zero."""
+    accuracies, losses = [0.99, 0.80, 0.96], [0.02, 0.70, 0.10]
+    assert summary(accuracies).high > 1
     assert summary(losses).low < 0
-    cut = summary(shares, possible_mean("test accuracy"))
-    assert (cut.low, cut.high) == (summary(shares).low, 1.0)
+    cut = summary(accuracies, possible_mean("test accuracy"))
+    assert (cut.low, cut.high) == (summary(accuracies).low, 1.0)
     cut = summary(losses, possible_mean("training loss, epoch 1"))
     assert (cut.low, cut.high) == (0.0, summary(losses).high)
     assert summary([3.0, 0.1, 0.1], possible_mean("test time (s)")).low == 0.0

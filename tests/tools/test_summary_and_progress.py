@@ -33,7 +33,7 @@ def test_summary_and_profile_fit_80_columns(name, monkeypatch, capsys):
     assert max(map(len, lines)) <= 80
     assert lines[1].split() == ["layer", "what", "output", "params", "MFLOP", "kB"]
     ends = next(place for place, line in enumerate(lines) if not line.strip())
-    for line in lines[3:ends]:  # only what the layer is may be thin_out
+    for line in lines[3:ends]:  # only the layer column may be shortened
         assert re.fullmatch(r"\w[\w.]* +\w+\(?[^…]*…? +[\d×]+( +[\d,.]+)*", line), line
     rows = [
         profiling.LayerTime(path, layer.output_shape, 9_999, 10**9, 10**9, 10**8, "winograd-1d", 0.1, 0.1)
@@ -69,7 +69,7 @@ def test_profile_times_every_layer_and_leaves_the_model_alone(backend):
     profile = model.profile(x, y, repeats=2)
     assert [row.path for row in profile.layers] == [layer.display_name for layer in model.layers]
     assert all(row.forward_seconds > 0 for row in profile.layers)
-    assert profile.layers[0].backward_seconds == 0  # nothing before the first weights has a way back
+    assert profile.layers[0].backward_seconds == 0  # nothing before the first weights has a backward pass
     assert all(row.backward_seconds > 0 for row in profile.layers[1:])
     assert profile.layers[1].flops_forward == 20 * 2 * 64 * 36
     assert profile.layers[1].flops_backward == profile.layers[1].flops_forward  # the first: no gradient of its input

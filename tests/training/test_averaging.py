@@ -1,4 +1,4 @@
-"""Averages of weights: the formulas in plain loops, when they are shown, recorded steps, several fits, Ctrl-C."""
+"""Averages of weights: the formulas in plain loops, when they are shown, captured steps, several fits, Ctrl-C."""
 
 import numpy as np
 import pytest
@@ -216,7 +216,7 @@ def test_early_stopping_restores_the_best_averages():
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_averages_stay_after_an_interruption(error):
-    """And a further fit goes on with the raw weights."""
+    """And a further fit continues with the raw weights."""
     told = []
 
     class Interrupts(Diary):

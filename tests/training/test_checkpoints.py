@@ -688,7 +688,7 @@ def test_best_model_needs_validation(tmp_path):
 
 
 def test_best_model_of_before_is_remembered(tmp_path):
-    """Resumed after its best epoch, a training does not take a worse one for the best."""
+    """Resumed after its best epoch, a training run does not take a worse one for the best."""
     whole, parts = Checkpoints(tmp_path / "whole"), always(tmp_path / "parts")
     options = {"epochs": 6, "validation_data": VALIDATION, "model": small_model(optimizer=optimizers.SGD(2.0))}
     fit(options.pop("model"), whole, **options)

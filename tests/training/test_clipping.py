@@ -1,4 +1,4 @@
-"""Gradient clipping: the formulas in plain loops, on every backend, recorded, in half precision."""
+"""Gradient clipping: the formulas in plain loops, on every backend, captured, in half precision."""
 
 import math
 
@@ -117,7 +117,7 @@ def test_clipping_is_the_same_with_captured_steps(clip, dtype):
 
 @pytest.mark.parametrize("clip", CLIPS)
 def test_clipping_in_fp16_ignores_the_loss_scale(clip):
-    """The loss is scaled by the batch on the way back there; the limit is meant for gradients as they really are."""
+    """The loss is scaled by the batch in the backward pass there; the limit is meant for unscaled gradients."""
     x, y = stripes(64)
     moves = []
     for dtype in ("float16", "float32"):

@@ -140,7 +140,7 @@ def test_defect_does_not_stop_the_run():
 
 
 def test_defect_watch_spans_several_fits():
-    """Steps, and a defect that was found, are kept from fit to fit; another model begins anew."""
+    """Steps, and a defect that was found, are kept from fit to fit; another model starts afresh."""
     x, y = task()
     watch = TrainingMonitor((x[:200], y[:200]), every=5, grace_steps=30)
     model = network(rate=1e-9)

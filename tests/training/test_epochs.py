@@ -1,4 +1,4 @@
-"""Epochs that are no whole number: the last one is cut, and schedules, history, bar and recipes know."""
+"""Epochs that are not a whole number: the last one is cut, and schedules, history, bar and recipes know."""
 
 import json
 

@@ -70,7 +70,7 @@ MODEL_FAULTS = {
         ShapeError,
         "residual: ",
     ),
-    "something that is no layer": (
+    "something that is not a layer": (
         lambda: built(layers.Conv2D(4, 3), np.tanh),
         ConfigurationError,
         "item 1 is <ufunc 'tanh'>, which is not a layer",
@@ -97,7 +97,7 @@ MODEL_FAULTS = {
         ShapeError,
         "x has shape (6, 6, 2), the model takes (N, 6, 6, 2); for a single sample pass x[None]",
     ),
-    "integers that are no pixels": (
+    "integers that are not pixels": (
         lambda: classifier().fit(X.astype("int64"), Y),
         DTypeError,
         "whose scale is ambiguous; uint8 pixels 0 … 255 count as 0 … 1, floats as they are: pass x.astype(",
@@ -137,7 +137,7 @@ MODEL_FAULTS = {
         ConfigurationError,
         "batch_size must be a positive integer, not 0",
     ),
-    "a rate that is no number": (lambda: optimizers.SGD("fast"), GpucnnError, "fast"),
+    "a rate that is not a number": (lambda: optimizers.SGD("fast"), GpucnnError, "fast"),
     "NaN by its index": (
         lambda: classifier().fit(np.where(np.arange(288).reshape(X.shape) == 100, np.nan, X), Y),
         DataError,
@@ -164,7 +164,7 @@ MODEL_FAULTS = {
         DTypeError,
         "y holds float64; class indices must be integers 0 … 2, and 1.5 is not one",
     ),
-    "rows that are no distribution": (
+    "rows that are not a distribution": (
         lambda: classifier().fit(X, np.eye(3)[[0, 1, 2, 0]] * 2),
         DataError,
         "y[0] is [2.0, 0.0, 0.0], which is not a probability distribution over 3 classes",

@@ -1,4 +1,4 @@
-"""Frozen parameters: nothing moves them, their gradients are left out, and the way back ends behind them."""
+"""Frozen parameters: nothing moves them, their gradients are left out, and the backward pass ends behind them."""
 
 import threading
 
@@ -55,7 +55,7 @@ def assert_same_bits_of(a, b):
 
 
 def test_freeze_changes_no_step_of_the_others(backend):
-    """Freezing changes nobody's gradient; the NumPy engine adds up a bias alone in another order, though."""
+    """Freezing changes no gradient; the NumPy engine adds up a bias alone in another order, though."""
     x, y = stripes(30)
     part, whole = (small_model(backend=backend, optimizer=optimizers.SGD(0.1)) for _ in range(2))
     part.freeze("conv2d_1.weight", "dense.bias")

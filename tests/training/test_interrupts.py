@@ -1,4 +1,4 @@
-"""Signals: steps are whole, whatever comes in between; a training that has checkpoints saves itself."""
+"""Signals: steps are whole, whatever comes in between; a training run that has checkpoints saves itself."""
 
 import os
 import signal
@@ -184,7 +184,7 @@ def test_interrupts_a_thousand_at_random_leave_whole_steps_of_two_threads(seed, 
 
 
 class Terminates(Callback):
-    """Sends a signal after so many steps."""
+    """Sends a signal after a number of steps."""
 
     def __init__(self, after, *numbers):
         self.after, self.numbers, self.interrupted = after, numbers or [signal.SIGTERM], False

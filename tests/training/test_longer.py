@@ -1,4 +1,4 @@
-"""More epochs for a training that was interrupted or is over, and what was trained when there is no room for it."""
+"""More epochs for a training run that was interrupted or is over, and what was trained when there is no room for it."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Saving and loading: everything comes back, and what is no model says so."""
+"""Saving and loading: everything comes back, and what is not a model is rejected."""
 
 import json
 import os

@@ -125,7 +125,7 @@ def stripes():
 
 
 def test_recipe_fills_in_the_arguments_of_fit():
-    """Epochs, batch size, augmentation; callbacks made anew for each training; the preparation before the first."""
+    """Epochs, batch size, augmentation; new callbacks for each training run; the preparation before the first."""
     told, made = [], []
 
     class Counts(gpucnn.callbacks.Callback):

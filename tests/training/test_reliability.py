@@ -1,6 +1,6 @@
-"""Promises that belong to no single part: the same bits again, side by side, in little memory, for a long time.
+"""Guarantees that belong to no single part: the same bits again, side by side, in little memory, for a long time.
 
-What is promised, and which test shows it, stands in `docs/reliability.md`.
+What is guaranteed, and which test shows it, stands in `docs/reliability.md`.
 """
 
 import gc
@@ -70,7 +70,7 @@ def test_fit_again_gives_the_same_bits(count):
 
 
 def test_fit_under_load_gives_the_same_bits():
-    """Beside four threads that keep all cores busy, so that the team's members come late in any order."""
+    """Next to four threads that keep all cores busy, so that the team's workers come late in any order."""
     gpucnn.set_num_threads(2)
     expected, stop = bits(trained()), threading.Event()
 
@@ -116,7 +116,7 @@ def test_fit_in_another_process_gives_the_same_bits(tmp_path):
 
 
 class SetThreads(Callback):
-    """Set another number of threads in the middle of a training."""
+    """Set another number of threads in the middle of training."""
 
     def __init__(self, count):
         self.count = count
@@ -249,7 +249,7 @@ def test_run_folder_is_untouched_by_a_refused_run(tmp_path):
 
 
 class Small(Backend):
-    """A backend that has memory for so many samples at once."""
+    """A backend that has memory for a number of samples at once."""
 
     def __init__(self, room):
         self.room, self.tried, self.released = room, [], 0

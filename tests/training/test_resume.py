@@ -1,4 +1,4 @@
-"""A training that was interrupted and resumed ends with the bits of one that was not."""
+"""A training run that was interrupted and resumed ends with the bits of one that was not."""
 
 import math
 import shutil
@@ -20,7 +20,7 @@ BATCH, COUNT = 16, 56  # three whole batches and a smaller one
 
 
 class Events(Callback):
-    """Counts what happens in a training, and ends it at a given event."""
+    """Counts what happens in a training run, and ends it at a given event."""
 
     def __init__(self, at=math.inf):
         self.at, self.seen = at, 0
@@ -83,7 +83,7 @@ class Stops(Callback):
 
 
 class Case:
-    """How a training is made: a fresh model, fresh callbacks, and the arguments of `fit`."""
+    """How a training run is set up: a fresh model, fresh callbacks, and the arguments of `fit`."""
 
     def __init__(self, optimizer=None, callbacks=list, model=small_model, after=lambda model: None, **options):
         self.optimizer = optimizer or (lambda: optimizers.SGD(schedules.OneCycle(0.1), momentum=0.9))
@@ -203,7 +203,7 @@ def uninterrupted(case, **options):
 
 
 def resumed(case, folder, events, every_steps=1, **options):
-    """Train in one process after another, each of which is killed at an event, until one comes to the end."""
+    """Train in one process after another, each of which is killed at an event, until one reaches the end."""
     for at in (*events, math.inf):
         model = case.model(**options)
         checkpoints = Checkpoints(folder, every_seconds=None, every_steps=every_steps)
@@ -222,7 +222,7 @@ def no_waiting_for_the_disk(monkeypatch):
 
 @pytest.mark.parametrize("name", CASES)
 def test_resume_from_every_checkpoint(name, tmp_path):
-    """From each checkpoint that a training can leave: the beginning, after every step, after every epoch, the end."""
+    """From each checkpoint that a training run can write: the first, every step, every epoch, the last."""
     case, all_of_them = CASES[name], Checkpoints(tmp_path / "all", every_seconds=None, every_steps=1, keep=1000)
     model = case.model()
     expected = model, *case.fit(model, checkpoints=all_of_them)
@@ -252,7 +252,7 @@ def test_resume_after_being_killed_repeatedly(name, tmp_path):
 @pytest.mark.parametrize("name", ["sgd", "adamw, groups", "muon", "augmentation", "look-ahead", "fractional epochs"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_resume_with_captured_steps(name, dtype, tmp_path):
-    """On a backend that records a step and repeats it: a resumed training records anew."""
+    """On a backend that captures and replays steps: a resumed run captures again."""
     case, options = CASES[name], {"backend": simulated_backend(), "dtype": dtype}
     expected = uninterrupted(case, **options)
     for at in (4, 7, 9) if name == "sgd" else (7,):

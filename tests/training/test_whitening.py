@@ -66,7 +66,7 @@ def test_whitening_is_the_same_on_every_backend(backend):
 
 
 def test_whitening_depends_on_dilation_alone():
-    """Dilation does, stride and padding do not; a convolution of its own is shown the images as they are."""
+    """Dilation does, stride and padding do not; a separate convolution is given the images as they are."""
     images = photographs()
     plain, other = model_for(images, 24, 2), model_for(images, 24, 2, strides=2, padding="same")
     assert np.array_equal(whiten(plain, images).weight.value, whiten(other, images).weight.value)

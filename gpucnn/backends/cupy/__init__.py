@@ -145,7 +145,7 @@ class CupyBackend(ConvolutionBackend):
     # --- a step captured once and replayed ------------------------------------------------------
 
     def tracer(self) -> graph.CapturePool:
-        """Return what captures a step as a CUDA graph, in a pool of memory of its own."""
+        """Return what captures a step as a CUDA graph, in a separate memory pool."""
         with self.on_device():
             return graph.CapturePool(self._thread, self._cublas)
 

@@ -1,7 +1,7 @@
 """A training step as one CUDA graph: launched as a whole, it does without a launch from Python for each kernel.
 
-A graph holds the addresses of the memory that its kernels read and write. So the step first runs eagerly with a memory
-pool of its own. The capture, right after, allocates the same blocks from that pool, and the pool lives as long as the
+A graph holds the addresses of the memory that its kernels read and write. So the step first runs eagerly with its own
+memory pool. The capture, right after, allocates the same blocks from that pool, and the pool lives as long as the
 graph, so that the blocks are given to nothing else. Blocks that are returned to the pool during the capture are still
 used by earlier parts of the graph: from then on the pool may grow, but none of it may be freed.
 """

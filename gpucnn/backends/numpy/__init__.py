@@ -64,7 +64,7 @@ class NumpyBackend(Backend):
             yield
 
     def tracer(self) -> Tracer:
-        """Return one who records what a thread asks of NumPy."""
+        """Return a tracer of the NumPy calls of a thread."""
         return Tracer(memory.arena, workspace.detach)
 
     def kernel_options(self) -> Any:

@@ -1,11 +1,11 @@
-"""Blocks of memory that are handed out again once nobody refers to the array made of them last.
+"""Blocks of memory that are handed out again once nothing refers to the array created in them last.
 
-An array that is made here is a view of its block, every view of the array keeps the array, and the block watches the
+An array that is created here is a view of its block, every view of the array keeps the array, and the block watches the
 array with a weak reference. Nothing needs to be freed explicitly.
 
     Block.memory    [ up to 63 bytes | cache line: the array …… | the rest ]
        │     ▲
-       │     └── an array made here ◀── its views
+       │     └── an array created here ◀── its views
        └ ─ ─ ─ ─ ▶ weakly: while the array lives, the block is in use; after that it may be handed out again
 
 Every block begins on a cache line. NumPy's own large arrays begin 16 bytes after one, so that each of the widest vector
@@ -26,15 +26,15 @@ CACHE_LINE = 64  # bytes
 
 
 class _Memory(np.ndarray[Any, Any]):
-    """Bytes, of a type of their own.
+    """Bytes, of a separate type.
 
-    Among arrays of one type NumPy lets a view refer to the one that owns the memory; so it refers to the array made
-    here, and not past that to these.
+    Among arrays of one type NumPy lets a view refer to the one that owns the memory; so it refers to the array
+    created here, and not past that to these.
     """
 
 
 class Block:
-    """Memory whose first cache line is at `start`, the array made of it last, and the request that was for."""
+    """Memory whose first cache line is at `start`, the last array created in it, and the request that was for."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -50,7 +50,7 @@ class Block:
         return array
 
     def in_use(self) -> bool:
-        """Return whether the array made last is alive."""
+        """Return whether the last array created is alive."""
         return self._array() is not None
 
 

@@ -3,7 +3,7 @@
 | algorithm         | for                                                        | how                                |
 |-------------------|------------------------------------------------------------|------------------------------------|
 | `depthwise`       | one group per channel                                      | elementwise, no products           |
-| `im2col`          | fewer than 8 images, or too few for so many weights        | im2col, a megabyte at a time       |
+| `im2col`          | fewer than 8 images, or too few for the number of weights  | im2col, a megabyte at a time       |
 | `winograd`        | 3×3, stride 1, no dilation, float32, C·F at least 1536     | a quarter of the multiplications   |
 | `winograd-1d`     | the same with fewer, from 8 channels on                    | half of the multiplications        |
 | `kernel-row-gemm` | strides or large kernels, with enough channels             | one product per row, no copies     |

@@ -1,6 +1,6 @@
-"""What a capture takes over from NumPy: a closed list of calls of which is known that they may be made again.
+"""What a capture takes from NumPy: a closed list of calls that are known to be replayable.
 
-A captured call is made again in each replay, on the same arrays with other numbers in them. That is right where it
+A captured call runs again in each replay, on the same arrays with other numbers in them. That is right where it
 
     is pure                reads nothing but its arguments, and writes nothing but its result or its `out`
     has one result         an array, whose shape and dtype follow from those of the arguments, never from their numbers
@@ -9,7 +9,7 @@ A captured call is made again in each replay, on the same arrays with other numb
 All that stands here does so. What does not is computed as it always is, and the capture falls back: functions that
 take functions (`piecewise`, `apply_along_axis`, `vectorize`), whose result is as long as the numbers want it
 (`nonzero`, `unique`, `compress`), that return several arrays (`svd`, `histogram`), that change their argument (`put`,
-`place`), and the many that nobody has looked at.
+`place`), and the many that were not examined.
 """
 
 import inspect
@@ -88,7 +88,7 @@ _constants: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionar
 
 
 def constant(array: Array) -> Array:
-    """Return an array of the engine's own that nobody writes to any more: captured calls may take it as it is."""
+    """Return an array of the engine that is not written to any more: captured calls may use it as it is."""
     array.flags.writeable = False
     _constants[id(array)] = array
     return array

@@ -12,7 +12,7 @@ written out here.
 
 Traced is what is known to be right when it is called again (see `known_calls.py`), and attributes that are listed
 here; anything else ends the capture. So does a call that is given an array, or a number of NumPy's, that is neither
-traced nor a constant: nobody knows what it was computed from, such as `np.asarray(x)`, which lies in the memory of x.
+traced nor a constant: it is unknown what it was computed from, such as `np.asarray(x)`, which lies in the memory of x.
 Neither protocol sees code in C that reads or writes memory by itself, `np.nditer` or SciPy, nor Python's numbers that
 come of it, such as `memoryview(x)[0, 0]`: for these the first replay is compared with an eager pass
 (engine/comparison.py).
@@ -33,12 +33,12 @@ _base_of = np.ndarray.base.__get__
 _interface_of = np.ndarray.__array_interface__.__get__
 _attribute_of = np.ndarray.__getattribute__
 
-# what calls may be given besides arrays: numbers and words of Python's, and what stands for nothing
+# what calls may be given besides arrays: Python's numbers and strings, and placeholders
 PYTHONS = (int, float, complex, str, type, np.dtype, type(None), type(Ellipsis), type(np._NoValue))
 
 
 def current_tracer() -> Any:
-    """Return who records what this thread computes, None if nobody does."""
+    """Return the tracer of this thread, None if nothing is traced."""
     return getattr(this_thread, "tracer", None)
 
 
@@ -70,7 +70,7 @@ class TracedArray(np.ndarray[Any, Any]):
         return result
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        """Call NumPy's function and trace it as one call, if it is one of those that may be made again."""
+        """Call NumPy's function and trace it as one call, if it is one of those that may be replayed."""
         tracer, arguments, options = current_tracer(), untraced_all(args), untraced_all(kwargs)
         if tracer is None or func in known_calls.SHAPE_FUNCTIONS:
             return func(*arguments, **options)
@@ -157,13 +157,13 @@ class TracedArray(np.ndarray[Any, Any]):
     def reshape(self, *shape: Any, **options: Any) -> Any:
         """Return a view where that can be; else trace the copy."""
         tracer, own = current_tracer(), untraced(self)
-        made = super().reshape(*shape, **options)
-        if tracer is None or _shares_memory(made, own) is not None:
-            return made
+        result = super().reshape(*shape, **options)
+        if tracer is None or _shares_memory(result, own) is not None:
+            return result
         if options.get("order", "C") != "C":
             return tracer.trace_opaque(own.reshape, *shape, **options)
-        copy = tracer.empty(made.shape, made.dtype)
-        untraced(copy)[...] = made
+        copy = tracer.empty(result.shape, result.dtype)
+        untraced(copy)[...] = result
         tracer.append(np.copyto, untraced(copy).reshape(own.shape), own)
         return copy
 
@@ -172,7 +172,7 @@ class TracedArray(np.ndarray[Any, Any]):
         return self.reshape(-1, order=order)
 
     def flatten(self, order: Any = "C") -> Any:
-        """Return the elements as a vector of its own."""
+        """Return the elements as a separate vector."""
         return self.copy(order).reshape(-1, order=order)
 
     def copy(self, order: Any = "C") -> Any:
@@ -203,10 +203,10 @@ class TracedArray(np.ndarray[Any, Any]):
 
     def view(self, *arguments: Any, **options: Any) -> Any:
         """Return a view; one that is not a traced array ends the capture."""
-        tracer, made = current_tracer(), np.ndarray.view(self, *arguments, **options)
-        if tracer is not None and not isinstance(made, TracedArray):
-            tracer.fail(f"a view as {type(made).__name__} is not captured")
-        return made
+        tracer, result = current_tracer(), np.ndarray.view(self, *arguments, **options)
+        if tracer is not None and not isinstance(result, TracedArray):
+            tracer.fail(f"a view as {type(result).__name__} is not captured")
+        return result
 
     def _by_function(self, what: str, *arguments: Any, **options: Any) -> Any:
         """Call NumPy's function of that name in the place of the method."""
@@ -278,12 +278,12 @@ def viewed(array: Array, view_of: Callable[[Array], Array]) -> Array:
 
 def root_of(array: Array) -> Array:
     """Return the array that a traced one is a view of, or itself: its base is the memory, None if that is its own."""
-    made, holder = array, array
+    result, holder = array, array
     while holder is not None:
-        made = holder if isinstance(holder, TracedArray) else made
+        result = holder if isinstance(holder, TracedArray) else result
         # an array, or what NumPy's functions put between two of them
         holder = _base_of(holder) if isinstance(holder, np.ndarray) else getattr(holder, "base", None)
-    return made
+    return result
 
 
 def require_traced(tracer: Any, value: Any) -> None:
@@ -291,8 +291,8 @@ def require_traced(tracer: Any, value: Any) -> None:
     if isinstance(value, TracedArray):
         if value.dtype.kind not in known_calls.NUMERIC:
             tracer.fail(f"an array of {value.dtype} is not captured")
-        elif not tracer.made(root_of(value)):
-            tracer.fail("an array was made in a way that is not captured")
+        elif not tracer.owns(root_of(value)):
+            tracer.fail("an array was computed by a call that is not captured")
     elif isinstance(value, np.ndarray):
         if not known_calls.is_constant(value):
             tracer.fail(
@@ -314,7 +314,7 @@ def require_traced(tracer: Any, value: Any) -> None:
 def _require_traced_out(tracer: Any, out: Any) -> None:
     """End the capture if an array is written to that is not traced: what is read of it would not be either."""
     for array in out if isinstance(out, tuple) else (out,):
-        if array is not None and not (isinstance(array, TracedArray) and tracer.made(root_of(array))):
+        if array is not None and not (isinstance(array, TracedArray) and tracer.owns(root_of(array))):
             tracer.fail("an array is written to that is not captured; make it with self.backend.xp")
 
 

@@ -52,7 +52,7 @@ class Tracer(base.Tracer):
     def capture(
         self, function: Callable[..., Array | None], *arrays: Array, increments: dict[int, int] | None = None
     ) -> tuple[Array | None, base.Replay]:
-        """Return what a function returns for arrays, and its replay. Random streams go on by `on_replay`."""
+        """Return what a function returns for arrays, and its replay. Random streams advance by `on_replay`."""
         self._calls, self._errors, self.failure = [], np.geterr(), ""
         for key, buffer in self._buffers().items():
             if key not in self._scratch or self._scratch[key].size < buffer.size:
@@ -62,7 +62,7 @@ class Tracer(base.Tracer):
             inputs = [self.copy_like(array) for array in arrays]
             result = function(*inputs)
             if result is not None and not self.knows(result):
-                self.fail("the result was made in a way that is not captured")
+                self.fail("the result was computed by a call that is not captured")
         finally:
             this_thread.tracer = None
         replay = Replay([untraced(place) for place in inputs], self._calls, untraced(result), self.failure)
@@ -71,15 +71,15 @@ class Tracer(base.Tracer):
     untraced = staticmethod(untraced)
 
     def traced(self, array: Array) -> Array:
-        """Return an array in the same memory, of which is traced what is done with it."""
+        """Return an array in the same memory whose operations are traced."""
         return self._signed(array.view(TracedArray))
 
     def knows(self, array: Array) -> bool:
-        """Return whether an array was given or made by this tracer."""
-        return isinstance(array, TracedArray) and self.made(root_of(array))
+        """Return whether an array belongs to this tracer."""
+        return isinstance(array, TracedArray) and self.owns(root_of(array))
 
-    def made(self, array: Array) -> bool:
-        """Return whether this tracer made a traced array that is not a view of another one."""
+    def owns(self, array: Array) -> bool:
+        """Return whether this tracer created a traced array that is not a view of another one."""
         return vars(array).get("sign") in (self._sign, PUBLISHED)
 
     def _signed(self, array: Array, sign: object = None) -> Array:
@@ -94,7 +94,7 @@ class Tracer(base.Tracer):
 
     def append(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         """Note a call, of arrays that are plain."""
-        if self.failure:  # the calls will never be made again
+        if self.failure:  # the calls will never be replayed
             return
         call, errors = partial(function, *arguments, **options), np.geterr()
         self._calls.append(call if errors == self._errors else partial(_with_errstate, errors, call))
@@ -141,7 +141,7 @@ class Tracer(base.Tracer):
         return copy
 
     def publish(self, value: Any) -> Any:
-        """Return a copy of an array in memory of its own, for other threads to read; other values as they are."""
+        """Return a copy of an array in separate memory, for other threads to read; other values as they are."""
         if not isinstance(value, np.ndarray):
             return value
         own = np.array(untraced(value))
@@ -150,7 +150,7 @@ class Tracer(base.Tracer):
 
 
 class Replay(base.Replay):
-    """The calls that a function made, to be made again with other numbers."""
+    """The calls that a function made, to be replayed with other numbers."""
 
     def __init__(self, inputs: list[Array], calls: list[Callable[[], Any]], result: Array, failure: str) -> None:
         self._inputs, self._calls, self._result, self.failure = inputs, calls, result, failure
