@@ -81,7 +81,7 @@ def lenet(weights, seed, dtype="float32"):
     return Model(layers, (28, 28, 1), seed=seed, backend="numpy", dtype=dtype).compile(SGD(RATE))
 
 
-def curvature(model, x, y, most=100):
+def curvature(model, x, y, max_steps=100):
     """Return the largest eigenvalue of the Hessian, by power iteration with differences of gradients (float64).
 
     Where the eigenvalue of largest magnitude is negative, the Hessian is shifted by it and iterated again.
@@ -103,7 +103,7 @@ def curvature(model, x, y, most=100):
         generator = np.random.default_rng(0)
         direction = [generator.normal(size=parameter.shape) for parameter in parameters]
         found = 0.0
-        for turn in range(most):
+        for turn in range(max_steps):
             length = np.sqrt(sum(float((part**2).sum()) for part in direction))
             direction = [part / length for part in direction]
             image = [image - shift * part for image, part in zip(product(direction), direction, strict=True)]
@@ -229,11 +229,11 @@ def draw_looks(held, name):
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, run in zip(panels, (good, bad), strict=True):
-        looks = [look for look in run["observations"] if look["step"] <= 200]
-        steps = [look["step"] for look in looks]
-        panel.plot(steps, [100 * look["accuracy"] for look in looks], color="#0072B2", label="accuracy")
-        for number, (relu, style) in enumerate(zip(looks[0]["dead"], ("-", "--", "-.", ":"), strict=True), start=1):
-            dead = [100 * look["dead"][relu] for look in looks]
+        checks = [check for check in run["observations"] if check["step"] <= 200]
+        steps = [check["step"] for check in checks]
+        panel.plot(steps, [100 * check["accuracy"] for check in checks], color="#0072B2", label="accuracy")
+        for number, (relu, style) in enumerate(zip(checks[0]["dead"], ("-", "--", "-.", ":"), strict=True), start=1):
+            dead = [100 * check["dead"][relu] for check in checks]
             panel.plot(steps, dead, color="#D55E00", linestyle=style, label=f"units of ReLU {number} that never fire")
         panel.set(title=f"seed {run['seed']}: {run['outcome']}", xlabel="step", ylim=(-3, 103))
     panels[0].set_ylabel("%")

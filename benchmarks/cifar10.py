@@ -32,7 +32,7 @@ from gpucnn.callbacks import Callback
 
 RESULTS = Path(__file__).parent / "results"
 PICTURE = Path(__file__).parent.parent / "docs" / "pictures" / "cifar10.png"
-LEVELS = (80, 90, 94)  # per cent, lines of the picture
+MILESTONES = (80, 90, 94)  # per cent, lines of the picture
 BATCH, SMOOTHING, MOMENTUM = 1024, 0.2, 0.85
 RATE = 11.5 / (1024 * (1 + 1 / (1 - MOMENTUM)))  # of the summed loss
 DECAY = 0.0153 * BATCH / (1024 * (1 + 1 / (1 - MOMENTUM)))  # of the values, a step at the highest rate
@@ -135,7 +135,7 @@ def by_torch(data, epochs, threads, seed, turns):
 
 
 def triangle(done):
-    """Return the share of the peak rate at a share of the training."""
+    """Return the fraction of the peak rate at a fraction of the training."""
     return 0.2 + 0.8 * done / 0.23 if done < 0.23 else 1.0 + (0.07 - 1.0) * (done - 0.23) / (1 - 0.23)
 
 
@@ -275,12 +275,12 @@ def draw():
     colours = {"airbench94": "#0072B2", "network-4": "#D55E00", "resnet20": "#009E73"}
     for path in sorted(RESULTS.glob("cifar10_*.json")):
         run = json.loads(path.read_text())
-        minutes, right = [s / 60 for s in run["seconds"]], [100 * share for share in run["accuracy"]]
+        minutes, right = [s / 60 for s in run["seconds"]], [100 * value for value in run["accuracy"]]
         peer = "PyTorch" if run["peer"] == "torch" else "gpucnn"
         label = f"{run['network']}, {peer}: {right[-1]:.1f} %, {100 * run['views']:.1f} % with several views"
         colour = colours.get(run["network"], "#888888")
         axes.plot(minutes, right, styles[run["peer"]], marker="o", markersize=3, color=colour, label=label)
-    for level in LEVELS:
+    for level in MILESTONES:
         axes.axhline(level, color="#BBBBBB", linewidth=0.8, zorder=0)
     axes.set(xlabel="minutes of training on 2 cores", ylabel="test accuracy (%)", ylim=(20, 97), xlim=(0, None))
     axes.legend(loc="lower right", fontsize="small")

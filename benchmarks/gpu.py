@@ -9,7 +9,7 @@ Sections: repeat (are two training runs bitwise identical?), memory, first_use (
 two batches), workspace (how large the columns' room should be), conv, nets, training.
 
 Both libraries compute in one process and take turns; each run is many calls between two events of the GPU, so that
-starting them is overlapped as in real use. "Recorded" is a CUDA graph on either side, in which launches cost nothing.
+starting them is overlapped as in real use. "Captured" is a CUDA graph on either side, in which launches cost nothing.
 Figures are medians and minima over the runs; ratios are of medians, below 1 where gpucnn is faster. PyTorch runs
 channels last, with cuDNN's choice of algorithm by measurement and a fused optimizer. What fails is written down, and
 the rest continues; the exit status is 1 then, and 2 where there is no GPU.
@@ -127,11 +127,11 @@ class Bench:
         self.result: dict[str, Any] = {"finished": False, "settings": asdict(settings), "errors": {}, "left_out": {}}
 
     def run(self, names):
-        """Measure sections one after another; each may take its share of the time, and what those before it left."""
-        total, share = sum(SECTIONS[name].share for name in names), 0.0
+        """Measure sections one after another; each may take its fraction of the time, and what those before it left."""
+        total, fraction = sum(SECTIONS[name].fraction for name in names), 0.0
         for name in names:
-            share += SECTIONS[name].share
-            self._run_section(name, SECTIONS[name], self._started + self._seconds * share / total)
+            fraction += SECTIONS[name].fraction
+            self._run_section(name, SECTIONS[name], self._started + self._seconds * fraction / total)
         self.result["finished"] = True
         self.result["seconds"] = time.perf_counter() - self._started
         self._save(self.result)
@@ -450,11 +450,11 @@ def _share_of_cifar10(folder):
 
 @dataclass(frozen=True)
 class Section:
-    """A section: its cases, how one is measured, and its share of the time."""
+    """A section: its cases, how one is measured, and its fraction of the time."""
 
     cases: Callable[[Settings], Any]
     measure: Callable[..., dict[str, Any]]
-    share: float
+    fraction: float
     default: bool = True
 
 

@@ -143,7 +143,7 @@ class Ours:
     def memory(self, make):
         """Return the MB that steps take: of the whole GPU, and of CuPy's default pool, a captured step's own left out.
 
-        Both are the most that was ever needed, since pools keep what arrays release.
+        Both are the maximum that was ever needed, since pools keep what arrays release.
         """
         runtime = self.backend.xp.cuda.runtime
         self.tidy()
@@ -193,7 +193,7 @@ class Theirs:
     def captured(self, call, count):
         """Return a function that runs `count` calls as one CUDA graph."""
         if self.device == "cpu":
-            raise RuntimeError("a CPU records no CUDA graph")
+            raise RuntimeError("a CPU captures no CUDA graph")
         cuda = self.torch.cuda
         stream = cuda.Stream()  # what is captured must be warmed up outside the default stream
         stream.wait_stream(cuda.current_stream())
@@ -306,7 +306,7 @@ class Theirs:
         return step
 
     def memory(self, make):
-        """Return the MB that steps take: of the whole GPU, and the most that arrays held, trials of cuDNN left out."""
+        """Return the MB that steps take: of the whole GPU, and the arrays' maximum, without trials of cuDNN."""
         cuda = self.torch.cuda
         self.tidy()
         free = cuda.mem_get_info()[0]

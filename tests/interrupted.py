@@ -18,8 +18,8 @@ from gpucnn.backends.numpy import blas, threads
 def model(jit):
     """A network whose two slices meet, at a batch norm, forward and backward."""
     built = [layers.Conv2D(4, 3, padding="same"), layers.BatchNorm(), layers.ReLU(), layers.Flatten(), layers.Dense(3)]
-    made = gpucnn.Model([*built, layers.Softmax()], (8, 8, 3), seed=1, backend="numpy")
-    return made.compile(gpucnn.optimizers.SGD(0.01, momentum=0.9), jit=jit)
+    model = gpucnn.Model([*built, layers.Softmax()], (8, 8, 3), seed=1, backend="numpy")
+    return model.compile(gpucnn.optimizers.SGD(0.01, momentum=0.9), jit=jit)
 
 
 def main(count, seed, jit):

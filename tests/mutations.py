@@ -121,7 +121,7 @@ FAULTS = (
         "loss = -(targets * log_probabilities).sum()",
     ),
     Fault(
-        "missing term: smoothing's uniform share",
+        "missing term: smoothing's uniform part",
         "gpucnn/losses.py",
         "targets * (1.0 - s) + s / y.shape[-1]",
         "targets * (1.0 - s)",

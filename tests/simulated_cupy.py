@@ -369,11 +369,11 @@ def arrays_in(value):
     return []
 
 
-# --- streams, and what they record --------------------------------------------------------------
+# --- streams, and what they capture -------------------------------------------------------------
 
 
 class Capture:
-    """What a stream records: the operations, and the memory they touch as it was before.
+    """What a stream captures: the operations, and the memory they touch as it was before.
 
     Each operation is also computed when it is captured, so that the ones after it find shapes and plausible numbers;
     at the end everything it wrote is undone.
@@ -404,7 +404,7 @@ class Capture:
 
 
 class Graph:
-    """Recorded operations, to be done again and again."""
+    """Captured operations, to be replayed."""
 
     def __init__(self, simulation, capture):
         self._simulation, self._operations = simulation, capture.operations
@@ -666,7 +666,7 @@ class Simulation:
         return 0x1000 * self._streams
 
     def capturing(self):
-        """Return the capture that records what is done now, or None."""
+        """Return the capture under way, or None."""
         return self.stream.capture
 
     def refuse_in_capture(self, what):
@@ -718,7 +718,7 @@ class Simulation:
         return value
 
     def function(self, function):
-        """Return a function of NumPy arrays as one of arrays on the device, which a capture records."""
+        """Return a function of NumPy arrays as one of arrays on the device, which a capture includes."""
         name = getattr(function, "__name__", "")
 
         def call(*args, **kwargs):
@@ -772,7 +772,7 @@ class Simulation:
         self.do(launch, arrays, written)
 
     def do(self, operation, read, written):
-        """Do, and in a capture record, what writes to arrays that are there."""
+        """Do, and add to a capture, what writes to arrays that are there."""
         capture = self.capturing()
         if capture:
             capture.touch(read, written=False)
@@ -972,7 +972,7 @@ class FakeCublas:
         if any(lead < max(1, rows) for lead, (rows, _) in zip(leads, shapes, strict=True)):
             return INVALID_VALUE
         number = ctypes.c_double if COMPUTE[compute] == np.float64 else ctypes.c_float
-        factor, share = pointed_to(alpha, number), pointed_to(beta, number)
+        factor, scale = pointed_to(alpha, number), pointed_to(beta, number)
         if state.workspace is not None:
             self._simulation.find(*state.workspace)
         if M == 0 or N == 0:
@@ -983,7 +983,7 @@ class FakeCublas:
             with np.errstate(all="ignore"):
                 left, right = (matrix.astype(COMPUTE[compute]) for matrix in (a, b))
                 product = factor * ((left.T if a_transposed else left) @ (right.T if b_transposed else right))
-                c[...] = product if share == 0 else product + share * c.astype(COMPUTE[compute])
+                c[...] = product if scale == 0 else product + scale * c.astype(COMPUTE[compute])
 
         self._simulation.do(multiply, [a, b], [c])
         return SUCCESS

@@ -282,11 +282,11 @@ def augment(
 
 def _of_each_class(labels: list[int], count: int) -> list[int]:
     """Return the indices of `count` samples: the first of each class, then the second of each, and so on."""
-    seen: dict[int, int] = {}
+    counts: dict[int, int] = {}
     places = []
     for place, label in enumerate(labels):
-        seen[label] = seen.get(label, 0) + 1
-        places.append((seen[label], label, place))
+        counts[label] = counts.get(label, 0) + 1
+        places.append((counts[label], label, place))
     return [place for _, _, place in sorted(places)[:count]]
 
 

@@ -141,9 +141,9 @@ def _maps(name: str, values: Any, index: int) -> LayerMaps:
 
 def _unique(names: list[str]) -> list[str]:
     """Return unique names for layers with the same name in several blocks: relu, relu (2)."""
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     result = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+        counts[name] = counts.get(name, 0) + 1
+        result.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
     return result

@@ -104,13 +104,13 @@ def all_three(backend, name, dtype="float64"):
     dweight, dbias = backend.conv2d_parameter_gradients(x, dy, window, groups)
     assert backend.conv2d_parameter_gradients(x, dy, window, groups, bias=False)[1] is None
     assert backend.conv2d_gradients(x, dy, weight, window, groups, bias=False)[1] is None
-    at_once = backend.conv2d_gradients(x, dy, weight, window, groups)
+    joint = backend.conv2d_gradients(x, dy, weight, window, groups)
     return {
         "y": backend.conv2d(x, weight, bias, window, groups),
         "dweight": dweight,
         "dbias": dbias,
         "dx": backend.conv2d_input_gradient(dy, weight, (H, W), window, groups),
-        **dict(zip(("dweight at once", "dbias at once", "dx at once"), at_once, strict=True)),
+        **dict(zip(("dweight at once", "dbias at once", "dx at once"), joint, strict=True)),
     }
 
 
@@ -243,8 +243,8 @@ def test_winograd(method, name, batch, monkeypatch):
     monkeypatch.setattr(convolution, "MIN_WINOGRAD_GRADIENT_PRODUCT", 1)
     force(monkeypatch, method)
     expected = all_three(REFERENCE, name)
-    in_slices = 0 if batch == 17 else winograd.MAX_TILE_BYTES  # of the images
-    for block, whole in ((winograd.BLOCK, winograd.MAX_TILE_BYTES), (1, in_slices)):
+    split_images = 0 if batch == 17 else winograd.MAX_TILE_BYTES  # of the images
+    for block, whole in ((winograd.BLOCK, winograd.MAX_TILE_BYTES), (1, split_images)):
         monkeypatch.setattr(winograd, "BLOCK", block)
         monkeypatch.setattr(winograd, "MAX_TILE_BYTES", whole)
         monkeypatch.setattr(winograd_1d, "BLOCK", block)

@@ -261,10 +261,10 @@ def test_kernels_compile_with_the_tested_options():
     program = """
 from cupy.cuda import compiler
 compile_, seen = compiler._NVRTCProgram.compile, []
-def noting(program, options=(), *more):
+def tracing_compile(program, options=(), *more):
     seen.append(options)
     return compile_(program, options, *more)
-compiler._NVRTCProgram.compile = noting
+compiler._NVRTCProgram.compile = tracing_compile
 get_backend("cupy")
 ours = [options for options in seen if any(option.startswith("-DBITS") for option in options)]
 added = {option for options in ours for option in options}

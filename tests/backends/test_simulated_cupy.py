@@ -403,7 +403,7 @@ def test_pools_count_their_memory(simulation, cupy):
 # --- captures -------------------------------------------------------------------------------------
 
 
-class Recording:
+class Capturing:
     """What is done in the block is captured; `graph` launches it."""
 
     def __init__(self, cupy, pool=None):
@@ -426,7 +426,7 @@ class Recording:
 def test_graph_replays_with_frozen_scalars_and_live_memory(cupy):
     values, gradients = cupy.asarray([1.0, 2.0]), cupy.asarray([1.0, 1.0])
     device_rate, rate = cupy.full((), 0.5), 0.25
-    with Recording(cupy) as recording:
+    with Capturing(cupy) as capturing:
         step = gradients * rate
         values -= step
         values -= device_rate * gradients
@@ -434,12 +434,12 @@ def test_graph_replays_with_frozen_scalars_and_live_memory(cupy):
     assert values.get().tolist() == [1, 2]  # nothing was done
     assert np.isnan(float(total))
     rate = 100.0
-    recording.graph.launch()
+    capturing.graph.launch()
     assert values.get().tolist() == [0.25, 1.25]
     assert float(total) == 1.5
     device_rate[...] = 0
     gradients[1] = 4
-    recording.graph.launch()
+    capturing.graph.launch()
     assert values.get().tolist() == [0, 0.25]
     assert step.get().tolist() == [0.25, 1]
 
@@ -463,19 +463,19 @@ def test_graph_replays_with_frozen_scalars_and_live_memory(cupy):
 def test_capture_notes_and_undoes_all_writes(cupy, change):
     start = np.arange(4.0)
     array, by_hand = cupy.asarray(start), cupy.asarray(start)
-    with Recording(cupy) as recording:
+    with Capturing(cupy) as capturing:
         change(cupy, array)
     np.testing.assert_array_equal(array.get(), start)
     for _ in range(2):
         change(cupy, by_hand)
-        recording.graph.launch()
+        capturing.graph.launch()
         np.testing.assert_array_equal(array.get(), by_hand.get())
     assert not np.array_equal(array.get(), start)
 
 
 def test_graph_launches_recompute_every_result(cupy):
     x = cupy.zeros((2, 3))
-    with Recording(cupy) as recording:
+    with Capturing(cupy) as capturing:
         results = [
             cupy.exp(x),
             cupy.zeros_like(x) + x.mean(),
@@ -491,7 +491,7 @@ def test_graph_launches_recompute_every_result(cupy):
         view = x[0]
     for _ in range(2):
         x += cupy.arange(6.0).reshape(2, 3)
-        recording.graph.launch()
+        capturing.graph.launch()
         h = x.get()
         expected = [
             np.exp(h),
@@ -514,16 +514,16 @@ def test_graph_launches_recompute_every_result(cupy):
 def test_graph_of_kernels_and_matmul(simulation, cupy):
     y, rate, scale = cupy.ones(4, np.float32), cupy.full((), 2, np.float32), kernel(simulation, "scale")
     handle, c = Handle(simulation), cupy.zeros((2, 2), np.float32)
-    with Recording(cupy) as recording:
+    with Capturing(cupy) as capturing:
         handle.follow()
         scale((1,), (2,), (y, rate, np.uint32(4), 3.0))
         square = y.reshape(2, 2)
         assert handle.multiply(square, square, c, beta=1) == 0
     assert (y.get().tolist(), c.get().any()) == ([1] * 4, False)
-    recording.graph.launch()
+    capturing.graph.launch()
     assert (y.get().tolist(), c.get().tolist()) == ([6] * 4, [[72, 72], [72, 72]])
     rate.fill(1)
-    recording.graph.launch()
+    capturing.graph.launch()
     assert (y.get().tolist(), c.get()[0, 0]) == ([18] * 4, 72 + 2 * 18 * 18)
     assert (simulation.launches, simulation.graph_launches) == ({"scale": 1}, 2)
 
@@ -551,7 +551,7 @@ def test_capture_refuses_to_wait_for_the_gpu(cupy):
         lambda: cupy.cuda.Event().synchronize(),
         lambda: cupy.cuda.Device().synchronize(),
     ]
-    with Recording(cupy):
+    with Capturing(cupy):
         for wait in refused:
             with pytest.raises(RuntimeError):
                 wait()
@@ -577,7 +577,7 @@ def test_capture_needs_a_stream_of_its_own(cupy):
 
 def test_capture_lets_other_threads_work(cupy):
     array = cupy.zeros(2)
-    with Recording(cupy):
+    with Capturing(cupy):
         thread = threading.Thread(target=lambda: array.fill(3))
         thread.start()
         thread.join()
@@ -599,9 +599,9 @@ def test_graph_over_freed_memory_is_refused(cupy):
     pools = cupy.cuda.MemoryPool(), cupy.get_default_memory_pool()
     graphs = []
     for pool in pools:
-        with Recording(cupy, pool) as recording:
+        with Capturing(cupy, pool) as capturing:
             y += x * 2  # the product lives in the pool alone, once this line is done
-        graphs.append(recording.graph)
+        graphs.append(capturing.graph)
     own, default = graphs
     own.launch()
     assert y.get().tolist() == [2, 2, 2]
@@ -610,11 +610,11 @@ def test_graph_over_freed_memory_is_refused(cupy):
     pools[0].free_all_blocks()
     with pytest.raises(IllegalAddress):
         own.launch()
-    with Recording(cupy) as recording:
+    with Capturing(cupy) as capturing:
         y += x
     del x
     with pytest.raises(IllegalAddress):
-        recording.graph.launch()
+        capturing.graph.launch()
 
 
 # --- products -------------------------------------------------------------------------------------

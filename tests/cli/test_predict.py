@@ -403,9 +403,9 @@ def test_prediction_figure(drawn, tmp_path):
     image = drawn[0][0][..., None]
     probabilities = np.array([0.1, 0.7, 0.2])
     figure = prediction(image, probabilities, ["a", "b$^2$", "c"], tmp_path / "p.png", original=np.zeros((9, 7, 1)))
-    original, seen, bars = figure.axes
+    original, shown, bars = figure.axes
     assert original.images[0].get_array().shape == (9, 7)
-    assert np.array_equal(seen.images[0].get_array(), image[..., 0] / 255)
+    assert np.array_equal(shown.images[0].get_array(), image[..., 0] / 255)
     assert [bar.get_width() for bar in bars.patches] == pytest.approx([10, 70, 20])
     assert [text.get_text() for text in bars.texts] == ["10.0 %", "70.0 %", "20.0 %"]
     assert bars.get_title() == r"prediction: b\$^2\$"

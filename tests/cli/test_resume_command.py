@@ -335,7 +335,7 @@ def test_resume_with_early_stopping_and_validation(run, digits, tmp_path):
         "epoch": accuracy.index(max(accuracy)),
     }
     assert accuracy.index(max(accuracy)) == len(accuracy) - 3
-    assert all(round(400 * share, 6) == int(round(400 * share, 6)) for share in accuracy), "a fifth of 2000 images"
+    assert all(round(400 * value, 6) == int(round(400 * value, 6)) for value in accuracy), "a fifth of 2000 images"
     assert f"best      epoch {len(accuracy) - 2}, validation accuracy {100 * max(accuracy):.2f} %" in shown
     model, best = (gpucnn.load(tmp_path / "here" / name, backend="numpy") for name in LEFT[4::-4])
     for path, value in model.state_dict().items():

@@ -19,7 +19,7 @@ from tests.helpers import write_digits
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def trained(tmp_path_factory):
     """A small MNIST of synthetic digits, and the folder of a run of two epochs on it."""
     data = write_digits(tmp_path_factory.mktemp("data") / "mnist", 600, 80)
     folder = tmp_path_factory.mktemp("run") / "run"
@@ -29,9 +29,9 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def folder(made, tmp_path):
+def folder(trained, tmp_path):
     """A copy of the run that a test may spoil."""
-    return shutil.copytree(made[1], tmp_path / "run")
+    return shutil.copytree(trained[1], tmp_path / "run")
 
 
 @pytest.fixture
@@ -173,8 +173,8 @@ def test_show_histograms_of_a_defective_run_beside_a_good_one(run, folder, drawn
     assert "is a single run" in refused(run, "histograms", folder, "--seed", 1)
 
 
-def test_show_confusion_and_mistakes_of_the_test_set(run, folder, made, drawn):
-    (_, (images, labels)) = gpucnn.datasets.mnist(made[0])
+def test_show_confusion_and_mistakes_of_the_test_set(run, folder, trained, drawn):
+    (_, (images, labels)) = gpucnn.datasets.mnist(trained[0])
     probabilities = gpucnn.load(folder / "model.safetensors").predict(images)
     wrong = probabilities.argmax(axis=1) != labels
     run("show", "confusion", folder)
@@ -186,8 +186,8 @@ def test_show_confusion_and_mistakes_of_the_test_set(run, folder, made, drawn):
     assert axes.get_title().startswith(f"true: {labels[surest]}\npredicted: {probabilities[surest].argmax()}\n")
 
 
-def test_show_feature_maps_of_a_test_image(run, folder, made, drawn):
-    (_, (images, labels)) = gpucnn.datasets.mnist(made[0])
+def test_show_feature_maps_of_a_test_image(run, folder, trained, drawn):
+    (_, (images, labels)) = gpucnn.datasets.mnist(trained[0])
     run("show", "feature-maps", folder, "--index", 5, "--count", 2)
     *rows, bars = drawn["feature_maps"].axes
     np.testing.assert_allclose(tiles(rows[0])[0], images[5, ..., 0] / 255)
@@ -205,9 +205,9 @@ def test_show_feature_maps_of_an_image_file(run, folder, drawn, tmp_path):
     np.testing.assert_allclose(tiles(drawn["feature_maps"].axes[0])[0], image / 255)
 
 
-def test_show_takes_other_data(run, folder, made, tmp_path):
+def test_show_takes_other_data(run, folder, trained, tmp_path):
     shutil.copy(folder / "model.safetensors", tmp_path / "mine.safetensors")
-    options = ("--data", "mnist", "--data-dir", made[0])
+    options = ("--data", "mnist", "--data-dir", trained[0])
     assert run("show", "confusion", "mine.safetensors", *options)[0] == 0
     assert (tmp_path / "mine-confusion.png").is_file()
 
@@ -296,7 +296,7 @@ def test_show_into_files_that_cannot_be_written(run, folder):
     assert "cannot write nowhere" in refused(run, "history", folder, "-o", "nowhere/x.png")
 
 
-def test_show_of_models_that_do_not_fit(run, made, tmp_path):
+def test_show_of_models_that_do_not_fit(run, trained, tmp_path):
     features = gpucnn.Model([layers.Dense(2), layers.Softmax()], (4,)).compile()
     features.save(tmp_path / "features.safetensors")
     for what in ("feature-maps", "confusion", "mistakes"):
@@ -306,5 +306,5 @@ def test_show_of_models_that_do_not_fit(run, made, tmp_path):
     two = gpucnn.Model([layers.Flatten(), layers.Dense(2), layers.Softmax()], (28, 28, 1)).compile()
     two.save(tmp_path / "two.safetensors")
     assert "two.safetensors does not record its training data" in refused(run, "confusion", "two.safetensors")
-    message = refused(run, "confusion", "two.safetensors", "--data", "mnist", "--data-dir", made[0])
+    message = refused(run, "confusion", "two.safetensors", "--data", "mnist", "--data-dir", trained[0])
     assert "has outputs of shape (2,), but the test set of mnist has 10 classes" in message

@@ -412,7 +412,7 @@ def weights_after(backend, rng, epochs=2, fits=1, **options):
     return model.state_dict()["dense.weight"]
 
 
-def test_fit_augments_and_repeats_exactly(backend, rng):
+def test_fit_with_augmentation_is_reproducible(backend, rng):
     augment = [Flip(), Translate(2), Cutout(2)]
     first, again = (weights_after(backend, rng, augment=augment) for _ in range(2))
     assert np.array_equal(first, again)

@@ -334,7 +334,7 @@ def test_fetch_without_a_working_mirror(tmp_path, monkeypatch, serve, closed):
     assert set(lacking.asked + wrong.asked) == {f"/{first}"}
 
 
-def test_fetch_gives_up_a_server_that_never_answers(tmp_path, monkeypatch):
+def test_fetch_times_out_on_a_silent_server(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         publish(tmp_path / "web", monkeypatch, [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
         monkeypatch.setattr(download, "_TIMEOUT", (0.2, 0.2))

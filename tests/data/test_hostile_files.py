@@ -161,12 +161,12 @@ def changed(tree, path, value, how):
 
 
 def callbacks():
-    probe = DATA[0][:20], DATA[1][:20]
+    monitored = DATA[0][:20], DATA[1][:20]
     return [
         EarlyStopping("val_loss", 5),
         MovingAverage(0.9),
         Snapshots(),
-        TrainingMonitor(probe, every=2, grace_steps=1000),
+        TrainingMonitor(monitored, every=2, grace_steps=1000),
     ]
 
 

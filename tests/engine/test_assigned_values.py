@@ -13,15 +13,15 @@ rng = np.random.default_rng(0)
 
 
 def model(last, loss="mean_squared_error"):
-    made = gpucnn.Model([layers.Conv2D(3, 3, padding="same"), layers.BatchNorm(), last], (6, 6, 3), backend="numpy")
-    return made.compile("sgd", loss, metrics=None)
+    built = gpucnn.Model([layers.Conv2D(3, 3, padding="same"), layers.BatchNorm(), last], (6, 6, 3), backend="numpy")
+    return built.compile("sgd", loss, metrics=None)
 
 
 @pytest.mark.parametrize("value", [0.0, [1.0, 1.0, 1.0], None, "zeros", np.array(["a", "b", "c"]), np.ones(3) * 1j])
 @pytest.mark.parametrize("held", ["bias", "running_mean"])
 def test_parameter_values_must_be_arrays_of_real_numbers(held, value):
-    made = model(layers.ReLU())
-    holder = getattr(made.layers[0 if held == "bias" else 1], held)
+    built = model(layers.ReLU())
+    holder = getattr(built.layers[0 if held == "bias" else 1], held)
     before = np.array(holder)
     with pytest.raises(DTypeError, match=r"of shape \(3,\) cannot take .*; assign an array of real numbers"):
         holder.value = value
@@ -38,14 +38,14 @@ def test_parameter_values_of_any_real_dtype_are_taken_and_other_shapes_refused()
 
 
 def test_state_dict_without_real_arrays_is_refused_whole():
-    made = model(layers.ReLU())
-    state = made.state_dict()
+    built = model(layers.ReLU())
+    state = built.state_dict()
     for path, wrong in (("conv2d.bias", [1.0, 1.0, 1.0]), ("conv2d.bias", np.ones(3) * 1j)):
         with pytest.raises(CheckpointError, match=rf"{path}: the state holds .*; expected an array of real numbers"):
-            made.load_state_dict({name: array + 1 for name, array in state.items()} | {path: wrong})
+            built.load_state_dict({name: array + 1 for name, array in state.items()} | {path: wrong})
     with pytest.raises(CheckpointError, match="expected a dictionary of arrays by path"):
-        made.load_state_dict(None)
-    assert all(np.array_equal(state[path], array) for path, array in made.state_dict().items())
+        built.load_state_dict(None)
+    assert all(np.array_equal(state[path], array) for path, array in built.state_dict().items())
 
 
 class Own(losses.Loss):
@@ -54,24 +54,24 @@ class Own(losses.Loss):
 
 
 X = rng.integers(0, 256, (16, 6, 6, 3)).astype("uint8")
-SHARES = (X / 255).astype("float32")
+FRACTIONS = (X / 255).astype("float32")
 
 
 @pytest.mark.parametrize(
     ("last", "targets", "said"),
     [
         (layers.Sigmoid, X.astype("float32"), "y holds targets from 0 to 255, and sigmoid, the last layer, gives"),
-        (layers.Sigmoid, 2 * SHARES - 1, "only numbers from 0 to 1"),
-        (layers.Tanh, 4 * SHARES, "only numbers from -1 to 1"),
+        (layers.Sigmoid, 2 * FRACTIONS - 1, "only numbers from 0 to 1"),
+        (layers.Tanh, 4 * FRACTIONS, "only numbers from -1 to 1"),
         (layers.Sigmoid, X, ""),
-        (layers.Sigmoid, SHARES * 1.05, ""),
-        (layers.Tanh, 2 * SHARES - 1, ""),
+        (layers.Sigmoid, FRACTIONS * 1.05, ""),
+        (layers.Tanh, 2 * FRACTIONS - 1, ""),
         (layers.ReLU, X.astype("float32"), ""),
     ],
 )
 def test_targets_out_of_reach_warn_once(last, targets, said):
-    made = model(last())
-    for call in (made.fit, made.evaluate):
+    built = model(last())
+    for call in (built.fit, built.evaluate):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             call(X, targets, batch_size=8, verbose=0)
@@ -84,4 +84,4 @@ def test_targets_out_of_reach_warn_once(last, targets, said):
 def test_targets_of_a_custom_loss_may_be_any():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model(layers.Sigmoid(), Own()).fit(X, SHARES - 9, verbose=0)
+        model(layers.Sigmoid(), Own()).fit(X, FRACTIONS - 9, verbose=0)

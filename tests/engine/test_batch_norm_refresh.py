@@ -29,11 +29,11 @@ def test_refresh_averages_statistics_over_batches(backend, rng, batch_size):
     after = model.state_dict()
     convolved = gpucnn.Model([layers.Conv2D(5, 3, padding="same")], (6, 6, 2), backend="numpy", dtype="float64")
     convolved.load_state_dict({path: value for path, value in before.items() if path.startswith("conv2d.")})
-    seen = convolved.predict(x).reshape(64, -1, 5)
-    parts = [seen[start : start + batch_size].reshape(-1, 5) for start in range(0, 64, batch_size)]
-    shares = [len(part) / 36 / 64 for part in parts]
-    mean = sum(share * part.mean(axis=0) for share, part in zip(shares, parts, strict=True))
-    variance = sum(share * part.var(axis=0, ddof=1) for share, part in zip(shares, parts, strict=True))
+    features = convolved.predict(x).reshape(64, -1, 5)
+    parts = [features[start : start + batch_size].reshape(-1, 5) for start in range(0, 64, batch_size)]
+    weights = [len(part) / 36 / 64 for part in parts]
+    mean = sum(weight * part.mean(axis=0) for weight, part in zip(weights, parts, strict=True))
+    variance = sum(weight * part.var(axis=0, ddof=1) for weight, part in zip(weights, parts, strict=True))
     assert after["batch_norm.running_mean"] == pytest.approx(mean, rel=1e-9, abs=1e-11)
     assert after["batch_norm.running_var"] == pytest.approx(variance, rel=1e-9)
     changed = {path for path in before if (before[path] != after[path]).any()}

@@ -125,7 +125,7 @@ FUNCTIONS = {
     "spread and laid": lambda x: memory_layout.contiguous(np.broadcast_to((x / 3)[:, :1], x.shape)),
     "zeros like it": lambda x: np.zeros_like(x, shape=(2, 3), dtype=np.float32) + x.sum(),
     "padded": lambda x: np.pad(x, ((0, 0), (1, 1), (2, 0), (0, 0))),
-    "repeated": lambda x: np.repeat(x[0], 3, axis=0),
+    "np.repeat": lambda x: np.repeat(x[0], 3, axis=0),
     "clipped": lambda x: np.clip(x, -0.5, 0.5) + x.clip(0, 1),
     "einsum": lambda x: np.einsum("nhwc,nhwc->c", x, x),
     "windows": lambda x: np.lib.stride_tricks.sliding_window_view(x, (2, 2), axis=(1, 2)).max(axis=(4, 5)),
@@ -218,7 +218,7 @@ UNTRACEABLE = {
 
 
 @pytest.mark.parametrize("name", UNTRACEABLE)
-def test_capture_gives_up_what_it_cannot_trace_and_computes_it(name):
+def test_capture_falls_back_where_it_cannot_trace(name):
     function, why = UNTRACEABLE[name]
     own = new_tracer()
     result, replay = own.capture(function, numbers(0))
@@ -276,10 +276,10 @@ def test_capture_reuses_memory():
 
 
 def test_capture_is_not_kept_alive_by_traced_arrays():
-    own, made = new_tracer(), []
-    _, replay = own.capture(lambda x: made.append(x + 1) or made[0] * 2, numbers(0))
-    assert isinstance(made[0], TracedArray)
-    del made[:]
+    own, created = new_tracer(), []
+    _, replay = own.capture(lambda x: created.append(x + 1) or created[0] * 2, numbers(0))
+    assert isinstance(created[0], TracedArray)
+    del created[:]
     gc.collect()
     assert not any(block.in_use() for blocks in own._arena.blocks.values() for block in blocks)
     np.testing.assert_array_equal(replay(numbers(3)), (numbers(3) + 1) * 2)
@@ -421,12 +421,12 @@ def test_float64_is_captured():
 
 def test_replay_is_compared_with_an_eager_pass_once(monkeypatch):
     model, _ = alike(small, SHAPE)
-    made = []
+    created = []
     forward = L.Conv2D.forward
-    monkeypatch.setattr(L.Conv2D, "forward", lambda *args, **kw: made.append(1) or forward(*args, **kw))
+    monkeypatch.setattr(L.Conv2D, "forward", lambda *args, **kw: created.append(1) or forward(*args, **kw))
     for expected in (1, 2, 3, 3, 3):
         model.train_on_batch(*batch_of(0, SHAPE))
-        assert len(made) == expected
+        assert len(created) == expected
 
 
 def test_jit_off_captures_nothing():

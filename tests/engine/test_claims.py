@@ -92,15 +92,15 @@ def test_callback_leaves_the_nan_check_on(name):
 
 
 def test_callback_may_make_a_step_and_load_weights():
-    made = small_model()
-    state = made.state_dict()
+    source = small_model()
+    state = source.state_dict()
 
     def act(model):
         model.train_on_batch(*DATA)
         model.load_state_dict(state)
 
     acts = Does(act)
-    model = fitted(acts, model=made)
+    model = fitted(acts, model=source)
     assert acts.refused == []
     assert model.optimizer.steps == 2 * 5
     assert all(np.array_equal(array, state[path]) for path, array in model.state_dict().items())

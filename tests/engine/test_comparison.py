@@ -42,12 +42,12 @@ def own(function):
 
 
 def models(function, jits=(True, False)):
-    made = []
+    created = []
     for jit in jits:
         layers = [L.Dense(6), own(function), L.BatchNorm(), L.Dense(3), L.Softmax()]
         optimizer = gpucnn.optimizers.SGD(0.1, momentum=0.9)
-        made.append(gpucnn.Model(layers, SHAPE, backend=ENGINE).compile(optimizer, jit=jit))
-    return made
+        created.append(gpucnn.Model(layers, SHAPE, backend=ENGINE).compile(optimizer, jit=jit))
+    return created
 
 
 def batch(seed, count=32):
@@ -159,15 +159,15 @@ def test_comparison_leaves_buffers_streams_and_gradients_alone():
 
 
 def test_comparison_happens_once(monkeypatch):
-    made = []
+    created = []
     forward = passes.ShardedPass.forward
     model, _ = models(lambda self, x, train: x * 2)
-    monkeypatch.setattr(passes.ShardedPass, "forward", lambda *args: made.append(type(args[0])) or forward(*args))
+    monkeypatch.setattr(passes.ShardedPass, "forward", lambda *args: created.append(type(args[0])) or forward(*args))
     for seed in range(10):
         model.train_on_batch(*batch(seed))
     # two passes, one replay and the eager pass it is compared with, seven replays
-    assert made.count(passes.ShardedPass) == 2
-    assert len(made) == 11
+    assert created.count(passes.ShardedPass) == 2
+    assert len(created) == 11
 
 
 interrupted_in = ""  # a variable of the module: a signature does not see it
@@ -235,8 +235,8 @@ def test_backward_without_memory_is_run_anew(count, monkeypatch):
     gpucnn.set_num_threads(count)
     both = []
     for jit in (True, False):
-        made = [L.Dense(6), L.BatchNorm(), L.Dropout(0.5), own(lambda self, x, train: x * 2), L.Dense(3), L.Softmax()]
-        both.append(gpucnn.Model(made, SHAPE, backend=ENGINE).compile("adam", jit=jit))
+        parts = [L.Dense(6), L.BatchNorm(), L.Dropout(0.5), own(lambda self, x, train: x * 2), L.Dense(3), L.Softmax()]
+        both.append(gpucnn.Model(parts, SHAPE, backend=ENGINE).compile("adam", jit=jit))
     alike(both, range(2))
     backward, failed = passes.ShardedPass.backward, []
 

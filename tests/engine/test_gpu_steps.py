@@ -213,9 +213,9 @@ def test_graph_whose_first_launch_fails_is_run_eagerly(simulated, monkeypatch):
         raise RuntimeError("cudaErrorMemoryAllocation")
 
     def tracer():
-        made = make()
-        monkeypatch.setattr(type(made).capture.__globals__["CapturedGraph"], "__call__", fails)
-        return made
+        created = make()
+        monkeypatch.setattr(type(created).capture.__globals__["CapturedGraph"], "__call__", fails)
+        return created
 
     monkeypatch.setattr(backend, "tracer", tracer)
     with pytest.warns(CaptureWarning, match="cudaErrorMemoryAllocation"):

@@ -30,8 +30,8 @@ def data(n=24):
 
 
 def model(backend="numpy", dtype="float32"):
-    made = gpucnn.Model(network(), (8, 8, 3), seed=3, backend=backend, dtype=dtype)
-    return made.compile(gpucnn.optimizers.SGD(0.1, momentum=0.9), "categorical_crossentropy")
+    built = gpucnn.Model(network(), (8, 8, 3), seed=3, backend=backend, dtype=dtype)
+    return built.compile(gpucnn.optimizers.SGD(0.1, momentum=0.9), "categorical_crossentropy")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -105,8 +105,8 @@ def test_parity_names_the_first_layer_that_diverges(kernel, wrong, layer, what):
 def test_parity_allows_for_cancellation():
     """The gradient of a bias before a batch norm is 0 but for rounding; no backend has a digit of it right."""
     rng = np.random.default_rng(0)
-    made = gpucnn.Model([L.Conv2D(8, 3), L.BatchNorm()], (8, 8, 3), backend="numpy")
-    result = gpucnn.parity(made, rng.normal(size=(32, 8, 8, 3)).astype("float32"))
+    built = gpucnn.Model([L.Conv2D(8, 3), L.BatchNorm()], (8, 8, 3), backend="numpy")
+    result = gpucnn.parity(built, rng.normal(size=(32, 8, 8, 3)).astype("float32"))
     (bias,) = [d for d in result.differences if d.what == "gradient of bias"]
     assert result.agrees, str(result)
     assert bias.allowed > 1e-3
@@ -129,10 +129,10 @@ def test_parity_allows_for_another_order_of_summation():
 
     for seed, filters, reference in ((1, 1, "numpy"), (2, 3, "numpy"), (4, 1, "reference")):
         x = np.random.default_rng(seed).normal(size=(32, 34, 34, 3)).astype("float32")
-        made = gpucnn.Model([L.Conv2D(filters, 3), L.BatchNorm()], (34, 34, 3), seed=seed, backend="numpy")
-        result = gpucnn.parity(made, x, backend=OneByOne(), reference=reference)
+        built = gpucnn.Model([L.Conv2D(filters, 3), L.BatchNorm()], (34, 34, 3), seed=seed, backend="numpy")
+        result = gpucnn.parity(built, x, backend=OneByOne(), reference=reference)
         assert result.agrees, str(result)
-        assert not gpucnn.parity(made, x, backend=Broken("conv2d_gradients", moved_bias)).agrees
+        assert not gpucnn.parity(built, x, backend=Broken("conv2d_gradients", moved_bias)).agrees
 
 
 def moved_bias(gradients):
@@ -173,13 +173,13 @@ def test_parity_that_fails_changes_nothing():
         def forward(self, x, *, train):
             raise RuntimeError("no")
 
-    made = gpucnn.Model([L.Dense(3), Stops()], (4,), backend="numpy")
-    before = made.state_dict()
+    built = gpucnn.Model([L.Dense(3), Stops()], (4,), backend="numpy")
+    before = built.state_dict()
     with pytest.raises(RuntimeError, match="no"):
-        gpucnn.parity(made, np.ones((4, 4), "float32"))
-    assert all("forward" not in vars(layer) for layer in made.network.all_layers())
-    assert made.network._train_plan == [(0, {}), (1, {})]
-    assert all(np.array_equal(array, before[path]) for path, array in made.state_dict().items())
+        gpucnn.parity(built, np.ones((4, 4), "float32"))
+    assert all("forward" not in vars(layer) for layer in built.network.all_layers())
+    assert built.network._train_plan == [(0, {}), (1, {})]
+    assert all(np.array_equal(array, before[path]) for path, array in built.state_dict().items())
 
 
 def test_parity_without_labels_has_no_full_step():
@@ -188,11 +188,11 @@ def test_parity_without_labels_has_no_full_step():
     assert {d.layer for d in result.differences} == {d.layer for d in gpucnn.parity(model(), x, y).differences} - {
         "a whole step"
     }
-    made = gpucnn.Model([L.Dense(3)], (4,), backend="numpy")
+    built = gpucnn.Model([L.Dense(3)], (4,), backend="numpy")
     with pytest.raises(ConfigurationError, match=r"has no loss; call model\.compile"):
-        gpucnn.parity(made, np.ones((4, 4), "float32"), np.zeros(4, int))
+        gpucnn.parity(built, np.ones((4, 4), "float32"), np.zeros(4, int))
     with pytest.raises(ShapeError):
-        gpucnn.parity(made, np.ones((4, 5), "float32"))
+        gpucnn.parity(built, np.ones((4, 5), "float32"))
 
 
 def run(*arguments):
@@ -214,8 +214,8 @@ def test_parity_command_fails_where_backends_differ(monkeypatch):
 
 
 def test_parity_command_takes_a_model_of_any_loss(tmp_path):
-    made = gpucnn.Model([L.Flatten(), L.Dense(3)], (4, 4, 1), backend="numpy").compile(loss="mean_squared_error")
-    made.save(tmp_path / "model.safetensors")
+    built = gpucnn.Model([L.Flatten(), L.Dense(3)], (4, 4, 1), backend="numpy").compile(loss="mean_squared_error")
+    built.save(tmp_path / "model.safetensors")
     result = run("--model", str(tmp_path / "model.safetensors"), "--backend", "numpy")
     assert result.exit_code == 0, result.output
     assert "a whole step" in result.output
@@ -225,8 +225,8 @@ def test_parity_command_takes_a_model_of_any_loss(tmp_path):
 
 
 def test_parity_command_takes_a_model(tmp_path):
-    made = model()
-    made.save(tmp_path / "model.safetensors")
+    built = model()
+    built.save(tmp_path / "model.safetensors")
     result = run("--model", str(tmp_path / "model.safetensors"), "--backend", "reference", "--reference", "numpy")
     assert result.exit_code == 0, result.output
     refused = run("--model", str(tmp_path), "--network", "lenet")

@@ -78,7 +78,7 @@ def test_sharding_by_the_same_threads_gives_the_same_bits(kind, count):
 def test_sharding_runs_in_parallel():
     """Both threads are at work at the same time, each with its part."""
     gpucnn.set_num_threads(2)
-    meeting, seen = threading.Barrier(2, timeout=20), []
+    barrier, seen = threading.Barrier(2, timeout=20), []
 
     class Meets(L.ReLU):
         batch_independent = True
@@ -87,7 +87,7 @@ def test_sharding_runs_in_parallel():
             seen.append(
                 (threading.get_ident(), len(x), self.backend.shard_offset(), self.backend.global_batch_size(len(x)))
             )
-            meeting.wait()
+            barrier.wait()
             return super().forward(x, train=train)
 
     model = gpucnn.Model([L.Flatten(), L.Dense(4), Meets()], (8, 9, 3), backend="numpy")
@@ -430,7 +430,7 @@ def test_scratch_of_vgg_stays_below_16_megabytes_per_thread(batch, monkeypatch):
     model = gpucnn_model("vgg", ENGINE)
     rng = np.random.default_rng(0)
     model.train_step(rng.normal(size=(batch, 32, 32, 3)).astype("float32"), rng.integers(0, 10, batch), 0.01)
-    assert len(held) == 4  # two members, forward and backward
+    assert len(held) == 4  # two workers, forward and backward
     assert 1 << 20 < max(held) < 16 << 20, held
 
 

@@ -423,8 +423,8 @@ def test_layers_that_were_changed_are_refused(data):
             return {branch.ensure_built(input_shape, rng) for branch in self.branches}.pop()
 
         def forward(self, x, *, train):
-            made = [branch.forward(x, train=train) for branch in self.branches]
-            return sum(y for y, _ in made), lambda dy: sum(backward(dy) for _, backward in made)
+            outputs = [branch.forward(x, train=train) for branch in self.branches]
+            return sum(y for y, _ in outputs), lambda dy: sum(backward(dy) for _, backward in outputs)
 
     model = gpucnn.Model([layers.Flatten(), Two(), layers.Softmax()], SHAPE, backend="numpy").compile(momentum())
     assert [path for path in model.parameters() if "weight" in path] == ["two.dense.weight", "two.dense_1.weight"]

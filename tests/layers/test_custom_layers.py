@@ -66,8 +66,8 @@ class Applying(layers.Layer):
 
 
 def of(layer, optimizer="sgd", loss="categorical_crossentropy", metrics=None):
-    made = gpucnn.Model([layer, layers.Dense(3), layers.Softmax()], (6,), backend="numpy")
-    return made.compile(optimizer, loss, metrics=metrics)
+    built = gpucnn.Model([layer, layers.Dense(3), layers.Softmax()], (6,), backend="numpy")
+    return built.compile(optimizer, loss, metrics=metrics)
 
 
 @pytest.mark.parametrize(

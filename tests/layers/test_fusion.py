@@ -59,8 +59,8 @@ def test_fusion_computes_what_the_layers_say(name, train, backend):
 
 
 def test_fusion_of_neighbours():
-    def plan(*made):
-        network = L.Sequential(list(made))
+    def plan(*parts):
+        network = L.Sequential(list(parts))
         network.ensure_built((8, 8, 3), host_generator(0, "weights"))
         return network._train_plan
 
@@ -85,8 +85,8 @@ def test_fusion_of_neighbours():
 
 
 def test_fusion_folds_batch_norm_into_the_convolution_at_inference():
-    def plan(*made):
-        network = L.Sequential(list(made))
+    def plan(*parts):
+        network = L.Sequential(list(parts))
         network.ensure_built((8, 8, 3), host_generator(0, "weights"))
         return network._inference_plan
 

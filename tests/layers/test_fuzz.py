@@ -252,7 +252,7 @@ def loads_or_says_why(form: Format, data: bytes, folder) -> bool:
 
 
 def resident():
-    """Return the most bytes of memory that this process has held."""
+    """Return the peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -542,7 +542,7 @@ def largest(path, name):
     return path
 
 
-LARGEST = [
+MAX_SIZES = [
     "WEBP-RGBA",
     "PNG-P-transparent",
     "PNG-I;16",
@@ -555,7 +555,9 @@ LARGEST = [
 ]
 
 
-@pytest.mark.parametrize("name", [LARGEST[0], *(pytest.param(name, marks=pytest.mark.slow) for name in LARGEST[1:])])
+@pytest.mark.parametrize(
+    "name", [MAX_SIZES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in MAX_SIZES[1:])]
+)
 def test_images_of_the_largest_size_are_read_within_the_stated_memory(tmp_path, name):
     """By the package's own limits, and by what the process holds."""
     path = largest(tmp_path / "largest", name)

@@ -72,7 +72,7 @@ ROWS = {
 
 POSITIONS = spread_out((2, 3, 2, K))
 POSITION_LABELS = np.random.default_rng(2).integers(0, K, (2, 3, 2))
-SHARES = np.random.default_rng(3).uniform(0.1, 2.0, (N, K))  # which do not add up to 1
+UNSCALED = np.random.default_rng(3).uniform(0.1, 2.0, (N, K))  # which do not add up to 1
 
 
 def over_positions(smoothing=0.0):
@@ -107,9 +107,9 @@ ROWS |= {
     ),
     "shares": (  # such as sigmoids make them: divided by their sum
         losses.CategoricalCrossEntropy(),
-        SHARES,
+        UNSCALED,
         soft_targets(),
-        -sum(soft_targets()[i] * math.log(SHARES[i] / SHARES[i[0]].sum()) for i in np.ndindex(N, K)) / N,
+        -sum(soft_targets()[i] * math.log(UNSCALED[i] / UNSCALED[i[0]].sum()) for i in np.ndindex(N, K)) / N,
     ),
 }
 

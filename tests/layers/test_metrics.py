@@ -129,7 +129,7 @@ def test_metrics_chosen_by_the_data_are_so_after_loading(tmp_path):
 
 
 class Top2(metrics.Metric):
-    """The share of samples whose class is among the two largest outputs."""
+    """The fraction of samples whose class is among the two largest outputs."""
 
     name = "top_2"
     larger_is_better = True

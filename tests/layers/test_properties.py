@@ -17,7 +17,7 @@ from tests import reference
 
 BACKENDS = {"reference": Backend, "numpy": lambda: get_backend("numpy")}
 ENDLESS = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-MOST = 40_000  # multiplications in Python that one example may cost
+MAX_MULTIPLICATIONS = 40_000  # multiplications in Python that one example may cost
 
 sides = st.tuples(st.integers(1, 7), st.integers(1, 7))
 small = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -44,7 +44,7 @@ def convolutions(draw):
         window, groups, C, F = Window((3, 3), padding=padding), 1, draw(st.integers(1, 9)), draw(st.integers(1, 9))
         assume(min(window.output_size(size)) >= 1)
     OH, OW = window.output_size(size)
-    assume(N * OH * OW * F * window.area * C // groups <= MOST)
+    assume(N * OH * OW * F * window.area * C // groups <= MAX_MULTIPLICATIONS)
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     x, weight = rng.normal(size=(N, *size, C)), rng.normal(size=(*window.size, C // groups, F))
     return x, weight, rng.normal(size=F), rng.normal(size=(N, OH, OW, F)), window, groups

@@ -56,16 +56,16 @@ size_t setting(const char* name, size_t otherwise) {
 }
 
 const size_t TOTAL = setting("MOCK_MEMORY", 8ull << 30);  // bytes of memory
-constexpr int MOST_DEVICES = 4;
+constexpr int MAX_DEVICES = 4;
 constexpr size_t LINE = 512, PAGE = 4096;  // bytes, on which pinned and other allocations begin
 
 std::recursive_mutex mutex;
 thread_local int device = 0;  // that the thread works on
-Stream default_streams[MOST_DEVICES] = {{0}, {1}, {2}, {3}};
+Stream default_streams[MAX_DEVICES] = {{0}, {1}, {2}, {3}};
 std::set<Stream*> streams, capturing;
 std::map<const char*, Block> memory, freed;
 Range pinned;
-size_t used[MOST_DEVICES];
+size_t used[MAX_DEVICES];
 
 double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -167,7 +167,7 @@ cudaError_t answer(int error) {
 
 int device_count() {
     const char* visible = getenv("CUDA_VISIBLE_DEVICES");
-    return visible && !strcmp(visible, "-1") ? 0 : (int)std::min<size_t>(setting("MOCK_DEVICES", 1), MOST_DEVICES);
+    return visible && !strcmp(visible, "-1") ? 0 : (int)std::min<size_t>(setting("MOCK_DEVICES", 1), MAX_DEVICES);
 }
 
 std::string text_of(const std::string& path) {

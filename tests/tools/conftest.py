@@ -24,7 +24,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def made(data, tmp_path_factory):
+def run_folder(data, tmp_path_factory):
     """The folder of a run of three epochs."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     command = f"train --data mnist --epochs 3 --batch-size 50 --backend numpy --data-dir {data} --run-dir {folder}"

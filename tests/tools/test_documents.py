@@ -252,7 +252,7 @@ def test_documents_sentences_on_defective_runs_are_those_of_their_results():
     middle = [run["outcome"] for name in ("gain 0.7", "gain 1", "gain 1.4") for run in found[name]]
     assert f"a gain from 0.7 to 1.4, {middle.count('learned')} of {len(middle)} runs learned" in page
     late = [run["accuracy"] for run in found["gain 0.25"] if run["outcome"] == "learned"]
-    average = " → ".join(f"{100 * share:.0f}" for share in np.mean(late, axis=0))
+    average = " → ".join(f"{100 * fraction:.0f}" for fraction in np.mean(late, axis=0))
     assert f"they average {average} %" in page
     medians = {name: float(f"{np.median([run['curvature'] for run in runs]):.2g}") for name, runs in found.items()}
     begins = f"about {medians['gain 2']:.0f}, with 2.8 at {medians['gain 2.8']:.0f}, with weights uniform in ±0.5 at "
@@ -263,8 +263,8 @@ def test_documents_sentences_on_defective_runs_are_those_of_their_results():
         assert words in page
 
 
-def in_percent(shares):
-    return [f"{100 * share:.1f}" for share in shares]
+def in_percent(fractions):
+    return [f"{100 * fraction:.1f}" for fraction in fractions]
 
 
 def test_documents_numbers_of_cifar10_are_those_of_their_results():
@@ -302,16 +302,16 @@ def test_documents_sizes_of_the_networks_on_cifar10():
     for names, parameters, adds, recipe in rows:
         of_row = re.findall(r"`([\w-]+)`", names)
         seen += of_row
-        made = [networks.by_name(name)(backend="numpy") for name in of_row]
-        sizes = [sum(parameter.size for parameter in model.parameters().values()) for model in made]
+        models = [networks.by_name(name)(backend="numpy") for name in of_row]
+        sizes = [sum(parameter.size for parameter in model.parameters().values()) for model in models]
         shown = [f"{size:,}" for size in sizes] if "million" not in parameters else [f"{s / 1e6:.1f}" for s in sizes]
         assert re.findall(r"[\d,.]*\d", parameters) == shown
-        counted = [f"{model.network.total_flops() / 2e6:.0f}" for model in made]
+        counted = [f"{model.network.total_flops() / 2e6:.0f}" for model in models]
         assert re.findall(r"\d+", adds) == counted
-        epochs = {model.recipe.epochs for model in made}
+        epochs = {model.recipe.epochs for model in models}
         assert recipe.startswith(f"{epochs.pop():g} epochs")
         batch = re.search(r"of ([\d,]+) images", recipe)
-        assert not batch or {int(batch[1].replace(",", ""))} == {model.recipe.batch_size for model in made}
+        assert not batch or {int(batch[1].replace(",", ""))} == {model.recipe.batch_size for model in models}
     assert set(seen) == {name for name, network in networks.NETWORKS.items() if network.recipe.epochs != 25} - {
         name for name, network in networks.NETWORKS.items() if network.recipe.data != "cifar10"
     }
@@ -376,12 +376,12 @@ def test_documents_times_beside_pytorch_are_those_of_their_results(what, word, t
     assert f"| {word}, {counted} | {' | '.join(figures)} |" in MEASURED
     if threads == 2:
         assert re.search(rf"^\| {word} time relative to PyTorch.* \| {', '.join(figures)} \|$", README, re.MULTILINE)
-    shares = [
+    fractions = [
         found[net]["gpucnn"]["train_mb"] / min(found[net][p]["train_mb"] for p in ("torch", "torch_channels_last"))
         for net in ratios
     ]
-    assert 0.15 < min(shares) < 0.25, "a fifth"
-    assert 0.65 < max(shares) < 0.8, "three quarters"
+    assert 0.15 < min(fractions) < 0.25, "a fifth"
+    assert 0.65 < max(fractions) < 0.8, "three quarters"
 
 
 def test_documents_sentences_on_small_batches_are_those_of_their_results():

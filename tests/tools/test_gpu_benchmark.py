@@ -212,7 +212,7 @@ def test_training_on_a_share_of_cifar_says_so(tmp_path, monkeypatch):
 # --- timing, and what happens when something fails ----------------------------------------------
 
 
-def test_captured_call_repeats_as_often_as_reported(bench):
+def test_captured_call_replays_as_often_as_reported(bench):
     total = bench.ours.backend.xp.zeros((), np.int64)
 
     def call():
@@ -226,7 +226,7 @@ def test_captured_call_repeats_as_often_as_reported(bench):
 
 
 def test_step_capture_is_requested(bench, monkeypatch):
-    monkeypatch.setattr(gpu_nets, "BATCHES", 1)  # too few to record
+    monkeypatch.setattr(gpu_nets, "BATCHES", 1)  # too few to capture
     with pytest.raises(RuntimeError, match="asked for captured=True, gpucnn chose StepRunner"):
         bench.ours.step("lenet", 4, "fp32", True)
 
@@ -275,15 +275,15 @@ def sections(monkeypatch):
             raise ValueError("on purpose")
         return {"word": word}
 
-    made = {
+    sections = {
         "first": gpu.Section(lambda settings: [("bad",), ("good",), ("late",)], measure, 0.5),
         "second": gpu.Section(lambda settings: [("good",)], measure, 0.5),
     }
-    monkeypatch.setattr(gpu, "SECTIONS", made)
+    monkeypatch.setattr(gpu, "SECTIONS", sections)
 
 
 @pytest.mark.usefixtures("sections")
-def test_failures_are_recorded_and_the_rest_goes_on(bench):
+def test_failures_are_reported_and_the_rest_continues(bench):
     result = bench.run(["first", "second"])
     assert result["first"] == [{"word": "good"}, {"word": "late"}]
     assert result["second"] == [{"word": "good"}]
@@ -369,7 +369,7 @@ def test_pytorch_does_the_same_work():
     assert list(passes) == list(gpu_nets.PASSES)
     assert all(theirs.clock(call, 2) > 0 for call in passes.values())
     assert theirs.clock(theirs.step("resnet9", 4, "fp32", False, 2), 2) > 0
-    with pytest.raises(RuntimeError, match="a CPU records no CUDA graph"):
+    with pytest.raises(RuntimeError, match="a CPU captures no CUDA graph"):
         theirs.step("lenet", 4, "fp32", True)
 
 

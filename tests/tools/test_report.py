@@ -138,8 +138,8 @@ def facts(page):
 
 
 @pytest.fixture(scope="module")
-def model(made):
-    return gpucnn.load(made / "model.safetensors", backend="numpy")
+def model(run_folder):
+    return gpucnn.load(run_folder / "model.safetensors", backend="numpy")
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def profiles():
 
 
 @pytest.fixture(scope="module")
-def source(made, tmp_path_factory, profiles):
+def source(run_folder, tmp_path_factory, profiles):
     """The report of the run, whose profile is kept beside it."""
     measured = gpucnn.Model.profile
 
@@ -163,7 +163,7 @@ def source(made, tmp_path_factory, profiles):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpucnn.Model, "profile", profile)
-        path = report.write(made, tmp_path_factory.mktemp("page") / "page.html", backend="numpy", images=6)
+        path = report.write(run_folder, tmp_path_factory.mktemp("page") / "page.html", backend="numpy", images=6)
     return path.read_text(encoding="utf-8")
 
 
@@ -173,9 +173,9 @@ def page(source):
 
 
 @pytest.fixture
-def folder(made, tmp_path):
+def folder(run_folder, tmp_path):
     """A copy of the run that a test may spoil."""
-    return shutil.copytree(made, tmp_path / "run")
+    return shutil.copytree(run_folder, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +186,9 @@ def coloured_page(coloured):
 # --- the head and the configuration -----------------------------------------------------------
 
 
-def test_headline_and_settings(page, made, model):
-    settings = json.loads((made / "config.json").read_text())
-    history = json.loads((made / "history.json").read_text())
+def test_headline_and_settings(page, run_folder, model):
+    settings = json.loads((run_folder / "config.json").read_text())
+    history = json.loads((run_folder / "history.json").read_text())
     found = facts(page)
     assert found["test accuracy"] == f"{100 * settings['test']['accuracy']:.2f} % after training"
     assert found["test loss"].startswith(f"{settings['test']['loss']:.4f} ")
@@ -249,9 +249,9 @@ def scale_of(svg, axis):
     ("number", "keys", "test", "unit"),
     [(0, ["accuracy", "cumulative_accuracy"], "accuracy", 100.0), (1, ["loss"], "loss", 1.0)],
 )
-def test_curves_are_those_of_the_history(page, made, number, keys, test, unit):
-    history = json.loads((made / "history.json").read_text())
-    final = json.loads((made / "config.json").read_text())["test"][test]
+def test_curves_are_those_of_the_history(page, run_folder, number, keys, test, unit):
+    history = json.loads((run_folder / "history.json").read_text())
+    final = json.loads((run_folder / "config.json").read_text())["test"][test]
     svg = section(page, "training").all("svg")[number]
     *drawn, across = curves(svg)
     assert len(drawn) == len(keys)
@@ -263,8 +263,8 @@ def test_curves_are_those_of_the_history(page, made, number, keys, test, unit):
     np.testing.assert_allclose(np.polyval(scale_of(svg, "y"), across[:, 1]), unit * final, atol=1e-4 * span)
 
 
-def test_curves_table_of_all_epochs(page, made):
-    history = json.loads((made / "history.json").read_text())
+def test_curves_table_of_all_epochs(page, run_folder):
+    history = json.loads((run_folder / "history.json").read_text())
     table = section(page, "training").one("table")
     assert [heading.text for heading in table.all("th", scope="col")] == [
         "epoch",
@@ -341,23 +341,23 @@ def test_confusion_matrix_counts_the_test_set(page, model, test_set):
         assert cell == (f"{100 * counts[k][k] / taken:.1f} %" if taken else "–")
     right = sum(counts[k][k] for k in range(10))
     assert f"{right} of the 200 test images of MNIST classified correctly: accuracy {right / 2:.2f} %" in part.text
-    most = max((counts[i][j], -i, -j) for i in range(10) for j in range(10) if i != j)
+    largest = max((counts[i][j], -i, -j) for i in range(10) for j in range(10) if i != j)
     first = part.one("ul", cls="columns").all("li")[0].text
-    assert first == f"{-most[1]} classified as {-most[2]}: {most[0]} of {sum(counts[-most[1]])}"
+    assert first == f"{-largest[1]} classified as {-largest[2]}: {largest[0]} of {sum(counts[-largest[1]])}"
 
 
 def test_confusion_matrix_shades(page):
-    """Blue by the share of the row; orange by the share of the most frequent mistake; nothing where nothing is."""
+    """Blue by the fraction of the row; orange relative to the most frequent mistake; nothing where nothing is."""
     body = section(page, "test").one("table").one("tbody")
     lines = [line.all("td")[:-1] for line in body.all("tr")]
-    most = max(int(c.text) for i, line in enumerate(lines) for j, c in enumerate(line) if i != j)
+    largest = max(int(c.text) for i, line in enumerate(lines) for j, c in enumerate(line) if i != j)
     for i, line in enumerate(lines):
         total = sum(int(cell.text) for cell in line)
         for j, cell in enumerate(line):
             kind, shade = cell.attributes["class"].split()
             number = int(cell.text)
             assert kind == ("right" if i == j else "wrong")
-            wanted = max(1, round(10 * number / (total if i == j else most))) if number else 0
+            wanted = max(1, round(10 * number / (total if i == j else largest))) if number else 0
             assert shade == f"shade-{wanted}"
 
 
@@ -412,8 +412,8 @@ def close(shown, wanted):
 
 
 @pytest.mark.parametrize(("layer", "name"), [(0, "conv2d"), (1, "conv2d_1")])
-def test_filters_are_the_snapshots_on_one_scale(page, made, layer, name):
-    snapshots = load_snapshots(made)
+def test_filters_are_the_snapshots_on_one_scale(page, run_folder, layer, name):
+    snapshots = load_snapshots(run_folder)
     panel, shown = frames(section(page, "filters"), layer)
     assert panel.one("h3").text == name
     limit = max(abs(kept[f"{name}.weight"]).max() for kept in snapshots.values())
@@ -473,9 +473,9 @@ def test_images_are_chosen_by_class_and_confidence(page, model, test_set):
     predictions = probabilities.argmax(axis=1)
     part = section(page, "feature-maps")
     numbers = [int(label.one("small").text.removeprefix("#")) for label in part.all("label", cls="tile")]
-    sureness = [p.max() if k != label else -1 for p, k, label in zip(probabilities, predictions, labels, strict=True)]
+    confidence = [p.max() if k != label else -1 for p, k, label in zip(probabilities, predictions, labels, strict=True)]
     *right, wrong = numbers
-    assert wrong == int(np.argmax(sureness))
+    assert wrong == int(np.argmax(confidence))
     assert [labels[n] for n in right] == sorted({labels[n] for n in right})
     for n in right:
         assert n == next(m for m in range(200) if labels[m] == labels[n] == predictions[m])
@@ -515,17 +515,17 @@ def test_report_feature_maps_are_those_of_the_forward_pass(page, model, test_set
                 assert close(tile(picture, *divmod(c, 8), H, W), wanted)
 
 
-def test_images_are_chosen_by_index(made):
-    part = section(parse(report.render(made, backend="numpy", images=[7, 3, 7])), "feature-maps")
+def test_images_are_chosen_by_index(run_folder):
+    part = section(parse(report.render(run_folder, backend="numpy", images=[7, 3, 7])), "feature-maps")
     assert [h3.text.split(":")[0] for h3 in part.all("h3")] == ["Test image #7", "Test image #3"]
-    part = section(parse(report.render(made, backend="numpy", images=1)), "feature-maps")
+    part = section(parse(report.render(run_folder, backend="numpy", images=1)), "feature-maps")
     assert len(part.all("h3")) == 1
     assert len(part.all("fieldset")) == 1  # no choice of one image
     with pytest.raises(ConfigurationError, match="no test image 200: the test set has 200 images, 0 to 199"):
-        report.render(made, backend="numpy", images=[200])
+        report.render(run_folder, backend="numpy", images=[200])
     for wrong in (0, -1, [], True, [1.5], "3"):
         with pytest.raises(ConfigurationError, match=r"images.* must be|empty list|index of a test image must be"):
-            report.render(made, backend="numpy", images=wrong)
+            report.render(run_folder, backend="numpy", images=wrong)
 
 
 def test_images_of_an_untrained_network():
@@ -601,8 +601,8 @@ def test_defects_of_a_run_without_a_watch(folder):
     assert "This run was not monitored for defects: there is no defects.json" in found.text
 
 
-def test_defects_of_a_command_line_run(page, made):
-    kept = json.loads((made / "defects.json").read_text())
+def test_defects_of_a_command_line_run(page, run_folder):
+    kept = json.loads((run_folder / "defects.json").read_text())
     assert f"No problems in {len(kept['observations'])} check" in section(page, "defects").text
     names = [
         item.one("figcaption").inside[0] for item in section(page, "defects").one("ul", cls="histograms").all("li")
@@ -616,20 +616,20 @@ def test_defects_none_found(folder, watched):
     (folder / "defects.json").write_text(json.dumps({"format": 1, **good}))
     found = parse(report.render(folder, backend="numpy"))
     part = section(found, "defects")
-    looks = good["observations"]
-    assert f"No problems in {len(looks)} checks (last at step {looks[-1]['step']})." in part.text
+    checks = good["observations"]
+    assert f"No problems in {len(checks)} checks (last at step {checks[-1]['step']})." in part.text
     table = rows(part.one("table"))
     assert len(table) == 12
-    for line, look in ((table[0], looks[0]), (table[-1], looks[-1])):
+    for line, look in ((table[0], checks[0]), (table[-1], checks[-1])):
         assert line[:3] == [str(look["step"]), f"{100 * look['accuracy']:.1f} %", f"{100 * look['one_class']:.1f} %"]
     assert "12 of 21 checks, evenly spaced." in part.text
     svg = part.all("svg", cls="plot")[0]
     accuracy = curves(svg)[0]
     np.testing.assert_allclose(
-        np.polyval(scale_of(svg, "x"), accuracy[:, 0]), [look["step"] for look in looks], atol=1e-2
+        np.polyval(scale_of(svg, "x"), accuracy[:, 0]), [look["step"] for look in checks], atol=1e-2
     )
     np.testing.assert_allclose(
-        np.polyval(scale_of(svg, "y"), accuracy[:, 1]), [100 * look["accuracy"] for look in looks], atol=1e-2
+        np.polyval(scale_of(svg, "y"), accuracy[:, 1]), [100 * look["accuracy"] for look in checks], atol=1e-2
     )
     assert found.all("a", href="#defects")[-1].text == "Defects"
 
@@ -774,8 +774,8 @@ def test_report_of_a_model_file(model, tmp_path, test_set, monkeypatch):
     assert len(rows(section(found, "layers").one("table"))) == 15
 
 
-def test_headline_of_frozen_parameters_and_partial_epochs(made, model, tmp_path):
-    folder = shutil.copytree(made, tmp_path / "run")
+def test_headline_of_frozen_parameters_and_partial_epochs(run_folder, model, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
     part = gpucnn.load(folder / "model.safetensors", backend="numpy")
     part.freeze("conv2d.*")
     part.save(folder / "model.safetensors")
@@ -831,8 +831,8 @@ def test_filters_without_snapshots_are_noted(folder, model, monkeypatch):
     assert [h3.text for h3 in part.all("h3")] == ["conv2d"]
 
 
-def test_filters_of_nan_weights_are_drawn(made, model, tmp_path):
-    folder = shutil.copytree(made, tmp_path / "run")
+def test_filters_of_nan_weights_are_drawn(run_folder, model, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
     broken = gpucnn.load(folder / "model.safetensors", backend="numpy")
     broken.parameters()["conv2d.weight"].value[0, 0, 0, 0] = np.nan
     broken.save(folder / "model.safetensors")
@@ -845,9 +845,9 @@ def test_filters_of_nan_weights_are_drawn(made, model, tmp_path):
     assert "nan %" in section(found, "test").text
 
 
-def test_report_on_every_backend(made, model, test_set, backend):
+def test_report_on_every_backend(run_folder, model, test_set, backend):
     """Arrays cross to the host by name, and the counts are the same wherever the network computes."""
-    found = parse(report.render(made, backend=backend, images=2))
+    found = parse(report.render(run_folder, backend=backend, images=2))
     counts = [[int(cell) for cell in line[1:-1]] for line in rows(section(found, "test").one("table"))[:-1]]
     wanted = np.zeros((10, 10), int)
     np.add.at(wanted, (test_set[1], model.predict(test_set[0]).argmax(axis=1)), 1)

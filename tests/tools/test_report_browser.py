@@ -51,10 +51,10 @@ SHOWN = "[...document.querySelectorAll('#{0} figure')].filter((f) => f.checkVisi
 
 
 @pytest.fixture(scope="module")
-def pages(made, coloured, tmp_path_factory):
+def pages(run_folder, coloured, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     return {
-        "digits": report.write(made, folder / "digits.html", backend="numpy"),
+        "digits": report.write(run_folder, folder / "digits.html", backend="numpy"),
         "coloured": report.write(coloured, folder / "coloured.html", backend="numpy"),
     }
 
@@ -113,9 +113,9 @@ def test_policy_forbids_injected_content(reader, pages, tmp_path):
     assert sum("Content Security Policy" in line for line in reader.console) == 2
 
 
-def test_slider_selects_epochs_by_keyboard(reader, pages, made):
+def test_slider_selects_epochs_by_keyboard(reader, pages, run_folder):
     reader.open(pages["digits"])
-    epochs = len(load_snapshots(made))
+    epochs = len(load_snapshots(run_folder))
     focus(reader, "#filters-epoch")
     said = "document.querySelector('#filters output').innerText"
     heard = "document.querySelector('#filters-epoch').getAttribute('aria-valuetext')"
@@ -246,14 +246,14 @@ def test_tables_scroll_in_their_own_box(reader, pages):
     assert reader.run(f"{box}.scrollLeft") > 0
 
 
-def test_page_without_scripts_is_complete(reader, pages, made):
+def test_page_without_scripts_is_complete(reader, pages, run_folder):
     reader.look(WIDE, script=False)
     reader.open(pages["digits"])
     document = reader.call("DOM.getDocument")["root"]["nodeId"]
     figures = reader.call("DOM.querySelectorAll", nodeId=document, selector="#filters figure, #feature-maps figure")[
         "nodeIds"
     ]
-    assert len(figures) == 2 * len(load_snapshots(made)) + 6 * 8
+    assert len(figures) == 2 * len(load_snapshots(run_folder)) + 6 * 8
     for figure in figures:
         assert reader.call("DOM.getBoxModel", nodeId=figure)["model"]["height"] > 20
     controls, _ = reader.call("DOM.querySelectorAll", nodeId=document, selector=".controls")["nodeIds"]

@@ -31,11 +31,11 @@ def test_interval_needs_three_values(values):
 
 def test_interval_stays_within_what_a_mean_can_be():
     """Runs that differ much: Student's interval alone would give 107.7 % and a loss below zero."""
-    shares, losses = [0.99, 0.80, 0.96], [0.02, 0.70, 0.10]
-    assert summary(shares).high > 1
+    accuracies, losses = [0.99, 0.80, 0.96], [0.02, 0.70, 0.10]
+    assert summary(accuracies).high > 1
     assert summary(losses).low < 0
-    cut = summary(shares, possible_mean("test accuracy"))
-    assert (cut.low, cut.high) == (summary(shares).low, 1.0)
+    cut = summary(accuracies, possible_mean("test accuracy"))
+    assert (cut.low, cut.high) == (summary(accuracies).low, 1.0)
     cut = summary(losses, possible_mean("training loss, epoch 1"))
     assert (cut.low, cut.high) == (0.0, summary(losses).high)
     assert summary([3.0, 0.1, 0.1], possible_mean("test time (s)")).low == 0.0

@@ -1,4 +1,4 @@
-"""Averages of weights: the formulas in plain loops, when they are shown, recorded steps, several fits, Ctrl-C."""
+"""Averages of weights: the formulas in plain loops, when they are shown, captured steps, several fits, Ctrl-C."""
 
 import numpy as np
 import pytest

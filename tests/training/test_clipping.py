@@ -1,4 +1,4 @@
-"""Gradient clipping: the formulas in plain loops, on every backend, recorded, in half precision."""
+"""Gradient clipping: the formulas in plain loops, on every backend, captured, in half precision."""
 
 import math
 

@@ -180,7 +180,7 @@ def test_finite_check_on_a_device_without_jit_is_immediate():
 
 def test_finite_check_names_the_captured_step():
     x, y = data()
-    x = np.concatenate([np.zeros_like(x), x])  # the bad one is a step that is repeated, not the first or the recorded
+    x = np.concatenate([np.zeros_like(x), x])  # the bad one is a replayed step, not the first or the captured
     y = np.concatenate([y, y])
     model = regression(simulated_backend())
     with pytest.raises(NumericError, match="since step 7 of the optimizer"):
@@ -208,7 +208,7 @@ def test_finite_check_keeps_the_last_good_checkpoint(backend, tmp_path):
         assert resumed.state_dict()[path] == pytest.approx(array, rel=1e-6), path
 
 
-def test_defect_watch_records_what_the_finite_check_found():
+def test_training_monitor_reports_what_the_finite_check_found():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(64, 6)).astype("float32"), rng.integers(0, 3, 64)
     x[50] = 1e36

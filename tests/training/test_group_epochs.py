@@ -24,7 +24,7 @@ def first_rests(group, backend="numpy", jit=True, dtype="float32"):
     return model.compile(optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-3, groups=[group]), jit=jit)
 
 
-class Watch(callbacks.Callback):
+class Observer(callbacks.Callback):
     """Keeps the weights and the gradients of each epoch's end, and counts the input gradients of each."""
 
     def __init__(self, monkeypatch=None):
@@ -47,25 +47,25 @@ class Watch(callbacks.Callback):
 
 
 def test_group_epochs_learn_and_then_freeze():
-    watch, (x, y) = Watch(), data()
+    observer, (x, y) = Observer(), data()
     model = first_rests(Group("first", train_epochs=2))
-    model.fit(x, y, epochs=4, batch_size=16, callbacks=[watch], verbose=0)
-    first = [weights["first.weight"] for weights in watch.weights]
+    model.fit(x, y, epochs=4, batch_size=16, callbacks=[observer], verbose=0)
+    first = [weights["first.weight"] for weights in observer.weights]
     assert (first[0] != first[1]).any()
     assert (first[1] == first[2]).all()
     assert (first[1] == first[3]).all()
-    assert (watch.weights[2]["dense.weight"] != watch.weights[3]["dense.weight"]).any()
-    assert watch.gradients[1].any()
-    assert not watch.gradients[2].any()
+    assert (observer.weights[2]["dense.weight"] != observer.weights[3]["dense.weight"]).any()
+    assert observer.gradients[1].any()
+    assert not observer.gradients[2].any()
 
 
 def test_group_epochs_skip_gradients_nobody_needs(monkeypatch):
     """The second convolution is the first that is trained then, so the gradient of its input is not needed."""
-    watch, (x, y) = Watch(monkeypatch), data()
+    observer, (x, y) = Observer(monkeypatch), data()
     first_rests(Group("first", train_epochs=2), Backend()).fit(
-        x, y, epochs=3, batch_size=16, callbacks=[watch], verbose=0
+        x, y, epochs=3, batch_size=16, callbacks=[observer], verbose=0
     )
-    assert watch.input_gradients == [3, 3, 0]
+    assert observer.input_gradients == [3, 3, 0]
 
 
 @pytest.mark.parametrize("backend", [Backend, lambda: "numpy", simulated_backend], ids=["base", "numpy", "simulated"])
@@ -83,27 +83,27 @@ def test_group_epochs_leave_the_others_as_with_a_zero_rate(backend):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_group_epochs_capture_steps_again(dtype):
     """With a step that was captured while the group was trained, its gradients would still be computed."""
-    x, y = data(64)  # no last, smaller batch, which is never recorded
-    watches, models = [Watch(), Watch()], []
-    for jit, watch in zip((True, False), watches, strict=True):
+    x, y = data(64)  # no last, smaller batch, which is never captured
+    observers, models = [Observer(), Observer()], []
+    for jit, observer in zip((True, False), observers, strict=True):
         models.append(first_rests(Group("first", train_epochs=1), simulated_backend(), jit, dtype))
-        models[-1].fit(x, y, epochs=3, batch_size=16, callbacks=[watch], verbose=0)
+        models[-1].fit(x, y, epochs=3, batch_size=16, callbacks=[observer], verbose=0)
     assert_same_bits(*models)
-    for watch in watches:
-        assert watch.gradients[0].any()
-        assert not watch.gradients[1].any()
+    for observer in observers:
+        assert observer.gradients[0].any()
+        assert not observer.gradients[1].any()
 
 
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_group_epochs_with_muon(which):
     """Its own groups and the other optimizer's; with `fixed_norm` even a rate of 0 would move the weights."""
-    watch, (x, y) = Watch(), data()
+    observer, (x, y) = Observer(), data()
     groups = {"first": [Group("first", train_epochs=1)], "second": []}
     other = optimizers.SGD(0.1, groups=[Group("*.bias", train_epochs=1)])
     muon = optimizers.Muon(0.1, groups=groups[which], fallback=other, fixed_norm=True)
     model = first_rests(Group("first"))
-    model.compile(muon).fit(x, y, epochs=3, batch_size=16, callbacks=[watch], verbose=0)
-    once, twice = watch.weights[0], watch.weights[2]
+    model.compile(muon).fit(x, y, epochs=3, batch_size=16, callbacks=[observer], verbose=0)
+    once, twice = observer.weights[0], observer.weights[2]
     frozen = ["first.bias", "conv2d.bias", "dense.bias", *(["first.weight"] if which == "first" else [])]
     for path, array in once.items():
         assert (array == twice[path]).all() == (path in frozen), path
@@ -112,12 +112,12 @@ def test_group_epochs_with_muon(which):
 def test_group_epochs_on_two_threads():
     x, y = data(128)
     gpucnn.set_num_threads(2)
-    watch = Watch()
+    observer = Observer()
     model = first_rests(Group("first", train_epochs=1))
     model._sharded._flops = 1e9  # enough work for a slice a thread
-    model.fit(x, y, epochs=2, batch_size=128, callbacks=[watch], verbose=0)
-    assert (watch.weights[0]["first.weight"] == watch.weights[1]["first.weight"]).all()
-    assert not watch.gradients[1].any()
+    model.fit(x, y, epochs=2, batch_size=128, callbacks=[observer], verbose=0)
+    assert (observer.weights[0]["first.weight"] == observer.weights[1]["first.weight"]).all()
+    assert not observer.gradients[1].any()
 
 
 def test_group_epochs_begin_anew_in_the_next_fit():
@@ -169,10 +169,10 @@ def test_group_epochs_leave_what_users_freeze_and_save(tmp_path):
 def test_group_epochs_keep_averages_following():
     """What a group no longer trains is still averaged: the average comes nearer to where it stays."""
     x, y = data()
-    model, watch = first_rests(Group("first", train_epochs=1)), Watch()
+    model, observer = first_rests(Group("first", train_epochs=1)), Observer()
     average = callbacks.MovingAverage(0.5, warm_up=False)
-    model.fit(x, y, epochs=3, batch_size=16, callbacks=[average, watch], verbose=0)
-    shown = [weights["first.weight"] for weights in watch.weights]
+    model.fit(x, y, epochs=3, batch_size=16, callbacks=[average, observer], verbose=0)
+    shown = [weights["first.weight"] for weights in observer.weights]
     assert (shown[0] != shown[1]).any()
     assert abs(shown[2] - shown[1]).max() < abs(shown[1] - shown[0]).max()
 
@@ -191,10 +191,10 @@ def test_group_epochs_are_kept_on_resume(tmp_path):
     keep = gpucnn.Checkpoints(tmp_path, every_steps=1)
     with pytest.raises(KeyboardInterrupt):
         cut.fit(x, y, epochs=4, batch_size=16, checkpoints=keep, callbacks=[Stop()], verbose=0)
-    watch = Watch()
-    resumed.fit(x, y, epochs=4, batch_size=16, checkpoints=keep, resume=True, callbacks=[watch], verbose=0)
+    observer = Observer()
+    resumed.fit(x, y, epochs=4, batch_size=16, checkpoints=keep, resume=True, callbacks=[observer], verbose=0)
     assert_same_bits(whole, resumed)
-    assert not watch.gradients[0].any()
+    assert not observer.gradients[0].any()
 
 
 @pytest.mark.parametrize("epochs", [0, -1, 1.5, True, "3"])

@@ -88,14 +88,14 @@ def test_groups_take_a_schedule():
     rate = schedules.PiecewiseConstant([(0, 1.0), (1, 0.0)])
     seen = []
 
-    class Watch(callbacks.Callback):
+    class Observer(callbacks.Callback):
         def on_epoch_end(self, model, epoch, logs):
             seen.append(model.state_dict())
 
     x, y = stripes(60)
     model = small_model(optimizer=optimizers.SGD(0.1, momentum=0.9, groups=[Group("dense.bias", rate)]))
     before = model.state_dict()
-    history = model.fit(x, y, epochs=3, batch_size=20, callbacks=[Watch()], verbose=0)
+    history = model.fit(x, y, epochs=3, batch_size=20, callbacks=[Observer()], verbose=0)
     assert (seen[0]["dense.bias"] != before["dense.bias"]).all()
     assert (seen[2]["dense.bias"] == seen[0]["dense.bias"]).all()
     assert (seen[2]["dense.weight"] != seen[0]["dense.weight"]).any()

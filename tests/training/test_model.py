@@ -205,13 +205,13 @@ def test_train_on_batch_leaves_the_loss_on_the_device():
 def test_learning_rate_follows_its_schedule():
     rates = []
 
-    class Watch(callbacks.Callback):
+    class Observer(callbacks.Callback):
         def on_step_end(self, model, step):
             rates.append(model.optimizer.steps)
 
     x, y = stripes(64)
     model = small_model(optimizer=optimizers.SGD(schedules.PiecewiseLinear([(0, 0.0), (1, 0.1), (2, 0.0)])))
-    history = model.fit(x, y, epochs=2, batch_size=16, callbacks=[Watch()], verbose=0)
+    history = model.fit(x, y, epochs=2, batch_size=16, callbacks=[Observer()], verbose=0)
     assert rates == list(range(1, 9))
     assert history["learning_rate"] == pytest.approx([0.075, 0.025])
     still = small_model(optimizer=optimizers.SGD(0.0))

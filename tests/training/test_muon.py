@@ -1,4 +1,4 @@
-"""Muon: its polynomial against an SVD, its steps in plain arrays, with groups, frozen, recorded, moved and saved."""
+"""Muon: its polynomial against an SVD, its steps in plain arrays, with groups, frozen, captured, moved and saved."""
 
 import math
 

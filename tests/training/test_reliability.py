@@ -70,7 +70,7 @@ def test_fit_again_gives_the_same_bits(count):
 
 
 def test_fit_under_load_gives_the_same_bits():
-    """Beside four threads that keep all cores busy, so that the team's members come late in any order."""
+    """Next to four threads that keep all cores busy, so that the team's workers come late in any order."""
     gpucnn.set_num_threads(2)
     expected, stop = bits(trained()), threading.Event()
 

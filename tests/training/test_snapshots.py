@@ -18,13 +18,13 @@ def fitted(epochs, model=None, **options):
     model = model or small_model()
     seen = [model.state_dict()["conv2d.weight"]]
 
-    class Watch(gpucnn.callbacks.Callback):
+    class Observer(gpucnn.callbacks.Callback):
         def on_epoch_end(self, model, epoch, logs):
             seen.append(model.state_dict()["conv2d.weight"])
 
     snapshots = Snapshots(**options)
     x, y = stripes(40)
-    model.fit(x, y, epochs=epochs, batch_size=20, verbose=0, callbacks=[snapshots, Watch()])
+    model.fit(x, y, epochs=epochs, batch_size=20, verbose=0, callbacks=[snapshots, Observer()])
     return snapshots, seen
 
 
