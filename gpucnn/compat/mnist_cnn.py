@@ -1,4 +1,4 @@
-"""The names of the project MNIST-CNN, a LeNet from scratch: its scripts run with only their imports changed.
+"""A drop-in API of MNIST-CNN, a NumPy LeNet project: its scripts run with only their imports changed.
 
     from gpucnn.compat.mnist_cnn import *
 

@@ -1,4 +1,4 @@
-"""`Layer`, the base of all layers; what it holds stands in `state.py`.
+"""`Layer`, the base of all layers; what it holds is in `parameter.py`.
 
 A layer's `forward` returns its output and the backward function: from dy to dx that adds the parameters' gradients.
 What the backward pass needs is in its scope, so a layer keeps nothing between calls, and one used twice is right.

@@ -1,5 +1,8 @@
 """Every row of the case table: meaning, gradient, parity, and the conventions of layers."""
 
+import importlib
+import pkgutil
+
 import numpy as np
 import pytest
 
@@ -45,6 +48,14 @@ def test_layers_are_all_tested():
     tried = {type(case.make()) for case in CASES}
     shipped = {kind for kind in vars(layers).values() if isinstance(kind, type) and issubclass(kind, layers.Layer)}
     assert shipped - {layers.Layer} == tried
+
+
+def test_layers_are_all_exported():
+    modules = [importlib.import_module(f"gpucnn.layers.{info.name}") for info in pkgutil.iter_modules(layers.__path__)]
+    found = {name: kind for module in modules for name, kind in vars(module).items() if isinstance(kind, type)}
+    public = {name for name, kind in found.items() if issubclass(kind, layers.Layer) and not name.startswith("_")}
+    missing = public - set(layers.__all__)
+    assert not missing, f"import them in gpucnn/layers/__init__.py and add them to __all__: {sorted(missing)}"
 
 
 def test_cases_have_unique_names():
