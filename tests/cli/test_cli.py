@@ -250,6 +250,7 @@ def test_doctor_counts_threads_against_cores(monkeypatch):
     found, remedy = blas_found(monkeypatch, "Zen", threads=64)
     assert found == "openblas 0.3, Zen, 64 threads"
     assert remedy == "BLAS is set to 64 threads on 2 usable cores, which is slower: set OPENBLAS_NUM_THREADS=2"
+    gpucnn.set_num_threads(None)  # whatever an earlier test has set
     monkeypatch.setenv("GPUCNN_NUM_THREADS", "5")
     assert doctor_module._engine()[1:] == (
         "gpucnn splits a batch among 5",
