@@ -184,7 +184,11 @@ class CapturedPass(ShardedPass):
         self._replays = {direction: [None] * len(self._shards) for direction in self._replays}
         self._memory.invalidate()
         self._backend.release()
-        return (again or function)(array)
+        try:
+            return (again or function)(array)
+        except MemoryError:
+            self._fail(NO_MEMORY)  # so that the smaller batch that is advised fits as it is tried: eagerly
+            raise
 
     def _judge(self, replayed: State | None, same_output: bool = True) -> None:
         """Fall back where a replay differs from the eager pass that has just run, and say so."""
